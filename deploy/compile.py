@@ -22,43 +22,26 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/core": ("wait", "model", "blobs", "histogram", "http_limits", "in_use", "names"),
-    "gateway/core/accounts": ("call_budgets", "limits"),
-    "gateway/core/billing": ("cost", "price_book", "rate", "token_prices"),
-    "gateway/core/calls": (
-        "answering", "budget_claim", "call", "claim", "document", "estimate", "reading", "tariff",
-        "tool_uses", "trace",
+    "gateway/core": (
+        "blobs", "circuit_breaker", "histograms", "http_limits", "lru", "model", "text", "traces", "wait",
     ),
-    "gateway/core/families": ("controlled", "family", "ids", "objects", "objects_told"),
+    "gateway/core/accounts": ("call_budgets", "limits"),
+    "gateway/core/billing": ("cost", "price_book"),
+    "gateway/core/calls": ("call", "claims", "tariff"),
+    "gateway/core/families": ("controlled", "family", "objects"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
-    "gateway/core/families/openai": ("calls", "chat", "objects", "use"),
-    "gateway/core/metering": (
-        "detail", "encoded", "generic", "loose", "making", "meter", "narrowed", "readable", "reported", "sse",
-        "stream", "tail", "whole",
-    ),
-    "gateway/core/upstreams": ("cooling",),
-    "gateway/counters/admission": (
-        "quota", "live", "catalogue", "changes", "known", "callers", "directory", "prices", "terms",
-        "weighing",
-    ),
-    "gateway/counters/layouts": ("budgets", "frame", "packing", "flags"),
+    "gateway/core/families/openai": ("calls", "chat"),
+    "gateway/core/metering": ("encoded", "meter", "meters", "reading", "stream"),
+    "gateway/counters/admission": ("cache", "callers", "catalogue", "quota"),
+    "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),
-    "gateway/counters/redis": ("calls", "gathering", "wire"),
-    "gateway/counters/settlement_log": ("bounds", "log", "segment"),
-    "gateway/http": (
-        "admission", "budget_hold", "call_facts", "charge", "clock", "coverage", "ports", "priced", "proxy",
-        "relay", "reply", "shares", "tally", "turns", "upstream_limits", "worker",
-    ),
-    "gateway/http/protocol": (
-        "answer", "client_side", "fields", "framing", "remembered", "request", "request_ids",
-        "states", "upstream_side",
-    ),
-    "gateway/http/routing": ("call_head", "head_reader", "objects", "routed_head"),
-    "gateway/http/server": (
-        "buffers", "connection", "exchange", "outgoing", "reading", "request_body",
-        "server", "request_driver", "traced",
-    ),
+    "gateway/counters/redis": ("calls", "connection"),
+    "gateway/counters/settlement_log": ("log",),
+    "gateway/http": ("admission", "charge", "fair_share", "ports", "proxy", "relay", "reply", "tally"),
+    "gateway/http/protocol": ("answer", "framing", "request"),
+    "gateway/http/routing": ("head", "routes"),
+    "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("connection", "pool"),
 }  # fmt: skip
 # mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.

@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from gateway.errors import TollkeeperError
-from gateway.local import open_files
+from gateway.local import heartbeat
 from gateway.local.heartbeat import keep_beating
 from gateway.run.parent_pipe import ParentPipe
 
@@ -60,10 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _worker(role: str) -> int:
     """One gateway worker, the keeper of a supervisor, or a keeper's process for people."""
-    import uvloop  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415  # loaded where it is needed
 
-    from gateway.settings.settings import from_json  # noqa: PLC0415
-    from gateway.telemetry import logs  # noqa: PLC0415
+    from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
+    from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     line = parent_pipe.first()
@@ -71,11 +71,11 @@ def _worker(role: str) -> int:
         return _failed("the supervisor went away before it said the settings")
     settings = from_json(line)
     parent_pipe.hold(settings.shutdown_grace_s + 10.0)
-    open_files.allow_many()
+    heartbeat.allow_many_files()
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
-    from gateway.app import run_administration, run_gateway, run_keeper  # noqa: PLC0415
-    from gateway.run.stopping import run_to_end  # noqa: PLC0415
+    from gateway.app import run_administration, run_gateway, run_keeper  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
 
     if role == "admin":
         work = run_administration(settings, parent_pipe)
@@ -100,7 +100,7 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
 
 
 def _demo_upstream(port: int) -> int:
-    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415
+    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     parent_pipe.first()

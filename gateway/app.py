@@ -19,48 +19,49 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from gateway.background.timed.failures import FailureTeller
+from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import Bounds
-from gateway.core.calls.estimate import Estimator
-from gateway.core.failures import Failures
-from gateway.core.histogram import Histogram
-from gateway.core.peppers import peppers_of
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.refused import RefusedCalls
+from gateway.core.calls.claims import Estimator
+from gateway.core.credentials import Failures, peppers_of
+from gateway.core.histograms import Histogram
+from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
-from gateway.counters.fences import Fences
-from gateway.counters.keeper.activity import Activity
+from gateway.counters.history_guard import Fences
 from gateway.counters.keeper.moves import taken_up
-from gateway.counters.keeper.programs import Programs
+from gateway.counters.keeper.status import Activity, Programs
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connecting import wires_to
-from gateway.counters.redis.wire import Wire
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires, wires_to
+from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
-from gateway.run import allocator, tokenizer
-from gateway.run.away import tell_of_redis
-from gateway.run.door import Door, make_door
-from gateway.run.gateway_port import GatewayPort
+from gateway.run import gateway_worker, lifecycle
+from gateway.run.gateway_worker import Door, GatewayPort, make_door
+from gateway.run.health import RedisState, limits_here, tell_of_redis
+from gateway.run.lifecycle import (
+    all_within,
+    cancel,
+    ended,
+    forever,
+    redis_reached,
+    stop_signal,
+    this_program,
+    until_stopped,
+)
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.program import this_program
-from gateway.run.redis_state import RedisState
-from gateway.run.starting import redis_reached
-from gateway.run.stopping import all_within, cancel, ended, forever, stop_signal, until_stopped
-from gateway.run.vitals import limits_here
-from gateway.settings.origins import origins_of
+from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 
 if TYPE_CHECKING:
-    from gateway.telemetry.traces.exporter import Exporter
+    from gateway.telemetry.traces import Exporter
 
 # The thread that reads a large body gives way to the loop so soon.
 SWITCH_S = 0.0005
@@ -83,7 +84,7 @@ Log = Callable[..., None]
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
-    allocator.give_back_large_blocks()
+    lifecycle.give_back_large_blocks()
     fences = Fences(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
     wires.start()
@@ -207,7 +208,7 @@ def _ports(
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
-        estimator=Estimator(tokenizer=tokenizer.load()),
+        estimator=Estimator(tokenizer=gateway_worker.load_tokenizer()),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,
         log=log,
@@ -264,8 +265,10 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
     plane_of, exporter = DataPlane, None
     if settings.tracing is not None:
         from gateway.http.server.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it
-        from gateway.telemetry.traces.exporter import Exporter  # noqa: PLC0415
-        from gateway.telemetry.traces.recorder import Recorder  # noqa: PLC0415
+        from gateway.telemetry.traces import (  # noqa: PLC0415  # loaded where it is needed
+            Exporter,
+            Recorder,
+        )
 
         plane_of, exporter = TracedPlane, Exporter(settings.tracing, version("tollkeeper"), ports.log)
         exporter.start()

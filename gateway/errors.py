@@ -70,7 +70,7 @@ class Refusal(TollkeeperError):
 class InvalidApiKey(Refusal):
     """The API key is missing, malformed, unknown, expired or revoked."""
 
-    # `failure` says which, one of `REASONS` in `gateway/core/failures.py`.
+    # `failure` says which, one of `REASONS` in `gateway/core/credentials.py`.
 
     reason = "invalid_api_key"
     status = 401

@@ -6,22 +6,77 @@ connection of a pool asks it for no other one: what is held while others are ask
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, ExceptionContext, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoneInTime
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from gateway.core.accounts.hours import count_rows
+from gateway.core.accounts.administration import count_rows
+from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile
-from persistence.complaint import complaint, quiet
-from persistence.pool import CountedPool, count_failures
+from persistence.error_mapping import complaint, quiet
+
+# The connections to PostgreSQL, counted: how many are busy, who waits for one, and what fails.
+
+
+# A connection that broke or was not had; a statement that PostgreSQL ended; nothing free in time.
+CONNECTION, STATEMENT, EXHAUSTED = "connection", "statement", "exhausted"
+CAUSES = (CONNECTION, STATEMENT, EXHAUSTED)
+
+
+class CountedPool(AsyncAdaptedQueuePool):
+    """A pool that knows who waits for it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.waiting = 0
+        self.failures = dict.fromkeys(CAUSES, 0)
+
+    def _do_get(self) -> Any:
+        self.waiting += 1
+        try:
+            return super()._do_get()
+        except NoneInTime:
+            self.failures[EXHAUSTED] += 1
+            raise
+        finally:
+            self.waiting -= 1
+
+
+def count_failures(engine: AsyncEngine) -> None:
+    """Count what fails through an engine; what a statement says of its values is no failure."""
+
+    def failed(context: ExceptionContext) -> None:
+        pool, error = engine.pool, context.original_exception
+        if not isinstance(pool, CountedPool) or not isinstance(error, psycopg.OperationalError | OSError):
+            return
+        lost = context.is_disconnect or getattr(error, "sqlstate", None) is None
+        pool.failures[CONNECTION if lost else STATEMENT] += 1
+
+    event.listen(engine.sync_engine, "handle_error", failed)
+
+
+def pool_figures(engine: AsyncEngine) -> dict[str, object]:
+    """What metrics say of an engine's connections."""
+    pool = engine.pool
+    if not isinstance(pool, CountedPool):
+        return {}
+    return {
+        "postgresql_connections": [["busy", pool.checkedout()], ["idle", pool.checkedin()]],
+        "postgresql_connections_max": pool.size(),
+        "postgresql_waiting": pool.waiting,
+        "postgresql_failures": [[cause, count] for cause, count in pool.failures.items()],
+    }
+
 
 POOL_CONNECTIONS_MAX = 10
 # Of a keeper. Its loops have one at a time each, for a moment.
@@ -232,3 +287,111 @@ def _place(host: str) -> re.Match[str]:
     if found is None or not found["host"]:
         raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
     return found
+
+
+# Whether a pooler between here and PostgreSQL gives a session to several clients, a transaction at a time.
+#
+# A keeper keeps nothing in a session, so it may. A backup and an archive cannot do without one: pg_dump sets
+# what it reads by for its whole session, and would leave that to whoever has the session next.
+
+
+# A pooler hands out first what it got back last. Where others are quicker, it is asked again.
+TRIES = 20
+ASK_OWNER = (
+    "PostgreSQL is behind a pooler in transaction mode, which has no session for this:"
+    " let TOLLKEEPER_DATABASE_OWNER_URL name the server itself"
+)
+
+
+def shares_sessions(url: str) -> bool:
+    """Whether two clients that are there at once were seen in one session; psycopg's own errors."""
+    with _connected(url) as one:
+        # The server's own process, where nobody is between.
+        if one.info.backend_pid == _pid(one):
+            return False
+        with _connected(url) as other:
+            return any(_pid(one) == _pid(other) for _ in range(TRIES))
+
+
+def is_seen_to_share(url: str) -> bool:
+    """The same; False where nobody answers, which others say."""
+    try:
+        return shares_sessions(url)
+    except psycopg.Error:
+        return False
+
+
+def _connected(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    return psycopg.connect(plain_url(url), autocommit=True, **CONNECT)
+
+
+def _pid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# Work on PostgreSQL that is never waited for longer than PostgreSQL answers.
+#
+# A server that is frozen, or a network that swallows, answers nothing and refuses nothing; even a
+# cancelled query waits for its word. So whoever asks stops waiting and the work is left behind.
+
+
+T = TypeVar("T")
+
+# How long work may be silent before PostgreSQL is asked whether it is there, and how long that may take:
+# together the longest wait on one that is not.
+SILENT_S_MAX = 4.0
+PROBE_S_MAX = 3.0
+
+
+async def answered(
+    work: Coroutine[Any, Any, T],
+    alive: Callable[[], Awaitable[bool]],
+    *,
+    silent_s_max: float = SILENT_S_MAX,
+    probe_s_max: float = PROBE_S_MAX,
+) -> T:
+    """What the work answers, however long it takes, as long as PostgreSQL answers others meanwhile.
+
+    `StoreUnavailable` where it does not; a write may have been done all the same.
+    """
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=silent_s_max))[0]:
+            if not await _answers(alive, probe_s_max):
+                break
+    finally:
+        if not task.done():
+            _leave(task)
+    if not task.done():
+        raise StoreUnavailable("PostgreSQL does not answer; a write may have been done.")
+    return task.result()
+
+
+async def within(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """What the work answers so soon; `TimeoutError` where it does not, and is left behind."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            _leave(task)
+    if not task.done():
+        raise TimeoutError
+    return task.result()
+
+
+async def _answers(alive: Callable[[], Awaitable[bool]], probe_s_max: float) -> bool:
+    asking = asyncio.ensure_future(alive())
+    done, _ = await asyncio.wait({asking}, timeout=probe_s_max)
+    if not done:
+        _leave(asking)
+        return False
+    return asking.exception() is None and asking.result()
+
+
+def _leave(task: asyncio.Future[Any]) -> None:
+    """Cancel, wait for nothing, and let whatever comes of it be nobody's."""
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    task.cancel()

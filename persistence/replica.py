@@ -21,9 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile
 from persistence import engine as engines
-from persistence.bounded import answered, within
-from persistence.complaint import complaint
-from persistence.refusals import QUERY_CANCELED, sqlstate, translated
+from persistence.engine import answered, within
+from persistence.error_mapping import QUERY_CANCELED, complaint, sqlstate, translated
 
 T = TypeVar("T")
 

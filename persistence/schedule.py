@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import KEEPER, Command
-from gateway.core.billing.due import Due, Left, ScheduledResult
+from gateway.core.billing.invoice import Due, Left, ScheduledResult
 from persistence import engine as engines
-from persistence.billing import schedule, scheduled
+from persistence.billing import schedule
+from persistence.entity import Change
 from persistence.store import Store
-from persistence.subject import Change
 
 
 class Schedule:
@@ -100,15 +100,15 @@ class Schedule:
         """
         request_id, store, now = str(uuid4()), self._store, self._clock()
 
-        def work(connection: Connection) -> scheduled.Batch:
+        def work(connection: Connection) -> schedule.Batch:
             def change_of(verb: str, row_id: int) -> Change:
                 return store.change(
                     connection, Command("invoices", verb, KEEPER, request_id, lambda row: row, row_id)
                 )
 
             of = (store.letterhead, store.partition, change_of)
-            batch = scheduled.Batch(connection, now, self._grace_hours, finalize, *of)
-            scheduled.make(batch, organization_ids, wait=wait)
+            batch = schedule.Batch(connection, now, self._grace_hours, finalize, *of)
+            schedule.make_scheduled(batch, organization_ids, wait=wait)
             return batch
 
         made = await store.run(work)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from gateway.core.accounts.administration import Actor, ConsoleSession, Row
-from persistence.resources import admin_tokens, console_sessions, webhooks
+from persistence.resources import access, webhooks
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class SignInStore(ABC):
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
-        return await self.run(lambda connection: admin_tokens.find(connection, digest))
+        return await self.run(lambda connection: access.find_admin_token(connection, digest))
 
     async def mail_consent(self, digest: str) -> Row | None:
         """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
@@ -35,22 +35,22 @@ class SignInStore(ABC):
 
     async def has_ended_token(self, digest: str) -> bool:
         """Whether there is a named admin token that is expired or revoked."""
-        return await self.run(lambda connection: admin_tokens.has_ended(connection, digest))
+        return await self.run(lambda connection: access.admin_token_has_ended(connection, digest))
 
     async def use_sign_in(self, state: str) -> bool:
         """Note that somebody came back from a sign-in; False where somebody did before."""
-        return await self.run(lambda connection: console_sessions.use_sign_in(connection, state))
+        return await self.run(lambda connection: access.use_sign_in(connection, state))
 
     async def console_session(self, digest: str) -> ConsoleSession | None:
         """Find a session of the console that is not over."""
-        return await self.run(lambda connection: console_sessions.find(connection, digest))
+        return await self.run(lambda connection: access.find_session(connection, digest))
 
     async def ask_of_session(self, session_id: int) -> bool:
         """Take it upon the caller to ask whether its person still may come in; False where another does."""
-        return await self.run(lambda connection: console_sessions.ask(connection, session_id))
+        return await self.run(lambda connection: access.ask_session(connection, session_id))
 
     async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
         """Keep what is asked with next; the session goes on where its person was `vouched` for."""
         await self.run(
-            lambda connection: console_sessions.keep_renewal(connection, session_id, renewal, vouched=vouched)
+            lambda connection: access.keep_renewal(connection, session_id, renewal, vouched=vouched)
         )

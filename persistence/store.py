@@ -6,46 +6,120 @@ refusal it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.administration import (
-    Claim,
-    Command,
-    Committed,
-    Page,
-    Query,
-    Replay,
-    Row,
-)
+from gateway.core.accounts.administration import Claim, Command, Committed, Page, Query, Replay, Row
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import Asked, LegPlace
 from gateway.core.billing.handover import COLLECTOR, Collected
-from gateway.errors import NotFound
-from persistence import confinement, listing, subject
+from gateway.errors import NotFound, TrialEnded
+from persistence import apply_transaction, entity
 from persistence import engine as engines
-from persistence.applying import Applying
-from persistence.billing import finance_reports, kept_documents, unbilled
+from persistence.apply_transaction import Applying
+from persistence.billing import finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
-from persistence.bounded import answered
-from persistence.glyphs import Glyphs
-from persistence.refusals import TRY_AGAIN, of_writes, sqlstate, translated
+from persistence.engine import Engine, answered, apart
+from persistence.entity import Batch, Change
+from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
+from persistence.registry import SUBJECTS
 from persistence.replica import Replica
-from persistence.resources import audit, idempotency, prices, usage
+from persistence.resources import access, catalogue, usage
 from persistence.sign_in_store import SignInStore
-from persistence.subject import Batch, Change
-from persistence.subjects import SUBJECTS
-from persistence.trials import Trials
+
+# Work that is undone, so it keeps nobody waiting: it ends as soon as somebody waits for what it holds.
+#
+# One connection looks for all trials under way, and is there only while one takes longer than `look_s`.
+
+
+LOOK_S = 0.1
+_SESSION = text("SELECT pg_backend_pid()")
+_WAITED_FOR = text("SELECT DISTINCT unnest(pg_blocking_pids(pid)) FROM pg_locks WHERE NOT granted")
+
+
+class Trials:
+    """The trials of one database, by the session of PostgreSQL that each has."""
+
+    def __init__(self, engine: Engine, look_s: float = LOOK_S) -> None:
+        self._engine, self._look_s = engine, look_s
+        self._under_way: dict[int, asyncio.Future[None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def run(self, connection: AsyncConnection, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work over a connection; `TrialEnded` once somebody waits for what it holds."""
+        session = int(await connection.scalar(_SESSION))
+        waited_for = self._under_way[session] = asyncio.get_running_loop().create_future()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        doing = asyncio.ensure_future(work())
+        try:
+            await asyncio.wait({doing, waited_for}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise TrialEnded
+            return doing.result()
+        finally:
+            del self._under_way[session]
+            if not doing.done():
+                doing.cancel()
+                await asyncio.wait({doing})
+
+    async def _look(self) -> None:
+        try:
+            await asyncio.sleep(self._look_s)  # most are done by then
+            while self._under_way:
+                async with apart(self._engine) as connection:
+                    while self._under_way:
+                        self._end({*await connection.scalars(_WAITED_FOR)})
+                        await asyncio.sleep(self._look_s)
+        except (SQLAlchemyError, OSError):
+            self._end({*self._under_way})  # nobody knows who waits
+        finally:
+            self._looking = None
+
+    def _end(self, sessions: set[int]) -> None:
+        for session in sessions & self._under_way.keys():
+            if not (waited_for := self._under_way[session]).done():
+                waited_for.set_result(None)
+
+
+# Letters of documents that no font shows: looked for in a thread, while no transaction waits for it.
+#
+# What is found is remembered, so the transaction that asked finds it when it is tried again.
+
+
+# Texts with unusual letters that are kept with what is missing of them.
+KNOWN_MAX = 16_384
+
+
+class Glyphs:
+    """What is known of texts; `missing` answers letters of a text that no font shows, and may take long."""
+
+    def __init__(self, missing: Callable[[str], str], *, known_max: int = KNOWN_MAX) -> None:
+        self._missing = missing
+        self._known_max = known_max
+        self.known: dict[str, str] = {}
+
+    async def look(self, texts: Iterable[str]) -> None:
+        """Look for the letters of some texts, all at once."""
+        new = dict.fromkeys(texts)
+        missing = await asyncio.to_thread(self._missing, " ".join(new))
+        found = {text: "".join(dict.fromkeys(each for each in text if each in missing)) for text in new}
+        for oldest in list(islice(self.known, max(0, len(self.known) + len(found) - self._known_max))):
+            del self.known[oldest]
+        self.known.update(found)
+
 
 T = TypeVar("T")
 
@@ -102,19 +176,19 @@ class Store(SignInStore):
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
         found = SUBJECTS[resource].within(self._within)
-        row = await self.run(lambda connection: subject.fetch(connection, found, row_id))
+        row = await self.run(lambda connection: entity.fetch(connection, found, row_id))
         return self._placed(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
         of = SUBJECTS[resource].within(self._within)
-        found = await self._read(lambda connection: listing.page(connection, of, query))
+        found = await self._read(lambda connection: entity.page_of_rows(connection, of, query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
         """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
         of = SUBJECTS[resource].within(self._within)
-        return await self._read(lambda connection: listing.count(connection, of, query, most, within_ms))
+        return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
@@ -150,11 +224,11 @@ class Store(SignInStore):
 
     async def refuse_other(self, claim: Claim) -> None:
         """Raise `Conflict` where the claim's key stands for another request."""
-        await self.run(lambda connection: idempotency.refuse_other(connection, claim))
+        await self.run(lambda connection: access.refuse_other(connection, claim))
 
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
         """Keep the answer that was given under a claim."""
-        await self.run(lambda connection: idempotency.keep(connection, claim, body, status))
+        await self.run(lambda connection: access.keep_first_answer(connection, claim, body, status))
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
@@ -162,7 +236,7 @@ class Store(SignInStore):
 
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
         """Read the prices a model may have had at a time."""
-        return await self.run(lambda connection: prices.candidates(connection, model, currency, at))
+        return await self.run(lambda connection: catalogue.price_candidates(connection, model, currency, at))
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
@@ -176,31 +250,29 @@ class Store(SignInStore):
         if self._within not in {None, organization_id}:
             raise NotFound
         today = self._today()
-        return await self.run(lambda connection: unbilled.read(connection, organization_id, today))
+        return await self.run(lambda connection: finance.read_unbilled(connection, organization_id, today))
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
-        return await self.run(lambda connection: kept_documents.read(connection, *which, made))
+        return await self.run(lambda connection: invoice_build.read_document(connection, *which, made))
 
     async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._read(
-            lambda connection: finance_reports.read(connection, name, of, after, rows_max)
-        )
+        return await self._read(lambda connection: finance.read_report(connection, name, of, after, rows_max))
 
     async def ledger(self, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
         """Read some legs of the entries of a time, in their order, behind a place."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._read(lambda connection: finance_reports.ledger(connection, of, after, rows_max))
+        return await self._read(lambda connection: finance.ledger(connection, of, after, rows_max))
 
     async def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
-        async for batch in finance_reports.entries(await self._reading(), of):
+        async for batch in finance.entries(await self._reading(), of):
             yield batch
 
     async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
@@ -212,14 +284,14 @@ class Store(SignInStore):
 
     def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:
-            first = idempotency.claim(connection, command.claim)
+            first = access.claim_idempotency(connection, command.claim)
             if first is not None:
                 return first
         change = self.change(connection, command)
-        row = confinement.done(change)
-        audit.record(change, row)
+        row = apply_transaction.confined(change)
+        access.record_audit(change, row)
         if command.claim is not None:
-            idempotency.keep(connection, command.claim, command.render(row))
+            access.keep_first_answer(connection, command.claim, command.render(row))
         # An action on a tenant answers with its quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return Committed(self._placed(answers, row), tuple(change.intents))
@@ -246,7 +318,7 @@ class Store(SignInStore):
             row = SUBJECTS[resource].told(row, self._within)
         if not SUBJECTS[resource].partitioned:
             return row
-        return {**row, "partition": self.partition(subject.id_in(row, "organization_id"))}
+        return {**row, "partition": self.partition(entity.id_in(row, "organization_id"))}
 
     async def dispose(self) -> None:
         """Close the connections to PostgreSQL, and to its replica."""

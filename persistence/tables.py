@@ -41,7 +41,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from gateway.core.billing.pricing import NANO
+from gateway.core.billing.money import NANO
 
 _SQL = (Path(__file__).parent / "schema" / "tables.sql").read_text(encoding="utf-8")
 _TABLE = re.compile(r"(?ms)^CREATE TABLE (\w+) \(\n(.*?)^\)")

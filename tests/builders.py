@@ -23,7 +23,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.ledger import (
+from gateway.core.accounts.outbox import (
     BUDGETED,
     CARRIED,
     ENTRY,
@@ -35,12 +35,12 @@ from gateway.core.accounts.ledger import (
     Event,
     decode,
 )
-from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing, TokenPrice
-from gateway.core.billing.rate import TokenRate
-from gateway.core.billing.vector import Vector
+from gateway.core.accounts.plans import PlanTerms
+from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.money import Pricing, TokenPrice
+from gateway.core.billing.price_book import Vector
 from gateway.core.calls.tariff import charge_of, vectors_of
-from gateway.core.metering.detail import Detail
+from gateway.core.metering.meter import Detail
 from gateway.core.model import (
     Caller,
     Decision,
@@ -54,12 +54,11 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.windows import WindowState, pack_windows, unpack_windows
+from gateway.counters.layouts.states import WindowState, pack_windows, unpack_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import FIRST_PLACE
 from gateway.counters.redis.scripts import library
-from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
-from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.log import BOUNDS, Bounds, SettlementLog
 from tests.older_layouts import changed_state
 
 CHAT = Service(id=1, key="chat")

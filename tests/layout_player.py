@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.accounts.plans import PlanTerms
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.model import HoldRequest, Limits, Observed, Service, Settlement
 from gateway.core.wait import in_task
-from gateway.counters.late.late_entry import late_settlement, read_entry
+from gateway.counters.late import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.windows import BUDGET, unpack_windows
-from gateway.counters.leases.lease import lease
+from gateway.counters.layouts.states import BUDGET, unpack_windows
+from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import record_of, unpack
 from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, TTL_MS, World, settlement_log, together

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gateway.core.accounts.ledger import VERSION
+from gateway.core.accounts.outbox import VERSION
 from gateway.core.layout import LAYOUT
 from tests.tree import ROOT
 
@@ -41,17 +41,15 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
             f"    tokens: int = 0\n    spare: int = field(default=0, {_SINCE})\n    key_tpm: int = 0\n",
         ),
         ("    waiting: int = 0\n", f"    spare: int = field(default=0, {_SINCE})\n    waiting: int = 0\n"),
-    ],
-    "gateway/counters/layouts/windows.py": [
         ("calls=0@132", f"calls=0@132 spare=0@{NEWER}"),
         ("BUDGET.pack(LAYOUT, 0, expires, calls)", "BUDGET.pack(LAYOUT, 0, expires, calls, 0)"),
     ],
-    "gateway/counters/layouts/table.py": [("over=0@130", f"over=0@130 spare=0@{NEWER}")],
     "gateway/counters/layouts/packing.py": [
+        ("over=0@130", f"over=0@130 spare=0@{NEWER}"),
         ('SETTLEMENT.part("service_id", "tombstone")', 'SETTLEMENT.part("spare", "tombstone")'),
         ("        settlement.service.id, caller.", "        5, settlement.service.id, caller."),
     ],
-    "gateway/core/accounts/ledger.py": [
+    "gateway/core/accounts/outbox.py": [
         (f"VERSION = {VERSION}\n", f"VERSION = {VERSION + 1}\n"),
         ("frozenset({1, 2, VERSION})", f"frozenset({{1, 2, {VERSION}, VERSION}})"),
         ("raw_tokens=0 requests=0,", f"raw_tokens=0 requests=0 spare=5@{NEWER},"),
@@ -63,7 +61,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
 }
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {
-    "gateway/counters/keeper/programs.py": [
+    "gateway/counters/keeper/status.py": [
         ("SAID_EACH_S = 30.0", "SAID_EACH_S = 1.0"),
         ("SILENT_S_MAX = 90", "SILENT_S_MAX = 8"),
     ],

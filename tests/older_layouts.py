@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from gateway.counters.layouts import states
-from gateway.counters.layouts.table import LAYOUTS
+from gateway.counters.layouts.packing import LAYOUTS
 
 S = TypeVar("S", states.TenantState, states.OrganizationState)
 

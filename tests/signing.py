@@ -15,7 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
-from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers import Issuer
 
 ISSUER, AUDIENCE = "https://issuer.example", "tollkeeper"
 Json = dict[str, Any]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from gateway.app import LEAVING_S_MAX
 from gateway.core.http_limits import HttpLimits
-from gateway.counters.settlement_log.bounds import Bounds
+from gateway.counters.settlement_log.log import Bounds
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
 
 HUNG = """
 import sys, threading
-from gateway.counters.settlement_log.segment import Segment
+from gateway.counters.settlement_log.log import Segment
 Segment.leave = Segment.remove = lambda segment: threading.Event().wait()
 from gateway.__main__ import main
 sys.exit(main(["serve", "--worker"]))

@@ -12,10 +12,10 @@ import typer
 from gateway.admin.resources import RESOURCES
 from gateway.cli import main as cli
 from gateway.cli.admin import program as cli_admin
-from gateway.http.protocol import states
+from gateway.http.protocol import framing
 from gateway.settings import settings
 from gateway.telemetry import metrics
-from gateway.telemetry.facts import FACTS
+from gateway.telemetry.metrics import FACTS
 from tests.tree import ROOT, named, offenders, texts
 
 ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)
@@ -150,7 +150,7 @@ def test_the_states_of_a_message_are_those_of_the_tables() -> None:
         re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", part, re.MULTILINE)[1:]
         for part in page.split("### ")
     ]
-    tables = (states.INCOMING, states.OUTGOING, states.ANSWER)
+    tables = (framing.INCOMING, framing.OUTGOING, framing.ANSWER)
     assert shown[1:] == [
         [(state, event, after) for state, row in table.items() for event, after in row.items()]
         for table in tables

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.route import UpstreamTarget
-from gateway.core.certificate import TlsFiles
-from gateway.core.issuers.issuer import Issuer
-from gateway.counters.redis import secured
+from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.credentials import TlsFiles
+from gateway.core.issuers import Issuer
+from gateway.counters.redis import address
 from gateway.files import UrlFile, https_with, is_same_place, read_regular, require_regular
-from gateway.http.upstream.place import place_of
+from gateway.http.upstream.pool import place_of
 from gateway.issuers import fetching
 from gateway.settings.config_file import read_config
-from gateway.settings.secret_files import read_secret
-from gateway.tls import certificates, clients
+from gateway.settings.settings import read_secret
+from gateway.tls import certificates
 
 PIPE_S_MAX = 20.0
 UPSTREAM = UpstreamTarget("s", "https://s.example")
@@ -30,12 +30,14 @@ READERS: dict[str, Callable[[str], object]] = {
     "one that others open": require_regular,
     "the configuration": lambda path: read_config(Path(path), {}),
     "a secret": lambda path: read_secret("TOLLKEEPER_ADMIN_TOKEN_FILE", path),
-    "keys of an issuer": lambda path: fetching.read_keys(Issuer("https://i.example", ("a",), jwks_file=path)),
+    "keys of an issuer": lambda path: fetching.fetch_keys(
+        Issuer("https://i.example", ("a",), jwks_file=path)
+    ),
     "a token for an issuer": fetching.read_file,
     "a certificate of ours": lambda path: certificates.load(TlsFiles(certificate=path, key=path), "X_"),
-    "what we trust": lambda path: clients.trusting(TlsFiles(authority=path), "X_"),
-    "an authority of Redis": lambda path: secured._made(TlsFiles(authority=path)),
-    "a certificate for Redis": lambda path: secured._made(TlsFiles(certificate=path, key=path)),
+    "what we trust": lambda path: certificates.trusting(TlsFiles(authority=path), "X_"),
+    "an authority of Redis": lambda path: address._made(TlsFiles(authority=path)),
+    "a certificate for Redis": lambda path: address._made(TlsFiles(certificate=path, key=path)),
     "an authority of HTTPS": https_with,
     "an authority of an upstream": lambda path: place_of(replace(UPSTREAM, ca_file=path)),
     "a certificate for an upstream": lambda path: place_of(replace(UPSTREAM, cert_file=path, key_file=path)),

@@ -11,7 +11,7 @@ FILES_A_PLAN_FIELD_MAX = 9
 
 def test_a_field_of_a_plan_stands_in_few_files() -> None:
     naming = numbers.files_naming(numbers.PLAN_FIELD)
-    assert "gateway/core/accounts/plan_terms.py" in naming
+    assert "gateway/core/accounts/plans.py" in naming
     assert len(naming) <= FILES_A_PLAN_FIELD_MAX, naming
 
 

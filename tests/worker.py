@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import HoldRequest, Settled, Settlement
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.quota import Counters
-from gateway.counters.keeper.worker_reports import WorkerReports
+from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
-from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
-from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.redis.connection import Wire
+from gateway.counters.settlement_log.log import BOUNDS, Bounds, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
 from tests.builders import TTL_MS, Call, driven, settlement_log

@@ -12,32 +12,21 @@ from functools import cache, partial
 
 from aiohttp import web
 
-from gateway.admin.api import (
-    activity,
-    collected,
-    configuration,
-    events,
-    finance,
-    letters,
-    programs,
-    quotes,
-    reconciliation,
-    usage,
-    usage_files,
-)
+from gateway.admin.api import finance, usage
+from gateway.admin.api import views as api_views
 from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
 from gateway.admin.console.console import mount_console
-from gateway.admin.http.auth import HOURS, PLACES
-from gateway.admin.http.guard import guard
-from gateway.admin.http.metered import count_tasks
-from gateway.admin.http.places import Places
+from gateway.admin.http.concurrency import Places
+from gateway.admin.http.guard import count_tasks, guard
+from gateway.admin.http.requests import HOURS, PLACES
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts, Health
-from gateway.admin.resources import REPORTS, RESOURCES
-from gateway.core.accounts.hours import Hours
-from gateway.core.readiness import report
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
+from gateway.core.accounts.administration import Hours
+from gateway.core.processes import report
 
 ROOT = "/admin/v1"
 # A row, not a document of one: 7.csv is another address, with methods of its own.
@@ -46,7 +35,7 @@ ROW = "[^/.]+"
 
 def build(ports: AdminPorts) -> web.Application:
     """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
-    larger = {f"{ROOT}/configuration": configuration.CONFIGURATION_BYTES_MAX}
+    larger = {f"{ROOT}/configuration": api_views.CONFIGURATION_BYTES_MAX}
     guarded = guard(
         request_timeout_s=ports.request_timeout_s,
         failures=ports.failures,
@@ -57,17 +46,17 @@ def build(ports: AdminPorts) -> web.Application:
     app[PLACES], app[HOURS] = Places(ports.room), Hours(ports.budget, time.time)
     app.on_startup.append(_count_tasks)
     documents.mount_invoices(app, ports, ROOT)
-    quotes.mount_quotes(app, ports, ROOT)
-    events.mount_events(app, ports, ROOT)
-    activity.mount_activity(app, ports, ROOT)
-    programs.mount_programs(app, ports, ROOT)
+    api_views.mount_quotes(app, ports, ROOT)
+    api_views.mount_events(app, ports, ROOT)
+    api_views.mount_activity(app, ports, ROOT)
+    api_views.mount_programs(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
-    usage_files.mount_files(app, ports, ROOT)
+    usage.mount_files(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)
-    letters.mount_letters(app, ports, ROOT)
-    reconciliation.mount_reconciliation(app, ports, ROOT)
-    configuration.mount_configuration(app, ports, ROOT)
-    collected.mount_collected(app, ports)
+    api_views.mount_letters(app, ports, ROOT)
+    api_views.mount_reconciliation(app, ports, ROOT)
+    api_views.mount_configuration(app, ports, ROOT)
+    api_views.mount_collected(app, ports)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"

@@ -21,7 +21,7 @@ class Minted:
     prefix: str
 
 
-def mint(kind: str) -> Minted:
+def mint_credential(kind: str) -> Minted:
     """Make a secret of a kind (its prefix) with 190 random bits."""
     left, letters = secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS), []
     for _ in range(RANDOM_CHARS):

@@ -10,23 +10,31 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gateway.admin import budgets, charges, credentials, live
-from gateway.admin.http import body
-from gateway.admin.http.auth import require_read, require_write
-from gateway.admin.http.idempotency import checked
-from gateway.admin.http.listing import encode_cursor, fingerprint
+from gateway.admin import credentials, live
+from gateway.admin.http import requests
+from gateway.admin.http.requests import checked, encode_cursor, fingerprint, require_read, require_write
+from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
-from gateway.admin.pushing import push
-from gateway.admin.resources import RESOURCES, Action, Part, Resource, Secret
-from gateway.core.accounts.administration import OWNER, Claim, Command, Place, Query, Replay, Row
-from gateway.core.accounts.roles import CREATE, DELETE
-from gateway.core.issuers.issuer import known_as
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.resource import Action, Part, Resource, Secret
+from gateway.core.accounts.administration import (
+    CREATE,
+    DELETE,
+    OWNER,
+    Claim,
+    Command,
+    Place,
+    Query,
+    Replay,
+    Row,
+)
+from gateway.core.issuers import known_as
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
 
 # What reads a part of a row.
-PARTS = {("budgets", "accounts"): budgets.accounts, ("organizations", "unbilled"): charges.unbilled}
+PARTS = {("budgets", "accounts"): live.budget_accounts, ("organizations", "unbilled"): live.unbilled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
     if not secret.is_made(values):
         named = known_as(*(str(values[name]) for name in secret.instead))
         return {**_digested(ports, named), "prefix": ""}, {}
-    minted = credentials.mint(secret.prefix)
+    minted = credentials.mint_credential(secret.prefix)
     once = {secret.field: minted.secret}
     if secret.kept:
         return once, once
@@ -128,7 +136,7 @@ class Operations:
         rows = [part.out.model_validate(each).model_dump(mode="json") for each in page.rows]
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
-    async def create(self, asked: Asked, sent: body.Body) -> Done:
+    async def create(self, asked: Asked, sent: requests.Body) -> Done:
         """Make a row of a JSON body; a secret made here is in this answer only."""
         resource = self.resource
         require_write(self._actor, resource, CREATE, sent)
@@ -141,7 +149,7 @@ class Operations:
             values |= kept
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
-    def _owned(self, sent: body.Body) -> body.Body:
+    def _owned(self, sent: requests.Body) -> requests.Body:
         """What must have an owner and is made without one is the caller's."""
         within, create = self._actor.organization_id, self.resource.create
         owner = create.model_fields.get(OWNER) if create is not None else None
@@ -154,12 +162,12 @@ class Operations:
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
-    async def change(self, asked: Asked, row_id: int, sent: body.Body) -> Done:
+    async def change(self, asked: Asked, row_id: int, sent: requests.Body) -> Done:
         """Change the fields that were sent; the others stay."""
         resource = self.resource
         require_write(self._actor, resource, resource.patch_verb, sent)
         assert resource.patch is not None
-        values = body.check(resource.patch, sent, known=resource.known)
+        values = requests.check_body(resource.patch, sent, known=resource.known)
         return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
 
     async def delete(self, asked: Asked, row_id: int) -> Done:
@@ -172,7 +180,7 @@ class Operations:
                 return first
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
-    async def act(self, action: Action, asked: Asked, row_id: int, sent: body.Body) -> Done:
+    async def act(self, action: Action, asked: Asked, row_id: int, sent: requests.Body) -> Done:
         """Do one of the resource's actions; answers with the row, or with the tenant's quota."""
         require_write(self._actor, self.resource, action.name)
         values: Row = {}

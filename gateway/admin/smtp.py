@@ -17,10 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
-from gateway.core.addresses import literal
-from gateway.core.alerts.mail import Mail
-from gateway.core.alerts.webhook import Outcome
-from gateway.core.alerts.wording import plain
+from gateway.core.alerts.messages import Mail, Outcome, plain
+from gateway.core.network import literal
 from gateway.errors import SettingError
 from gateway.files import require_regular
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import print_json, waiting
+from gateway.cli.admin.output import AsJson, print_json, waiting
 from gateway.cli.backup import Config, Database, owner_url, settings_of
 
 if TYPE_CHECKING:
     from gateway.ops.archive.archiving import Archived
-    from gateway.ops.archive.proving import Proof
-    from gateway.ops.place import Place
+    from gateway.ops.archive.reading import Proof
+    from gateway.ops.storage import Place
 
 DAYS_MAX = 36_500
 Drop = Annotated[
@@ -67,8 +66,8 @@ def archive(
     Settings say how long each ledger, calls and the audit log are kept.
     """
     from gateway.ops.archive.archiving import archive as take_out  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.archive.retention import Retention  # noqa: PLC0415
-    from gateway.ops.place import Place  # noqa: PLC0415
+    from gateway.ops.archive.retention import Retention  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
 
     url = owner_url(config, database_url, data_dir)
     if prove:
@@ -92,7 +91,7 @@ def archive(
 
 
 def _prove(url: str, place: Place, *, as_json: bool) -> int:
-    from gateway.ops.archive.proving import prove  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.archive.reading import prove  # noqa: PLC0415  # each command loads what it needs
 
     with waiting("Proving the archive and the database"):
         proof = prove(url, place)

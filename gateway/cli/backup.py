@@ -11,13 +11,11 @@ from urllib.parse import unquote
 import typer
 
 from gateway.cli.admin.client import Json
-from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import print_json, waiting
+from gateway.cli.admin.output import AsJson, print_json, waiting
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
-    from gateway.ops.backup.manifest import Manifest
-    from gateway.ops.backup.ports import Backup, Backups
+    from gateway.ops.backup.storage import Backup, Backups, Manifest
     from gateway.settings.settings import Settings
 
 IDS_AHEAD = 1_000_000
@@ -47,7 +45,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.run.stopping import left_by_signal  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.lifecycle import left_by_signal  # noqa: PLC0415  # each command loads what it needs
 
     there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
@@ -70,8 +68,8 @@ def backup(
 
 def _taken(url: str, there: Backups, prove: bool, keep: int | None) -> tuple[Backup, Manifest, list[str]]:
     """Write a backup, prove it, and keep as many as are wanted: which it is, what it holds, what is gone."""
-    from gateway.ops.backup import proving  # noqa: PLC0415  # each command loads what it needs
-    from gateway.ops.backup.taking import back_up  # noqa: PLC0415
+    from gateway.ops.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
 
     if prove:
         proving.refuse_unless_provable(url)
@@ -136,9 +134,9 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
     """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.core.shown_urls import without_password  # noqa: PLC0415
-    from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415
-    from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
+    from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.backup.taking import restore as bring_back  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.supervisor.servers import postgres_alone  # noqa: PLC0415  # loaded where it is needed
 
     one = _backup(source)
     one.manifest()
@@ -158,7 +156,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
 def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
     """The address of the database for who owns it, as it was said, or of a running `up`."""
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
-    from gateway.settings.settings import PREFIX  # noqa: PLC0415
+    from gateway.settings.settings import PREFIX  # noqa: PLC0415  # loaded where it is needed
 
     settings = settings_of(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())
@@ -185,10 +183,10 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
 def _backups(to: str, *, several: bool) -> Backups:
     """Where backups are to be; a bucket is loaded with what talks to it only if it is one."""
     if _is_bucket(to):
-        from gateway.ops.backup.bucket import Bucket  # noqa: PLC0415  # each command loads what it needs
+        from gateway.ops.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
 
         return Bucket(to)
-    from gateway.ops.backup.folder import Folder  # noqa: PLC0415
+    from gateway.ops.backup.storage import Folder  # noqa: PLC0415  # loaded where it is needed
 
     folder = Folder(_path(to))
     if several and folder.is_file:
@@ -199,10 +197,10 @@ def _backups(to: str, *, several: bool) -> Backups:
 def _backup(source: str) -> Backup:
     """The backup that a file is, or that an address in a bucket names."""
     if _is_bucket(source):
-        from gateway.ops.backup.bucket import named  # noqa: PLC0415  # each command loads what it needs
+        from gateway.ops.backup.storage import named  # noqa: PLC0415  # each command loads what it needs
 
         return named(source)
-    from gateway.ops.backup.folder import TarBackup  # noqa: PLC0415
+    from gateway.ops.backup.storage import TarBackup  # noqa: PLC0415  # loaded where it is needed
 
     return TarBackup(_path(source))
 

@@ -38,8 +38,8 @@ def doctor(
     """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.ops.doctor import examine  # noqa: PLC0415
-    from gateway.run.serving import resolved  # noqa: PLC0415
+    from gateway.ops.doctor import examine  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.serving import resolved  # noqa: PLC0415  # loaded where it is needed
 
     directory = str(data_dir) if data_dir else None
     settings = _known(resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url))
@@ -60,9 +60,9 @@ def doctor(
 
 def _known(settings: Settings) -> Settings:
     """The same settings with what a running `up` left in its data directory."""
-    from gateway.cli.admin.client import is_local  # noqa: PLC0415
-    from gateway.core.upstreams.proxies import DIRECT  # noqa: PLC0415
-    from gateway.local.data_directory import known_values  # noqa: PLC0415
+    from gateway.cli.admin.client import is_local  # noqa: PLC0415  # loaded where it is needed
+    from gateway.core.network import DIRECT  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.data_directory import known_values  # noqa: PLC0415  # loaded where it is needed
 
     known = known_values(Path(settings.data_dir), settings.named())
     if upstream := known.pop("upstream_url", ""):

@@ -126,10 +126,10 @@ def keeper(
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
     import uvloop  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.app import run_keeper  # noqa: PLC0415
-    from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415
-    from gateway.run.stopping import run_to_end  # noqa: PLC0415
-    from gateway.telemetry import logs  # noqa: PLC0415
+    from gateway.app import run_keeper  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415  # loaded where it is needed
+    from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 
     read = partial(resolved, config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
     settings = read()
@@ -152,7 +152,7 @@ def migrate(
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
     from gateway.run import schema  # noqa: PLC0415  # each command loads what it needs
-    from gateway.run.serving import resolved  # noqa: PLC0415
+    from gateway.run.serving import resolved  # noqa: PLC0415  # loaded where it is needed
 
     settings = resolved(config, database_owner_url=database_url)
     if not settings.owner_url:
@@ -168,6 +168,6 @@ def demo_upstream(
     """Run an upstream that answers as the providers do, for trying things out."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415
+    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
 
     asyncio.run(serve_until_stopped(host, port))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
 
-from gateway.core.accounts.weights import Weights
-from gateway.core.billing.pricing import NO_PRICING, Pricing
-from gateway.core.billing.rate import TokenRate
+from gateway.core.accounts.plans import Weights
+from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.money import NO_PRICING, Pricing
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64

@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from gateway.core.alerts.webhook import Answer
+import msgspec
+
+from gateway.core.alerts.messages import Answer
 from gateway.core.billing.usage_feed import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
-from gateway.core.retry_after import retry_after_s
+from gateway.core.circuit_breaker import retry_after_s
+from gateway.core.times import rfc3339
 
 # Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})
@@ -118,3 +121,91 @@ class UsageEvents:
         if self._sent:
             text = text.replace(self._sent, "(hidden)")
         return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]
+
+
+# Use as Lago takes it: a batch of events.
+#
+# https://getlago.com/docs/api-reference/events/batch: `POST /api/v1/events/batch` with at most 100 events,
+# each with a `transaction_id`, an `external_subscription_id`, the `code` of a billable metric, a `timestamp`
+# in seconds, and `properties`. All are taken, or none: a refusal (422) says by position what is wrong with
+# which, also of one that it has already (`value_already_exist`, getlago/lago-api#3049). Such a one is taken.
+
+
+KNOWN = {"transaction_id": ["value_already_exist"]}
+
+
+class _Refusal(msgspec.Struct):
+    error_details: dict[str, Any]
+
+
+class Lago:
+    """How Lago is spoken to; `code` is the billable metric."""
+
+    path = "/api/v1/events/batch"
+    content_type = "application/json"
+
+    def __init__(self, code: str) -> None:
+        self._code = code
+
+    def body(self, events: Sequence[UsageEvent]) -> bytes:
+        """A batch as it is sent."""
+        return msgspec.json.encode({"events": [self._event(event) for event in events]})
+
+    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+        """What is said of events by their positions; None where something else is said."""
+        try:
+            details = msgspec.json.decode(answer.body, type=_Refusal).error_details
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        told = {at: details[str(at)] for at in range(len(events)) if str(at) in details}
+        if not told or len(told) != len(details):
+            return None
+        known = {events[at].id for at, said in told.items() if said == KNOWN}
+        refused = {
+            events[at].id: f"Lago refuses it: {msgspec.json.encode(said).decode()}"
+            for at, said in told.items()
+            if said != KNOWN
+        }
+        return Verdicts(known, refused)
+
+    def _event(self, event: UsageEvent) -> dict[str, object]:
+        return {
+            "transaction_id": event.name, "external_subscription_id": event.subject, "code": self._code,
+            "timestamp": f"{event.at.timestamp():.3f}", "properties": event.properties,
+        }  # fmt: skip
+
+
+# Use as OpenMeter takes it: a batch of CloudEvents 1.0.
+#
+# https://openmeter.io/docs/api (Ingest events): `POST /api/v1/events`, `application/cloudevents-batch+json`,
+# 204. https://openmeter.io/docs/metering/events/overview: an event counts once by `id` and `source`; a meter
+# matches its `type`, and adds up a property of `data`, a number or a text that is one. A batch with an event
+# that cannot be read is 400; it does not say which.
+
+
+SOURCE = "tollkeeper"
+
+
+class OpenMeter:
+    """How OpenMeter is spoken to; `type_` is what its meters match."""
+
+    path = "/api/v1/events"
+    content_type = "application/cloudevents-batch+json"
+
+    def __init__(self, type_: str) -> None:
+        self._type = type_
+
+    def body(self, events: Sequence[UsageEvent]) -> bytes:
+        """A batch as it is sent."""
+        return msgspec.json.encode([self._event(event) for event in events])
+
+    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+        """Nothing: a refusal does not say which event it is about."""
+        return None
+
+    def _event(self, event: UsageEvent) -> dict[str, object]:
+        return {
+            "specversion": "1.0", "id": event.name, "source": SOURCE, "type": self._type,
+            "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",
+            "data": event.properties,
+        }  # fmt: skip

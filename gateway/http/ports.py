@@ -8,11 +8,11 @@ from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.price_book import Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.trace import Parent, Span, Trace
-from gateway.core.failures import Failures
+from gateway.core.calls.claims import Estimator
+from gateway.core.circuit_breaker import Cooling, Failing
+from gateway.core.credentials import Failures
 from gateway.core.model import (
     Attribution,
     Caller,
@@ -23,10 +23,9 @@ from gateway.core.model import (
     Settled,
     Settlement,
 )
-from gateway.core.upstreams.cooling import Cooling
-from gateway.core.upstreams.failing import Failing
+from gateway.core.traces import Parent, Span, Trace
 from gateway.http.tally import Tally
-from gateway.http.upstream.names import LookUp, by_system
+from gateway.http.upstream.dialing import LookUp, by_system
 
 # Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
 Log = Callable[..., None]

@@ -7,8 +7,8 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 
 from __future__ import annotations
 
-from gateway.core.calls.document import is_light
-from gateway.core.metering.making import make_meter
+from gateway.core.calls.call import is_light
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.core.wait import OVER
 from gateway.errors import (
@@ -25,22 +25,33 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_turn
+from gateway.http.admission import (
+    by_certificate,
+    by_head,
+    claimed,
+    comes_soon,
+    identify_by_any,
+    read_asked,
+    read_in_turn,
+)
 from gateway.http.charge import Charge
-from gateway.http.faults import Fault
-from gateway.http.peppered import identify_by_any
 from gateway.http.protocol.answer import LIMITED
-from gateway.http.refused_calls import note_refused
-from gateway.http.relay import Outlet, relay_body, take_told
-from gateway.http.reply import own_answer, refuse, refuse_wrong
-from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.relay import (
+    Outlet,
+    is_collected,
+    leave_alone,
+    left_alone,
+    note_limits,
+    relay_body,
+    send_request,
+    take_told,
+)
+from gateway.http.reply import Fault, note_refused, own_answer, refuse, refuse_wrong
+from gateway.http.routing.head import RoutedHead
 from gateway.http.routing.routes import USAGE_PATH
+from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.server.outgoing import is_collected, send_request
-from gateway.http.server.request_driver import bare
 from gateway.http.upstream.pool import Upstream
-from gateway.http.upstream_limits import leave_alone, left_alone, note_limits
-from gateway.http.workloads import by_certificate
 
 ANSWER_CUT, CLIENT_GONE = "answer_cut", "client_gone"
 # What the journal says of an answer that was read to its end, where its client is gone and where it is not.

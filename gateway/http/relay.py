@@ -7,22 +7,27 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
+
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import Call
+from gateway.core.circuit_breaker import EVERYBODY, wait_told
 from gateway.core.families.family import TOLD_MAX
-from gateway.core.families.refusal import render
-from gateway.core.metering.making import AnswerMeter
+from gateway.core.families.refusal import RETRY_HELPS_S, render
+from gateway.core.http_limits import HttpLimits
 from gateway.core.metering.meter import OPEN
+from gateway.core.metering.meters import AnswerMeter
 from gateway.core.model import Caller, Decision
-from gateway.errors import QuotaExceeded, Refusal, UpstreamUnreachable
+from gateway.errors import QuotaExceeded, Refusal, UpstreamLimited, UpstreamUnreachable
+from gateway.http.admission import asked_as_json
 from gateway.http.charge import Charge
-from gateway.http.protocol.answer import AnswerHead
+from gateway.http.protocol.answer import NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
-from gateway.http.protocol.upstream_side import NO_BODY
 from gateway.http.reply import answer_head
-from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.exchange import ClientGone, Exchange, Worker
 from gateway.http.upstream.connection import Link
-from gateway.http.worker import Worker
+from gateway.http.upstream.pool import Upstream
 
 
 class Outlet:
@@ -183,3 +188,136 @@ def take_told(meter: AnswerMeter, call: Call) -> list[str]:
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
         call.brought |= frozenset(told)
     return told
+
+
+# An upstream's own limits: what it says of them when it refuses, and which calls are refused for it then.
+#
+# They are of the account that all callers share: where one of them is told that a limit is spent, all wait.
+
+
+def left_alone(exchange: Exchange, caller: Caller, call: Call) -> Refusal | None:
+    """Why this call may not be sent now; None where its upstream may be asked."""
+    worker = exchange.worker
+    ports, upstream = worker.ports, worker.upstreams.get(exchange.routed.upstream)
+    if upstream is None:
+        return None
+    now = ports.seconds()
+    kind, name = _asked(exchange, call)
+    one = ports.cooling.of(_entry(upstream, kind, name), now)
+    if one is None or not one.concerns(caller.organization_id):
+        return None
+    ports.tally.cooled_calls[upstream.name] += 1
+    wait_s = max(1, math.ceil(one.until - now))
+    until = datetime.fromtimestamp(ports.refusals.now_ms() // 1000 + wait_s, UTC)
+    refusal = UpstreamLimited(
+        f"Limit of the upstream {upstream.name}: it takes no calls of the {kind} {name} "
+        f"until {until:%Y-%m-%dT%H:%M:%SZ}. Try again in {wait_s} s.",
+        retry_after_s=wait_s,
+        retry_helps=one.told_until - now <= RETRY_HELPS_S,
+    )
+    refusal.fields = tuple(_field(line) for line in one.fields)
+    return refusal
+
+
+def note_limits(exchange: Exchange, call: Call, answer: AnswerHead) -> None:
+    """Have an upstream that refused be left alone for as long as the head of its answer says."""
+    tokens = call.input_estimate + (call.output_max or 0) * call.choices
+    now_s = exchange.worker.ports.refusals.now_ms() / 1000
+    wait_s, spent = wait_told(answer.lines[1:], tokens, now_s)
+    leave_alone(exchange, call, answer, wait_s, spent)
+
+
+def leave_alone(
+    exchange: Exchange, call: Call, answer: AnswerHead, wait_s: float, spent: bool = False
+) -> None:
+    """Have the upstream of a call that it refused be left alone for so long, within the maximum.
+
+    By all where a limit is `spent`, else by the caller's organization.
+    """
+    upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
+    if upstream is None or caller is None or upstream.target.limits != "account":
+        return
+    entry, whose = _entry(upstream, *_asked(exchange, call)), EVERYBODY if spent else caller.organization_id
+    more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
+    if more_s:
+        ports.tally.cooling_seconds[upstream.name] += more_s
+        ports.log(
+            "upstream_limited",
+            request_id=exchange.request_id,
+            upstream=upstream.name,
+            route=exchange.routed.label,
+            status=answer.status,
+            seconds=round(more_s, 3),
+        )
+
+
+def _entry(upstream: Upstream, kind: str, name: str) -> str:
+    return f"{upstream.account} {kind} {name}"
+
+
+def _asked(exchange: Exchange, call: Call) -> tuple[str, str]:
+    """What is asked of the account: a model, else a service, else what is free."""
+    routed = exchange.routed
+    if not routed.metered:
+        return "path", routed.label
+    return ("model", call.model) if call.model else ("service", routed.service_key)
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name, value.strip(b" \t")
+
+
+# What an upstream is sent of a request: whole where it is here or may be small, else as it comes.
+
+
+JOINED_BYTES_MAX = 64 * 1024  # a longer body is not copied after its head: that takes a millisecond a MiB
+
+
+def is_collected(exchange: Exchange, limits: HttpLimits) -> bool:
+    """Whether a body is waited for that may be small: whoever sends it cannot leave half a request then."""
+    if exchange.routed.buffered or exchange.connection.body_complete:
+        return False
+    length = exchange.body_length
+    return length is None or length <= limits.collected_bytes_max
+
+
+def send_request(exchange: Exchange, link: Link, call: Call) -> None:
+    """Send the request in one write; a body that is still arriving follows by itself."""
+    if exchange.gone:  # while connecting: nothing was asked for yet
+        raise ClientGone
+    routed, connection = exchange.routed, exchange.connection
+    closing = routed.closing_plain if call.strip_usage else routed.closing
+    if exchange.trace is not None:
+        closing += exchange.trace.line
+    beginning, passed = routed.opening, exchange.head.passed
+    if call.narrow is not None:
+        beginning, passed = asked_as_json(beginning, passed)
+    parts = (
+        beginning,
+        passed,
+        closing,
+        b"x-request-id: ",
+        exchange.request_id.encode(),
+        b"\r\n",
+    )
+    opening = b"".join(parts)
+    side, head_only = link.side, routed.method == b"HEAD"
+    if routed.buffered:
+        body = call.take_body()
+        if len(body) <= JOINED_BYTES_MAX:
+            link.begin_request(side.ask(opening, body, False))
+        else:
+            link.begin_request(side.ask_in_parts(opening, len(body), b"", False))
+            link.send_part(body)
+            link.end_request()
+    elif connection.body_complete:
+        body = connection.body.take_parts()
+        framed = body or exchange.body_length is not None or routed.chunked
+        link.begin_request(side.ask(opening, body if framed else None, head_only))
+    else:
+        length = None if routed.chunked else exchange.body_length
+        link.begin_request(side.ask_in_parts(opening, length, connection.body.take_parts(), head_only))
+        exchange.invite_body()
+        connection.stream_body(link)
+    exchange.forwarded = link.failure is None

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
 from gateway.core.accounts.limits import limit_lines
+from gateway.core.accounts.refusals import RefusedCall
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import Decision
+from gateway.core.model import Caller, Decision
 from gateway.core.wait import Wait
-from gateway.errors import InvalidApiKey, Refusal
+from gateway.errors import InternalError, InvalidApiKey, Refusal
+from gateway.http.ports import Log
 from gateway.http.protocol.answer import LIMITED, AnswerHead
-from gateway.http.routing.call_head import CallHead
-from gateway.http.routing.cors import Preflight
-from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.routing.head import CallHead, Preflight, RoutedHead
+from gateway.http.routing.routes import USAGE_PATH
 from gateway.http.server.exchange import ClientGone, Exchange
 
 CORS_PREFIX = b"access-control-"
@@ -130,3 +132,100 @@ def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes
 @lru_cache(2)
 def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
+
+
+# Errors of our own: of what type and where, never what they say, which may quote what was read.
+#
+# Whoever finds a way to one may have it as often as it likes, so lines are few and say how many are missing.
+
+
+LINES_MAX = 10  # of `request_failed` in PERIOD_S
+PERIOD_S = 60.0
+_OURS = "gateway."
+
+
+class Fault(Exception):
+    """An error nobody expects. Keeps nothing of it but its type and the last line of ours it came through."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(type(error).__name__)
+        self.place = _place(error)
+
+
+class FaultLog:
+    """Log faults, so many in a period; the next line after it counts those left out."""
+
+    __slots__ = ("_began", "_left_out", "_lines", "_log", "_seconds")
+
+    def __init__(self, log: Log, seconds: Callable[[], float]) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._began = seconds()
+        self._lines = self._left_out = 0
+
+    def note(self, request_id: str, error: BaseException) -> None:
+        """Write a line, or count one that is left out."""
+        now = self._seconds()
+        if now - self._began >= PERIOD_S:
+            self._began, self._lines = now, 0
+        if self._lines >= LINES_MAX:
+            self._left_out += 1
+            return
+        self._lines += 1
+        fault = error if isinstance(error, Fault) else Fault(error)
+        left_out, self._left_out = self._left_out, 0
+        self._log(
+            "request_failed",
+            request_id=request_id,
+            error=str(fault),
+            place=fault.place,
+            left_out=left_out,
+            level="error",
+        )
+
+
+def _place(error: BaseException) -> str:
+    """Module and line of the innermost frame of ours, else of the innermost; empty where there is none."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.startswith(_OURS) or not place.startswith(_OURS):
+            place = f"{module}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+# What the journal is told of a call that was refused: facts on their way, which nothing waits for.
+
+
+def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> None:
+    """Count a call of somebody known that was never admitted, and tell of it.
+
+    One that was admitted tells of itself by its settlement.
+    """
+    charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
+    if (charge is not None and charge.charges) or routed.label == USAGE_PATH:
+        return
+    ports = exchange.worker.ports
+    refusal = failure if isinstance(failure, Refusal) else InternalError()
+    service = ports.directory.service(routed.service_key)
+    ports.refusals.note(
+        RefusedCall(
+            exchange.request_id,
+            ports.refusals.now_ms(),
+            caller.organization_id,
+            caller.tenant_id,
+            caller.key_id,
+            0 if service is None else service.id,
+            caller.acts_for(head.attribution.user, "" if call is None else call.user),
+            head.said.columns,
+            head.attribution.session,
+            routed.label,
+            "" if call is None else call.model,
+            call is not None and call.streamed,
+            refusal.status,
+            refusal.reason,
+            int((ports.seconds() - exchange.started) * 1000),
+        )
+    )

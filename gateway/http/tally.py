@@ -1,18 +1,20 @@
 """The worker's numbers: plain integers that the hot path adds to and a scrape reads.
 
-Names and labels are given to them in `gateway/telemetry/facts.py`; nothing here knows Prometheus.
+Names and labels are given to them in `gateway/telemetry/metrics.py`; nothing here knows Prometheus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from gateway.core.billing.pricing import NANO
+from gateway.core.billing.money import NANO
+from gateway.core.circuit_breaker import CAUSES
 from gateway.core.families.registry import ALL
-from gateway.core.histogram import SECONDS, Histogram
+from gateway.core.histograms import SECONDS, Histogram
 from gateway.core.model import GENERIC, Usage
-from gateway.core.upstreams.failing import CAUSES
+from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
@@ -177,3 +179,50 @@ class Tally:
             "client_disconnects": self.client_disconnects,
             "connections_refused": self.connections_refused,
         }
+
+
+# One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
+#
+# A timer for each request would cost more than the request, so all deadlines are checked every
+# `tick_s`. Time in which the loop stood still does not pass: what others sent meanwhile is read first.
+
+
+NEVER = float("inf")
+# What passes between two ticks at most: longer than a pooled connection is taken for open unlooked at.
+GAP_S_MAX = 0.3
+
+
+class Clock:
+    """The time of the last tick, in seconds awake; it begins as the monotonic clock's. `check` is told it."""
+
+    __slots__ = ("_awake", "_check", "_loop", "_seconds", "_tick_s", "_timer", "now")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: Callable[[], float],
+        tick_s: float,
+        check: Callable[[float], None],
+    ) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._tick_s = tick_s
+        self._check = check
+        self._timer: asyncio.TimerHandle | None = None
+        self.now = seconds()
+        self._awake = Awake(self.now, max(GAP_S_MAX, tick_s))
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def stop(self) -> None:
+        """Stop ticking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
+        self.now = now = self._awake.advance(self._seconds())
+        self._check(now)

@@ -13,13 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
-from gateway.core.issuers.claims import Meaning, read_claims
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.signed_token import SUBJECT, UNKNOWN_ISSUER, read_token, refused
+from gateway.core.issuers import (
+    SUBJECT_CLAIM,
+    UNKNOWN_ISSUER,
+    Issuer,
+    Meaning,
+    read_claims,
+    read_token,
+    refused,
+)
 from gateway.core.model import Caller
 from gateway.errors import EndedApiKey, InvalidApiKey
-from gateway.issuers.key_set import VerifyingKey
-from gateway.issuers.keys import AllKeys, IssuerKeys
+from gateway.issuers.keys import AllKeys, IssuerKeys, VerifyingKey
 
 KNOWN_BYTES_MAX: Final = 16 * 1024 * 1024
 ENTRY_BYTES: Final = 1024
@@ -141,8 +146,8 @@ class TokenCallers:
                 except InvalidApiKey:
                     pass
             if has_ended:
-                raise refused(SUBJECT, "The API key that stands for this token's subject has ended.")
-        raise refused(SUBJECT, "No API key stands for this token's subject.")
+                raise refused(SUBJECT_CLAIM, "The API key that stands for this token's subject has ended.")
+        raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
 
     def _keep(self, digest: str, known: _Known) -> None:
         """Keep a token as the latest, in place of the others where there is no room."""

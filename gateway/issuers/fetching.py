@@ -10,20 +10,84 @@ import json
 import re
 import ssl
 import time
+import warnings
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlencode, urlsplit
 
+import jwt
 import uvloop
+from jwt.algorithms import get_default_algorithms
 
-from gateway.core.issuers.issuer import Issuer, may_lead_to
-from gateway.core.shown_urls import without_password
-from gateway.core.upstreams.connect import ProxyFailed
+from gateway.core.issuers import FAMILY_OF, Issuer, Provider, SignedToken, may_lead_to
+from gateway.core.network import ProxyFailed, without_password
+from gateway.errors import TollkeeperError
 from gateway.files import https_with, read_regular
-from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys
-from gateway.issuers.signatures import read_key_set
+from gateway.issuers.keys import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys, VerifyingKey
 from gateway.outbound.client import ANSWER_BYTES_MAX, TooLarge, ask
+
+# Public keys as issuers write them (JWK Set, RFC 7517), and signatures by them (RFC 7515, RFC 7518).
+#
+# The one module that knows the library; it is loaded where there are issuers.
+
+
+KEYS_MAX: Final = 64
+RSA_BITS_MIN: Final = 2048
+RSA_BITS_MAX: Final = 8192
+_VERIFIERS = get_default_algorithms()
+
+
+def read_key_set(data: bytes) -> KeySet:
+    """The usable keys of a document; `UnreadableKeys` where it is none or has none."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableKeys("what was read is no JSON") from error
+    written = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(written, list):
+        raise UnreadableKeys("what was read is no set of keys: its `keys` is no list")
+    if len(written) > KEYS_MAX:
+        raise UnreadableKeys(f"there are {len(written)} keys, {KEYS_MAX} are read at most")
+    keys = tuple(_usable(written))
+    if not keys:
+        raise UnreadableKeys("none of its keys is a public key that a token may be verified by")
+    return KeySet(keys)
+
+
+def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
+    for one in written:
+        if not isinstance(one, dict) or one.get("use", "sig") != "sig" or "d" in one:
+            continue
+        operations = one.get("key_ops", ["verify"])
+        family = "RSA" if one.get("kty") == "RSA" else one.get("crv")
+        algorithms = [name for name, its in FAMILY_OF.items() if its == family]
+        only, key_id = one.get("alg"), one.get("kid")
+        if not algorithms or not isinstance(operations, list) or "verify" not in operations:
+            continue
+        if (only is not None and only not in algorithms) or not isinstance(key_id, str | None):
+            continue
+        public = _public(one, only or algorithms[0])
+        if public is not None:
+            yield VerifyingKey(key_id, str(family), only, public, _is_by)
+
+
+def _public(written: Mapping[str, Any], algorithm: str) -> Any:
+    """The public key, None where it is not what it says, or too weak or too large to be one."""
+    named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of small keys, which are not taken
+            found = jwt.PyJWK.from_dict(named, algorithm).key
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
+    size = getattr(found, "key_size", RSA_BITS_MIN) if written.get("kty") == "RSA" else RSA_BITS_MIN
+    return found if RSA_BITS_MIN <= size <= RSA_BITS_MAX else None
+
+
+def _is_by(token: SignedToken, public: Any) -> bool:
+    return _VERIFIERS[token.algorithm].verify(token.signed, public, token.signature)
+
 
 DOCUMENT_BYTES_MAX: Final = ANSWER_BYTES_MAX
 # Until there is a connection, its TLS with it; an answer then has until its deadline.
@@ -32,7 +96,7 @@ _PLAIN: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
-def read_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
+def fetch_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
     """The issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
     with _told():
         if issuer.jwks_file:
@@ -151,3 +215,52 @@ def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | No
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port
+
+
+# Asking a provider of identities for tokens: the client and its secret, a form, an answer in JSON.
+#
+# It waits, so a thread runs it.
+
+
+_ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
+
+
+class TokensRefused(TollkeeperError):
+    """The provider gives no tokens; the message is its word for why (RFC 6749, 5.2)."""
+
+    reason = "tokens_refused"
+    status = 502
+
+
+def redeem(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+    """What is given for a form: `TokensRefused` where nothing is, `UnreadableKeys` where nobody answers."""
+    sent, fields, secret = dict(form), {}, _secret_of(provider)
+    if secret and not endpoints.sends_post:
+        pair = f"{quote_plus(provider.client_id)}:{quote_plus(secret)}"  # RFC 6749, 2.3.1
+        fields["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    else:
+        sent["client_id"] = provider.client_id
+        if secret:
+            sent["client_secret"] = secret
+    status, body = post_form(provider.issuer, endpoints.token, urlencode(sent).encode(), fields)
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    if status == 200 and isinstance(said, dict):
+        return said
+    word = said.get("error") if isinstance(said, dict) else None
+    if status in {400, 401, 403} and isinstance(word, str) and _ERROR.fullmatch(word):
+        raise TokensRefused(word)
+    raise UnreadableKeys(f"{without_password(endpoints.token)} answers {status}, and no JSON that says what")
+
+
+def _secret_of(provider: Provider) -> str:
+    """The client's secret, read anew where it is in a file; empty where it has none."""
+    if not provider.client_secret_file:
+        return provider.client_secret
+    try:
+        return read_file(provider.client_secret_file).decode("ascii").strip()
+    except (OSError, ValueError) as error:
+        said = f"the client's secret cannot be read from {provider.client_secret_file}"
+        raise UnreadableKeys(said) from error

@@ -7,21 +7,106 @@ and this sign-in (OpenID Connect Core 1.0, 3.1). What is kept of a provider is w
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
 
-from gateway.core.failures import site_of
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import Arrival, Person, Provider, SignIn, read_person
-from gateway.core.issuers.signed_token import UNKNOWN_ISSUER, read_token, refused
+from gateway.core.credentials import site_of
+from gateway.core.issuers import (
+    UNKNOWN_ISSUER,
+    Arrival,
+    Issuer,
+    Person,
+    Provider,
+    SignIn,
+    read_person,
+    read_token,
+    refused,
+)
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
-from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
-from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
-from gateway.issuers.leaving import HINT_BYTES_MAX, to_sign_in, to_sign_out
-from gateway.issuers.sealing import ID_TOKEN, opened, seal
+from gateway.issuers.keys import Endpoints, IssuerKeys, KeySet, Log, Read, UnreadableKeys, in_thread
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+
+# Addresses of a provider of identities that browsers are sent to: to sign in there, and to sign out.
+
+
+# A longer token is not shown when somebody signs out: servers take addresses of some 8 KiB.
+HINT_BYTES_MAX: Final = 4096
+
+
+def to_sign_in(
+    provider: Provider, endpoints: Endpoints, back: str, *, state: str, nonce: str, challenge: str
+) -> str:
+    """Where somebody signs in (OpenID Connect Core 1.0, 3.1.2.1), and comes `back` from; PKCE is by S256."""
+    query = {
+        "response_type": "code",
+        "client_id": provider.client_id,
+        "redirect_uri": back,
+        "scope": " ".join(provider.scopes),
+        "state": state,
+        "nonce": nonce,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+    }
+    return _with(endpoints.authorization, query)
+
+
+def to_sign_out(provider: Provider, endpoints: Endpoints, back: str, *, state: str, id_token: str) -> str:
+    """Where somebody signs out (OpenID Connect RP-Initiated Logout 1.0, 2); empty where nowhere.
+
+    The `id_token` says whose session it is. Without one most providers ask.
+    """
+    if not endpoints.end_session or not provider.end_session:
+        return ""
+    query = {"client_id": provider.client_id, "post_logout_redirect_uri": back, "state": state}
+    return _with(endpoints.end_session, {"id_token_hint": id_token} | query if id_token else query)
+
+
+def _with(address: str, query: Mapping[str, str]) -> str:
+    return f"{address}{'&' if urlsplit(address).query else '?'}{urlencode(query)}"
+
+
+# What a provider gives for a session, kept so that only the session's own cookie opens it.
+#
+# The cookie is in the browser and nowhere else: what is stored is of no use to who reads it.
+
+
+NONCE_BYTES: Final = 12
+RENEWAL: Final = b"renewal"
+ID_TOKEN: Final = b"id token"
+
+
+def seal(text: str, cookie: str, use: bytes = RENEWAL) -> str:
+    """The text, for who has the cookie and for one use (AES-256-GCM, NIST SP 800-38D)."""
+    nonce = os.urandom(NONCE_BYTES)
+    return urlsafe_b64encode(nonce + _cipher(cookie, use).encrypt(nonce, text.encode(), use)).decode()
+
+
+def opened(sealed: str, cookie: str, use: bytes = RENEWAL) -> str:
+    """What was sealed for a cookie and a use; `ValueError` where it was not for this one."""
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # for keepers that have providers alone
+
+    data = urlsafe_b64decode(sealed)
+    try:
+        return _cipher(cookie, use).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], use).decode()
+    except InvalidTag as error:
+        raise ValueError("sealed for another cookie") from error
+
+
+def _cipher(cookie: str, use: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # as above
+
+    return AESGCM(hmac.digest(cookie.encode(), use, "sha256"))
+
 
 # Of one provider, for each grant: who floods it with codes keeps nobody from going on, or from another one.
 ASKED_AT_ONCE_MAX: Final = 16
@@ -48,9 +133,9 @@ def read_provider(issuer: Issuer) -> KeySet:
 
 def ask_for_tokens(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
     """What a provider gives for a form; `UnreadableKeys` where nobody answers."""
-    from gateway.issuers import redeeming  # noqa: PLC0415  # as above
+    from gateway.issuers import fetching as redeeming  # noqa: PLC0415  # as above
 
-    return redeeming.ask_for_tokens(provider, endpoints, form)
+    return redeeming.redeem(provider, endpoints, form)
 
 
 class SignIns:
@@ -201,7 +286,7 @@ class SignIns:
         form: Mapping[str, str],
         of: tuple[str, str] | None = None,
     ) -> Mapping[str, Any]:
-        from gateway.issuers.redeeming import TokensRefused  # noqa: PLC0415  # as above
+        from gateway.issuers.fetching import TokensRefused  # noqa: PLC0415  # as above
 
         place = provider.name, form["grant_type"]
         is_crowded = of is not None and self._redeeming[of] >= ASKED_BY_SITE_MAX

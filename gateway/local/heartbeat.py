@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from gateway.core.wait import Awake
 
 # Which descriptor the pipe is, for the process that beats.
-VARIABLE = "HEARTBEAT_DESCRIPTOR"
+HEARTBEAT_VARIABLE = "HEARTBEAT_DESCRIPTOR"
 BEAT_S = 1.0
 LOOK_S = 0.5
 BEAT, READY = b".", b"!"
@@ -24,19 +27,19 @@ BEATS_READ_MAX = 4_096
 
 async def keep_beating(beat_s: float = BEAT_S) -> None:
     """Beat until cancelled; nothing where nobody listens."""
-    while os.environ.get(VARIABLE, ""):
+    while os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(BEAT)
         await asyncio.sleep(beat_s)
 
 
 def say_ready() -> None:
     """Say, once, that this process does what it is there for."""
-    if os.environ.get(VARIABLE, ""):
+    if os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(READY)
 
 
 def _say(sign: bytes) -> None:
-    pipe = int(os.environ[VARIABLE])
+    pipe = int(os.environ[HEARTBEAT_VARIABLE])
     os.set_blocking(pipe, False)
     with contextlib.suppress(OSError):  # nobody reads now, or ever again
         os.write(pipe, sign)
@@ -88,3 +91,30 @@ class Heartbeat:
             said = os.read(self._ours, BEATS_READ_MAX)
             self._beaten |= bool(said)
             self._ready |= READY in said
+
+
+# How many files, which sockets are too, a process has open, and how many it may have.
+
+
+OPEN_FILES_MAX = 1_000_000
+OURS = Path("/proc/self/fd")
+
+
+def open_files_limit() -> int:
+    """How many a process that we start may have open, once it asks for all it may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+
+
+def allow_many_files() -> None:
+    """Raise our own limit as far as we may: every stream is two sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < open_files_limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files_limit(), hard))
+
+
+def count_open_files() -> int:
+    """How many this process has open; 0 where the system does not say."""
+    with suppress(OSError):
+        return OURS.stat().st_size or len(os.listdir(OURS))  # its size is their number, since Linux 6.2
+    return 0

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import shlex
 import socket
-from collections.abc import Collection, Sequence
-from typing import Self
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 from gateway.errors import StartError
 
@@ -55,7 +60,7 @@ class HeldPort:
         self.close()
 
 
-def held(host: str, port: int, what: str, workers: int = 1) -> HeldPort:
+def held_port(host: str, port: int, what: str, workers: int = 1) -> HeldPort:
     """Hold a port with a socket for each worker; 0 finds a free one. `StartError` if it is taken.
 
     What a service manager listens with on that port is taken where there is something.
@@ -88,7 +93,7 @@ def held(host: str, port: int, what: str, workers: int = 1) -> HeldPort:
     return HeldPort(found)
 
 
-def given() -> tuple[list[socket.socket], list[socket.socket]]:
+def given_port() -> tuple[list[socket.socket], list[socket.socket]]:
     """The sockets that our supervisor holds for us, and those of other workers; none without one."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
     found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
@@ -157,7 +162,7 @@ def _bind(made: socket.socket, place: str, port: int) -> None:
     made.bind((place, port))
 
 
-def free(wish: int, host: str = "127.0.0.1") -> int:
+def free_port(wish: int, host: str = "127.0.0.1") -> int:
     """The wished port if nobody has it, else any free one."""
     for port in (wish, 0):
         with socket.socket() as probe:
@@ -171,7 +176,7 @@ def free(wish: int, host: str = "127.0.0.1") -> int:
     raise StartError(f"no free port on {host}")
 
 
-async def answers(host: str, port: int, within_s: float) -> bool:
+async def port_answers(host: str, port: int, within_s: float) -> bool:
     """Whether somebody accepts a connection there; a host with a slash is a Unix socket."""
     try:
         async with asyncio.timeout(within_s):
@@ -188,3 +193,101 @@ async def answers(host: str, port: int, within_s: float) -> bool:
 def reachable_host(host: str) -> str:
     """The address by which this machine reaches a server listening on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared only
+
+
+# What `up` says: progress and news on standard error, the result on standard output.
+#
+# With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
+# the other processes are. Without it a person reads, so both are sentences.
+
+
+# Where the commands look by themselves.
+DATA_DIR = ".tollkeeper"
+
+
+class Voice:
+    """Sentences for a person; steps carry the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def step(self, sentence: str) -> None:
+        """Say what is being done during the start."""
+        _news(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
+
+    def say(self, sentence: str) -> None:
+        """Say what happened."""
+        _news(f"tollkeeper: {sentence}")
+
+    def warn(self, sentence: str) -> None:
+        """Say what somebody should look at."""
+        self.say(sentence)
+
+    def ready(self, facts: dict[str, Any]) -> None:
+        """Say where everything is."""
+        self.step("ready")
+        print(self._result(facts), flush=True)  # noqa: T201  # standard output is the result
+
+    def _result(self, facts: dict[str, Any]) -> str:
+        return _for_a_person(facts)
+
+
+class JsonVoice(Voice):
+    """Lines of JSON for a program; the news go to `log`."""
+
+    def __init__(self, log: Callable[..., None]) -> None:
+        super().__init__()
+        self._log = log
+
+    def step(self, sentence: str) -> None:
+        """Say what is being done during the start."""
+        self._log(sentence, after_s=round(time.monotonic() - self._began, 1))
+
+    def say(self, sentence: str) -> None:
+        """Say what happened."""
+        self._log(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Say what somebody should look at."""
+        self._log(sentence, level="warning")
+
+    def _result(self, facts: dict[str, Any]) -> str:
+        return json.dumps(facts, separators=(",", ":"))
+
+
+def _news(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  # standard error is where news go
+
+
+def _for_a_person(facts: dict[str, Any]) -> str:
+    key = facts["api_key"]
+    lines = [
+        "",
+        f"  Console      {facts['admin_url']}",
+        f"  Admin token  {facts['admin_token']}",
+        f"  Gateway      {facts['gateway_url']}",
+        *([f"  API key      {key}"] if key else []),
+        f"  Admin API    {facts['admin_url']}/admin/docs",
+    ]
+    if key:
+        usage = usage_line(Path(facts["data_dir"]), Path(sys.executable).with_name("tollkeeper"), Path.cwd())
+        lines += ["", "  Try it:", "", curl_line(facts["gateway_url"], key), usage]
+    return "\n".join([*lines, "", "  Ctrl-C stops everything in order; the next start keeps every row.", ""])
+
+
+def usage_line(data_dir: Path, program: Path, here: Path) -> str:
+    """A command that shows what was used, as it must be typed in this directory."""
+    shown = program.relative_to(here) if program.is_relative_to(here) else program
+    words = f"{shlex.quote(str(shown))} usage" if program.exists() else "tollkeeper usage"
+    return (
+        words if data_dir == here / DATA_DIR else f"TOLLKEEPER_DATA_DIR={shlex.quote(str(data_dir))} {words}"
+    )
+
+
+def curl_line(gateway_url: str, key: str) -> str:
+    """A command that works when pasted into a shell."""
+    body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]})
+    return (
+        f"curl -s {gateway_url}/v1/chat/completions -H 'Authorization: Bearer {key}'"
+        f" -H 'Content-Type: application/json' -d '{body}'"
+    )

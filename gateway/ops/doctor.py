@@ -18,27 +18,80 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from gateway.core.calls.route import UpstreamTarget
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.peppers import peppers_of
-from gateway.core.shown_urls import without_password
+from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.credentials import peppers_of
+from gateway.core.issuers import Issuer
+from gateway.core.network import without_password
 from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
-from gateway.issuers.key_set import UnreadableKeys
-from gateway.issuers.keys import Read, read_keys
+from gateway.issuers.keys import Read, UnreadableKeys, read_keys
 from gateway.issuers.sign_in import read_provider
-from gateway.local import open_files
-from gateway.ops import doctor_months, doctor_pooler, doctor_replica, doctor_users, hints
-from gateway.ops.doctor_peppers import of_credentials
-from gateway.ops.doctor_redis import clock_against
-from gateway.ops.doctor_servers import ANSWER_MAX_S, examine_redis
-from gateway.ops.finding import Finding
-from gateway.run.vitals import FREE_BYTES_MIN, few_files, full_disks, limits_here
+from gateway.local import heartbeat
+from gateway.ops import doctor_redis, hints
+from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, examine_redis, of_credentials
+from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
+from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
-from gateway.settings.tls_files import PREFIXES
-from gateway.settings.urls import wanted
 from gateway.tls.certificates import load
+
+# What `tollkeeper doctor` says of rows whose months nobody made a partition of.
+
+
+_NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
+_ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clock is wrong"
+
+
+def months_findings(url: str) -> list[Finding]:
+    """One for each ledger that has any; none where nobody answers, which others say."""
+    from persistence.archive.rows import (  # noqa: PLC0415  # loaded where it is needed
+        ROWS_TOLD_MAX,
+        told,  # heavy to load
+    )
+
+    found = []
+    for ledger, first, last, rows in told(url):
+        many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
+        months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
+        said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
+        found.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+    return found
+
+
+# What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
+
+
+def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
+    """Whether sessions are shared, and whether the owner, who needs one, has one of its own."""
+    from persistence.engine import (  # noqa: PLC0415  # loaded where it is needed
+        ASK_OWNER,
+        is_seen_to_share,  # heavy to load
+    )
+
+    shared = is_seen_to_share(url)
+    if shared:
+        yield Finding(
+            True, "postgresql pooler", "shares sessions (transaction mode), of which a keeper needs none"
+        )
+    if is_seen_to_share(owner_url) if owner_url != url else shared:
+        yield Finding(False, "backup and archive", ASK_OWNER)
+
+
+# What `tollkeeper doctor` says of the replica that reads go to.
+
+
+async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
+    """Whether it is read, and how far it is behind: well, subject, what is said."""
+    from persistence.replica import examine  # noqa: PLC0415  # heavy to load
+
+    try:
+        async with asyncio.timeout(answer_s_max):
+            well, says = await examine(url, read_url)
+    except TimeoutError:
+        well, says = False, f"gives no answer within {answer_s_max:g} s"
+    rest = "" if well else "; until then all is read at TOLLKEEPER_DATABASE_URL"
+    return well, "read replica", f"{shown} {says}{rest}"
+
 
 T = TypeVar("T")
 # A gateway worker that takes fewer, since it may open too few files, is no use to a service.
@@ -133,7 +186,7 @@ def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
         enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
         return Finding(enough, "open files", few)
     most = settings.http.connections_max
-    said = f"a process may have {files_max or open_files.limit():,} open files"
+    said = f"a process may have {files_max or heartbeat.open_files_limit():,} open files"
     return Finding(True, "open files", f"{said}, enough for {most:,} connections of a gateway worker")
 
 
@@ -178,7 +231,7 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
         found = await asyncio.to_thread(read, issuer)
     except UnreadableKeys as error:
         said = f"its keys cannot be read, so its tokens are refused: {error.message}"
-        return Finding(False, subject, f"{said}; {hints.issuer(error.message)}")
+        return Finding(False, subject, f"{said}; {hints.issuer_hint(error.message)}")
     usable = [name for name in issuer.algorithms if any(key.fits(name) for key in found.keys)]
     if not usable:
         said = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
@@ -200,11 +253,11 @@ async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:
         said = f"its certificate cannot be verified: {error.verify_message}"
-        return Finding(False, subject, f"{target.base_url}: {said}; {hints.upstream(said)}")
+        return Finding(False, subject, f"{target.base_url}: {said}; {hints.upstream_hint(said)}")
     except (OSError, TimeoutError) as error:
         why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
         said = f"{target.base_url} does not accept connections ({why})"
-        return Finding(False, subject, f"{said}; {hints.upstream(why)}")
+        return Finding(False, subject, f"{said}; {hints.upstream_hint(why)}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
     return Finding(True, subject, f"{target.base_url} accepts connections{through}{until}")
@@ -216,7 +269,7 @@ def _day(moment: float) -> str:
 
 async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
-    from persistence.keeper.watch import certificate_end  # noqa: PLC0415  # heavy to load
+    from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
     from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
     from persistence.schema.version import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
 
@@ -233,20 +286,20 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
         return
     except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
-        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql(first)}")
+        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
     newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
-    for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
+    for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
         yield Finding(*seen)
     for one in await asyncio.to_thread(
-        lambda: [*doctor_pooler.of(url, settings.owner_url), *doctor_months.of(url)]
+        lambda: [*pooler_findings(url, settings.owner_url), *months_findings(url)]
     ):
         yield one
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)
-        yield Finding(*await doctor_replica.of(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
+        yield Finding(*await replica_findings(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
     if settings.key_pepper:
         for finding in await asyncio.to_thread(lambda: list(of_credentials(url, peppers_of(settings)))):
             yield finding

@@ -1,13 +1,47 @@
-"""How Redis keeps what it is told: what its own figures say, as findings for doctor.
+"""Whether Redis is fit for Tollkeeper: one server, or each primary of a cluster; and who may take over.
 
-Each is whether that is well, what it is about, and what is said of it.
+Part of the composition root. Of a cluster each primary is a subject of its own, by its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
-from gateway.counters.redis.info import WHY, files_failing, why_refused
+from gateway.core.calls.binding import Bindings
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.core.network import without_password
+from gateway.core.wait import in_task
+from gateway.counters.admission.stored import services_of, version_standing
+from gateway.counters.history_guard import ask_word, history
+from gateway.counters.keeper import client
+from gateway.counters.keeper.status import PRESENCE_KEPT_S, Keeping, heard
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import (
+    WHY,
+    Address,
+    ask_apart,
+    facts_of,
+    files_failing,
+    parse_url,
+    why_refused,
+)
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.cluster import Shards, Wires, wires_to
+from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.scripts import VERBS, library
+from gateway.errors import CountersRefused, CountersUnavailable, SettingError, TollkeeperError
+from gateway.ops import hints
+from gateway.settings.settings import Settings
+
+# How Redis keeps what it is told: what its own figures say, as findings for doctor.
+#
+# Each is whether that is well, what it is about, and what is said of it.
+
 
 # Where this much of its limit is used, Redis will be full before long.
 MEMORY_SHARE_MAX = 0.95
@@ -110,3 +144,461 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
         return True, "clock", f"this machine's clock agrees with that of {name}"
     said = f"this machine's clock is {abs(off):,.0f} s {'ahead of' if off > 0 else 'behind'} that of {name}"
     return False, "clock", f"{said}: see that both follow a time server (timedatectl, chronyc tracking)"
+
+
+# What doctor says of one thing.
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    well: bool
+    subject: str
+    says: str
+
+
+# How replicas of Redis keep what they are told: each may be who is asked after a fail-over.
+#
+# Part of the composition root. Each is asked on a connection of its own; who cannot be asked is only said,
+# since a service may keep its replicas to itself.
+
+
+Place = tuple[str, int]
+
+# So many replicas are asked; CLUSTER SLOTS names no more members than are asked for slots.
+REPLICAS_MAX = 128
+_ALONE = "no replica follows it, so while it is away nobody takes over: let one follow, configured as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a replica says of itself, or why it does not."""
+
+    info: Mapping[str, str]
+    fsync: object
+    trouble: str = ""
+
+
+def lacking_replicas(subject: str, info: Mapping[str, str]) -> Iterator[Finding]:
+    """Of a primary that may be replaced: whether there is anybody to do so."""
+    if info.get("connected_slaves") == "0":
+        yield Finding(True, subject, _ALONE)
+
+
+def named_replica(info: Mapping[str, str]) -> list[Place]:
+    """The replicas that a primary's `INFO` names, by the addresses that they announce."""
+    found = list[Place]()
+    for name, value in info.items():
+        if name.startswith("slave") and name[5:].isdigit():
+            said = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
+            if said.get("ip") and said.get("port", "").isdigit():
+                found.append((said["ip"], int(said["port"])))
+    return found
+
+
+async def redis_replica_findings(
+    address: Address, places: Sequence[Place], *, configured: bool
+) -> list[Finding]:
+    """What is said of the replicas there; `configured` where their user may be asked for `CONFIG`."""
+    asked = places[:REPLICAS_MAX]
+    said = await asyncio.gather(*(_asked_replica(address, each, configured=configured) for each in asked))
+    return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
+
+
+async def _asked_replica(address: Address, place: Place, *, configured: bool) -> _Said:
+    who = address.now()
+    login, fsync = (who.username, who.password), None
+    try:
+        (info,) = await ask_apart(address, place, login, ("INFO",))
+        if configured:
+            with suppress(CountersUnavailable):
+                (fsync,) = await ask_apart(address, place, login, ("CONFIG", "GET", "appendfsync"))
+    except CountersUnavailable as error:
+        return _Said({}, None, str(error))
+    return _Said(facts_of(info), fsync)
+
+
+def _findings(place: Place, said: _Said) -> Iterator[Finding]:
+    subject = f"redis replica {place[0]}:{place[1]}"
+    if said.trouble:
+        yield Finding(True, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
+        return
+    for well, _, says in kept_by_replica(said.info, said.fsync):
+        yield Finding(well, subject, says)
+
+
+# Whether a keeper runs, and whether all that keep or look up credentials do so under the same pepper.
+#
+# Part of the composition root.
+
+
+_KEEPER, _PEPPER = "keeper", "pepper"
+_UNREADABLE = (
+    "start the keeper of a newer version if there was one, else let them be rebuilt"
+    " (deploy/README.md, TollkeeperLeftAlone)"
+)
+_NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
+
+
+def of_keeper(settings: Settings, role: str, heard: Keeping | None, ran_before: bool) -> Iterator[Finding]:
+    """What the keeper that spoke last says; `ran_before` where one has verified this Redis."""
+    if heard is None:
+        if not ran_before:
+            return
+        said = f"none was there in the last {PRESENCE_KEPT_S} s"
+        if role == _KEEPER:
+            yield Finding(True, _KEEPER, f"{said}: the one that starts here will be")
+            return
+        why = "so what is used becomes no rows, and no change is in force"
+        yield Finding(False, _KEEPER, f"{said}, {why}: run tollkeeper keeper, or look at its log")
+        return
+    yield Finding(True, _KEEPER, f"one of version {heard.version} is there")
+    if heard.unreadable:
+        said = f"accounts in Redis that it cannot read, whose calls are refused: {heard.unreadable}"
+        yield Finding(False, _KEEPER, f"{said}; {_UNREADABLE}")
+    if not settings.key_pepper:
+        return
+    ours, theirs = peppers_of(settings).ids, heard.peppers[0]
+    if theirs in ours:
+        yield Finding(True, _PEPPER, f"{ours[0]}; the keeper's, {theirs}, is taken")
+    else:
+        said = f"it is {ours[0]}, and the keeper has {theirs}: keys that are made there are unknown here"
+        yield Finding(False, _PEPPER, f"{said}; put the keeper's into {_NAMES}")
+
+
+def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
+    """Whether each credential in PostgreSQL is under a pepper that is taken."""
+    from persistence.schema.roles import in_use  # noqa: PLC0415  # heavy to load
+
+    try:
+        found = in_use(url)
+    except TollkeeperError as error:
+        yield Finding(False, _PEPPER, f"{error}; {hints.postgresql_hint(str(error))}")
+        return
+    current, *earlier = peppers.ids
+    for one in found:
+        if one.pepper in earlier:
+            yield Finding(True, _PEPPER, f"the earlier {one.pepper} is needed for {one}")
+        elif one.pepper not in {None, current}:
+            said = f"of {one.pepper}, which is not taken: {one}"
+            yield Finding(False, _PEPPER, f"{said}: put it into {_NAMES}")
+    used = {one.pepper for one in found}
+    if None not in used:
+        for unused in (each for each in earlier if each not in used):
+            yield Finding(True, _PEPPER, f"nothing is of the earlier {unused} any more: it can go")
+
+
+# Whether the users of Redis and PostgreSQL may do what a process does, or more than that.
+#
+# Part of the composition root. What is lacking is wrong; what is beyond is only said, since one user for
+# everything is well enough where one person runs everything.
+
+
+# Whether it is well, what was looked at, and what is said of it.
+Seen = tuple[bool, str, str]
+
+_REDIS, _POSTGRESQL, _OWNER = "redis user", "postgresql user", "postgresql owner"
+_GUIDE = "(deploy/README.md, PostgreSQL)"
+
+
+async def redis_user_findings(address: Address, role: str, answer_max_s: float) -> Seen:
+    """Whether the user of an address may do what a process of this role does, and is not the other's."""
+    user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
+    needed = client.needed_rights(role, clustered=bool(address.members), database=address.database)
+    # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
+    beyond: tuple[str, ...] = (client.NOBODYS,) if user == "default" else ()
+    if role == "serve":
+        beyond = (client.KEEPERS_ALONE, client.NOBODYS)
+    wire = Wire(address, time.monotonic, call_s=answer_max_s)
+    try:
+        await wire.open()
+        lacking = await client.refused_rights(wire, *needed)
+        if lacking.by_rights:
+            return _lacks(user, ours, lacking.by_rights)
+        if absent := [one for one in lacking.by_server if one not in client.WITHOUT]:
+            said = f"this server has not what a {ours} needs ({_few(absent)})"
+            return False, _REDIS, f"{user}: {said}: {hints.redis_hint('unknown command')}"
+        return _may(user, ours, lacking.by_server, await _more(wire, beyond))
+    except (TollkeeperError, OSError) as error:
+        return False, _REDIS, f"{user}: {error}; {hints.redis_hint(str(error))}"
+    finally:
+        await wire.close()
+
+
+async def _more(wire: Wire, beyond: tuple[str, ...]) -> list[str]:
+    """What may be done beyond what is needed, as far as each may be when the one before it may."""
+    more: list[str] = []
+    for each in beyond:
+        if await client.refused_rights(wire, each):
+            break
+        more.append(each)
+    return more
+
+
+def _few(commands: list[str]) -> str:
+    others = f" and {len(commands) - 1} more" if len(commands) > 1 else ""
+    return commands[0] + others
+
+
+def _lacks(user: str, role: str, lacking: list[str]) -> Seen:
+    said = f"{user} may not do what a {role} does ({_few(lacking)})"
+    return False, _REDIS, f"{said}: use tollkeeper-{role} of deploy/users.acl"
+
+
+def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
+    ours = f"tollkeeper-{role} of deploy/users.acl"
+    missed = {client.WITHOUT[one]: one.removesuffix(" OFF") for one in without}
+    lacks = "".join(f"; this server has no {one}, {so}" for so, one in missed.items())
+    if client.NOBODYS in more:
+        return True, _REDIS, f"{user} may do anything; {ours} may do what a {role} does{lacks}"
+    if more:
+        said = f"{user} may write who has which key and what it costs, as a keeper does"
+        return False, _REDIS, f"{said}: use {ours}"
+    return True, _REDIS, f"{user} may do what a {role} does{lacks}"
+
+
+def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
+    """Whether a keeper's user may do what a keeper does, and the owner, if it is another, owns the tables."""
+    from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
+
+    seen: list[Seen] = []
+    try:
+        found = privileges(url)
+    except TollkeeperError as error:
+        return [(False, _POSTGRESQL, f"{error}; {hints.postgresql_hint(str(error))}")]
+    if found.lacking:
+        seen.append((False, _POSTGRESQL, found.complaint()))
+    elif found.beyond:
+        needs = f"a keeper needs no more than to be in {found.writer} {_GUIDE}"
+        seen.append((True, _POSTGRESQL, f"{found.user} {' and '.join(found.beyond)}; {needs}"))
+    else:
+        seen.append((True, _POSTGRESQL, f"{found.user} may do what a keeper does, and no more"))
+    if owner_url == url:
+        return seen
+    try:
+        owner = privileges(owner_url)
+    except TollkeeperError as error:
+        return [*seen, (False, _OWNER, f"{error}; look at TOLLKEEPER_DATABASE_OWNER_URL")]
+    if owner.owns:
+        return [*seen, (True, _OWNER, f"{owner.user} owns the tables")]
+    said = f"{owner.user} does not own the tables: TOLLKEEPER_DATABASE_OWNER_URL must be of who migrates"
+    return [*seen, (False, _OWNER, said)]
+
+
+REDIS_VERSION_MIN = (7, 0)
+ANSWER_MAX_S = 5.0
+_LISTS = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What one server said. `covers` is its cluster-require-full-coverage; empty where nobody may ask."""
+
+    info: dict[str, str]
+    confirmed: bytes
+    named: bytes
+    loaded: bool
+    covers: str
+    fsync: object
+    certificate_end: float | None
+    address: Address
+    asked_at: float
+
+
+async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
+    """Look at what a process of this role needs of Redis."""
+    shown = without_password(settings.redis_url)
+    wires: Wires | None = None
+    try:
+        address = parse_url(settings.redis_url, settings.redis_files)
+        wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ANSWER_MAX_S))
+        await wires.open()
+        if not await wires.connected_within(ANSWER_MAX_S):
+            yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis_hint(wires.trouble)}")
+        servers = {_name_of(wires, one): await _asked(one, address) for one in wires.wires if one.connected}
+        lists = {name: await _read(wires, name.encode()) for name in _LISTS}
+        keeping, may_ask = await _keeping(wires)
+    except (TollkeeperError, OSError, TimeoutError) as error:
+        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
+        yield Finding(False, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
+        return
+    finally:
+        if wires is not None:
+            await wires.close()
+    if isinstance(wires, Shards):
+        yield _cluster(shown, wires)
+    for subject, server in servers.items():
+        for finding in _server(settings, subject, shown, server):
+            yield finding
+    for finding in await _replicas(address, wires, servers):
+        yield finding
+    ran_before = any(server.confirmed for server in servers.values())
+    for finding in _missing(lists) if ran_before else ():
+        yield finding
+    for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else ():
+        yield finding
+    for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
+        yield finding
+    for subject, server in servers.items():
+        well, of, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)
+        yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+
+
+async def _read(wires: Wires, name: bytes) -> Reply | CountersRefused:
+    """What is there, or why it cannot be read."""
+    try:
+        return await in_task(wires.of_key(name).send(encode(b"GET", name)))
+    except CountersRefused as error:
+        return error
+
+
+def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
+    """Lists of everybody that are not there, or something else is, though a keeper has written them once."""
+    lacking: dict[str, list[str]] = {}
+    for name, raw in lists.items():
+        if not isinstance(raw, bytes) or version_standing(raw) < 0:
+            odd = "no list that can be read" if isinstance(raw, bytes) else "not there"
+            lacking.setdefault(raw.message if isinstance(raw, CountersRefused) else odd, []).append(name)
+    for why, names in lacking.items():
+        said = f"{', '.join(names)}: {why.rstrip('.')}, so gateways that start refuse calls or know no prices"
+        hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
+        yield Finding(False, "redis", f"{said}; {hint}")
+
+
+async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
+    """What the keeper that spoke last says, and whether this user may know."""
+    try:
+        return await heard(wires), True
+    except CountersRefused:  # users of an older deploy/users.acl; which right is lacking is said of the user
+        return None, False
+
+
+def _name_of(wires: Wires, wire: Wire) -> str:
+    """What is said of a server is said of this."""
+    if not isinstance(wires, Shards):
+        return "redis"
+    host, port = wires.place_of(wire)
+    return f"redis {host}:{port}"
+
+
+async def _asked(wire: Wire, address: Address) -> _Server:
+    info, asked_at = await _info(wire), time.time()
+    confirmed = await in_task(ask_word(wire))
+    named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
+    known = await in_task(wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode())))
+    asks = _asks(address)
+    covers = await _if_allowed(wire, "cluster-require-full-coverage") if asks and address.members else None
+    fsync = await _if_allowed(wire, "appendfsync") if asks else None
+    return _Server(
+        info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
+        _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
+        wire.certificate_end, wire.address, asked_at,
+    )  # fmt: skip
+
+
+async def _replicas(address: Address, wires: Wires, servers: Mapping[str, _Server]) -> list[Finding]:
+    """What is said of those who may take over, where somebody would have them do it."""
+    if not (address.sentinels or address.members):
+        return []
+    found = [
+        finding for subject, server in servers.items() for finding in lacking_replicas(subject, server.info)
+    ]
+    if isinstance(wires, Shards):
+        primaries = {one.place for one in wires.map.owned} | {wires.place_of(one) for one in wires.wires}
+        places = [one for one in wires.map.members if one not in primaries]
+    else:
+        places = [one for server in servers.values() for one in named_replica(server.info)]
+    return found + await redis_replica_findings(address, places, configured=_asks(address))
+
+
+def _asks(address: Address) -> bool:
+    """Whether a user may be asked for `CONFIG`. One of `users.acl` may not, and what a server refuses stands
+    in its log of attacks.
+    """
+    return address.username in ("", "default")
+
+
+async def _if_allowed(wire: Wire, name: str) -> Reply:
+    """What a server is configured with; None where its user may not ask that."""
+    with suppress(CountersRefused):
+        return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
+    return None
+
+
+def _cluster(shown: str, shards: Shards) -> Finding:
+    """Whether each partition has a primary."""
+    lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
+    there = f"{shown} is a cluster of {len(shards.wires)} primaries"
+    if not lacking:
+        return Finding(True, "redis", there)
+    said = f"{there}, of which none has the slots of {len(lacking)} partitions"
+    return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
+
+
+def _server(settings: Settings, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
+    info = server.info
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    what = shown if subject == "redis" else "it"
+    yield Finding(
+        numbers >= REDIS_VERSION_MIN, subject, f"{what} is {name} {version} (7.0 or newer is needed)"
+    )
+    if server.certificate_end is not None:
+        until = f"{datetime.fromtimestamp(server.certificate_end, UTC):%Y-%m-%d}"
+        yield Finding(True, subject, f"its certificate is valid until {until}")
+    elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
+        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
+        yield Finding(False, subject, f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss")
+    for well, of, says in kept(info, server.fsync, server.asked_at):
+        yield Finding(well, subject if of == "redis" else of, says)
+    if server.covers:
+        alone = server.covers == "no"
+        hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
+        said = f"cluster-require-full-coverage is {server.covers}"
+        yield Finding(alone, subject, said if alone else f"{said}: {hint}")
+    elif server.address.members:
+        said = "cluster-require-full-coverage is not told to this user: see that it is no"
+        yield Finding(True, subject, said)
+    loaded = "are loaded" if server.loaded else "cannot be loaded"
+    yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
+    here = history(info.get("run_id", "").encode(), server.named)
+    yield verification(subject, server.confirmed, here)
+
+
+def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
+    """Services whose calls are refused, for they go nowhere or could be had at another price."""
+    services = services_of(catalogue)
+    targets = {target.name: target for target in settings.upstreams}
+    try:
+        settings.table.check_services(services)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
+    bound = Bindings(settings.routes, targets, settings.services, services)
+    for key, name in bound.unplaced():
+        yield Finding(
+            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
+        )
+    for one, other, name in bound.conflicts():
+        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
+        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
+
+
+def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
+    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
+    if not confirmed:
+        return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
+    if confirmed == here:
+        return Finding(True, subject, "a keeper has verified it since its last start")
+    said = "not verified since its last start, or since its data was replaced, so calls are refused"
+    return Finding(False, subject, f"{said}: run the keeper")
+
+
+async def _info(wire: Wire) -> dict[str, str]:
+    answer = await in_task(wire.send(encode(b"INFO")))
+    return facts_of(answer)
+
+
+def _text(answer: Reply) -> bytes:
+    return answer if isinstance(answer, bytes) else b""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 REDIS_URL, DATABASE_URL = "TOLLKEEPER_REDIS_URL", "TOLLKEEPER_DATABASE_URL"
 
-_REDIS = (
+_REDIS_HINTS = (
     ("WRONGPASS", f"put the right user and password into {REDIS_URL}"),
     ("NOAUTH", f"put user and password into {REDIS_URL}"),
     ("without any password", f"set a password there, or take it out of {REDIS_URL}"),
@@ -53,7 +53,7 @@ _RIGHTS = (
     "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
     " (deploy/README.md, PostgreSQL)"
 )
-_POSTGRESQL = (
+_POSTGRESQL_HINTS = (
     ("password authentication failed", f"put the right user and password into {DATABASE_URL}"),
     ("no password supplied", f"put the password into {DATABASE_URL}"),
     ("pg_hba.conf", "let this user and machine in (pg_hba.conf), or connect with TLS: ?sslmode=verify-full"),
@@ -98,22 +98,22 @@ _ISSUER = (
 )
 
 
-def redis(said: str) -> str:
+def redis_hint(said: str) -> str:
     """What to do where Redis said this."""
-    return _found(_REDIS, said)
+    return _found(_REDIS_HINTS, said)
 
 
-def postgresql(said: str) -> str:
+def postgresql_hint(said: str) -> str:
     """What to do where PostgreSQL, or libpq, said this."""
-    return _found(_POSTGRESQL, said)
+    return _found(_POSTGRESQL_HINTS, said)
 
 
-def upstream(said: str) -> str:
+def upstream_hint(said: str) -> str:
     """What to do where a connection to an upstream ended so."""
     return _found(_UPSTREAM, said)
 
 
-def issuer(said: str) -> str:
+def issuer_hint(said: str) -> str:
     """What to do where an issuer's keys could not be read for this."""
     return _found(_ISSUER, said)
 

@@ -30,9 +30,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.resolver import ThreadedResolver
 
-from gateway.core.addresses import is_public, literal, refusal
-from gateway.core.alerts.webhook import Answer, Outcome
-from gateway.core.upstreams.proxies import DIRECT, Proxies
+from gateway.core.alerts.messages import Answer, Outcome
+from gateway.core.network import DIRECT, Proxies, address_refusal, is_public, literal
 from gateway.outbound.tunnel import tunnelled
 
 TIMEOUT_S = 10.0
@@ -108,7 +107,7 @@ class Outgoing:
         self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = ANSWER_BYTES_MAX
     ) -> Answer:
         """Post once, and read so much of what is answered; told, not raised, as well."""
-        refused = refusal(url, private=self._private)
+        refused = address_refusal(url, private=self._private)
         if refused is not None:
             return Answer(None, f"the URL {refused}")
         if self._opened is None:

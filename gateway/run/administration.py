@@ -7,53 +7,152 @@ on another core or before it. What they know is told each second (`facts.py`).
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from gateway.admin.ports import AdminPorts
+from gateway.admin.application import build
+from gateway.admin.http.server import Answers, Listening, listen
+from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.flushing.losses import LossCounter
-from gateway.background.timed.failures import FailureTeller
+from gateway.background.loops import FailureTeller
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.gauges import Gauges
-from gateway.core.accounts.hours import HourlyBudget
-from gateway.core.failures import Failures
-from gateway.core.peppers import peppers_of
-from gateway.core.readiness import Found
-from gateway.counters.keeper.activity import Activity
-from gateway.counters.keeper.left_alone import LeftAlone
+from gateway.core.accounts.administration import HourlyBudget
+from gateway.core.credentials import Failures, peppers_of
+from gateway.core.processes import Found
+from gateway.counters.keeper.client import LeftAlone
+from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import LoopsSilent
+from gateway.errors import LoopsSilent, SettingError
+from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
-from gateway.run.admin_port import AdminPort
-from gateway.run.collecting import Collecting
-from gateway.run.facts import HeardFacts
-from gateway.run.invoice_letterhead import invoice_renderer
-from gateway.run.keeper_doors import KeeperDoors, store_over
-from gateway.run.keeper_settings import KeeperSettings
-from gateway.run.looping import keep_going
+from gateway.run.admin_process import HeardFacts
+from gateway.run.billing_providers import Collecting, invoice_renderer
+from gateway.run.health import ProcessVitals, disks, has_files_left
+from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
+from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.readiness import Probe, Recent, all_answer, one_answers
-from gateway.run.running import Running
-from gateway.run.sign_ins import KeptSignIns
-from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES
-from gateway.run.vitals import disks, has_files_left
-from gateway.settings.settings import Settings
+from gateway.run.readiness import (
+    CLOCK,
+    CONFIGURATION,
+    DISK,
+    EVERY_PARTITION,
+    OPEN_FILES,
+    Probe,
+    Recent,
+    Running,
+    all_answer,
+    one_answers,
+)
+from gateway.run.sent_settings import LOOK_S, watch
+from gateway.run.tls_port import TlsPort
+from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 from persistence import engine as engines
 from persistence.engine import PeoplePools
-from persistence.keeper.losses import Losses
-from persistence.keeper.pushes import Pushes
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.definitions import Pushes
+from persistence.keeper.sweeps import Losses
+from persistence.keeper.verification import Accounts
 from persistence.replica import Replica
-from persistence.resources import audit
-from persistence.resources.figures import Figures
-from persistence.resources.reconciliation_results import Results
+from persistence.resources import access
+from persistence.resources.integrity import Results
+from persistence.resources.usage import Figures
+
+# The admin port of a keeper: what listens there, and its built-in tokens, read again from their files.
+#
+# Part of the composition root.
+
+
+# The settings of the built-in tokens, each by the role it is for.
+TOKENS = {"admin_token": "admin", "readonly_token": "readonly"}
+
+
+class AdminPort:
+    """Listens once told to; `built_in` has the tokens of now, once `run` is kept going."""
+
+    def __init__(self, settings: Settings, log: Callable[..., None], *, look_s: float = LOOK_S) -> None:
+        self._log, self._look_s = log, look_s
+        self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
+        self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
+        self._tls = TlsPort(settings, "admin", log, look_s=look_s)
+        self._listening: Listening | None = None
+        self._answers, self.vitals = Answers(), ProcessVitals("admin")
+
+    async def open(self, ports: AdminPorts, sockets: Sequence[socket.socket]) -> None:
+        """Listen on what is bound already."""
+        app = build(replace(ports, answers=self._answers))
+        self._listening = await listen(app, sockets=sockets, wrapped=self._tls.wrapped)
+
+    async def close(self) -> None:
+        """Listen no more, once what is asked is answered."""
+        if self._listening is not None:
+            await self._listening.stop()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of the port."""
+        return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
+
+    async def keep_certificate(self) -> None:
+        """Look after the certificate until cancelled."""
+        await self._tls.run()
+
+    async def run(self) -> None:
+        """Look after the files of the tokens, and the process, until cancelled."""
+        tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tokens)
+            group.create_task(self.vitals.keep_looking())
+
+    def _kept(self, why: str) -> None:
+        self._log("tokens are kept as they were", why=why, level="warning")
+
+    async def _read_tokens(self) -> str:
+        """Take over both tokens, or keep both and answer why."""
+        now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
+        try:
+            for name, path in self._files.items():
+                now[name] = await asyncio.to_thread(reread, name, path)
+            trouble = "both are the same" if now["admin_token"] == now["readonly_token"] else ""
+        except SettingError as error:
+            trouble = error.message
+        if trouble:
+            return trouble
+        for name, role in TOKENS.items():
+            if now[name] != getattr(self.built_in, role):
+                setattr(self.built_in, role, now[name])
+                self._log("token read again from its file", setting=name)
+        return ""
+
+
+# The providers of identities by which people sign in to the console, as the settings of a keeper have them.
+#
+# Part of the composition root.
+
+
+class KeptSignIns:
+    """Those of the settings: `now` is None where there were none when the keeper was started."""
+
+    def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
+        wanted, self._log = settings.sign_in, log
+        self._heard = wanted
+        self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
+
+    def renew(self, settings: Settings) -> None:
+        """Go by other providers; the address of the console stays, since browsers were told it."""
+        wanted, now = settings.sign_in, self.now
+        if now is not None:
+            now.renew_providers(wanted)
+        is_new, self._heard = wanted != self._heard, wanted
+        if is_new and wanted.providers and (now is None or now.console_url != wanted.console_url):
+            self._log("a restart is needed", setting="sign_in", level="warning")
+
 
 APPLICATION = "tollkeeper-admin"
 # Who brings rows, and who answers calls, goes first where cores are scarce: a third of their weight.
@@ -91,7 +190,7 @@ class Administration:
         )
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
-            "admin", self._failures, self._log, partial(audit.note_failures, pools.staff)
+            "admin", self._failures, self._log, partial(access.note_failures, pools.staff)
         )
         # What was acknowledged here is evidence; it is counted by who knows when everybody is at rest.
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
@@ -122,7 +221,7 @@ class Administration:
         ports = self._ports()
         await doors.wires.connected_within(CONNECTED_S_MAX)
         await self._loops_begun.wait()
-        own, _ = sockets.given()
+        own, _ = sockets.given_port()
         await port.open(ports, own)
         heartbeat.say_ready()
 

@@ -21,8 +21,14 @@ from fractions import Fraction
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MODEL_CHARS_MAX, PREFIX
-from gateway.core.billing.vector import BASE_CURRENCY, NANO_DIGITS
+from gateway.core.billing.price_book import (
+    BASE_CURRENCY,
+    BUNDLED,
+    EXACT_NAME,
+    MODEL_CHARS_MAX,
+    NANO_DIGITS,
+    PREFIX,
+)
 
 if TYPE_CHECKING:
     from genai_prices import types

@@ -9,50 +9,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from gateway.admin.smtp import Mailer
 from gateway.background.flushing.flusher import Failed, Flushed
+from gateway.background.flushing.late import RefusedDrain
 from gateway.background.flushing.losses import LossCounter
-from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.flushing.share import Share
 from gateway.background.loops import Loop, call
-from gateway.background.timed.price_list import PriceList
-from gateway.background.timed.webhooks import WebhookDeliveries
+from gateway.background.timed.deliveries import WebhookDeliveries
+from gateway.background.timed.invoicing import PriceList
 from gateway.background.verifying.gauges import Gauges
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.dunning import DunningSchedule
-from gateway.core.histogram import SECONDS, Histogram
-from gateway.core.integrity.verified import Verified, summary
+from gateway.core.billing.payments import DunningSchedule
+from gateway.core.credentials import peppers_of
+from gateway.core.histograms import SECONDS, Histogram
+from gateway.core.integrity.recovery import Verified, summary
 from gateway.core.model import PARTITIONS
-from gateway.core.peppers import peppers_of
-from gateway.counters.keeper.left_alone import LeftAlone
+from gateway.counters.keeper.client import LeftAlone
 from gateway.counters.keeper.moves import Moves
-from gateway.counters.keeper.presence import Presence
-from gateway.counters.keeper.refused import RefusedStream
+from gateway.counters.keeper.outbox import RefusedStream
+from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
-from gateway.run import servers
-from gateway.run.away import tell_of_redis
-from gateway.run.calling_out import outgoing
-from gateway.run.collecting import Collecting
-from gateway.run.facts import Facts
-from gateway.run.invoice_letterhead import invoice_renderer
-from gateway.run.keeper_doors import KeeperDoors, store_over
-from gateway.run.keeper_settings import KeeperSettings, Source
+from gateway.ops.archive.retention import Retention
+from gateway.run import kept_servers
+from gateway.run.admin_process import Facts, People
+from gateway.run.billing_providers import Collecting, invoice_renderer, outgoing
+from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_redis
+from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
 from gateway.run.kept_servers import KeptServers, Shared
-from gateway.run.looping import keep_going
-from gateway.run.old_months import housekeeping, wait_for_archive
-from gateway.run.people import People
-from gateway.run.readiness import of_process
-from gateway.run.redis_state import RedisState
-from gateway.run.running import Running
-from gateway.run.starting import reached, redis_reached
-from gateway.run.stopping import cancel
-from gateway.run.supervisor.ops import EVERY_PARTITION
+from gateway.run.lifecycle import cancel, reached, redis_reached
+from gateway.run.readiness import EVERY_PARTITION, Running, of_process
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
@@ -63,30 +54,69 @@ from gateway.run.timed_loops import (
     sweeper,
 )
 from gateway.run.tls_port import check_files
-from gateway.run.vitals import DiskWatch, ProcessVitals
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 from persistence import engine as engines
-from persistence import pool
-from persistence.billing.allocations import Allocations
-from persistence.keeper import watch
-from persistence.keeper.clock_changes import ToldClocks
-from persistence.keeper.deliveries import Deliveries
+from persistence import engine as persistence_engine
+from persistence.archive.months import behind
+from persistence.billing.credit_balances import Allocations
+from persistence.engine import Engine
+from persistence.keeper import handovers, retention, sweeps, usage_feed, verification
+from persistence.keeper.definitions import ToldClocks
 from persistence.keeper.handovers import HandoverQueue
-from persistence.keeper.losses import Losses
-from persistence.keeper.notices import Notices
-from persistence.keeper.reconciliations import Accounts
-from persistence.keeper.shares import Shares
-from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.news import Deliveries, Notices
+from persistence.keeper.sweeps import Losses, Shares, Sweeps
 from persistence.keeper.usage_feed import FeedQueue
+from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
-from persistence.ledger.refused import RefusedJournal
-from persistence.resources.prices import PriceTable
-from persistence.resources.quarantine import Quarantines
-from persistence.resources.reconciliation_results import Results
+from persistence.ledger.redrive import RefusedJournal
+from persistence.resources.catalogue import PriceTable
+from persistence.resources.integrity import Quarantines, Results
 from persistence.schedule import Schedule
-from persistence.schema import roles
+from persistence.schema import partitions, roles
+
+# What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
+
+
+def housekeeping(engine: Engine, settings: Settings, log: Callable[..., None]) -> Loop:
+    """Makes months ahead, and forgets what is not kept any more."""
+    return Loop("partitions", 3_600.0, (
+        call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
+        call(lambda: drop_old_months(engine, settings, log)),
+        call(lambda: verification.forget_budget_uses(engine)),
+        call(lambda: usage_feed.forget(engine)),
+        call(lambda: handovers.forget(engine, settings.stripe_events_keep_days)),
+    ))  # fmt: skip
+
+
+async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
+    """Drop what is not kept any more, of calls, of hours, and of what explained them.
+
+    A month of calls that has to stay is told.
+    """
+
+    def stays(month: date, why: str) -> None:
+        log("month of calls stays", month=f"{month:%Y-%m}", why=why, level="warning")
+
+    dropped: list[str] = []
+    if days := settings.calls_keep_days:
+        archived = settings.archive_calls_after_months > 0
+        dropped += await partitions.drop_calls(engine, days, are_archived=archived, stays=stays)
+    if days := settings.usage_hours_keep_days:
+        dropped += await partitions.drop_hours(engine, days)
+    for month in dropped:
+        log("month dropped", partition=month)
+    if days := settings.events_keep_days:
+        await retention.forget_events(engine, days)
+    if days := settings.reratings_keep_days:
+        await retention.forget_reratings(engine, days)
+
+
+async def wait_for_archive(engine: Engine, settings: Settings) -> dict[str, object]:
+    """For how long months should be in the archive and are not, by ledger, where there is one."""
+    return await behind(engine, Retention.of(settings).due)
+
 
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
@@ -232,8 +262,8 @@ class Keeper:
     def _looked_up(self) -> Gauges:
         settings = self._settings
         return Gauges((
-            partial(servers.certificates, settings, self._wires),
-            partial(watch.gauges, self._engine, settings.invoice_schedule),
+            partial(kept_servers.server_certificates, settings, self._wires),
+            partial(sweeps.watch_gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges, partial(wait_for_archive, self._engine, settings),
         ))  # fmt: skip
 
@@ -300,7 +330,8 @@ class Keeper:
             "webhook_attempts": self._webhook_deliveries.figures(),
             **self._reconciler.figures(), **self._isolation.figures(),
             **self._counters.left_alone.figures(), **self._vitals.snapshot(),
-            **self._later.snapshot(), **pool.figures(self._engine), **self._people.snapshot(),
+            **self._later.snapshot(), **persistence_engine.pool_figures(self._engine),
+            **self._people.snapshot(),
         }  # fmt: skip
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined

@@ -5,32 +5,48 @@ Part of the composition root.
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
-from gateway.admin.invoices.missing_glyphs import missing_glyphs
-from gateway.background.isolation import Isolation
-from gateway.background.timed.closing import AccountClosing
+from gateway.admin.invoices.renderer import missing_glyphs
+from gateway.background.loops import Isolation, Loop
+from gateway.background.timed.invoicing import AccountClosing
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.billing.document import Letterhead
-from gateway.counters.fences import Fences
-from gateway.counters.keeper.left_alone import LeftAlone
+from gateway.core.network import Proxies
+from gateway.counters.history_guard import Fences
+from gateway.counters.keeper.client import LeftAlone
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connecting import wires_to
+from gateway.counters.redis.cluster import wires_to
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
+from gateway.run.lifecycle import forever
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.reload import (
+    KEEPERS_RENEWABLE,
+    KEPT_BY_KEEPERS,
+    Renewal,
+    Told,
+    keep_renewing,
+    watch_credentials,
+)
+from gateway.run.sent_settings import LOOK_S, SentSettings
 from gateway.settings.settings import Settings
-from persistence.away import is_away
+from gateway.telemetry import logs
 from persistence.engine import Engine
-from persistence.glyphs import Glyphs
-from persistence.keeper.reconciliations import Accounts
+from persistence.error_mapping import is_away
+from persistence.keeper.verification import Accounts
 from persistence.replica import Replica
-from persistence.resources.reconciliation_results import Results
-from persistence.store import Store
+from persistence.resources.integrity import Results
+from persistence.store import Glyphs, Store
 
 REDIS_CALL_S = 10.0
 
@@ -67,3 +83,89 @@ def store_over(
         mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
         replica=replica, glyphs=Glyphs(missing_glyphs), organizations=organizations,
     )  # fmt: skip
+
+
+# Settings of a keeper, read again while it runs: its supervisor tells them, or it reads them itself.
+#
+# Both of its processes have them: that of the loops tells that for people.
+#
+# Part of the composition root.
+
+
+# Where later settings come from, if any do.
+Source = ParentPipe | Callable[[], Settings] | None
+
+
+class KeeperSettings:
+    """What a keeper goes by that may change while it runs: who signs in, through whom it calls others and
+    by which secrets, and what is logged.
+
+    `renew` goes by other ones first, and changes nothing where it raises.
+    """
+
+    def __init__(
+        self, settings: Settings, source: Source, log: Callable[..., None],
+        renew: Callable[[Settings], None], *, look_s: float = LOOK_S,
+    ) -> None:  # fmt: skip
+        self._renew_others = renew
+        self._running, self._look_s = settings, look_s
+        self._source, self._log = source, log
+        read = source if callable(source) else lambda: settings
+        self._now = Renewal(settings, read, KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
+        self._sent = SentSettings(self._renew, log)
+
+    def hear(self, line: bytes) -> None:
+        """Take over settings that the process above sends."""
+        self._sent.hear(line)
+
+    async def keep(self) -> None:
+        """Take over what comes until cancelled; SIGHUP asks a keeper that reads it itself."""
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        if isinstance(self._source, ParentPipe):
+            self._source.listen(lambda line: loop.call_soon_threadsafe(self.hear, line))
+        if not callable(self._source):
+            await asked.wait()
+            return
+        if not sys.stdin.isatty():  # else it means that the terminal is gone
+            loop.add_signal_handler(signal.SIGHUP, asked.set)
+        told = Told(self._taken, self._log, partial(self._log, level="warning"))
+        async with asyncio.TaskGroup() as both:
+            both.create_task(keep_renewing(self._now, asked, told))
+            both.create_task(watch_credentials(self._now, told, look_s=self._look_s))
+
+    def proxies(self) -> Proxies:
+        """Through whom others are called now."""
+        return self._running.proxies
+
+    def saying(self, name: str) -> Callable[[], str]:
+        """What tells the secret of a setting, as it is when it is asked."""
+        return lambda: str(getattr(self._running, name))
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of it."""
+        return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}
+
+    async def _taken(self) -> None:
+        self._sent.take(self._now.running)
+        self._now.running = self._running  # those before, where these were not taken
+
+    def _renew(self, settings: Settings) -> None:
+        self._renew_others(settings)
+        self._running = settings
+        logs.configure(settings.log_level)
+
+
+# A keeper's loops, begun together: each runs again after a failure, and its failures are counted.
+
+
+Run = Callable[[], Awaitable[None]]
+
+
+def keep_going(
+    loops: Mapping[str, Run], log: Callable[..., None], isolation: Isolation, rows: Iterable[Loop] = ()
+) -> list[asyncio.Task[None]]:
+    """Begin these, by their names."""
+    loops = {**{row.name: partial(row.run, isolation) for row in rows}, **loops}
+    isolation.watch(loops)
+    failed = isolation.pass_failed
+    return [asyncio.create_task(forever(name, run, log, failed=failed)) for name, run in loops.items()]

@@ -15,40 +15,32 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.background.flushing.late import LateSettlements
-from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.flushing.late import LateSettlements, Rollbacks
 from gateway.background.flushing.share import Share
-from gateway.background.isolation import Isolation
-from gateway.background.loops import Loop, call
-from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.reclaimer import Reclaimer
-from gateway.background.verifying.admission_gate import AdmissionGate
-from gateway.background.verifying.published import PublishedLists
-from gateway.background.verifying.rewinds import Rewinds
+from gateway.background.loops import Isolation, Loop, call
+from gateway.background.timed.pusher import Pusher, Reclaimer
+from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.holds import ReclaimPolicy
-from gateway.core.accounts.losses import Movement
-from gateway.core.integrity.verified import Verified
-from gateway.counters.fences import Fences
-from gateway.counters.keeper.deleted import DeletedEntries
-from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.strays import StrayReader
+from gateway.core.accounts.holds import Movement, ReclaimPolicy
+from gateway.core.integrity.recovery import Verified
+from gateway.counters.history_guard import Fences
+from gateway.counters.keeper.outbox import DeletedEntries, Outbox, StrayReader
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.keeping import Keeping
+from gateway.counters.late import Keeping
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of, partition_of_digest
-from gateway.counters.redis.wire import Wire
-from gateway.counters.redis.wires import Wires
 from gateway.errors import CountersUnavailable, LedgerUnavailable
-from gateway.run.looping import Run, keep_going
-from gateway.run.stopping import cancel
+from gateway.run.keeper_doors import Run, keep_going
+from gateway.run.lifecycle import cancel
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
-from persistence.keeper.pushes import Pushes
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper import sweeps
+from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import Accounts, Truths
 from persistence.ledger.writer import Writer
-from persistence.resources.quarantine import Quarantines
+from persistence.resources.integrity import Quarantines
 
 # How soon a server that became a primary is looked after.
 
@@ -275,3 +267,15 @@ class KeptServers:
             "outbox_streams_broken": broken,
             "holds": holds,
         }
+
+
+# What a keeper looks up of the servers it stands on, for metrics.
+
+
+async def server_certificates(settings: Settings, wires: Wires) -> Mapping[str, object]:
+    """When the servers' own certificates end."""
+    ends = {
+        "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),
+        "postgresql": await asyncio.to_thread(sweeps.certificate_end, settings.database_url),
+    }
+    return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}

@@ -13,15 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.core.calls.route import UpstreamTarget
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.http_limits import SETTABLE
-from gateway.core.issuers.sign_in import Provider
-from gateway.core.upstreams.proxies import Proxies, Proxy
+from gateway.core.issuers import Provider
+from gateway.core.network import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.files import is_same_place
-from gateway.run.watching import LOOK_S, watch
-from gateway.settings.secret_files import OF_KEEPERS, Signature, signature
-from gateway.settings.settings import PREFIX, SECRETS, Settings
+from gateway.run.sent_settings import LOOK_S, watch
+from gateway.settings.settings import OF_KEEPERS, PREFIX, SECRETS, Settings, Signature, signature
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 # Of what a keeper has, all but the tokens of its own port, which that takes over by itself.

@@ -20,7 +20,7 @@ def migrate(
     try:
         return upgrade(url, told, end_older=end_older, wait_s=wait_s)
     except SchemaUnavailable as error:
-        raise StartError(f"{error.message}; {hints.postgresql(error.message)}") from error
+        raise StartError(f"{error.message}; {hints.postgresql_hint(error.message)}") from error
 
 
 def admit_writer(url: str, password: str) -> str:

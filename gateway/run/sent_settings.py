@@ -5,9 +5,10 @@ Gateway workers and keepers have the same guard. Who takes them changes nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
-from gateway.settings.settings import Settings, from_json
+from gateway.settings.settings import Settings, Watched, from_json
 
 
 class SentSettings:
@@ -35,3 +36,34 @@ class SentSettings:
             self._log("settings cannot be served by, and are kept as they were", error=why, level="error")
         else:
             self.is_stale = False
+
+
+# Files that are read again when they change, while a process runs.
+
+
+# How often files are looked at.
+LOOK_S = 5.0
+
+
+async def watch(
+    paths: Callable[[], Iterable[str]],
+    read: Callable[[], Awaitable[str]],
+    warn: Callable[[str], None],
+    *,
+    look_s: float = LOOK_S,
+) -> None:
+    """Have `read` take files over once they change, until cancelled; it answers why not, or nothing.
+
+    What could not be read is tried again with each look, since rights may change where a file does not. Why
+    is told once.
+    """
+    watched, warned = Watched(), ""
+    while True:
+        if await asyncio.to_thread(watched.changed, [*paths()]):
+            why = await read()
+            if why:
+                watched.forget()
+                if why != warned:
+                    warn(why)
+            warned = why
+        await asyncio.sleep(look_s)

@@ -18,18 +18,16 @@ from pathlib import Path
 
 from gateway.errors import SettingError, StartError
 from gateway.local import ports
-from gateway.local.announce import JsonVoice, Voice
-from gateway.local.child import DIED, HUNG, Child, Program
-from gateway.run.readiness import of_gateway
+from gateway.local.ports import JsonVoice, Voice
+from gateway.local.processes import DIED, HUNG, Child, Program
+from gateway.run.health import DiskWatch, disks, few_files
+from gateway.run.lifecycle import forever, run_to_end, stop_signal, until_stopped
+from gateway.run.readiness import Ops, listen, of_gateway
 from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
-from gateway.run.stopping import forever, run_to_end, stop_signal, until_stopped
-from gateway.run.supervisor.ops import Ops, listen
 from gateway.run.tls_port import TlsPort, check_files
-from gateway.run.vitals import DiskWatch, disks, few_files
-from gateway.settings.secret_files import SUFFIX
-from gateway.settings.settings import PREFIX, Settings, load, to_json
+from gateway.settings.settings import PREFIX, SUFFIX, Settings, load, to_json
 from gateway.telemetry import logs
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 
 HOME = str(Path(__file__).resolve().parents[2])
 NUMBERS = frozenset({"gateway_port", "ops_port", "workers"})
@@ -74,7 +72,7 @@ def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
     try:
         settings.table.check_services({})
     except SettingError:
-        from gateway.run.starting import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
+        from gateway.run.lifecycle import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
 
         with ThreadPoolExecutor(1) as aside:  # a loop may be running here
             known = aside.submit(lambda: asyncio.run(catalogue_of(settings))).result()
@@ -145,7 +143,7 @@ async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
 def gateway_port(settings: Settings) -> ports.HeldPort:
     """The port of the gateway, held for its workers."""
     host, port = settings.gateway_host, settings.gateway_port
-    return ports.held(host, port, "gateway (--gateway-port)", settings.workers)
+    return ports.held_port(host, port, "gateway (--gateway-port)", settings.workers)
 
 
 def gateway_workers(

@@ -12,35 +12,21 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
-from gateway.background.isolation import Isolation
-from gateway.background.loops import Due, Loop, batches, call, each
-from gateway.background.timed.closing import AccountClosing
-from gateway.background.timed.invoicing import Invoicing
+from gateway.background.loops import Due, Isolation, Loop, batches, call, each
+from gateway.background.timed.invoicing import AccountClosing, Invoicing
 from gateway.core.accounts.administration import KEEPER, Command
-from gateway.core.accounts.zones import clock_of
-from gateway.core.billing.allocation import ExpiredGrant
-from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.billing.charges import ExpiredGrant
+from gateway.core.billing.payments import DunningSchedule
 from gateway.core.integrity.reconciliation import Owner
-from gateway.core.moments import ms_of
+from gateway.core.times import clock_of, ms_of
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 from gateway.settings.settings import Settings
-from persistence.billing import (
-    charges,
-    charging,
-    dunning,
-    open_credit,
-    payments,
-    plan_prices,
-    reratings,
-    subscriptions,
-    top_up_orders,
-    top_ups,
-)
-from persistence.billing.allocations import Allocations
+from persistence.billing import amendments, charges, dunning, payments, subscriptions, top_ups
+from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
-from persistence.keeper.clock_changes import ToldClocks
-from persistence.keeper.notices import Notices
+from persistence.keeper.definitions import ToldClocks
+from persistence.keeper.news import Notices
 from persistence.keeper.sweeps import Sweeps
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.schedule import Schedule
@@ -107,7 +93,7 @@ def billing_loops(
     loops = (
         Loop("calendar", 1.0, (
             each(
-                sql(lambda connection, _, count: plan_prices.due(connection, today(), count)),
+                sql(lambda connection, _, count: subscriptions.plan_prices_due(connection, today(), count)),
                 write("subscription-plans", "advance"), count=SUBSCRIPTIONS_MAX,
             ),
             each(
@@ -117,7 +103,7 @@ def billing_loops(
         )),
         Loop("charging", HOUR_S, (
             batches(
-                sql(lambda connection, *page: charging.due(connection, today(), *page)),
+                sql(lambda connection, *page: charges.charges_due(connection, today(), *page)),
                 partial(charge, store, today), count=page, place=int,
                 split=partial(_by_partition, store.partition),
             ),
@@ -125,7 +111,7 @@ def billing_loops(
         # Open credit comes first: who owes nothing by it is let alone.
         Loop("dunning", 5.0, (
             each(
-                sql(lambda connection, *page: open_credit.due(connection, today(), *page)),
+                sql(lambda connection, *page: payments.open_credit_due(connection, today(), *page)),
                 lambda one: store.run(lambda connection: apply_credit(connection, one)),
                 count=page, place=int,
             ),
@@ -137,13 +123,13 @@ def billing_loops(
         )),
         Loop("rating", 5.0, (
             each(
-                sql(lambda connection, _, count: reratings.left(connection, count)),
+                sql(lambda connection, _, count: amendments.reratings_left(connection, count)),
                 write("prices", "rate"), count=PRICES_A_PASS,
             ),
         ), again=True),
         Loop("top-ups", 1.0, (
             each(
-                sql(top_up_orders.due), make_ordered, count=page, place=int, leaves=not_now,
+                sql(top_ups.top_up_orders_due), make_ordered, count=page, place=int, leaves=not_now,
                 name="order {}".format,
             ),
             each(
@@ -159,10 +145,10 @@ async def charge(store: Store, today: Callable[[], date], organization_ids: Sequ
     """Charge what is known of some of a partition; those that somebody else charges now behind them."""
     day, partition = today(), store.partition(organization_ids[0])
     busy = await store.run(
-        lambda connection: charging.charge_free(connection, organization_ids, partition, day)
+        lambda connection: charges.charge_free(connection, organization_ids, partition, day)
     )
     for one in busy:
-        await store.run(partial(charging.charge, organization_id=one, partition=partition, today=day))
+        await store.run(partial(charges.charge_known, organization_id=one, partition=partition, today=day))
 
 
 def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:

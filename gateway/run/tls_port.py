@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from gateway.run.vitals import limits_here
-from gateway.run.watching import LOOK_S, watch
+from gateway.run.health import limits_here
+from gateway.run.sent_settings import LOOK_S, watch
+from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import PREFIX, Settings
-from gateway.settings.tls_files import PREFIXES
 from gateway.tls.certificates import Certificates, load
-from gateway.tls.gate import Gate
+from gateway.tls.session import TlsGate
 
 ProtocolFactory = Callable[[], Any]
 
@@ -30,7 +30,7 @@ class TlsPort:
     ) -> None:
         self._port, self._log, self._look_s = port, log, look_s
         files = settings.tls_files(port)
-        self._gate = Gate(port, Certificates(files, _prefix_of(port))) if files is not None else None
+        self._gate = TlsGate(port, Certificates(files, _prefix_of(port))) if files is not None else None
         self.renew(settings)
 
     @property

@@ -7,19 +7,178 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Any
+import ssl
+from collections.abc import Callable, Mapping
+from collections.abc import Collection as Collection_
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.alerts.mail import is_address
-from gateway.core.billing.stand_ins import WANTED, read_stand_ins
+from gateway.core.alerts.messages import is_address
+from gateway.core.billing.price_book import WANTED, read_stand_ins
 from gateway.core.billing.usage_feed import CODE_CHARS_MAX, USE_CODE
-from gateway.core.peppers import EARLIER_MAX
-from gateway.core.shown_urls import without_password
+from gateway.core.credentials import EARLIER_MAX, TlsFiles
+from gateway.core.network import without_password
 from gateway.errors import SettingError
-from gateway.settings.origins import ORIGINS_WANTED, origins_of
-from gateway.settings.urls import SCHEMES, fault, wanted
+from gateway.files import require_regular
+
+# URLs of databases and of a mail server: which can be used, and what is wrong with one.
+
+
+_OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
+SCHEMES = {
+    "redis_url": (
+        "redis",
+        "redis+cluster",
+        "redis+sentinel",
+        "rediss",
+        "rediss+cluster",
+        "rediss+sentinel",
+        "unix",
+    ),
+    "database_url": _OF_POSTGRES,
+    "database_owner_url": _OF_POSTGRES,
+    "database_read_url": _OF_POSTGRES,
+    "smtp_url": ("smtp", "smtps"),
+    "stripe_api_url": ("https", "http"),
+    "usage_feed_url": ("https", "http"),
+    "console_url": ("https", "http"),
+}
+_SHAPES = {
+    "redis_url": "redis://user:password@host:port/database",
+    "smtp_url": "smtp://user:password@host:port",
+    "stripe_api_url": "https://host:port",
+    "usage_feed_url": "https://host:port",
+    "console_url": "https://host:port",
+}
+PORT_MAX = 65_535
+# What stands behind a host that is none of IPv6, or behind the brackets of one.
+_PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
+
+
+def wanted(name: str) -> str:
+    """What the URL of this setting begins with, in words."""
+    return "a URL beginning with " + " or ".join(f"{each}://" for each in SCHEMES[name])
+
+
+def fault(name: str, url: str) -> str:
+    """What would be right where this URL of a setting cannot be used; empty where it can.
+
+    Of a URL of Redis that names several places, or a socket, only the scheme is looked at: the door to Redis
+    reads the rest.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES[name] or "://" not in url:
+        return wanted(name)
+    if scheme.endswith(("+sentinel", "+cluster")) or scheme == "unix":
+        return ""
+    shape = _SHAPES.get(name, "postgresql://user:password@host:port/database")
+    escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
+    if scheme in _OF_POSTGRES:
+        url = _with_one_host(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return f"{shape}, with a port from 1 to {PORT_MAX}, and {escaped}"
+    if port == 0:
+        return f"a port from 1 to {PORT_MAX}"
+    database = parts.path.strip("/")
+    if name == "redis_url" and (not host or not (database or "0").isdecimal()):
+        return f"{shape}, the database being a number, {escaped}"
+    if name == "redis_url" and (parts.query or parts.fragment):
+        return f"{shape}, and nothing behind it, {escaped}"
+    if name == "smtp_url" and (not host or database or parts.query or parts.fragment):
+        return f"{shape}, and nothing behind it, {escaped}"
+    if name != "redis_url" and "@" in database:
+        return f"{shape}, {escaped}"
+    return ""
+
+
+def _with_one_host(url: str) -> str:
+    """The same URL where it names one host; of several the first whose port is none, else the first."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, tail = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    wrong = (one for one in hosts.split(",") if (port := _PORT.search(one)) and not _is_port(port[1]))
+    return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) <= PORT_MAX
+
+
+# The settings of TLS of our ports: three files each, named alike.
+
+
+# What the names of each port's settings begin with.
+PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
+
+
+def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
+    """What a port speaks TLS with, each file as its setting has it; None without a certificate."""
+    prefix = PREFIXES[port]
+    certificate = value(f"{prefix}cert_file")
+    if not certificate:
+        return None
+    return TlsFiles(value(f"{prefix}client_ca_file"), certificate, value(f"{prefix}key_file"))
+
+
+def check_workloads(workloads: Collection_[object], values: Mapping[str, Any], begin: str) -> None:
+    """`SettingError` where there are workloads, and nobody would ask them for a certificate."""
+    if workloads and not values.get("tls_client_ca_file"):
+        said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
+        raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
+
+
+def check_pairs(values: Mapping[str, Any], begin: str) -> None:
+    """`SettingError` where a port has half of what TLS needs: nobody should take it for encrypted."""
+    for prefix in PREFIXES.values():
+        certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
+        there = key if values.get(key) else authority if values.get(authority) else ""
+        if there and not values.get(certificate):
+            said = f"{begin}{certificate.upper()} is not set, but {begin}{there.upper()} is"
+            raise SettingError(f"{said}: expected a PEM file of the certificate")
+        if values.get(certificate) and not values.get(key):
+            said = f"{begin}{key.upper()} is not set, but {begin}{certificate.upper()} is"
+            raise SettingError(f"{said}: expected a PEM file of the certificate's key")
+
+
+def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
+    """What verifies others by a file of authorities; `SettingError` says `otherwise` where that cannot be."""
+    try:
+        require_regular(ca_file)
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+        raise SettingError(otherwise) from error
+
+
+# Origins of pages that may call the data plane, as one setting states them.
+
+
+ORIGINS_MAX = 200
+ORIGINS_WANTED = f"* or at most {ORIGINS_MAX} origins such as https://app.example.com, with commas between"
+# Scheme, host and maybe a port, as browsers write them: RFC 6454, 6.2.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
+_USUAL = {"http": ":80", "https": ":443"}
+
+
+def origins_of(text: str) -> frozenset[bytes]:
+    """Those origins; empty for none. `ValueError` names the first one that no browser would send."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    if words == ["*"]:
+        return frozenset({b"*"})
+    if len(words) > ORIGINS_MAX:
+        raise ValueError(f"there are {len(words)}")
+    for word in words:
+        if not _ORIGIN.fullmatch(word):
+            raise ValueError(f"{word!r} is no origin")
+        scheme = word.partition(":")[0]
+        if word.endswith(_USUAL.get(scheme, "/")):
+            raise ValueError(f"{word!r} has the port that browsers leave out")
+    return frozenset(word.encode() for word in words)
+
 
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 # Part of the type of a setting that is a secret.
@@ -123,3 +282,22 @@ def name_of(variable: str, prefix: str) -> str:
     """The setting of a variable; what is not written in capitals is none."""
     name = variable.removeprefix(prefix)
     return name.lower() if name == name.upper() else name
+
+
+# What values of settings there are, by more than a number's bounds.
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# How long something is kept: 0 is for ever.
+Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
+Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
+Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
+Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
+# What is declared a secret may be said by a file instead: `<NAME>_FILE`.
+Secret = Annotated[str, IS_SECRET]
+Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
+# A space between two, which no pepper has in it.
+_PEPPER = r"[\x21-\x7e]{16,512}"
+EarlierPeppers = Annotated[
+    str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
+]

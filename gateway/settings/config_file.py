@@ -9,12 +9,13 @@ of an upstream is a credential.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -25,20 +26,272 @@ from gateway.core.calls.binding import (
     makes_batches,
     reach_of,
 )
-from gateway.core.calls.paths import PARAMETER, PATHS_MAX, read_pattern
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.calls.templates import expression_of
+from gateway.core.calls.routes import (
+    PARAMETER,
+    PATHS_MAX,
+    Route,
+    ServiceRules,
+    UpstreamTarget,
+    expression_of,
+    read_pattern,
+)
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import SignIn
+from gateway.core.issuers import (
+    LEEWAY_S,
+    SUBJECT,
+    USUAL_ALGORITHMS,
+    USUAL_SCOPES,
+    Issuer,
+    Provider,
+    SignIn,
+    may_be_asked,
+)
 from gateway.core.model import GENERIC, Family, Service
-from gateway.core.upstreams.proxies import Proxies
+from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt, without_password
 from gateway.errors import SettingError
 from gateway.files import read_regular, require_regular
-from gateway.settings.issuers import ISSUERS_MAX, WrittenIssuer, issuers_of
-from gateway.settings.proxies import own_proxies
-from gateway.settings.sign_in import WrittenSignIn, sign_in_of
-from gateway.settings.tls_files import authority_at
+from gateway.settings.checking import authority_at
+
+# Issuers of signed tokens as a configuration file has them.
+
+
+ISSUERS_MAX = 32
+
+Algorithm: TypeAlias = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
+Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+$", max_length=256)]
+Value = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+# What is said of tokens alike, whether callers or people are named by them.
+Algorithms = Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)]
+Leeway = Annotated[float, msgspec.Meta(ge=0, le=300)]
+Subjects = Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)]
+Required = Annotated[
+    dict[Claim, Annotated[tuple[Value, ...], msgspec.Meta(min_length=1, max_length=1_000)]],
+    msgspec.Meta(max_length=16),
+]
+
+
+class WrittenIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of `issuers`."""
+
+    issuer: Text
+    audiences: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=16)]
+    algorithms: Algorithms = USUAL_ALGORITHMS
+    jwks_uri: str = ""
+    jwks_file: str = ""
+    ca_file: str = ""
+    token_file: str = ""
+    leeway_s: Leeway = LEEWAY_S
+    subject: Claim = SUBJECT
+    subjects: Subjects = {}
+    user: Claim | Literal[""] = ""
+    require: Required = {}
+
+
+def issuers_of(written: Iterable[WrittenIssuer]) -> tuple[Issuer, ...]:
+    """The issuers of a configuration; `SettingError` names the place of what cannot be."""
+    found: dict[str, Issuer] = {}
+    for number, one in enumerate(written):
+        place = f"issuers[{number}]"
+        if one.issuer in found:
+            raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} stands here a second time")
+        _check(one, place)
+        values = msgspec.structs.asdict(one)
+        values |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
+        found[one.issuer] = Issuer(**values)
+    return tuple(found.values())
+
+
+def _check(one: WrittenIssuer, place: str) -> None:
+    if one.jwks_uri and one.jwks_file:
+        raise SettingError(f"{place}: jwks_uri and jwks_file are both set: expected one of them")
+    if one.jwks_uri and not may_be_asked(one.jwks_uri):
+        raise SettingError(f"{place}.jwks_uri: keys come over https:// alone, but for this machine's own")
+    if not one.jwks_uri and not one.jwks_file and not may_be_asked(one.issuer):
+        said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
+        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
+    check_authority(one.ca_file, place)
+
+
+def check_authority(ca_file: str, place: str) -> None:
+    """`SettingError` where there is a file of an authority that cannot be used."""
+    if ca_file:
+        authority_at(ca_file, f"{place}.ca_file: {ca_file!r} cannot be used")
+
+
+# How people sign in to the console, as a configuration file has it.
+
+
+PROVIDERS_MAX = 16
+_AT_CONSOLE = "expected https://host, as browsers reach the console"
+
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
+Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$")]
+Secret = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{0,1024}$")]
+
+
+class WrittenProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of `providers`."""
+
+    name: Slug
+    issuer: Text
+    client_id: Text
+    label: Label | Literal[""] = ""
+    client_secret: Secret = ""
+    client_secret_file: str = ""
+    scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1, max_length=16)] = USUAL_SCOPES
+    algorithms: Algorithms = USUAL_ALGORITHMS
+    ca_file: str = ""
+    leeway_s: Leeway = LEEWAY_S
+    subject: Claim = SUBJECT
+    subjects: Subjects = {}
+    person: Claim | Literal[""] = ""
+    require: Required = {}
+    end_session: bool = True
+
+
+class WrittenSignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`sign_in` of a configuration file."""
+
+    console_url: str = ""
+    providers: Annotated[tuple[WrittenProvider, ...], msgspec.Meta(max_length=PROVIDERS_MAX)] = ()
+
+
+def sign_in_of(written: WrittenSignIn) -> SignIn:
+    """How people sign in; `SettingError` names the place of what cannot be."""
+    if written.console_url or written.providers:
+        _check_url(written.console_url)
+    names: set[str] = set()
+    issuers: set[str] = set()
+    for number, one in enumerate(written.providers):
+        place = f"sign_in.providers[{number}]"
+        if one.name in names or one.issuer in issuers:
+            field = "name" if one.name in names else "issuer"
+            raise SettingError(f"{place}.{field}: {getattr(one, field)!r} stands here a second time")
+        _check_sign_in(one, place)
+        names.add(one.name)
+        issuers.add(one.issuer)
+    return SignIn(written.console_url.rstrip("/"), tuple(map(_provider, written.providers)))
+
+
+def _provider(one: WrittenProvider) -> Provider:
+    rules = Issuer(
+        one.issuer,
+        (one.client_id,),
+        algorithms=one.algorithms,
+        ca_file=one.ca_file,
+        leeway_s=one.leeway_s,
+        subject=one.subject,
+        subjects=tuple(one.subjects.items()),
+        user=one.person,
+        require=tuple(one.require.items()),
+    )
+    label = one.label or urlsplit(one.issuer).hostname or one.name
+    secret = (one.client_secret, one.client_secret_file)
+    return Provider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
+
+
+def _check_url(url: str) -> None:
+    if not url:
+        raise SettingError(f"sign_in.console_url is missing: {_AT_CONSOLE}")
+    parts = urlsplit(url)
+    if not may_be_asked(url) or parts.path not in {"", "/"} or parts.query:
+        raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
+
+
+def _check_sign_in(one: WrittenProvider, place: str) -> None:
+    if not may_be_asked(one.issuer):
+        said = "is no https:// address, where its discovery document would be"
+        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
+    if one.client_secret and one.client_secret_file:
+        raise SettingError(
+            f"{place}: client_secret and client_secret_file are both set: expected one of them"
+        )
+    if "openid" not in one.scopes:
+        raise SettingError(f"{place}.scopes: openid is missing, without which nobody is named")
+    check_authority(one.ca_file, place)
+
+
+# Proxies as the standard variables say them, or an upstream of the configuration file for itself.
+#
+# `https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. What is said of
+# a proxy is a credential: no message shows it.
+
+
+# What an upstream says that is reached directly, whatever the variables say.
+NONE = "none"
+WANTED = "http://user:password@host:port, or https:// where the proxy itself speaks TLS"
+URL_CHARS_MAX = 2_000
+_SCHEMES = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252}[a-z0-9_])?\.?|[0-9a-f:.]+", re.ASCII)
+
+
+def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Proxies:
+    """The proxies of the environment; `SettingError` names the variable that cannot be gone by.
+
+    NO_PROXY counts where there is a proxy alone. `settings` say the authority of one that speaks TLS: that of
+    an upstream's own proxy as well.
+    """
+    ca_file = str(settings.get("proxy_ca_file", ""))
+    if ca_file:
+        said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
+        authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
+    http, https = (_of_variable(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
+    if http is None and https is None:
+        return Proxies(ca_file=ca_file)
+    name, text = _said(environ, "NO_PROXY")
+    try:
+        return Proxies(http, https, read_exempt(text), ca_file)
+    except ValueError as error:
+        raise SettingError(f"{name} is not valid: {error}") from error
+
+
+def own_proxies(text: str, place: str) -> Proxies | None:
+    """Those of one upstream: none of its own where it says nothing."""
+    if text in {"", NONE}:
+        return DIRECT if text else None
+    found = _read(text, place)
+    return Proxies(found, found)
+
+
+def _of_variable(environ: Mapping[str, str], variable: str) -> Proxy | None:
+    name, text = _said(environ, variable)
+    return _read(text, name) if text.strip() else None
+
+
+def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
+    """The variable that says it, and what."""
+    small = variable.lower()
+    found = environ.get(small)
+    return (small, found) if found is not None else (variable, environ.get(variable, ""))
+
+
+def _read(text: str, place: str) -> Proxy:
+    """One proxy by its URL; without a scheme HTTP is spoken with it."""
+    text = text.strip()
+    url = text if "://" in text else f"http://{text}"
+    scheme = url.partition("://")[0].lower()
+    if scheme.startswith("socks"):
+        raise SettingError(f"{place} is not valid: SOCKS is not spoken here; expected {WANTED}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        user, password = (unquote_to_bytes(part or "") for part in (parts.username, parts.password))
+    except ValueError as error:
+        raise SettingError(f"{place} is not valid: expected {WANTED}") from error
+    known = b"" if parts.username is None else user + b":" + password
+    plain = len(url) <= URL_CHARS_MAX and url.isascii() and not re.search(r"[\x00-\x20\x7f]", url)
+    behind = parts.path not in {"", "/"} or parts.query or parts.fragment
+    if not plain or behind or scheme not in _SCHEMES or not _HOST.fullmatch(host) or port == 0:
+        raise SettingError(f"{place} is not valid: expected {WANTED}")
+    if b":" in user or re.search(rb"[\x00-\x1f\x7f]", known):
+        raise SettingError(f"{place} is not valid: its user has a colon, or a character that cannot be sent")
+    shown = f"Basic {b64encode(known).decode()}" if known else ""
+    return Proxy(host, port or _SCHEMES[scheme], scheme == "https", shown)
+
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20

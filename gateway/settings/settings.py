@@ -7,30 +7,40 @@ names. A value is shown in an error unless its name says it is a secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from gateway.core.accounts.hours import HOURLY
+from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
-from gateway.core.billing.stand_ins import StandIns, read_stand_ins
+from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
 from gateway.core.calls.call import DEFAULT_BOUNDS
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.certificate import TlsFiles
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.credentials import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import SignIn
+from gateway.core.issuers import Issuer, SignIn
+from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
-from gateway.core.upstreams.proxies import DIRECT, Proxies, authority
 from gateway.errors import SettingError
-from gateway.files import UrlFile
+from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
 from gateway.settings.checking import (
+    Collection,
+    Days,
+    EarlierPeppers,
+    Months,
+    Port,
+    Reclaim,
+    Secret,
+    Token,
+    check_pairs,
     check_together,
+    check_workloads,
     checked,
+    files_of,
     is_secret,
     is_service_link,
     name_of,
@@ -38,12 +48,146 @@ from gateway.settings.checking import (
     unknown,
     wanted_of,
 )
-from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
-from gateway.settings.kinds import Collection, Days, EarlierPeppers, Months, Port, Reclaim, Secret, Token
-from gateway.settings.proxies import read_proxies
-from gateway.settings.secret_files import OF_KEEPERS, SUFFIX, Environment, both_set, read_secret
-from gateway.settings.servers import Servers
-from gateway.settings.tls_files import check_pairs, check_workloads, files_of
+from gateway.settings.config_file import (
+    RouteTable,
+    base_url_of,
+    default_table,
+    read_config,
+    read_proxies,
+    table_of,
+)
+
+# Secrets that files say: `NAME_FILE` is the path of a file whose content is the value of `NAME`.
+#
+# What such a file holds stands in no message: its path does.
+
+
+SUFFIX = "_FILE"
+# What only keepers, and who looks after them, need: credentials that a gateway is not given.
+OF_KEEPERS = (
+    "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
+    "stripe_api_key", "stripe_webhook_secret", "usage_feed_token",
+)  # fmt: skip
+# What a file was when it was looked at: another content has another, unless somebody sets clocks back.
+Signature = tuple[int, int, int, int] | None
+
+
+class Environment(Mapping[str, str]):
+    """The environment, in which a file may say what a variable would. `files` are those that were read."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.files: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        """The value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
+        path = self._variables.get(name + SUFFIX)
+        if not path:
+            return self._variables[name]
+        if self._variables.get(name):
+            raise both_set(name, name + SUFFIX)
+        return self.read(name + SUFFIX, path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def read(self, place: str, path: str) -> str:
+        """What a file holds, as `read_secret` does; it is one of `files` then."""
+        self.files[path] = None
+        return read_secret(place, path)
+
+    def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """The files that were read, each with its setting of these; without one it holds a variable's."""
+        names = {path: name for name, path in settings.items()}
+        return tuple((names.get(path, ""), path) for path in self.files)
+
+
+def both_set(variable: str, file: str) -> SettingError:
+    """What is said where a value is stated twice."""
+    return SettingError(f"{variable} and {file} are both set: expected one of them")
+
+
+def read_secret(place: str, path: str) -> str:
+    """The one line of a file, without its end; `SettingError` names `place` and the file."""
+    try:
+        data = read_regular(path, SECRET_BYTES_MAX)
+    except (OSError, ValueError) as error:  # a path with NUL is a ValueError
+        why = error.strerror if isinstance(error, OSError) else "no path"
+        raise SettingError(f"{place}={path!r} cannot be read: {why}") from error
+    fault = _fault(data)
+    if fault:
+        raise SettingError(f"{place}={path!r} {fault}")
+    return data.decode().rstrip("\r\n")
+
+
+class Watched:
+    """Files that may change while we run, each known by when and how large it was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Signature] = {}
+
+    def changed(self, paths: Iterable[str]) -> bool:
+        """Whether any of these files is another than when this was asked last; so is what is new here."""
+        before, self._seen = self._seen, {path: signature(path) for path in paths}
+        return before != self._seen
+
+    def forget(self) -> None:
+        """Nothing was made of what has changed: it counts as changed the next time too."""
+        self._seen = {}
+
+
+def signature(path: str) -> Signature:
+    """When a file was written and how large it is, behind all links to it; None where there is none."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _fault(data: bytes) -> str:
+    """What is wrong with the content of a file, in words that do not show it; empty where it is well."""
+    if len(data) > SECRET_BYTES_MAX:
+        return f"is larger than {SECRET_BYTES_MAX} bytes"
+    if not data.strip(b"\r\n"):
+        return "is empty"
+    if b"\0" in data:
+        return "holds a NUL byte: expected text"
+    if len(data.rstrip(b"\r\n").splitlines()) > 1:
+        return "holds more than one line"
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "is no text in UTF-8"
+    return ""
+
+
+# Where Redis and PostgreSQL are, and the files of TLS; each is a setting.
+
+
+class Servers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process talks to, and what it shows and believes there."""
+
+    redis_url: Secret = ""
+    redis_ca_file: str = ""
+    redis_cert_file: str = ""
+    redis_key_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    tls_client_ca_file: str = ""
+    admin_tls_cert_file: str = ""
+    admin_tls_key_file: str = ""
+    admin_tls_client_ca_file: str = ""
+    ops_tls_cert_file: str = ""
+    ops_tls_key_file: str = ""
+    ops_tls_client_ca_file: str = ""
+    database_url: Secret = ""
+    database_owner_url: Secret = ""
+    database_read_url: Secret = ""
+
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from gateway.core.visible import visible_json
+from gateway.core.text import visible_json
 
 OURS = "tollkeeper"  # begins the name of each logger of ours
 HIDDEN = "[hidden]"

@@ -1,20 +1,217 @@
-"""The metrics of a scrape, written from plain snapshots.
-
-A snapshot is what `gateway/telemetry/snapshot_files.py` merges: numbers, rows `[label…, number]`, histograms
-`{"buckets": […], "sum": seconds}` whose counts are not cumulative and whose last bucket is
-everything above the last of `bounds`. A fact that is absent from the snapshot is not written. Formats:
-https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
-"""
+"""Every metric: its name in a snapshot and, behind a prefix, in a scrape; its kind, help and labels."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Any
+from operator import add
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from gateway.telemetry.facts import FACTS, Fact
+import msgspec
+
+
+class Fact(NamedTuple):
+    """One metric: a counter, a gauge or a histogram."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FACTS = (
+    Fact("requests", "counter", "Requests answered, refusals included.", ("route", "status", "reason")),
+    Fact("request_seconds", "histogram", "Time from the request's first byte to the answer's last."),
+    Fact("overhead_seconds", "histogram", "Time the gateway itself added to a request."),
+    Fact(
+        "upstream_seconds",
+        "histogram",
+        "Time from sending a request upstream to the answer's end.",
+        ("upstream",),
+    ),
+    Fact("first_token_seconds", "histogram", "Time from a request's first byte to the first of a stream."),
+    Fact("requests_in_flight", "gauge", "Requests that are being answered now."),
+    Fact("client_connections", "gauge", "Connections of clients that are open."),
+    Fact("tokens", "counter", "Tokens of settled calls.", ("service", "kind")),
+    Fact("units", "counter", "Units of settled calls.", ("service",)),
+    Fact("credits", "counter", "Credits of settled calls.", ("service",)),
+    Fact(
+        "cost",
+        "counter",
+        "What settled calls cost by the price book, in units of the currency.",
+        ("service", "model", "currency"),
+    ),
+    Fact(
+        "unpriced_calls",
+        "counter",
+        "Settled calls of which tokens or a tool have no price of their own.",
+        ("service",),
+    ),
+    Fact("budget_refusals", "counter", "Calls that budgets refused.", ("reason", "unit", "interval")),
+    Fact("budgets_exceeding", "counter", "Calls refused since they would take from too many budgets."),
+    Fact("budgets_shared", "counter", "Calls that share an account: no place was left for one of their own."),
+    Fact(
+        "unknown_usage",
+        "counter",
+        "Settled calls whose report of use says something that is not documented here.",
+        ("family",),
+    ),
+    Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
+    Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
+    Fact(
+        "upstream_failures",
+        "counter",
+        "Upstream connections or answers that failed.",
+        ("upstream", "cause"),
+    ),
+    Fact("upstream_connections_open", "gauge", "Connections to upstreams.", ("upstream", "state")),
+    Fact("upstream_lookup_failures", "counter", "Look-ups of an upstream's name that failed."),
+    Fact(
+        "upstream_cooling_seconds",
+        "counter",
+        "Seconds for which an upstream that had enough is left alone, added for each model.",
+        ("upstream",),
+    ),
+    Fact(
+        "upstream_cooled_calls",
+        "counter",
+        "Calls refused while their upstream is left alone.",
+        ("upstream",),
+    ),
+    Fact("upstream_connections", "counter", "Connections made to upstreams."),
+    Fact("worker_restarts", "counter", "Gateway workers started again by their supervisor.", ("why",)),
+    Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
+    Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
+    Fact("buffered_bytes", "gauge", "Bytes of requests and answers kept for slow ends."),
+    Fact("shed", "counter", "Calls and bodies refused because too much is kept already."),
+    Fact("refused_calls_untold", "counter", "Refused calls that are counted and have no row of the journal."),
+    Fact("refused_calls_uncounted", "counter", "Refused calls that no report counts: too many differ."),
+    Fact("auth_failures", "counter", "Wrong credentials.", ("port", "reason")),
+    Fact("issuers_unread", "gauge", "Workers that could not read the keys of an issuer.", ("issuer",)),
+    Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", ("outcome",)),
+    Fact("script_seconds", "histogram", "Time from sending a script to its answer.", ("script",)),
+    Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
+    Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
+    Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
+    Fact("partitions_away", "gauge", "Partitions of which a worker cannot ask, added for each worker."),
+    Fact("partitions_refusing", "gauge", "Partitions whose Redis refuses calls.", ("reason",)),
+    Fact("partitions_taking", "gauge", "Partitions whose Redis takes calls, added for each worker."),
+    Fact("partitions_unverified", "gauge", "Partitions that nobody verified, added for each worker."),
+    Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
+    Fact(
+        "leases_left_out",
+        "counter",
+        "Calls of tenants without a lease, as their worker has as many as it keeps.",
+    ),
+    Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),
+    Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
+    Fact("settlement_log_bytes", "gauge", "Bytes of the workers' settlement logs."),
+    Fact("settlements_spooled", "counter", "Settlements the local log keeps for the counters."),
+    Fact("settlements_resubmitted", "counter", "Spooled settlements that the counters have by now."),
+    Fact("settlements_recovered", "counter", "Acknowledged settlements sent again after a loss."),
+    Fact("settlements_refused", "counter", "Settlements kept nowhere: their answers were cut."),
+    Fact("settlements_unlogged", "counter", "Acknowledged settlements the local log had no room for."),
+    Fact("settlements_dropped_early", "counter", "Acknowledged settlements a full local log kept too short."),
+    Fact("lost_events", "counter", "Movements Redis acknowledged, forgot, and nobody brought back."),
+    Fact("holds", "gauge", "Holds of calls in flight."),
+    Fact("outbox_entries", "gauge", "Movements not yet in PostgreSQL."),
+    Fact("outbox_oldest_seconds", "gauge", "Age of the oldest movement not yet in PostgreSQL."),
+    Fact("waiting_entries", "gauge", "Movements of accounts in quarantine, which wait outside the outbox."),
+    Fact("outbox_streams_broken", "gauge", "Partitions whose outbox cannot be read; the others go on."),
+    Fact("partitions_flushed", "gauge", "Partitions of the outbox that this keeper flushes."),
+    Fact("flush_rows", "counter", "Rows written by the flusher.", ("table",)),
+    Fact("flush_seconds", "histogram", "Time of one flush, from read to acknowledge."),
+    Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
+    Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
+    Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+    Fact("reconciliation_items", "gauge", "What the last comparison of all accounts found.", ("kind",)),
+    Fact("quarantined_accounts", "gauge", "Accounts in quarantine until a person releases them."),
+    Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
+    Fact("programs", "gauge", "Gateway workers and keepers that run.", ("role", "version")),
+    Fact("programs_refused", "gauge", "Programs that are too old for what is stored: they are not ready."),
+    Fact("left_alone", "gauge", "What a newer version has stored and this one cannot read.", ("what",)),
+    Fact(
+        "loop_failures",
+        "counter",
+        "Passes of keepers' loops that failed, and items left.",
+        ("loop", "of"),
+    ),
+    Fact("webhook_messages_waiting", "gauge", "Messages to webhooks, mails too, that are not delivered yet."),
+    Fact("webhook_messages_oldest_seconds", "gauge", "Age of the oldest message to a webhook that waits."),
+    Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
+    Fact("invoices_left", "gauge", "Organizations whose scheduled invoice was left.", ("reason",)),
+    Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
+    Fact("handovers", "gauge", "Documents that Stripe is to have and has not.", ("state",)),
+    Fact("handovers_oldest_seconds", "gauge", "Age of the oldest document that waits for Stripe."),
+    Fact(
+        "handover_events_remaining", "gauge", "Messages of Stripe of a day that leave something to a person."
+    ),
+    Fact("usage_feed_events", "gauge", "Usage events that a billing service has not.", ("state",)),
+    Fact("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits."),
+    Fact("usage_feed_sent", "counter", "Usage events that a billing service took."),
+    Fact("replica_lag_seconds", "gauge", "By how much the replica that reads go to is behind."),
+    Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
+    Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
+    Fact(
+        "redis_files_failing", "gauge", "Servers of Redis that could not write a file of theirs.", ("file",)
+    ),
+    Fact("redis_replicas", "gauge", "Replicas that follow Redis; of several servers the least."),
+    Fact("redis_replica_lag_seconds", "gauge", "For how long a replica of Redis has said nothing."),
+    Fact("clock_offset_seconds", "gauge", "How far our clock is ahead of another's.", ("of",)),
+    Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),
+    Fact("configuration_stale", "gauge", "Processes that use an older configuration: the file is wrong."),
+    Fact("tls_certificate_stale", "gauge", "Processes whose certificate files cannot be used.", ("port",)),
+    Fact("tls_handshake_failures", "counter", "Connections whose TLS did not begin.", ("port", "reason")),
+    Fact("admin_requests", "counter", "Answers of the admin port.", ("part", "status")),
+    Fact("admin_request_seconds", "histogram", "Time of an answer of the admin port.", ("part",)),
+    Fact("loop_lag_seconds", "histogram", "How late a process' event loop turned.", ("process",)),
+    Fact("open_files", "gauge", "Files and sockets a process has open; of workers the most.", ("process",)),
+    Fact("open_files_max", "gauge", "How many files and sockets a process may have open.", ("process",)),
+    Fact("workers", "gauge", "Gateway workers that run on this machine."),
+    Fact("worker_report_age_seconds", "gauge", "Age of the oldest report of a worker that runs."),
+    Fact("disk_free_bytes", "gauge", "Room on the disk of a directory.", ("place",)),
+    Fact("disk_size_bytes", "gauge", "Size of the disk of a directory.", ("place",)),
+    Fact("reconciliation_timestamp_seconds", "gauge", "When counters and ledger were last compared."),
+    Fact("postgresql_connections", "gauge", "Connections of a keeper to PostgreSQL.", ("state",)),
+    Fact("postgresql_connections_max", "gauge", "Connections a keeper may have to PostgreSQL."),
+    Fact("postgresql_waiting", "gauge", "Who waits in a keeper for a connection to PostgreSQL."),
+    Fact("postgresql_failures", "counter", "What failed at PostgreSQL.", ("cause",)),
+    Fact("webhook_attempts", "counter", "Attempts to deliver to webhooks, mails too.", ("outcome",)),
+    Fact("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted."),
+    Fact("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right."),
+    Fact("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
+    Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
+    Fact("last_timestamp_seconds", "gauge", "When a counter that must wake somebody last grew.", ("event",)),
+)
+
+LAST = "last_timestamp_seconds"
+# Facts about now, not sums since the start: they end with their worker.
+GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
+
+# Counters that wake somebody as soon as they grow. Prometheus cannot see the growth of a counter whose first
+# sample is above zero, so the alert reads when each last grew.
+WAKING = (
+    "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
+    "settlements_dropped_early", "connections_refused",
+)  # fmt: skip
+
+
+# The metrics of a scrape, written from plain snapshots.
+#
+# A snapshot is what `gateway/telemetry/metrics.py` merges: numbers, rows `[label…, number]`,
+# histograms `{"buckets": […], "sum": seconds}` whose counts are not cumulative and whose last bucket is
+# everything above the last of `bounds`. A fact that is absent from the snapshot is not written. Formats:
+# https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
+
 
 PREFIX = "tollkeeper_"
 OPEN_METRICS = "application/openmetrics-text"
@@ -92,3 +289,176 @@ def _histogram(
         yield "_bucket", f"{before}{bound}{behind}", total
     yield "_count", said, total
     yield "_sum", said, counts["sum"]
+
+
+# The numbers of all workers on this machine: left in files, merged, never going back.
+#
+# Each worker replaces one small file; whoever is scraped adds them up. A worker that has died is
+# folded into `retired.json`, so that its counts stay counted. A worker is known by process id and
+# start time, since ids are used again.
+
+
+PUBLISH_INTERVAL_S = 1.0
+RETIRED = "retired.json"
+BESIDE = "-beside"
+FILES_MAX = 1_000
+# How rows of several are one where they are not added: the earliest, the latest, the worst.
+TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
+    "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
+    "clock_offset_seconds": partial(max, key=abs),
+}  # fmt: skip
+
+Snapshot = Mapping[str, Any]
+
+
+class LastGrowth:
+    """When each counter of `WAKING` last grew in this process, Unix time."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._before: dict[str, float] = {}
+        self._at: dict[str, float] = dict.fromkeys(WAKING, 0.0)
+
+    def added(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot, and when its counters last grew; zero for one that never did."""
+        for name in WAKING:
+            value = snapshot.get(name, 0)
+            total = sum(number for *_, number in value) if isinstance(value, list | tuple) else value
+            if total > self._before.get(name, 0):
+                self._at[name] = self._clock()
+            self._before[name] = total
+        return {**snapshot, LAST: [[name, at] for name, at in self._at.items()]}
+
+
+async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
+    """Leave this process's snapshot every second, and once more when cancelled.
+
+    One `beside` the workers tells of them, and is none of them.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"
+    growth = LastGrowth()
+    try:
+        while True:
+            with contextlib.suppress(OSError):  # a full disk must not stop the gateway
+                _replace(path, msgspec.json.encode(growth.added(snapshot())))
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
+    finally:
+        with contextlib.suppress(OSError):
+            _replace(path, msgspec.json.encode(growth.added(snapshot())))
+
+
+def collect(directory: Path) -> dict[str, Any]:
+    """The sum over all workers that ever wrote here; folds the dead ones. Empty if none did."""
+    try:
+        with _locked(directory):
+            return _collected(directory)
+    except FileNotFoundError:
+        return {}
+
+
+def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
+    """Add two snapshots: numbers, rows by their labels, histograms bucket by bucket.
+
+    Histograms whose bounds differ (two versions side by side) cannot be added; the right wins.
+    """
+    if left.get("bounds", right.get("bounds")) != right.get("bounds", left.get("bounds")):
+        left = {name: value for name, value in left.items() if not isinstance(value, dict)}
+    return {
+        name: _added(name, left[name], right[name])
+        if name in left and name in right
+        else left.get(name, right.get(name))
+        for name in {**left, **right}
+    }
+
+
+def _added(name: str, left: Any, right: Any) -> Any:
+    if name == "bounds":
+        return right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return merge(left, right)
+    if isinstance(left, list) and isinstance(right, list):
+        if all(isinstance(item, int | float) for item in (*left, *right)):
+            return [sum(pair) for pair in zip(left, right, strict=True)] if len(left) == len(right) else right
+        together = TOGETHER.get(name, add)
+        rows: dict[tuple[Any, ...], Any] = {}
+        for *labels, number in (*left, *right):
+            before = rows.get(tuple(labels))
+            rows[tuple(labels)] = number if before is None else together(before, number)
+        return [[*labels, number] for labels, number in rows.items()]
+    if isinstance(left, list | dict) or isinstance(right, list | dict):
+        return right  # another version counted it by other labels
+    return left + right
+
+
+def _collected(directory: Path) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    retired = _read(directory / RETIRED) or {}
+    folded: list[Path] = []
+    oldest, workers = time.time(), 0
+    for path in sorted(directory.glob("*-*.json"))[:FILES_MAX]:
+        pid, _, started = path.stem.removesuffix(BESIDE).partition("-")
+        alive = pid.isdigit() and _started(int(pid)) == started
+        found = _read(path)
+        if found is None:
+            continue
+        if alive:
+            total = merge(total, found)
+            if path.stem.endswith(BESIDE):
+                continue
+            workers += 1
+            with contextlib.suppress(OSError):
+                oldest = min(oldest, path.stat().st_mtime)
+        else:
+            retired = merge(retired, {name: value for name, value in found.items() if name not in GAUGES})
+            folded.append(path)
+    if folded:
+        _replace(directory / RETIRED, msgspec.json.encode(retired))
+        for path in folded:
+            path.unlink(missing_ok=True)
+    if workers:
+        # A worker whose loop hangs, or whose disk is full, leaves nothing new.
+        total |= {"workers": workers, "worker_report_age_seconds": max(0.0, time.time() - oldest)}
+    return merge(retired, total)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that nobody sees half written; each has one writer at a time."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _started(pid: int) -> str:
+    """When a process started, as an opaque text; empty if there is no such process."""
+    try:
+        # Field 22 of /proc/PID/stat; the program's name before it may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
+    except (OSError, IndexError):
+        if Path("/proc/self").exists():
+            return ""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "0"
+    except OSError:
+        return ""
+    return "0"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

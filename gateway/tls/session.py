@@ -11,9 +11,155 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
-from gateway.tls.transport import NEVER, RECORD_BYTES_MAX, TlsTransport
+from gateway.core.credentials import WORKLOAD
+from gateway.tls.certificates import Certificates
+
+# What a protocol over TLS asks of its transport: bytes are encrypted, all else is asked of the socket.
+
+
+# A record of TLS is never larger, so neither are the buffers of one connection for long.
+RECORD_BYTES_MAX = 16 * 1024
+NEVER = float("inf")
+
+
+class TlsTransport:
+    """The side of a connection that the protocol `inner` sees. It is open once hands are shaken."""
+
+    __slots__ = ("_ends", "_half", "_inner", "_open", "_outgoing", "_tls", "_transport", "_uri", "_wall")
+
+    def __init__(
+        self,
+        inner: asyncio.Protocol,
+        tls: ssl.SSLObject,
+        outgoing: ssl.MemoryBIO,
+        wall: Callable[[], float],
+    ) -> None:
+        self._inner, self._tls, self._outgoing = inner, tls, outgoing
+        self._transport: Any = None
+        self._open = self._half = False
+        # Whose connection it is: the one URI of the client's certificate, and the end of that, Unix time.
+        self._uri, self._ends, self._wall = "", NEVER, wall
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send."""
+        if not self._open or self._half:
+            return
+        tls, outgoing, left = self._tls, self._outgoing, len(data)
+        try:
+            if left <= RECORD_BYTES_MAX:
+                if left:
+                    tls.write(data)
+            else:
+                view = memoryview(data)
+                while view:
+                    view = view[tls.write(view[:RECORD_BYTES_MAX]) :]
+        except ssl.SSLError:
+            self._transport.abort()
+            return
+        self._transport.write(outgoing.read())
+
+    def writelines(self, lines: list[bytes]) -> None:
+        """Encrypt and send all of these."""
+        self.write(b"".join(lines))
+
+    def can_write_eof(self) -> bool:
+        """Sending may end before receiving does."""
+        return True
+
+    def write_eof(self) -> None:
+        """Say that nothing more is sent. What comes from now on is handed on as it came, to be counted."""
+        if self._open and not self._half:
+            self._say_goodbye()
+            self._half = True
+            self._transport.write_eof()
+
+    def close(self) -> None:
+        """Say goodbye, send what waits, and close the socket."""
+        if self._open:
+            if not self._half and not self._transport.is_closing():
+                self._say_goodbye()
+            self._half = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close the socket at once."""
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether the socket is closed or about to be."""
+        return bool(self._transport.is_closing())
+
+    def pause_reading(self) -> None:
+        """Read no further."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        """Whether the socket is read."""
+        return bool(self._transport.is_reading())
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """When the protocol is told to write no more, in bytes that wait."""
+        self._transport.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """When the protocol is told to write on, and to write no more."""
+        low, high = self._transport.get_write_buffer_limits()
+        return low, high
+
+    def get_write_buffer_size(self) -> int:
+        """How many bytes wait to be sent."""
+        return int(self._transport.get_write_buffer_size())
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Who is told of what comes."""
+        return self._inner
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        """Tell another of what comes from now on."""
+        self._inner = protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What is known of the session, else of the socket."""
+        if name == "ssl_object":
+            return self._tls
+        if name == "sslcontext":
+            return self._tls.context
+        if name == "peercert":
+            return self._tls.getpeercert()
+        if name == WORKLOAD:
+            return "" if self._is_over() else self._uri
+        return self._transport.get_extra_info(name, default)
+
+    def _note_client(self) -> None:
+        """Read once whose certificate was shown, in this handshake or in the one that it resumes."""
+        certificate: Mapping[str, Any] = self._tls.getpeercert() or {}
+        uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+        self._uri = uris[0] if len(uris) == 1 else ""
+        self._ends = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else NEVER
+
+    def _is_over(self) -> bool:
+        """Whether the client's certificate has ended: nobody is known by it any more."""
+        return self._ends <= self._wall()
+
+    def _say_goodbye(self) -> None:
+        with suppress(ssl.SSLError):  # the client has not said it yet, or what it sends is not read any more
+            self._tls.unwrap()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self._transport.is_closing():
+            self._transport.write(self._outgoing.read())
+
 
 # Answers to a client's messages of TLS itself that it does not take.
 OWN_BYTES_MAX = 64 * 1024
@@ -242,3 +388,106 @@ def _named(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError) or reason == "CERTIFICATE_VERIFY_FAILED":
         return BAD_CERTIFICATE
     return "refused_by_client" if "ALERT" in reason else "protocol"
+
+
+# One port that speaks TLS: who connects shakes hands here, in time, in turn, and not too many at once.
+
+
+# A handshake takes a millisecond of a processor: so many are done before others have their turn.
+STEPS_A_TURN = 4
+HANDSHAKE_S = 10.0
+HANDSHAKES_MAX = 1_000
+
+
+class TlsGate:
+    """What the sessions of one port share. `failures` counts handshakes that failed, by why.
+
+    Where too many shake hands at once, the one that has been at it longest gives way.
+    """
+
+    def __init__(
+        self,
+        port: str,
+        certificates: Certificates,
+        *,
+        handshake_s: float = HANDSHAKE_S,
+        handshakes_max: int = HANDSHAKES_MAX,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.port, self.certificates, self.wall = port, certificates, wall
+        self.failures: Counter[str] = Counter()
+        self.bound(handshake_s, handshakes_max)
+        self._loop = asyncio.get_running_loop()
+        self._shaking: dict[Session, asyncio.TimerHandle] = {}
+        self._due: deque[Session] = deque()
+        self._left = STEPS_A_TURN
+        self._scheduled = False
+
+    def bound(self, handshake_s: float, handshakes_max: int) -> None:
+        """Go by these from the next connection on."""
+        self._handshake_s, self._handshakes_max = handshake_s, handshakes_max
+
+    def wrapped(self, inner: Callable[[], Any]) -> Callable[[], Session]:
+        """Makers of protocols, as a server wants them: each has TLS between its socket and itself."""
+        return lambda: Session(self, inner())
+
+    @property
+    def shaking(self) -> int:
+        """How many shake hands now."""
+        return len(self._shaking)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What metrics say of this port."""
+        ends, name = self.certificates.ends, f"{self.port} port"
+        return {
+            "tls_handshake_failures": [
+                [self.port, why, count] for why, count in sorted(self.failures.items())
+            ],
+            "tls_certificate_stale": [[self.port, int(bool(self.certificates.stale))]],
+            "certificate_expiry_timestamp_seconds": [[name, ends]] if ends is not None else [],
+        }
+
+    # what sessions ask
+
+    def context(self) -> ssl.SSLContext:
+        """The certificate of now."""
+        return self.certificates.context
+
+    def opened(self, session: Session) -> None:
+        """Give a handshake its time."""
+        if len(self._shaking) >= self._handshakes_max:
+            oldest = next(iter(self._shaking))
+            self._shaking.pop(oldest).cancel()
+            oldest.expire("crowded_out")
+        self._shaking[session] = self._loop.call_later(self._handshake_s, session.expire, "timeout")
+
+    def is_due(self, session: Session) -> bool:
+        """Whether it goes on now; else it does when those before it did."""
+        self._schedule()
+        if self._left > 0 and not self._due:
+            self._left -= 1
+            return True
+        self._due.append(session)
+        return False
+
+    def settled(self, session: Session, failure: str) -> None:
+        """A handshake is over."""
+        deadline = self._shaking.pop(session, None)
+        if deadline is not None:
+            deadline.cancel()
+        if failure not in {"", SILENT}:  # who said nothing only looked whether somebody listens
+            self.failures[failure] += 1
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        for _ in range(min(STEPS_A_TURN, len(self._due))):
+            self._due.popleft().go_on()
+        self._left = STEPS_A_TURN
+        if self._due:
+            self._left = 0
+            self._schedule()

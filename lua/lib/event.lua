@@ -1,4 +1,4 @@
--- event: packs one outbox entry. Layout: gateway/core/accounts/ledger.py. Needs state.
+-- event: packs one outbox entry. Layout: gateway/core/accounts/outbox.py. Needs state.
 local ZERO = '\0\0\0\0\0\0\0\0'
 
 local function exceeded(tenant) return has(tenant.flags, HAS_PLAN) and is_limited(tenant) and tenant.limit <= tenant.used end

@@ -9,17 +9,223 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charge import Charge
+from gateway.core.billing.charges import DEBT, Charge, spread_amount
+from gateway.core.billing.money import EXACT
 from gateway.core.billing.subscription import Segment
-from persistence.billing import allocations, commitments, early_uses, fee_charges
-from persistence.billing.charge_facts import DEBTS, DUE_USES, OVERAGES, PURCHASES, USES, insert_of
-from persistence.billing.fee_charges import NamedCharge
-from persistence.billing.segments import segment_of
-from persistence.refusals import statements_within
+from persistence.billing import credit_balances, proration
+from persistence.billing.proration import NamedCharge, segment_of
+from persistence.entity import Subject, hold_flushes
+from persistence.error_mapping import statements_within
+from persistence.tables import charge as table
+
+# What takes charges back is a row of its own: of an invoice made void, and of a credit note.
+
+
+_COUNTER = """
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
+                    line)
+SELECT organization_id, kind, period_start, period_end, {sign}quantity, unit_price, {sign}amount, currency,
+       source, source_id, {reason}, id, format('{fact}:%s', id), tenant_id, service_id, place, {invoice}
+  FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')"""
+_VOID = text(_COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))
+_OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))
+_VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
+# The charges behind a line of an invoice, with what other notes gave back of them.
+_BEHIND = text("""
+SELECT id, max(source) AS source, max(unit_price) AS unit_price, sum(quantity) AS quantity,
+       sum(amount) AS amount
+  FROM (SELECT id, source, unit_price, quantity, amount FROM charge
+         WHERE invoice_id = :invoice AND line = :line
+        UNION ALL
+        SELECT c.corrects_id, c.source, c.unit_price, c.quantity, c.amount
+          FROM invoice AS n JOIN invoice_line AS l ON l.invoice_id = n.id AND l.corrects_position = :line
+          JOIN charge AS c ON c.invoice_id = n.id AND c.line = l.position AND c.reason = 'credited'
+         WHERE n.corrects_id = :invoice AND n.status = 'finalized') AS c
+ GROUP BY id ORDER BY id""")
+_CREDIT = text("""
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
+                    line)
+SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.unit_price, n.amount,
+       c.currency, c.source, c.source_id, 'credited', c.id,
+       format('credited:%s:%s', cast(:note AS bigint), c.id), c.tenant_id, c.service_id, c.place, :note, :line
+  FROM unnest(cast(:ids AS bigint[]), cast(:quantities AS numeric[]), cast(:amounts AS numeric[]))
+    AS n (id, quantity, amount) JOIN charge AS c ON c.id = n.id
+ WHERE c.invoice_id = :invoice AND c.line = :position""")
+
+
+def void_charges(connection: Connection, invoice_id: int) -> None:
+    """Take an invoice's charges back, and owe them again."""
+    connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
+    connection.execute(_VOID, {"invoice": invoice_id})
+    credit_balances.unbill_debt(connection, [invoice_id])
+
+
+def void_note_charges(connection: Connection, note_id: int) -> None:
+    """Take back what a credit note gave back."""
+    connection.execute(_VOID_NOTE, {"invoice": note_id})
+
+
+def credit_charges(
+    connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
+) -> Decimal | None:
+    """Give back of a line's charges all that is left (None), or so much money of them; answers how much.
+
+    None where nothing is known to be behind the line: it is of before there were charges.
+    """
+    invoice_id, position = corrected
+    behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
+    if not behind:
+        return None
+    if amount is None:
+        quantities, amounts = [-each.quantity for each in behind], [-each.amount for each in behind]
+    else:
+        amounts = spread_amount(amount, [each.amount for each in behind])
+        quantities = _credits_of(behind, sum(amounts, Decimal(0)))
+    values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
+    of = {"note": note_id, "line": line, "invoice": invoice_id, "position": position}
+    connection.execute(_CREDIT, of | values)
+    return sum(amounts, Decimal(0))
+
+
+def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
+    """Credits beyond the balance that go with a part of their price; of all else it is money alone.
+
+    Whoever pays the rest gets the credits that it is the price of, a part of one as a whole one.
+    """
+    back = [Decimal(0)] * len(behind)
+    if behind[0].source != DEBT:
+        return back
+    left = sum((each.amount for each in behind), Decimal(0)) + amount
+    paid_for = EXACT.divide(left, behind[0].unit_price).to_integral_value(ROUND_CEILING, EXACT)
+    more = sum((each.quantity for each in behind), Decimal(0)) - paid_for
+    for at, each in enumerate(behind):
+        taken = max(Decimal(0), min(each.quantity, more))
+        back[at], more = -taken, more - taken
+    return back
+
+
+# What the ledgers say is owed and not charged yet, as rows of charges: one statement for each kind of fact.
+#
+# The same statement is read by a draft and written by an invoice, by the keeper, and by a flush in the
+# transaction that stores the fact. Each row names its fact, so what is delivered twice is charged once.
+
+
+_COLUMNS = (
+    "organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency, source,"
+    " source_id, fact, tenant_id, service_id, place"
+)
+
+# Tokens beyond a plan, at the end of a cycle or of a plan within it, or so far: those of the span, but for
+# what earlier spans of the cycle were beyond theirs. A recharge takes back what was charged while it ran.
+OVERAGES = """
+SELECT organization_id, 'overage' AS kind, date_trunc('day', began, 'UTC') AS period_start,
+       date_trunc('day', greatest(began, ended), 'UTC') + interval '1 day' AS period_end,
+       (owed - charged)::numeric AS quantity, unit_price, (owed - charged) * unit_price AS amount, currency,
+       'token_ledger' AS source, first_seq AS source_id,
+       format('tokens:%s:%s:%s', tenant_id, first_seq, last_seq)
+           || CASE WHEN back > 0 THEN format(':%s:%s', late, back)
+                   WHEN late > 0 THEN format(':%s', late) ELSE '' END AS fact, tenant_id,
+       NULL::bigint AS service_id, cycle AS place
+  FROM (SELECT o.*, g.currency,
+               greatest(beyond - coalesce(max(beyond) OVER (
+                   PARTITION BY o.tenant_id, o.cycle ORDER BY o.first_seq
+                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0), 0) AS owed,
+               (SELECT coalesce(sum(c.quantity), 0) FROM charge AS c
+                 WHERE c.source = 'token_ledger' AND c.tenant_id = o.tenant_id AND c.place = o.cycle
+                   AND c.source_id = o.first_seq AND c.reason NOT IN ('credited', 'credit_void')) AS charged
+          FROM overage_span AS o JOIN organization AS g ON g.id = o.organization_id
+         WHERE {which}) AS span
+ WHERE owed <> charged"""
+_PURCHASE = """
+SELECT a.organization_id, 'credits_purchased' AS kind,
+       date_trunc('day', a."timestamp", 'UTC') AS period_start,
+       date_trunc('day', a."timestamp", 'UTC') + interval '1 day' AS period_end,
+       a.credits_added::numeric AS quantity, a.unit_cost AS unit_price,
+       a.credits_added * a.unit_cost AS amount, g.currency, 'credit_addition' AS source, a.id AS source_id,
+       format('addition:%s', a.id) AS fact, NULL::bigint AS tenant_id, NULL::bigint AS service_id,
+       NULL::bigint AS place
+  FROM credit_addition AS a JOIN organization AS g ON g.id = a.organization_id"""
+# Credits that were sold, or taken back, once the account has them: whatever their date.
+PURCHASES = f"""{_PURCHASE}
+  JOIN credit_posting AS p ON p.credit_addition_id = a.id
+ WHERE p.kind = 'addition' AND a.category = 'paid' AND a.unit_cost IS NOT NULL AND {{which}}
+   AND NOT EXISTS (SELECT FROM charge AS c WHERE c.fact = format('addition:%s', a.id))"""
+# Credits that wait for their payment are owed before the account has them.
+PREPAID = f"{_PURCHASE}\n WHERE a.invoicing = 'prepaid' AND a.id = :addition"
+_OF_DAY = (
+    "u.tenant_id = t.tenant_id AND u.day = t.day AND u.service_id = t.service_id"
+    " AND u.unit_price = t.unit_price"
+)
+# Where the roll-ups of units have more than there are charges of, by the day that they came on.
+DUE_USES = """
+(SELECT tenant_id, day, service_id, unit_price FROM usage_tier
+  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity
+  UNION
+ SELECT tenant_id, day, service_id, unit_price FROM usage_told
+  WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity)"""
+# Units at a price by the day of their supply: of a day those that came on it, but for those that were told of
+# another one; these are of that. What is taken back has the source of what it was.
+USES = f"""
+SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE 'UTC' AS period_start,
+       (u.supplied_on + 1)::timestamp AT TIME ZONE 'UTC' AS period_end, u.quantity, u.unit_price,
+       u.quantity * u.unit_price AS amount, g.currency, u.source, u.source_id,
+       format('%s:%s:%s:%s:%s:%s', u.prefix, u.tenant_id, u.day, u.service_id, u.unit_price, u.counted)
+           AS fact,
+       u.tenant_id, nullif(u.service_id, 0) AS service_id, u.first_unit AS place
+  FROM (
+    SELECT t.organization_id, t.tenant_id, t.day, t.day AS supplied_on, t.service_id, t.unit_price,
+           t.first_unit, t.quantity - t.charged_quantity - coalesce((
+               SELECT sum(u.quantity - u.charged_quantity) FROM usage_told AS u
+                WHERE {_OF_DAY}), 0) AS quantity,
+           'usage_tier' AS source, NULL::bigint AS source_id, 'units' AS prefix, t.charges::text AS counted
+      FROM {DUE_USES} AS d JOIN usage_tier AS t USING (tenant_id, day, service_id, unit_price)
+     UNION ALL
+    SELECT t.organization_id, t.tenant_id, t.day, u.supplied_on, t.service_id, t.unit_price,
+           t.first_unit, (u.quantity - u.charged_quantity)::numeric,
+           CASE WHEN u.told_on = u.supplied_on THEN 'usage_tier' ELSE 'usage_told' END,
+           CASE WHEN u.told_on <> u.supplied_on THEN coalesce(o.id, u.id) END, 'told',
+           format('%s:%s', u.id, u.charges)
+      FROM usage_told AS u JOIN usage_tier AS t ON {_OF_DAY}
+      LEFT JOIN usage_told AS o ON u.is_back AND NOT o.is_back AND o.tenant_id = u.tenant_id
+       AND o.day = u.told_on AND o.service_id = u.service_id AND o.unit_price = u.unit_price
+       AND o.supplied_on = u.supplied_on
+     WHERE u.organization_id = ANY(cast(:organizations AS bigint[])) AND u.quantity <> u.charged_quantity
+       ) AS u JOIN organization AS g ON g.id = u.organization_id
+ WHERE u.quantity <> 0"""  # noqa: S608  # our own words
+
+# Credits of a day used beyond the balance at a price, as far as there are more of them than charges say.
+DEBTS = """
+SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME ZONE 'UTC' AS period_start,
+       (d.day + 1)::timestamp AT TIME ZONE 'UTC' AS period_end,
+       (d.quantity - d.charged_quantity)::numeric AS quantity, d.unit_cost AS unit_price,
+       (d.quantity - d.charged_quantity) * d.unit_cost AS amount, g.currency, 'credit_debt' AS source,
+       NULL::bigint AS source_id,
+       format('debt:%s:%s:%s:%s', d.organization_id, d.day, d.unit_cost, d.charges) AS fact,
+       NULL::bigint AS tenant_id, NULL::bigint AS service_id, NULL::bigint AS place
+  FROM credit_debt AS d JOIN organization AS g ON g.id = d.organization_id
+ WHERE d.organization_id = ANY(cast(:organizations AS bigint[])) AND d.quantity <> d.charged_quantity"""
+
+
+def insert_of(select: str) -> str:
+    """The statement that writes what another one reads, in the order of what was supplied."""
+    return (
+        f"INSERT INTO charge ({_COLUMNS}) {select}"
+        " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
+        " ON CONFLICT (fact) DO NOTHING"
+    )
+
+
+def driver_level(statement: str, which: str) -> str:
+    """The statement as the driver takes it, of those rows."""
+    return statement.replace("%", "%%").format(which=which)
+
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
 ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
@@ -105,51 +311,51 @@ def accrue(
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
-    allocations.catch_up(connection, organization_ids)
+    credit_balances.catch_up_allocations(connection, organization_ids)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
-    rows = fee_charges.rows_of(connection, organization_ids)
+    rows = proration.fee_rows_of(connection, organization_ids)
     _write_fees(connection, rows, until, today)
     give_back(connection, organization_ids)
     _accrue_early_uses(connection, organization_ids)
-    fee_charges.add(connection, _missing(connection, rows, min(until, today), {}), "fact")
+    proration.add_fees(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
 def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, Segment]]:
     """All segments of organizations, by whose they are, and by id."""
     found: dict[int, dict[int, Segment]] = {each: {} for each in organization_ids}
-    for row in fee_charges.rows_of(connection, organization_ids):
+    for row in proration.fee_rows_of(connection, organization_ids):
         found[row.organization_id][row.id] = segment_of(row)
     return found
 
 
-def accrue_told(connection: Connection, told: Mapping[int, early_uses.Told]) -> None:
+def accrue_told(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
     """Charge what is told of plans that ended, by organization and tenants: tokens beyond, or used ahead.
 
     The caller holds what `accrue` needs held.
     """
     connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
     for organization_id in sorted(told):
-        ends = early_uses.owed(connection, organization_id, told[organization_id])
+        ends = proration.owed_early_use(connection, organization_id, told[organization_id])
         _settle_ends(connection, organization_id, ends)
 
 
 def accrue_fees(connection: Connection, organization_id: int, today: date) -> None:
     """Charge the days of its segments that are over, or in advance begun, and give back those they lost."""
     hold(connection, organization_id)
-    _write_fees(connection, fee_charges.rows_of(connection, [organization_id]), today, today)
+    _write_fees(connection, proration.fee_rows_of(connection, [organization_id]), today, today)
     give_back(connection, [organization_id])
 
 
 def accrue_moved(connection: Connection, organization_id: int, since: date) -> None:
     """Charge, or give back, what ends of plans come to by days and plans that are others since a day."""
     hold(connection, organization_id)
-    _settle_ends(connection, organization_id, early_uses.moved(connection, organization_id, since))
+    _settle_ends(connection, organization_id, proration.moved_early_use(connection, organization_id, since))
 
 
 def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Bring days that segments lost to nothing, whatever was charged and given back of them."""
-    fee_charges.add(connection, fee_charges.lost(connection, organization_ids), "returned")
+    proration.add_fees(connection, proration.lost_fees(connection, organization_ids), "returned")
 
 
 def open_charges(
@@ -161,12 +367,12 @@ def open_charges(
     for select in _READ.values():
         for row in connection.execute(select, here):
             found[row.organization_id].append(charge_of(row))
-    rows = fee_charges.rows_of(connection, organization_ids)
-    _, fees = fee_charges.fees(connection, _not_over(rows), until, today=today)
-    for named in (*fees, *fee_charges.lost(connection, organization_ids)):
+    rows = proration.fee_rows_of(connection, organization_ids)
+    _, fees = proration.subscription_fees(connection, _not_over(rows), until, today=today)
+    for named in (*fees, *proration.lost_fees(connection, organization_ids)):
         found[named.organization_id].append(named.charge)
-    for owner in early_uses.waiting(connection, organization_ids):
-        found[owner] += [each.named[1] for each in early_uses.owed(connection, owner) if each.named]
+    for owner in proration.waiting_early_uses(connection, organization_ids):
+        found[owner] += [each.named[1] for each in proration.owed_early_use(connection, owner) if each.named]
     for named in _missing(connection, rows, min(until, today), found):
         found[named.organization_id].append(named.charge)
     return found
@@ -203,22 +409,24 @@ def _here(connection: Connection, organization_ids: Sequence[int], running: date
 
 
 def _write_fees(connection: Connection, segments: Iterable[Any], until: date, today: date) -> None:
-    moved, fees = fee_charges.fees(connection, _not_over(segments), until, today=today)
-    fee_charges.add(connection, fees, "fact")
-    fee_charges.move(connection, moved)
+    moved, fees = proration.subscription_fees(connection, _not_over(segments), until, today=today)
+    proration.add_fees(connection, fees, "fact")
+    proration.move_fees(connection, moved)
 
 
 def _accrue_early_uses(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Charge what plans that ended owe for tokens, as far as it is known what was used."""
-    for organization_id in early_uses.waiting(connection, organization_ids):
-        while ends := early_uses.owed(connection, organization_id):
+    for organization_id in proration.waiting_early_uses(connection, organization_ids):
+        while ends := proration.owed_early_use(connection, organization_id):
             _settle_ends(connection, organization_id, ends)
 
 
-def _settle_ends(connection: Connection, organization_id: int, ends: Sequence[early_uses.Settled]) -> None:
-    early_uses.settle(connection, ends)
+def _settle_ends(
+    connection: Connection, organization_id: int, ends: Sequence[proration.SettledEarlyUse]
+) -> None:
+    proration.settle_early_use(connection, ends)
     facts = [NamedCharge(organization_id, *each.named) for each in ends if each.named]
-    fee_charges.add(connection, facts, "fact")
+    proration.add_fees(connection, facts, "fact")
 
 
 def _not_over(segments: Iterable[Any]) -> list[Any]:
@@ -234,7 +442,66 @@ def _missing(
     return [
         NamedCharge(organization_id, fact, charge)
         for organization_id in sorted(agreed)
-        for fact, charge in commitments.missing(
+        for fact, charge in proration.missing_to_commitments(
             connection, organization_id, until, more.get(organization_id, ())
         )
     ]
+
+
+# Charges as lists show them, and who has something that is known and not charged.
+
+
+# Days that are over; in advance also today, whose cycle has begun.
+_BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"
+# Units that were used, credits beyond the balance, days that are over or were lost, and plans that ended.
+# Tokens beyond plans, and credits that were sold, are charged when they are stored.
+_DUE = text(f"""
+SELECT id FROM (
+    SELECT organization_id AS id FROM usage_tier
+     WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    SELECT organization_id FROM usage_told WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    SELECT organization_id FROM credit_debt WHERE quantity <> charged_quantity AND organization_id > :after
+    UNION
+    SELECT e.organization_id FROM plan_end AS e
+     WHERE e.quantity IS NULL AND e.organization_id > :after AND {proration.KNOWN_EARLY_USES}
+    UNION
+    SELECT organization_id FROM subscription_segment
+     WHERE organization_id > :after AND start_date < least(end_date, {_BEGUN})
+       AND (charged_until IS NULL OR charged_until < least(end_date, {_BEGUN})
+            OR charged_until > end_date)) AS due
+ ORDER BY id LIMIT :count""")  # noqa: S608  # our own words
+
+
+def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
+    """Organizations with something to charge, in the order of their ids."""
+    found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
+    return list(found.scalars())
+
+
+def charge_known(connection: Connection, organization_id: int, partition: int, today: date) -> None:
+    """Charge what is known, while no flush of its partition runs."""
+    hold(connection, organization_id)
+    hold_flushes(connection, partition)
+    accrue(connection, [organization_id], today, today=today)
+
+
+def charge_free(
+    connection: Connection, organization_ids: Sequence[int], partition: int, today: date
+) -> list[int]:
+    """The same of those of a partition that nobody else charges or invoices now; answers the others."""
+    held = hold_free(connection, organization_ids)
+    if held:
+        hold_flushes(connection, partition)
+        accrue(connection, held, today, today=today)
+    return sorted(set(organization_ids) - set(held))
+
+
+CHARGE_SUBJECT = Subject(
+    table,
+    time="period_start",
+    conditions={
+        "billed": lambda wanted: table.c.invoice_id.is_not(None) if wanted else table.c.invoice_id.is_(None)
+    },
+)

@@ -14,12 +14,12 @@ from uuid import UUID
 from sqlalchemy import Connection, insert, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.dunning import BLOCK, REMINDER, UNBLOCK, DunningSchedule
+from gateway.core.billing.payments import BLOCK, REMINDER, UNBLOCK, DunningSchedule
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
-from persistence.billing.invoice_source import rest_of
+from persistence.billing.invoice_build import rest_of
+from persistence.entity import Change, Subject, id_in
 from persistence.keeper.news import told
-from persistence.subject import Change, Subject, id_in
 from persistence.tables import dunning_step
 
 TENANTS_A_STEP_MAX = 500

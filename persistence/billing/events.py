@@ -16,21 +16,20 @@ from sqlalchemy import Connection, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import Negotiated
-from gateway.core.accounts.weights import Weights, millionths
+from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.billing import events
-from gateway.core.billing.early_use import CARRY
 from gateway.core.billing.events import Told, Unacceptable
-from gateway.core.billing.price_book import choose, read_price
-from gateway.core.billing.pricing import read_pricing
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.money import read_pricing
+from gateway.core.billing.price_book import Vector, choose, read_price
+from gateway.core.billing.proration import CARRY
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
-from gateway.core.moments import ms_of
+from gateway.core.times import ms_of
 from persistence.billing import charges
-from persistence.billing.beyond import Prices, prices_of
-from persistence.billing.token_cycles import carried, in_cycle, is_borne
-from persistence.resources.prices import candidates
-from persistence.subject import Change, Subject, write_of
+from persistence.billing.credit_balances import Prices, prices_of
+from persistence.billing.plans import carried, in_cycle, is_borne
+from persistence.entity import Change, Subject, write_of
+from persistence.resources.catalogue import price_candidates
 from persistence.tables import use_event
 
 _TENANTS = """
@@ -264,7 +263,7 @@ def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | N
     """What a model cost at a time."""
     wanted = (model, currency, at)
     if wanted not in batch.prices:
-        rows = candidates(batch.connection, model, currency, at)
+        rows = price_candidates(batch.connection, model, currency, at)
         found = choose(map(read_price, rows), model, currency, ms_of(at))
         batch.prices[wanted] = None if found is None else found.vector
     return batch.prices[wanted]

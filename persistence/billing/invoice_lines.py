@@ -2,19 +2,247 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnClause, Connection, func, insert, literal_column, select, text, true
 from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy.dialects.postgresql import insert as upsert
 
-from gateway.core.billing.invoice import Line
-from gateway.core.billing.tax import Tax
-from persistence.billing.tax_rates import tax_of
-from persistence.subject import Change
-from persistence.tables import invoice_line
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.charges import ADDITION, SEGMENT, USAGE, Charge, Wanted, borne, gathered
+from gateway.core.billing.document import Dated, Tax, misfits
+from gateway.core.billing.invoice import Facts, Fee, Line, bill, is_back
+from gateway.core.billing.subscription import midnight
+from gateway.errors import Conflict, Unprocessable
+from persistence import entity
+from persistence.billing import charges
+from persistence.billing.proration import segment_of
+from persistence.entity import Change, Subject, id_in, lock, require
+from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
+
+# Numbers of invoices: given out in the transaction that finalizes, so that a year's have no gap.
+
+
+NUMBER_DIGITS = 6
+
+
+def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
+    """Take the year's next numbers; others wait here until this transaction ends."""
+    series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
+    first = upsert(invoice_sequence).values(series=series, last_number=count)
+    taken = first.on_conflict_do_update(
+        index_elements=["series"], set_={"last_number": last + count}
+    ).returning(last)
+    upto = int(connection.execute(taken).scalar_one())
+    return [f"{series}-{number:0{NUMBER_DIGITS}d}" for number in range(upto - count + 1, upto + 1)]
+
+
+# Which uses stand behind a final invoice: the credits it told of, and how far its accounts are covered.
+
+
+_TELL = text("""
+WITH told AS (
+    SELECT n.invoice_id, u.tenant_id, u.day, u.service_id, u.credits - u.billed_credits AS credits
+      FROM unnest(cast(:invoices AS bigint[]), cast(:organizations AS bigint[]), cast(:ends AS date[]))
+        AS n (invoice_id, organization_id, until)
+      JOIN usage_daily AS u ON u.organization_id = n.organization_id AND u.day < n.until
+       AND u.credits > u.billed_credits
+     ORDER BY u.tenant_id, u.day, u.service_id FOR UPDATE OF u
+), marked AS (
+    UPDATE usage_daily AS u SET billed_credits = u.credits
+      FROM told AS b WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id
+)
+INSERT INTO invoice_basis (invoice_id, kind, quantity, tenant_id, day, service_id)
+SELECT invoice_id, 'credits_consumed', credits, tenant_id, day, nullif(service_id, 0) FROM told""")
+_FORGET = text("""
+UPDATE usage_daily AS u SET billed_credits = u.billed_credits - b.quantity
+  FROM invoice_basis AS b
+ WHERE b.invoice_id = :invoice AND b.kind = 'credits_consumed' AND u.tenant_id = b.tenant_id
+   AND u.day = b.day AND u.service_id = coalesce(b.service_id, 0)""")
+_COVERS = text("""
+SELECT o.id, jsonb_build_object('since', cast(n.since AS text), 'credits', o.credit_last_seq,
+       'spend', o.spend_last_seq, 'tenants', coalesce((
+           SELECT jsonb_object_agg(t.id, coalesce(q.last_seq, 0))
+             FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id
+            WHERE t.organization_id = o.id), '{}'::jsonb)) AS covers
+  FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS n (organization_id, since)
+  JOIN organization AS o ON o.id = n.organization_id""")
+
+
+def tell_credits(connection: Connection, told: Iterable[tuple[int, int, date]]) -> None:
+    """Note the credits that were used up to a day and no invoice has told of: these do.
+
+    An invoice, its organization and that day each.
+    """
+    invoices, organizations, ends = (list(column) for column in zip(*told, strict=True))
+    connection.execute(_TELL, {"invoices": invoices, "organizations": organizations, "ends": ends})
+
+
+def forget_credits(connection: Connection, invoice_id: int) -> None:
+    """Let another invoice tell of the credits that one made void told of."""
+    connection.execute(_FORGET, {"invoice": invoice_id})
+
+
+def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Row]:
+    """Movements of organizations from a day on, up to where each account is now."""
+    here = {"organizations": list(since), "since": list(since.values())}
+    return {row.id: row.covers for row in connection.execute(_COVERS, here)}
+
+
+# Which invoices are of one source alone, and what keeps one from being made.
+
+
+NOTHING_OWED = "Nothing of this source is owed that no invoice has."
+
+
+def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
+    """What keeps fields from saying either a period or a source."""
+    if values.get("source") is None:
+        wanted = "is required, but for a one-off invoice of a source"
+        found = [(name, wanted) for name in ("period_start", "period_end") if values.get(name) is None]
+        return (*found, *((("source_id", "needs a source"),) if values.get("source_id") is not None else ()))
+    if values.get("period_start") is not None:
+        return (("period_start", "is when what the source owes began: give period_end alone, or none"),)
+    return ()
+
+
+def refuse_second_draft(change: Change, organization_id: int) -> None:
+    """Raise `Conflict` where a draft shows the same charges."""
+    values = change.command.values
+    here, source_id = invoice.c, values.get("source_id")
+    same = here.source_id.is_(None) | (here.source_id == source_id) if source_id is not None else true()
+    other = select(here.id).where(
+        here.organization_id == organization_id, here.corrects_id.is_(None), here.status == "draft",
+        here.source == values["source"], same,
+    )  # fmt: skip
+    if draft := change.connection.execute(other.limit(1)).scalar():
+        raise Conflict(f"Draft {draft} is of this source: finalize or delete it.")
+
+
+def only_of(row: Row) -> Wanted | None:
+    """The one source that an invoice is of; None of one over a period."""
+    source, source_id = row.get("source"), row.get("source_id")
+    return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
+
+
+# What organizations are taxed with, by the day of supply: rows that are only added to.
+#
+# An organization without rows has the rate of its own column on all days. With its first row that rate
+# becomes one too, from the first day there is.
+
+
+# Of one organization; a finalized invoice reads them all.
+TAX_RATES_MAX = 1_000
+FIRST_DAY = date(1970, 1, 1)
+
+_HOLD = select(organization.c.tax_rate).with_for_update()
+_COUNT = select(func.count()).select_from(tax_rate)
+_today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
+# With which tax lines billed what was supplied then, by what `Charge.supply` says.
+_TAX_BILLED = text("""
+SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
+       c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
+       l.tax_rate, l.tax_category, l.tax_reason
+  FROM charge AS c
+  JOIN invoice AS i ON i.id = c.invoice_id AND i.status = 'finalized'
+  JOIN invoice_line AS l ON l.invoice_id = i.id AND l.position = c.line AND l.tax_rate IS NOT NULL
+ WHERE c.organization_id = :organization AND (c.amount > 0) <> (c.kind = 'discount')
+   AND c.period_start >= :since
+ ORDER BY c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
+       c.id DESC""")
+
+# What is in force today, of organizations as they are read.
+TODAY = func.coalesce(
+    select(tax_rate.c.rate)
+    .where(tax_rate.c.organization_id == organization.c.id, tax_rate.c.effective_from <= _today)
+    .order_by(tax_rate.c.effective_from.desc(), tax_rate.c.id.desc())
+    .limit(1)
+    .correlate(organization)
+    .scalar_subquery(),
+    organization.c.tax_rate,
+)
+
+
+def create(change: Change) -> Row:
+    """Add a rate from a day on."""
+    values = change.command.values
+    errors = misfits(Tax(values["rate"], values.get("category"), values.get("reason")))  # type: ignore[arg-type]  # as the resource reads them
+    if errors:
+        raise Unprocessable(errors=errors)
+    require(change)
+    _begin(change, id_in(change.command.values, "organization_id"))
+    return entity.create(change)
+
+
+def change_tax_of_organization(change: Change) -> Row:
+    """Change an organization; another rate of tax is a row from today on."""
+    before = lock(change)
+    rate = change.command.values.get("tax_rate")
+    if rate is not None and rate != before["tax_rate"]:
+        _begin(change, change.row_id)
+        row = {"organization_id": change.row_id, "effective_from": change.today, "rate": rate}
+        change.connection.execute(insert(tax_rate).values(row))
+    changed = entity.change_row(change)
+    change.before = before
+    return changed
+
+
+def read_tax_rates(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Sequence[Dated]]:
+    """The dated taxes of organizations that have some, in the order of their days."""
+    here = tax_rate.c
+    found = select(tax_rate).where(here.organization_id.in_(organization_ids))
+    rows = connection.execute(found.order_by(here.effective_from, here.id))
+    dated = defaultdict[int, list[Dated]](list)
+    for row in rows:
+        dated[row.organization_id].append(
+            Dated(row.effective_from, tax_of(row.rate, row.category, row.reason))
+        )
+    return dated
+
+
+def taxed_with(
+    connection: Connection, organization_id: int, charges: Iterable[Charge]
+) -> Mapping[object, Tax]:
+    """With which tax the supplies were billed that some of these charges give back."""
+    since = min((charge.start for charge in charges if is_back(charge)), default=None)
+    if since is None:
+        return {}
+    rows = connection.execute(_TAX_BILLED, {"organization": organization_id, "since": since})
+    found: dict[object, Tax] = {}
+    for row in rows:
+        of = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
+        tax = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
+        found[*of, row.period_start, row.period_end] = tax
+    return found
+
+
+def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
+    """A tax as it was stored: rates that are equal are written alike."""
+    return Tax(rate.normalize(), category, reason)
+
+
+def _begin(change: Change, organization_id: int) -> None:
+    """Make the rate it had until now the first row; refuse too many."""
+    held: Any = change.connection.execute(_HOLD.where(organization.c.id == organization_id)).scalar_one()
+    mine = _COUNT.where(tax_rate.c.organization_id == organization_id)
+    count = change.connection.execute(mine).scalar_one()
+    if count >= TAX_RATES_MAX:
+        raise Conflict(f"It has {TAX_RATES_MAX} rates of tax: there cannot be more.")
+    if not count:
+        first = {"organization_id": organization_id, "effective_from": FIRST_DAY, "rate": held}
+        change.connection.execute(insert(tax_rate).values(first))
+
+
+TAX_RATE_SUBJECT = Subject(
+    tax_rate, time="created_at", verbs={"create": create}, refers={"organization_id": organization}
+)
+
 
 # What is stored of a line, by columns of its table.
 _NAMES = (
@@ -77,3 +305,218 @@ def _taxed(tax: Tax | None) -> dict[str, Any]:
     if tax is None:
         return {"tax_rate": None, "tax_category": None, "tax_reason": None}
     return {"tax_rate": tax.rate, "tax_category": tax.category, "tax_reason": tax.reason}
+
+
+# What invoices say besides their charges: what they are called, what earlier ones billed of the same.
+#
+# Charges are gathered, never computed again from what they are for. Each statement reads of many
+# organizations.
+
+
+_WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
+    AS w (organization_id, start, until)"""
+# Uses since then stand behind the next invoice, unless one covers them already.
+_ORGANIZATIONS = text(f"""
+SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
+       (SELECT coalesce(sum(u.credits - u.billed_credits), 0)::bigint FROM usage_daily AS u
+         WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
+       least(w.start, (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = o.id),
+             (SELECT min(u.supplied_on) FROM usage_told AS u WHERE u.organization_id = o.id)) AS since
+  FROM {_WANTED} JOIN organization AS o ON o.id = w.organization_id""")  # noqa: S608  # our own words
+_FEES = text("""
+SELECT s.*, p.name FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
+ WHERE s.id = ANY(cast(:ids AS bigint[]))""")
+_LINE_NAMES = {
+    "tenant": text("SELECT id, name FROM tenant WHERE id = ANY(cast(:ids AS bigint[]))"),
+    "service": text("SELECT id, name FROM service WHERE id = ANY(cast(:ids AS bigint[]))"),
+    "addition": text("SELECT id, remark AS name FROM credit_addition WHERE id = ANY(cast(:ids AS bigint[]))"),
+}
+_CARRIED = text("""
+SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
+  FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
+ WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
+ GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
+# How many units of each month were billed: all of it counts for their place in it. What is billed is asked of
+# the organization's own charges: by an index of invoices, those of everybody were read while few were billed.
+_UNITS_BEFORE = text("""
+SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
+       sum(c.quantity)::bigint AS units
+  FROM unnest(cast(:organizations AS bigint[]), cast(:since AS date[])) AS w (organization_id, since)
+  JOIN charge AS c ON c.organization_id = w.organization_id AND c.kind = 'usage'
+   AND num_nulls(c.invoice_id) = 0 AND c.unit_price <> 0.000000001
+   AND c.reason NOT IN ('credited', 'credit_void')
+   AND c.period_start >= cast(w.since AS timestamp) AT TIME ZONE 'UTC'
+ GROUP BY 1, 2, 3""")
+
+
+class Gathered(NamedTuple):
+    """The charges that an organization's invoice takes, and the days it is of (the last not included)."""
+
+    organization_id: int
+    start: date
+    until: date
+    charges: Sequence[Charge]
+
+
+class Known(NamedTuple):
+    """What an invoice is made of, its organization's row, and the first day of the uses behind it."""
+
+    facts: Facts
+    organization: Any
+    since: date
+
+
+def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, Known]:
+    """All that is said of charges, by organization; each has one invoice."""
+    every = [charge for each in wanted for charge in each.charges]
+    ids = [each.organization_id for each in wanted]
+    dated = read_tax_rates(connection, ids)
+    fees, names = _fees(connection, every), _all_names(connection, every)
+    rest, before = _carried(connection, ids), _units_before(connection, wanted)
+    rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
+    found = {}
+    for of, start, until, taken in wanted:
+        row, taxes = rows[of], dated.get(of, ())
+        facts = Facts(
+            currency=row.currency,
+            tax_rate=row.tax_rate.normalize(),
+            taxes=taxes,
+            taxed_before=taxed_with(connection, of, taken) if taxes else {},
+            until=until,
+            charges=taken,
+            credits_consumed=row.consumed,
+            fees=fees,
+            tenants=names["tenant"],
+            services=names["service"],
+            remarks=names["addition"],
+            carried=rest.get(of, {}),
+            units_before=before.get(of, {}),
+            since=start,
+        )
+        found[of] = Known(facts, row, row.since)
+    return found
+
+
+def _spans(wanted: Iterable[Gathered]) -> dict[str, Any]:
+    ids, starts, ends, _ = (list(column) for column in zip(*wanted, strict=True))
+    return {"organizations": ids, "starts": starts, "ends": ends}
+
+
+def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
+    """What each basis was billed exactly, less what its lines came to."""
+    found = defaultdict[int, dict[str, Decimal]](dict)
+    for row in connection.execute(_CARRIED, {"organizations": organization_ids}):
+        found[row.organization_id][row.basis] = row.rest
+    return found
+
+
+def _fees(connection: Connection, charges: Iterable[Charge]) -> dict[int, Fee]:
+    ids = sorted({charge.source_id for charge in charges if charge.source == SEGMENT and charge.source_id})
+    found = connection.execute(_FEES, {"ids": ids}) if ids else ()
+    return {row.id: Fee(segment_of(row), row.name) for row in found}
+
+
+def _all_names(connection: Connection, charges: Sequence[Charge]) -> dict[str, dict[int, str]]:
+    of = {
+        "tenant": {charge.tenant_id for charge in charges},
+        "service": {charge.service_id for charge in charges},
+        "addition": {charge.source_id for charge in charges if charge.source == ADDITION},
+    }
+    return {what: _names(connection, what, ids) for what, ids in of.items()}
+
+
+def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int, str]:
+    wanted = sorted(id_ for id_ in ids if id_)
+    found = connection.execute(_LINE_NAMES[what], {"ids": wanted}) if wanted else ()
+    return {row.id: row.name for row in found if row.name}
+
+
+def _units_before(
+    connection: Connection, wanted: Iterable[Gathered]
+) -> Mapping[int, Mapping[tuple[int | None, date], int]]:
+    first = {
+        each.organization_id: min(charge.day for charge in each.charges if charge.kind == USAGE)
+        for each in wanted
+        if _has_units(each)
+    }
+    found = defaultdict[int, dict[tuple[int | None, date], int]](dict)
+    if first:
+        since = [day.replace(day=1) for day in first.values()]
+        for row in connection.execute(_UNITS_BEFORE, {"organizations": list(first), "since": since}):
+            found[row.organization_id][row.service_id, row.month] = row.units
+    return found
+
+
+def _has_units(gathered: Gathered) -> bool:
+    return any(charge.kind == USAGE for charge in gathered.charges)
+
+
+# The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.
+
+
+# What was taken back by making it void was on it all the same.
+_BILLED = text("""
+SELECT * FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')
+ ORDER BY line, id""")
+_LINES = text("""
+SELECT position, kind, description, amount, tenant_id, service_id FROM invoice_line
+ WHERE invoice_id = :invoice ORDER BY position""")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLine:
+    """A line as it is charged for."""
+
+    position: int
+    kind: str
+    description: str
+    amount: Decimal
+    tenant_id: int | None
+    service_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Lines in their order, and charges with the position of theirs; None where they came to nothing."""
+
+    lines: Sequence[PlacedLine]
+    charges: Sequence[tuple[Charge, int | None]]
+
+
+def known(
+    connection: Connection, organization_ids: Sequence[int], until: date, today: date
+) -> dict[int, list[Charge]]:
+    """What is owed and no invoice has, written or not, by organization; up to a day that may be to come."""
+    found, running = charges.unbilled(connection, organization_ids), midnight(until)
+    open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
+    for owner, more in open_.items():
+        found[owner] += more
+    return found
+
+
+def placed(connection: Connection, invoice: Any, today: date) -> Placed:
+    """What an invoice has, or a draft would take today; `invoice` is its row."""
+    if invoice.status == "draft" and invoice.corrects_id is None:
+        return _drawn(connection, invoice, today)
+    here = {"invoice": invoice.id}
+    lines = [PlacedLine(*row) for row in connection.execute(_LINES, here)]
+    return Placed(lines, [(charges.charge_of(row), row.line) for row in connection.execute(_BILLED, here)])
+
+
+def _drawn(connection: Connection, invoice: Any, today: date) -> Placed:
+    organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
+    only = only_of({"source": invoice.source, "source_id": invoice.source_id})
+    open_ = known(connection, [organization_id], until, today)[organization_id]
+    taken = borne(
+        gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
+    ).taken
+    wanted = Gathered(organization_id, start, until, taken)
+    facts = read_facts(connection, [wanted])[organization_id].facts
+    made = bill(facts if only is None else replace(facts, credits_consumed=0))
+    lines = [
+        PlacedLine(
+            position, each.kind, each.description, each.amount, each.tenant_id, each.service_id or None
+        )
+        for position, each in enumerate(made.lines, 1)
+    ]
+    return Placed(lines, made.placed)

@@ -16,29 +16,23 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.bounds import NOTHING, left_out
-from gateway.core.billing.charge import ONE_DAY
+from gateway.core.billing.charges import NOTHING, ONE_DAY, left_out
 from gateway.core.billing.document import CREDIT_NOTE, require_complete
-from gateway.core.billing.payment import PAID
+from gateway.core.billing.payments import PAID
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import (
     charges,
-    credit_notes,
-    debts,
-    documents,
-    gathering,
-    handed_over,
+    collection,
+    credit_balances,
     handovers,
-    invoice_covers,
-    one_off,
-    open_credit,
+    invoice_build,
+    invoice_lines,
     payments,
-    taken_back,
     top_ups,
 )
-from persistence.billing.invoice_source import SOURCE
-from persistence.billing.one_off import only_of
-from persistence.subject import Change, Subject, day_in, id_in, require
+from persistence.billing.invoice_build import SOURCE
+from persistence.billing.invoice_lines import only_of
+from persistence.entity import Change, Subject, day_in, id_in, require
 from persistence.tables import invoice, invoice_line, organization
 
 PERIOD_DAYS_MAX = 1_100
@@ -48,7 +42,7 @@ def create(change: Change) -> Row:
     """Make a draft of a period that no other draft of the organization overlaps, and no invoice has."""
     require(change)
     values = change.command.values
-    missing = one_off.misfits(values)
+    missing = invoice_lines.one_off_misfits(values)
     if missing:
         raise Unprocessable(errors=missing)
     if values.get("source") is not None:
@@ -95,17 +89,17 @@ def _create_one_off(change: Change) -> Row:
     charges.hold(change.connection, organization_id)
     said = values.get("period_end") is not None
     until = day_in(values, "period_end") if said else change.today + ONE_DAY
-    one_off.refuse_second_draft(change, organization_id)
+    invoice_lines.refuse_second_draft(change, organization_id)
     _require_near(change, until)
     only = only_of(values)
     assert only is not None, "it is of a source"
-    found = gathering.of_source(change.connection, [organization_id], until, change.today, only)
+    found = invoice_build.of_source(change.connection, [organization_id], until, change.today, only)
     taken, left = found.get(organization_id, NOTHING)
     if not taken:
         currency = select(organization.c.currency).where(organization.c.id == organization_id)
         why = left_out(left, str(change.connection.execute(currency).scalar_one()))
-        raise Conflict(why or one_off.NOTHING_OWED)
-    start, ends = gathering.days_of(taken)
+        raise Conflict(why or invoice_lines.NOTHING_OWED)
+    start, ends = invoice_build.days_of(taken)
     return _drafted(change, organization_id, (start, max(ends, until) if said else ends))
 
 
@@ -123,8 +117,8 @@ def _drafted(change: Change, organization_id: int, period: tuple[date, date]) ->
         source=values.get("source"), source_id=values.get("source_id"),
     )  # fmt: skip
     invoice_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
-    draft = gathering.Draft(invoice_id, id_in(values, "organization_id"), *period, only_of(values))
-    gathering.draw(change.connection, change.letterhead, change.today, [draft])
+    draft = invoice_build.Draft(invoice_id, id_in(values, "organization_id"), *period, only_of(values))
+    invoice_build.draw_draft(change.connection, change.letterhead, change.today, [draft])
     return change.fetch(invoice_id)
 
 
@@ -133,7 +127,7 @@ def recompute(change: Change) -> Row:
     row = _draft(change)
     if not _gathers(row):
         raise Conflict("A credit note has the lines of the invoice it gives back.")
-    gathering.draw(change.connection, change.letterhead, change.today, [_draft_of(row)])
+    invoice_build.draw_draft(change.connection, change.letterhead, change.today, [_draft_of(row)])
     return change.fetch()
 
 
@@ -143,28 +137,28 @@ def finalize(change: Change) -> Row:
     connection, letterhead = change.connection, change.letterhead
     if _gathers(row):
         change.hold_flushes(change.partition_of(id_in(row, "organization_id")))
-        drawn = gathering.take(connection, letterhead, change.today, [_draft_of(row)])
-        gathering.require_final(letterhead, drawn[0])
-        finals = gathering.have(connection, drawn)
+        drawn = invoice_build.take_charges(connection, letterhead, change.today, [_draft_of(row)])
+        invoice_build.require_final(letterhead, drawn[0])
+        finals = invoice_build.have_draft(connection, drawn)
     else:
         finals = [_take_note(change, row)]
-    gathering.finish(connection, letterhead, change.now, finals)
+    invoice_build.finish_final(connection, letterhead, change.now, finals)
     _settle_corrected(change, row)
     payments.apply_open(change, id_in(row, "organization_id"), past_due=False)
     final = change.fetch()
     if final["payment_status"] in {None, PAID} and _gathers(row):
-        debts.give(change, final)
+        credit_balances.give_credits(change, final)
     return final
 
 
-def _take_note(change: Change, row: Row) -> gathering.Final:
+def _take_note(change: Change, row: Row) -> invoice_build.Final:
     """Give back what a note is about."""
-    credit_notes.give_back(change, id_in(row, "corrects_id"))
+    payments.give_back(change, id_in(row, "corrects_id"))
     charges.give_back(change.connection, [id_in(row, "organization_id")])
     lines: Any = row["lines"]
     said = [line["description"] for line in lines]
-    require_complete(documents.copy(change, row), said, change.letterhead.missing_glyphs)
-    return gathering.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
+    require_complete(invoice_build.copy_document(change, row), said, change.letterhead.missing_glyphs)
+    return invoice_build.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
 
 
 def bill_top_up(change: Change) -> Row:
@@ -190,21 +184,21 @@ def void(change: Change) -> Row:
     row = payments.held(change)
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
-    credit_notes.refuse_while_there(change)
-    handed_over.take_from_balance(change)
+    payments.refuse_while_there(change)
+    collection.take_from_balance(change)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
-    debts.refuse_while_given(change)
+    credit_balances.refuse_while_given(change)
     made_void = {"status": "void", "voided_at": change.now, "payment_status": None}
     change.connection.execute(update(invoice).where(invoice.c.id == change.row_id).values(made_void))
     if _gathers(row):
-        taken_back.void(change.connection, change.row_id)
-        invoice_covers.forget_credits(change.connection, change.row_id)
+        charges.void_charges(change.connection, change.row_id)
+        invoice_lines.forget_credits(change.connection, change.row_id)
     else:
-        taken_back.void_note(change.connection, change.row_id)
+        charges.void_note_charges(change.connection, change.row_id)
         charges.give_back(change.connection, [id_in(row, "organization_id")])
     # What it had applied is to be paid again, or may be applied to another.
-    touched = open_credit.take_back(change, change.row_id) - {change.row_id}
+    touched = payments.take_back_credit(change, change.row_id) - {change.row_id}
     payments.apply_open(change, id_in(row, "organization_id"), also=touched)
     _settle_corrected(change, row)
     handovers.tell_void(change.connection, change.row_id)
@@ -216,8 +210,8 @@ def draft_note(change: Change) -> Row:
     row = payments.held(change)
     if row["status"] != "finalized" or row["kind"] != "invoice":
         raise Conflict("Only a finalized invoice can be given back.")
-    note = change.fetch(credit_notes.draft(change, row))
-    documents.copy(change, note)
+    note = change.fetch(payments.draft_credit_note(change, row))
+    invoice_build.copy_document(change, note)
     return change.fetch(id_in(note, "id"))
 
 
@@ -251,8 +245,8 @@ def _period(row: Row) -> tuple[date, date]:
     return day_in(row, "period_start"), day_in(row, "period_end")
 
 
-def _draft_of(row: Row) -> gathering.Draft:
-    return gathering.Draft(id_in(row, "id"), id_in(row, "organization_id"), *_period(row), only_of(row))
+def _draft_of(row: Row) -> invoice_build.Draft:
+    return invoice_build.Draft(id_in(row, "id"), id_in(row, "organization_id"), *_period(row), only_of(row))
 
 
 SUBJECT = Subject(
@@ -268,7 +262,7 @@ SUBJECT = Subject(
         "apply": payments.apply,
         "refund": payments.refund,
         "uncollectible": payments.give_up,
-        "hand-over": handed_over.ask,
+        "hand-over": collection.ask_collection,
         "top-up": bill_top_up,
         "delete": remove,
     },

@@ -6,7 +6,8 @@ Whoever changes what is left to pay of an invoice holds its organization, and ca
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -15,23 +16,178 @@ from sqlalchemy import Connection, case, func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.handover import COLLECTOR
-from gateway.core.billing.payment import (
+from gateway.core.billing.invoice import partial_note, whole_note
+from gateway.core.billing.payments import (
     ASKED,
+    OLDEST,
+    OWN,
     UNCOLLECTIBLE,
+    VOID,
     WAITING,
+    Left,
     Receivable,
     require_open,
     require_payable,
     require_returnable,
+    spread_credit,
 )
-from gateway.core.billing.payment import PAID as STATUS_PAID
+from gateway.core.billing.payments import (
+    PAID as STATUS_PAID,
+)
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, debts, handovers, open_credit, top_ups
-from persistence.billing.invoice_source import PAID, money, rest_of
-from persistence.billing.journal import rest_before
-from persistence.keeper.notices import tell_payment_status
-from persistence.subject import Change, Subject, id_in, lock
-from persistence.tables import invoice, note_application, payment
+from persistence.billing import charges, credit_balances, handovers, top_ups
+from persistence.billing.finance import rest_before
+from persistence.billing.invoice_build import PAID, money, rest_of
+from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
+from persistence.entity import Change, Subject, id_in, lock
+from persistence.keeper.news import tell_payment_status
+from persistence.tables import invoice, invoice_line, note_application, payment
+
+# Credit of notes, applied to invoices: rows that are only added, below zero where they are taken back.
+#
+# A note gives back what is left to pay of the invoice that it corrects. What is beyond that is open credit of
+# its organization. Whoever applies it holds the organization, and settles the invoices that are answered.
+# What Stripe has is left to Stripe: it has a balance of its own.
+
+
+_LEFT = rest_before("'infinity'")
+_HERE = """NOT EXISTS (SELECT FROM handover AS h
+                        WHERE h.invoice_id = i.id AND h.kind = i.kind AND h.state <> 'canceled')"""
+_NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
+_NOTES = f"""
+SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
+  FROM invoice AS i WHERE {_NOTE}"""  # noqa: S608  # our own words
+_OPEN = text(f"""
+{_NOTES} AND i.organization_id = ANY(cast(:organizations AS bigint[])) AND {_HERE}
+ ORDER BY i.finalized_at, i.id""")  # our own words
+_OWN = text(f"""
+{_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")  # our own words
+_USED_UP = text("UPDATE invoice SET used_up = :used_up WHERE id = ANY(cast(:notes AS bigint[]))")
+# Those that owe something past due are few: their notes are looked at.
+_WAITING = text(f"""
+WITH late AS MATERIALIZED (
+    SELECT DISTINCT i.organization_id, i.currency FROM invoice AS i
+     WHERE i.organization_id > :after AND {_HERE} AND (i.payment_status IN ('overdue', 'uncollectible')
+           OR i.payment_status = 'open' AND i.due_date < :today)
+)
+SELECT DISTINCT i.organization_id FROM late AS l
+  JOIN invoice AS i ON i.organization_id = l.organization_id AND i.currency = l.currency
+ WHERE {_NOTE} AND {_HERE} AND {_LEFT} < 0 ORDER BY 1 LIMIT :count""")  # noqa: S608  # our own words
+_LEFT_OF = text(f"SELECT {_LEFT} FROM invoice AS i WHERE i.id = :invoice")  # noqa: S608  # our own words
+_DUE = text(f"""
+SELECT * FROM (
+    SELECT i.id, i.organization_id, i.currency, i.due_date, {_LEFT} AS due FROM invoice AS i
+     WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND {_HERE}
+       AND (i.payment_status IN ('open', 'overdue', 'uncollectible') OR i.id = ANY(cast(:also AS bigint[])))
+       AND i.payment_status IS NOT NULL
+       AND (NOT :past_due OR i.due_date < :today OR i.uncollectible_at IS NOT NULL)) AS d
+ WHERE due > 0 ORDER BY due_date NULLS FIRST, id""")  # noqa: S608  # our own words
+_ADD = text("""
+INSERT INTO note_application (organization_id, note_id, invoice_id, amount, currency, reason, actor,
+                              created_at)
+SELECT n.organization_id, n.id, a.invoice_id, a.amount, n.currency, :reason, :actor, :now
+  FROM unnest(cast(:notes AS bigint[]), cast(:invoices AS bigint[]), cast(:amounts AS numeric[]))
+       WITH ORDINALITY AS a (note_id, invoice_id, amount, place) JOIN invoice AS n ON n.id = a.note_id
+ ORDER BY a.place""")
+_APPLIED = text("""
+SELECT note_id, invoice_id, -sum(amount) AS amount FROM note_application
+ WHERE note_id = :document OR invoice_id = :document GROUP BY 1, 2 HAVING sum(amount) <> 0 ORDER BY 1, 2""")
+_IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")  # noqa: S608  # our own words
+
+
+def open_credit_due(connection: Connection, today: date, after: int, count: int) -> list[int]:
+    """Organizations with open credit and something past due, behind one of them, by id."""
+    return list(connection.execute(_WAITING, {"today": today, "after": after, "count": count}).scalars())
+
+
+def open_credit_owners(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Organizations of these that have open credit."""
+    rows = connection.execute(_OPEN, {"organizations": list(organization_ids)})
+    return sorted({row.organization_id for row in rows if row.open})
+
+
+def give_own(change: Change, invoice_id: int) -> bool:
+    """Apply what notes over an invoice have left to what is left to pay of it; whether there was some."""
+    notes = change.connection.execute(_OWN, {"invoice": invoice_id}).all()
+    if not notes:
+        return False
+    due = change.connection.execute(_LEFT_OF, {"invoice": invoice_id}).scalar_one()
+    spread = spread_credit([(note.id, note.open) for note in notes], [(invoice_id, due)])
+    add_open_credit(change, OWN, spread)
+    return bool(spread)
+
+
+def apply_oldest(
+    change: Change, organization_id: int, *, past_due: bool, also: Collection[int] = ()
+) -> set[int]:
+    """Apply open credit to what is due, both the oldest first; answers the invoices that got some.
+
+    Of those that are `past_due`, or of all. Those of `also` are looked at whatever their payment status says.
+    """
+    here = {"organizations": [organization_id]}
+    notes = change.connection.execute(_OPEN, here).all()
+    if not notes:
+        return set()
+    corrected = sorted({note.corrects_id for note in notes if note.corrects_id is not None})
+    own = {invoice_id for invoice_id in corrected if give_own(change, invoice_id)}
+    if own:
+        notes = change.connection.execute(_OPEN, here).all()
+    asked = here | {"past_due": past_due, "today": change.today, "also": list(also)}
+    dues = _by_currency(change.connection.execute(_DUE, asked), "due")
+    spread = [
+        part
+        for currency, some in _by_currency(notes, "open").items()
+        for part in spread_credit(some, dues[currency])
+    ]
+    add_open_credit(change, OLDEST, spread)
+    left = {note.id: note.open for note in notes}
+    for note_id, _, amount in spread:
+        left[note_id] -= amount
+    _note_used_up(change, [note_id for note_id, rest in left.items() if not rest], used_up=True)
+    return own | {invoice_id for _, invoice_id, _ in spread}
+
+
+def take_back_credit(change: Change, document_id: int) -> set[int]:
+    """Take back what a note or an invoice that is void had applied; answers the invoices of it."""
+    found = [tuple(row) for row in change.connection.execute(_APPLIED, {"document": document_id})]
+    add_open_credit(change, VOID, found)
+    reopen_credit(change, [note_id for note_id, _, _ in found if note_id != document_id])
+    return {invoice_id for _, invoice_id, _ in found}
+
+
+def reopen_credit(change: Change, note_ids: Sequence[int]) -> None:
+    """Have notes looked at again: credit came back to them."""
+    _note_used_up(change, note_ids, used_up=False)
+
+
+def add_open_credit(change: Change, reason: str, rows: Iterable[tuple[int, int, Decimal]]) -> None:
+    """Note how much of notes is applied to which invoices."""
+    some = list(rows)
+    if some:
+        notes, invoices, amounts = (list(column) for column in zip(*some, strict=True))
+        change.connection.execute(_ADD, {
+            "notes": notes, "invoices": invoices, "amounts": amounts, "reason": reason,
+            "actor": change.command.actor.scope, "now": change.now,
+        })  # fmt: skip
+
+
+def open_credit_is_here(connection: Connection, document_id: int) -> bool:
+    """Whether a document's money is not left to Stripe."""
+    return bool(connection.execute(_IS_HERE, {"document": document_id}).scalar_one())
+
+
+def _note_used_up(change: Change, note_ids: Sequence[int], *, used_up: bool) -> None:
+    if note_ids:
+        change.connection.execute(_USED_UP, {"notes": list(note_ids), "used_up": used_up})
+
+
+def _by_currency(rows: Iterable[Any], amount: str) -> dict[str, list[Left]]:
+    """Documents of each currency, in their order."""
+    found = defaultdict[str, list[Left]](list)
+    for row in rows:
+        found[row.currency].append((row.id, getattr(row, amount)))
+    return found
+
 
 _OVERDUE = text("""
 UPDATE invoice SET payment_status = 'overdue'
@@ -95,7 +251,7 @@ def apply(change: Change) -> Row:
         wanted = f"must be a final invoice of the same organization in {row['currency']}"
         raise Unprocessable(errors=(("invoice_id", wanted),))
     require_payable(amount, rest_of(change.connection, invoice_id), str(row["currency"]))
-    open_credit.add(change, ASKED, [(change.row_id, invoice_id, amount)])
+    add_open_credit(change, ASKED, [(change.row_id, invoice_id, amount)])
     settle(change, invoice_id)
     return change.fetch()
 
@@ -129,7 +285,7 @@ def reverse(change: Change) -> Row:
         require_returnable(amount, rest, str(row["currency"]))
         _add(change, row, invoice_id, sign * amount, change.row_id)
         if sign > 0:
-            open_credit.reopen(change, [invoice_id])
+            reopen_credit(change, [invoice_id])
         apply_open(change, organization_id, also=[invoice_id])
     return change.fetch()
 
@@ -141,14 +297,14 @@ def apply_open(
 
     Settles the invoices that got some, and those of `also`, whose rest has changed.
     """
-    found = open_credit.apply_oldest(change, organization_id, past_due=past_due, also=also)
+    found = apply_oldest(change, organization_id, past_due=past_due, also=also)
     for invoice_id in sorted(found | set(also)):
         settle(change, invoice_id)
 
 
 def settle(change: Change, invoice_id: int) -> None:
     """Bring an invoice's payment status to what is left to pay of it, and tell where it is another."""
-    open_credit.give_own(change, invoice_id)
+    give_own(change, invoice_id)
     row = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if row.payment_status is None:
         return
@@ -163,7 +319,9 @@ def settle(change: Change, invoice_id: int) -> None:
     # What notes give back altogether is cancelled, whatever part of it was paid before.
     if status == STATUS_PAID and row.came > 0 and row.wanted > 0:
         top_ups.release(change, invoice_id)
-        debts.give(change, {"id": invoice_id, "organization_id": row.organization_id, "number": row.number})
+        credit_balances.give_credits(
+            change, {"id": invoice_id, "organization_id": row.organization_id, "number": row.number}
+        )
 
 
 def fall_overdue(connection: Connection, today: date, count: int) -> int:
@@ -225,7 +383,7 @@ def _require_open(change: Change, row: Row, amount: Decimal) -> None:
     """`Conflict` of what has no credit that may be used here; `Unprocessable` where there is not so much."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
-    if not open_credit.is_here(change.connection, change.row_id):
+    if not open_credit_is_here(change.connection, change.row_id):
         raise Conflict("Stripe has this note's credit: cancel its hand-over first, or use it there.")
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
@@ -258,3 +416,64 @@ APPLICATIONS = Subject(
         money(note_application.c.amount, note_application.c.currency).label("amount"),
     ),
 )
+
+
+# Credit notes: a draft has lines of the invoice turned round, and a final one gives back their charges.
+
+
+_GIVEN = text("""
+SELECT l.corrects_position AS position, -sum(l.amount) AS amount
+  FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
+ WHERE n.corrects_id = :id AND n.status <> 'void' GROUP BY 1""")
+_GIVEN_BY = text("""
+SELECT l.corrects_position AS position, -sum(l.amount) AS amount
+  FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
+ WHERE n.corrects_id = :id AND (n.status = 'finalized' OR n.id = :note) GROUP BY 1""")
+_THERE = {
+    "finalized": "A credit note gives this invoice back already.",
+    "draft": "There is a draft of a credit note for this invoice; delete it.",
+}
+
+
+def draft_credit_note(change: Change, row: Row) -> int:
+    """Make a draft over all that is left of the command's invoice, or the lines asked for; answers its id."""
+    lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
+    given = {
+        int(each.position): each.amount for each in change.connection.execute(_GIVEN, {"id": change.row_id})
+    }
+    asked = change.command.values.get("lines")
+    if isinstance(asked, list):
+        wanted = {line["position"]: line.get("amount") for line in asked}
+        note = partial_note(lines, given, wanted, str(row["currency"]))
+    else:
+        note = whole_note(lines, given)
+    same = ("organization_id", "currency", "period_start", "period_end", "customer")
+    made = insert(invoice).values(
+        kind="credit_note", corrects_id=change.row_id, **{name: row[name] for name in same}
+    )
+    note_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
+    total = keep_lines(change.connection, {note_id: list(note.values())}, list(note))[note_id]
+    change.connection.execute(update(invoice).where(invoice.c.id == note_id).values(total_amount=total))
+    return note_id
+
+
+def give_back(change: Change, invoice_id: int) -> None:
+    """Give back the charges behind the lines of a note: all that is left where nothing of a line is."""
+    here = {"id": invoice_id, "note": change.row_id}
+    given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
+    billed = {row.position: row for row in lines_of(change, invoice_id)}
+    for row in lines_of(change, change.row_id):
+        line = billed[row.corrects_position]
+        rest = None if given.get(line.position) == line.amount else row.amount
+        corrected = (invoice_id, line.position)
+        exact = charges.credit_charges(change.connection, change.row_id, row.position, corrected, rest)
+        kept = update(invoice_line).where(invoice_line.c.id == row.id)
+        change.connection.execute(kept.values(exact=exact, basis=None if exact is None else line.basis))
+
+
+def refuse_while_there(change: Change) -> None:
+    """`Conflict` where a credit note gives the command's invoice back, or would."""
+    for status, message in _THERE.items():
+        notes = select(func.count()).where(invoice.c.corrects_id == change.row_id, invoice.c.status == status)
+        if change.connection.execute(notes).scalar_one():
+            raise Conflict(message)

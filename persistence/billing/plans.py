@@ -6,18 +6,32 @@ What its kinds of tokens weigh is in the catalogue, which every gateway has.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import cast
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
-from gateway.core.accounts.plan_terms import TERMS
-from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
-from gateway.core.accounts.zones import wrong_calendar
+from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
+from gateway.core.billing.proration import (
+    ALL,
+    CARRY,
+    Said,
+    TokenTerms,
+    Turn,
+    begin_of,
+    sold_with,
+    stop_of,
+    tokens_used,
+)
+from gateway.core.billing.subscription import midnight
+from gateway.core.times import moment_of, wrong_calendar
 from gateway.errors import Unprocessable
-from persistence import crud
-from persistence.subject import THIS, Change, Subject, live
+from persistence import entity
+from persistence.entity import THIS, Change, Subject, live
 from persistence.tables import organization, subscription_plan, tenant, token_plan
 
 WEIGHTS = "weights"
@@ -88,7 +102,7 @@ def _check_weights(change: Change) -> None:
 
 SUBJECT = Subject(
     token_plan,
-    verbs=crud.VERBS,
+    verbs=entity.VERBS,
     referenced={
         "Tenants still follow this plan; move them first.": live(tenant).where(plan_in_force == THIS),
         "Subscription plans still name this plan.": live(subscription_plan).where(
@@ -99,3 +113,337 @@ SUBJECT = Subject(
     define=define,
     defining=frozenset({WEIGHTS, *(one.name for one in TERMS)}),
 )
+
+
+# What a tenant's ledger says of a plan that ended: resets and plans, and what was told of it behind them.
+
+
+# Resets and plans of a tenant that are read back from one: a cycle has few.
+TURNS_MAX = 400
+_ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
+
+_SELECT = """
+SELECT r.created_at, r.seq, r.transaction_type = 'reset' AS is_reset, r.total_remaining,
+       CASE r.direction WHEN 'IN' THEN r.amount ELSE -r.amount END AS moved
+  FROM token_ledger AS r LEFT JOIN control_write AS c ON c.id = r.control_write_id AND c.verb = 'plan'
+ WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume'
+   AND (r.transaction_type = 'reset' OR c.id IS NOT NULL){upto}
+ ORDER BY r.seq DESC LIMIT :count"""
+_UPTO = """
+   AND r.seq <= (SELECT w.seq FROM token_ledger AS w WHERE w.tenant_id = :tenant
+                    AND w.transaction_type <> 'consume' AND w.control_write_id = :write)"""
+_TURNS = text(_SELECT.format(upto=_UPTO))
+# Of a tenant that was deleted: what was left of its last cycle.
+_GONE_TURNS = text(_SELECT.format(upto=""))
+_LAST = text("""
+SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
+ ORDER BY seq DESC LIMIT 1""")
+# What was told of calls within a time that came into the ledger behind a seq, or moved no quota at all.
+_BEHIND = text("""
+SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + CASE
+           WHEN u.quota_tokens = 0 OR EXISTS (
+                SELECT FROM token_ledger AS b
+                 WHERE b.request_id = u.request_id AND b.tenant_id = u.tenant_id AND b.seq < :seq
+                   AND b.transaction_type = u.as_type
+                   AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason))
+           THEN 0 ELSE u.quota_tokens END)), 0)::bigint
+  FROM told_use AS u
+ WHERE u.tenant_id = :tenant AND (u.used_at >= :since AND u.used_at < :until
+                                  OR u.counted_at >= :since AND u.counted_at < :until)""")
+
+
+# What carried debt of one tenant until the same plan ended, in their order.
+_LOTS = text("""
+SELECT * FROM plan_end WHERE tenant_id = :tenant AND carries
+   AND debt_write_id IS NOT DISTINCT FROM cast(:write AS uuid) ORDER BY id""")
+_FORGIVEN = text("""
+SELECT min(seq) FROM token_ledger
+ WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
+   AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")
+# What a tenant is beyond its plan falls by what it is given alone. So the least there was behind any of that
+# is left of a debt, with what was told of its time since. A reset that comes with another plan gave nothing.
+_DEBT = text("""
+WITH given AS (
+    SELECT r.seq, -r.total_remaining AS debt FROM token_ledger AS r
+     WHERE r.tenant_id = :tenant AND r.transaction_type <> 'consume' AND r.total_remaining IS NOT NULL
+       AND (r.seq >= :first AND r.seq < :end OR r.seq = :last)
+       AND NOT (r.transaction_type = 'reset' AND EXISTS (
+            SELECT FROM token_ledger AS n
+              JOIN control_write AS c ON c.id = n.control_write_id AND c.verb = 'plan'
+             WHERE n.tenant_id = r.tenant_id AND n.transaction_type <> 'consume' AND n.seq = r.seq + 1
+               AND n.created_at = r.created_at))
+), told AS (
+    SELECT b.seq, CASE WHEN u.is_more THEN 1 ELSE -1 END AS sign, u.late_tokens, u.quota_tokens
+      FROM told_use AS u LEFT JOIN token_ledger AS b ON b.request_id = u.request_id
+       AND b.tenant_id = u.tenant_id AND b.transaction_type = u.as_type
+       AND (u.reason IS NULL OR b.metadata->>'reason' = u.reason)
+     WHERE u.tenant_id = :tenant AND (u.used_at >= :since AND u.used_at < :until
+                                      OR u.counted_at >= :since AND u.counted_at < :until)
+)
+SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
+                            WHEN t.seq IS NULL OR t.seq > g.seq THEN t.quota_tokens ELSE 0 END)), 0)
+                       FROM told AS t))::bigint
+  FROM given AS g""")
+
+
+class _Lot(NamedTuple):
+    """Debt of a plan that ended: from a seq on up to another one, and the row that took the plan carrying it.
+
+    Its tokens were used since a time, up to another one. `is_had`: the plan behind has it whole.
+    """
+
+    id: int
+    first: int
+    end: int
+    last: int | None
+    is_had: bool
+    since: datetime
+    until: datetime
+
+
+class PlanTurns(NamedTuple):
+    """What was used of a plan, the row that gave its tokens, and what was left once nobody carried them on.
+
+    No debt is known where nobody did: its cycle was over before the plan went.
+    """
+
+    used: int
+    began: int | None
+    debt: int | None
+
+
+class Lots:
+    """Debt of plans that ended: read once of each tenant and of who carried it, while nothing is written."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
+
+    def upto(self, row: Any) -> list[_Lot]:
+        """Those that were carried until the same plan ended as one of them, up to that, in their order."""
+        key = (row.tenant_id, row.debt_write_id)
+        if key not in self._known:
+            found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
+            self._known[key] = [lot for one in found if (lot := _lot(self._connection, one))]
+        return [lot for lot in self._known[key] if lot.id <= row.id]
+
+
+def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurns:
+    """What the ledger says of a plan that ended."""
+    turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
+    stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
+    told = _told(connection, row, window, seqs[stop]) if window else 0
+    used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, told), begin_of(turns, stop)
+    is_carried = row.carries and stop >= len(turns) - 1
+    debt = _debt_of(connection, row, carried.upto(row)) if is_carried else None
+    return PlanTurns(used, None if begin is None else seqs[begin], debt)
+
+
+def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
+    """What is its own of the debt that was left: what came last is paid back first."""
+    if not lots or lots[-1].id != row.id:
+        return 0
+    together = [lot for lot in lots if lot.end == lots[-1].end]
+    since = min(lot.since for lot in together)
+    *_, before, left = [0, *(_left_of(connection, row.tenant_id, lot, since) for lot in together[-2:])]
+    return max(0, left - before)
+
+
+def _lot(connection: Connection, row: Any) -> _Lot | None:
+    """From where to where debt of a plan that ended was carried on; None where it was not."""
+    turns, seqs = _turns(connection, row, row.control_write_id)
+    window = _window(turns, row)
+    if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
+        return None
+    end, last, is_had = _end_of(connection, row)
+    here = {"tenant": row.tenant_id, "first": seqs[-1], "end": end}
+    forgiven = connection.execute(_FORGIVEN, here).scalar()
+    if forgiven is not None:
+        end, last, is_had = forgiven, None, False
+    return None if end is None else _Lot(row.id, seqs[-1], end, last, is_had, *window)
+
+
+def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
+    """Before which seq the plan that carried it was over, which row took it, and whether the next has all."""
+    if row.debt_counted is None:
+        return None, None, False
+    turns, seqs = _turns(connection, row, row.debt_write_id)
+    if not turns:
+        return None, None, False
+    last = None if row.debt_write_id is None else seqs[-1]
+    return seqs[stop_of(turns, row.debt_ends_at)], last, row.debt_counted == ALL
+
+
+def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
+    """Debt of a time, and since, that nothing has paid back; nor has the plan behind it more by as much."""
+    here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
+    left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
+    return 0 if lot.is_had else max(0, int(left or 0))
+
+
+def _window(turns: Sequence[Turn], row: Any) -> tuple[datetime, datetime] | None:
+    """When tokens of a plan were used."""
+    stop = stop_of(turns, row.cycle_ends_at)
+    begin = begin_of(turns, stop)
+    if begin is None:
+        return None
+    return turns[begin].at, _ENDLESS if row.is_gone else turns[stop].at
+
+
+def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
+    """Tokens of a time that were told behind a seq, less those that were taken back."""
+    here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
+    return int(connection.execute(_BEHIND, here).scalar_one())
+
+
+def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[Turn], list[int]]:
+    """Resets and plans of a tenant up to a write, or to its last movement (None); and their seqs."""
+    wanted = {"tenant": row.tenant_id, "write": write_id, "count": TURNS_MAX}
+    last = None
+    if write_id is None:
+        last = connection.execute(_LAST, {"tenant": row.tenant_id}).first()
+        if last is None or _is_before(last.created_at, row):
+            return [], []
+    found = connection.execute(_TURNS if last is None else _GONE_TURNS, wanted).all()[::-1]
+    turns = [Turn(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found]
+    seqs = [each.seq for each in found]
+    if last is not None:
+        moved = -(last.total_remaining or 0)
+        turns.append(Turn(last.created_at, is_reset=False, remaining=None, moved=moved))
+        seqs.append(last.seq + 1)
+    return turns, seqs
+
+
+def _is_before(at: datetime, row: Any) -> bool:
+    """Whether a moment is of an earlier cycle of tokens than the one that ended."""
+    return row.cycle_ends_at is not None and at < midnight(row.paid_from)
+
+
+# Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used.
+
+
+# The cycle that runs, and the one a moment lies in, as far as they are stored; none before the first one. A
+# flush writes both at once, so one statement reads them.
+_CYCLE = text("""
+SELECT q.cycle, q.next_reset_at,
+       (SELECT cycle FROM token_ledger WHERE tenant_id = q.tenant_id AND transaction_type = 'reset'
+           AND created_at <= :at ORDER BY seq DESC LIMIT 1) AS found
+  FROM tenant_quota AS q WHERE q.tenant_id = :tenant""")
+# Plans from the one on that was in force at a moment, as far as they are stored: whether all carry, and no
+# reset has forgiven debt since.
+_CARRIED = text("""
+WITH plans AS (
+    SELECT l.seq, l.created_at, (w.payload->>'plan_id')::bigint AS plan_id
+      FROM token_ledger AS l JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
+     WHERE l.tenant_id = :tenant AND l.transaction_type <> 'consume'
+), policies AS (
+    SELECT (SELECT v.overage_policy FROM token_plan_price AS v WHERE v.plan_id = p.plan_id
+             ORDER BY v.since <= n.at DESC, CASE WHEN v.since <= n.at THEN v.since END DESC, v.since LIMIT 1)
+           AS policy
+      FROM plans AS p CROSS JOIN LATERAL (SELECT greatest(p.created_at, :at) AS at) AS n
+     WHERE p.seq >= coalesce((SELECT max(seq) FROM plans WHERE created_at <= :at), 0)
+)
+SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
+       AND NOT EXISTS (SELECT FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset'
+                          AND created_at > :at AND metadata->'forgiven' IS NOT NULL)
+  FROM policies""")
+# Whether a plan was in force at a moment: by the ledger, or by a subscription that counts tokens without a
+# limit. Whoever never had one uses what costs nothing. Of rows that were archived nobody knows: it was.
+_BORNE = text("""
+SELECT coalesce((SELECT w.payload->>'plan_id' IS NOT NULL FROM token_ledger AS l
+                   JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
+                  WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume' AND l.created_at <= :at
+                  ORDER BY l.seq DESC LIMIT 1),
+                (SELECT l.seq > 1 FROM token_ledger AS l WHERE l.tenant_id = t.id
+                  ORDER BY l.seq LIMIT 1), false)
+    OR EXISTS (SELECT FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
+                WHERE s.organization_id = t.organization_id AND p.token_plan_id IS NULL
+                  AND s.start_date <= :day AND (s.end_date IS NULL OR s.end_date > :day))
+    OR NOT EXISTS (SELECT FROM token_ledger AS l
+                     JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
+                    WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume')
+       AND (coalesce(t.plan_id, t.inherited_plan_id) IS NOT NULL
+            OR NOT EXISTS (SELECT FROM subscription_segment AS s WHERE s.organization_id = t.organization_id))
+  FROM tenant AS t WHERE t.id = :tenant""")
+
+
+def in_cycle(connection: Connection, now: datetime, tenant_id: int, at: datetime) -> bool:
+    """Whether a moment lies in the cycle of a tenant's quota that runs."""
+    quota = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).first()
+    if quota is None:
+        return True
+    if quota.next_reset_at is not None and at < quota.next_reset_at <= now:  # its reset is on its way
+        return False
+    return quota.found is None or quota.found == quota.cycle
+
+
+def carried(connection: Connection, tenant_id: int, at: datetime) -> bool:
+    """Whether debt of a moment is carried on up to now: else the plan that was in force then owes for it."""
+    here = {"tenant": tenant_id, "at": at, "carry": CARRY}
+    return bool(connection.execute(_CARRIED, here).scalar_one())
+
+
+def is_borne(connection: Connection, tenant_id: int, at: datetime) -> bool:
+    """Whether tokens that move no quota of now are of a plan that was in force when they were used."""
+    here = {"tenant": tenant_id, "at": at, "day": at.astimezone(UTC).date()}
+    return bool(connection.execute(_BORNE, here).scalar())
+
+
+# What the cycle of tokens that a tenant has was sold with, whatever its plan was changed to since.
+
+
+MONTHLY = "monthly"
+# What a plan says that a cycle of tokens is sold with.
+_SOLD = ("total_amount", "overage_policy", "reset_interval", "time_zone", "anchor_day")
+
+# What was said last is enough where it was said before the cycle.
+SAID_MAX = 1_000
+_SAID = text("""
+SELECT since, total_amount, overage_policy, reset_interval, time_zone, anchor_day FROM token_plan_price
+ WHERE plan_id = :plan AND reset_interval IS NOT NULL ORDER BY since DESC LIMIT :count""")
+_GIVEN = text("""
+SELECT payload, created_at FROM control_write WHERE account = :account AND verb = 'plan'
+ ORDER BY position DESC LIMIT 1""")
+_RENEWED = text("""
+SELECT max(created_at) FROM control_write
+ WHERE account = :account AND verb = 'reset' AND state <> 'refused' AND created_at <= :at""")
+
+# A row of token plans.
+TokenPlan = Mapping[str, Any]
+
+
+def sold_plan_of(
+    connection: Connection, tenant_id: int, plan: TokenPlan, at: datetime, anchor: int
+) -> TokenPlan:
+    """A tenant's plan as it was when the cycle of a moment began, before another one is written.
+
+    `anchor` is the day on which the tenant's months begin.
+    """
+    rows = connection.execute(_SAID, {"plan": plan["id"], "count": SAID_MAX}).mappings().all()[::-1]
+    account = f"tenant:{tenant_id}"
+    given = connection.execute(_GIVEN, {"account": account}).first()
+    got = None
+    if given is not None and given.payload.get("plan_id") == plan["id"]:
+        told = {**plan, **{name: given.payload[name] for name in _SOLD if name in given.payload}}
+        since = given.payload.get("since_ms")
+        got = Said(given.created_at if since is None else moment_of(int(since)), terms_of(told, anchor))
+    renewed = connection.execute(_RENEWED, {"account": account, "at": at}).scalar()
+    said = [Said(row["since"], terms_of(dict(row), anchor)) for row in rows]
+    found = sold_with(said or [Said(at, terms_of(plan, anchor))], got, renewed, at)
+    return {**plan, **_fields(found)}
+
+
+def terms_of(plan: TokenPlan, anchor: int) -> TokenTerms:
+    """What a row says of cycles of tokens."""
+    day = plan["anchor_day"] or (anchor if plan["reset_interval"] == MONTHLY else 1)
+    return TokenTerms(
+        plan["total_amount"], plan["overage_policy"], plan["reset_interval"], plan["time_zone"], int(day)
+    )
+
+
+def _fields(terms: TokenTerms) -> dict[str, object]:
+    return dict(
+        zip(
+            _SOLD, (terms.total, terms.policy, terms.interval, terms.time_zone, terms.anchor_day), strict=True
+        )
+    )

@@ -8,16 +8,22 @@ from datetime import date
 from sqlalchemy import case, func, insert, literal, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.plan_terms import plan_payload
-from gateway.core.billing.early_use import Ended
-from gateway.core.moments import ms_of
+from gateway.core.accounts.plans import plan_payload
+from gateway.core.billing.proration import Ended
+from gateway.core.times import ms_of
 from gateway.errors import Unprocessable
-from persistence.billing import early_uses, sold
-from persistence.billing.early_uses import Taken
-from persistence.billing.plans import plan_in_force, priced_in
-from persistence.billing.sold import TokenPlan
-from persistence.subject import Change, Subject, id_in, lock, require
-from persistence.tables import organization, organization_subscription, tenant, tenant_quota, token_plan
+from persistence.billing import plans, proration
+from persistence.billing.plans import TokenPlan, plan_in_force, priced_in
+from persistence.billing.proration import Taken
+from persistence.entity import Change, Subject, id_in, lock, require
+from persistence.tables import (
+    organization,
+    organization_subscription,
+    subscription_plan,
+    tenant,
+    tenant_quota,
+    token_plan,
+)
 
 # Of tenants that have the plan of a subscription, not one of their own.
 _negotiated = (
@@ -90,7 +96,7 @@ def _move(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
     if had is not None and ended is not None:
-        had = sold.plan_of(change.connection, tenant_id, had, ended.at, anchor)
+        had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, anchor)
     payload = plan_payload(found, anchor=anchor, since_ms=ms_of(change.now))
     # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
@@ -100,12 +106,12 @@ def _move(
     )
     taken = Taken(tenant_id, organization_id, write, anchor)
     if found is not None and began is not None:
-        early_uses.regain(change.connection, taken, found, began, change.now)
+        proration.regain_early_use(change.connection, taken, found, began, change.now)
     if had is None:
         return
-    early_uses.end_debt(change.connection, taken, ended, had, found)
+    proration.end_debt(change.connection, taken, ended, had, found)
     if ended is not None:
-        early_uses.note(change.connection, taken, ended, had, found)
+        proration.note_early_use(change.connection, taken, ended, had, found)
 
 
 def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: Ended) -> None:
@@ -116,10 +122,10 @@ def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: End
     change.connection.execute(update(tenant).where(here).values(inherited_plan_id=None))
     if had is not None:
         taken = Taken(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
-        had = sold.plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
+        had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
         # Nobody goes on with its tokens.
-        early_uses.end_debt(change.connection, taken, ended, had, None)
-        early_uses.note(change.connection, taken, replace(ended, over=True), had, None)
+        proration.end_debt(change.connection, taken, ended, had, None)
+        proration.note_early_use(change.connection, taken, replace(ended, over=True), had, None)
 
 
 def _plan(change: Change, plan_id: object) -> TokenPlan | None:
@@ -173,3 +179,47 @@ SUBJECT = Subject(
     partitioned=True,
     refers={"plan_id": token_plan},
 )
+
+
+# Token plans that tenants have from the subscription of their organization.
+
+
+def give_plan(
+    change: Change, organization_id: int, tenant_id: int | None = None, *, ended: Ended | None = None
+) -> None:
+    """Give the organization's tenants (or one) the token plan of its subscription in force, or take it.
+
+    `ended` is the segment that gave them the plan they have, where it is over.
+    """
+    found = change.connection.execute(
+        select(
+            subscription_plan.c.token_plan_id,
+            organization_subscription.c.start_date,
+            organization_subscription.c.status,
+        )
+        .join(subscription_plan, subscription_plan.c.id == organization_subscription.c.plan_id)
+        .where(organization_subscription.c.organization_id == organization_id)
+    ).first()
+    if found is None:
+        return
+    plan_id = found.token_plan_id if found.status == "active" else None
+    began = found.start_date if plan_id is not None else None
+    wanted = select(tenant.c.id).where(
+        tenant.c.organization_id == organization_id,
+        tenant.c.deleted_at.is_(None),
+        tenant.c.inherited_plan_id.is_distinct_from(plan_id),
+    )
+    if tenant_id is not None:
+        wanted = wanted.where(tenant.c.id == tenant_id)
+    for one in change.connection.execute(wanted.order_by(tenant.c.id)).scalars().all():
+        inherit(change, one, organization_id, plan_id, began=began, ended=ended)
+    if ended is not None:
+        gone = select(tenant.c.id).where(
+            tenant.c.organization_id == organization_id,
+            tenant.c.deleted_at.is_not(None),
+            tenant.c.plan_id.is_(None),
+            tenant.c.inherited_plan_id.is_not(None),
+            tenant.c.inherited_plan_id.is_distinct_from(plan_id),
+        )
+        for one in change.connection.execute(gone.order_by(tenant.c.id)).scalars().all():
+            forget_plan(change, one, organization_id, ended)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.due import Left
+from gateway.core.billing.charges import ONE_DAY, Wanted
+from gateway.core.billing.document import Letterhead, UnseenLetters
+from gateway.core.billing.invoice import CONFLICT, REFUSED, Left, left_by
+from gateway.core.billing.payments import PAID
+from gateway.errors import Unprocessable
+from persistence.billing import charges, credit_balances, invoice_build, payments
+from persistence.billing.invoice_build import Draft, Drawn, Final
+from persistence.billing.invoice_lines import NOTHING_OWED
+from persistence.billing.invoices import overlapping
+from persistence.entity import Change, hold_flushes
+from persistence.resources import access
 
 # A month is over when it is in UTC, whose days invoices have, and where the customer is. It is drafted then,
 # and final when the grace is over as well. One that gives back more than it bills is a credit note, and the
@@ -120,3 +132,208 @@ def still_left(connection: Connection, count: int) -> list[int]:
 
 def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
     return {"now": now, "today": now.astimezone(UTC).date(), "grace": grace_hours}
+
+
+# Months and fees in advance of many organizations, drafted or final in one transaction: each as alone.
+#
+# What is asked costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
+# for them until the commit.
+
+
+_NEW = text("""
+INSERT INTO invoice (organization_id, period_start, period_end, currency)
+SELECT id, :start, :until, currency FROM organization
+ WHERE id = ANY(cast(:organizations AS bigint[])) AND deleted_at IS NULL ORDER BY id
+RETURNING id, organization_id""")
+_NEW_AHEAD = text("""
+INSERT INTO invoice (organization_id, period_start, period_end, currency, source)
+SELECT o.id, n.start, n.until, o.currency, :source
+  FROM unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
+    AS n (id, start, until) JOIN organization AS o ON o.id = n.id
+ WHERE o.deleted_at IS NULL ORDER BY o.id
+RETURNING id, organization_id, period_start, period_end""")
+_REMOVE = text("DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")
+
+# Of whose charges a fee in advance is an invoice of its own.
+AHEAD: Wanted = ("subscription_segment", None)
+
+# From one day to another (the last not included), and whether it is to be final.
+Month = tuple[date, date, bool]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Organizations whose invoices are made together; what is left and busy is told by `make`.
+
+    `change_of` makes the change of one invoice by the keeper, for what is done of one alone.
+    """
+
+    connection: Connection
+    now: datetime
+    grace_hours: int
+    finalize: bool
+    letterhead: Letterhead
+    partition_of: Callable[[int], int]
+    change_of: Callable[[str, int], Change]
+    left: dict[int, Left] = field(default_factory=dict)
+    # Somebody charges or invoices these now.
+    busy: Collection[int] = ()
+    # Texts of all of them with letters that are to be looked for first.
+    unseen: list[str] = field(default_factory=list)
+
+
+def make_scheduled(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
+    """Make what is due of organizations; `wait` for those that are held by somebody.
+
+    `UnseenLetters` has the texts of all of them: they are looked for at once.
+    """
+    if wait:
+        for each in sorted(organization_ids):
+            charges.hold(batch.connection, each)
+    held = organization_ids if wait else charges.hold_free(batch.connection, organization_ids)
+    batch.busy = set(organization_ids) - set(held)
+    due = due_of(batch.connection, batch.now, held, batch.grace_hours, finalize=batch.finalize)
+    final = {batch.partition_of(row.organization_id) for row in due if row.ripe and batch.finalize}
+    for partition in sorted(final):
+        hold_flushes(batch.connection, partition)
+    months = _months(batch, [row for row in due if row.source is None])
+    made = invoice_build.have_draft(batch.connection, months)
+    # Of what no month has.
+    fees = _fees(batch, [row for row in due if row.source and row.organization_id not in batch.left])
+    made += invoice_build.have_draft(batch.connection, fees)
+    if batch.unseen:
+        raise UnseenLetters(batch.unseen)
+    if made:
+        _finish(batch, [*months, *fees], made)
+
+
+def _months(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+    """Draft months; answers those that become final."""
+    months = defaultdict[Month, list[Any]](list)
+    for row in due:
+        months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
+    finals: list[Drawn] = []
+    for (start, until, final), rows in sorted(months.items(), key=lambda of: of[0]):
+        finals += _drawn(batch, _drafts(batch, start, until, rows), rows, final=final)
+    return finals
+
+
+def _fees(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+    """Draft fees in advance, those up to the same day together; answers those that become final."""
+    drafts = defaultdict[date, list[Draft]](list)
+    for row in due:
+        if row.draft_id is not None:
+            draft = Draft(row.draft_id, row.organization_id, row.period_start, row.period_end, AHEAD)
+            drafts[draft.until].append(draft)
+    for draft in _new_fees(batch, [row.organization_id for row in due if row.draft_id is None]):
+        drafts[draft.until].append(draft)
+    finals: list[Drawn] = []
+    for _, some in sorted(drafts.items()):
+        some.sort(key=lambda each: each.organization_id)
+        finals += _drawn(batch, some, due, final=batch.finalize)
+    return finals
+
+
+def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
+    """New drafts of fees in advance; who owes nothing of it by now has none."""
+    if not organization_ids:
+        return []
+    today = _today(batch)
+    of_all = invoice_build.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
+    found = {owner: each.taken for owner, each in of_all.items() if each.taken}
+    if nothing := [each for each in organization_ids if each not in found]:
+        at = (batch.connection, batch.now, nothing, batch.grace_hours)
+        due = {row.organization_id for row in due_of(*at, finalize=False) if row.source}
+        batch.left |= dict.fromkeys(due, Left(CONFLICT, NOTHING_OWED))
+    days = {owner: invoice_build.days_of(some) for owner, some in found.items()}
+    made = batch.connection.execute(_NEW_AHEAD, {
+        "organizations": list(days), "starts": [start for start, _ in days.values()],
+        "ends": [until for _, until in days.values()], "source": AHEAD[0],
+    })  # fmt: skip
+    return [Draft(row.id, row.organization_id, row.period_start, row.period_end, AHEAD) for row in made]
+
+
+def _drawn(batch: Batch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool) -> list[Drawn]:
+    """Make the lines of drafts; answers those that become final."""
+    if not drafts:
+        return []
+    here = (batch.connection, batch.letterhead, _today(batch), drafts)
+    if final:
+        return _complete(batch, invoice_build.take_charges(*here), rows)
+    _note(batch, "create", _with_lines(batch, invoice_build.draw_draft(*here), set()))
+    return []
+
+
+def _today(batch: Batch) -> date:
+    return batch.now.astimezone(UTC).date()
+
+
+def _drafts(batch: Batch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
+    """The drafts of a month: those there are, and new ones where nothing keeps one from being made."""
+    drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
+    new = [row.organization_id for row in rows if row.draft_id is None]
+    if new:
+        other = overlapping(batch.connection, new, start, until)
+        batch.left |= {each: Left(CONFLICT, why) for each, why in other.items()}
+        free = [each for each in new if each not in other]
+        made = batch.connection.execute(_NEW, {"start": start, "until": until, "organizations": free})
+        drafts += [Draft(row.id, row.organization_id, start, until) for row in made]
+    return sorted(drafts, key=lambda each: each.organization_id)
+
+
+def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) -> list[Drawn]:
+    """Drafts that have something to bill; the others are taken out, the known ones with a row of it."""
+    empty = [each for each in drawn if not each.bill.lines]
+    # What no invoice bears is said where it is looked for: there is none that could.
+    batch.left |= {each.draft.organization_id: Left(REFUSED, each.left) for each in empty if each.left}
+    if empty:
+        batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
+        _note(batch, "delete", [each for each in empty if each.draft.invoice_id in known])
+    return [each for each in drawn if each.bill.lines]
+
+
+def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list[Drawn]:
+    """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
+    found, known = [], {row.draft_id for row in rows}
+    for each in _with_lines(batch, drawn, known):
+        try:
+            invoice_build.require_final(batch.letterhead, each)
+        except Unprocessable as refusal:
+            batch.left[each.draft.organization_id] = left_by(refusal)
+        except UnseenLetters as more:
+            batch.unseen += more.texts
+        else:
+            found.append(each)
+    _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
+    return found
+
+
+def _finish(batch: Batch, finals: Sequence[Drawn], made: Sequence[Final]) -> None:
+    """Give numbers: the last thing but for credits that an invoice without anything to pay gives at once."""
+    _note(batch, "finalize", finals)
+    statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
+    for each, status in zip(finals, statuses, strict=True):
+        if status in {None, PAID} and invoice_build.owes_credits(each):
+            change = batch.change_of("finalize", each.draft.invoice_id)
+            credit_balances.give_credits(change, change.fetch())
+    with_credit = set(
+        payments.open_credit_owners(batch.connection, [each.draft.organization_id for each in finals])
+    )
+    for each in finals:
+        if each.draft.organization_id in with_credit:
+            change = replace(batch.change_of("finalize", each.draft.invoice_id), now=batch.now)
+            payments.apply_open(change, each.draft.organization_id, past_due=False)
+
+
+def _note(batch: Batch, action: str, drawn: Sequence[Drawn]) -> None:
+    """Write who did it."""
+    access.record_all_audit(
+        batch.change_of(action, 0),
+        [
+            (
+                each.draft.invoice_id, each.draft.organization_id,
+                {"period_start": each.draft.start, "period_end": each.draft.until},
+            )
+            for each in drawn
+        ],
+    )  # fmt: skip

@@ -7,32 +7,124 @@ tenants get from it; the gateways are told by the organization's definition.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Text, cast, exists, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing import subscription as rules
-from gateway.core.billing.charge import ONE_DAY
-from gateway.core.billing.early_use import Ended
+from gateway.core.billing.charges import ONE_DAY
+from gateway.core.billing.proration import Ended
 from gateway.core.billing.subscription import Segment, Subscription, Terms
-from gateway.core.moments import MILLISECOND
+from gateway.core.times import MILLISECOND
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, given_plans, plan_prices
-from persistence.billing.plan_prices import COSTS
-from persistence.billing.segments import segment_of
-from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
+from persistence import entity
+from persistence.billing import charges, quotas
+from persistence.billing.proration import segment_of
+from persistence.entity import Change, Subject, add, day_in, id_in, json_of, live, lock, require
 from persistence.tables import (
     organization,
     organization_subscription,
     subscription_plan,
+    subscription_plan_price,
     subscription_segment,
     subscription_term,
 )
+
+# What subscription plans cost since when for all who have them.
+#
+# A price that is changed by hand is that of subscriptions to come. One that reaches all counts in `reprices`
+# of its plan when its day comes; a subscription says how many of them its fee follows.
+
+
+# What a cycle costs: a plan's price, and how many times. A quarter is three months.
+COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
+_NAMES = ("monthly_cost", "annual_cost")
+_plan, _price = subscription_plan, subscription_plan_price
+_DUE = text("""
+SELECT DISTINCT plan_id FROM subscription_plan_price
+ WHERE number IS NULL AND effective_from <= :today ORDER BY 1 LIMIT :count""")
+
+
+def reprice(change: Change) -> Row:
+    """`/reprice`: what it costs from a day on for all who have it, but for who negotiated a fee."""
+    row = lock(change)
+    values, day = change.command.values, day_in(change.command.values, "from")
+    said = {name: values[name] for name in _NAMES if name in values}
+    errors = [] if said else [(name, "required, unless another of these is said") for name in _NAMES]
+    if day < change.today:
+        errors.append(("from", f"must be in the future, or today, {change.today}"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+    if not row["prices"]:  # what it cost until then
+        made = row["created_at"]
+        assert isinstance(made, datetime)
+        since = {"effective_from": made.astimezone(UTC).date(), "number": 0}
+        before = {name: row[name] for name in _NAMES}
+        change.connection.execute(insert(_price).values(plan_id=change.row_id, **since, **before))
+    change.connection.execute(
+        insert_or_update(_price)
+        .values(plan_id=change.row_id, effective_from=day, **said)
+        .on_conflict_do_update(
+            index_elements=["plan_id", "effective_from"], index_where=_price.c.number.is_(None), set_=said
+        )
+    )
+    return advance_plan_price(change)
+
+
+def advance_plan_price(change: Change) -> Row:
+    """Have prices that reach all take effect whose day has come."""
+    row = lock(change)
+    waiting = select(_price).where(
+        _price.c.plan_id == change.row_id,
+        _price.c.number.is_(None),
+        _price.c.effective_from <= change.today,
+    )
+    for price in change.connection.execute(waiting.order_by(_price.c.effective_from)).mappings().all():
+        costs = {name: row[name] if price[name] is None else price[name] for name in _NAMES}
+        number = int(str(row["reprices"])) + 1
+        change.connection.execute(
+            update(_price).where(_price.c.id == price["id"]).values(number=number, **costs)
+        )
+        values = {**costs, "reprices": number, "updated_at": func.now()}
+        change.connection.execute(update(_plan).where(_plan.c.id == change.row_id).values(values))
+        row = {**row, **values}
+    return change.fetch()
+
+
+def plan_prices_due(connection: Connection, today: date, count: int) -> Sequence[int]:
+    """Plans with prices whose day has come."""
+    return connection.execute(_DUE, {"today": today, "count": count}).scalars().all()
+
+
+def plan_prices_since(
+    connection: Connection, plan_id: int, interval: str, reprices: int
+) -> list[tuple[date, Decimal]]:
+    """From which days on all who have a plan pay another price, behind so many of these."""
+    name, times = COSTS[interval]
+    here = _price.c
+    found = select(here.effective_from, here[name]).where(here.plan_id == plan_id, here.number > reprices)
+    return [(day, Decimal(cost) * times) for day, cost in connection.execute(found.order_by(here.number))]
+
+
+_price_in_words = json_of(
+    cast(_price.c.effective_from, Text).label("from"),
+    *_price.c[_NAMES],
+    _price.c.number.is_(None).label("waits"),
+)  # fmt: skip
+_prices = (
+    select(func.jsonb_agg(aggregate_order_by(_price_in_words, _price.c.number, _price.c.effective_from)))
+    .where(_price.c.plan_id == _plan.c.id)
+    .correlate(_plan)
+    .scalar_subquery()
+)
+PLAN_PRICE_SOURCE = live(_plan, *_plan.c, func.coalesce(_prices, func.jsonb_build_array()).label("prices"))
+PLAN_PRICE_VERBS = {**entity.VERBS, "reprice": reprice, "advance": advance_plan_price}
+
 
 # What is agreed when it begins.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
@@ -261,7 +353,7 @@ def _ended(change: Change, row_id: int, subscription: Subscription, *, now: bool
 
 def _define(change: Change, organization_id: int, ended: Ended | None = None) -> None:
     change.define(f"organization:{organization_id}", organization_id)
-    given_plans.give(change, organization_id, ended=ended)
+    quotas.give_plan(change, organization_id, ended=ended)
 
 
 def _keep_segment(change: Change, organization_id: int, segment: Segment) -> None:
@@ -297,7 +389,7 @@ def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
     segments = tuple(segment_of(each) for each in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
     now, seen = found.current, int(row["reprices"])
-    for day, cost in plan_prices.since(change.connection, now.plan_id, now.interval, seen):
+    for day, cost in plan_prices_since(change.connection, now.plan_id, now.interval, seen):
         found = rules.agree_from(found, {rules.REPRICED: True}, max(day, rules.plan_since(found)), cost)
     return found
 

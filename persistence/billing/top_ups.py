@@ -6,13 +6,14 @@ The invoice is made by the keeper, the payment comes by any door: both hold the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
 from gateway.errors import Conflict
-from persistence.billing.charge_facts import PREPAID, insert_of
-from persistence.subject import Change
+from persistence.billing.charges import PREPAID, driver_level, insert_of
+from persistence.entity import Change
+from persistence.keeper.news import told
 
 _DUE = text("""
 SELECT a.id, a.organization_id FROM credit_addition AS a
@@ -77,3 +78,103 @@ def refuse_while_waiting(change: Change) -> None:
     """`Conflict` where credits wait for the command's invoice: void, they would be owed and never given."""
     if change.connection.execute(_WAITS, {"invoice": change.row_id}).scalar_one():
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")
+
+
+# Credits that are bought by themselves: ordered while a balance is at its threshold.
+#
+# The transaction that stores a movement writes the order at once. The clock looks at the balance as well: a
+# month begins without a movement, and a refused call makes none. The keeper makes an addition of an order. An
+# organization has one open order at most: until its credits are in the account, or nobody will give them.
+
+
+# At most so many a month (UTC), whatever became of them.
+ORDER = """
+INSERT INTO top_up_order (organization_id, seq, balance)
+SELECT o.id, o.credit_last_seq, o.credit_balance FROM organization AS o
+ WHERE {which} AND o.auto_top_up IS NOT NULL AND o.deleted_at IS NULL
+   AND o.credit_balance <= (o.auto_top_up->>'threshold')::bigint
+   AND (SELECT count(*) FROM top_up_order AS t
+         WHERE t.organization_id = o.id AND t.created_at >= date_trunc('month', now(), 'UTC'))
+       < (o.auto_top_up->>'monthly_max')::bigint
+ON CONFLICT DO NOTHING"""
+# Its credits are in the account.
+CLOSE = """
+UPDATE top_up_order AS t SET closed_at = now()
+  FROM credit_addition AS a JOIN control_write AS w ON w.id = a.control_write_id
+ WHERE {which} AND t.closed_at IS NULL AND a.id = t.credit_addition_id AND w.state = 'done'"""
+# Of a flush: of whose credits it stored movements.
+ORDER_AFTER = driver_level(ORDER, which="o.id = ANY(%s)")
+CLOSE_AFTER = driver_level(CLOSE, which="t.organization_id = ANY(%s)")
+_ORDER = text(ORDER.format(which="o.id = :organization"))
+# What came to nothing at this movement is not ordered there again within the month: somebody cancelled it.
+_ORDER_LOW = text(
+    ORDER.format(
+        which="""NOT EXISTS (SELECT FROM top_up_order AS t
+         WHERE t.organization_id = o.id AND t.seq = o.credit_last_seq
+           AND t.created_at >= date_trunc('month', now(), 'UTC'))"""
+    )
+)
+# Nobody will give its credits: they are bought by themselves no more, the counters refused them, or a note
+# gave back the invoice that they wait for.
+_ABANDON = text("""
+UPDATE top_up_order AS t SET closed_at = now()
+ WHERE t.closed_at IS NULL AND (
+    t.credit_addition_id IS NULL AND EXISTS (
+        SELECT FROM organization AS o
+         WHERE o.id = t.organization_id AND (o.auto_top_up IS NULL OR o.deleted_at IS NOT NULL))
+    OR EXISTS (
+        SELECT FROM credit_addition AS a LEFT JOIN control_write AS w ON w.id = a.control_write_id
+          LEFT JOIN invoice AS i ON i.id = a.invoice_id
+         WHERE a.id = t.credit_addition_id
+           AND (w.state = 'refused' OR w.id IS NULL AND i.payment_status = 'paid')))""")
+_ORDERS_DUE = text("""
+SELECT id FROM top_up_order WHERE closed_at IS NULL AND credit_addition_id IS NULL AND id > :after
+ ORDER BY id LIMIT :count""")
+_TAKE = text("""
+SELECT t.id, t.organization_id, t.seq, o.auto_top_up AS terms FROM top_up_order AS t
+  JOIN organization AS o ON o.id = t.organization_id AND o.auto_top_up IS NOT NULL AND o.deleted_at IS NULL
+ WHERE t.id = :id AND t.closed_at IS NULL AND t.credit_addition_id IS NULL FOR UPDATE""")
+_MADE = text("UPDATE top_up_order SET credit_addition_id = :addition WHERE id = :id")
+_CROSSED = text("UPDATE credit_addition SET crossed_seq = :seq WHERE id = :addition")
+_TELL = told("""
+WITH news AS (
+    SELECT 'credits.topped_up' AS event, 'topped_up:' || t.id AS occasion,
+           jsonb_build_object('organization_id', o.id, 'organization', o.name, 'credit_balance', t.balance,
+               'credit_addition_id', a.id, 'credits_added', a.credits_added, 'invoicing', a.invoicing,
+               'unit_cost', trim_scale(a.unit_cost)::text, 'currency', o.currency,
+               'monthly_max', (o.auto_top_up->>'monthly_max')::bigint, 'of_month', (
+                   SELECT count(*) FROM top_up_order AS m WHERE m.organization_id = o.id
+                      AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)) AS data
+      FROM top_up_order AS t JOIN organization AS o ON o.id = t.organization_id
+      JOIN credit_addition AS a ON a.id = t.credit_addition_id WHERE t.id = :id
+)""")
+
+
+def order_top_up(connection: Connection, organization_id: int) -> None:
+    """Order credits where a balance is at its threshold already, and none are on their way."""
+    connection.execute(_ORDER, {"organization": organization_id})
+
+
+def top_up_orders_due(connection: Connection, after: int, count: int) -> Sequence[int]:
+    """Orders that are to become additions, by id.
+
+    What nobody will give is closed first, and what a low balance asks for is ordered.
+    """
+    connection.execute(_ABANDON)
+    connection.execute(_ORDER_LOW)
+    return list(connection.execute(_ORDERS_DUE, {"after": after, "count": count}).scalars())
+
+
+def take_top_up(connection: Connection, order_id: int) -> Any:
+    """An order that has no addition, held with its organization; `Conflict` where somebody else made it."""
+    row = connection.execute(_TAKE, {"id": order_id}).first()
+    if row is None:
+        raise Conflict("This order is done.")
+    return row
+
+
+def top_up_made(connection: Connection, order: Any, addition_id: int) -> None:
+    """Note the addition of an order, and tell of it."""
+    connection.execute(_MADE, {"id": order.id, "addition": addition_id})
+    connection.execute(_CROSSED, {"seq": order.seq, "addition": addition_id})
+    connection.execute(_TELL, {"id": order.id})

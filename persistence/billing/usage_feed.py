@@ -13,8 +13,8 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.usage_feed import CANCELED, COUNTED_MAX, FAILED, WAITING
 from gateway.errors import Conflict
+from persistence.entity import Change, Subject, alter, lock
 from persistence.ledger.usage_feed import BORDER, hold_flushes
-from persistence.subject import Change, Subject, alter, lock
 from persistence.tables import money, usage_feed, usage_outbox
 
 _RETRY = text("""

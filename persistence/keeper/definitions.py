@@ -6,21 +6,28 @@ share is made once: limits, plans, terms without prices or budgets of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from sqlalchemy import RowMapping, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budget_terms import read_budget
-from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.budgets import Budget, read_budget
 from gateway.core.accounts.definitions import (
+    CATALOGUE_ACCOUNT,
+    PRICES_ACCOUNT,
     CatalogueDefinition,
+    ControlWrite,
+    Definition,
     KeyDefinition,
     Negotiated,
     OrganizationAccount,
@@ -32,14 +39,13 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.plan_terms import TERMS, PlanTerms, read_terms
-from gateway.core.accounts.weights import millionths
+from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
+from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
-from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
-from gateway.core.moments import ms_of
-from persistence.claimed import GIVEN_UP
-from persistence.resources.prices import in_force
+from gateway.core.times import Clock, ms_of
+from persistence.resources.access import GIVEN_UP
+from persistence.resources.catalogue import in_force
 
 MICRO = Decimal(1_000_000)
 # How many limits are remembered, as they are written.
@@ -296,3 +302,314 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
 def now_ms() -> int:
     """The time at which a zone's clocks are told."""
     return ms_of(datetime.now(UTC))
+
+
+# What the accounts that control writes name are defined as: a few queries a kind, however many are named.
+
+
+Named = Sequence[tuple[str, Definition]]
+
+
+async def of_accounts(
+    connection: AsyncConnection, accounts: Collection[str]
+) -> Mapping[str, tuple[Definition, ...]]:
+    """The definitions that account names stand for; none where there is none any more."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for account in accounts:
+        kind, _, name = account.partition(":")
+        named[kind].append(name)
+    found: dict[str, tuple[Definition, ...]] = {}
+    for kind, names in named.items():
+        if kind == CATALOGUE_ACCOUNT:
+            found[kind] = (await catalogue(connection),)
+        elif kind == PRICES_ACCOUNT:
+            found[kind] = (await prices(connection),)
+        else:
+            found |= {f"{kind}:{name}": (each,) for name, each in await _NAMED[kind](connection, names)}
+    return found
+
+
+async def _named_organizations(connection: AsyncConnection, names: Sequence[str]) -> Named:
+    found = await organizations(connection, "id = ANY(:ids)", _ids(names))
+    return [(str(each.definition.organization_id), each.definition) for each in found]
+
+
+async def _named_tenants(connection: AsyncConnection, names: Sequence[str]) -> Named:
+    found = await tenants(connection, "t.id = ANY(:ids)", _ids(names))
+    return [(str(each.definition.tenant_id), each.definition) for each in found]
+
+
+async def _named_keys(connection: AsyncConnection, names: Sequence[str]) -> Named:
+    found = await keys(connection, "k.id = ANY(:ids)", _ids(names))
+    return [(str(each.key_id), each) for each in found]
+
+
+async def _named_users(connection: AsyncConnection, names: Sequence[str]) -> Named:
+    """Users in their tenants; a name is the tenant's id, and what its callers name the user."""
+    parts = [name.partition(":") for name in names]
+    values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
+    where = """(t.id, u.external_id) IN
+       (SELECT * FROM unnest(cast(:tenants AS bigint[]), cast(:externals AS text[])))"""
+    found = await users(connection, where, values)
+    return [(f"{each.tenant_id}:{each.user}", each) for each in found]
+
+
+_NAMED: Mapping[str, Callable[[AsyncConnection, Sequence[str]], Awaitable[Named]]] = {
+    "organization": _named_organizations,
+    "tenant": _named_tenants,
+    "key": _named_keys,
+    "user": _named_users,
+}
+
+
+def _ids(names: Sequence[str]) -> Mapping[str, list[int]]:
+    return {"ids": [int(name) for name in names]}
+
+
+# Control writes as the pusher takes them: in order, many accounts at a time, with what they define.
+#
+# An account's writes are handed out under a transaction-level advisory lock, so two keepers never
+# push one account at once. Whoever waits for one has no connection meanwhile, and so many at most are held by
+# pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
+# tables are the truth, and an older definition that waited is never brought over a newer one.
+
+
+# Writes that are taken at once, divided among the accounts that are pushed together.
+WRITES_MAX = 1_000
+# Accounts are pushed some together, so many times at once, each time with a connection.
+PUSHES_AT_ONCE_MAX = 4
+# How soon an account is asked for again that another keeper pushes.
+BUSY_S = 0.05
+
+# The catalogue and the prices are of no partition: whoever comes first writes them.
+_WAITING = text("""
+SELECT account FROM control_write
+ WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
+                              OR partition = ANY(cast(:partitions AS smallint[])))
+ GROUP BY account ORDER BY min(position) LIMIT :n""")
+_LOCK = text("""
+SELECT account FROM unnest(cast(:accounts AS text[])) AS account
+ WHERE pg_try_advisory_xact_lock(hashtextextended('control:' || account, 0))""")
+_TAKE = text("""
+SELECT id, position, account, verb, payload, turn FROM (
+       SELECT id, position, account, verb, payload,
+              row_number() OVER (PARTITION BY account ORDER BY position) AS turn
+         FROM control_write WHERE account = ANY(cast(:accounts AS text[])) AND state = 'pending') AS w
+ WHERE turn <= :n ORDER BY position""")
+_APPLIED = text("""
+UPDATE control_write SET applied_at = coalesce(applied_at, now()),
+       state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,
+       done_at = CASE WHEN verb = 'define' THEN now() END
+ WHERE id = ANY(cast(:ids AS uuid[])) AND state = 'pending'""")
+_REFUSED = text("""
+UPDATE control_write AS w SET state = 'refused', result = jsonb_build_object('reason', r.reason)
+  FROM unnest(cast(:ids AS uuid[]), cast(:reasons AS text[])) AS r (id, reason)
+ WHERE w.id = r.id AND w.state = 'pending'""")
+_TENANT = "tenant:"
+# How a version before this one named terms: its writes may still wait, or be pushed again.
+_BEFORE = {"total": "total_amount", "interval": "reset_interval", "policy": "overage_policy"}
+_OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
+
+
+class Waiting:
+    """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
+
+    Of those that are `cut` more waits than was taken.
+    """
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        by_account: Mapping[str, Sequence[ControlWrite]],
+        cut: Collection[str],
+    ) -> None:
+        self.by_account, self.cut = by_account, cut
+        self._connection = connection
+
+    async def note(
+        self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
+    ) -> None:
+        """Note what the counters have, and what they never take, and why. A definition is done with that."""
+        if applied:
+            await self._connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
+        if refused:
+            ids, reasons = [write.id for write, _ in refused], [reason for _, reason in refused]
+            await self._connection.execute(_REFUSED, {"ids": ids, "reasons": reasons})
+
+
+class Pushes:
+    """Where the pusher finds its work."""
+
+    def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
+        self._engine = engine
+        self._free = asyncio.Semaphore(at_once_max)
+        # Accounts that somebody here pushes; whoever waits for one looks again when some are let go.
+        self._taken: set[str] = set()
+        self._let_go = asyncio.Event()
+
+    async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
+        """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
+        of = None if partitions is None else list(partitions)
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
+            return [str(row.account) for row in rows]
+
+    @asynccontextmanager
+    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[Waiting]:
+        """What those of these accounts wait for that nobody else pushes, one at least, held until the end."""
+        while True:
+            mine = await self._take(accounts)
+            try:
+                async with self._free, self._engine.begin() as connection:
+                    locked = (await connection.execute(_LOCK, {"accounts": mine})).scalars().all()
+                    if locked:
+                        yield await _waiting(connection, locked)
+                        return
+            finally:
+                self._taken.difference_update(mine)
+                self._let_go.set()
+            await asyncio.sleep(BUSY_S)
+
+    async def _take(self, accounts: Sequence[str]) -> list[str]:
+        """Wait until there is one of these that nobody here pushes, and have all that are so."""
+        while self._taken.issuperset(accounts):
+            self._let_go.clear()
+            await self._let_go.wait()
+        mine = [account for account in accounts if account not in self._taken]
+        self._taken.update(mine)
+        return mine
+
+
+async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Waiting:
+    """The oldest writes of each account, with what they define: who has many leaves room for all others."""
+    each = max(1, WRITES_MAX // len(accounts))
+    found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
+    rows = [row for row in found if row["turn"] <= each]
+    cut = {str(row["account"]) for row in found if row["turn"] > each}
+    defined = {str(row["account"]) for row in rows if row["verb"] == "define"}
+    definitions_of = await of_accounts(connection, sorted(defined))
+    tenant_ids = {_number(row) for row in rows if str(row["account"]).startswith(_TENANT)}
+    owners = {
+        row.id: row.organization_id for row in await connection.execute(_OWNERS, {"ids": list(tenant_ids)})
+    }
+    by_account: dict[str, list[ControlWrite]] = {account: [] for account in accounts}
+    for row in rows:
+        by_account[str(row["account"])].append(_write(row, definitions_of, owners))
+    return Waiting(connection, by_account, cut)
+
+
+def _write(
+    row: RowMapping, definitions_of: Mapping[str, tuple[Definition, ...]], owners: Mapping[int, int]
+) -> ControlWrite:
+    verb, account = str(row["verb"]), str(row["account"])
+    payload: dict[str, Any] = dict(row["payload"] or {})
+    tenant_id = organization_id = 0
+    found: tuple[Definition, ...] = ()
+    terms: PlanTerms | None = None
+    if verb == "define":
+        found = definitions_of.get(account) or _gone(account, payload)
+        organization_id = next((getattr(each, "organization_id", 0) for each in found), 0)
+    elif account.startswith(_TENANT):
+        tenant_id = _number(row)
+        organization_id = owners[tenant_id]
+    else:
+        assert account.startswith("organization:"), account
+        organization_id = _number(row)
+    if verb == "plan":
+        stated = {_BEFORE.get(name, name): value for name, value in payload.items()}
+        terms = read_terms(stated, now_ms())
+    return ControlWrite(
+        id=str(row["id"]),
+        position=int(row["position"]),
+        account=account,
+        verb=verb,
+        payload=payload,
+        tenant_id=tenant_id,
+        organization_id=organization_id,
+        definitions=found,
+        terms=terms,
+    )
+
+
+def _number(row: RowMapping) -> int:
+    return int(str(row["account"]).split(":")[1])
+
+
+def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
+    """What is left to say of a key that was deleted: its subject is nobody's again."""
+    kind, _, name = account.partition(":")
+    if kind != "key" or "digest" not in payload:
+        return ()
+    owner, digest = int(payload["organization_id"]), str(payload["digest"])
+    return (KeyDefinition(int(name), 0, owner, digest, Limits(), revoked=True, of_tokens=True, gone=True),)
+
+
+# Which tenants are to be told of a zone's clocks, some at a time: each once for what is told.
+#
+# What was told, and up to which tenant, is kept by zone, so that nobody looks at tenants while clocks do not
+# change, and a keeper that ends goes on where it was. Of a zone of which nothing was told all are: its plans
+# may be older than its clocks are now.
+
+
+# Clocks of UTC never change.
+_ZONES = text("""
+SELECT DISTINCT time_zone FROM token_plan WHERE deleted_at IS NULL AND time_zone <> 'UTC' ORDER BY 1""")
+_TOLD = text("""
+SELECT FROM zone_clock WHERE time_zone = :zone AND tenant_id IS NULL
+   AND ("offset", turns_at, offset_after) = (:offset, :turns_at, :offset_after)""")
+# Another keeper that is at it is waited for. What is new begins at the first tenant.
+_BEGIN = text("""
+INSERT INTO zone_clock AS z (time_zone, "offset", turns_at, offset_after, tenant_id)
+VALUES (:zone, :offset, :turns_at, :offset_after, 0)
+ON CONFLICT (time_zone) DO UPDATE SET
+       "offset" = excluded."offset", turns_at = excluded.turns_at, offset_after = excluded.offset_after,
+       tenant_id = CASE WHEN (z."offset", z.turns_at, z.offset_after)
+                           = (excluded."offset", excluded.turns_at, excluded.offset_after)
+                        THEN z.tenant_id ELSE 0 END
+RETURNING tenant_id""")
+_CLOCK_TENANTS = text("""
+SELECT t.id, t.organization_id FROM tenant AS t
+  JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
+ WHERE p.time_zone = :zone AND t.deleted_at IS NULL AND t.id > :after ORDER BY t.id LIMIT :n""")
+_DEFINE = text("""
+INSERT INTO control_write (id, partition, account, verb, payload)
+VALUES (:id, :partition, :account, 'define', '{}')""")
+_UP_TO = text("UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone")
+
+
+class ToldClocks:
+    """What the counters were told of clocks."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def zones(self) -> Sequence[str]:
+        """Time zones of token plans."""
+        async with self._engine.connect() as connection:
+            return (await connection.scalars(_ZONES)).all()
+
+    async def tell(self, time_zone: str, clock: Clock, count: int) -> int:
+        """Have tenants of a zone defined again that were not told of this clock; answers how many."""
+        values = {"zone": time_zone, **clock._asdict()}
+        async with self._engine.connect() as connection:
+            if (await connection.execute(_TOLD, values)).first() is not None:
+                return 0
+        async with self._engine.begin() as connection:
+            after = (await connection.execute(_BEGIN, values)).scalar_one()
+            if after is None:
+                return 0
+            found = {"zone": time_zone, "after": after, "n": count}
+            tenants = (await connection.execute(_CLOCK_TENANTS, found)).all()
+            if tenants:
+                await connection.execute(_DEFINE, [self._definition(*one) for one in tenants])
+            last = tenants[-1].id if len(tenants) == count else None
+            await connection.execute(_UP_TO, {"zone": time_zone, "tenant": last})
+            return len(tenants)
+
+    def _definition(self, tenant_id: int, organization_id: int) -> dict[str, object]:
+        return {
+            "id": uuid4(),
+            "partition": self._partition_of(organization_id),
+            "account": f"tenant:{tenant_id}",
+        }

@@ -25,7 +25,7 @@ from gateway.core.billing.handover import (
     Paper,
 )
 from gateway.errors import Conflict
-from persistence.keeper.pieces import ROWS_AT_ONCE, delete
+from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
 from persistence.store import Store
 
 _CLAIM = text("""
@@ -107,7 +107,7 @@ class HandoverQueue:
             )
 
 
-async def forget(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
+async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
     """Delete what was told so many days ago; answers how many messages."""
     return await delete(engine, _FORGET, {"days": days}, at_once)
 

@@ -7,11 +7,51 @@ once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
-from sqlalchemy import TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS, bounds, shown_amount
+from gateway.core.alerts.messages import (
+    CONSENT_EVENT,
+    HOURLY_OF_ORGANIZATION_MAX,
+    HOURLY_OF_WEBHOOK_MAX,
+    LINK_DAYS,
+    RETRIES,
+    SCHEME,
+    TEST_EVENT,
+    Delivery,
+    Outcome,
+    digest_of,
+    is_mail,
+    recipients_of,
+)
+from gateway.core.alerts.thresholds import (
+    COST_LEAST,
+    DAYS,
+    LOOK_BACK_MS,
+    TOTAL_AHEAD_MS,
+    Hour,
+    RunningWindow,
+    Sample,
+    Samples,
+    Told,
+    crossed,
+    exceeds,
+    exhausted_ms,
+    is_sudden,
+    remembered,
+    same_hours,
+)
+from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
 
 # A webhook that so many messages wait for hears nothing new until some are gone, or given up.
 WAITING_MAX = 10_000
@@ -60,3 +100,607 @@ def wanted(events: Sequence[str], organization: str) -> str:
     return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
        AND (h.organization_id IS NULL OR h.organization_id = {organization})
        AND (h.events = '[]'::jsonb OR h.events ?| array[{names}]))"""  # our own words
+
+
+# News of budgets: what is reached of an amount, each second, and when it will be used up, each minute.
+#
+# What is used is what the flush has stored, within a second or two of the calls: looking at it costs neither
+# calls nor Redis anything. What was told is stored beside it, so that a window is told of once, whoever looks
+# and whatever starts again. Only budgets that somebody wants to hear of are looked at.
+
+
+EVENTS: Final = ("budget.threshold", "budget.exceeded", "budget.forecast")
+# Accounts that are looked at in one transaction, and ways to divide time there may be.
+ACCOUNTS_MAX: Final = 5_000
+CALENDARS_MAX: Final = 10_000
+# What was reached in a window that is over is told this long behind its end.
+OVER: Final = timedelta(hours=1)
+# Floats are compared with so much to spare; what is exact decides afterwards.
+ROUNDED: Final = 1 - 1e-12
+_AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
+
+_WANTED = wanted(EVENTS, "b.organization_id")
+_CALENDARS = text(f"""
+SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
+ WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # noqa: S608  # our own words
+# Every budget that is wanted, in its windows. Where it is raised, the limit is what it is raised to.
+_LIVE = f"""
+WITH calendar AS (
+    SELECT * FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
+                         cast(:starts AS timestamptz[]), cast(:nexts AS timestamptz[]),
+                         cast(:looks_back AS interval[]))
+        AS c ("interval", time_zone, anchor_day, start, next, look_back)
+), live AS MATERIALIZED (
+    SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
+           b."interval", b.time_zone, b.thresholds, c.start, c.next, greatest(c.start, b.created_at) AS began,
+           c.look_back, l."limit", p.parts
+      FROM calendar AS c
+      JOIN budget AS b USING ("interval", time_zone, anchor_day)
+      JOIN organization AS o ON o.id = b.organization_id
+     CROSS JOIN LATERAL (SELECT (CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
+                               * CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END)::bigint AS "limit") AS l
+     CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
+                           FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
+     WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
+)"""  # noqa: S608  # our own words, here and below
+# Their accounts that have used so much, with what was told of each.
+_ACCOUNTS = """
+SELECT b.*, u.value, u.name AS account, u.used, coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
+       coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at
+  FROM live AS b
+ CROSS JOIN LATERAL (SELECT value, name, used FROM budget_use
+                      WHERE budget_id = b.id AND start = b.start AND used >= {least} OFFSET 0) AS u
+  LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
+ WHERE (b.id, b.start, u.value) > (:id, :start, :value)"""
+_IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
+_REACHED = text(f"""{_LIVE}
+{_ACCOUNTS.format(least='b."limit" * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))')}
+   AND (u.used >= b."limit" AND (NOT coalesce(t.exceeded, false) OR b."limit" > t.level)
+        OR u.used >= b."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
+                                   WHERE x > coalesce(t.part, 0) OR x * b."limit" > t.level))
+{_IN_ORDER}""")  # noqa: S608
+# Those that may be told of at their pace, or whose next sample is due: which they are is decided by the rule.
+_RUNNING = text(f"""{_LIVE}
+{_ACCOUNTS.format(least='b."limit" / 10')}
+   AND u.used < b."limit" AND NOT coalesce(t.foreseen, false)
+   AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
+        OR (b."limit" - u.used)::float8 * {ROUNDED}
+           * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
+           <= (u.used - coalesce(t.before_used, 0))::float8
+           * extract(epoch FROM coalesce(b.next - :now, :ahead))::float8)
+{_IN_ORDER}""")
+_TOLD = text("""
+INSERT INTO budget_told AS t (budget_id, start, value, part, level, exceeded)
+SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
+                     cast(:parts AS numeric[]), cast(:levels AS numeric[]), cast(:exceeded AS boolean[]))
+ON CONFLICT (budget_id, start, value) DO UPDATE
+   SET part = greatest(t.part, excluded.part), level = greatest(t.level, excluded.level),
+       exceeded = t.exceeded OR excluded.exceeded""")
+_FORESEEN = text("""
+INSERT INTO budget_told AS t (budget_id, start, value, foreseen, before_used, before_at, seen_used, seen_at)
+SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
+                     cast(:foreseen AS boolean[]), cast(:before_used AS bigint[]),
+                     cast(:before_at AS timestamptz[]), cast(:seen_used AS bigint[]),
+                     cast(:seen_at AS timestamptz[]))
+ON CONFLICT (budget_id, start, value) DO UPDATE
+   SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
+       before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at""")
+_FORGET = text("""
+DELETE FROM budget_told AS t USING budget AS b
+ WHERE b.id = t.budget_id AND (b.deleted_at IS NOT NULL OR EXISTS (
+       SELECT FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
+                          cast(:starts AS timestamptz[])) AS c ("interval", time_zone, anchor_day, start)
+        WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
+          AND t.start < c.start))""")
+
+Found = Row[Any]
+
+
+async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
+    """Tell what thresholds were reached, and which budgets are used up."""
+
+    async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+        news: list[News] = []
+        rows: list[tuple[object, ...]] = []
+        for found in accounts:
+            told = Told(found.part, found.level, found.exceeded)
+            parts = crossed(_thresholds(found), told, found.used, found.limit)
+            exceeded = exceeds(told, found.used, found.limit)
+            news += (_news(found, "budget.threshold", part) for part in parts)
+            if exceeded:
+                news.append(_news(found, "budget.exceeded"))
+            now_told = told.and_of(parts, exceeded, found.limit)
+            rows.append((found.id, found.start, found.value, *now_told))
+        names = ("ids", "starts", "values", "parts", "levels", "exceeded")
+        await connection.execute(_TOLD, _columns(names, rows))
+        await tell(connection, news)
+
+    await _each_page(engine, _REACHED, now, tell_of, over=OVER)
+
+
+async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
+    """Tell of budgets that are used up before they begin again; remember what paces are counted from."""
+    now_ms = ms_of(now)
+
+    async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+        news: list[News] = []
+        rows: list[tuple[object, ...]] = []
+        for found in accounts:
+            window = _window(found)
+            known = Samples(_sample(found, "before"), _sample(found, "seen"))
+            samples = remembered(known, window, now_ms)
+            end_ms = exhausted_ms(window, samples, now_ms)
+            if end_ms is not None:
+                news.append(_forecast(found, end_ms))
+            if end_ms is not None or samples != known:
+                stored = (*_stored(samples.before), *_stored(samples.seen))
+                rows.append((found.id, found.start, found.value, end_ms is not None, *stored))
+        if rows:
+            names = (
+                "ids", "starts", "values", "foreseen", "before_used", "before_at", "seen_used", "seen_at",
+            )  # fmt: skip
+            await connection.execute(_FORESEEN, _columns(names, rows))
+        await tell(connection, news)
+
+    await _each_page(engine, _RUNNING, now, tell_of)
+    async with engine.begin() as connection:
+        await connection.execute(_FORGET, await _calendars(connection, now - OVER))
+
+
+async def _each_page(
+    engine: AsyncEngine,
+    statement: TextClause,
+    now: datetime,
+    tell_of: Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]],
+    *,
+    over: timedelta = timedelta(),
+) -> None:
+    """Have accounts told of that a statement finds in the windows of now and of so long ago."""
+    after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
+    while True:
+        async with engine.begin() as connection:
+            calendars = await _calendars(connection, now, *([now - over] if over else ()))
+            accounts = (
+                await connection.execute(statement, calendars | after | {"now": now, "ahead": _AHEAD})
+            ).all()
+            if accounts:
+                await tell_of(connection, accounts)
+        if len(accounts) < ACCOUNTS_MAX:
+            return
+        last = accounts[-1]
+        after = {"id": last.id, "start": last.start, "value": last.value}
+
+
+async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[str, object]:
+    """The windows at these moments, for each way in which budgets that are wanted divide time."""
+    windows = {}
+    for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
+        for moment in moments:
+            # A zone that is known no more stops nobody else.
+            with suppress(KeyError, ValueError):
+                start_ms, next_ms, _ = bounds(interval, zone, anchor, ms_of(moment))
+                windows[interval, zone, anchor, start_ms] = next_ms
+    rows = [
+        (
+            interval,
+            zone,
+            anchor,
+            moment_of(start_ms),
+            moment_of(next_ms) if next_ms else None,
+            LOOK_BACK_MS[interval] * MILLISECOND,
+        )
+        for (interval, zone, anchor, start_ms), next_ms in windows.items()
+    ]
+    return _columns(("intervals", "zones", "anchors", "starts", "nexts", "looks_back"), rows)
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
+    return {name: [row[at] for row in rows] for at, name in enumerate(names)}
+
+
+def _thresholds(found: Found) -> list[Decimal]:
+    return [Decimal(str(part)) for part in found.thresholds]
+
+
+def _window(found: Found) -> RunningWindow:
+    return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), found.limit, found.used)
+
+
+def _sample(found: Found, name: str) -> Sample | None:
+    used, at = getattr(found, f"{name}_used"), getattr(found, f"{name}_at")
+    return None if at is None else Sample(used, ms_of(at))
+
+
+def _stored(sample: Sample | None) -> tuple[object, object]:
+    return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
+
+
+def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
+    """An event of an account; `part` is the threshold it is about, if it is about one."""
+    named = "" if part is None else f":{part.normalize():f}"
+    occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{found.limit}"
+    shown = [shown_amount(found.unit, amount) for amount in _amounts(found)]
+    used, amount, remaining = shown if found.unit == MONEY else _amounts(found)
+    data: dict[str, object] = {
+        "budget_id": found.id, "budget": found.name, "organization_id": found.organization_id,
+        "organization": found.organization, "each": found.each, "account": _account(found),
+        "unit": found.unit, "currency": found.currency if found.unit == MONEY else None, "mode": found.mode,
+        "used": used, "amount": amount, "remaining": remaining,
+        "percent": _number(found.used * 100 // max(1, found.limit) if part is None else part * 100),
+        "threshold": None if part is None else _number(part), "interval": found.interval,
+        "time_zone": found.time_zone, "window_start": _said(ms_of(found.start)) if found.next else None,
+        "resets_at": _said(ms_of(found.next)) if found.next else None,
+    }  # fmt: skip
+    return News(event, occasion, data | more)
+
+
+def _forecast(found: Found, end_ms: int) -> News:
+    """The moment is told as such, and by the clocks of the budget's zone."""
+    local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
+    return _news(found, "budget.forecast", exhausted_at=_said(end_ms), exhausted_local=local)
+
+
+def _amounts(found: Found) -> tuple[int, int, int]:
+    return found.used, found.limit, max(0, found.limit - found.used)
+
+
+def _account(found: Found) -> str | None:
+    """Whose account it is, where everybody has one; those beyond the maximum share one."""
+    if found.each is None:
+        return None
+    return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
+
+
+def _number(number: Decimal | int) -> int | float:
+    return int(number) if number == int(number) else float(number)
+
+
+def _said(at_ms: int) -> str:
+    return rfc3339(moment_of(at_ms), "seconds")
+
+
+# News of sudden use: organizations, tenants and keys whose running hour costs many times what is usual.
+#
+# Roll-ups by hour are read, for those alone that somebody wants to hear of and whose hour costs enough to be
+# told.
+
+
+EVENT: Final = "usage.sudden"
+# Who is looked at in a minute, those whose hour costs most.
+SUBJECTS_MAX: Final = 1_000
+
+_SUBJECTS = """GROUPING SETS (
+    (organization_id, currency{by}), (organization_id, tenant_id, currency{by}),
+    (organization_id, tenant_id, api_key_id, currency{by}))"""
+# Whose hour costs enough; then what their organizations cost before, read once for all of them.
+_HOURS = text(f"""
+WITH running AS MATERIALIZED (
+    SELECT organization_id, tenant_id, api_key_id, currency, sum(cost) AS cost FROM usage_rollup AS u
+     WHERE span = 'hour' AND start = :hour AND {wanted((EVENT,), "u.organization_id")}
+     GROUP BY {_SUBJECTS.format(by="")}
+    HAVING sum(cost) >= {COST_LEAST} ORDER BY cost DESC LIMIT {SUBJECTS_MAX}
+), looked_at AS MATERIALIZED (
+    SELECT DISTINCT organization_id FROM running
+), same_hours AS MATERIALIZED (
+    SELECT organization_id, coalesce(tenant_id, -1) AS tenant_id,
+           coalesce(api_key_id, -1) AS api_key_id, currency, max(cost) AS cost
+      FROM (SELECT organization_id, tenant_id, api_key_id, currency, sum(cost) AS cost FROM usage_rollup
+              JOIN looked_at USING (organization_id)
+             WHERE span = 'hour' AND start = ANY(cast(:same AS timestamptz[]))
+             GROUP BY {_SUBJECTS.format(by=", start")}) AS each_hour
+     GROUP BY 1, 2, 3, 4
+), days AS MATERIALIZED (
+    SELECT organization_id, currency, sum(cost) / {DAYS} AS cost FROM usage_rollup
+      JOIN looked_at USING (organization_id)
+     WHERE span = 'team_day' AND start >= :since AND start < :today GROUP BY 1, 2
+)
+SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
+       coalesce(k.created_at, t.created_at, o.created_at) AS known_since,
+       coalesce(h.cost, 0) AS usual, coalesce(d.cost, 0) AS average_day
+  FROM running AS r
+  JOIN organization AS o ON o.id = r.organization_id
+  LEFT JOIN tenant AS t ON t.id = r.tenant_id
+  LEFT JOIN api_key AS k ON k.id = r.api_key_id
+  LEFT JOIN same_hours AS h ON h.organization_id = r.organization_id AND h.currency = r.currency
+   AND h.tenant_id = coalesce(r.tenant_id, -1) AND h.api_key_id = coalesce(r.api_key_id, -1)
+  LEFT JOIN days AS d ON d.organization_id = r.organization_id AND d.currency = r.currency""")  # noqa: S608  # ours
+
+
+async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
+    """Tell of sudden use in the hour that runs."""
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    today = hour.replace(hour=0)
+    sought = {
+        "hour": hour, "same": same_hours(hour), "today": today, "since": today - timedelta(days=DAYS),
+    }  # fmt: skip
+    async with engine.begin() as connection:
+        found = (await connection.execute(_HOURS, sought)).all()
+        await tell(
+            connection, [_news_of_sudden_use(each, hour) for each in found if is_sudden(_hour(each), now)]
+        )
+
+
+def _hour(found: Found) -> Hour:
+    return Hour(int(found.cost), int(found.usual), int(found.average_day), found.known_since)
+
+
+def _news_of_sudden_use(found: Found, hour: datetime) -> News:
+    scope = "tenant" if found.tenant_id is not None else "organization"
+    if found.api_key_id is not None:
+        scope = "api_key"
+    subject = getattr(found, f"{scope}_id")
+    return News(
+        EVENT,
+        f"sudden:{scope}:{subject}:{found.currency}:{hour.isoformat()}",
+        {
+            "scope": scope, "organization_id": found.organization_id, "organization": found.organization,
+            "tenant_id": found.tenant_id, "tenant": found.tenant, "api_key_id": found.api_key_id,
+            "api_key": found.api_key, "hour": rfc3339(hour),
+            "cost": shown_amount(MONEY, int(found.cost)), "usual": shown_amount(MONEY, int(found.usual)),
+            "currency": found.currency,
+        },
+    )  # fmt: skip
+
+
+# What webhooks are told: found in the tables where it is, each second; what is only coming, each minute.
+
+
+THRESHOLDS = (50, 80, 100)
+# Credits are low at a tenth of what was last added.
+CREDITS_LOW_DIVISOR = 10
+ENDING_DAYS = 7
+KEPT_DAYS = 30
+# What may stand for longer is remembered for longer, or it would be told again.
+KEPT_LONG_DAYS = 400
+# A row may become visible this long after the time written in it.
+OVERLAP = timedelta(minutes=2)
+
+_QUOTAS = told("""
+WITH news AS (
+    SELECT 'quota.' || p.percent AS event,
+           format('quota:%s:%s:%s', q.tenant_id, q.cycle, p.percent) AS occasion,
+           jsonb_build_object('organization_id', t.organization_id,
+               'tenant_id', q.tenant_id, 'tenant', t.name,
+               'percent', p.percent, 'tokens_used', q.tokens_used, 'tokens_remaining', q.tokens_remaining,
+               'cycle', q.cycle, 'next_reset_at', q.next_reset_at) AS data
+      FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
+     CROSS JOIN unnest(cast(:thresholds AS bigint[])) AS p (percent)
+     WHERE q.updated_at >= :since AND q.plan_id IS NOT NULL AND q.tokens_remaining IS NOT NULL
+       AND q.tokens_used * 100 >= p.percent * (q.tokens_used + q.tokens_remaining)
+)""")
+_BLOCKS = told("""
+WITH changed AS (
+    UPDATE tenant_quota SET noticed_blocked = is_blocked WHERE is_blocked <> noticed_blocked
+    RETURNING tenant_id, is_blocked, manual_block, tokens_remaining
+), news AS (
+    SELECT CASE WHEN c.is_blocked THEN 'tenant.blocked' ELSE 'tenant.unblocked' END AS event,
+           'blocked:' || gen_random_uuid() AS occasion,
+           jsonb_build_object('organization_id', t.organization_id,
+               'tenant_id', c.tenant_id, 'tenant', t.name,
+               'manual_block', c.manual_block, 'tokens_remaining', c.tokens_remaining) AS data
+      FROM changed AS c JOIN tenant AS t ON t.id = c.tenant_id
+)""")
+_CREDITS = told("""
+WITH news AS (
+    SELECT 'credits.low' AS event, format('credits:%s:%s', o.id, a.id) AS occasion,
+           jsonb_build_object('organization_id', o.id, 'organization', o.name,
+               'credit_balance', o.credit_balance, 'last_added', a.credits_added) AS data
+      FROM organization AS o
+     CROSS JOIN LATERAL (
+           SELECT c.id, c.credits_added FROM credit_addition AS c
+             JOIN credit_posting AS p ON p.organization_id = o.id AND p.credit_addition_id = c.id
+              AND p.kind = 'addition'
+            WHERE c.organization_id = o.id AND c.credits_added > 0 ORDER BY c.id DESC LIMIT 1) AS a
+     WHERE o.deleted_at IS NULL AND o.credit_balance * :divisor <= a.credits_added
+)""")
+_ENDING = told("""
+WITH news AS (
+    SELECT 'subscription.ending' AS event, format('ending:%s:%s', s.id, s.end_date) AS occasion,
+           jsonb_build_object('organization_subscription_id', s.id, 'organization_id', s.organization_id,
+               'organization', o.name, 'plan_id', s.plan_id, 'end_date', s.end_date) AS data
+      FROM organization_subscription AS s JOIN organization AS o ON o.id = s.organization_id
+     WHERE s.status = 'active' AND s.end_date <= cast(:until AS date)
+)""")
+_INVOICE = told("""
+WITH news AS (
+    SELECT 'invoice.finalized' AS event, 'invoice:' || i.id AS occasion,
+           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
+               'organization', o.name, 'kind', i.kind, 'number', i.number, 'currency', i.currency,
+               'total_amount', trim_scale(i.total_amount)::text) AS data
+      FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id WHERE i.id = ANY(:ids)
+)""")
+# What an invoice's payment status became; one that is open again is no news.
+_PAYMENT_STATUS = told("""
+WITH news AS (
+    SELECT 'invoice.' || i.payment_status AS event,
+           format('invoice:%s:%s', i.id, gen_random_uuid()) AS occasion,
+           jsonb_build_object('invoice_id', i.id, 'organization_id', i.organization_id,
+               'organization', o.name, 'number', i.number, 'currency', i.currency,
+               'total_amount', trim_scale(i.total_amount)::text, 'payment_status', i.payment_status,
+               'due_date', i.due_date) AS data
+      FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
+     WHERE i.id = ANY(:ids) AND i.payment_status <> 'open'
+)""")
+_NOBODY = text("SELECT NOT EXISTS (SELECT FROM webhook WHERE enabled AND deleted_at IS NULL)")
+_PRUNE = text("""
+DELETE FROM webhook_delivery
+ WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
+       CASE WHEN event LIKE 'quota.%' OR event = 'credits.low' THEN cast(:long AS integer) ELSE :days END)""")
+_UNANSWERED = text("""
+DELETE FROM mail_consent
+ WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")
+
+
+def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Write the news of finalized invoices in the transaction that finalizes them."""
+    connection.execute(_INVOICE, {"ids": list(invoice_ids)})
+
+
+def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Write the news of invoices that are paid, overdue or given up, with what made them so."""
+    connection.execute(_PAYMENT_STATUS, {"ids": list(invoice_ids)})
+
+
+class Notices:
+    """Looks for news."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def notice(self, since: datetime, now: datetime) -> None:
+        """Write down what happened since, and what stands to be told now."""
+        async with self._engine.begin() as connection:
+            if (await connection.execute(_NOBODY)).scalar_one():
+                return
+            await connection.execute(_QUOTAS, {"since": since - OVERLAP, "thresholds": list(THRESHOLDS)})
+            await connection.execute(_BLOCKS)
+            await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})
+            await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
+            await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
+            await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
+        await reached_budgets(self._engine, now)
+
+    async def foresee(self, now: datetime) -> None:
+        """Write down what is coming."""
+        await foresee_budgets(self._engine, now)
+        await look_for_sudden_use(self._engine, now)
+
+
+# Messages to webhooks that wait: handed to whoever delivers, and what came of it.
+#
+# An attempt is counted before it is made: a sender that dies meanwhile is as good as no answer. Mail of an
+# organization is bounded an hour, and goes to addresses that agreed or that staff wrote.
+
+
+LEASE_S = 60
+
+# Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
+# Materialized: else PostgreSQL may look for what is due anew for each row it joins, and find more each time.
+_TAKE = text("""
+WITH busy AS (
+    SELECT organization_id FROM webhook WHERE hour = date_trunc('hour', now())
+     GROUP BY organization_id HAVING sum(hourly) > :of_organization
+), due AS MATERIALIZED (
+    SELECT due.id
+      FROM (SELECT id FROM webhook WHERE id <> ALL(cast(:busy AS bigint[])) AND (organization_id IS NULL
+               OR url NOT ILIKE 'mailto:%' OR NOT (hour = date_trunc('hour', now()) AND hourly > :of_webhook
+                   OR organization_id IN (SELECT organization_id FROM busy)) IS TRUE)
+             ORDER BY random()) AS w
+     CROSS JOIN LATERAL (SELECT id FROM webhook_delivery
+            WHERE webhook_id = w.id AND state = 'pending' AND next_attempt_at <= now()
+            ORDER BY next_attempt_at LIMIT :each FOR UPDATE SKIP LOCKED) AS due
+     LIMIT :n)
+UPDATE webhook_delivery AS d
+   SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => :lease)
+  FROM due, webhook AS w
+ WHERE d.id = due.id AND w.id = d.webhook_id
+RETURNING d.id, d.event, d.payload, d.created_at, d.attempts, d.webhook_id, w.url, w.secret,
+          w.ours, w.organization_id, w.enabled AND w.deleted_at IS NULL AS wanted""")
+_DONE = text("""
+UPDATE webhook_delivery
+   SET state = :state, response_status = :status, error = :error,
+       delivered_at = CASE WHEN :state = 'delivered' THEN now() END,
+       next_attempt_at = now() + make_interval(secs => :retry)
+ WHERE id = :id""")
+
+
+_COUNT = text("""
+UPDATE webhook SET hour = date_trunc('hour', now()),
+       hourly = CASE WHEN hour = date_trunc('hour', now()) THEN hourly ELSE 0 END + :more
+ WHERE id = :id""")
+_AGREED = text("""
+SELECT organization_id, address FROM mail_consent
+ WHERE given_at IS NOT NULL AND organization_id = ANY(cast(:whose AS bigint[]))""")
+_LINK = text("""
+UPDATE mail_consent AS c SET digest = :digest, expires_at = now() + make_interval(days => :days)
+  FROM organization AS o
+ WHERE o.id = c.organization_id AND c.organization_id = :whose AND c.address = :address AND given_at IS NULL
+RETURNING o.name""")
+NOBODY_AGREED = "none of its addresses has agreed to get mail"
+
+
+class Deliveries:
+    """What waits in PostgreSQL; `link` is the address that a link's token is put behind."""
+
+    def __init__(self, engine: AsyncEngine, link: Callable[[str], str] = "/mail/{}".format) -> None:
+        self._engine, self._link = engine, link
+
+    async def claim_due(self, count: int, each: int, busy: Collection[int] = ()) -> Sequence[Delivery]:
+        """Deliveries that are due, each for one sender; an attempt of each is counted.
+
+        Those of `busy` webhooks are left where they are, of others there are at most `each`.
+        """
+        sought = {
+            "n": count, "each": each, "busy": list(busy), "lease": LEASE_S,
+            "of_webhook": HOURLY_OF_WEBHOOK_MAX, "of_organization": HOURLY_OF_ORGANIZATION_MAX,
+        }  # fmt: skip
+        taken: list[Delivery] = []
+        async with self._engine.begin() as connection:
+            rows = (await connection.execute(_TAKE, sought)).all()
+            agreed = await self._agreed(connection, rows)
+            for row in rows:
+                delivery = await self._taken(connection, row, agreed) if row.wanted else "the webhook is gone"
+                if isinstance(delivery, str):
+                    await connection.execute(_DONE, _result(row.id, Outcome(None, delivery), None))
+                else:
+                    taken.append(delivery)
+            sent = Counter(row.webhook_id for row in rows if _counts(row))
+            for webhook_id, more in sorted(sent.items()):
+                await connection.execute(_COUNT, {"id": webhook_id, "more": more})
+        return taken
+
+    async def _agreed(self, connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[tuple[int, str]]:
+        """The addresses that agreed, where that is asked of any."""
+        whose = {row.organization_id for row in rows if _asks(row)}
+        if not whose:
+            return set()
+        return {(each, address) for each, address in await connection.execute(_AGREED, {"whose": [*whose]})}
+
+    async def _taken(
+        self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
+    ) -> Delivery | str:
+        """A message as it goes out; why it does not where nobody is to get it."""
+        url, data = row.url, row.payload
+        if row.event == CONSENT_EVENT:
+            token = secrets.token_urlsafe(32)
+            sought = {"digest": digest_of(token), "days": LINK_DAYS, "whose": row.organization_id}
+            asked = await connection.scalar(_LINK, {**sought, "address": data["address"]})
+            if asked is None:
+                return "nobody is asked any more"
+            url, data = SCHEME + data["address"], {**data, "organization": asked, "link": self._link(token)}
+        elif _asks(row):
+            to = [one for one in recipients_of(url) if (row.organization_id, one.lower()) in agreed]
+            if not to:
+                return NOBODY_AGREED
+            url = SCHEME + ",".join(to)
+        return Delivery(
+            row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
+        )
+
+    async def done(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Keep what came of an attempt."""
+        retry_s = None if outcome.delivered else RETRIES.after_s(delivery.attempts)
+        async with self._engine.begin() as connection:
+            await connection.execute(_DONE, _result(delivery.id, outcome, retry_s))
+
+
+def _asks(row: Row[Any]) -> bool:
+    """Whether a message goes to those of its addresses alone that have agreed."""
+    return is_mail(row.url) and not row.ours and row.organization_id is not None
+
+
+def _counts(row: Row[Any]) -> bool:
+    """Whether a message counts in its hour now; one that somebody asked for did when that was."""
+    asked_for = row.event in {TEST_EVENT, CONSENT_EVENT}
+    return is_mail(row.url) and row.organization_id is not None and not (asked_for and row.attempts == 1)
+
+
+def _result(delivery_id: int, outcome: Outcome, retry_s: float | None) -> dict[str, Any]:
+    undelivered = "failed" if retry_s is None else "pending"
+    return {
+        "id": delivery_id,
+        "state": "delivered" if outcome.delivered else undelivered,
+        "status": outcome.status,
+        "error": outcome.error,
+        "retry": retry_s or 0.0,
+    }

@@ -2,19 +2,448 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+import ssl
+import time
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Row, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.holds import LETTER, Charged, LateSettlement, letter_of, refund_id
-from gateway.core.accounts.losses import Movement
-from gateway.core.billing.usage_feed import REFUNDED
-from persistence.keeper import losses, request_rows
-from persistence.keeper.request_rows import SINCE
-from persistence.ledger import statements, usage_feed, usage_rollup, usage_spans
+from gateway.core.accounts.holds import (
+    LETTER,
+    Charged,
+    LateSettlement,
+    Loss,
+    Movement,
+    letter_of,
+    refund_id,
+)
+from gateway.core.accounts.outbox import Assigned
+from gateway.core.billing.invoice import LEFT_REASONS
+from gateway.core.billing.usage_feed import COUNTED_MAX, REFUNDED
+from gateway.core.credentials import not_after
+from gateway.core.integrity.reconciliation import Kind
+from gateway.errors import LedgerUnavailable
+from persistence.engine import plain_url
+from persistence.error_mapping import complaint
+from persistence.keeper import retention
+from persistence.keeper.retention import SINCE
+from persistence.ledger import rollup, statements, usage_feed
+from persistence.schema.version import NEEDED
+
+# Which keepers are there, and which of them flushes a partition, in PostgreSQL.
+#
+# Each says by itself what it has, in one statement: no lock, no session, and nobody who decides for others. A
+# partition is due to one of those who are there and reach its counters, by the order of their places, so all
+# come to the same, and who begins in the place of another has its part. Where two look at different moments,
+# it stays whose it is.
+
+
+_KEEP = text("""
+WITH here AS (
+    INSERT INTO keeper (id, place, reached, until, schema_version)
+    VALUES (:id, :place, cast(:reached AS smallint[]),
+            clock_timestamp() + make_interval(secs => :held_s), :known)
+    ON CONFLICT (id) DO UPDATE SET reached = excluded.reached, until = excluded.until
+), gone AS (
+    DELETE FROM keeper WHERE id <> :id AND (until <= clock_timestamp() OR :first AND place = :place)
+    RETURNING id
+), other AS MATERIALIZED (
+    SELECT id, place, reached FROM keeper
+     WHERE id <> :id AND until > clock_timestamp() AND NOT (:first AND place = :place)
+), due AS MATERIALIZED (
+    SELECT partition, (array_agg(id ORDER BY place, id))[1 + partition % count(*)::integer] AS keeper_id
+      FROM (SELECT cast(:id AS uuid) AS id, cast(:place AS text) AS place,
+                   unnest(cast(:reached AS smallint[])) AS partition
+             UNION ALL SELECT id, place, unnest(reached) FROM other) AS there
+     GROUP BY partition
+), given AS (
+    DELETE FROM keeper_partition AS k USING due AS d
+     WHERE k.keeper_id = :id AND k.partition = ANY(cast(:given AS smallint[]))
+       AND d.partition = k.partition AND d.keeper_id <> :id
+    RETURNING k.partition
+), taken AS (
+    INSERT INTO keeper_partition AS k (partition, keeper_id)
+    SELECT partition, keeper_id FROM due WHERE keeper_id = :id ORDER BY partition
+    ON CONFLICT (partition) DO UPDATE SET keeper_id = excluded.keeper_id
+     WHERE k.keeper_id <> :id AND NOT EXISTS (SELECT FROM other AS o WHERE o.id = k.keeper_id)
+    RETURNING k.partition
+), mine AS (
+    SELECT partition FROM keeper_partition
+     WHERE keeper_id = :id AND partition NOT IN (SELECT partition FROM given)
+     UNION SELECT partition FROM taken
+)
+SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.keeper_id = :id AS is_due
+  FROM mine AS m FULL JOIN due AS d USING (partition)
+ WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")
+_LEAVE = text("""
+WITH gone AS (DELETE FROM keeper WHERE id = :id)
+DELETE FROM keeper_partition WHERE keeper_id = :id""")
+
+
+class Shares:
+    """What keepers say, over a connection that waits for nobody.
+
+    A host has one keeper at a `port`; at port 0, which is any, each is in a place of its own.
+    """
+
+    def __init__(self, engine: AsyncEngine, port: int) -> None:
+        self._engine, self.id, self._first = engine, uuid4(), True
+        self._place = f"{socket.gethostname()}:{port}" if port else str(self.id)
+
+    async def keep(self, reached: Collection[int], left: Collection[int], held_s: float) -> Assigned:
+        """Be there for so long, flushing of these partitions, and give some away; what is whose by then.
+
+        Who was in this place before this keeper began is there no more.
+        """
+        values = {
+            "id": self.id, "place": self._place, "reached": sorted(reached), "given": sorted(left),
+            "held_s": held_s, "first": self._first, "known": NEEDED,
+        }  # fmt: skip
+        found = await self._run(values)
+        self._first = False
+        return Assigned(
+            frozenset(p for p, is_mine, is_due in found if is_mine and is_due),
+            frozenset(p for p, is_mine, is_due in found if is_mine and not is_due),
+            frozenset(p for p, is_mine, _ in found if not is_mine),
+        )
+
+    async def leave(self) -> None:
+        """Be there no more."""
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.execute(_LEAVE, {"id": self.id})
+        except (SQLAlchemyError, OSError) as error:
+            raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+    async def _run(self, values: dict[str, object]) -> list[tuple[int, bool, bool]]:
+        """One statement, which ends by itself: nobody who stands still meanwhile keeps others waiting."""
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                found = await connection.execute(_KEEP, values)
+                return [(row.partition, row.is_mine, row.is_due) for row in found]
+        except (SQLAlchemyError, OSError) as error:
+            raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+
+# What an operator should be told of and only PostgreSQL knows: entries put aside, ends of credentials,
+# and until when its own certificate is valid.
+
+
+SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
+SSL_ANSWER_S_MAX = 5.0
+
+_DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
+# What waits for a webhook that is gone, or off, is not late: it is given up when its time comes.
+_WAITING = text("""
+SELECT count(*) AS waiting,
+       coalesce(extract(epoch FROM now() - min(d.created_at)
+                                           FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
+  FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
+_UNPAID = text("""
+SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdue,
+       (SELECT count(*) FROM dunning_step AS b WHERE b.action = 'block' AND b.control_write_id IS NOT NULL
+           AND NOT EXISTS (SELECT FROM dunning_step AS e WHERE e.corrects_id = b.id)) AS blocked""")
+_LEFT = text("""
+SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
+ WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
+_HANDOVERS = text("""
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
+       count(*) FILTER (WHERE state = 'failed') AS failed,
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
+       (SELECT count(*) FROM handover_event
+         WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
+  FROM handover WHERE state IN ('waiting', 'failed')""")
+# Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
+_USAGE_FEEDS = text("""
+SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
+                         ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
+       coalesce(sum(x.count), 0) AS failed,
+       coalesce(max(extract(epoch FROM now() - p.since)), 0) AS oldest,
+       (SELECT coalesce(sum(sent), 0) FROM usage_feed) AS sent
+  FROM usage_feed AS f
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting' LIMIT :most) AS counted) AS w
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed' LIMIT :most) AS counted) AS x
+ CROSS JOIN LATERAL (
+           SELECT (SELECT place FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place DESC LIMIT 1) AS last, min(o.place) AS first, min(o.created_at) AS since
+             FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place, id LIMIT 1) AS o) AS p
+ WHERE f.dropped_at IS NULL""")
+_BACKED_UP = text("""
+SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
+  FROM backup_run""")
+_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
+_LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
+# Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
+_DIFFERS = text("""
+WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
+     asked AS (SELECT items FROM reconciliation WHERE NOT items @> '[{"kind": "unasked"}]'
+                ORDER BY id DESC LIMIT 1)
+SELECT item->>'kind' AS kind, count(*) AS n
+  FROM (SELECT i.item FROM last CROSS JOIN LATERAL jsonb_array_elements(last.items) AS i (item)
+         WHERE i.item->>'kind' <> 'contradiction'
+        UNION ALL
+        SELECT i.item FROM asked CROSS JOIN LATERAL jsonb_array_elements(asked.items) AS i (item)
+         WHERE i.item->>'kind' = 'contradiction') AS found
+ GROUP BY 1""")
+_ENDS = text("""
+SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
+ WHERE revoked_at IS NULL AND expires_at > now()
+UNION ALL
+SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
+ WHERE revoked_at IS NULL AND expires_at > now()""")
+
+
+async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, object]:
+    """All that is counted in tables for metrics, by the metric's name."""
+    return {
+        **await invoices(engine, scheduled=schedule != "off"),
+        **await handed_over(engine),
+        **await usage_feeds(engine),
+        "dead_letters": await dead_letters(engine),
+        "reconciliation_items": await differing(engine),
+        **await waiting_messages(engine),
+        "credential_expiry_timestamp_seconds": await next_ends(engine),
+        **await backed_up(engine),
+        "last_timestamp_seconds": await last_lost(engine),
+        "clock_offset_seconds": await clock_off(engine),
+    }
+
+
+async def clock_off(engine: AsyncEngine, wall: Callable[[], float] = time.time) -> list[tuple[str, float]]:
+    """By how many seconds our clock is ahead of PostgreSQL's, as far as that can be told."""
+    async with engine.connect() as connection:
+        began = wall()
+        theirs, now = float(await connection.scalar(_CLOCK) or 0), wall()
+    return [("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))]
+
+
+async def dead_letters(engine: AsyncEngine) -> int:
+    """Entries of the outbox that could not be read or stored, and are not dealt with."""
+    async with engine.connect() as connection:
+        return int(await connection.scalar(_DEAD) or 0)
+
+
+async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
+    """What the last comparison of everybody found, by kind: nothing before the first.
+
+    Contradictions stay until rows are asked again: while a run is under way they were not yet.
+    """
+    async with engine.connect() as connection:
+        found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
+    return [(kind.value, found.get(kind.value, 0)) for kind in Kind]
+
+
+async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
+    """Messages to webhooks that are not delivered yet, nor given up, and since when the oldest waits."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_WAITING)).one()
+    return {"webhook_messages_waiting": row.waiting, "webhook_messages_oldest_seconds": float(row.oldest)}
+
+
+async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
+    """How many invoices are overdue, how many tenants blocked for ones that are not paid; and of how many
+    organizations the schedule left the invoice, by reason, where there is a schedule.
+    """
+    async with engine.connect() as connection:
+        row = (await connection.execute(_UNPAID)).one()
+        left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
+    found = {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
+    return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
+
+
+async def handed_over(engine: AsyncEngine) -> dict[str, object]:
+    """How many documents a billing service is to have and has not, since when the oldest waits, and of how
+    many messages of the last day something is left for a person.
+    """
+    async with engine.connect() as connection:
+        row = (await connection.execute(_HANDOVERS)).one()
+    return {
+        "handovers": [("waiting", row.waiting), ("failed", row.failed)],
+        "handovers_oldest_seconds": float(row.oldest),
+        "handover_events_remaining": row.remaining,
+    }
+
+
+async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
+    """How many usage events a billing service was not told yet, or refused, and how many it took."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
+    return {
+        "usage_feed_events": [("waiting", int(row.waiting)), ("failed", int(row.failed))],
+        "usage_feed_oldest_seconds": float(row.oldest),
+        "usage_feed_sent": int(row.sent),
+    }
+
+
+async def backed_up(engine: AsyncEngine) -> dict[str, object]:
+    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_BACKED_UP)).one()
+    found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:
+    """When movements were last found lost, Unix time; zero where none ever were."""
+    async with engine.connect() as connection:
+        at = await connection.scalar(_LOST)
+    return [("lost_events", float(at or 0))]
+
+
+async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
+    """When the next valid API key and admin token end, Unix time; a kind of which none ends is left out."""
+    async with engine.connect() as connection:
+        rows = (await connection.execute(_ENDS)).all()
+    return [(kind, float(end)) for kind, end in rows if end is not None]
+
+
+def certificate_end(url: str) -> float | None:
+    """Until when, Unix time, the server's certificate is valid; None where it speaks no TLS.
+
+    Asked over a connection of its own, since libpq does not show the certificate it has verified.
+    Blocks; raises OSError where nobody answers.
+    """
+    address = conninfo_to_dict(plain_url(url))
+    host = str(address.get("host") or "localhost").partition(",")[0]
+    if host.startswith("/") or address.get("sslmode") == "disable":
+        return None
+    port = int(str(address.get("port") or 5432).partition(",")[0])
+    with socket.create_connection((host, port), SSL_ANSWER_S_MAX) as plain:
+        plain.sendall(SSL_REQUEST)
+        if plain.recv(1) != b"S":
+            return None
+        with _looking_only().wrap_socket(plain, server_hostname=host) as session:
+            certificate = session.getpeercert(binary_form=True)
+    return not_after(certificate) if certificate else None
+
+
+def _looking_only() -> ssl.SSLContext:
+    """No verification: nothing is said on this connection, and an expired certificate must be seen too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# What Redis forgot and nobody brought back: counted from what was acknowledged, seq by seq.
+#
+# An epoch's movements that are in the ledger end at its highest stored seq. Whoever acknowledged something
+# beyond that brings it as evidence, once it was sent again. What lies between the ledger's end and the last
+# movement anybody knows of, and has no evidence, is lost. It is not counted while somebody may bring more.
+
+
+# How long evidence has to be quiet before a loss is counted: each keeper counts every 15 s, and has brought
+# what it did itself.
+QUIET_S = 20
+# So long it is waited for who may bring more: a queue that is stuck, a disk that is gone.
+AWAITED_S_MAX = 600
+KEPT_DAYS = 7
+MOVEMENTS_MAX = 5_000
+
+_REMEMBER = text("""
+WITH brought AS MATERIALIZED (
+    SELECT DISTINCT * FROM unnest(
+        cast(:accounts AS text[]), cast(:partitions AS smallint[]), cast(:epochs AS bigint[]),
+        cast(:seqs AS bigint[])) AS n (account, partition, epoch, seq)
+), stored AS MATERIALIZED (
+    SELECT account, epoch, stored_seq(account, epoch) AS upto
+      FROM (SELECT DISTINCT account, epoch FROM brought) AS accounts
+)
+INSERT INTO recovered_event (account, partition, epoch, seq)
+SELECT account, partition, epoch, seq FROM brought JOIN stored USING (account, epoch) WHERE seq > upto
+ON CONFLICT DO NOTHING""")
+
+_OPEN = text("""
+SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL""")
+
+_COUNT = text("""
+WITH quiet AS (
+    SELECT account, epoch, min(partition) AS partition, max(seq) AS last_seq,
+           stored_seq(account, epoch) AS stored
+      FROM recovered_event GROUP BY account, epoch
+    HAVING bool_or(counted_at IS NULL) AND max(created_at) <= now() - make_interval(secs =>
+           CASE WHEN min(partition) = ANY(cast(:at_rest AS smallint[])) THEN :quiet_s ELSE :awaited_s END)
+), counted AS (
+    UPDATE recovered_event AS r SET counted_at = now() FROM quiet AS q
+     WHERE r.account = q.account AND r.epoch = q.epoch AND r.counted_at IS NULL
+)
+, found AS (
+INSERT INTO redis_loss (account, partition, epoch, first_seq, last_seq, recovered, lost)
+SELECT q.account, q.partition, q.epoch, q.stored + 1, q.last_seq, k.recovered,
+       q.last_seq - q.stored - k.recovered
+  FROM quiet AS q CROSS JOIN LATERAL (
+       SELECT count(*) AS recovered FROM recovered_event AS r
+        WHERE r.account = q.account AND r.epoch = q.epoch AND r.seq > q.stored) AS k
+ WHERE q.last_seq > q.stored
+ON CONFLICT (account, epoch) DO UPDATE SET first_seq = excluded.first_seq, last_seq = excluded.last_seq,
+       recovered = excluded.recovered, lost = excluded.lost, updated_at = now()
+RETURNING account, epoch, first_seq, last_seq, recovered, lost
+)
+SELECT f.*, f.lost - coalesce(b.lost, 0) FROM found AS f LEFT JOIN redis_loss AS b USING (account, epoch)""")
+
+_FORGET = text("""
+DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")
+# Of several keepers one counts at a time: each loss is said, and added up, by the one that found it.
+_TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
+
+
+async def remember_losses(connection: AsyncConnection, movements: Sequence[Movement]) -> None:
+    """Keep as evidence which of these acknowledged movements their epoch's ledger has not.
+
+    Everything their organizations had in the outbox of that epoch must be stored by now.
+    """
+    seqs = [(one, seq) for one in movements for seq in range(one.first_seq, one.last_seq + 1)]
+    for start in range(0, len(seqs), MOVEMENTS_MAX):
+        batch = seqs[start : start + MOVEMENTS_MAX]
+        values = {
+            "accounts": [one.account for one, _ in batch],
+            "partitions": [one.partition for one, _ in batch],
+            "epochs": [one.epoch for one, _ in batch],
+            "seqs": [seq for _, seq in batch],
+        }
+        await connection.execute(_REMEMBER, values)
+
+
+class Losses:
+    """Where losses are counted."""
+
+    def __init__(self, engine: AsyncEngine, *, quiet_s: float = QUIET_S) -> None:
+        self._engine = engine
+        self._quiet_s = quiet_s
+
+    async def any_open(self) -> bool:
+        """Whether there is evidence of a loss that is not counted."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(_OPEN)).first() is not None
+
+    async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
+        """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
+        keeper did itself, evidence too where it is asked.
+        """
+        async with self._engine.begin() as connection:
+            open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
+            if not open_:
+                return []
+            await connection.execute(_TURN)
+            await remember_losses(connection, [one for one in known if (one.account, one.epoch) in open_])
+            values = {"quiet_s": self._quiet_s, "awaited_s": AWAITED_S_MAX, "at_rest": sorted(at_rest)}
+            rows = await connection.execute(_COUNT, values)
+            losses = [Loss(*row) for row in rows]
+            await connection.execute(_FORGET, {"days": KEPT_DAYS})
+            return losses
+
 
 # Tenants that were deleted keep the reset that they had come to. So one look in this many goes through all of
 # them; the others begin where the last found nobody but them.
@@ -98,7 +527,7 @@ class Sweeps:
         ids = list({one.settlement.request_id for one in late})
         found: dict[str, Charged] = {}
         async with self._engine.connect() as connection:
-            for some, since in request_rows.by_month(await request_rows.places(connection, ids)):
+            for some, since in retention.by_month(await retention.places(connection, ids)):
                 refunds = [refund_id(one) for one in some]
                 rows = await connection.execute(_CHARGED, {"ids": some, "refunds": refunds, "since": since})
                 found |= {row.request: _charged(row) for row in rows}
@@ -108,7 +537,7 @@ class Sweeps:
         """The request ids of these that may have been charged in months that are not here any more."""
         ids = list({one.settlement.request_id for one in late})
         async with self._engine.connect() as connection:
-            return set(await request_rows.maybe_gone(connection, await request_rows.places(connection, ids)))
+            return set(await retention.maybe_gone(connection, await retention.places(connection, ids)))
 
     async def set_aside(self, late: Sequence[LateSettlement]) -> None:
         """Make dead letters of them, once by their entries: a person finds out whether they were charged."""
@@ -134,19 +563,19 @@ class Sweeps:
     async def remember(self, acknowledged: Sequence[Movement]) -> None:
         """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
         async with self._engine.begin() as connection:
-            await losses.remember(connection, acknowledged)
+            await remember_losses(connection, acknowledged)
 
 
 async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
     """Take what is given back off the call's row, and off what calls add up to."""
-    values = {"request_id": request_id, "amount": amount, **request_rows.times_of([request_id])}
+    values = {"request_id": request_id, "amount": amount, **retention.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
     if before is None:
         return
     after = (await connection.exec_driver_sql(statements.REFUND_CALL, values)).fetchone()
     assert after is not None, "its row is held"
-    columns = usage_rollup.moved_columns([(before, after)])
-    await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, columns)
+    columns = rollup.moved_columns([(before, after)])
+    await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
     await connection.run_sync(usage_feed.tell_changes, REFUNDED, [(before, after)])
 
 

@@ -28,8 +28,8 @@ from gateway.core.billing.usage_feed import (
     amount_of,
     pause_s,
 )
-from gateway.core.moments import rfc3339
-from persistence.keeper.pieces import ROWS_AT_ONCE, delete
+from gateway.core.times import rfc3339
+from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
 from persistence.ledger.usage_feed import BORDER, hold_flushes
 
 _GO_ON = text("""
@@ -155,7 +155,7 @@ class FeedQueue:
                 await connection.execute(_RELEASE, {"me": self._me})
 
 
-async def forget(engine: AsyncEngine, at_once: int = ROWS_AT_ONCE) -> int:
+async def forget(engine: AsyncEngine, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
     """Delete the events of feeds that were dropped; answers how many."""
     return await delete(engine, _FORGET, {}, at_once)
 

@@ -4,36 +4,163 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Sequence
-from itertools import islice
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime
+from itertools import groupby, islice
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from gateway.core.accounts.ledger import Event, EventKind, EventNote
+from gateway.core.accounts.outbox import Event, EventKind, EventNote
 from gateway.core.billing.usage_feed import LATE
-from persistence.keeper.request_rows import times_of
-from persistence.ledger import (
-    budget_uses,
-    clock_ahead,
-    rows,
-    statements,
-    usage_feed,
-    usage_rollup,
-    usage_spans,
-)
-from persistence.ledger.attribution import Name
-from persistence.ledger.call_rows import (
+from gateway.core.times import AHEAD_MAX_MS, began, began_ms, moment_of, says_when
+from persistence.keeper.retention import times_of
+from persistence.ledger import rollup, rows, statements, usage_feed
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
+from persistence.ledger.rows import (
     CALL_COLUMNS,
     call_row,
     correction,
     facts_of,
+    journal_of,
     reclaimed_facts,
     used_at,
 )
-from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
-from persistence.ledger.journal import journal_of
+
+# The users that requests name: made on first sight, remembered by this process.
+#
+# A name costs one look-up, however many are made up: new users are counted once an organization and
+# batch, and a name over its organization's limit is not asked for again for a while.
+
+
+NEW_USERS_A_DAY_MAX = 10_000
+REMEMBERED_MAX = 200_000
+# So long a name over the limit is left alone: then it may be a new day, or a person has made that user.
+REFUSED_S = 60.0
+NAME_LENGTH_MAX = 128
+
+# Organization and the caller's own user id.
+Name = tuple[int, str]
+
+
+class Users:
+    """Ids of the users of each organization. What a transaction learned counts once it commits.
+
+    `clock` is monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_a_day_max: int = NEW_USERS_A_DAY_MAX,
+        clock: Callable[[], float] = time.monotonic,
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:
+        self._new_a_day_max, self._remembered_max = new_a_day_max, remembered_max
+        self._clock = clock
+        self._known: dict[Name, int] = {}
+        # By their hashes: anybody makes up long ones.
+        self._refused: set[int] = set()
+        self._refused_from = clock()
+
+    def resolve(self, connection: Connection[Any], fresh: Iterable[Placed]) -> dict[Name, int]:
+        """The ids of everybody named; one over the organization's daily limit of new users has none."""
+        if self._clock() - self._refused_from > REFUSED_S:
+            self._refused.clear()
+        names = {(e[2].organization_id, e[2].user) for _, e in fresh if e[2] is not None and e[2].user}
+        found = {name: self._known[name] for name in names if name in self._known}
+        missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)
+        if missing:
+            found |= _known(connection, missing)
+        if unknown := [name for name in missing if name not in found]:
+            met = self._within_limit(connection, unknown)
+            connection.execute(statements.MEET_USERS, columns_of(met))
+            found |= _known(connection, met)
+            self._refuse(set(unknown) - found.keys())
+        return found
+
+    def remember(self, found: dict[Name, int]) -> None:
+        """Keep what a committed transaction learned."""
+        if len(self._known) + len(found) > self._remembered_max:
+            self._known.clear()
+        self._known.update(found)
+
+    def _within_limit(self, connection: Connection[Any], unknown: Sequence[Name]) -> list[Name]:
+        """The names, sorted as they come, that their organizations may still add today."""
+        organizations = sorted({organization for organization, _ in unknown})
+        today = Counter(dict(connection.execute(statements.NEW_TODAY, (organizations,)).fetchall()))
+        met: list[Name] = []
+        for organization, names in groupby(unknown, key=lambda name: name[0]):
+            met += list(names)[: max(0, self._new_a_day_max - today[organization])]
+        return met
+
+    def _refuse(self, over: set[Name]) -> None:
+        if not self._refused or len(self._refused) + len(over) > self._remembered_max:
+            self._refused.clear()
+            self._refused_from = self._clock()
+        self._refused |= set(map(hash, over))
+
+
+def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
+    rows = connection.execute(statements.KNOW_USERS, columns_of(names))
+    return {(organization, external_id): id_ for organization, external_id, id_ in rows}
+
+
+def columns_of(names: Sequence[Name]) -> dict[str, Any]:
+    """What `statements` of users take."""
+    return {"organizations": [one for one, _ in names], "names": [name for _, name in names]}
+
+
+def storable(names: Iterable[Name]) -> list[Name]:
+    """Those of names that a user may have, in the order in which writers lock rows."""
+    return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
+
+
+# Notes the days of which request ids were given by a clock that is ahead of Redis' by more than a day.
+#
+# An id says when its request began, and its rows are looked for from there on. So whoever stores a row before
+# that says so in the same transaction, a day of ids a row, however many there are. Of use that did not pass
+# the gateway its event says when that was, by a keeper's clock at the latest.
+
+
+_NOTE = """
+INSERT INTO clock_ahead AS c (day, since) SELECT * FROM unnest(%s::date[], %s::timestamptz[])
+ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.since"""
+
+
+def note_clock_ahead(connection: Connection[Any], events: Iterable[Event]) -> None:
+    """Note the days of these entries' requests, where rows of them are earlier than their ids say."""
+    some, told = list[Event](), list[Event]()
+    for event in events:
+        (some if says_when(event.source) else told).append(event)
+    found: dict[date, int] = {}
+    for event, moment in [*_of_ids(some), *_of_events(told)]:
+        found[moment.date()] = min(event.at_ms, found.get(moment.date(), event.at_ms))
+    if found:
+        days = sorted(found)
+        connection.execute(_NOTE, (days, [moment_of(found[day]) for day in days]))
+
+
+def _of_ids(events: Sequence[Event]) -> Iterator[tuple[Event, datetime]]:
+    if not events:
+        return
+    latest, earliest_ms = began(max(event.source for event in events)), min(event.at_ms for event in events)
+    if latest is not None and latest <= moment_of(earliest_ms + AHEAD_MAX_MS):
+        return
+    for event in events:
+        moment = began(event.source)
+        if moment is not None and began_ms(event.source) > event.at_ms + AHEAD_MAX_MS:
+            yield event, moment
+
+
+def _of_events(events: Sequence[Event]) -> Iterator[tuple[Event, datetime]]:
+    for event in events:
+        if event.facts is not None and event.facts.used_ms > event.at_ms + AHEAD_MAX_MS:
+            yield event, moment_of(event.facts.used_ms)
+
 
 ROWS_A_CHUNK = 500
 RECLAIMED = int(EventNote.RECLAIMED)
@@ -102,19 +229,19 @@ class Copies:
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
         changes = self._roll_up(connection, user)
         self._tell(connection, user, changes)
-        clock_ahead.note(connection, map(event_of, [*self._fresh, *self._noted]))
-        budget_uses.move(connection, self._fresh, self._noted)
+        note_clock_ahead(connection, map(event_of, [*self._fresh, *self._noted]))
+        rollup.move_budget_uses(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 
     def _roll_up(
         self, connection: Connection[Any], user: Callable[[Event], int | None]
     ) -> list[tuple[Row, Row]]:
         """Bring hours and days to where calls leave them; answers corrected ones as they were, and are."""
-        hours: usage_rollup.Rollup = {}
+        hours: rollup.Rollup = {}
         changes: list[tuple[Row, Row]] = []
         for placed in self._by_table["call"]:
             event = event_of(placed)
-            usage_rollup.add_call(hours, event, facts_of(event), user(event))
+            rollup.add_call(hours, event, facts_of(event), user(event))
         for event in self._corrections:
             values = correction(event)
             values |= times_of([str(values["request_id"])])
@@ -122,10 +249,10 @@ class Copies:
             if before is not None:
                 after = connection.execute(statements.CORRECT_CALL, values).fetchone()
                 assert after is not None, "its row is held"
-                usage_rollup.moved(before, after, hours)
+                rollup.moved_usage(before, after, hours)
                 changes.append((before, after))
         if hours:
-            connection.execute(usage_spans.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
+            connection.execute(rollup.ROLL_UP_CALLS, statements.columns_of(rollup.usage_rows_of(hours)))
         return changes
 
     def _tell(

@@ -9,29 +9,232 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import Connection, insert, text
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import await_only
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.ledger import Event, EventKind, MalformedEvent, decode, moved
-from gateway.core.accounts.outbox import control_id
-from gateway.errors import Conflict, Unprocessable
-from persistence.billing.allocations import allocate_late
-from persistence.complaint import complaint
-from persistence.keeper.request_rows import SINCE_BEGAN, times_of
-from persistence.ledger import accounts, rows, statements
-from persistence.ledger.attribution import Users
-from persistence.ledger.blocking import blocking
+from gateway.core.accounts.outbox import (
+    Event,
+    EventKind,
+    MalformedEvent,
+    attributed,
+    control_id,
+    decode,
+    moved,
+)
+from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, others
+from gateway.core.accounts.usage import SUMS
+from gateway.core.billing.price_book import KINDS
+from gateway.core.times import DAY_MS, moment_of
+from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
+from persistence.billing.credit_balances import allocate_late
+from persistence.error_mapping import complaint, refuses_values
+from persistence.keeper.retention import SINCE_BEGAN, times_of
+from persistence.ledger import accounts, rollup, rows, statements
 from persistence.ledger.checkpoints import count_again
-from persistence.ledger.copying import Copies, Unstorable
-from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, event_of, movements, storable
-from persistence.ledger.refill import Movement, misfit
+from persistence.ledger.copying import Copies, Name, Unstorable, Users, columns_of
+from persistence.ledger.copying import storable as storable_
+from persistence.ledger.guard import (
+    CREDITS,
+    UNKNOWN,
+    USAGE,
+    Movement,
+    Placed,
+    event_of,
+    misfit,
+    movements,
+    storable,
+)
 from persistence.ledger.rollup import Moves, add_up
+from persistence.ledger.rows import stored_text
+from persistence.tables import call
+
+# Refused calls as they are stored: rows of the journal, and counts of the roll-ups, in one transaction.
+#
+# A worker's batches are numbered: one whose number was stored is passed over, so that it counts once. Names
+# that callers make up are bounded by organization and day; no user is made for a refused call.
+
+
+# Of one organization and day: users, projects and models together.
+NAMED_A_DAY_MAX = 1_000
+ORGANIZATIONS_MAX = 10_000
+_REFUSED = SUMS.index("refused")
+_CLAIM = text("""
+INSERT INTO refused_batch AS b (worker, number) VALUES (cast(:worker AS uuid), :number)
+ON CONFLICT (worker) DO UPDATE SET number = excluded.number, stored_at = now()
+ WHERE b.number < excluded.number
+RETURNING number""")
+# Workers that are gone for long: whoever lives has stored something since, or stores nothing twice.
+_FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
+
+
+class RefusedJournal:
+    """Stores batches of refused calls."""
+
+    def __init__(self, engine: AsyncEngine, *, named_a_day_max: int = NAMED_A_DAY_MAX) -> None:
+        self._engine = engine
+        self._named = Named(named_a_day_max)
+
+    async def store(self, batches: Sequence[RefusedBatch]) -> int:
+        """Store those that are not stored; how many calls were counted.
+
+        `LedgerUnavailable` if it cannot now; an error of PostgreSQL's own says that it will not have these.
+        """
+        try:
+            async with self._engine.begin() as connection:
+                return await self._store(connection, batches)
+        except SQLAlchemyError as error:
+            if refuses_values(error):
+                raise
+            raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+    async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
+        # Whoever else stores some of these claims them in the same order, so none waits for the other.
+        in_order = sorted(batches, key=lambda one: (one.worker, one.number))
+        mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
+        counts = [count for batch in mine for count in batch.counts]
+        told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
+        named = {(one.organization_id, one.user) for one in counts}
+        users = await _known(connection, named | {(one.organization_id, one.user) for one in told})
+        hours: rollup.Rollup = {}
+        for count in counts:
+            bucket = self._bucket(count, users)
+            hours.setdefault(bucket, [0] * len(SUMS))[_REFUSED] += count.refused
+        if hours:
+            columns = statements.columns_of(rollup.usage_rows_of(hours))
+            await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, tuple(columns))
+        if told:
+            await connection.execute(insert(call), [_row(one, users) for one in told])
+        if any(batch.number == 1 for batch in mine):
+            await connection.execute(_FORGET)
+        return sum(count.refused for count in counts)
+
+    def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
+        """Where a count goes: names beyond those of its day are others', and nobody's."""
+        owner, hour_ms = count.organization_id, count.hour_ms
+        user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
+        if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
+            user, (project, model) = 0, others(project, model)
+        return owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, ""
+
+
+class Named:
+    """What of refused calls is told apart: the first ones of each organization and day."""
+
+    def __init__(self, a_day_max: int) -> None:
+        self._a_day_max = a_day_max
+        self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
+
+    def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
+        """Whether this user, project and model are of those, or become so."""
+        if len(self._known) > ORGANIZATIONS_MAX:
+            self._known.clear()
+        names = self._known.setdefault((organization_id, day), set())
+        if name not in names and len(names) < self._a_day_max:
+            names.add(name)
+        return name in names
+
+
+async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
+    """Whether this batch is ours to store; until the commit nobody else can say the same."""
+    values = {"worker": batch.worker, "number": batch.number}
+    return (await connection.execute(_CLAIM, values)).first() is not None
+
+
+async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
+    """The users that there are; nobody else becomes one by calls that are refused."""
+    asked = storable_(names)
+    if not asked:
+        return {}
+    found = await connection.exec_driver_sql(statements.KNOW_USERS, columns_of(asked))
+    rows_: Iterable[tuple[int, str, int]] = map(tuple, found)
+    return {(organization, external_id): id_ for organization, external_id, id_ in rows_}
+
+
+def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
+    content, project, version = attributed(one.attribution)
+    return {
+        **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
+        "request_id": one.request_id,
+        "created_at": moment_of(one.at_ms),
+        "organization_id": one.organization_id,
+        "tenant_id": one.tenant_id,
+        "api_key_id": one.key_id,
+        "user_id": users.get((one.organization_id, one.user)),
+        "service_id": one.service_id or None,
+        "project_id": int(project) if project else None,
+        "content_id": int(content) if content else None,
+        "feature_version": stored_text(version) or None,
+        "session": stored_text(one.session) or None,
+        "route": stored_text(one.route) or None,
+        "model": stored_text(one.model) or None,
+        "status": one.status,
+        "reason": stored_text(one.reason) or None,
+        "streamed": one.streamed,
+        "estimated": False,
+        "duration_ms": one.duration_ms,
+        "refused": True,
+    }
+
+
+# A transaction of the Admin API's store, as the writer's code sees a connection of its own.
+#
+# What becomes a row is stored by the same code wherever it comes from; this is the little of
+# psycopg's blocking connection that it uses.
+
+
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+def blocking(connection: Connection) -> psycopg.Connection[Any]:
+    """The same transaction as a psycopg connection; must be called where the store runs its work."""
+    return cast("psycopg.Connection[Any]", _Blocking(connection))
+
+
+class _Blocking:
+    """Runs statements, and copies rows in."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, parameters: Params | None = None) -> Any:
+        """The rows a statement answers; placeholders are psycopg's."""
+        if parameters is None:
+            return self._connection.exec_driver_sql(statement)
+        named = isinstance(parameters, Mapping)
+        return self._connection.exec_driver_sql(statement, parameters if named else tuple(parameters))
+
+    @contextmanager
+    def cursor(self) -> Iterator[_Copying]:
+        driver = self._connection.connection.driver_connection
+        yield _Copying(cast("psycopg.AsyncConnection[Any]", driver))
+
+
+class _Copying:
+    """A cursor that can only copy; what is written goes out at once, when the copy is over."""
+
+    def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        self._driver = driver
+
+    @contextmanager
+    def copy(self, statement: str) -> Iterator[BytesIO]:
+        rows = BytesIO()
+        yield rows
+        await_only(self._send(statement, rows.getvalue()))
+
+    async def _send(self, statement: str, rows: bytes) -> None:
+        async with self._driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            await copy.write(rows)
+
 
 # A request's call, unless nothing was charged for it; and what is to be charged for it.
 _CALLED = f"""

@@ -5,15 +5,337 @@ Pure. Only entries that really become rows are passed in, so nothing is counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
+from typing import Any
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind
-from gateway.core.moments import DAY_MS
-from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
-from persistence.ledger.portions import portions
-from persistence.ledger.told_units import supplied_day, told_day
+from psycopg import Connection
+
+from gateway.core.accounts.outbox import (
+    CACHE_READ,
+    CACHE_WRITE,
+    CACHE_WRITE_1H,
+    INPUT,
+    OUTPUT,
+    REASONING,
+    Budgeted,
+    CallFacts,
+    Event,
+    EventFlag,
+    EventKind,
+    attributed,
+    sign_of,
+    stream_place,
+)
+from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS, SUMS
+from gateway.core.model import INTEGER_MAX
+from gateway.core.times import DAY_MS, HOUR_MS
+from persistence.ledger import statements
+from persistence.ledger.guard import CREDITS, TIME_MS_MAX, TOKENS, USAGE, Placed, event_of
+from persistence.ledger.rows import (
+    amounts_of,
+    counts_of,
+    facts_of,
+    portions,
+    said_in,
+    stored_text,
+    used_at,
+)
+from persistence.ledger.statements import SUM_MAX, added, bounded, columns_of
+
+# What calls add up to by hour, and by everything that is asked by.
+#
+# Pure. Each call is in one row of its hour; a correction takes the call out as it was and puts it in as it
+# is. What hours add up to in other spans, PostgreSQL adds up (`usage_spans.ROLL_UP_CALLS`).
+
+
+# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
+UsageBucket = tuple[int, int, int, int, int, int, int, str, str]
+Rollup = dict[UsageBucket, list[int]]
+
+
+def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None) -> None:
+    """Put a call into the roll-up of its hour."""
+    _, project, _ = attributed(event.attribution)
+    tokens, credits_, units = amounts_of(event, facts)
+    cost, counts, at_ms = facts.cost, counts_of(facts), used_at(event, facts)
+    bucket = (
+        event.organization_id, at_ms - at_ms % HOUR_MS, event.tenant_id, event.key_id,
+        user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
+        stored_text(facts.model), stored_text(facts.currency),
+    )  # fmt: skip
+    more = (
+        1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
+        counts[OUTPUT], counts[REASONING], tokens, credits_, units,
+        bounded(cost or 0), facts.estimated, bool(facts.unpriced) or (cost is None and tokens > 0),
+        counts[CACHE_WRITE_1H],
+    )  # fmt: skip
+    sums = hours.get(bucket)
+    if sums is None:
+        hours[bucket] = list(map(int, more))
+    else:
+        for at, count in enumerate(more):
+            sums[at] += count
+
+
+def usage_rows_of(hours: Rollup) -> list[tuple[object, ...]]:
+    """The rows of hours, none with a sum beyond what a column holds: the largest one stays the largest."""
+    return [(*bucket, *map(bounded, sums)) for bucket, sums in hours.items()]
+
+
+def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
+    """Take a call out of its hour as its row was, and put it in as it is; both as `statements.CALL_SUMS`."""
+    for row, sign in ((before, -1), (after, 1)):
+        bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) : len(DIMENSIONS) + len(SUMS)]
+        sums = hours.setdefault(bucket, [0] * len(SUMS))
+        for at, count in enumerate(counts):
+            sums[at] += sign * int(count)
+
+
+def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple[list[Any], ...]:
+    """What `usage_spans.ROLL_UP_CALLS` takes of calls whose rows changed: each as it was, and is."""
+    hours: Rollup = {}
+    for before, after in calls:
+        moved_usage(before, after, hours)
+    return tuple(columns_of(usage_rows_of(hours)))
+
+
+# The SQL that adds a batch of hours to the roll-ups of every span.
+#
+# One statement, so that whoever adds calls up bounds their names and reaches every span.
+
+
+# How many models and projects of an organization's day are told apart.
+MODELS_A_DAY_MAX = 500
+PROJECTS_A_DAY_MAX = 5_000
+_ARRAYS = {"model": "text", "currency": "text"}
+# When a span began in which an hour is, where PostgreSQL has no word for it.
+_STARTS = {
+    "half_week": "greatest(date_trunc('week', start, 'UTC'),"
+    " date_trunc('week', start - interval '72 hours', 'UTC') + interval '72 hours')"
+}
+_OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
+
+
+def start_of(unit: str) -> str:
+    """SQL: when the unit began in which `start` is, in UTC."""
+    return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
+
+
+def _of_span(span: str) -> str:
+    """What the hours of a batch add up to in a span."""
+    unit, whole = SPANS[span]
+    kept = [each for each in DIMENSIONS if each not in whole]
+    none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
+    own = {each: none.get(each, each) for each in DIMENSIONS}
+    own["start"] = f"{start_of(unit)} AS start"
+    sums = (f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint" for each in SUMS)
+    groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
+    return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
+
+
+# What `hours` add up to in every span; in the order in which writers lock rows.
+ADD_HOURS = f"""
+INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+{" UNION ALL ".join(map(_of_span, SPANS))}
+ ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
+ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
+       {", ".join(f"{each} = {added(each)}" for each in SUMS)}"""
+_NAMED = "organization_id, day, kind, name"
+_KEPT = "(organization_id, day, '{0}', {1}) IN (SELECT * FROM kept)"
+_SHOWN = {
+    "model": f"CASE WHEN model = '' OR {_KEPT.format('model', 'model')} THEN model ELSE '{OTHER}' END",
+    "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
+    f" ELSE {OTHER_PROJECTS} END",
+}
+# What had no price is in the organization's currency, as it would be with one.
+_GIVEN = {
+    "start": "to_timestamp(start / 1000) AS start",
+    "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
+}
+# Anybody makes up models and projects: the first ones of an organization's day are told apart. Once there are
+# so many, no other name becomes one of them: a call is in the same row whenever it is added or taken out.
+ROLL_UP_CALLS = f"""
+WITH given AS MATERIALIZED (
+SELECT {", ".join(_GIVEN.get(each, f"n.{each}") for each in DIMENSIONS)},
+       {", ".join(SUMS)}, date '1970-01-01' + (start / {DAY_MS})::integer AS day
+  FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in (*DIMENSIONS, *SUMS))})
+       AS n ({", ".join(DIMENSIONS)}, {", ".join(SUMS)}) JOIN organization AS o ON o.id = n.organization_id
+), named AS MATERIALIZED (
+SELECT DISTINCT organization_id, day, kind, name, most FROM given, LATERAL (
+       VALUES ('model', model, {MODELS_A_DAY_MAX}), ('project', project_id::text, {PROJECTS_A_DAY_MAX})
+       ) AS n (kind, name, most) WHERE name <> '' AND (kind, project_id) NOT IN (('project', {NO_PROJECT}))
+), fresh AS MATERIALIZED (
+SELECT n.*, row_number() OVER (PARTITION BY organization_id, day, kind ORDER BY name) AS place FROM named AS n
+ WHERE NOT EXISTS (SELECT FROM usage_name AS u WHERE (u.organization_id, u.day, u.kind, u.name)
+                                                   = (n.organization_id, n.day, n.kind, n.name))
+), filled AS MATERIALIZED (
+SELECT organization_id, day, kind, count(*) AS count FROM usage_name
+ WHERE (organization_id, day, kind) IN (SELECT organization_id, day, kind FROM fresh) GROUP BY 1, 2, 3
+), taken AS (
+INSERT INTO usage_name ({_NAMED})
+SELECT {_NAMED} FROM fresh LEFT JOIN filled USING (organization_id, day, kind)
+ WHERE place + coalesce(count, 0) <= most ORDER BY {_NAMED}
+ON CONFLICT ({_NAMED}) DO UPDATE SET name = excluded.name RETURNING {_NAMED}
+), kept AS MATERIALIZED (
+SELECT {_NAMED} FROM named JOIN usage_name USING ({_NAMED}) UNION ALL SELECT {_NAMED} FROM taken
+), hours AS MATERIALIZED (
+SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for each in DIMENSIONS)},
+       {", ".join(SUMS)} FROM given)
+{ADD_HOURS}"""  # noqa: S608  # our own words
+
+
+# What entries use of budgets, added up by window.
+#
+# An entry says which windows it moved in the counters, and by how much: by the same it moves them here, once.
+# What is stored by its place in an account moves them with its row. What moves no account has no place: it
+# counts where it is newer than all that was stored of its partition. A window counts as far as the counters
+# do.
+
+
+# Windows, and the entry that moves them.
+Move = tuple[tuple[Budgeted, ...], Event]
+
+
+def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
+    """Add what entries use that are stored for the first time; `noted` ones move no account."""
+    told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
+    for sets_back, moves in _turns([*fresh, *told]):
+        if rows := _rows_of(moves):
+            statement = statements.RESET_BUDGETS if sets_back else statements.MOVE_BUDGETS
+            connection.execute(statement, statements.columns_of(rows))
+
+
+def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
+    """Windows and what moves them, in turns: what calls use of a window, what sets it back, what comes after.
+
+    Calls add up, also to a window that is full. What is behind a reset must not be added before it: a full
+    window has no room for it.
+    """
+    resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
+    turns: dict[int, list[Move]] = {}
+    turn_of: dict[Budgeted, int] = {}
+    for each in sorted(placed, key=_place) if resets else placed:
+        event = event_of(each)
+        if resets.isdisjoint(event.budgets):
+            turns.setdefault(0, []).append((event.budgets, event))
+            continue
+        for window in event.budgets:
+            turn = turn_of.get(window, 0)
+            turn_of[window] = turn = turn + (turn % 2 != _sets_back(event))
+            turns.setdefault(turn, []).append(((window,), event))
+    return ((turn % 2 == 1, turns[turn]) for turn in sorted(turns))
+
+
+def _sets_back(event: Event) -> bool:
+    return event.kind == EventKind.BUDGET
+
+
+def _place(placed: Placed) -> tuple[int, Any]:
+    partition, (entry_id, _, _) = placed
+    return partition, stream_place(entry_id)
+
+
+def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
+    """What entries use of each window, in all three units, and whose account it can be."""
+    alike: dict[tuple[Budgeted, ...], list[Any]] = {}
+    for budgets, event in moves:
+        if budgets:
+            sums = alike.get(budgets)
+            if sums is None:
+                sums = alike[budgets] = [0, 0, 0, event]
+            sign = sign_of(event)
+            sums[0] += sign * event.money
+            sums[1] += sign * event.raw_tokens
+            sums[2] += sign * event.requests
+    windows: dict[Budgeted, list[Any]] = {}
+    for moved, (money, tokens, requests, event) in alike.items():
+        for window in moved:
+            sums = windows.setdefault(window, [0, 0, 0, event])
+            sums[0] += money
+            sums[1] += tokens
+            sums[2] += requests
+    return [_row(window, *windows[window]) for window in sorted(windows) if _can_be(window)]
+
+
+def _can_be(window: Budgeted) -> bool:
+    """Whether there can be such a window: a number no column holds is nobody's, and stops no flush."""
+    return 0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX
+
+
+def _row(window: Budgeted, money: int, tokens: int, requests: int, event: Event) -> tuple[object, ...]:
+    _, project, _ = attributed(event.attribution)
+    return (
+        window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,
+        *(bounded(sum_, INTEGER_MAX) for sum_ in (money, tokens, requests)),
+        stored_text(event.user), str(event.key_id or ""), project, stored_text(facts_of(event).session),
+    )  # fmt: skip
+
+
+def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]:
+    """Those of entries without a place that were not stored before."""
+    if not noted:
+        return []
+    partitions = sorted({partition for partition, _ in noted})
+    newest = {
+        p: stream_place(mark.encode()) for p, mark in connection.execute(statements.MARKS, (partitions,))
+    }
+    start = stream_place(b"")
+    return [placed for placed in noted if stream_place(placed[1][0]) > newest.get(placed[0], start)]
+
+
+# Units that are told of after they were supplied, and what is taken back of them: by days, in a roll-up.
+#
+# They are charged by the day of their supply, so that they have its tax. Knows nothing of prices or taxes.
+
+
+_CORRECTS = int(EventKind.ADJUST)
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+
+# What is taken back is of the day that it was charged on: where no row says, the day it was told on.
+ROLL_UP = f"""
+INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back,
+                            organization_id, quantity)
+SELECT t, d, s, p, CASE WHEN b AND NOT EXISTS (
+           SELECT FROM usage_told AS o WHERE o.tenant_id = t AND o.day = l AND o.service_id = s
+              AND o.unit_price = p AND o.supplied_on = w AND NOT o.is_back) THEN l ELSE w END AS supplied_on,
+       l, b, o, greatest(least(sum(q), {SUM_MAX}), -{SUM_MAX})::bigint
+  FROM (SELECT t, date '1970-01-01' + d AS d, s, p, date '1970-01-01' + w AS w, date '1970-01-01' + l AS l,
+               b, o, q
+          FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::integer[],
+                      %s::integer[], %s::boolean[], %s::bigint[], %s::bigint[])
+            AS n (t, d, s, p, w, l, b, o, q)) AS n
+ GROUP BY t, d, s, p, 5, l, b, o ORDER BY t, d, s, p, 5, l, b
+ON CONFLICT (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back)
+DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
+
+
+def supplied_day(event: Event) -> int:
+    """The UTC day of a use, since 1970: what is told late says when it was, never that it is to come."""
+    day = event.at_ms // DAY_MS
+    if event.facts is not None:
+        return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day
+    return _day_in(event, "supplied_on", day)
+
+
+def told_day(event: Event) -> int:
+    """The UTC day, since 1970, that a use was told on, or what it takes back."""
+    day = event.at_ms // DAY_MS
+    return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
+
+
+def _day_in(event: Event, name: str, day: int) -> int:
+    """The day that a correction names, if it is not behind its own one."""
+    if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
+        return day
+    try:
+        said = date.fromisoformat(str(said_in(event.metadata).get(name)))
+    except ValueError:  # nobody of ours wrote it
+        return day
+    return min(day, said.toordinal() - _FIRST_DAY)
+
 
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)

@@ -8,10 +8,81 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from functools import lru_cache
 from struct import Struct
+from typing import Any
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind, attributed, in_money
-from persistence.ledger.portions import unit_prices
+import msgspec
+from psycopg import Connection
+
+from gateway.core.accounts.outbox import (
+    NONE,
+    PRICED,
+    TEXT_CHARACTERS_MAX,
+    UNKNOWN_BYTES_MAX,
+    CallFacts,
+    Event,
+    EventFlag,
+    EventKind,
+    EventNote,
+    attributed,
+    facts_in,
+    in_money,
+    reclaimed_in,
+)
+from gateway.core.billing.money import DECIMALS, MICRO, Tier, are_money, read_tiers, spread
+from gateway.core.billing.price_book import KINDS
+from gateway.core.model import INTEGER_MAX
+from gateway.core.times import moment_of
+from persistence.keeper.retention import times_of
+from persistence.ledger import statements
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
+from persistence.ledger.statements import bounded
+
+# What the units of an entry cost, by tier: as roll-ups add them up, and as its row says it. Pure.
+
+
+PRICES_MAX = 1_024
+
+
+def portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
+    """First unit of the month, units and price of each tier the event's units lie in."""
+    if not event.priced:
+        # An entry of before prices were kept: what it cost, spread over its units.
+        each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
+        yield 0, event.units, round(each, DECIMALS)
+        return
+    at = int(PRICED.struct.unpack_from(event.priced)[0])
+    tiers = _tiers(event.priced[PRICED.size :]) or (Tier(None, Decimal(0)),)
+    for portion in spread(tiers, at, event.units):
+        yield at, portion.quantity, portion.unit_price
+        at += portion.quantity
+
+
+def unit_prices(event: Event) -> bytes:
+    """The price of its units as JSON, or of each tier they lie in; empty where the units are money."""
+    packed = event.priced[PRICED.size :]
+    if not event.units or are_money(packed):
+        return b""
+    if event.priced and (flat := _flat(packed)):
+        return flat
+    found = [(units, f"{price:f}") for _, units, price in portions(event)]
+    return msgspec.json.encode(found[0][1] if len(found) == 1 else found)
+
+
+@lru_cache(maxsize=PRICES_MAX)
+def _tiers(packed: bytes) -> tuple[Tier, ...]:
+    return read_tiers(packed)
+
+
+@lru_cache(maxsize=PRICES_MAX)
+def _flat(packed: bytes) -> bytes:
+    """The price, as JSON, of units that have one price however many there are; else empty."""
+    tiers = _tiers(packed)
+    return msgspec.json.encode(f"{tiers[0].unit_price:f}") if len(tiers) == 1 else b""
+
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TAIL = b"\xff\xff"
@@ -238,3 +309,225 @@ def bytes_field(raw: bytes) -> bytes:
 def json_field(document: bytes) -> bytes:
     """A JSON document's field, null where there is none."""
     return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL
+
+
+# The journal's row of a call, as COPY reads it: what it used, what it cost, whose it was.
+#
+# Pure. A text of an upstream or a caller never keeps a charge from being stored: it is cut and cleaned here.
+
+
+# Why a call failed whose gateway died.
+RECLAIMED = "reclaimed"
+
+CALL_COLUMNS = (
+    "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
+    f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
+    " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
+    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced"
+)
+FIELDS = CALL_COLUMNS.count(",") + 1
+
+_FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
+
+
+def call_row(event: Event, user_id: int | None) -> bytes:
+    """The `call` row of a use."""
+    facts = facts_of(event)
+    content, project, version = attributed(event.attribution)
+    tokens, credits_, units = amounts_of(event, facts)
+    counted: list[int] = []
+    for count in counts_of(facts):
+        counted += (8, count)
+    return b"".join(
+        (
+            _FIXED(
+                FIELDS, 8, event.organization_id, 8, event.tenant_id, 8, event.key_id,
+                8, (used_at(event, facts) - EPOCH_MS) * 1000, 8, tokens, 8, credits_,
+                8, units, 8, facts.status, 8, facts.duration_ms, 1, facts.streamed, 1, facts.estimated,
+                *counted,
+            ),
+            uuid_field(event.source),
+            reference(event.service_id),
+            reference(user_id),
+            number_field(content),
+            number_field(project),
+            _text(version),
+            _text(facts.session),
+            _text(facts.route),
+            _text(facts.model),
+            _text(facts.response_model),
+            _text(facts.service_tier),
+            json_field(_tools_of(facts.tools)) if facts.tools else NULL,
+            NULL if facts.cost is None else _BIGINT(8, bounded(facts.cost)),
+            _text(facts.currency),
+            reference(facts.price_id),
+            NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
+            _text(facts.upstream_request_id),
+            NULL if facts.unknown == NONE else bytes_field(_cut(bytes(facts.unknown))),
+            _text(facts.reason or (RECLAIMED if event.note == EventNote.RECLAIMED else "")),
+            _text(facts.unpriced),
+        )
+    )  # fmt: skip
+
+
+def facts_of(event: Event) -> CallFacts:
+    """What an entry says of its call, also where it was written before entries had facts."""
+    return event.facts or facts_in(event.metadata)
+
+
+def used_at(event: Event, facts: CallFacts) -> int:
+    """When a call was, in ms: what did not pass the gateway says it itself, its account moved later."""
+    return facts.used_ms or event.at_ms
+
+
+def reclaimed_facts(event: Event, currency: str) -> CallFacts:
+    """What is known of a call that was taken back and cost something: its entry has no facts."""
+    facts = facts_in(event.metadata)
+    facts.total = amounts_of(event, facts)[0] or event.raw_tokens
+    facts.cost, facts.currency = event.money, currency
+    return facts
+
+
+def counts_of(facts: CallFacts) -> list[int]:
+    """Tokens by kind as they are stored: what no count can be is none."""
+    return [count if 0 <= count <= INTEGER_MAX else 0 for count in facts.counts]
+
+
+def stored_text(value: str) -> str:
+    """A text as it is stored."""
+    return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode()
+
+
+def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
+    """Tokens a call used, credits and units it was charged: one where it is charged what it costs."""
+    flags = event.flags
+    tokens, units = facts.total, facts.units
+    if event.facts is None:
+        told = None
+        if event.note == EventNote.RECLAIMED:
+            told, units = reclaimed_in(event.metadata)
+        if flags & TOKENS:
+            tokens = event.amount if told is None else told
+    if _moves_units(event):
+        units = event.units
+    return tokens, event.credits if flags & CREDITS else 0, units
+
+
+def _moves_units(event: Event) -> bool:
+    """Whether an entry's own units are the call's."""
+    return bool(event.flags & USAGE) and not in_money(event)
+
+
+def correction(event: Event) -> dict[str, object]:
+    """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
+    facts, flags = facts_of(event), event.flags
+    settled = event.kind == EventKind.CONSUME
+    content, project, version = attributed(event.attribution)
+    return {
+        **dict(zip(KINDS, counts_of(facts), strict=True)),
+        "request_id": event.source if settled else facts.corrects,
+        "content_id": int(content) if content else None,
+        "project_id": int(project) if project else None,
+        "feature_version": stored_text(version) or None,
+        "session": stored_text(facts.session) or None,
+        "route": stored_text(facts.route) or None,
+        "service_tier": stored_text(facts.service_tier) or None,
+        "tools": _tools_of(facts.tools).decode() if facts.tools else None,
+        "first_token_ms": facts.first_token_ms,
+        "upstream_request_id": stored_text(facts.upstream_request_id) or None,
+        "unknown_usage": None if facts.unknown == NONE else _cut(bytes(facts.unknown)).decode(),
+        # Of a correction it says why the row is corrected.
+        "reason": (stored_text(facts.reason) or None) if settled else None,
+        "tokens": facts.total,
+        "credits": event.credits if flags & CREDITS else 0,
+        # More than there were where they are charged, else all there are.
+        "units": event.units if _moves_units(event) else facts.units,
+        "more_units": _moves_units(event),
+        "status": facts.status,
+        "duration_ms": facts.duration_ms,
+        "streamed": facts.streamed,
+        "estimated": facts.estimated,
+        "unpriced": stored_text(facts.unpriced) or None,
+        "model": stored_text(facts.model) or None,
+        "response_model": stored_text(facts.response_model) or None,
+        "cost": None if facts.cost is None else bounded(facts.cost),
+        "currency": stored_text(facts.currency) or None,
+        "price_id": facts.price_id or None,
+    }
+
+
+def _text(value: str) -> bytes:
+    return bytes_field(stored_text(value).encode()) if value else NULL
+
+
+def _cut(raw: bytes) -> bytes:
+    """As much as is kept of it, without a piece of a character."""
+    return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
+
+
+def _tools_of(counts: dict[str, int]) -> bytes:
+    return msgspec.json.encode(
+        {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
+    )
+
+
+# Which entries are rows of the journal: one row a call, whatever it moved, and however often it comes.
+#
+# What moves an account is stored once by its place there. What moves none, as a call that failed or rode
+# free, is known again by its row. What settled late, or corrects what was charged, changes the row that is
+# there.
+
+
+_JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJUST), int(EventNote.LATE)
+
+
+def journal_of(
+    connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]
+) -> tuple[list[Placed], list[Event]]:
+    """The entries that become rows, and those that change one; `noted` move no account."""
+    made, changing = [], []
+    for placed in fresh:
+        event = placed[1][2]
+        assert event is not None
+        if event.kind == _JOURNAL_CONSUMED and event.note != _LATE:
+            made.append(placed)
+        elif event.kind == _JOURNAL_CONSUMED or _corrects(event):
+            changing.append(placed)
+    told = [placed for placed in noted if event_of(placed).kind == _JOURNAL_CONSUMED]
+    stored = _stored(connection, [one for one in map(event_of, told) if one.note != _LATE])
+    made += [
+        one for one in told if event_of(one).note != _LATE and event_of(one).source.lower() not in stored
+    ]
+    changing += [one for one in noted if _corrects(event_of(one)) or event_of(one).note == _LATE]
+    late = [one for one in changing if event_of(one).kind == _JOURNAL_CONSUMED]
+    there = _known(connection, map(event_of, late)) if late else frozenset()
+    made += [one for one in late if event_of(one).source.lower() not in there]
+    return made, [
+        event_of(one)
+        for one in changing
+        if event_of(one).kind != _JOURNAL_CONSUMED or event_of(one).source.lower() in there
+    ]
+
+
+def _corrects(event: Event) -> bool:
+    return event.kind == _ADJUSTED and event.facts is not None
+
+
+def _stored(connection: Connection[Any], events: Sequence[Event]) -> frozenset[str]:
+    """The requests of these that have their row: it is of the moment their entry says."""
+    if not events:
+        return frozenset()
+    times = [moment_of(event.at_ms) for event in events]
+    values = (_ids(events), min(times), max(times))
+    return frozenset(request for (request,) in connection.execute(statements.STORED_CALLS, values))
+
+
+def _known(connection: Connection[Any], events: Iterable[Event]) -> frozenset[str]:
+    """The requests of these that have a row, of whatever moment."""
+    ids = _ids(events)
+    found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
+    return frozenset(request for (request,) in found)
+
+
+def _ids(events: Iterable[Event]) -> list[str]:
+    return [event.source for event in events if is_uuid(event.source)]

@@ -4,16 +4,41 @@ All of it runs inside the writer's transaction, behind the partition locks, over
 by id, so that two writers cannot wait for each other in a circle.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
 from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
-from gateway.core.billing.vector import KINDS
-from gateway.core.model import INTEGER_MAX
-from persistence.billing.charge_facts import OVERAGES, PURCHASES, driver_level, insert_of
-from persistence.keeper.request_rows import SINCE_BEGAN
-from persistence.ledger.sums import added
+from gateway.core.billing.price_book import KINDS
+from gateway.core.model import INTEGER_MAX, PARTITIONS
+from persistence.billing.charges import OVERAGES, PURCHASES, driver_level, insert_of
+from persistence.keeper.retention import SINCE_BEGAN
+
+# Sums that stop no flush: what is beyond a column's largest number is stored as that number, and stays it.
+#
+# Pure. Such a row says "so much or more": nothing is taken out of it again, and no invariant speaks of it.
+
+
+# The largest number of a bigint; the smallest one is as far from 0.
+SUM_MAX = 2**63 - 1
+
+
+def bounded(number: int, most: int = SUM_MAX) -> int:
+    """A sum as its column holds it."""
+    return max(-most, min(number, most))
+
+
+def added(column: str) -> str:
+    """The SQL that adds what a conflicting row `excluded` brings to the row `u`."""
+    mine, more = f"u.{column}", f"excluded.{column}"
+    return (
+        f"CASE WHEN abs({mine}) = {SUM_MAX} THEN {mine} WHEN abs({more}) = {SUM_MAX} THEN {more}"
+        f" WHEN {more} > 0 AND {mine} > {SUM_MAX} - {more} THEN {SUM_MAX}"
+        f" WHEN {more} < 0 AND {mine} < -{SUM_MAX} - {more} THEN -{SUM_MAX} ELSE {mine} + {more} END"
+    )
+
 
 # For this transaction only, so that a transaction pooler may stand between.
 BOUND = """
@@ -298,3 +323,18 @@ UPDATE call SET tokens = tokens - %(tokens)s, amended = amended + %(tokens)s, cr
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """Rows as the arrays a statement takes."""
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+# The lock of a partition: who has it may store what its outbox has.
+
+
+# A session lock would outlive a frozen flusher; this one ends with the transaction.
+LOCK = """
+SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
+# Looked at, not tried: nobody else's try fails by it.
+LOCKED = """
+SELECT DISTINCT objid::integer FROM pg_locks
+ WHERE locktype = 'advisory' AND classid = 7800 AND objsubid = 2 AND granted AND objid::integer = ANY(%s)
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+# All of them, one after the other: every flush begun before has ended then, and none begins.
+HOLD_FLUSHES = f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"  # noqa: S608  # our own words

@@ -14,16 +14,14 @@ from uuid import uuid4
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.facts import CallFacts
-from gateway.core.accounts.ledger import Event
+from gateway.core.accounts.outbox import CallFacts, Event
 from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
 from gateway.core.billing.usage_feed import AMOUNTS, FOLDED, USE, Kind
 from gateway.errors import Conflict
-from persistence.ledger import locks, usage_rollup
-from persistence.ledger.call_rows import used_at
-from persistence.ledger.statements import columns_of
-from persistence.ledger.sums import SUM_MAX, added
-from persistence.refusals import QUERY_CANCELED, sqlstate
+from persistence.error_mapping import QUERY_CANCELED, sqlstate
+from persistence.ledger import rollup, statements
+from persistence.ledger.rows import used_at
+from persistence.ledger.statements import SUM_MAX, added, columns_of
 
 # Whether any feed may have what was used between two moments. A flush asks under the locks of its partitions,
 # so none begins or ends until it is stored.
@@ -110,7 +108,7 @@ def hold_flushes(connection: Connection) -> None:
     # All locks are one statement: each of them may be waited for, together not longer.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
     try:
-        connection.exec_driver_sql(locks.HOLD_FLUSHES)
+        connection.exec_driver_sql(statements.HOLD_FLUSHES)
     except DBAPIError as error:
         if sqlstate(error) != QUERY_CANCELED:
             raise
@@ -125,8 +123,8 @@ def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
 
 def of_call(event: Event, facts: CallFacts, user_id: int | None) -> list[Told]:
     """What is told of a call: nothing where it used nothing."""
-    hours: usage_rollup.Rollup = {}
-    usage_rollup.add_call(hours, event, facts, user_id)
+    hours: rollup.Rollup = {}
+    rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
     return [
         _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums)
@@ -137,9 +135,9 @@ def of_call(event: Event, facts: CallFacts, user_id: int | None) -> list[Told]:
 
 def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
     """What is told of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
-    hours: usage_rollup.Rollup = {}
+    hours: rollup.Rollup = {}
     # What had no price yet costs nothing, in whichever currency.
-    usage_rollup.moved(_in_currency(before, after), after, hours)
+    rollup.moved_usage(_in_currency(before, after), after, hours)
     request_id, used_ms = after[_AS_TOLD:]
     return [
         _told(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
@@ -174,7 +172,7 @@ def used_in(row: Sequence[Any]) -> int:
 
 
 def _told(
-    name: str, kind: Kind, of: tuple[object, object], bucket: usage_rollup.Bucket, sums: Sequence[int]
+    name: str, kind: Kind, of: tuple[object, object], bucket: rollup.UsageBucket, sums: Sequence[int]
 ) -> Told:
     organization_id, _, *own = bucket
     return (name, kind, *of, organization_id, *own, *(sums[at] for at in _AMOUNTS_AT))

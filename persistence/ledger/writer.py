@@ -9,27 +9,124 @@ entries may be of a history that Redis has forgotten. Nothing here knows how ent
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, errors
 
-from gateway.core.accounts.ledger import MalformedEvent, decode
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, control_id
+from gateway.core.accounts.outbox import (
+    Batch,
+    FlushReport,
+    History,
+    Judged,
+    MalformedEvent,
+    control_id,
+    decode,
+    moved,
+)
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from gateway.files import UrlFile
-from persistence.complaint import complaint
 from persistence.engine import CONNECT, plain_url, url_file
-from persistence.ledger import accounts, locks, rows, statements, stops
-from persistence.ledger.attribution import NEW_USERS_A_DAY_MAX, Name, Users
-from persistence.ledger.blame import Refused
-from persistence.ledger.copying import Copies, Unstorable
-from persistence.ledger.guard import QUARANTINED, Fault, Heads, Placed, Sorted, sort_out
+from persistence.error_mapping import complaint
+from persistence.ledger import accounts, rows, statements
+from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users
+from persistence.ledger.guard import (
+    QUARANTINED,
+    Fault,
+    Heads,
+    Placed,
+    Sorted,
+    event_of,
+    sort_out,
+    storable,
+)
 from persistence.ledger.rollup import add_up
+
+# What to do with entries PostgreSQL refuses, so that the rest of their batch can be stored.
+#
+# A row that is there already stops its account. Unreadable metadata is set aside and the charge
+# stands: nobody escapes a bill by what he writes into a header. Anything else becomes a dead
+# letter, raw, and a listed gap of its own account.
+
+
+SET_ASIDE = b'{"unreadable":true}'
+
+
+@dataclass(slots=True)
+class Refused:
+    """What one batch's attempts have learned: reasons by place, and accounts to stop.
+
+    `aside` are those of `poison` that contradict what is stored, accepted by a person.
+    """
+
+    poison: dict[Place, str] = field(default_factory=dict)
+    aside: set[Place] = field(default_factory=set)
+    unreadable: dict[Place, str] = field(default_factory=dict)
+    stops: dict[str, Fault] = field(default_factory=dict)
+
+    def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
+        """Take an error of PostgreSQL into account; False if no entry can be blamed for it."""
+        before = self._size()
+        reason = complaint(error)
+        named = copies.refused(error)
+        if named is not None and isinstance(error, errors.UniqueViolation):
+            fault = _clash(*named, reason)
+            self.stops[fault.account] = fault
+        elif named is not None and "column metadata" in (error.diag.context or ""):
+            self._set_aside(batch, named[0], reason)
+        else:
+            self._condemn(batch, named[0] if named else None, reason)
+        return self._size() > before
+
+    def _set_aside(self, batch: Batch, named: Placed, reason: str) -> None:
+        """Replace unreadable metadata, of the named entry and of all others at once."""
+        place = _place(named)
+        for partition, entries in batch.items():
+            for entry_id, _, event in entries:
+                here = (partition, entry_id)
+                if event is None or not event.metadata or here in self.unreadable:
+                    continue
+                if here == place or not _readable(event.metadata):
+                    event.metadata = SET_ASIDE
+                    self.unreadable[here] = reason
+
+    def _condemn(self, batch: Batch, named: Placed | None, reason: str) -> None:
+        if named is not None:
+            self.poison.setdefault(_place(named), reason)
+        for partition, entries in batch.items():
+            for entry_id, _, event in entries:
+                if event is not None and not storable(event):
+                    self.poison.setdefault((partition, entry_id), reason)
+
+    def _size(self) -> int:
+        return len(self.poison) + len(self.unreadable) + len(self.stops)
+
+
+def _place(placed: Placed) -> Place:
+    return placed[0], placed[1][0]
+
+
+def _readable(metadata: bytes) -> bool:
+    """Whether PostgreSQL will most likely take it as JSON; what it still refuses is named one by one."""
+    try:
+        json.dumps(json.loads(metadata), ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return b"\\u0000" not in metadata
+
+
+def _clash(placed: Placed, part: int, reason: str) -> Fault:
+    partition, (entry_id, _, _) = placed
+    event = event_of(placed)
+    one = moved(event)[part]
+    return Fault("conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason)
+
 
 STATEMENT_TIMEOUT_S = 60
 IDLE_IN_TRANSACTION_S = 15
@@ -76,7 +173,7 @@ class Writer:
         """Of which of these partitions somebody has the lock now."""
         wanted = (sorted(partitions),)
         found = await asyncio.to_thread(
-            self._ask, lambda connection: connection.execute(locks.LOCKED, wanted).fetchall()
+            self._ask, lambda connection: connection.execute(statements.LOCKED, wanted).fetchall()
         )
         return frozenset(partition for (partition,) in found)
 
@@ -123,7 +220,7 @@ class Writer:
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
             connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
-            locked = {p for (p,) in connection.execute(locks.LOCK, (sorted(batch),))}
+            locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
             left = outdated | _to_judge_again(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
@@ -147,20 +244,20 @@ class Writer:
         Its account is in quarantine, or, where a person accepted it, it is set aside.
         """
         faults = dict(refused.stops)
-        quarantined = stops.stopped(connection, sorted(batch))
-        accepted = stops.accepted(connection, sorted(batch))
+        quarantined = accounts.stopped_accounts(connection, sorted(batch))
+        accepted = accounts.accepted_accounts(connection, sorted(batch))
         while True:
             heads = accounts.stand(connection, batch)
             _stop(heads, quarantined | faults.keys())
             sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
             found = accounts.contradictions(connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead])
-            aside = stops.set_aside([*found, *sorted_.faults], accepted)
+            aside = accounts.set_aside_account([*found, *sorted_.faults], accepted)
             if aside:
                 refused.poison.update(aside)
                 refused.aside.update(aside)
                 continue
             if not found:
-                stops.file_breaks(connection, sorted_.fresh, accepted)
+                accounts.file_breaks(connection, sorted_.fresh, accepted)
                 return sorted_, [*faults.values(), *sorted_.faults]
             faults.update({fault.account: fault for fault in reversed(found)})
 
@@ -182,11 +279,11 @@ class Writer:
         accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
         accounts.charge(connection, moves)
         accounts.top_up(connection, moves)
-        stops.quarantine(connection, faults)
+        accounts.quarantine(connection, faults)
         dead = [(placed, _dead_letter_reason(placed, refused)) for placed in sorted_.dead]
         accounts.bury(connection, dead, refused.aside)
         report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
-        stops.mark(connection, report)
+        accounts.mark_stopped(connection, report)
         return report
 
     def _connected(self) -> Connection[Any]:

@@ -6,8 +6,8 @@ from sqlalchemy import ScalarSelect, select, update
 
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
-from persistence import crud
-from persistence.subject import THIS, Change, Subject, add, fitted, id_in, live, require
+from persistence import entity
+from persistence.entity import THIS, Change, Subject, add, fitted, id_in, live, require
 from persistence.tables import admin_token, app_user, organization, tenant
 
 BUILT_IN = "built-in"
@@ -68,12 +68,12 @@ def delete(change: Change) -> Row:
     row = change.fetch()
     if row["organization_id"] is None and row["external_id"] == BUILT_IN:
         raise Conflict("The built-in staff user is always there.")
-    return crud.delete(change)
+    return entity.delete(change)
 
 
 SUBJECT = Subject(
     app_user,
-    verbs={"create": create, "change": crud.change_row, "delete": delete},
+    verbs={"create": create, "change": entity.change_row, "delete": delete},
     refers={"organization_id": organization},
     referenced={
         "Admin tokens still belong to this user; delete them first.": select(admin_token.c.id).where(

@@ -13,18 +13,18 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from gateway.core import addresses
+from gateway.core import network
 from gateway.core.accounts.administration import Row
-from gateway.core.alerts import mail
-from gateway.core.alerts.webhook import (
+from gateway.core.alerts import messages
+from gateway.core.alerts.messages import (
     CONSENT_EVENT,
     HOURLY_OF_ORGANIZATION_MAX,
     HOURLY_OF_WEBHOOK_MAX,
     TEST_EVENT,
 )
 from gateway.errors import Conflict, Unprocessable
-from persistence import crud
-from persistence.subject import Change, Subject, json_of, live, lock
+from persistence import entity
+from persistence.entity import Change, Subject, json_of, live, lock
 from persistence.tables import mail_consent, organization, webhook, webhook_delivery
 
 # With so many messages waiting, nobody adds one by hand.
@@ -46,26 +46,26 @@ def check_url(change: Change) -> None:
 
 
 def _refusal(url: str, change: Change) -> str | None:
-    if not mail.is_mail(url):
-        return addresses.refusal(url, private=change.private_addresses)
+    if not messages.is_mail(url):
+        return network.address_refusal(url, private=change.private_addresses)
     if not change.mail_allowed:
         return "must begin with https://, since no mail server is set up: TOLLKEEPER_SMTP_URL is not set"
     if not (change.mail_asks or change.by_staff):
         return (
             "must begin with https://: mail needs a link to agree by, and TOLLKEEPER_CONSOLE_URL is not set"
         )
-    return mail.refusal(url, private=change.private_addresses)
+    return messages.recipient_refusal(url, private=change.private_addresses)
 
 
 def create(change: Change) -> Row:
     """Make a webhook; addresses in it are asked unless staff wrote them."""
-    return _addressed(change, crud.create(change))
+    return _addressed(change, entity.create(change))
 
 
 def change_row(change: Change) -> Row:
     """Change a webhook; another URL is of whoever writes it."""
     before = lock(change)
-    row = crud.change_row(change)
+    row = entity.change_row(change)
     return row if row["url"] == before["url"] else _addressed(change, row)
 
 
@@ -77,7 +77,7 @@ def send_test(change: Change) -> Row:
         raise Conflict(f"{TESTS_MAX} messages or more wait for it already.")
     unconfirmed = _unconfirmed(row)
     asked = _ask(change, row)
-    if not unconfirmed or len(unconfirmed) < len(mail.recipients_of(str(row["url"]))):
+    if not unconfirmed or len(unconfirmed) < len(messages.recipients_of(str(row["url"]))):
         _send(change, row, TEST_EVENT, {"webhook_id": change.row_id}, f"test:{uuid4()}")
     elif not asked:
         raise Conflict("Its addresses were asked by mail and have not agreed. They are asked again in a day.")
@@ -111,15 +111,15 @@ def _ask(change: Change, row: Row) -> bool:
     known = {*connection.scalars(lately)}
     asked = [each for each in dict.fromkeys(_unconfirmed(row)) if each not in known]
     this_hour = _count(connection, _consent.organization_id == owner, _consent.asked_at > _HOUR_AGO)
-    if this_hour + len(asked) > mail.ASKED_OF_ORGANIZATION_MAX:
+    if this_hour + len(asked) > messages.ASKED_OF_ORGANIZATION_MAX:
         raise Conflict(
-            f"{mail.ASKED_OF_ORGANIZATION_MAX} addresses at most are asked an hour: try again later."
+            f"{messages.ASKED_OF_ORGANIZATION_MAX} addresses at most are asked an hour: try again later."
         )
     for address in asked:
-        mailbox = mail.mailbox_of(address)
+        mailbox = messages.mailbox_of(address)
         if (
             _count(connection, _consent.mailbox == mailbox, _consent.asked_at > _DAY_AGO)
-            >= mail.ASKED_OF_MAILBOX_MAX
+            >= messages.ASKED_OF_MAILBOX_MAX
         ):
             raise Conflict(f"{address} was asked by mail already: try again in a day.")
         values = {"organization_id": owner, "address": address, "mailbox": mailbox}
@@ -202,7 +202,7 @@ ELSE (SELECT coalesce(jsonb_agg(a ORDER BY n), '[]'::jsonb)
 WEBHOOKS = Subject(
     webhook,
     source=live(webhook, webhook, _last.label("last_delivery"), _unconfirmed_here.label("unconfirmed")),
-    verbs={**crud.VERBS, "create": create, "change": change_row, "test": send_test},
+    verbs={**entity.VERBS, "create": create, "change": change_row, "test": send_test},
     refers={"organization_id": organization},
     check_values=check_url,
 )

@@ -27,12 +27,12 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from gateway.core.certificate import UnreadableCertificate
+from gateway.core.credentials import UnreadableCertificate
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.complaint import complaint, origin, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url, plain_url
-from persistence.keeper.watch import certificate_end
-from persistence.schema import grants, partitions
+from persistence.error_mapping import complaint, origin, quiet
+from persistence.keeper.sweeps import certificate_end
+from persistence.schema import partitions, roles
 from persistence.schema.version import KNOWN, STATUS, THERE, SchemaStatus, refuse_other
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
@@ -147,8 +147,8 @@ def _upgraded(
                 _lock(connection, altered(connection, scripts, at.version))
                 command.upgrade(config, "head")
         _say_runs_from(connection, scripts)
-        connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
-        if missing := grants.apply(connection):
+        connection.execute(partitions.ENSURE_PARTITIONS, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
+        if missing := roles.apply_grants(connection):
             told(missing)
         return _version(connection) or ""
 

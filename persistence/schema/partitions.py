@@ -14,11 +14,10 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from persistence.archive.closed import why_unbilled
-from persistence.archive.months import end_of
+from persistence.archive.months import end_of, why_unbilled
 
 MONTHS_AHEAD = 3
-ENSURE = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
+ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
 DROP = text("""
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
                                   cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
@@ -44,7 +43,7 @@ _ARCHIVED = text("SELECT EXISTS (SELECT FROM archived_month WHERE ledger = 'call
 _NO_ARCHIVE = "it is in no archive, and earlier ones are"
 
 
-async def ensure(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHEAD) -> list[str]:
+async def ensure_partitions(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHEAD) -> list[str]:
     """Make the partitions up to `months_ahead` months from now, by "month" or "day"; answers their names.
 
     A month of days is made in a transaction of its own, so that none is long.
@@ -53,7 +52,7 @@ async def ensure(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHE
     while True:
         async with engine.begin() as connection:
             values = {"months_ahead": months_ahead, "by": by}
-            new = [str(name) for name in (await connection.execute(ENSURE, values)).scalars()]
+            new = [str(name) for name in (await connection.execute(ENSURE_PARTITIONS, values)).scalars()]
         made += new
         if not new or by != "day":
             return made

@@ -20,20 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
-from gateway.admin.ports import AdminPorts, BuiltIn
-from gateway.admin.sign_ins import SignIns
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.quota import LiveQuota
+from gateway.admin.ports import AdminPorts, BuiltIn, SignIns
+from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
-from gateway.core.failures import Failures
+from gateway.core.credentials import Failures, Peppers
 from gateway.core.integrity.reconciliation import Item, Kind
 from gateway.core.layout import LAYOUT
-from gateway.core.peppers import Peppers
-from gateway.core.readiness import Found
+from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from persistence import engine as engines
-from persistence.resources.figures import Figures
+from persistence.resources.usage import Figures
 from persistence.schema import migrate, roles
 from persistence.schema.version import NEEDED
 from persistence.store import Store

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from persistence.resources.keys import MEMBERS_KEYS_MAX
+from persistence.resources.access import MEMBERS_KEYS_MAX
 from tests.admin.conftest import ADMIN, READONLY, Api
 
 

@@ -10,8 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.budgets import OTHERS, Budget, account_of, bounds
+from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, bounds
 from tests.admin.conftest import READONLY, Api
 
 DAY = timedelta(days=1)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from gateway.cli.admin.client import AdminClient
 from gateway.cli.admin.program import mount
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import CallFacts, write_facts
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import ADMIN, READONLY, Api
 from tests.persistence.scenario import batch_of, settle_in

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 
 from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.fields import fields_of
-from gateway.cli.admin.parameters import option
+from gateway.admin.resources.resource import fields_of
+from gateway.cli.admin.commands import option_of
 from gateway.core.accounts.budgets import bounds
 from tests.admin.conftest import Api
 from tests.admin.test_budgets import now_ms
@@ -83,4 +83,4 @@ def test_whose_amounts_there_may_be_is_said() -> None:
     budgets = RESOURCES["budgets"]
     assert budgets.create is not None
     [each] = (field for field in fields_of(budgets, budgets.create) if field.name == "each")
-    assert option(each).__metadata__[0].metavar == "<user|key|project|session>"
+    assert option_of(each).__metadata__[0].metavar == "<user|key|project|session>"

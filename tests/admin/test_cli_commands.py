@@ -13,10 +13,12 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import REPORTS, RESOURCES, typed
-from gateway.cli.admin import values
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources.reports import REPORTS
+from gateway.cli.admin import fields
+from gateway.cli.admin.client import ALIASES, defaults, section_of
 from gateway.cli.admin.program import mount
-from gateway.cli.admin.sections import ALIASES, defaults, section_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 
@@ -78,9 +80,9 @@ def test_what_the_api_can_do_the_command_line_can(name: str) -> None:
             continue
         told = options_of(commands[verb])
         for field in body.model_fields:
-            plain = f"--{values.spelled(field)}"
+            plain = f"--{fields.spelled(field)}"
             assert plain in told or any(each.startswith(f"{plain}-") for each in told), (verb, field)
-    assert {f"--{values.spelled(each)}" for each in resource.filters} <= options_of(commands["list"])
+    assert {f"--{fields.spelled(each)}" for each in resource.filters} <= options_of(commands["list"])
 
 
 def test_every_operation_of_the_api_has_a_command() -> None:
@@ -126,7 +128,7 @@ async def test_what_must_be_given_is_named(run: Run, name: str) -> None:
     ]
     assert (
         said.exit_code,
-        [each for each in required if f"--{values.spelled(each)}" not in said.stderr],
+        [each for each in required if f"--{fields.spelled(each)}" not in said.stderr],
     ) == (1, [])
 
 
@@ -148,7 +150,7 @@ def test_second_places_are_places_of_commands_there_are() -> None:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
-    assert values.number(text) == read
+    assert fields.number(text) == read
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
 )
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
-        values.number(text)
-    assert typed.amount("tokens", text) == text
+        fields.number(text)
+    assert resources_resource.amount("tokens", text) == text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_what_is_no_number_is_refused(text: str) -> None:
     ],
 )  # fmt: skip
 def test_money_is_read_only_where_it_is_sure(text: str, sent: str) -> None:
-    assert typed.amount("money", text) == sent
+    assert resources_resource.amount("money", text) == sent
 
 
 @pytest.mark.parametrize(

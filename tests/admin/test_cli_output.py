@@ -13,7 +13,7 @@ from typer import Exit
 
 from gateway.cli.admin.client import CommandFailed
 from gateway.cli.admin.output import admin, print_json, row, rows, steps
-from gateway.core.visible import hidden_in
+from gateway.core.text import hidden_in
 from tests.tree import ROOT
 
 NAME = "Größe 株式会社 & Söhne"

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admin.application import build
 from gateway.core.billing.handover import Collected, Returned
-from gateway.handover.stripe_events import TOLERANCE_S, StripeEvents
+from gateway.handover.stripe_billing import TOLERANCE_S, StripeEvents
 from persistence import engine as engines
 from persistence.keeper import handovers
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over

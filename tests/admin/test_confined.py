@@ -15,9 +15,10 @@ from urllib.parse import quote
 import pyarrow.parquet
 import pytest
 
-from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.resource import Report, Resource
-from gateway.core.accounts.roles import Reach
+from gateway.core.accounts.administration import Reach
 from gateway.core.accounts.usage import GROUPS
 from tests.admin import two_organizations
 from tests.admin.conftest import Answer, Api

@@ -13,13 +13,13 @@ from gateway.admin.ports import Counters, Pusher
 from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
-from gateway.core.accounts.quota import LiveQuota
+from gateway.core.accounts.plans import LiveQuota
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
 from persistence import engine as engines
-from persistence.keeper.pushes import Pushes
+from persistence.keeper.definitions import Pushes
 from persistence.keeper.verification import Truths
 from persistence.store import Store
 from tests.admin.conftest import MemoryCounters

@@ -11,9 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import EventKind, decode
+from gateway.core.accounts.outbox import EventKind, decode
 from persistence import engine as engines
-from persistence.billing.allocations import Allocations
+from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
 from tests.builders import encode

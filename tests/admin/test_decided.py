@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from persistence.resources.audit import STAFF
+from persistence.resources.access import STAFF
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 
 LETTER = (

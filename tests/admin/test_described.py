@@ -26,10 +26,10 @@ from schemathesis.generation import GenerationMode
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import APIOperation
 
-from gateway.admin.api.examples import BODIES
-from gateway.admin.api.openapi import document
-from gateway.admin.http.body import check
-from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.api.openapi import BODIES, document
+from gateway.admin.http.requests import check_body
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.values import In
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api
@@ -135,7 +135,7 @@ def test_each_body_has_an_example_that_its_model_takes() -> None:
     models = {model.__name__: model for model in bodies if model is not None}
     assert models.keys() == BODIES.keys()
     for name, model in models.items():
-        check(model, dict(BODIES[name]))
+        check_body(model, dict(BODIES[name]))
 
 
 def test_each_operation_says_whom_it_is_for_and_shows_what_it_is_sent_and_answers(described: Json) -> None:

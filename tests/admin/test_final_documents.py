@@ -15,8 +15,7 @@ import psycopg
 import pytest
 
 from gateway.core.billing.document import Letterhead, Party
-from persistence.glyphs import Glyphs
-from persistence.store import Store
+from persistence.store import Glyphs, Store
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
 from tests.waiting import eventually

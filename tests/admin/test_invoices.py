@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from psycopg import errors
 
 from gateway.admin.application import build
-from gateway.admin.http.files import ROOM
+from gateway.admin.http.guard import ROOM
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
-from gateway.cli.admin.letters import decided
+from gateway.cli.admin.program import decided
 from gateway.core.accounts.administration import REQUEST_S_MAX
 from gateway.core.accounts.outbox import Batch
 from persistence.ledger.writer import Writer

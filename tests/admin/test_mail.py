@@ -9,11 +9,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.core.alerts.mail import ASKED_OF_MAILBOX_MAX, ASKED_OF_ORGANIZATION_MAX, Mail, mailbox_of
-from gateway.core.alerts.webhook import HOURLY_OF_ORGANIZATION_MAX, HOURLY_OF_WEBHOOK_MAX, Outcome
+from gateway.background.timed.deliveries import WebhookDeliveries
+from gateway.core.alerts.messages import (
+    ASKED_OF_MAILBOX_MAX,
+    ASKED_OF_ORGANIZATION_MAX,
+    HOURLY_OF_ORGANIZATION_MAX,
+    HOURLY_OF_WEBHOOK_MAX,
+    Mail,
+    Outcome,
+    mailbox_of,
+)
 from persistence import engine
-from persistence.keeper.deliveries import NOBODY_AGREED, Deliveries
+from persistence.keeper.news import NOBODY_AGREED, Deliveries
 from tests.admin.conftest import Api
 from tests.admin.test_roles import holder_of
 from tests.background.timed.test_webhooks import Receivers

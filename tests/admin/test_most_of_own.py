@@ -10,10 +10,9 @@ import psycopg
 import pytest
 
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.administration import Actor
-from gateway.core.accounts.roles import CREATE, ROLES, refused_write
+from gateway.core.accounts.administration import CREATE, ROLES, Actor, refused_write
+from persistence.apply_transaction import MOST, TIMES_A_DAY
 from persistence.engine import plain_url
-from persistence.most_of_own import MOST, TIMES_A_DAY
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 

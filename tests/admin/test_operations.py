@@ -9,7 +9,8 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
 from tests.admin.conftest import Api
 
 

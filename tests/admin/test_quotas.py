@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from gateway.core.accounts.plan_terms import TERMS
-from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
+from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from gateway.cli.admin import provider as provider_api
 from gateway.cli.admin.client import CommandFailed
-from gateway.cli.admin.provider import api as provider_api
-from gateway.cli.admin.provider.both_sides import FILE_BYTES_MAX
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.cli.admin.provider import FILE_BYTES_MAX
+from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.provider_report.comparison import BadReport
 from gateway.core.provider_report.reading import FORMATS
-from gateway.core.provider_report.report import BadReport
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import Api
 from tests.admin.provider_fake import Vendor, vendor

@@ -12,16 +12,17 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from gateway.admin.application import ROOT
-from gateway.admin.resources import REPORTS, RESOURCES
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.resource import Answered, Report, Resource
-from gateway.core.accounts.administration import Actor
-from gateway.core.accounts.roles import (
+from gateway.core.accounts.administration import (
     ADMIN,
     CHANGE,
     CREATE,
     DELETE,
     MEMBER,
     ROLES,
+    Actor,
     Reach,
     refused_write,
     settable,

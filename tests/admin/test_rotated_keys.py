@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.core.accounts.administration import OVERLAP_S, OVERLAP_S_MAX
-from persistence.resources.keys import MEMBERS_KEYS_MAX
+from persistence.resources.access import MEMBERS_KEYS_MAX
 from tests.admin.conftest import Api
 
 TERMS = {

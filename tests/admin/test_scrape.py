@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.cli.admin.scrape import Scrape, read_scrape
-from gateway.core.histogram import SECONDS
+from gateway.cli.admin.usage import Scrape, read_scrape
+from gateway.core.histograms import SECONDS
 from gateway.telemetry.metrics import render
 
 

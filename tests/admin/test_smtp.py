@@ -19,8 +19,7 @@ import pytest
 import trustme
 
 from gateway.admin.smtp import Mailer, Where, read_url
-from gateway.core.alerts.mail import Mail, mail_of
-from gateway.core.alerts.webhook import Delivery
+from gateway.core.alerts.messages import Delivery, Mail, mail_of
 from gateway.errors import SettingError
 from tests.mail_server import MailServer
 

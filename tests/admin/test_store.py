@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from persistence.resources import audit
+from persistence.resources import access
 from tests.admin.conftest import Api
 
 
@@ -16,7 +16,7 @@ async def test_a_write_that_breaks_leaves_nothing(api: Api, monkeypatch: pytest.
         raise RuntimeError
 
     with monkeypatch.context() as broken:
-        broken.setattr(audit, "record", break_down)
+        broken.setattr(access, "record_audit", break_down)
         answer = await api.post("tenants", {"name": "web"}, key="k")
     assert answer.status == 500
     assert answer.json["detail"] == "Something went wrong; the log says what."

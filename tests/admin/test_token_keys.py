@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.issuers.issuer import known_as
-from gateway.http.routing.identity import key_digest
+from gateway.core.issuers import known_as
+from gateway.http.identity import key_digest
 from tests.admin.conftest import Api
 
 ISSUER = "https://kubernetes.default.svc"

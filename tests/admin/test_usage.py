@@ -17,12 +17,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from gateway.admin.api import usage_files
-from gateway.admin.http.listing import encode_cursor
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.admin.api import usage
+from gateway.admin.http.requests import encode_cursor
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import GROUPS, SUMS
-from gateway.core.billing import focus
+from gateway.core.billing import finance
 from persistence import engine as engines
 from persistence.ledger.writer import Writer
 from persistence.schema import partitions
@@ -100,7 +99,13 @@ async def test_every_grouping_adds_up_to_what_its_calls_do(
         (datetime.fromisoformat(item["start"]), *(item[column] for column in columns)): {
             "cost" if name == "cost" else name: Decimal(item[name]) if name == "cost" else item[name]
             for name in (
-                "requests", "tokens", "output", "cache_write", "cache_write_1h", "estimated", "cost",
+                "requests",
+                "tokens",
+                "output",
+                "cache_write",
+                "cache_write_1h",
+                "estimated",
+                "cost",
             )
         }
         for item in items
@@ -250,7 +255,7 @@ async def test_a_file_has_every_item_of_several_pages(api: Api, calls: list[dict
 @pytest.mark.parametrize("interval", ["none", "day"])
 async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, interval: str) -> None:
     [account] = settle_in(admin_database, 1)
-    count = usage_files.PAGE_ROWS * 2 + 7
+    count = usage.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
     api.rows(
         f"INSERT INTO usage_rollup SELECT 'team_day', '2026-03-31Z'::timestamptz + n %% 3 * interval '1 day',"
@@ -298,7 +303,7 @@ async def test_a_parquet_file_of_nothing_has_its_columns(api: Api) -> None:
 async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[dict[str, Any]]) -> None:
     answer = await api.acting_as(READONLY).get(f"usage/focus.csv?{SPAN}")
     rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
-    assert list(rows[0]) == list(focus.COLUMNS)
+    assert list(rows[0]) == list(finance.FOCUS_COLUMNS)
     [sums] = expected(calls, STARTS["none"]).values()
     assert sum(Decimal(row["BilledCost"]) for row in rows) == sums["cost"]
     assert sum(Decimal(row["PricingQuantity"]) for row in rows) == sums["tokens"]
@@ -326,7 +331,7 @@ async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) 
             422,
             [name.partition("=")[0]],
         )
-    assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(focus.COLUMNS)]
+    assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(finance.FOCUS_COLUMNS)]
     for file in ("usage.csv", "usage/focus.csv"):
         assert (await api.acting_as(None).get(file)).status == 401
 

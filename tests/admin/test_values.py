@@ -7,7 +7,7 @@ import json
 from pydantic import TypeAdapter
 
 from gateway.admin.resources.values import Metadata
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import CallFacts, write_facts
 
 told = TypeAdapter(Metadata | None).validate_python
 

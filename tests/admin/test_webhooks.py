@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command
-from gateway.core.alerts.webhook import EVENTS
+from gateway.core.alerts.messages import EVENTS
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine

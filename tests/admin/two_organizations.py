@@ -17,10 +17,10 @@ from uuid import uuid4
 import psycopg
 
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.roles import Reach
+from gateway.core.accounts.administration import Reach
 from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.usage_feed import AMOUNTS
-from gateway.core.billing.vector import KINDS
 from tests.admin.conftest import Api
 
 FIRST = 7_000_000

@@ -18,21 +18,21 @@ from psycopg.rows import dict_row
 
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import LateSettlements
-from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.reclaimer import Reclaimer
-from gateway.background.verifying.verifier import Verified, Verifier
+from gateway.background.timed.pusher import Pusher, Reclaimer
+from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.core.integrity.recovery import Verified
 from gateway.core.model import Caller
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.keeping import Keeping
+from gateway.counters.late import Keeping
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
 from gateway.run.timed_loops import sweeper
 from persistence import engine as engines
-from persistence.keeper.pushes import Pushes
+from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Truths
 from persistence.ledger.writer import Writer

@@ -8,7 +8,7 @@ from math import ceil
 
 import pytest
 
-from gateway.core.billing.pricing import NANO, whole_credits
+from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.model import Service, Settled
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at

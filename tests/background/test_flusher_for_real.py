@@ -21,11 +21,11 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from persistence import engine
-from persistence.keeper.shares import Shares
+from persistence.keeper.sweeps import Shares
 from persistence.ledger.writer import Writer
-from persistence.resources.quarantine import Quarantines
+from persistence.resources.integrity import Quarantines
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
 from tests.waiting import eventually

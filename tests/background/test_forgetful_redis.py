@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from gateway.background.flushing.losses import LossCounter
-from gateway.core.accounts.losses import Loss
+from gateway.core.accounts.holds import Loss
 from gateway.core.model import PARTITIONS, Service, Settled
-from gateway.counters.settlement_log.bounds import Bounds
-from persistence.keeper.losses import Losses
+from gateway.counters.settlement_log.log import Bounds
+from persistence.keeper.sweeps import Losses
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer

@@ -9,24 +9,23 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from gateway.background.flushing.refused import RefusedDrain
-from gateway.background.isolation import Isolation
-from gateway.background.timed.handovers import Handovers
+from gateway.background.flushing.late import RefusedDrain
+from gateway.background.loops import Isolation
+from gateway.background.timed.deliveries import Handovers, WebhookDeliveries
 from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.background.verifying.partitions import Partitions
+from gateway.background.verifying.verifier import Partitions
 from gateway.core.accounts.definitions import (
     KeyDefinition,
     OrganizationDefinition,
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount
-from gateway.core.alerts.webhook import Delivery
-from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.alerts.messages import Delivery
+from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.billing.handover import Handover
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.recovery import Truth
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import expirer

@@ -20,8 +20,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.admin.http import body
-from gateway.admin.resources.budgets import BudgetCreate
+from gateway.admin.http import requests
+from gateway.admin.resources.quota import BudgetCreate
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite
@@ -30,7 +30,7 @@ from gateway.core.billing.events import request_of
 from gateway.counters.keeper.outbox import Outbox
 from gateway.errors import CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import charge
-from persistence.keeper.pushes import Pushes
+from persistence.keeper.definitions import Pushes
 from tests.background.backend import Backend, backend_at
 from tests.background.test_zones import compared
 from tests.builders import World
@@ -246,7 +246,7 @@ async def set_up(backend: Backend, chance: random.Random) -> Scene:
     await backend.made("credit-additions", organization_id=owner, credits_added=CREDITS)
     for unit in ("tokens", "requests"):
         asked = {"organization_id": owner, "name": unit, "unit": unit, "amount": TOTAL, "interval": "total"}
-        await backend.made("budgets", **body.check(BudgetCreate, asked))
+        await backend.made("budgets", **requests.check_body(BudgetCreate, asked))
     await backend.push()
     await backend.flush()
     return Scene(

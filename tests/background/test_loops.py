@@ -11,11 +11,10 @@ from typing import cast
 
 import pytest
 
-from gateway.background.isolation import Isolation
-from gateway.background.loops import Loop, batches, call, each
+from gateway.background.loops import Isolation, Loop, batches, call, each
 from gateway.errors import Conflict, CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import LOOK_BACK, news_loops
-from persistence.keeper.notices import Notices
+from persistence.keeper.news import Notices
 from tests.waiting import eventually
 
 POISON, WAITS, IDLE, AWAY = 3, 4, 6, 9

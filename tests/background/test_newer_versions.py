@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.reclaimer import HOLDS_MAX
-from gateway.core.accounts.ledger import VERSION, is_newer
+from gateway.background.timed.pusher import HOLDS_MAX
+from gateway.core.accounts.outbox import VERSION, is_newer
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Verdict
-from gateway.counters.late.keeping import LOOK_MAX
+from gateway.counters.late import LOOK_MAX
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import replace
 from decimal import Decimal
 
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.model import Service
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.core.accounts.facts import CallFacts, write_facts
 from gateway.core.accounts.holds import ExpiredHold, ReclaimPolicy
-from gateway.core.accounts.weights import ONE, Weights
+from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.plans import ONE, Weights
 from gateway.core.model import Observed, Settled
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at

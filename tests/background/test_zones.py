@@ -11,8 +11,8 @@ import pytest
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import bounds
 from gateway.counters.redis.keys import partition_of
-from persistence.keeper.reconciliations import Accounts
-from persistence.resources.reconciliation_results import Results
+from persistence.keeper.verification import Accounts
+from persistence.resources.integrity import Results
 from tests.background.backend import Backend, backend_at
 from tests.persistence.scenario import broken
 

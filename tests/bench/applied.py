@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 
 import psycopg
 
-from gateway.cli.admin.configuration.documents import written
+from gateway.cli.admin.configuration import written
 from tests.bench.flush import postgres, postgres_cpu_s, postmaster
 from tests.bench.machine import cpu_s
 from tests.bench.page import PAGE, publish

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.model import HoldRequest, Limits, Service, Settlement
 from gateway.counters.layouts import packing
 from gateway.counters.redis.scripts import library

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import PriceBook, read_price
-from gateway.core.metering import detail as metering
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering import meter as metering
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Usage
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
@@ -54,7 +54,7 @@ def read(answer: Answer) -> tuple[str, AnswerMeter, Usage]:
 
 
 def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: Usage) -> int | None:
-    """As `gateway/http/call_facts.py` does it."""
+    """As `gateway/http/charge.py` does it."""
     detail = meter.detail
     counts = detail.counts(usage)
     answered = detail.model

@@ -27,17 +27,16 @@ import psycopg
 import redis
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.core.accounts.ledger import Budgeted
-from gateway.core.accounts.outbox import FlushReport
+from gateway.core.accounts.outbox import Budgeted, FlushReport
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.local.embedded.postgres import OPTIONS
 from gateway.local.embedded.unprivileged import borrow
 from persistence import engine
-from persistence.ledger import invariants
+from persistence.ledger import checkpoints
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer, free_port, postgres_bin
@@ -190,7 +189,7 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
     writer.close()
     pool = engine.create(url)
     async with pool.connect() as connection:
-        figures["violations"] = len(await invariants.violations(connection))
+        figures["violations"] = len(await checkpoints.violations(connection))
     await pool.dispose()
     return figures
 

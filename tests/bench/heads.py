@@ -13,13 +13,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-from gateway.core.calls.route import ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.request import cut_length
-from gateway.http.routing import head_reader as reading
-from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.head_reader import HeadReader
-from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.routing import head as reading
+from gateway.http.routing.head import HeadReader, HeadRouter
+from gateway.http.routing.routes import Bindings
 from gateway.settings.config_file import DEFAULT_ROUTES
 from tests.http.fakes import FakeDirectory
 

@@ -18,8 +18,7 @@ from typing import Any
 import psycopg
 
 from persistence import engine as engines
-from persistence.ledger.checkpoints import Checkpoints
-from persistence.ledger.invariants import INVARIANTS
+from persistence.ledger.checkpoints import INVARIANTS, Checkpoints
 from persistence.schema import migrate
 from tests.bench.flush import postgres
 

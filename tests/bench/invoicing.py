@@ -26,7 +26,7 @@ from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.verification import Accounts
 from persistence.schema import migrate
 from persistence.store import Store
 from tests.bench.flush import postgres

@@ -33,9 +33,9 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from persistence import engine as engines
-from persistence.keeper.shares import Shares
+from persistence.keeper.sweeps import Shares
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.bench.flush import METADATA, postgres, postgres_cpu_s, postmaster

@@ -12,8 +12,8 @@ from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
 from persistence import engine
 from persistence.keeper.verification import Truths
 from persistence.store import Store

@@ -28,16 +28,15 @@ import psycopg
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.timed.closing import AccountClosing
-from gateway.background.timed.invoicing import Invoicing
+from gateway.background.timed.invoicing import AccountClosing, Invoicing
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.wire import Wire
 from persistence import engine
-from persistence.keeper.reconciliations import Accounts
-from persistence.resources.reconciliation_results import Results
+from persistence.keeper.verification import Accounts
+from persistence.resources.integrity import Results
 from persistence.schedule import Schedule
 from persistence.schema import migrate
 from persistence.store import Store

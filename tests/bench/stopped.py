@@ -25,7 +25,7 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.bench.flush import postgres

@@ -10,12 +10,12 @@ import asyncio
 import statistics
 import time
 
-from gateway.core.issuers.signed_token import read_token
+from gateway.core.credentials import Peppers
+from gateway.core.issuers import read_token
 from gateway.core.model import Caller
-from gateway.core.peppers import Peppers
 from gateway.issuers.callers import TokenCallers
+from gateway.issuers.fetching import read_key_set
 from gateway.issuers.keys import AllKeys
-from gateway.issuers.signatures import read_key_set
 from tests.signing import claims, ec_key, issuer, jwks, public_jwk, rsa_key, token
 
 ROUNDS, KNOWN, NEW = 15, 20_000, 40

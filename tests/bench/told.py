@@ -20,7 +20,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine
-from persistence.keeper import budget_news
+from persistence.keeper import news
 from persistence.schema import migrate
 from tests.bench.flush import postgres
 
@@ -64,11 +64,11 @@ def main() -> int:
 async def _measure(url: str, accounts: int) -> dict[str, object]:
     pool = engine.create(url)
     try:
-        first = await _milliseconds(budget_news.reached, pool, NOW)
-        await budget_news.foresee(pool, NOW)
-        looks = [await _milliseconds(budget_news.reached, pool, NOW) for _ in range(ROUNDS)]
+        first = await _milliseconds(news.reached_budgets, pool, NOW)
+        await news.foresee_budgets(pool, NOW)
+        looks = [await _milliseconds(news.reached_budgets, pool, NOW) for _ in range(ROUNDS)]
         minutes = [NOW + timedelta(minutes=minute) for minute in range(1, ROUNDS + 1)]
-        forecasts = [await _milliseconds(budget_news.foresee, pool, minute) for minute in minutes]
+        forecasts = [await _milliseconds(news.foresee_budgets, pool, minute) for minute in minutes]
     finally:
         await pool.dispose()
     return {

@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.admin.application import build
 from gateway.core.accounts.usage import GROUPS
 from persistence import engine as engines
-from persistence.ledger import usage_spans
+from persistence.ledger import rollup
 from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 from tests.bench.console import BUDGET_MS, Measured, given, measured
@@ -61,7 +61,7 @@ SELECT 1::bigint AS organization_id, timestamptz '{FIRST_DAY}Z' + hour * interva
                100 + mod(hashint8(n + 3)::bigint + 2147483648, 4000) AS size
           FROM generate_series(0, {{calls}} - 1) AS n) AS calls
  GROUP BY hour, person, model, other""",
-    usage_spans.ADD_HOURS,
+    rollup.ADD_HOURS,
     "VACUUM ANALYZE",
 )
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from gateway.core.accounts.quota import LiveQuota
+from gateway.core.accounts.plans import LiveQuota
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import MemoryCounters
 from tests.background.backend import Backend, backend_at

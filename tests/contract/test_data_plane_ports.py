@@ -23,12 +23,12 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from gateway.http import ports
 from tests.builders import World, driven, new_id, settlement_log

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway.core.addresses import is_public, refusal
+from gateway.core.network import address_refusal, is_public
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
@@ -37,7 +37,7 @@ def test_private_and_special_addresses(address: str) -> None:
     ],
 )  # fmt: skip
 def test_urls_that_may_be_called(url: str) -> None:
-    assert refusal(url, private=False) is None
+    assert address_refusal(url, private=False) is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_urls_that_may_be_called(url: str) -> None:
     ],
 )  # fmt: skip
 def test_urls_that_may_not(url: str) -> None:
-    assert refusal(url, private=False) is not None
+    assert address_refusal(url, private=False) is not None
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_urls_that_may_not(url: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["https://{}/", "https://{}:8443/hook?x=1"])
 def test_hosts_in_no_usual_spelling(host: str, form: str) -> None:
-    assert refusal(form.format(host), private=False) is not None
+    assert address_refusal(form.format(host), private=False) is not None
 
 
 def test_private_addresses_where_they_are_allowed() -> None:
-    assert refusal("http://127.0.0.1:9000/hook", private=True) is None
-    assert refusal("ftp://127.0.0.1/", private=True) is not None
-    assert refusal("http://user@127.0.0.1/", private=True) is not None
-    assert refusal("http://127.0.0.1:0/", private=True) is not None
+    assert address_refusal("http://127.0.0.1:9000/hook", private=True) is None
+    assert address_refusal("ftp://127.0.0.1/", private=True) is not None
+    assert address_refusal("http://user@127.0.0.1/", private=True) is not None
+    assert address_refusal("http://127.0.0.1:0/", private=True) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.failures import (
+from gateway.core.credentials import (
     DELAY_S_FIRST,
     DELAY_S_MAX,
     DELAYED_MAX,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.in_use import InUse, Kept
+from gateway.core.lru import InUse, Kept
 
 
 def room(most: int, keys: str = "") -> InUse[str, Kept]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.json_reader import read_json
+from gateway.core.text import read_json
 
 
 def test_a_document_is_read() -> None:

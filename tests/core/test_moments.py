@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.moments import DAY_MS, HOUR_MS, moment_of, ms_of, rfc3339
+from gateway.core.times import DAY_MS, HOUR_MS, moment_of, ms_of, rfc3339
 
 
 @given(st.integers(0, 253_402_300_799_999))

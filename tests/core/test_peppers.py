@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from gateway.core.peppers import Peppers, peppers_of
+from gateway.core.credentials import Peppers, peppers_of
 from gateway.settings.settings import Settings
 
 CURRENT, EARLIER = "a-pepper-of-today", "one-of-last-year"

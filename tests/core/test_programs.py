@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from gateway.core.layout import LAYOUT
-from gateway.core.programs import OTHER, VERSIONS_TOLD_MAX, Program, Seen, Stored, TakeUp, counted
+from gateway.core.processes import OTHER, VERSIONS_TOLD_MAX, Program, Seen, Stored, TakeUp, counted
 
 
 def program(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.quantile import quantile_of
+from gateway.core.histograms import quantile_of
 
 
 def test_quantiles_of_buckets() -> None:

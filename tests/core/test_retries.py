@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.retries import Retries, is_said
+from gateway.core.circuit_breaker import Retries, is_said
 
 
 def test_pauses_grow_to_the_longest_and_end() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.retry_after import retry_after_s
+from gateway.core.circuit_breaker import retry_after_s
 
 NOW = datetime(2026, 3, 29, 0, 30, tzinfo=UTC).timestamp()
 

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from gateway.core.spreadsheet import csv
+from gateway.core.text import csv
 
 
 def cells(text: object) -> list[str]:

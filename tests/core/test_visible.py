@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from gateway.core.visible import hidden_in, visible, visible_json
+from gateway.core.text import hidden_in, visible, visible_json
 
 DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "BN"}
 HIDDEN = [

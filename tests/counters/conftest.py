@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.keeper.worker_reports import WorkerReports
+from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.counters.lease_stage import LEASE_S, Clock, Employ, Worker, silent

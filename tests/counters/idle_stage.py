@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.cooling import SharedCooling
-from gateway.counters.admission.directory import Directory
-from gateway.counters.fences import Fences
+from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.history_guard import Fences
 from gateway.counters.keeper.moves import taken_up
-from gateway.counters.keeper.programs import Programs
-from gateway.counters.keeper.worker_reports import WorkerReports, unpack
+from gateway.counters.keeper.status import Programs, WorkerReports, unpack
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connecting import wires_to
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.cluster import wires_to
+from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.resubmission import Resubmitter
-from gateway.run.program import this_program
+from gateway.run.lifecycle import this_program
 from tests.builders import settlement_log
 from tests.counters.lease_stage import silent
 

@@ -16,7 +16,7 @@ from gateway.core.model import (
 from gateway.counters.admission.quota import Counters
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import RENEW_S, Leaser
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable

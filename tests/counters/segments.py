@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Block, Reading, Record, records_in
+from gateway.counters.settlement_log.log import ACKNOWLEDGED, Block, Reading, Record, records_in
 
 
 @dataclass

@@ -11,14 +11,14 @@ import pytest
 from gateway.core.accounts.budgets import OTHERS, Budget, account_of, defined
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, ReclaimPolicy, Verb
-from gateway.core.accounts.ledger import Budgeted, EventKind
-from gateway.core.billing.rate import TokenRate
+from gateway.core.accounts.outbox import Budgeted, EventKind
+from gateway.core.billing.cost import TokenRate
 from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
 from gateway.counters.admission.stored import encode_terms
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.control import RESET_ACCOUNTS
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.keeping import Keeping
+from gateway.counters.late import Keeping
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import unpack

@@ -12,18 +12,23 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.core.integrity.strays import Strays
+from gateway.core.integrity.recovery import Strays
 from gateway.core.layout import LAYOUT
-from gateway.counters.data_names import generation, history
-from gateway.counters.fence import PULSE_S_MAX, Fence, _watched
-from gateway.counters.fences import keep_looking
+from gateway.counters.history_guard import (
+    NOBODY,
+    PULSE_S_MAX,
+    Fence,
+    _watched,
+    generation,
+    history,
+    keep_looking,
+)
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.keeper.outbox import StrayReader
 from gateway.counters.layouts import packing
-from gateway.counters.marked import NOBODY
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually, wait_until
@@ -455,4 +460,4 @@ def test_nobody_but_the_fence_runs_transactions() -> None:
         for one in Path("gateway").rglob("*.py")
         if re.search(r"b?\"(MULTI|EXEC|WATCH)\"", one.read_text())
     }
-    assert found == {"fence.py", "rights.py"}
+    assert found == {"history_guard.py", "client.py"}

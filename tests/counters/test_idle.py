@@ -9,12 +9,12 @@ from pathlib import Path
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.cooling import SharedCooling
+from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.refusals import SharedCooling
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import encode, encode_script
+from gateway.counters.redis.connection import encode, encode_script
 from tests.builders import CHAT, CREDITS, World
 from tests.counters.idle_stage import Idle, asked, reported
 from tests.waiting import eventually

@@ -10,10 +10,10 @@ import pytest
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.keeper.moves import Moves
-from gateway.counters.keeper.worker_reports import SAY_AGAIN_S
+from gateway.counters.keeper.status import SAY_AGAIN_S
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import encode, encode_script
+from gateway.counters.redis.connection import encode, encode_script
 from tests.builders import CHAT
 from tests.counters.idle_stage import Idle, asked, reported
 from tests.valkey_cluster import ValkeyCluster

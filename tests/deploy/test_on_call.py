@@ -8,8 +8,7 @@ from functools import cache
 
 import pytest
 
-from gateway.telemetry.facts import FACTS
-from gateway.telemetry.metrics import PREFIX
+from gateway.telemetry.metrics import FACTS, PREFIX
 from tests.deploy.test_rules import MONITORING, RUNBOOK, alerts
 from tests.deploy.test_scrape import DASHBOARDS, names, queries, rules
 

@@ -15,7 +15,7 @@ import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from gateway.ops import doctor_users
+from gateway.ops import doctor_redis
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings import settings
 from persistence.schema import migrate
@@ -195,7 +195,7 @@ def test_the_writer_of_the_compose_file_is_let_in(database: str) -> None:
         subprocess.run([shell, options, script], env=environ, check=True)
     migrate.upgrade(database)
     as_writer = database.replace("postgres@", f"{name}@")
-    assert doctor_users.of_postgresql(as_writer, as_writer)[0][0]
+    assert doctor_redis.postgresql_user_findings(as_writer, as_writer)[0][0]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.telemetry.facts import FACTS
-from gateway.telemetry.metrics import PREFIX
+from gateway.telemetry.metrics import FACTS, PREFIX
 from tests import plain_http
 from tests.conftest import free_port
 from tests.deploy.programs import program

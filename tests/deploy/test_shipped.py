@@ -18,7 +18,7 @@ import redis
 import trustme
 
 from gateway.ops.doctor import examine
-from gateway.ops.finding import Finding
+from gateway.ops.doctor_redis import Finding
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import load
 from persistence.schema import migrate

@@ -16,9 +16,9 @@ import redis
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.layouts import states
-from gateway.counters.layouts.windows import unpack_windows
+from gateway.counters.layouts.states import unpack_windows
 from gateway.counters.redis import keys
-from persistence.ledger.invariants import INVARIANTS
+from persistence.ledger.checkpoints import INVARIANTS
 from tests.faults import budgets
 from tests.faults.cast import CREDITS_A_CALL, Cast
 from tests.faults.grants import Late, Reports, Window, passed

@@ -26,7 +26,7 @@ from gateway.core.wait import OVER
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only carries an answer: where the waiting is done, not what is waited for.
-CARRIERS = ("gateway/core/wait.py", "gateway/counters/redis/wire.py")
+CARRIERS = ("gateway/core/wait.py", "gateway/counters/redis/connection.py")
 KEEPER_TASKS = ("Flusher.run", "Flusher._gather", "forever")
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.currencies import MINOR_DIGITS
-from gateway.handover.stripe_amounts import Unspeakable, from_stripe, to_stripe
+from gateway.core.billing.money import MINOR_DIGITS
+from gateway.handover.stripe_billing import Unspeakable, from_stripe, to_stripe
 
 
 @pytest.mark.parametrize(

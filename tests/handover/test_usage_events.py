@@ -11,9 +11,7 @@ from email.utils import format_datetime
 import pytest
 
 from gateway.core.billing.usage_feed import UsageEvent
-from gateway.handover.lago import Lago
-from gateway.handover.openmeter import OpenMeter
-from gateway.handover.usage_events import Shape, UsageEvents
+from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Outgoing
 from tests.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 

@@ -12,11 +12,10 @@ from dataclasses import replace
 
 from gateway.core.accounts.budgets import Asked, Budget
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
-from gateway.core.accounts.facts import read_facts, told_of
-from gateway.core.billing.stand_ins import NO_STAND_INS
-from gateway.core.billing.vector import Vector
+from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.billing.price_book import NO_STAND_INS, Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.model import (
     Attribution,
     Caller,

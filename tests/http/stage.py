@@ -19,21 +19,20 @@ from dataclasses import dataclass, field, replace
 import h11
 
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.certificate import TlsFiles
-from gateway.core.failures import Failures
+from gateway.core.calls.claims import Estimator
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.circuit_breaker import Cooling
+from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
-from gateway.core.upstreams.cooling import Cooling
 from gateway.errors import Refusal
 from gateway.http.ports import Objects, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
-from gateway.http.upstream.names import LookUp, by_system
+from gateway.http.upstream.dialing import LookUp, by_system
 from gateway.tls.certificates import Certificates
-from gateway.tls.gate import Gate
+from gateway.tls.session import TlsGate
 from tests.http.fakes import (
     PEPPER,
     ROUTES,
@@ -285,8 +284,8 @@ class Tls:
     context: ssl.SSLContext
     wall: Callable[[], float] = time.time
 
-    def gate(self) -> Gate:
-        return Gate("gateway", Certificates(self.files, "TOLLKEEPER_TLS_"), wall=self.wall)
+    def gate(self) -> TlsGate:
+        return TlsGate("gateway", Certificates(self.files, "TOLLKEEPER_TLS_"), wall=self.wall)
 
 
 # How clients of the stages reach them that are made here: without TLS, or with this.
@@ -310,7 +309,7 @@ class Stage:
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
-        self.gate: Gate | None = None
+        self.gate: TlsGate | None = None
         self.port = 0
         self._clients: list[Client] = []
 

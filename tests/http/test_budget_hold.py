@@ -20,12 +20,11 @@ from gateway.core.accounts.budgets import (
     account_of,
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
-from gateway.core.billing.stand_ins import read_stand_ins
-from gateway.core.billing.vector import KINDS, Vector
+from gateway.core.billing.price_book import KINDS, Vector, read_stand_ins
 from gateway.core.calls.call import Call
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import ModelNotPriced
-from gateway.http.priced import NO_PRICES, check_known
+from gateway.http.charge import NO_PRICES, check_known
 from tests.http.fakes import (
     CALLER,
     CHAT,

@@ -8,8 +8,8 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.pricing import Pricing, Tier, TokenPrice
-from gateway.core.calls.estimate import CEILING
+from gateway.core.billing.money import Pricing, Tier, TokenPrice
+from gateway.core.calls.claims import CEILING
 from gateway.core.model import Service
 from gateway.errors import ServiceNotIncluded
 from tests.http.fakes import CHAT, get, post

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.http.clock import GAP_S_MAX, Clock
+from gateway.http.tally import GAP_S_MAX, Clock
 
 
 async def test_a_stall_of_the_loop_ends_no_deadline() -> None:

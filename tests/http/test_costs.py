@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.facts import CallFacts, read_facts
-from gateway.core.billing.pricing import AtCost, Pricing
-from gateway.core.billing.stand_ins import read_stand_ins
-from gateway.core.billing.vector import Vector
-from gateway.core.calls.tool_uses import MODEL_USES, TOOL_USES
+from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.billing.money import AtCost, Pricing
+from gateway.core.billing.price_book import Vector, read_stand_ins
+from gateway.core.calls.claims import MODEL_USES, TOOL_USES
 from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
 from tests.http.fakes import answer, get, post

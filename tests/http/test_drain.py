@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.core.accounts.facts import read_facts
+from gateway.core.accounts.outbox import read_facts
 from tests.http.fakes import CHAT, CHAT_STREAM, answer, get, post
 from tests.http.stage import Stage, staged
 from tests.waiting import eventually

@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from gateway.core.billing.pricing import Pricing, TokenPrice
-from gateway.core.calls.route import Route
+from gateway.core.billing.money import Pricing, TokenPrice
+from gateway.core.calls.routes import Route
 from gateway.core.model import Service
 from tests.http.fakes import (
     CHAT_STREAM,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.http.faults import LINES_MAX, PERIOD_S, Fault, FaultLog
+from gateway.http.reply import LINES_MAX, PERIOD_S, Fault, FaultLog
 
 
 class Clock:

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.routing.call_head import CallHead, Reading
-from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.routing.head import CallHead, Reading, RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.connection import Link

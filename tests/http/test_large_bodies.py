@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from gateway.http.large_bodies import REST_S_MAX, TIME_SHARE, LargeBodies
+from gateway.http.fair_share import REST_S_MAX, TIME_SHARE, LargeBodies
 from tests.waiting import eventually
 
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import cast
 
-from gateway.http.server.listening import listen
+from gateway.http.server.server import listen
 
 WAITING = 100
 

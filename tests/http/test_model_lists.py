@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.billing.vector import Vector
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.families.listing import AT_ONCE_MODELS_MAX, MODELS_MAX
+from gateway.core.billing.price_book import Vector
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.families.family import AT_ONCE_MODELS_MAX, MODELS_MAX
 from gateway.core.http_limits import HttpLimits
-from gateway.core.metering.narrowed import LISTED_BYTES_MAX
+from gateway.core.metering.meters import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
-from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.routing.head import HeadRouter
+from gateway.http.routing.routes import Bindings
 from tests.http.fakes import AUTH, CALLER, ROUTES, FakeDirectory, answer, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_budget_hold import BUDGET

@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.families import registry
 from gateway.core.families.controlled import Document, Names, flag, maximum, model_name
 from gateway.core.families.family import ApiFamily, Shape
-from gateway.core.metering.loose import loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import loose_document
 from gateway.core.model import Family
 from gateway.errors import Refusal
 from tests.http.fakes import ROUTES, answer, chunks, post
@@ -113,7 +113,10 @@ async def test_what_it_does_not_take_is_refused_in_its_own_shape(body: bytes, pa
 
 
 async def test_a_call_without_a_maximum_may_be_given_one() -> None:
-    from gateway.core.calls.reading import limit_output, read_call
+    from gateway.core.calls.claims import (
+        limit_output,
+        read_call,
+    )
 
     call = read_call(ECHO.routes[0], {}, b'{"model":"m"}')
     limit_output(call, 77)

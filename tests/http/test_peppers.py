@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http.routing.identity import key_digests
+from gateway.http.identity import key_digests
 from tests.http.fakes import ANSWER, CHAT, KEY, PEPPER, post
 from tests.http.stage import staged
 

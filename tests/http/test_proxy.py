@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.model import Decision, Settled, Verdict
 from gateway.errors import CountersRefused, InternalError
-from gateway.http.faults import LINES_MAX
+from gateway.http.reply import LINES_MAX
 from tests.http.fakes import (
     ANSWER,
     AUTH,

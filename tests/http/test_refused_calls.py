@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.accounts.facts import read_facts
+from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
 from tests.http.fakes import CALLER, answer, get, post

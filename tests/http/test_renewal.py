@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.route import UpstreamTarget
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.errors import StartError
 from tests.http.fakes import CHAT, CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, chunks, post
 from tests.http.stage import staged

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.http.shares import Shares
+from gateway.http.fair_share import Shares
 
 
 def fill(shares: Shares, organization_id: int, amount: int = 1) -> int:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.model import Family
 from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Answer, Stage, staged

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.histogram import SECONDS, Histogram
+from gateway.core.histograms import SECONDS, Histogram
 from gateway.http.tally import Tally
 from tests.http.fakes import CALLER, CHAT, post
 from tests.http.stage import staged

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.issuers.issuer import known_as
-from gateway.core.issuers.signed_token import TOKEN_BYTES_MAX
-from gateway.core.peppers import Peppers
+from gateway.core.credentials import Peppers
+from gateway.core.issuers import TOKEN_BYTES_MAX, known_as
+from gateway.http.identity import key_digest
 from gateway.http.ports import Tokens
-from gateway.http.routing.identity import key_digest
 from gateway.issuers.callers import TokenCallers
-from gateway.issuers.key_set import KeySet, UnreadableKeys
-from gateway.issuers.keys import AllKeys
-from gateway.issuers.signatures import read_key_set
+from gateway.issuers.fetching import read_key_set
+from gateway.issuers.keys import AllKeys, KeySet, UnreadableKeys
 from tests.http.fakes import ANSWER, CALLER, CHAT, KEY, PEPPER, FakeDirectory, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.signing import ISSUER, claims, issuer, jwks, rsa_key, token

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from gateway.http.turns import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
+from gateway.http.fair_share import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
 from tests.http.fakes import CHAT_STREAM, DONE_EVENT, EVENT, USAGE_EVENT, chunks, get, post
 from tests.http.stage import staged
 from tests.waiting import eventually

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.refusals import read_batch
-from gateway.core.calls.route import UpstreamTarget
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
 from gateway.errors import CountersUnavailable, RateLimited
 from gateway.http.protocol.answer import LIMITED

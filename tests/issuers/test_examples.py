@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.issuers.claims import Meaning, read_claims
-from gateway.core.issuers.issuer import Issuer, known_as
-from gateway.core.issuers.signed_token import read_token
+from gateway.core.issuers import Issuer, Meaning, known_as, read_claims, read_token
 from gateway.errors import InvalidApiKey
-from gateway.issuers.signatures import read_key_set
+from gateway.issuers.fetching import read_key_set
 from gateway.settings.config_errors import parsed
 from gateway.settings.config_file import ConfigFile, table_of
 from tests.signing import jwks, token

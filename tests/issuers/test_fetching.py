@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.upstreams.proxies import Proxies, Proxy
-from gateway.issuers.fetching import DOCUMENT_BYTES_MAX, read_keys
-from gateway.issuers.key_set import UnreadableKeys
+from gateway.core.issuers import Issuer
+from gateway.core.network import Proxies, Proxy
+from gateway.issuers.fetching import DOCUMENT_BYTES_MAX, fetch_keys
+from gateway.issuers.keys import UnreadableKeys
 from tests.proxy_server import ProxyServer
 from tests.signing import issuer, jwks
 
@@ -95,19 +95,19 @@ def trusting(tmp_path: Path) -> Issuer:
 
 def why(of: Issuer) -> str:
     with pytest.raises(UnreadableKeys) as caught:
-        read_keys(of)
+        fetch_keys(of)
     return caught.value.message
 
 
 def test_keys_are_where_the_configuration_says(site: Site, trusting: Issuer) -> None:
-    found = read_keys(replace(trusting, jwks_uri=f"{site.url}/keys"))
+    found = fetch_keys(replace(trusting, jwks_uri=f"{site.url}/keys"))
     assert [one.key_id for one in found.keys] == ["one"]
     assert site.asked == [("/keys", None)]
 
 
 def test_else_where_the_issuers_discovery_document_says(site: Site, trusting: Issuer) -> None:
     site.discovery()
-    assert read_keys(replace(trusting, issuer=site.url)).keys
+    assert fetch_keys(replace(trusting, issuer=site.url)).keys
     assert [path for path, _ in site.asked] == [DISCOVERY, "/keys"]
 
 
@@ -146,7 +146,7 @@ def test_what_an_issuer_is_asked_with_goes_to_nobody_else(
     (tmp_path / "token").write_text("its-own\n")
     asking = replace(trusting, issuer=site.url, token_file=str(tmp_path / "token"))
     site.discovery()
-    read_keys(asking)
+    fetch_keys(asking)
     assert [said for _, said in site.asked] == ["Bearer its-own", "Bearer its-own"]
     site.asked.clear()
     # Another place than the issuer's own, which such a certificate does not name: only the first was asked.
@@ -159,7 +159,7 @@ def test_keys_in_a_file_need_no_network(trusting: Issuer, tmp_path: Path) -> Non
     place = tmp_path / "jwks.json"
     assert "No such file" in why(replace(trusting, jwks_file=str(place)))
     place.write_bytes(jwks())
-    assert [one.key_id for one in read_keys(replace(trusting, jwks_file=str(place))).keys] == ["one"]
+    assert [one.key_id for one in fetch_keys(replace(trusting, jwks_file=str(place))).keys] == ["one"]
 
 
 @pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\nx:", b"HTTP/1.1 200 OK\r\n\r\n{"])
@@ -168,7 +168,7 @@ def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
 ) -> None:
     site.slow["/keys"] = begins
     with pytest.raises(UnreadableKeys, match="was not read in time"):
-        read_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)
+        fetch_keys(replace(trusting, jwks_uri=f"{site.url}/keys"), within_s=2.0)
     assert site.left.wait(30)  # amid the answer, not behind it
 
 
@@ -181,16 +181,16 @@ def test_keys_are_asked_for_through_a_proxy(site: Site, trusting: Issuer, secure
         there = Proxy("127.0.0.1", proxy.port, secured, KNOWN)
         behind = replace(trusting, issuer=site.url, proxies=Proxies(https=there, ca_file=trusting.ca_file))
         site.discovery()
-        assert [one.key_id for one in read_keys(behind).keys] == ["one"]
+        assert [one.key_id for one in fetch_keys(behind).keys] == ["one"]
         assert proxy.targets == [site.url.removeprefix("https://")] * 2
         site.pages["/keys"] = 200, jwks() + b" " * 200_000
-        assert read_keys(behind).keys
+        assert fetch_keys(behind).keys
         assert "certificate cannot be verified" in why(replace(behind, ca_file=""))
         refused = why(replace(behind, proxies=Proxies(https=replace(there, authorization="Basic eA=="))))
         assert ("407 to CONNECT" in refused) is not secured  # of whom nobody said that it can be trusted
         assert f"the proxy 127.0.0.1:{proxy.port}: " in refused
         before = len(proxy.asked)
-        assert read_keys(replace(behind, proxies=Proxies(https=there, exempt=("localhost",)))).keys
+        assert fetch_keys(replace(behind, proxies=Proxies(https=there, exempt=("localhost",)))).keys
         assert len(proxy.asked) == before
 
 
@@ -215,4 +215,4 @@ def test_a_proxy_keeps_nobody_waiting_for_long(trusting: Issuer, how: str) -> No
         place = replace(trusting, jwks_uri="https://id.test/keys")
         place = replace(place, proxies=Proxies(https=Proxy("127.0.0.1", proxy.port)))
         with pytest.raises(UnreadableKeys):
-            read_keys(place, within_s=1.0)
+            fetch_keys(place, within_s=1.0)

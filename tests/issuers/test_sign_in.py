@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.issuers.sign_in import SignIn
+from gateway.core.issuers import SignIn
 from gateway.errors import IssuerUnavailable, NotFound, SignInRefused
 from gateway.issuers.sign_in import ASKED_AT_ONCE_MAX, ASKED_BY_SITE_MAX, SignIns
 from tests.admin.console.elsewhere import Held, configured

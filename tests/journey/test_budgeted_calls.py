@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 import redis
 
-from gateway.core.moments import HOUR_MS
-from gateway.counters.layouts.windows import pack_windows, unpack_windows
+from gateway.core.times import HOUR_MS
+from gateway.counters.layouts.states import pack_windows, unpack_windows
 from tests import plain_http
 from tests.journey.budgets import CALL, MODEL, Spender, cost, reasons, seconds_to
 from tests.journey.parallel import CALLS, at_once, obedient

@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.redis import keys, slots
-from gateway.ops.doctor_servers import examine_redis
-from gateway.ops.finding import Finding
+from gateway.counters.redis import keys
+from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
 from tests import plain_http
 from tests.journey.callers import RECOVERED_S_MAX, TOKENS, ClusterCast, Tenant, went_on
@@ -94,7 +93,7 @@ def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
 
 def test_a_catalogue_whose_slot_was_given_out_empty_is_written_again(cast: ClusterCast) -> None:
     """It is of no partition, so nobody who looks after one notices."""
-    slot, members = slots.slot_of(keys.CATALOGUE.encode()), cast.cluster.primaries
+    slot, members = keys.slot_of(keys.CATALOGUE.encode()), cast.cluster.primaries
     assert slot not in map(slot_of, range(PARTITIONS))
     (before,) = [one for one in members if one.do("CLUSTER COUNTKEYSINSLOT", slot)]
     after = next(one for one in members if one is not before)

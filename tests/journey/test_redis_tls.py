@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.ops.doctor_servers import examine_redis
-from gateway.ops.finding import Finding
+from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
 from tests.journey.callers import RECOVERED_S_MAX, Cast, ClusterCast, went_on
 from tests.journey.stack import Stack

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.alerts.webhook import signature
+from gateway.core.alerts.messages import signature
 from tests.journey.stack import Body, Stack
 from tests.mail_server import MailServer
 from tests.waiting import wait_until

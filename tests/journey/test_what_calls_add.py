@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from gateway.core.moments import DAY_MS
+from gateway.core.times import DAY_MS
 from tests import plain_http
 from tests.journey.stack import Stack
 from tests.waiting import wait_until

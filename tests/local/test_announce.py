@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.local.announce import Voice
+from gateway.local.ports import Voice
 
 FACTS: dict[str, Any] = {
     "gateway_url": "http://127.0.0.1:8080", "admin_url": "http://127.0.0.1:8081", "admin_token": "secret",

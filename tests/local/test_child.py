@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.local.child import DIED, HUNG, Child, Program
+from gateway.local.processes import DIED, HUNG, Child, Program
 from tests.waiting import eventually
 
 READS = "import sys; line = sys.stdin.readline(); open(sys.argv[1], 'w').write(line); sys.stdin.read()"

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import redis
 
-from gateway.local.announce import usage_line
+from gateway.local.ports import usage_line
 from persistence.schema.version import NEEDED
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.processes import Process

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gateway.local import heartbeat
-from gateway.local.child import DIED, HUNG, LAST_WORDS_S, Child, Program
 from gateway.local.heartbeat import Heartbeat
+from gateway.local.processes import DIED, HUNG, LAST_WORDS_S, Child, Program
 from tests.tree import ROOT
 from tests.waiting import eventually
 
@@ -133,5 +133,5 @@ async def test_time_in_which_the_listener_stood_still_does_not_count() -> None:
 
 
 async def test_who_is_not_listened_to_beats_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(heartbeat.VARIABLE, raising=False)
+    monkeypatch.delenv(heartbeat.HEARTBEAT_VARIABLE, raising=False)
     await asyncio.wait_for(heartbeat.keep_beating(), 10)

@@ -24,14 +24,14 @@ def listener(port: int, **said: bool) -> socket.socket:
 
 
 def test_nobody_else_is_given_a_free_port_that_was_chosen() -> None:
-    with ports.held(HERE, 0, "test", 2) as held:
+    with ports.held_port(HERE, 0, "test", 2) as held:
         with pytest.raises(OSError, match="in use") as refused:  # as servers ask for ports, with SO_REUSEADDR
             listener(held.number)
         assert refused.value.errno == errno.EADDRINUSE
 
 
 def test_nobody_is_let_wait_before_the_first_worker_listens_nor_refused_after_it_died() -> None:
-    with ports.held(HERE, 0, "test", 2) as held:
+    with ports.held_port(HERE, 0, "test", 2) as held:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((HERE, held.number))
         with socket.socket(fileno=os.dup(held.sockets[0].fileno())) as worker:
@@ -45,7 +45,7 @@ def test_nobody_is_let_wait_before_the_first_worker_listens_nor_refused_after_it
 def test_a_named_port_is_held_again_although_connections_end_there() -> None:
     port = free_port()
     for _ in range(2):
-        with ports.held(HERE, port, "test") as held:
+        with ports.held_port(HERE, port, "test") as held:
             server = held.sockets[0]
             server.listen()
             server.setblocking(True)
@@ -59,12 +59,12 @@ def test_a_port_that_somebody_listens_on_is_refused(shares: bool) -> None:
         listener(0, reuse_port=shares) as server,
         pytest.raises(StartError, match="is in use; choose another for the test"),
     ):
-        ports.held(HERE, server.getsockname()[1], "test")
+        ports.held_port(HERE, server.getsockname()[1], "test")
 
 
 def test_an_address_that_is_not_of_this_machine_is_named() -> None:
     with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1:0 for the test"):
-        ports.held("192.0.2.1", 0, "test")
+        ports.held_port("192.0.2.1", 0, "test")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_each_socket_is_a_workers_own_and_the_others_are_known_to_it(
     sockets: int, workers: int, own: list[list[int]]
 ) -> None:
     """Also where a service manager listens with more sockets than there are workers, or fewer."""
-    with ports.held(HERE, 0, "test", sockets) as held:
+    with ports.held_port(HERE, 0, "test", sockets) as held:
         every = [one.fileno() for one in held.sockets]
         for worker in range(workers):
             given, told = held.given(worker, workers)

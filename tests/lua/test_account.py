@@ -17,8 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.outbox import Event, EventFlag, EventKind
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Settled, Verdict
 from tests.builders import Call, World
 

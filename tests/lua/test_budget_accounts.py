@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import redis
 
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.budgets import OTHERS, Budget, account_of
-from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of
+from gateway.core.accounts.outbox import Budgeted, EventKind
 from gateway.core.model import Settled, Verdict
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.budgets import live_windows, replaced
+from gateway.counters.layouts.packing import live_windows, replaced
 from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
 from tests.lua.uses import tell

@@ -8,12 +8,12 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_REQUESTS, FLAG_TOKENS, WINDOWS_MAX
-from gateway.core.accounts.ledger import Budgeted
-from gateway.core.billing.rate import TokenRate
+from gateway.core.accounts.outbox import Budgeted
+from gateway.core.billing.cost import TokenRate
 from gateway.core.model import BudgetWindow, LimitKind, Limits, Observed, Scope, Settled, Verdict
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.flags import WINDOW_GONE
-from gateway.counters.layouts.windows import pack_windows
+from gateway.counters.layouts.accounts import WINDOW_GONE
+from gateway.counters.layouts.states import pack_windows
 from gateway.counters.redis import keys
 from tests.builders import Call, World
 from tests.lua.windows import EVER, NAME, OTHER_NAME, account, window

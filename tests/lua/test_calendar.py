@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import bounds
-from gateway.core.accounts.zones import CLOCK_OF_UTC, Clock, clock_of
+from gateway.core.times import CLOCK_OF_UTC, Clock, clock_of
 from tests.lua.boundaries import boundary_after
 
 LIB = Path("lua/lib")

@@ -8,12 +8,12 @@ from math import ceil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.ledger import EventFlag
-from gateway.core.billing.pricing import NANO, whole_credits
+from gateway.core.accounts.outbox import EventFlag
+from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.layout import FIRST, LAYOUT, Layout
 from gateway.core.model import Settled, Settlement, Verdict
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.table import KEPT
+from gateway.counters.layouts.packing import KEPT
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import settlement_of
 from tests.builders import BY_TOKEN, CREDITS, ONE_TIME, Call, World

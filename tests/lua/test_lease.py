@@ -10,8 +10,8 @@ import pytest
 
 from gateway.core.model import Limits, Settled, Verdict
 from gateway.counters.layouts import packing, states
-from gateway.counters.leases import lease
-from gateway.counters.leases.lease import GIVE_BACK, IF_OVER, NONE, NOTHING, RENEWED, Leased, Share
+from gateway.counters.leases import allowance
+from gateway.counters.leases.allowance import GIVE_BACK, IF_OVER, NONE, NOTHING, RENEWED, Leased, Share
 from gateway.counters.redis import keys
 from tests.builders import CREDITS, World, new_id
 
@@ -31,13 +31,13 @@ class Gateway:
     def ask(
         self, tokens: Share = NOTHING, credits_: Share = NOTHING, *, ttl_ms: int = TTL_MS
     ) -> Leased | None:
-        call = lease.lease(
+        call = allowance.lease(
             self.world.run_id, self.world.caller, self.id, ttl_ms,
             fraction=self.fraction, tokens=tokens, credits_=credits_,
         )  # fmt: skip
         answer = self.world.run("lease", call)
         self.code = packing.code_of(answer)
-        return lease.leased(answer)
+        return allowance.leased(answer)
 
     def renew(self) -> None:
         """As a gateway does: it counts on less at once, on more once it is held."""

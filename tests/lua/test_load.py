@@ -13,9 +13,9 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Limits, Verdict
-from gateway.counters.keeper.rebuilt import call_of
+from gateway.counters.keeper.control import call_of
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import NO_LIMITS, World

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from gateway.counters.keeper.parked import park
+from gateway.counters.keeper.outbox import park
 from gateway.counters.redis import keys
 from tests.builders import World
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.ledger import EventFlag, EventKind
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.outbox import EventFlag, EventKind
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys

@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from gateway.core.accounts.definitions import TenantDefinition
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
-from gateway.counters.keeper import parked
+from gateway.counters.keeper import outbox
 from gateway.counters.layouts import packing, states
-from gateway.counters.leases import lease
+from gateway.counters.leases import allowance
 from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer
@@ -39,7 +39,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     holds = {mode: world.reserve(5, service=SERVICE, credits_=1, **taken) for mode in (1, 2, 3, 4, 6)}
     live = [world.reserve(5, **taken) for _ in range(2)]
     held = new_id()
-    world.run("lease", lease.lease(world.run_id, world.caller, held, TTL_MS, fraction=0.1))
+    world.run("lease", allowance.lease(world.run_id, world.caller, held, TTL_MS, fraction=0.1))
     world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
     made = {"reserve": packing.reserve(world.run_id, 1, TTL_MS, request)}
     for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post"), (6, "correct")):
@@ -75,15 +75,15 @@ def calls(world: World) -> dict[str, packing.Call]:
         world.run_id, world.p, world.tenant_key, states.pack(world.tenant), marker
     )
     made["load verify"] = packing.rebuild(world.run_id, world.p, keys.marker(world.p), marker, marker)
-    made["lease"] = lease.lease(
+    made["lease"] = allowance.lease(
         world.run_id, world.caller, new_id(), TTL_MS,
-        fraction=0.1, tokens=lease.Share(5, 3, 2), credits_=lease.Share(1, 1, 1),
+        fraction=0.1, tokens=allowance.Share(5, 3, 2), credits_=allowance.Share(1, 1, 1),
     )  # fmt: skip
-    made["lease give back"] = lease.lease(world.run_id, world.caller, held, lease.GIVE_BACK)
+    made["lease give back"] = allowance.lease(world.run_id, world.caller, held, allowance.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
     (entry_id, _), *_ = world.entries(keys.outbox(world.p))
-    made["park"] = parked.park(world.run_id, (world.p, 1), moved=[entry_id])
+    made["park"] = outbox.park(world.run_id, (world.p, 1), moved=[entry_id])
     return made
 
 
@@ -107,7 +107,7 @@ def test_every_call_runs(world: World, name: str) -> None:
     if name == "reserve":
         assert packing.decision(answer, SERVICE).verdict is Verdict.ADMITTED
     elif name == "lease give back":
-        assert packing.code_of(answer) == lease.NONE
+        assert packing.code_of(answer) == allowance.NONE
     elif name not in {"settle unknown", "extend", "peek"}:
         assert packing.code_of(answer) == 1
     assert world.everything() != before

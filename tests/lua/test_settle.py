@@ -8,9 +8,8 @@ from decimal import Decimal
 import pytest
 
 from gateway.core.accounts.holds import correction_id
-from gateway.core.accounts.ledger import PRICED, EventFlag, EventKind, EventNote
-from gateway.core.billing.pricing import Pricing, Tier
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.accounts.outbox import PRICED, EventFlag, EventKind, EventNote
+from gateway.core.billing.money import Pricing, Tier, read_tiers
 from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.pricing import FOLD, IN_MONEY, Pricing, Tier, folded, spend_micro
+from gateway.core.billing.money import FOLD, IN_MONEY, Pricing, Tier, folded, spend_micro
 from gateway.core.model import INTEGER_MAX, LimitKind, Service, Settled, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys

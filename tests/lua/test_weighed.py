@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gateway.core.accounts.weights import ONE, Weights
+from gateway.core.accounts.plans import ONE, Weights
 from gateway.core.model import Limits, Observed, Settled, Verdict
 from gateway.counters.admission.usage import UNIT
 from gateway.counters.layouts import packing, states

@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.core.accounts.budgets import bounds
-from gateway.core.accounts.ledger import EventKind
-from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.accounts.zones import HOUR_MS, Clock, clock_of
+from gateway.core.accounts.outbox import EventKind
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Verdict
+from gateway.core.times import HOUR_MS, Clock, clock_of
 from tests.builders import Call, World
 
 DAY_MS = 24 * HOUR_MS

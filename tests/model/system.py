@@ -21,12 +21,12 @@ import redis
 
 from gateway.core.calls.tariff import rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
 from gateway.run.timed_loops import expirer
-from persistence.billing.allocations import Allocations
+from persistence.billing.credit_balances import Allocations
 from tests.background.backend import Backend
 from tests.builders import Call as RealCall
 from tests.builders import World, credits_of, driven, prices_of

@@ -18,8 +18,7 @@ import trustme
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.ops import hints
 from gateway.ops.doctor import _data_directory, _open_files, _stripe, examine
-from gateway.ops.doctor_servers import verification
-from gateway.ops.finding import Finding
+from gateway.ops.doctor_redis import Finding, verification
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
 from tests.conftest import ValkeyServer, free_port
@@ -280,7 +279,7 @@ async def test_an_upstream_that_is_built_in_is_looked_at_once_it_has_a_credentia
 
 
 def test_whatever_is_said_there_is_something_to_do() -> None:
-    for door in (hints.redis, hints.postgresql, hints.upstream):
+    for door in (hints.redis_hint, hints.postgresql_hint, hints.upstream_hint):
         assert door("something never heard of")
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from gateway.counters.keeper import rights
+from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.errors import CountersUnavailable
-from gateway.ops.doctor_servers import examine_redis
-from gateway.ops.finding import Finding
+from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
 from tests.conftest import ValkeyServer, free_port
 from tests.managed_services import SERVICES, user_of_all
@@ -51,7 +50,7 @@ def of_a_cluster(start: Start, *options: str) -> ValkeyServer:
 def test_no_service_refuses_what_there_is_no_doing_without(name: str) -> None:
     acl = (ROOT / "deploy" / "users.acl").read_text()
     given = set(re.findall(r" \+(\S+)", acl))
-    needless = {one.removesuffix(" OFF").lower().replace(" ", "|") for one in rights.WITHOUT}
+    needless = {one.removesuffix(" OFF").lower().replace(" ", "|") for one in keeper_client.WITHOUT}
     refused = {one for one in given if one in SERVICES[name] or one.partition("|")[0] in SERVICES[name]}
     assert given > needless
     assert refused <= needless

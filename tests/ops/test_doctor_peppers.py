@@ -10,12 +10,12 @@ import psycopg
 import pytest
 import redis
 
-from gateway.core.peppers import Peppers, peppers_of
-from gateway.counters.keeper.presence import KEPT_S, Keeping, Presence, heard
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.counters.keeper.status import PRESENCE_KEPT_S, Keeping, Presence, heard
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.ops.doctor import _called
-from gateway.ops.doctor_peppers import of_credentials, of_keeper
+from gateway.ops.doctor_redis import of_credentials, of_keeper
 from gateway.settings.settings import Settings, load
 from persistence.schema import migrate
 from tests.waiting import eventually
@@ -66,7 +66,7 @@ async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> N
     try:
         assert await eventually(lambda: heard(wire)) == Keeping("9.9", ("one", "two"), 3)
         with redis.Redis.from_url(valkey) as client:
-            assert 0 < client.ttl("tk:keepers") <= KEPT_S
+            assert 0 < client.ttl("tk:keepers") <= PRESENCE_KEPT_S
             client.flushall()
         assert await heard(wire) is None
     finally:

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.ops.doctor_redis_replicas import named
-from gateway.ops.doctor_servers import examine_redis
-from gateway.ops.finding import Finding
+from gateway.ops.doctor_redis import Finding, examine_redis, named_replica
 from gateway.settings.settings import load
 from tests.conftest import ValkeyServer
 from tests.sentinel_pair import SentinelPair
@@ -85,4 +83,4 @@ def test_replicas_are_named_by_what_they_announce() -> None:
         "slave_read_only": "1",
         "slave2": "ip=10.0.0.3,port=6380,state=online",
     }
-    assert named(info) == [("valkey-1", 6379), ("10.0.0.3", 6380)]
+    assert named_replica(info) == [("valkey-1", 6379), ("10.0.0.3", 6380)]

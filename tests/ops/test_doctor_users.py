@@ -10,10 +10,10 @@ import psycopg
 import pytest
 import redis
 
-from gateway.counters.keeper import rights
+from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
-from gateway.ops import doctor_users
+from gateway.counters.redis.connection import Wire
+from gateway.ops import doctor_redis
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer
 from tests.tree import ROOT
@@ -48,14 +48,14 @@ def as_user(server: ValkeyServer, name: str, rules: str) -> str:
 
 
 async def seen(url: str, role: str) -> tuple[bool, str]:
-    well, subject, says = await doctor_users.of_redis(parse_url(url), role, 5.0)
+    well, subject, says = await doctor_redis.redis_user_findings(parse_url(url), role, 5.0)
     assert subject == "redis user"
     return well, says
 
 
 @pytest.mark.parametrize(("name", "role"), [(GATEWAY, "serve"), (KEEPER, "keeper")])
 def test_what_is_asked_for_is_what_the_users_are_given(name: str, role: str) -> None:
-    lines = rights.needed(role, clustered=True, database=1)
+    lines = keeper_client.needed_rights(role, clustered=True, database=1)
     given = {rule[1:] for rule in users()[name].split() if rule.startswith("+")}
     asked = {
         words[0]
@@ -163,9 +163,11 @@ def test_a_keepers_user_of_postgresql_is_well_where_it_is_a_writer(database: str
     keeper = user_of(database, "keeper", f"IN ROLE {name}_writer")
     owner = (True, "postgresql owner", "postgres owns the tables")
     fine = (True, "postgresql user", f"{name}_keeper may do what a keeper does, and no more")
-    assert doctor_users.of_postgresql(keeper, keeper) == [fine]
-    assert doctor_users.of_postgresql(keeper, database) == [fine, owner]
-    _, (well, subject, said) = doctor_users.of_postgresql(keeper, keeper + "?application_name=owner")
+    assert doctor_redis.postgresql_user_findings(keeper, keeper) == [fine]
+    assert doctor_redis.postgresql_user_findings(keeper, database) == [fine, owner]
+    _, (well, subject, said) = doctor_redis.postgresql_user_findings(
+        keeper, keeper + "?application_name=owner"
+    )
     assert (well, subject) == (False, "postgresql owner")
     assert "does not own the tables" in said
 
@@ -175,10 +177,10 @@ def test_one_user_for_everything_is_well_and_said(database: str) -> None:
     owner = user_of(database, "owner")
     execute(database, f"ALTER DATABASE {name} OWNER TO {name}_owner")
     migrate.upgrade(owner)
-    [(well, _, said)] = doctor_users.of_postgresql(owner, owner)
+    [(well, _, said)] = doctor_redis.postgresql_user_findings(owner, owner)
     assert well
     assert f"{name}_owner owns the tables; a keeper needs no more than to be in {name}_writer" in said
-    [(well, _, said)] = doctor_users.of_postgresql(database, database)
+    [(well, _, said)] = doctor_redis.postgresql_user_findings(database, database)
     assert well
     assert said.startswith("postgres is superuser; a keeper needs no more")
 
@@ -196,7 +198,7 @@ def test_what_a_writer_may_beyond_a_keeper_is_said(database: str, more: str, sai
     name = database.rpartition("/")[2]
     keeper = user_of(database, "keeper", f"IN ROLE {name}_writer")
     execute(database, more.format(f"{name}_keeper"))
-    [(well, _, says)] = doctor_users.of_postgresql(keeper, keeper)
+    [(well, _, says)] = doctor_redis.postgresql_user_findings(keeper, keeper)
     assert well
     assert said in says
 
@@ -205,14 +207,14 @@ def test_what_a_keeper_lacks_is_wrong_and_says_what_to_grant(database: str) -> N
     migrate.upgrade(database)
     name = database.rpartition("/")[2]
     stranger = user_of(database, "stranger")
-    [(well, _, said)] = doctor_users.of_postgresql(stranger, stranger)
+    [(well, _, said)] = doctor_redis.postgresql_user_findings(stranger, stranger)
     assert not well
     assert re.search(r"may not do what a keeper does \(DELETE on \w+ and \d+ more\)", said)
     assert f'GRANT "{name}_writer" TO "{name}_stranger"' in said
     execute(database, f"GRANT {name}_writer TO {name}_stranger")
     execute(database, f"REVOKE EXECUTE ON FUNCTION drop_months FROM {name}_writer")
-    [(well, _, said)] = doctor_users.of_postgresql(stranger, stranger)
+    [(well, _, said)] = doctor_redis.postgresql_user_findings(stranger, stranger)
     assert not well
     assert "(EXECUTE on drop_months): run tollkeeper migrate as the owner" in said
     migrate.upgrade(database)
-    assert doctor_users.of_postgresql(stranger, stranger)[0][0]
+    assert doctor_redis.postgresql_user_findings(stranger, stranger)[0][0]

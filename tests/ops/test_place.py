@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import PlaceFailed
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import ssl
 
 import pytest
 
-from gateway.core.upstreams.failing import CAUSES
-from gateway.outbound.causes import cause_of
+from gateway.core.circuit_breaker import CAUSES
+from gateway.outbound.tunnel import cause_of
 
 
 @pytest.mark.parametrize(

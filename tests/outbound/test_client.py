@@ -16,7 +16,7 @@ from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from aiohttp.test_utils import TestServer
 
-from gateway.core.upstreams.proxies import Proxies, Proxy
+from gateway.core.network import Proxies, Proxy
 from gateway.outbound.client import Outgoing
 from tests.proxy_server import HERE, ProxyServer
 

@@ -14,10 +14,9 @@ import pytest
 import trustme
 import uvloop
 
-from gateway.core.calls.route import UpstreamTarget
-from gateway.core.upstreams.connect import HEAD_BYTES_MAX
-from gateway.core.upstreams.failing import CAUSES
-from gateway.core.upstreams.proxies import Proxy
+from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.circuit_breaker import CAUSES
+from gateway.core.network import HEAD_BYTES_MAX, Proxy
 from gateway.http.upstream.pool import reach
 from gateway.tls.certificates import load
 from tests.certificates import issued, write

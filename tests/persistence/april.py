@@ -17,14 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.loops import Loop
 from gateway.core.accounts.administration import Actor, Command, Committed
-from gateway.core.accounts.ledger import EventFlag, EventKind
-from gateway.core.billing.dunning import DunningSchedule
-from gateway.core.billing.pricing import Tier
+from gateway.core.accounts.outbox import EventFlag, EventKind
+from gateway.core.billing.money import Tier
+from gateway.core.billing.payments import DunningSchedule
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import billing_loops, charge
 from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.ledger import invariants
+from persistence.billing.credit_balances import Allocations
+from persistence.ledger import checkpoints
 from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
@@ -32,7 +32,9 @@ from tests.persistence.scenario import Account, batch_of, document, rows_of
 
 ACTOR = Actor("builtin:admin", "admin")
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
-_INVARIANTS = str(invariants.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True}))
+_INVARIANTS = str(
+    checkpoints.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True})
+)
 
 
 def at(month: int, day: int, hour: int = 12, year: int = 2026) -> datetime:

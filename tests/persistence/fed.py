@@ -9,11 +9,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.timed.usage_feed import UsageFeedSender
+from gateway.background.timed.deliveries import UsageFeedSender
 from gateway.core.billing.usage_feed import AMOUNTS, FAILED_MAX, Terms
-from gateway.handover.lago import Lago
-from gateway.handover.openmeter import OpenMeter
-from gateway.handover.usage_events import Shape, UsageEvents
+from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Outgoing
 from persistence import engine
 from persistence.keeper.usage_feed import FeedQueue

@@ -13,13 +13,11 @@ import psycopg
 from psycopg import sql
 
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
-from gateway.core.accounts.outbox import Batch, fan_out
-from gateway.core.billing.pricing import Tier, spend_micro
-from gateway.core.billing.tiers import pack_tiers
+from gateway.core.accounts.outbox import PRICED, Batch, Event, EventFlag, EventKind, fan_out
+from gateway.core.billing.money import Tier, pack_tiers, spend_micro
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
-from persistence.ledger import invariants
+from persistence.ledger import checkpoints
 from persistence.store import Store
 from tests.builders import encode
 
@@ -237,11 +235,11 @@ def busy(account: Account) -> None:
     account.consume(2000, credits_=1, units=1, spend=2)
 
 
-async def broken(url: str) -> list[invariants.Violation]:
+async def broken(url: str) -> list[checkpoints.Violation]:
     """Every invariant these rows violate."""
     pool = engine.create(url)
     async with pool.connect() as connection:
-        found = await invariants.violations(connection)
+        found = await checkpoints.violations(connection)
     await pool.dispose()
     return found
 

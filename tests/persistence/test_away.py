@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from persistence import engine as engines
-from persistence.away import is_away, refuses_values
+from persistence.error_mapping import is_away, refuses_values
 from tests.conftest import free_port
 
 

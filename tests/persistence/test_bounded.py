@@ -11,11 +11,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from gateway.errors import Conflict, StoreUnavailable
-from persistence import bounded
+from persistence import engine as persistence_engine
 from persistence.engine import alive, create, plain_url
 
 SHORT_S = 0.02
-answered = partial(bounded.answered, silent_s_max=SHORT_S, probe_s_max=SHORT_S)
+answered = partial(persistence_engine.answered, silent_s_max=SHORT_S, probe_s_max=SHORT_S)
 
 
 async def yes() -> bool:
@@ -41,11 +41,11 @@ async def test_work_that_does_not_end_though_it_is_cancelled_is_left_behind() ->
         return True
 
     with pytest.raises(TimeoutError):
-        await bounded.within(stubborn(), SHORT_S)
+        await persistence_engine.within(stubborn(), SHORT_S)
     ended.set()
-    assert await bounded.within(yes(), 30)
+    assert await persistence_engine.within(yes(), 30)
     with pytest.raises(OSError, match="refused"):
-        await bounded.within(broken(), 30)
+        await persistence_engine.within(broken(), 30)
 
 
 async def test_slow_work_is_waited_for() -> None:
@@ -100,7 +100,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_not_alive(postgres: str
     silent = await asyncio.start_server(lambda _, __: asyncio.Event().wait(), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     engine = create(f"postgresql://u@127.0.0.1:{port}/d")
-    assert not await bounded._answers(lambda: alive(engine), SHORT_S)
+    assert not await persistence_engine._answers(lambda: alive(engine), SHORT_S)
     await engine.dispose()
     silent.close()
 

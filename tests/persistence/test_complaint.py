@@ -17,7 +17,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
 from gateway.telemetry import logs
 from persistence import engine
-from persistence.complaint import complaint
+from persistence.error_mapping import complaint
 from persistence.store import Store
 from persistence.tables import api_key
 from tests.persistence.scenario import plain, settle_in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence.glyphs import Glyphs
+from persistence.store import Glyphs
 
 
 async def test_each_text_is_told_its_own_letters() -> None:

@@ -13,8 +13,8 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
 from gateway.core.accounts.administration import Query
-from persistence import engine, listing
-from persistence.store import SUBJECTS
+from persistence import engine, entity
+from persistence.registry import SUBJECTS
 from tests.databases import own_database
 from tests.persistence.migrated import _template
 
@@ -93,7 +93,7 @@ async def test_calls_are_listed_by_moment_whatever_their_ids(migrated: str, desc
     async with pool.connect() as connection:
         while len(found) < len(moments):
             query = Query({}, None, None, after, 3, descending)
-            page = await connection.run_sync(listing.page, SUBJECTS["calls"], query)
+            page = await connection.run_sync(entity.page_of_rows, SUBJECTS["calls"], query)
             found += [row["created_at"] for row in page.rows]
             after = page.next_after
             assert (after is None) == (len(found) == len(moments))
@@ -111,7 +111,9 @@ async def planned(url: str, resource: str, query: Query) -> tuple[dict[str, Any]
     try:
         async with pool.connect() as connection:
             event.listen(connection.sync_connection, "before_cursor_execute", note)
-            page = await connection.run_sync(lambda plain: listing.page(plain, SUBJECTS[resource], query))
+            page = await connection.run_sync(
+                lambda plain: entity.page_of_rows(plain, SUBJECTS[resource], query)
+            )
             event.remove(connection.sync_connection, "before_cursor_execute", note)
             statement, parameters = asked[-1]
             explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {statement}"

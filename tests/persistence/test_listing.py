@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import Text, cast, create_engine, func
 
 from gateway.core.accounts.administration import Query
-from persistence import listing
-from persistence.resources import tenants
-from persistence.subject import Subject
+from persistence import entity
+from persistence.entity import Subject
+from persistence.resources import people
 from persistence.tables import tenant
 
 ALL = Query({}, None, None, None, 1)
@@ -29,14 +29,14 @@ def named(cloned: str) -> str:
 
 def test_what_is_counted_is_what_is_listed(named: str) -> None:
     with create_engine(named).begin() as connection:
-        assert listing.count(connection, tenants.SUBJECT, ALL, 6, 10_000) == 6
-        assert listing.count(connection, tenants.SUBJECT, ALL, 4, 10_000) == 5
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, ALL, 6, 10_000) == 6
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, ALL, 4, 10_000) == 5
         narrowed = Query({"search": "t3"}, None, None, None, 1)
-        assert listing.count(connection, tenants.SUBJECT, narrowed, 5, 10_000) == 1
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, narrowed, 5, 10_000) == 1
 
 
 def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(named: str) -> None:
     with create_engine(named).begin() as connection:
         slow = Query({"slow": 3600}, None, None, None, 1)
-        assert listing.count(connection, SLOW, slow, 5, 10) is None
-        assert len(listing.page(connection, tenants.SUBJECT, ALL).rows) == 1
+        assert entity.count_rows(connection, SLOW, slow, 5, 10) is None
+        assert len(entity.page_of_rows(connection, people.TENANT_SUBJECT, ALL).rows) == 1

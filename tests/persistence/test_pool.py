@@ -12,13 +12,13 @@ from sqlalchemy.exc import TimeoutError as NoneInTime
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine as engines
-from persistence import pool
+from persistence import engine as persistence_engine
 from tests.conftest import free_port
 from tests.waiting import eventually
 
 
 def failures(engine: AsyncEngine) -> dict[str, int]:
-    found = pool.figures(engine)["postgresql_failures"]
+    found = persistence_engine.pool_figures(engine)["postgresql_failures"]
     assert isinstance(found, list)
     return {str(cause): count for cause, count in found if count}
 
@@ -28,15 +28,15 @@ async def test_who_is_busy_and_who_waits_is_counted(database: str) -> None:
     try:
         one, two = await engine.connect(), await engine.connect()
         waits = asyncio.create_task(engine.connect().start())
-        await eventually(lambda: pool.figures(engine)["postgresql_waiting"] == 1)
-        assert pool.figures(engine)["postgresql_connections"] == [["busy", 2], ["idle", 0]]
-        assert pool.figures(engine)["postgresql_connections_max"] == 2
+        await eventually(lambda: persistence_engine.pool_figures(engine)["postgresql_waiting"] == 1)
+        assert persistence_engine.pool_figures(engine)["postgresql_connections"] == [["busy", 2], ["idle", 0]]
+        assert persistence_engine.pool_figures(engine)["postgresql_connections_max"] == 2
         await one.close()
         three = await waits
-        assert pool.figures(engine)["postgresql_waiting"] == 0
+        assert persistence_engine.pool_figures(engine)["postgresql_waiting"] == 0
         await two.close()
         await three.close()
-        assert pool.figures(engine)["postgresql_connections"] == [["busy", 0], ["idle", 2]]
+        assert persistence_engine.pool_figures(engine)["postgresql_connections"] == [["busy", 0], ["idle", 2]]
         assert failures(engine) == {}
     finally:
         await engine.dispose()
@@ -49,7 +49,7 @@ async def test_a_pool_that_stays_empty_is_a_failure(database: str) -> None:
             with pytest.raises(NoneInTime):
                 await engine.connect()
         assert failures(engine) == {"exhausted": 1}
-        assert pool.figures(engine)["postgresql_waiting"] == 0
+        assert persistence_engine.pool_figures(engine)["postgresql_waiting"] == 0
     finally:
         await engine.dispose()
 

@@ -19,12 +19,12 @@ from sqlalchemy import text
 from gateway.core.model import PARTITIONS
 from gateway.errors import ArchiveFailed, BackupFailed
 from gateway.local.embedded.unprivileged import borrow
-from gateway.ops import doctor_pooler
-from gateway.ops.backup.folder import Folder
+from gateway.ops import doctor
+from gateway.ops.backup.storage import Folder
 from gateway.ops.backup.taking import back_up
 from persistence import engine as engines
 from persistence.archive import months
-from persistence.pooler import shares_sessions
+from persistence.engine import shares_sessions
 from persistence.schema import migrate, roles
 from tests.background.backend import Backend, backend_at
 from tests.background.test_flusher_for_real import append, sharing, waiting
@@ -110,11 +110,11 @@ def test_who_needs_a_session_says_so_and_doctor_too(
     with pytest.raises(ArchiveFailed, match=asked), months.connected(url):
         pass
     assert list(tmp_path.iterdir()) == []
-    assert [one.well for one in doctor_pooler.of(url, url)] == [True, False]
-    assert [one.well for one in doctor_pooler.of(url, migrated)] == [True]
-    assert list(doctor_pooler.of(migrated, migrated)) == []
+    assert [one.well for one in doctor.pooler_findings(url, url)] == [True, False]
+    assert [one.well for one in doctor.pooler_findings(url, migrated)] == [True]
+    assert list(doctor.pooler_findings(migrated, migrated)) == []
     nobody = f"postgresql://postgres@127.0.0.1:{free_port()}/none"
-    assert list(doctor_pooler.of(migrated, nobody)) == [], "that it is away is said elsewhere"
+    assert list(doctor.pooler_findings(migrated, nobody)) == [], "that it is away is said elsewhere"
 
 
 def test_the_schema_is_migrated_through_it(database: str, pooled: Callable[[str], str]) -> None:

@@ -15,14 +15,14 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.admin.http.files import ROOM
+from gateway.admin.http.guard import ROOM
 from gateway.background.timed.invoicing import Invoicing
-from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.billing.payments import DunningSchedule
 from gateway.counters.redis.keys import partition_of
 from gateway.files import UrlFile
 from gateway.run.timed_loops import billing_loops
 from persistence import engine as engines
-from persistence.keeper.pushes import Pushes
+from persistence.keeper.definitions import Pushes
 from persistence.schedule import Schedule
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.ledger import EventFlag, EventKind
-from gateway.core.accounts.outbox import fan_out
+from gateway.core.accounts.outbox import EventFlag, EventKind, fan_out
 from persistence.ledger.writer import Writer
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of, settle_in

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Actor, Command, Committed, Query
 from gateway.counters.redis.keys import partition_of
 from gateway.local.embedded.unprivileged import borrow
-from gateway.ops import doctor_replica
+from gateway.ops import doctor
 from persistence import engine as engines
 from persistence.replica import AWAY_S, Replica, ServerState, behind, examine
 from persistence.store import Store
@@ -159,7 +159,7 @@ async def test_lists_are_read_at_the_replica_but_for_what_was_written_here(reade
     lag_s = (await reader.replica.figures()).get("replica_lag_seconds")
     assert isinstance(lag_s, float)
     assert lag_s > 0
-    well, subject, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
+    well, subject, says = await doctor.replica_findings(reader.url, reader.there, "a replica", 60.0)
     assert (well, subject, says.endswith("s behind")) == (True, "read replica", True)
     reader.replay("resume")
     await reader.caught_up()
@@ -264,7 +264,7 @@ async def test_one_that_was_promoted_is_never_read(apart: Reader) -> None:
     assert await reader.names() == ["first"]
     assert await reader.replica.lag() is None
     assert not await reader.replica.figures()
-    well, _, says = await doctor_replica.of(reader.url, reader.there, "a replica", 60.0)
+    well, _, says = await doctor.replica_findings(reader.url, reader.there, "a replica", 60.0)
     assert not well
     assert "is no replica of this one any more, and never read" in says
 

@@ -16,11 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.due import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, Left
+from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, Left
 from persistence import engine
-from persistence.glyphs import Glyphs
 from persistence.schedule import Schedule
-from persistence.store import Store
+from persistence.store import Glyphs, Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer

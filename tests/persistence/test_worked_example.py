@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import EventKind
-from gateway.core.billing.pricing import Tier
+from gateway.core.accounts.outbox import EventKind
+from gateway.core.billing.money import Tier
 from gateway.errors import Conflict
 from tests.persistence.april import April, april, at, invoiced, set_up, use
 from tests.persistence.credits import give, post_expiries

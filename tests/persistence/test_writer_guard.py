@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import Event
-from gateway.core.accounts.outbox import fan_out
+from gateway.core.accounts.outbox import Event, fan_out
 from persistence.ledger.writer import Writer
 from tests.builders import encode
 from tests.persistence.scenario import (

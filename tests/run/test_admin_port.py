@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import StartError
-from gateway.run.admin_port import AdminPort
-from gateway.run.people import People
+from gateway.run.admin_process import People
+from gateway.run.administration import AdminPort
 from gateway.settings.settings import load
 from tests.run.test_reload import changed_in_place, replaced
 from tests.waiting import eventually

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.run.allocator import MAPPED_BYTES_MIN
+from gateway.run.lifecycle import MAPPED_BYTES_MIN
 
 BURST = f"""
 import resource
-from gateway.run.allocator import give_back_large_blocks
+from gateway.run.lifecycle import give_back_large_blocks
 def resident():
     with open("/proc/self/statm") as facts:
         return int(facts.read().split()[1]) * resource.getpagesize()

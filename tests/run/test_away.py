@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from gateway.run.away import tell_of_redis
+from gateway.run.health import tell_of_redis
 
 
 async def test_it_is_said_when_redis_goes_and_when_it_is_back() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from stripe import APIError, InvalidRequestError
 
-from gateway.background.isolation import Isolation
-from gateway.background.timed.handovers import Handovers
+from gateway.background.loops import Isolation
+from gateway.background.timed.deliveries import Handovers
 from gateway.errors import StartError, Unauthorized
-from gateway.run.collecting import Collecting
-from gateway.run.keeper_settings import KeeperSettings
+from gateway.run.billing_providers import Collecting
+from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings, load
 from tests.proxy_server import HERE, ProxyServer
 from tests.stripe_server import stripe_server

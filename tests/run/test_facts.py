@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.errors import LoopsSilent
-from gateway.run.facts import Facts, HeardFacts, written
+from gateway.run.admin_process import Facts, HeardFacts, written_fact
 from gateway.run.parent_pipe import ParentPipe
 
 
@@ -30,7 +30,7 @@ def test_the_last_facts_count_until_nothing_came_for_too_long() -> None:
         heard.last()
     for holds in (1, 2):
         pipe.say(b'{"log_level":"info"}\n')
-        pipe.say(written(Facts({"holds": holds}, {"counters_verified": True})) + b"\n")
+        pipe.say(written_fact(Facts({"holds": holds}, {"counters_verified": True})) + b"\n")
     assert heard.last() == Facts({"holds": 2}, {"counters_verified": True})
     assert (begun, len(settings)) == ([True], 2)
     now[0] = 10.1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers import Issuer
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
-from gateway.run.gateway_port import GatewayPort
+from gateway.run.gateway_worker import GatewayPort
 from gateway.settings.settings import load, to_json
 
 ISSUER = Issuer("https://issuer.example", ("us",))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from gateway.core.upstreams.proxies import Proxy
-from gateway.run.keeper_settings import KeeperSettings
+from gateway.core.network import Proxy
+from gateway.run.administration import KeptSignIns
+from gateway.run.keeper_doors import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal
-from gateway.run.sign_ins import KeptSignIns
 from gateway.settings.settings import Settings, from_json, load, to_json
 from tests.waiting import eventually
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from gateway.run.old_months import housekeeping
+from gateway.run.keeper import housekeeping
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from tests.persistence.explaining import rerated, told

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import cast
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.redis.wire import Wire
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire
 from gateway.run.keeper import Keeper
 from gateway.run.kept_servers import KeptServer, KeptServers, Shared
 from gateway.settings.settings import Settings

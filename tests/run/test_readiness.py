@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from gateway.core.model import PARTITIONS
-from gateway.core.readiness import report, there
+from gateway.core.processes import report, there
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
+from gateway.run.health import DiskWatch
 from gateway.run.readiness import Probe, Recent, all_answer, of_gateway, one_answers
-from gateway.run.vitals import DiskWatch
 from gateway.settings.settings import Settings
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer
 from tests.waiting import eventually
 

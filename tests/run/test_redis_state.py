@@ -15,9 +15,9 @@ import redis
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersUnavailable
-from gateway.run.redis_state import RedisState
+from gateway.run.health import RedisState
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually
 

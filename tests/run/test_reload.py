@@ -7,7 +7,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from gateway.core.issuers.sign_in import SignIn
+from gateway.core.issuers import SignIn
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.supervisor.up import _placed, renewal_of
 from gateway.settings.settings import Settings, load

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.local.announce import Voice
-from gateway.local.child import DIED, HUNG
 from gateway.local.data_directory import DataDirectory
+from gateway.local.ports import Voice
+from gateway.local.processes import DIED, HUNG
 from gateway.run.reload import Renewal
 from gateway.run.serving import plain_options, tell_overruled
 from gateway.run.supervisor import up
-from gateway.run.supervisor.supervisor import Supervisor
+from gateway.run.supervisor.servers import Supervisor
 from gateway.settings.settings import load
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
 
 

@@ -15,7 +15,7 @@ from gateway.core.model import Service
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.redis import keys
 from gateway.errors import StartError
-from gateway.run.starting import ASK_INTERVAL_S, catalogue_of, reached
+from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import load
 from tests.conftest import ValkeyServer, free_port
 from tests.tree import ROOT

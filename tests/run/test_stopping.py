@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from gateway.errors import CountersUnavailable
-from gateway.run import stopping
+from gateway.run import lifecycle
 
 
 async def test_a_loop_that_keeps_failing_says_so_ever_more_rarely() -> None:
@@ -25,12 +25,12 @@ async def test_a_loop_that_keeps_failing_says_so_ever_more_rarely() -> None:
         raise OSError("gone")
 
     task = asyncio.create_task(
-        stopping.forever(
+        lifecycle.forever(
             "pusher", fails, lambda event, **facts: said.append((event, facts["failures"])), restart_s=0.0
         )
     )
     await enough.wait()
-    await stopping.cancel([task])
+    await lifecycle.cancel([task])
     assert said == [("loop failed", count) for count in (1, 2, 4, 8)]
 
 
@@ -51,7 +51,7 @@ async def test_what_is_not_done_in_time_is_left_and_what_fails_is_said() -> None
         did.append("done")
 
     works = [hangs(), fails(OSError("gone")), fails(CountersUnavailable()), does()]
-    await stopping.all_within(0.05, works, lambda event, **facts: said.append((event, facts["error"])))
+    await lifecycle.all_within(0.05, works, lambda event, **facts: said.append((event, facts["error"])))
     assert did == ["done", "left"]
     assert said == [("not done before the end", "OSError('gone')")]
 
@@ -62,7 +62,7 @@ def hanging(tmp_path: Path, at_last: str) -> subprocess.CompletedProcess[bytes]:
     os.mkfifo(pipe)
     program = f"""
 import asyncio
-from gateway.run.stopping import run_to_end
+from gateway.run.lifecycle import run_to_end
 async def main():
     asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
     await asyncio.sleep(0.1)
@@ -91,7 +91,7 @@ def test_a_process_whose_threads_end_is_left_to_end_by_itself() -> None:
     async def main() -> None:
         done.append(await asyncio.to_thread(lambda: "read"))
 
-    stopping.run_to_end(asyncio.run, main())
+    lifecycle.run_to_end(asyncio.run, main())
     assert done == ["read"]
     for timer in [each for each in threading.enumerate() if isinstance(each, threading.Timer)]:
         timer.join(5)

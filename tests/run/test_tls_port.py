@@ -11,11 +11,11 @@ import pytest
 import trustme
 
 from gateway.errors import SettingError
-from gateway.run.supervisor import own_ports
-from gateway.run.supervisor.ops import Ops, listen
+from gateway.run.readiness import Ops, listen
+from gateway.run.supervisor import servers
 from gateway.run.tls_port import TlsPort
+from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import Settings
-from gateway.settings.tls_files import PREFIXES
 from tests.certificates import issued, trusting, write
 from tests.run.test_reload import changed_in_place
 from tests.tls_client import open_tls
@@ -102,25 +102,25 @@ def test_what_is_wrong_with_a_port_of_up_names_its_own_setting(tmp_path: Path) -
         begin = PREFIXES[port]
         wrong = Settings().with_values(**{f"{begin}cert_file": nothing, f"{begin}key_file": nothing})
         with pytest.raises(SettingError, match=f"{setting}='{nothing}'"):
-            own_ports.opener_of(wrong, port)
+            servers.opener_of(wrong, port)
 
 
 def test_up_reaches_its_own_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = issued(tmp_path, OLD, "elsewhere.example", clients=NEW)
     plain = Settings(admin_host="::", gateway_host="0.0.0.0")
-    assert own_ports.admin_url_of(plain) == "http://[::1]:8081"
-    assert own_ports.ca_file_of(plain) == {}
-    own_ports.check(plain)
+    assert servers.admin_url_of(plain) == "http://[::1]:8081"
+    assert servers.ca_file_of(plain) == {}
+    servers.check(plain)
     secure = plain.with_values(admin_tls_cert_file=files.certificate, admin_tls_key_file=files.key)
-    assert own_ports.admin_url_of(secure) == "https://[::1]:8081"
-    assert own_ports.gateway_url_of(secure) == "http://127.0.0.1:8080"
-    assert own_ports.ca_file_of(secure) == {"admin_ca_file": files.certificate}
-    own_ports.check(secure)
+    assert servers.admin_url_of(secure) == "https://[::1]:8081"
+    assert servers.gateway_url_of(secure) == "http://127.0.0.1:8080"
+    assert servers.ca_file_of(secure) == {"admin_ca_file": files.certificate}
+    servers.check(secure)
     mutual = secure.with_values(admin_tls_client_ca_file=files.authority)
     with pytest.raises(SettingError, match="set TOLLKEEPER_ADMIN_CERT_FILE and TOLLKEEPER_ADMIN_KEY_FILE"):
-        own_ports.check(mutual)
+        servers.check(mutual)
     monkeypatch.setenv("TOLLKEEPER_ADMIN_CERT_FILE", files.certificate)
     monkeypatch.setenv("TOLLKEEPER_ADMIN_KEY_FILE", files.key)
-    own_ports.check(mutual)
+    servers.check(mutual)
     with pytest.raises(SettingError, match="TOLLKEEPER_TLS_CERT_FILE='none'"):
-        own_ports.check(plain.with_values(tls_cert_file="none", tls_key_file="none"))
+        servers.check(plain.with_values(tls_cert_file="none", tls_key_file="none"))

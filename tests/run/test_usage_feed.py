@@ -8,13 +8,13 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.background.isolation import Isolation
+from gateway.background.loops import Isolation
 from gateway.errors import SettingError, StartError
-from gateway.run.keeper_settings import KeeperSettings
-from gateway.run.usage_feed import UsageFeed
+from gateway.run.billing_providers import UsageFeed
+from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import load
 from persistence import engine
-from persistence.keeper import watch
+from persistence.keeper import sweeps
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
 from tests.persistence.migrated import migrated, shared
@@ -50,7 +50,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(False,)]
         await feed.aclose()
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(True,)]
-    assert await watch.usage_feeds(pool) == {
+    assert await sweeps.usage_feeds(pool) == {
         "usage_feed_events": [("waiting", 0), ("failed", 0)],
         "usage_feed_oldest_seconds": 0.0,
         "usage_feed_sent": 1,

@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from gateway.run.vitals import (
+from gateway.run.health import (
     FREE_BYTES_MIN,
     LOOK_S,
     DiskWatch,
@@ -19,7 +19,7 @@ from gateway.run.vitals import (
     has_files_left,
 )
 from gateway.settings.settings import Settings
-from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
 
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from uuid import UUID
 
-from gateway.run.worker_slot import take_worker_slot
+from gateway.run.gateway_worker import take_worker_slot
 
 TAKE = """
 import pathlib, sys
-from gateway.run.worker_slot import take_worker_slot
+from gateway.run.gateway_worker import take_worker_slot
 print(take_worker_slot(pathlib.Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """

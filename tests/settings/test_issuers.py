@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.issuers.issuer import Issuer
+from gateway.core.issuers import Issuer
 from gateway.errors import SettingError
 from gateway.run.reload import Renewal
 from gateway.settings.settings import Settings, from_json, load, to_json

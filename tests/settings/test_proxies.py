@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.upstreams.proxies import Proxy
+from gateway.core.network import Proxy
 from gateway.errors import SettingError
 from gateway.run.reload import RENEWABLE, Renewal, with_credentials
 from gateway.settings.settings import Settings, from_json, load, to_json

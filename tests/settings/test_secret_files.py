@@ -9,8 +9,7 @@ import pytest
 
 from gateway.errors import SettingError
 from gateway.files import SECRET_BYTES_MAX
-from gateway.settings.secret_files import Watched
-from gateway.settings.settings import NAMES, PREFIX, SECRETS, load, reread
+from gateway.settings.settings import NAMES, PREFIX, SECRETS, Watched, load, reread
 
 HUSH = "hush-hush-hush-hush"
 VALUES = {

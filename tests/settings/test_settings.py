@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.calls.route import Route
-from gateway.core.certificate import TlsFiles
+from gateway.core.calls.routes import Route
+from gateway.core.credentials import TlsFiles
 from gateway.core.model import Family, Service
-from gateway.core.shown_urls import without_password
+from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.settings.config_file import DEFAULT_ROUTES
 from gateway.settings.settings import Settings, from_json, load, to_json

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import Provider, SignIn
+from gateway.core.issuers import Issuer, Provider, SignIn
 from gateway.errors import SettingError
 from gateway.settings.settings import from_json, to_json
 from tests.settings.test_issuers import loaded

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.visible import hidden_in
+from gateway.core.text import hidden_in
 from gateway.telemetry import logs
 
 

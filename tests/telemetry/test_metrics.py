@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
-from gateway.telemetry import snapshot_files as tallies
-from gateway.telemetry.facts import FACTS, GAUGES, LAST, WAKING
+from gateway.telemetry import metrics as tallies
+from gateway.telemetry.metrics import FACTS, GAUGES, LAST, WAKING
 from tests.waiting import eventually
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.core.certificate import TlsFiles
+from gateway.core.credentials import TlsFiles
 from gateway.errors import SettingError
-from gateway.tls.certificates import Certificates, load
-from gateway.tls.clients import pinned, trusting
+from gateway.tls.certificates import Certificates, load, pinned, trusting
 from tests.certificates import issued, write
 
 AUTHORITY = trustme.CA()

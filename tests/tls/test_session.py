@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.core.certificate import WORKLOAD, TlsFiles, not_after
+from gateway.core.credentials import WORKLOAD, TlsFiles, not_after
 from gateway.tls.certificates import Certificates
-from gateway.tls.gate import Gate
+from gateway.tls.session import TlsGate
 from tests.certificates import issued, trusting, workload
 from tests.http.stage import reset
 from tests.tls_client import open_tls
@@ -73,7 +73,7 @@ class Port:
     """A port that speaks TLS, with the protocols of its connections."""
 
     def __init__(self, files: TlsFiles, kind: type[Kept], **bounds: Any) -> None:
-        self.gate = Gate("gateway", Certificates(files, "TOLLKEEPER_TLS_"), **bounds)
+        self.gate = TlsGate("gateway", Certificates(files, "TOLLKEEPER_TLS_"), **bounds)
         self.made: list[Kept] = []
         self.number = 0
         self._kind = kind

@@ -11,19 +11,23 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin.api.parquet import Parquet
-from gateway.admin.http import body
-from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.files import CSV, files_of
-from gateway.admin.http.listing import decode_cursor, encode_cursor, fingerprint, number_or_text, read_once
-from gateway.admin.http.metered import in_thread
+from gateway.admin.api.usage import Parquet
+from gateway.admin.http import requests
+from gateway.admin.http.guard import CSV, files_of, in_thread
+from gateway.admin.http.requests import (
+    admit,
+    decode_cursor,
+    encode_cursor,
+    fingerprint,
+    number_or_text,
+    read_once,
+    require_read,
+)
 from gateway.admin.ports import AdminPorts, Store
-from gateway.admin.resources.finance import ASKED, ITEMS, MONTHS_MAX, PAGED
-from gateway.admin.resources.reports import REPORTS
-from gateway.core.accounts.administration import Place, Row
-from gateway.core.accounts.hours import count_rows
+from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
+from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.billing.finance import DOCUMENT, Asked, LegPlace
-from gateway.core.spreadsheet import csv
+from gateway.core.text import csv
 from gateway.errors import NotFound, Unprocessable
 
 ITEMS_DEFAULT = 1_000
@@ -133,7 +137,7 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
 def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
     """What a query string asks, field by field; `Unprocessable` names what is wrong with it."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    return body.check(model, values)
+    return requests.check_body(model, values)
 
 
 async def _rows(

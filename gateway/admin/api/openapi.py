@@ -5,22 +5,280 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.api.examples import illustrate
-from gateway.admin.api.query_parameters import PAGING, asked_with, filter_schema, parameter, whole
-from gateway.admin.http.idempotency import KEY_PARAMETER
+from gateway.admin.http.requests import FILTER_CHARS_MAX, KEY_PARAMETER, LIMIT_DEFAULT, LIMIT_MAX
 from gateway.admin.resources.resource import (
     Answered,
     Batch,
+    Cursor,
     Document,
+    Filter,
     Part,
     Question,
     Report,
     Resource,
 )
-from gateway.core.accounts.roles import ROLES
+from gateway.core.accounts.administration import ROLES
+
+# Query parameters as the OpenAPI document has them.
+
+
+def whole(least: int, most: int) -> Json:
+    """A whole number between two."""
+    return {"type": "integer", "minimum": least, "maximum": most}
+
+
+_SCHEMAS: Mapping[str, Json] = {
+    "text": {"type": "string", "minLength": 1, "maxLength": FILTER_CHARS_MAX},
+    "uuid": {"type": "string", "format": "uuid"},
+    "flag": {"type": "boolean"},
+}
+
+
+def parameter(name: str, schema: Json, description: str = "") -> Json:
+    """One parameter of a query."""
+    made = {"name": name, "in": "query", "schema": schema}
+    return {**made, "description": description} if description else made
+
+
+def filter_schema(wanted: Filter) -> Json:
+    """What a filter may be."""
+    if wanted.kind in {"id", "count"}:
+        return whole(int(wanted.kind == "id"), wanted.most)
+    return {"type": "string", "enum": list(wanted.choices)} if wanted.choices else _SCHEMAS[wanted.kind]
+
+
+def asked_with(model: type[BaseModel]) -> list[Json]:
+    """The parameters that a model reads a query into. None of them can be null: it is left out then."""
+    asked = model.model_json_schema()
+    return [
+        parameter(name, _said(schema), schema.get("description"))
+        | {"required": name in asked.get("required", ())}
+        for name, schema in asked["properties"].items()
+    ]
+
+
+def _said(schema: Json) -> Json:
+    said = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    if len(said) != 1:
+        return schema
+    plain: Json = {name: each for name, each in schema.items() if name not in {"anyOf", "default"}}
+    plain.update(said[0])
+    return plain
+
+
+PAGING = (
+    parameter("limit", {**whole(1, LIMIT_MAX), "default": LIMIT_DEFAULT}),
+    parameter(
+        "cursor",
+        TypeAdapter(Cursor).json_schema(),
+        "`next_cursor` of the page before, with the same filters.",
+    ),
+    parameter("order", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
+)
+
+
+# Examples: of what is sent to the Admin API, written by hand; of what it answers, made from its schema.
+#
+# An example of a body is one that works for rows that are there; a test checks each against its model.
+
+
+# Bodies by their model. One that is new is added here: a test asks for it.
+BODIES: Mapping[str, Json] = {
+    "ConfigurationApply": {"objects": {"token-plans": [{"name": "Team", "total_amount": 5_000_000}]}},
+    "ReconciliationRun": {"repair": False, "whole": False},
+    "LettersDecide": {"what": "dead_letters", "reason": "an older keeper could not read them", "limit": 100},
+    "OrganizationCreate": {"name": "Acme", "currency": "EUR", "spend_cap": "500.00", "tax_rate": "0.20"},
+    "OrganizationPatch": {"spend_cap": "750.00", "limits": {"requests_per_minute": 600}},
+    "TenantCreate": {"name": "Acme production", "organization_id": 1, "plan_id": 1},
+    "TenantPatch": {"limits": {"requests_per_minute": 600, "concurrency": 20}},
+    "Recharge": {"amount": 1_000_000},
+    "Adjust": {"amount": 25_000, "direction": "IN", "reason": "goodwill after an outage"},
+    "UserCreate": {"external_id": "ada@example.com", "organization_id": 1, "name": "Ada Lovelace"},
+    "UserPatch": {"name": "Ada King"},
+    "ApiKeyCreate": {"tenant_id": 1, "name": "ci", "models": ["gpt-4o*"]},
+    "ApiKeyPatch": {"models": ["gpt-4o*", "claude-sonnet-4-5"]},
+    "Rotate": {"overlap_s": 86_400},
+    "AdminTokenCreate": {"name": "finance export", "role": "readonly"},
+    "AdminTokenPatch": {"name": "finance export, monthly"},
+    "TokenPlanCreate": {
+        "name": "Team",
+        "total_amount": 5_000_000,
+        "reset_interval": "monthly",
+        "weights": {"cache_read": "0.1"},
+    },
+    "TokenPlanPatch": {"total_amount": 8_000_000},
+    "TenantQuotaPatch": {"plan_id": 1},
+    "BusinessModelCreate": {"name": "Metered", "meter": "pay_per_use"},
+    "BusinessModelPatch": {"description": "Billed at the end of a month."},
+    "ServiceCreate": {
+        "name": "Text messages",
+        "key": "sms",
+        "credits": 2,
+        "service_type": "Pay-As-You-Go",
+        "business_model_id": 1,
+        "paths": ["/v1/sms/*"],
+    },
+    "ServicePatch": {"credits": 3},
+    "OrganizationServiceCreate": {"organization_id": 1, "service_id": 1, "negotiated_credits": 1},
+    "OrganizationServicePatch": {"negotiated_credits": 2},
+    "SubscriptionPlanCreate": {
+        "name": "Pro",
+        "monthly_cost": "49.00",
+        "annual_cost": "490.00",
+        "feature_access": ["chat", "embeddings"],
+        "token_plan_id": 1,
+    },
+    "SubscriptionPlanPatch": {"monthly_cost": "59.00"},
+    "PriceCreate": {
+        "model": "gpt-4o",
+        "currency": "USD",
+        "effective_from": "2026-01-01T00:00:00Z",
+        "input": "2.50",
+        "output": "10.00",
+        "cache_read": "1.25",
+    },
+    "BudgetCreate": {
+        "organization_id": 1,
+        "name": "experiments",
+        "unit": "money",
+        "amount": "200.00",
+        "interval": "month",
+        "thresholds": [0.5, 0.8, 1.0],
+    },
+    "BudgetPatch": {"amount": "300.00"},
+    "Raise": {"amount": "400.00", "until": "2999-01-01T00:00:00Z", "reason": "launch week"},
+    "CreditAdditionCreate": {"organization_id": 1, "credits_added": 10_000, "unit_cost": "0.01"},
+    "OrganizationSubscriptionCreate": {"organization_id": 1, "plan_id": 1, "start_date": "2026-01-01"},
+    "OrganizationSubscriptionPatch": {"end_date": None},
+    "ChangePlan": {"plan_id": 2, "when": "period_end"},
+    "NewTerms": {"from": "2026-07-01", "discount": "0.10", "quantity": 25},
+    "Reprice": {"from": "2999-01-01", "monthly_cost": "33.00"},
+    "Cancel": {"when": "period_end"},
+    "InvoiceCreate": {"organization_id": 1, "period_start": "2026-01-01", "period_end": "2026-02-01"},
+    "CreditNote": {"lines": [{"position": 1, "amount": "5.00"}]},
+    "PaymentMade": {"amount": "59.00", "reference": "transfer 2026-02-11"},
+    "CreditApplied": {"invoice_id": 2, "amount": "20.00"},
+    "Refund": {"amount": "12.50", "reference": "transfer 2026-03-04"},
+    "GivenUp": {"reason": "insolvent"},
+    "PaymentReversed": {"reference": "chargeback 2026-03-02"},
+    "TaxRateCreate": {"organization_id": 1, "rate": "0.19", "effective_from": "2026-01-01"},
+    "CloudEvent": {
+        "specversion": "1.0",
+        "id": "0001",
+        "source": "transcription",
+        "type": "use",
+        "subject": "tenant:1",
+        "data": {"service": "sms", "units": 3},
+    },
+    "AmendmentCreate": {
+        "request_id": "0b7f7a1e-6a52-4c8b-9c39-0d3f0a0d7f11",
+        "reason": "answered twice",
+        "tokens": 1200,
+    },
+    "WebhookCreate": {"url": "https://hooks.example.com/tollkeeper", "events": ["budget.exceeded"]},
+    "WebhookPatch": {"enabled": False},
+    "QuarantineRelease": {"reason": "compared by hand"},
+    "DeadLetterRedrive": {"reason": "the keeper was too old"},
+    "DeadLetterResolve": {"reason": "booked by hand"},
+}
+
+# What answers say in fields of a name; all others follow from their kind.
+_VALUES: Mapping[str, object] = {
+    "name": "Acme",
+    "id": 1,
+    "prefix": "tk_4fJ2a",
+    "currency": "USD",
+    "status": "active",
+    "reason": "compared by hand",
+    "model": "gpt-4o",
+    "service": "chat",
+    "user": "ada@example.com",
+    "next_cursor": None,
+    "url": "https://hooks.example.com/tollkeeper",
+}
+_KINDS: Mapping[str, object] = {"integer": 1, "number": 0.5, "boolean": True, "null": None, "object": {}}
+_FORMATS: Mapping[str, object] = {
+    "date-time": "2026-01-31T00:00:00Z",
+    "date": "2026-01-31",
+    "uuid": "0b7f7a1e-6a52-4c8b-9c39-0d3f0a0d7f11",
+    "binary": "…",
+}
+
+
+def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
+    """Give each operation an example of what it is sent and of what it answers."""
+    for methods in paths.values():
+        for method, operation in methods.items():
+            if method == "parameters":
+                continue
+            for sent in operation.get("requestBody", {}).get("content", {}).values():
+                _show_body(sent)
+            for status in operation["responses"].values():
+                content = status.get("content", {}).get("application/json")
+                if content is not None:
+                    content["example"] = answered(content["schema"], schemas)
+
+
+def _show_body(sent: Json) -> None:
+    """The example of a body, or a list of one where many may be sent."""
+    schema = sent["schema"]
+    reference = schema.get("$ref") or schema["items"]["$ref"]
+    body = BODIES[reference.rpartition("/")[2]]
+    sent["example"] = body if "$ref" in schema else [body]
+
+
+def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
+    """What an answer of a schema may look like; `name` is the field it stands in, `said` what it was sent."""
+    if "$ref" in schema:
+        title = schema["$ref"].rpartition("/")[2]
+        return answered(schemas[title], schemas, name, _sent(title, schemas) or said)
+    if "allOf" in schema:
+        return _merged([answered(each, schemas, name) for each in schema["allOf"]])
+    if "properties" in schema:
+        known = said if isinstance(said, Mapping) else {}
+        return {
+            field: answered(each, schemas, field, known.get(field))
+            for field, each in schema["properties"].items()
+        }
+    if said is not None:
+        return said
+    if "anyOf" in schema:
+        return answered(schema["anyOf"][0], schemas, name)
+    return _plain(schema, schemas, name)
+
+
+def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
+    """What the row of an answer was made with: its example, and what is so by itself."""
+    made = schemas.get(f"{title}Create", {})
+    usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
+    return usual | BODIES.get(f"{title}Create", {})
+
+
+def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:
+    for word in ("enum", "examples"):
+        if schema.get(word):
+            return schema[word][0]
+    if "const" in schema:
+        return schema["const"]
+    kind = schema.get("type")
+    if kind == "array":
+        return [answered(schema.get("items", {}), schemas, name.removesuffix("s"))]
+    if kind == "string" and "format" in schema:
+        return _FORMATS[schema["format"]]
+    if kind == "string" or isinstance(kind, list):
+        return _VALUES.get(name, None if isinstance(kind, list) else "…")
+    return schema.get("minimum", _KINDS.get(str(kind), {}))
+
+
+def _merged(parts: list[Any]) -> Json:
+    merged: Json = {}
+    for part in parts:
+        merged |= part
+    return merged
+
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import importlib
+import io
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Protocol
 
 from aiohttp import web
 from multidict import MultiMapping
 
-from gateway.admin.http import body
-from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.listing import (
+from gateway.admin.http import requests
+from gateway.admin.http.guard import CSV, files_of, in_thread
+from gateway.admin.http.requests import (
+    admit,
     decode_cursor,
     encode_cursor,
     fingerprint,
     number_or_text,
     read_once,
+    require_read,
     with_plus,
 )
 from gateway.admin.ports import AdminPorts
@@ -25,6 +32,9 @@ from gateway.admin.resources.reports import REPORTS, UsageAsked, UsageItem, Usag
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
+from gateway.core.billing import finance
+from gateway.core.billing.money import EXACT
+from gateway.core.text import csv
 from gateway.errors import Unprocessable
 
 # By default a report is of so many days, today the last of them.
@@ -90,7 +100,7 @@ def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
 
 def _checked(model: type[UsageAsked], sent: Mapping[str, str]) -> dict[str, object]:
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    return body.check(
+    return requests.check_body(
         model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
     )
 
@@ -125,3 +135,190 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
     """A row as an item."""
     item = UsageItem.model_validate(row).model_dump(mode="json")
     return {name: item[name] for name in columns_of(groups)}
+
+
+# Rows of usage as Parquet, in pieces: what is written is given away at once, so that no file is kept whole.
+#
+# Times are timestamps of UTC, money is decimals of nine digits (twelve of charges), counts are 64-bit
+# integers.
+
+
+# As many digits as a 128-bit decimal has: costs of an organization add up to no more.
+DIGITS, DECIMALS = 38, 9
+# A price of a unit may have so many.
+DECIMALS_OF_CHARGES = 12
+_COST = ("cost",)
+_TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency", "kind")
+
+
+class Parquet:
+    """A file of these columns; made by `Parquet.of`, since what writes it is loaded first."""
+
+    media = "application/vnd.apache.parquet"
+
+    def __init__(self, name: str, columns: tuple[str, ...], money: Collection[str], libraries: Any) -> None:
+        self.name = name
+        arrow, parquet = libraries
+        self._decimals = DECIMALS if money == _COST else DECIMALS_OF_CHARGES
+        types = {
+            "start": arrow.timestamp("us", tz="UTC"),
+            "month": arrow.date32(),
+            **dict.fromkeys(money, arrow.decimal128(DIGITS, self._decimals)),
+            **dict.fromkeys(_TEXTS, arrow.string()),
+        }
+        self._arrow = arrow
+        self._schema = arrow.schema([(name, types.get(name, arrow.int64())) for name in columns])
+        self._written = _Written()
+        self._writer = parquet.ParquetWriter(arrow.PythonFile(self._written, "w"), self._schema)
+
+    @classmethod
+    async def of(cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST) -> Parquet:
+        """Begin a file. The library is large: it is loaded by the first one, beside the loop."""
+        load = importlib.import_module
+        libraries = [await asyncio.to_thread(load, each) for each in ("pyarrow", "pyarrow.parquet")]
+        return cls(name, columns, money, libraries)
+
+    def head(self) -> bytes:
+        """What comes before the first row."""
+        return self._written.take()
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        """The next rows, a group of their own."""
+        if rows:
+            cells = {name: [self._cell(row.get(name)) for row in rows] for name in self._schema.names}
+            self._writer.write_table(self._arrow.Table.from_pydict(cells, schema=self._schema))
+        return self._written.take()
+
+    def _cell(self, value: object) -> object:
+        return (
+            value.quantize(Decimal(1).scaleb(-self._decimals), context=EXACT)
+            if isinstance(value, Decimal)
+            else value
+        )
+
+    def tail(self) -> bytes:
+        """What comes behind the last row: where each group is."""
+        self._writer.close()
+        return self._written.take()
+
+
+class _Written(io.RawIOBase):
+    """What was written and is not taken yet."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        return len(piece)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+
+# Files of usage: the report as CSV and Parquet, and its charges as FOCUS 1.2; of any size, page by page.
+
+
+PAGE_ROWS = 10_000
+
+Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
+
+
+class File(Protocol):
+    """A file that is written row by row."""
+
+    name: str
+    media: str
+
+    def head(self) -> bytes:
+        """What comes before the first row."""
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        """The next rows."""
+
+    def tail(self) -> bytes:
+        """What comes behind the last row."""
+
+
+Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]
+
+
+def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
+    """Serve the report's files; `admitted` names who asks."""
+    files = files_of(app, ports.request_timeout_s)
+
+    def serve(path: str, made: Begin) -> None:
+        async def file(request: web.Request) -> web.StreamResponse:
+            mine = await admitted(ports, request)
+            require_read(mine.actor, REPORTS["usage"])
+            asked, empty = await made(mine, request.query)
+            return await files.answer(
+                request, mine.actor, empty.name, empty.media, _pieces(mine, asked, empty)
+            )
+
+        app.router.add_get(root + path, file)
+
+    async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked = read(query)
+        return asked, _Csv("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
+
+    async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked = read(query)
+        return asked, await Parquet.of("usage.parquet", columns_of(asked.groups))
+
+    async def as_focus(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
+            raise Unprocessable("Some query parameters are wrong.", fixed)
+        asked = replace(read(query), interval=finance.FOCUS_INTERVAL, groups=finance.FOCUS_GROUPED_BY)
+        seller = ports.invoice_renderer.seller
+
+        def charge(row: Row) -> Row:
+            return finance.focus_charge(
+                row,
+                since=asked.since,
+                until=asked.until,
+                seller=seller,
+                tokens=row["model"] is not None,
+            )
+
+        return asked, _Csv("focus.csv", finance.FOCUS_COLUMNS, charge, used_only=True)
+
+    serve("/usage.csv", as_csv)
+    serve("/usage.parquet", as_parquet)
+    serve("/usage/focus.csv", as_focus)
+
+
+async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGenerator[bytes, None]:
+    page = replace(asked, rows_max=PAGE_ROWS)
+    rows = await ports.store.used(page)
+    yield file.head() + await in_thread(file.some, rows)
+    while len(rows) == PAGE_ROWS:
+        page = following(page, rows)
+        rows = await ports.store.used(page)
+        yield await in_thread(file.some, rows)
+    yield file.tail()
+
+
+class _Csv:
+    media = CSV
+
+    def __init__(
+        self, name: str, columns: tuple[str, ...], cells: Callable[[Row], Row], *, used_only: bool = False
+    ) -> None:
+        self.name = name
+        self._columns, self._cells, self._used_only = columns, cells, used_only
+
+    def head(self) -> bytes:
+        return csv(self._columns, (), head=True)
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        told: Iterable[Row] = (row for row in rows if row["requests"] or not self._used_only)
+        return csv(self._columns, map(self._cells, told))
+
+    def tail(self) -> bytes:
+        return b""

@@ -2,22 +2,88 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, TypeVar
 
 from aiohttp import web
+from multidict import MultiMapping
 
-from gateway.admin.http.auth import admit, require_read, require_write
-from gateway.admin.http.body import Body, read_body
-from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.idempotency import claim_of
-from gateway.admin.http.listing import fingerprint, read_query
-from gateway.admin.operations import Asked, Done, Operations
+from gateway.admin.configuration.applying import Configurator, Wish
+from gateway.admin.configuration.objects import OBJECTS_MAX
+from gateway.admin.configuration.planning import export
+from gateway.admin.configuration.words import schema
+from gateway.admin.http import requests
+from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
+from gateway.admin.http.requests import (
+    VALUES_MAX,
+    Body,
+    admit,
+    checked,
+    claim_of,
+    fingerprint,
+    number_or_text,
+    read_body,
+    read_numbers,
+    read_once,
+    read_query,
+    require_read,
+    require_write,
+    take_place,
+    with_plus,
+)
+from gateway.admin.operations import Asked, Done, Operations, finish
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import Action, Part, Resource
-from gateway.core.accounts.roles import CREATE, DELETE
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.catalogue import QUOTE, Quote
+from gateway.admin.resources.catalogue import Asked as Asked_
+from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
+from gateway.admin.resources.integrity import (
+    DEAD_LETTERS,
+    DECIDED_USUALLY,
+    RUN_S_MAX,
+    SCHEMA,
+    ConfigurationApply,
+    LettersDecide,
+)
+from gateway.admin.resources.reports import REPORTS, ReconciliationRun
+from gateway.admin.resources.resource import Action, Part, Resource
+from gateway.admin.resources.values import TEXT_CHARS_MAX
+from gateway.core.accounts.administration import (
+    CREATE,
+    DELETE,
+    READONLY,
+    REQUEST_S_MAX,
+    Actor,
+    Claim,
+    Command,
+    Query,
+    Replay,
+    Row,
+)
+from gateway.core.accounts.refusals import busiest
+from gateway.core.billing.cost import cost_nano, lines, money, unpriced
+from gateway.core.billing.events import EVENTS_MAX
+from gateway.core.billing.handover import Collected, Returned
+from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, choose, read_price
+from gateway.core.integrity.reconciliation import RUN_S_MAX as RUN_S_MAX_
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import NotFound
+from gateway.core.times import ms_of
+from gateway.errors import (
+    AdminRefusal,
+    CollectorUnavailable,
+    Conflict,
+    NotFound,
+    Unprocessable,
+    UnsupportedEncoding,
+    UnsupportedMedia,
+)
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -111,3 +177,555 @@ def row_id(request: web.Request) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 16 and 0 < int(text) <= INTEGER_MAX:
         return int(text)
     raise NotFound
+
+
+# `/letters`: what waits for a person to decide, and the same decision for many of it at once.
+#
+# Each row is decided as by its own action: in a transaction of its own, with its own line in the audit log.
+# So one that is refused keeps no other, and whoever asks twice, or is cut off, decides nothing twice.
+
+
+REPORT = REPORTS["letters"]
+DECIDE = "decide"
+COUNTED_MAX, COUNT_MS = 100_000, 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Many:
+    """Which resource, its action on each row, and the filter that finds those that are open."""
+
+    resource: str
+    action: str
+    still_open: str
+
+
+_DECIDED = {
+    DEAD_LETTERS: _Many("dead-letters", "redrive", "resolved"),
+    "quarantine": _Many("quarantine", "release", "released"),
+}
+
+
+def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve how much waits, and decisions."""
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, REPORT)
+        counts = {what: await _count(mine, many) for what, many in _DECIDED.items()}
+        return answer(200, REPORT.render(counts))
+
+    async def decide(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_write(mine.actor, REPORT, DECIDE)
+        sent = await read_body(request)
+        claim = claim_of(request, mine.actor, sent)
+        values = await checked(mine.store, LettersDecide, sent, claim)
+        loop = asyncio.get_running_loop()
+        request[DEADLINE].reschedule(loop.time() + RUN_S_MAX + REQUEST_S_MAX)
+        if claim is not None:
+            claim = replace(claim, running_s_max=RUN_S_MAX + 2 * REQUEST_S_MAX)
+        found, replayed = await _decided(mine, request[REQUEST_ID], claim, values)
+        return answer(200, found, {"Idempotent-Replayed": "true"} if replayed else None)
+
+    app.router.add_get(f"{root}/letters", show)
+    app.router.add_post(f"{root}/letters", decide)
+
+
+async def _count(ports: AdminPorts, many: _Many) -> int | None:
+    query = Query({many.still_open: False}, None, None, None, 1)
+    operations = Operations(ports, RESOURCES[many.resource])
+    found = await operations.count(query, COUNTED_MAX, COUNT_MS)
+    return None if found is None else min(found, COUNTED_MAX)
+
+
+async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
+    """Decide; what came of it, and whether it is what was answered first under this claim."""
+    first = await ports.store.write(
+        Command("letters", DECIDE, ports.actor, request_id, dict, None, values, claim)
+    )
+    if isinstance(first, Replay) and first.status is not None:
+        return first.body, True
+    assert REPORT.ran is not None
+    found = REPORT.ran.model_validate(await _each(ports, request_id, values)).model_dump(mode="json")
+    if claim is not None:
+        await finish(ports, claim, 200, found, request_id)
+    return found, False
+
+
+async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
+    """Decide row after row, by id, up to the limit or until the time is over."""
+    many = _DECIDED[str(values["what"])]
+    operations = Operations(ports, RESOURCES[many.resource])
+    [action] = [one for one in operations.resource.actions if one.name == many.action]
+    body = {name: values[name] for name in ("reason", "accept") if values.get(name) is not None}
+    names = operations.resource.filters.keys() - {many.still_open}
+    filters = {name: values[name] for name in names if values.get(name) is not None}
+    after, limit = int(str(values.get("after_id") or 0)), int(str(values.get("limit") or DECIDED_USUALLY))
+    query = Query({**filters, many.still_open: False}, None, None, (after,), limit)
+    rows, _ = await operations.list(query)
+    until = asyncio.get_running_loop().time() + RUN_S_MAX
+    done: list[int] = []
+    refused: list[Row] = []
+    for row in rows:
+        if asyncio.get_running_loop().time() > until:
+            break
+        after = int(str(row["id"]))
+        try:
+            await operations.act(action, Asked(request_id), after, body)
+            done.append(after)
+        except (Conflict, Unprocessable, NotFound) as refusal:
+            refused.append({"id": after, "why": refusal.message})
+    ended = len(done) + len(refused) == len(rows) < limit
+    return {"done": done, "refused": refused, "next_after_id": None if ended else after}
+
+
+# `POST /events`: CloudEvents, one or a list of them. What is wrong with one refuses that one alone.
+
+
+def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve what takes events in."""
+    resource = RESOURCES["events"]
+
+    async def take(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_write(mine.actor, resource, CREATE)
+        sent = await _read(request)
+        claim = claim_of(request, mine.actor, {"events": sent})
+        asked = Asked(request[REQUEST_ID], claim)
+        done = await Operations(mine, resource).take(asked, _sorted(sent), TAKEN)
+        headers = {"Idempotent-Replayed": "true"} if done.replayed else None
+        return answer(done.status, done.content, headers)
+
+    app.router.add_post(f"{root}/events", take)
+
+
+async def _read(request: web.Request) -> list[object]:
+    """What was sent, as a list."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    media = request.content_type
+    if media not in {ONE, MANY, PLAIN, "application/octet-stream"}:  # the last where none is said
+        raise UnsupportedMedia(f"Events are sent as {ONE}, {MANY} or {PLAIN}.")
+    found = requests.parse_any_body(await request.read())
+    if isinstance(found, dict) and media != MANY:
+        return [found]
+    if not isinstance(found, list) or media == ONE:
+        raise AdminRefusal(f"The body must be {'a list of events' if media == MANY else 'an event'}.")
+    if len(found) > EVENTS_MAX:
+        raise Unprocessable(errors=(("", f"{len(found)} events at once; send at most {EVENTS_MAX}"),))
+    return found
+
+
+def _sorted(sent: list[object]) -> Row:
+    """Those that say all an event has to, each with its place; and why the others do not."""
+    events: list[tuple[int, Row]] = []
+    rejected: list[Row] = []
+    for place, one in enumerate(sent):
+        if not isinstance(one, dict):
+            rejected.append(_refused(place, {}, "", "must be a JSON object"))
+            continue
+        try:
+            events.append((place, requests.check_body(CloudEvent, one)))
+        except Unprocessable as error:
+            name, reason = error.errors[0]
+            rejected.append(_refused(place, one, name, reason))
+    return {"events": events, "rejected": rejected}
+
+
+def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
+    return {
+        "index": place, "source": _said(event.get("source")), "id": _said(event.get("id")), "field": name,
+        "reason": reason,
+    }  # fmt: skip
+
+
+def _said(name: object) -> str | None:
+    """What an event that is refused calls itself, as far as a row can hold it: none has a NUL."""
+    if not isinstance(name, str):
+        return None
+    return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+# Who may work with a whole configuration at a time: everybody has a share of their own, and it is bounded.
+#
+# What one organization's people send never takes the turns of others, least of all those of staff. Whoever
+# hangs up has their work ended.
+
+
+T = TypeVar("T")
+
+# How often it is looked whether whoever asked is there still.
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many at once, how much each may send (bytes, values in them, objects), and how long it may take."""
+
+    at_once_max: int
+    bytes_max: int
+    values_max: int
+    work_s_max: float
+    objects_max: int
+
+
+STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0, OBJECTS_MAX)
+# Less than staff wait who touch something of the same organization.
+ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0, 5_000)
+# Of who may only plan.
+READER = replace(ORGANIZATION, objects_max=1_000)
+# Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
+# those whose bodies are still coming with them.
+ORGANIZATIONS_AT_ONCE_MAX = 2
+ORGANIZATIONS_THERE_MAX = 16
+
+
+def share_of(actor: Actor) -> Share:
+    """What a caller has."""
+    if actor.organization_id is None:
+        return STAFF
+    return READER if actor.role == READONLY else ORGANIZATION
+
+
+class Turns:
+    """Turns that are taken, by organization."""
+
+    def __init__(self) -> None:
+        self._there = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_THERE_MAX))
+        self._working = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_AT_ONCE_MAX))
+
+    @asynccontextmanager
+    async def taken(self, actor: Actor) -> AsyncIterator[Share]:
+        """Have one of the caller's own; `Overloaded` where all of these are taken."""
+        async with self._there.of(actor.organization_id):
+            yield share_of(actor)
+
+    def working(self, actor: Actor) -> AbstractAsyncContextManager[None]:
+        """Have a place to work in, once all is read; `Overloaded` where other organizations have them."""
+        return self._working.of(actor.organization_id)
+
+
+async def read_within(request: web.Request, share: Share) -> bytes:
+    """What was sent, as it came: more than other requests may send, within the caller's share."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    if (request.content_length or 0) > share.bytes_max:
+        raise web.HTTPRequestEntityTooLarge(share.bytes_max, request.content_length or 0)
+    read = bytearray()
+    async for piece in request.content.iter_any():
+        read += piece
+        if len(read) > share.bytes_max:
+            raise web.HTTPRequestEntityTooLarge(share.bytes_max, len(read))
+    return bytes(read)
+
+
+async def while_asked(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do something that changes nothing, until it is done or whoever asked is gone."""
+    doing = asyncio.ensure_future(work)
+    try:
+        while not doing.done():
+            await asyncio.wait({doing}, timeout=LOOK_S)
+            if request.transport is None or request.transport.is_closing():
+                break
+    finally:
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})
+    if doing.cancelled():
+        raise ConnectionResetError
+    return doing.result()
+
+
+# `/configuration`: what is written down of it, what a file would change, and that it is applied.
+
+
+CONFIGURATION_BYTES_MAX = STAFF.bytes_max
+CONFIGURATION_REPORT = REPORTS["configuration"]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve what is written down, plans, and their being done."""
+    turns = Turns()
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, CONFIGURATION_REPORT)
+        async with turns.taken(mine.actor) as share, turns.working(mine.actor):
+            _take_time(request, share)
+            return await while_asked(request, _shown(mine))
+
+    async def apply(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        assert CONFIGURATION_REPORT.run is not None
+        require_write(mine.actor, CONFIGURATION_REPORT, CONFIGURATION_REPORT.run.name)
+        async with turns.taken(mine.actor) as share:
+            raw = await read_within(request, share)  # in the time that any body has
+            async with turns.working(mine.actor):
+                _take_time(request, share)
+                wish, claim = await in_thread(_wish, request, mine.actor, raw, share)
+                del raw
+                doing = _answered(
+                    Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
+                )
+                # A plan changes nothing. What is being applied is ended for nobody.
+                return await (while_asked(request, doing) if wish.digest is None else doing)
+
+    async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it says nothing of what is there
+        return web.Response(body=_schema(), content_type="application/schema+json", charset="utf-8")
+
+    app.router.add_get(f"{root}/configuration", show)
+    app.router.add_post(f"{root}/configuration", apply)
+    app.router.add_get(f"{root}/configuration{SCHEMA}", schema_of)
+
+
+@cache
+def _schema() -> bytes:
+    return json.dumps(schema(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _take_time(request: web.Request, share: Share) -> None:
+    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + share.work_s_max)
+
+
+def _wish(request: web.Request, actor: Actor, raw: bytes, share: Share) -> tuple[Wish, Claim | None]:
+    """What is asked, and the claim that it is done under."""
+    sent = requests.parse_body(raw, share.values_max)
+    objects = sent.get("objects")
+    # Objects are checked one by one later, not copied here.
+    checked = requests.check_body(
+        ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent
+    )
+    wish = Wish(**{**checked, "objects": objects})  # type: ignore[arg-type]  # as it is checked
+    claim = claim_of(request, actor, sent)
+    if wish.digest is None:  # a plan changes nothing
+        return wish, None
+    return wish, claim and replace(claim, running_s_max=share.work_s_max + REQUEST_S_MAX)
+
+
+async def _answered(configurator: Configurator, wish: Wish) -> web.Response:
+    done = await configurator.do(wish)
+    headers = {"Idempotent-Replayed": "true"} if done.replayed else None
+    return await in_thread(answer, done.status, done.content, headers)
+
+
+async def _shown(mine: AdminPorts) -> web.Response:
+    return await in_thread(answer, 200, await export(mine))
+
+
+# `/programs`: which gateway workers and keepers run.
+
+
+PROGRAMS_REPORT = REPORTS["programs"]
+
+
+def mount_programs(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the report."""
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, PROGRAMS_REPORT)
+        return web.json_response(await running_programs(mine))
+
+    app.router.add_get(f"{root}/programs", show)
+
+
+async def running_programs(ports: AdminPorts) -> Row:
+    """The report as JSON; `CountersUnavailable` where nobody knows."""
+    return PROGRAMS_REPORT.render(await ports.programs())
+
+
+# `/activity`: which tenants are busy now, and what they are refused for, over all gateways.
+
+
+ACTIVITY_REPORT = REPORTS["activity"]
+
+
+def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the report."""
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, ACTIVITY_REPORT)
+        asked = read_numbers(ACTIVITY_REPORT.numbers, request.query)
+        counts, covered_s = await ports.activity.read(asked["window"])
+        if mine.actor.organization_id is not None:
+            own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})
+            counts = [each for each in counts if each[0][0] in own]
+        everybody, tenants = busiest(counts, asked["limit"])
+        names = await mine.figures.names("tenants", [busy.tenant_id for busy in tenants])
+        items = [{**asdict(busy), "tenant": names.get(busy.tenant_id)} for busy in tenants]
+        facts = {**asdict(everybody), "window_s": round(covered_s, 3), "items": items}
+        return web.json_response(ACTIVITY_REPORT.render(facts))
+
+    app.router.add_get(f"{root}/activity", show)
+
+
+# `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
+
+
+TOOL = "tools."
+PRICES = RESOURCES["prices"]
+
+
+def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve quotes; before the resources, whose paths are wider."""
+
+    async def quote(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, PRICES)
+        asked = requests.check_body(Asked_, _read_quote(request.query))
+        at = asked.get("at")
+        at = at if isinstance(at, datetime) else datetime.now(UTC)
+        currency = str(asked.get("currency", BASE_CURRENCY))
+        rows = await mine.store.prices_of(str(asked["model"]), currency, at)
+        return web.json_response(_quoted(asked, rows, at))
+
+    app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
+
+
+def _read_quote(sent: MultiMapping[str]) -> requests.Body:
+    """A query string as the body it stands for."""
+    asked: dict[str, Any] = {}
+    for name, text in read_once(sent).items():
+        if name.startswith(TOOL):
+            asked.setdefault("tools", {})[name.removeprefix(TOOL)] = number_or_text(text)
+        elif name == "tools":
+            raise Unprocessable("Some query parameters are wrong.", (("tools", "must name one: tools.NAME"),))
+        elif name == "at":
+            asked[name] = with_plus(text)
+        else:
+            asked[name] = number_or_text(text) if name in KINDS else text
+    return asked
+
+
+def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
+    currency, tier = asked.get("currency", BASE_CURRENCY), asked.get("service_tier") or ""
+    prices = {price.vector.price_id: (price, row) for row in rows for price in (read_price(row),)}
+    at_ms = ms_of(at)
+    found = choose(
+        (price for price, _ in prices.values()), asked["model"], currency, at_ms, asked.get("provider") or ""
+    )
+    if found is None:
+        raise NotFound(f"There is no price in {currency} of the model {asked['model']!r} at that time.")
+    vector = found.vector
+    counts = [asked.get(kind, 0) for kind in KINDS]
+    tools = asked.get("tools", {})
+    return Quote.model_validate(
+        {
+            **prices[vector.price_id][1],
+            "price_id": vector.price_id,
+            "cost": money(cost_nano(vector, counts, tools, tier)),
+            "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
+            "unpriced": unpriced(vector, tools),
+        }
+    ).model_dump(mode="json")
+
+
+# `/reconciliation`: the last comparison of counters and ledger, and a new one on demand.
+
+
+RECONCILIATION_REPORT = REPORTS["reconciliation"]
+RECONCILIATION_RUN = "run"
+NOTHING_YET: Row = {
+    "checked": 0, "drift_tokens": 0, "drift_credits": 0, "pending": 0, "items": [],
+    "started_at": None, "finished_at": None,
+}  # fmt: skip
+
+
+def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the last result, and runs."""
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, RECONCILIATION_REPORT)
+        return web.json_response(await last_reconciliation(mine) or RECONCILIATION_REPORT.render(NOTHING_YET))
+
+    async def run_asked(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_write(mine.actor, RECONCILIATION_REPORT, RECONCILIATION_RUN)
+        sent = await read_body(request)
+        claim = claim_of(request, mine.actor, sent)
+        asked = await checked(mine.store, ReconciliationRun, sent, claim)
+        repair, whole = bool(asked.get("repair")), bool(asked.get("whole"))
+        found, replayed = await run_reconciliation(mine, request, claim, repair=repair, whole=whole)
+        return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
+
+    app.router.add_get(f"{root}/reconciliation", show)
+    app.router.add_post(f"{root}/reconciliation", run_asked)
+
+
+async def last_reconciliation(ports: AdminPorts) -> Row | None:
+    """The last result as JSON; None where nothing was compared yet."""
+    found = await ports.reconciler.last()
+    return None if found is None else RECONCILIATION_REPORT.render(found)
+
+
+async def run_reconciliation(
+    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool = False
+) -> tuple[Row, bool]:
+    """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
+
+    Who asked is in the audit log. `Overloaded` while another run is under way.
+    """
+    async with ports.reconciler.alone():
+        return await _run(ports, request, claim, repair=repair, whole=whole)
+
+
+async def _run(
+    ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool
+) -> tuple[Row, bool]:
+    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX_)
+    values = {"repair": repair, "whole": whole}
+    if claim is not None:
+        claim = replace(claim, running_s_max=RUN_S_MAX_ + REQUEST_S_MAX)
+    asked = Command(
+        "reconciliation", RECONCILIATION_RUN, ports.actor, request[REQUEST_ID], dict, None, values, claim
+    )
+    first = await ports.store.write(asked)
+    # A first run that came to no end has no result to answer with: this one has.
+    if isinstance(first, Replay) and first.status is not None:
+        return first.body, True
+    found = RECONCILIATION_REPORT.render(
+        await ports.reconciler.run_now(repair=repair, whole=whole, within_s=RUN_S_MAX_)
+    )
+    if claim is not None:
+        await ports.store.finish(claim, 200, found)
+    return found, False
+
+
+# `POST /stripe/events`: what Stripe tells of invoices and money. Its signature is its credential.
+
+
+PATH = "/stripe/events"
+SIGNATURE = "Stripe-Signature"
+
+
+def mount_collected(app: web.Application, ports: AdminPorts) -> None:
+    """Take Stripe's messages in; where no secret of it is set there is nothing at this address."""
+
+    async def take(request: web.Request) -> web.Response:
+        if ports.read_collected is None:
+            raise NotFound
+        told = ports.read_collected(await request.read(), request.headers.get(SIGNATURE, ""))
+        await take_place(request, None)
+        ours = [await ports.store.collected(each) for each in await _found(ports, told)]
+        return answer(200, {"taken": any(ours)})
+
+    app.router.add_post(PATH, take)
+
+
+async def _found(ports: AdminPorts, told: Collected | Returned | None) -> Sequence[Collected]:
+    """What is told of each invoice."""
+    if told is None:
+        return ()
+    if isinstance(told, Collected):
+        return (told,)
+    if ports.look_up_returned is None:
+        raise CollectorUnavailable(
+            "Without TOLLKEEPER_STRIPE_API_KEY nobody knows which invoice it is about."
+        )
+    return await ports.look_up_returned(told)

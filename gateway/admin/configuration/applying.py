@@ -10,20 +10,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from gateway.admin.configuration.matching import ROWS_MAX
-from gateway.admin.configuration.naming import Planned
 from gateway.admin.configuration.objects import OBJECTS_MAX, Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
+from gateway.admin.configuration.references import ROWS_MAX, Planned
 from gateway.admin.configuration.words import KINDS, declared
-from gateway.admin.http.auth import may_write, require_read, require_write
-from gateway.admin.http.metered import in_thread
+from gateway.admin.http.guard import in_thread
+from gateway.admin.http.requests import may_write, require_read, require_write
+from gateway.admin.live import push
 from gateway.admin.operations import Done, finish, mint
 from gateway.admin.ports import AdminPorts, Applying
-from gateway.admin.pushing import push
-from gateway.admin.resources.configuration import DEFAULT_NAME
-from gateway.core.accounts.administration import Claim, Command, Intent, Replay, Row
-from gateway.core.accounts.declaration import Mark, Ran, Step
-from gateway.core.accounts.roles import CREATE, DELETE
+from gateway.admin.resources.integrity import DEFAULT_NAME
+from gateway.core.accounts.administration import (
+    CREATE,
+    DELETE,
+    Claim,
+    Command,
+    Intent,
+    Mark,
+    Ran,
+    Replay,
+    Row,
+    Step,
+)
 from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unprocessable
 
 # A longer plan is not tried before it is done.

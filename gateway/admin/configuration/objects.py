@@ -5,18 +5,21 @@ Ids are not known yet: what names another row is kept as it was said.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from pydantic import ValidationError
 
 from gateway.admin.configuration.words import KINDS, declared, model, near, references, word, words
-from gateway.admin.http import body
-from gateway.admin.resources import Resource
+from gateway.admin.http import requests
+from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import OWNER, Row
+from gateway.core.billing.price_book import folded
 from gateway.errors import Unprocessable
 
 OBJECTS_MAX = 20_000
@@ -153,7 +156,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
-    values: body.Body = {}
+    values: requests.Body = {}
     for said, value in one.items():
         name = known.get(said)
         if name is None:
@@ -178,7 +181,9 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     try:
         row = model(resource).model_validate(checked)
     except ValidationError as error:
-        told = ((_said(resource, name), message) for name, message in body.errors_of(error, resource.known))
+        told = (
+            (_said(resource, name), message) for name, message in requests.errors_of(error, resource.known)
+        )
         here += [each for each in told if each[0] not in dict(here)]
     if here:
         errors += [(f"{at}.{name}", message) for name, message in here]
@@ -244,3 +249,58 @@ def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterato
             yield name, each
         else:
             raise ValueError(f"must have a text as its {said}")
+
+
+# What names a row, and what it has: of objects and of rows alike.
+
+
+Identity = tuple[object, ...]
+# A row: its kind and id.
+Which = tuple[str, object]
+
+
+def values_of(wanted: Wanted) -> Row:
+    """What an object says, or means where it says nothing, with the ids of others."""
+    defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
+    for name in references(wanted.resource):
+        if name in defaults:
+            defaults[name] = None
+    return {**defaults, **wanted.values, **wanted.ids}
+
+
+def identity_of(resource: Resource, values: Row) -> Identity:
+    """All that a row is named by."""
+    how = declared(resource)
+    found = (values[name] for name in how.by)
+    return tuple(folded(str(each or "")) for each in found) if how.folded else tuple(found)
+
+
+def stored(resource: Resource, row: Row, name: str) -> object:
+    """What a row has, or will have."""
+    becomes = declared(resource).becomes.get(name)
+    return row[name] if becomes is None or row[becomes] is None else row[becomes]
+
+
+# Rows of one name that take each other's place in time: which one was made for a moment, or is in force.
+
+
+class Dated:
+    """Put in order once, for however many objects ask: `since` is the field that says from when."""
+
+    def __init__(self, rows: Sequence[Row], since: str) -> None:
+        self._rows = sorted(rows, key=lambda row: _place(row, since))
+        self._moments: list[Any] = [row[since] for row in self._rows]
+
+    def made_for(self, moment: object) -> Row | None:
+        """The row of that very moment; of several the newest."""
+        place = bisect_right(self._moments, moment)
+        return self._rows[place - 1] if place and self._moments[place - 1] == moment else None
+
+    def in_force(self, moment: object) -> Row | None:
+        """The row that is in force then; of several of one moment the newest."""
+        place = bisect_right(self._moments, moment)
+        return self._rows[place - 1] if place else None
+
+
+def _place(row: Row, since: str) -> Any:
+    return row[since], row["id"]

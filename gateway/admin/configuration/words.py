@@ -6,15 +6,17 @@ All of it follows from the resources: an id of another row is said by that row's
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.resources import RESOURCES, Resource
-from gateway.admin.resources.resource import Declared
-from gateway.admin.resources.values import In
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.resource import Declared, Resource
+from gateway.admin.resources.values import DECIMAL, In
 
 Json = dict[str, Any]  # JSON schema: any shape
 
@@ -103,14 +105,14 @@ def _say(resource: Resource, shape: Json) -> None:
     """Have a model's schema name its fields as files do."""
     how, ids = declared(resource), references(resource)
     shape["properties"] = {
-        word(resource, name): _reference(KINDS[ids[name]], part) if name in ids else part
+        word(resource, name): _reference_schema(KINDS[ids[name]], part) if name in ids else part
         for name, part in shape["properties"].items()
     }
     required = {*shape.get("required", ()), *how.needs} - {how.since}
     shape["required"] = [said for said, name in words(resource).items() if name in required]
 
 
-def _reference(target: Resource, part: Json) -> Json:
+def _reference_schema(target: Resource, part: Json) -> Json:
     """A name, or where that is not enough, what names a row."""
     how = declared(target)
     says = {
@@ -124,3 +126,47 @@ def _reference(target: Resource, part: Json) -> Json:
         options.append({"type": "null"})
     told = f"Of {target.name}, by {word(target, how.by[-1])}."
     return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), told)))}
+
+
+# Whether a value that is wanted is the one that is stored, however each is written.
+
+
+def same(wanted: object, stored: object) -> bool:
+    """Whether both say the same: numbers by their value, and nothing said is null or nothing in it."""
+    if isinstance(wanted, dict) or isinstance(stored, dict):
+        return _document(wanted or {}) == _document(stored or {})
+    if isinstance(wanted, str) and isinstance(stored, Decimal):
+        return _document(wanted) == stored
+    if isinstance(wanted, list) and isinstance(stored, list):
+        return _document(wanted) == _document(stored)
+    return wanted == stored
+
+
+def _document(value: object) -> object:
+    """A document as it is compared; decimals in it are texts."""
+    if isinstance(value, dict):
+        return {name: _document(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_document(each) for each in value]
+    if isinstance(value, str) and DECIMAL.fullmatch(value):
+        return Decimal(value)
+    return value
+
+
+# What was meant by a name that is not there. A few names are compared with some, so it is bounded.
+
+
+# So many names are looked for, among so many, as long as this. Longer ones are compared with nothing.
+SUGGESTED_MAX = 5
+CANDIDATES_MAX = 200
+CHARS_MAX = 64
+
+
+def suggestion(name: object, known: Iterable[object]) -> str | None:
+    """The nearest of the first names that are known."""
+    said = str(name)
+    if len(said) > CHARS_MAX:
+        return None
+    some = (str(each) for each in islice(known, CANDIDATES_MAX) if each)
+    near = difflib.get_close_matches(said, [each for each in some if len(each) <= CHARS_MAX], 1)
+    return near[0] if near else None

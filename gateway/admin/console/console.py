@@ -3,53 +3,313 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.api import reconciliation, usage_files
-from gateway.admin.console import (
-    accounts,
-    budgets,
-    calls,
-    explorer,
-    invoices,
-    lists,
-    programs,
-    reconciling,
-    search,
-    statements,
+from gateway.admin.api import usage, views
+from gateway.admin.api.finance import asked_of, checked
+from gateway.admin.console import lists, panels, reports
+from gateway.admin.console.formatting import Form
+from gateway.admin.console.home import (
+    OVER_TLS,
+    Assets,
+    Desk,
+    Pages,
+    Posted,
+    Sessions,
+    Signed,
+    Writing,
+    read_form,
+    see,
 )
-from gateway.admin.console.desk import Desk, Posted, Writing
-from gateway.admin.console.exports import Exports
-from gateway.admin.console.live import Live
-from gateway.admin.console.mail import Consents
-from gateway.admin.console.overview import Overview
+from gateway.admin.console.panels import preview
 from gateway.admin.console.records import Extras, Records, address_of
-from gateway.admin.console.render import Assets, Pages
+from gateway.admin.console.reports import Live, Overview
 from gateway.admin.console.screens import SCREENS, Screen
-from gateway.admin.console.sessions import OVER_TLS, Sessions, Signed
-from gateway.admin.console.signing import Signing
-from gateway.admin.console.signing_elsewhere import SigningElsewhere
-from gateway.admin.console.signing_out import SigningOut
-from gateway.admin.http.files import files_of
+from gateway.admin.console.sign_in import Signing, SigningElsewhere, SigningOut
+from gateway.admin.http.guard import CSV, Files, files_of
+from gateway.admin.http.requests import LIMIT_MAX, read_once, require_read, slow_down
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import Action
-from gateway.core.accounts.roles import CHANGE, CREATE, DELETE
+from gateway.admin.resources.reports import ASKED, REPORTS
+from gateway.admin.resources.resource import Action
+from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write
+from gateway.core.alerts.messages import digest_of
+from gateway.core.credentials import Failures
+from gateway.core.text import csv
+from gateway.errors import NotFound, TollkeeperError, Unprocessable
+
+# The page of a link that somebody was mailed: may an organization have messages sent to them?
+#
+# Who has the link needs no token. To open it changes nothing, since mail servers open links too: a button
+# does.
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+_OVER = "This link is no longer good, or never was. An organization can have you asked again in a day."
+
+
+class Consents:
+    """Asks whom a link was mailed to, and keeps what they say."""
+
+    def __init__(self, desk: Desk, failures: Failures) -> None:
+        self._desk, self._failures = desk, failures
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /mail/{token}`."""
+        return await self._answer(request, given=None)
+
+    async def say(self, request: web.Request) -> web.StreamResponse:
+        """`POST /mail/{token}` with `consent`: yes, or no more."""
+        try:
+            posted = await read_form(request)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return await self._answer(request, given=posted.get("consent") == "yes")
+
+    async def _answer(self, request: web.Request, *, given: bool | None) -> web.StreamResponse:
+        store, token = self._desk.ports.store, request.match_info["token"]
+        try:
+            digest = digest_of(token) if _TOKEN.fullmatch(token) else ""
+            if given is not None:
+                await store.consent_to_mail(digest, given=given)
+            asked = await store.mail_consent(digest)
+            if asked is None and given is not False:
+                await slow_down(self._failures, request, "unknown")
+                raise NotFound(_OVER)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return self._desk.answer(request, None, "consent.html", asked=asked)
+
+
+# Running programs: who runs which version, and who is too old for what is stored.
+
+
+PROGRAMS_SHOWN_MAX = 500
+
+
+async def show_programs(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /programs`."""
+    require_read(desk.ports.actor, views.PROGRAMS_REPORT)
+    found = await views.running_programs(desk.ports)
+    items = found["items"]
+    assert isinstance(items, list)
+    shown = sorted(items, key=lambda one: one["refused"] is None)[:PROGRAMS_SHOWN_MAX]
+    return desk.answer(
+        request, signed, "programs.html", found=found, items=shown, more=len(items) - len(shown),
+        refused=sum(one["refused"] is not None for one in items),
+    )  # fmt: skip
+
+
+# Reconciliation: the last comparison of counters and ledger, and a new one on demand.
+
+
+ITEMS_SHOWN_MAX = 500
+# Where an account is shown, by its kind.
+_PAGES = {
+    "tenant": "tenants", "credits": "organizations", "spend": "organizations",
+    "organization": "organizations", "budget": "budgets", "invoice": "invoices",
+}  # fmt: skip
+
+
+async def show_reconciliation(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /reconciliation`."""
+    report, actor = views.RECONCILIATION_REPORT, desk.ports.actor
+    require_read(actor, report)
+    may_run = refused_write(actor, report.name, report.access, views.RECONCILIATION_RUN) is None
+    last = await views.last_reconciliation(desk.ports)
+    items: Any = (last or {}).get("items", [])
+    again = Form("/reconciliation", "Run now", "Run now", note="Compares every account.")
+    repair = Form(
+        "/reconciliation/repair", "Run and repair", "Run and repair", is_dangerous=True,
+        note="Makes each drift good by an appended adjust or correction.",
+    )  # fmt: skip
+    return desk.answer(
+        request,
+        signed,
+        "reconciliation.html",
+        last=last,
+        items=[{**item, "href": _address(item["account"])} for item in items[:ITEMS_SHOWN_MAX]],
+        more=max(0, len(items) - ITEMS_SHOWN_MAX),
+        forms=[again, repair] if may_run else [],
+    )
+
+
+async def run_reconciliation(
+    desk: Desk, request: web.Request, signed: Signed, _posted: Posted, *, repair: bool
+) -> web.Response:
+    """`POST /reconciliation` and `/reconciliation/repair`."""
+    await views.run_reconciliation(desk.ports, request, None, repair=repair)
+    return see("/reconciliation?done=reconciled")
+
+
+def _address(account: str) -> str:
+    kind, _, number = account.partition(":")
+    page = _PAGES.get(kind)
+    return f"/{page}/{number}" if page and number.isdigit() else ""
+
+
+# Reports of a moment as pages: what organizations have to pay, what is unbilled, and what both come to.
+
+
+ROWS_SHOWN_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A report and how its page shows it: `amounts` by their titles, the last one orders the rows.
+
+    `always` are amounts that have a tile of zero too. `previews` are lists of the organization, where one is
+    asked for.
+    """
+
+    name: str
+    title: str
+    lead: str
+    empty: str
+    amounts: Mapping[str, str]
+    always: tuple[str, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    previews: tuple[str, ...] = ()
+
+
+STATEMENTS = (
+    Statement(
+        "receivables", "Receivables",
+        "What is left to pay of final invoices, by how long it is due, and what is to be paid back",
+        "Nobody has anything to pay.",
+        {
+            "open": "Not due", "overdue_1_30": "1–30 days", "overdue_31_60": "31–60 days",
+            "overdue_61_90": "61–90 days", "overdue_over_90": "> 90 days", "to_pay_back": "To pay back",
+            "uncollectible": "Given up", "total": "Total",
+        },
+        ("open", "total"), {"invoices": "Invoices"},
+    ),
+    Statement(
+        "unbilled", "Unbilled", "What was charged and no final invoice had, before tax",
+        "All that was charged is billed.", {"amount": "Amount"}, ("amount",),
+        {"month": "Month of supply", "kind": "Kind", "charges": "Charges"},
+    ),
+    Statement(
+        "balances", "Balances", "What organizations owe altogether: documents, payments, credit and unbilled",
+        "Nobody owes anything.",
+        {
+            "invoiced": "Invoiced", "credited": "Credited", "paid": "Paid", "applied": "Applied",
+            "refunded": "Paid back", "due": "Due", "open_credit": "Open credit", "unbilled": "Unbilled",
+            "balance": "Balance",
+        },
+        ("due", "open_credit", "unbilled", "balance"),
+        previews=("invoices", "payments", "note-applications"),
+    ),
+)  # fmt: skip
+
+
+def mount_statements(app: web.Application, desk: Desk) -> None:
+    """Serve each report's page."""
+    for statement in STATEMENTS:
+        app.router.add_get(f"/{statement.name}", desk.reading(partial(show_statement, statement=statement)))
+
+
+async def show_statement(
+    desk: Desk, request: web.Request, signed: Signed, *, statement: Statement
+) -> web.Response:
+    """`GET /balances?at=2026-05-31`: by organization and currency, those that owe most first."""
+    require_read(desk.ports.actor, REPORTS[f"reports/{statement.name}"])
+    sent = {name: text for name, text in read_once(request.query).items() if text}
+    asked = asked_of(desk.ports, statement.name, checked(ASKED[statement.name], sent))
+    rows = await desk.ports.store.report(statement.name, asked, 0, ROWS_SHOWN_MAX + 1)
+    last = list(statement.amounts)[-1]
+    shown = sorted(rows[:ROWS_SHOWN_MAX], key=lambda row: (row["currency"], -_amount(row[last])))
+    at, owner = (asked.until - timedelta(days=1)).date(), asked.organization_id
+    names = () if owner is None else statement.previews
+    lists = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
+    return desk.answer(
+        request, signed, "statement.html",
+        statement=statement, at=at.isoformat(), is_today=at == datetime.now(UTC).date(), rows=shown,
+        organization_id=owner, totals=_totals(shown, statement), is_cut=len(rows) > ROWS_SHOWN_MAX,
+        previews=lists,
+    )  # fmt: skip
+
+
+def _totals(rows: Any, statement: Statement) -> list[dict[str, Any]]:
+    """What rows come to, by currency."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        sums = found.setdefault(
+            row["currency"], {"currency": row["currency"], **dict.fromkeys(statement.amounts, Decimal(0))}
+        )
+        for name in statement.amounts:
+            sums[name] += row[name]
+    return list(found.values())
+
+
+def _amount(value: object) -> Decimal:
+    assert isinstance(value, Decimal)
+    return value
+
+
+# A list as a file: every row that its filters let through, streamed, and so many at most.
+
+
+ROWS_MAX = 100_000
+COUNT_MS_MAX = 10_000
+
+
+class Exports:
+    """The files of all lists."""
+
+    def __init__(self, files: Files, *, rows_max: int = ROWS_MAX) -> None:
+        self._rows_max = rows_max
+        self._files = files
+
+    async def file(
+        self, desk: Desk, request: web.Request, signed: Signed, *, screen: Screen, **fixed: str
+    ) -> web.StreamResponse:
+        """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
+        query = lists.read(screen, request, LIMIT_MAX, fixed)
+        pieces = self._pieces(desk, screen, query)
+        return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)
+
+    async def _pieces(self, desk: Desk, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
+        operations, columns = desk.operations[screen.name], tuple(screen.resource.out.model_fields)
+        count = await operations.count(query, self._rows_max, COUNT_MS_MAX)
+        if count is None or count > self._rows_max:
+            reason = f"let more than {self._rows_max:,} rows through: narrow them"
+            if count is None:
+                reason = "let so much through that counting it takes too long: narrow them"
+            raise Unprocessable("This list is too long for a file.", (("filters", reason),))
+        yield csv(columns, (), head=True)
+        async for rows in operations.every(query):
+            yield csv(columns, map(_flat, rows))
+
+
+def _flat(row: Row) -> Row:
+    """A row whose documents and lists are texts."""
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        for name, value in row.items()
+    }
+
 
 # Pages that show more than a row's fields.
 EXTRAS: dict[str, Extras] = {
-    "tenants": accounts.about_tenant,
-    "organizations": accounts.about_organization,
-    "api-keys": accounts.about_key,
-    "users": accounts.about_user,
-    "calls": calls.about_call,
-    "invoices": invoices.about_invoice,
-    "budgets": budgets.about_budget,
+    "tenants": panels.about_tenant,
+    "organizations": panels.about_organization,
+    "api-keys": panels.about_key,
+    "users": panels.about_user,
+    "calls": panels.about_call,
+    "invoices": panels.about_invoice,
+    "budgets": panels.about_budget,
 }
 # Addresses of programs: what is not there is a problem, not a page.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
@@ -81,29 +341,31 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 
-    router.add_get("/usage", desk.reading(explorer.show))
-    router.add_get("/search", desk.reading(search.show))
-    router.add_post("/search", desk.asking(search.ask))
-    statements.mount_statements(app, desk)
-    router.add_get("/programs", desk.reading(programs.show))
-    router.add_get("/reconciliation", desk.reading(reconciling.show))
+    router.add_get("/usage", desk.reading(reports.show_explorer))
+    router.add_get("/search", desk.reading(lists.show_search))
+    router.add_post("/search", desk.asking(lists.ask_search))
+    mount_statements(app, desk)
+    router.add_get("/programs", desk.reading(show_programs))
+    router.add_get("/reconciliation", desk.reading(show_reconciliation))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
-        run = desk.writing(partial(reconciling.run, repair=repair), reconciliation.REPORT, reconciliation.RUN)
+        run = desk.writing(
+            partial(run_reconciliation, repair=repair), views.RECONCILIATION_REPORT, views.RECONCILIATION_RUN
+        )
         router.add_post(address, run)
     router.add_get("/find/{resource}", desk.reading(lists.find))
 
     async def signed_in(_: AdminPorts, request: web.Request) -> AdminPorts:
         return ports.of((await sessions.signed_in(request)).actor)
 
-    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(accounts.quota))
-    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(budgets.use))
+    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(panels.quota))
+    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(panels.budget_use))
     documents.mount_invoices(app, ports, "", signed_in)
-    usage_files.mount_files(app, ports, "", signed_in)
+    usage.mount_files(app, ports, "", signed_in)
     files = Exports(files_of(app, ports.request_timeout_s))
 
     async def ledger(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
         tenant_id = request.match_info["id"]
-        return await files.file(desk, request, signed, screen=accounts.LEDGER, tenant_id=tenant_id)
+        return await files.file(desk, request, signed, screen=panels.LEDGER, tenant_id=tenant_id)
 
     router.add_get("/tenants/{id:[0-9]+}/ledger.csv", desk.reading(ledger))
     for screen in SCREENS.values():

@@ -5,24 +5,124 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
+from uuid import UUID
 
 from aiohttp import web
 from multidict import MultiDict
 from yarl import URL
 
-from gateway.admin import live
-from gateway.admin.console import budget_use, shown
-from gateway.admin.console.cells import Cell, cell, label_of, references
-from gateway.admin.console.desk import Choices, Desk, query
-from gateway.admin.console.screens import Screen
-from gateway.admin.console.sessions import Signed
-from gateway.admin.console.sorting import SORTED_MAX, Order, headings, in_order, order_of, referred
-from gateway.admin.http.listing import FILTER_CHARS_MAX, read_query
+from gateway.admin import credentials, live
+from gateway.admin.console import formatting
+from gateway.admin.console.formatting import MONEY, Cell, Names, cell, label_of, references
+from gateway.admin.console.home import Choices, Desk, Posted, Signed, query, see
+from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
 from gateway.core.accounts.administration import Query, Row
 from gateway.errors import Unprocessable
+
+# The order of a list: as its rows came, either way round, or a bounded number of them by another column.
+
+
+# Rows that are put in another order than theirs: they are read for it, whichever page is shown.
+SORTED_MAX = 1_000
+# The columns of time, by the name that a list shows. Lists are in that order, but for those by account.
+IN_ORDER = ("created_at", "timestamp", "id")
+BY_ACCOUNT = frozenset({"token-ledger", "credit-transactions", "feature-usage"})
+# Columns whose values stand in no order.
+UNSORTED = frozenset(
+    {
+        "quota",
+        "use",
+        "of",
+        "amount",
+        "state",
+        "change",
+        "after",
+        "limits",
+        "last_delivery",
+        "events",
+        "feature_access",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A list's order: by a column, `descending` or not; by none as the list usually is."""
+
+    column: str
+    descending: bool
+    is_own: bool
+
+    @property
+    def said(self) -> str:
+        """As an address says it."""
+        return f"-{self.column}" if self.descending else self.column
+
+
+def order_of(screen: Screen, said: str) -> Order:
+    """The order that an address asks for; the usual one for what is no column of the list."""
+    by_time = screen.resource.name not in BY_ACCOUNT
+    own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
+    column, descending = said.removeprefix("-"), said.startswith("-")
+    if not _is_sortable(screen, column):
+        return Order(own, screen.newest_first, is_own=True)
+    return Order(column, descending, is_own=column == own)
+
+
+def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
+    """For each column what its heading asks for, empty where it cannot be sorted by, and how it is sorted."""
+    found = []
+    for column in screen.columns:
+        is_here = column == order.column
+        now = ("descending" if order.descending else "ascending") if is_here else ""
+        asks = (
+            ""
+            if not _is_sortable(screen, column)
+            else f"-{column}"
+            if is_here and not order.descending
+            else column
+        )
+        found.append((asks, now))
+    return found
+
+
+def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) -> list[Row]:
+    """Rows by a column: what refers to something by its name, what is empty last."""
+    target = screen.resource.target(order.column)
+
+    def value(row: Row) -> Any:
+        found = row.get(order.column)
+        if target and isinstance(found, int):
+            return names.get((target, found), str(found)).casefold()
+        if isinstance(found, str):
+            return Decimal(found) if order.column in MONEY else found.casefold()
+        return found if isinstance(found, (int, float)) else str(found)
+
+    there = [row for row in rows if row.get(order.column) is not None]
+    return [
+        *sorted(there, key=value, reverse=order.descending),
+        *(row for row in rows if row.get(order.column) is None),
+    ]
+
+
+def referred(rows: Sequence[Row], screen: Screen, order: Order) -> Mapping[str, set[int]]:
+    """What a column's values refer to."""
+    target = screen.resource.target(order.column)
+    ids = {row[order.column] for row in rows if target and isinstance(row.get(order.column), int)}
+    return {target: ids} if ids else {}  # type: ignore[dict-item]  # integers
+
+
+def _is_sortable(screen: Screen, column: str) -> bool:
+    is_field = column in screen.columns and column in screen.resource.out.model_fields
+    return is_field and column not in UNSORTED
+
 
 ROWS_A_PAGE = 50
 FOUND = frozenset({"organizations", "tenants"})
@@ -178,7 +278,7 @@ async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
     if screen.name == "budgets":
-        rows = [{**row, "use": budget_use.use_of(row)} for row in rows]
+        rows = [{**row, "use": formatting.use_of(row)} for row in rows]
     names = await desk.names(references(screen, rows))
     return [
         Line(
@@ -207,8 +307,8 @@ def quota_of(row: Row | None) -> Row | None:
     used, held, left = int(values["tokens_used"]), int(values["tokens_held"]), values["tokens_remaining"]
     whole = used + max(0, int(left)) if left is not None else 0
     is_over = left is not None and int(left) <= 0
-    used_share = 100.0 if is_over else shown.percent(used, whole) if left is not None else 0.0
-    held_share = min(shown.percent(held, whole), 100.0 - used_share) if left is not None else 0.0
+    used_share = 100.0 if is_over else formatting.percent(used, whole) if left is not None else 0.0
+    held_share = min(formatting.percent(held, whole), 100.0 - used_share) if left is not None else 0.0
     return {
         **row,
         "whole": whole,
@@ -262,3 +362,126 @@ def _midnight(name: str, text: str, days: int) -> str:
         return f"{date.fromisoformat(text) + timedelta(days=days)}T00:00:00Z"
     except (ValueError, OverflowError) as error:
         raise Unprocessable(errors=((name, "must be a day such as 2026-01-31"),)) from error
+
+
+# The search of every page: a request id, the beginning of a key, a user's own id, a name.
+#
+# It is sent as a form and answered in its own answer, so that what is pasted is in no address, whatever it
+# is. Of a whole key only the prefix that is shown everywhere is looked for or written on a page.
+
+
+_SECRET = re.compile(rf"({credentials.ADMIN_TOKEN}|{credentials.API_KEY})([0-9A-Za-z]+)", re.ASCII)
+# By which filter each collection is searched, and what is said of a row beside its name.
+_BY_NAME = {
+    "api-keys": ("prefix", ("prefix", "tenant_id")),
+    "users": ("external_id", ("organization_id", "name")),
+    "tenants": ("search", ("organization_id",)),
+    "organizations": ("search", ()),
+}
+_BY_REQUEST = {
+    "calls": ("created_at", "tenant_id", "model"),
+    "credit-transactions": ("timestamp", "organization_id"),
+    "feature-usage": ("timestamp", "organization_id"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row that was found: what it is called, what else is said of it, where it is."""
+
+    name: str
+    notes: Sequence[str]
+    href: str
+
+
+Hits = list[tuple[str, list[Hit]]]
+
+
+async def ask_search(desk: Desk, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+    """`POST /search`: on to the only hit, or all of them."""
+    text = posted.get("q", "")
+    wanted = reduced(text.strip())[:FILTER_CHARS_MAX] if isinstance(text, str) else ""
+    found = await _found_by_search(desk, wanted)
+    if only := _only(found):
+        return see(only)
+    return desk.answer(request, signed, "search.html", wanted=wanted, found=found)
+
+
+async def show_search(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /search?q=`: what was found."""
+    text = request.query.get("q", "").strip()
+    wanted = reduced(text)
+    if wanted != text:
+        return see(f"/search?q={quote(wanted, safe='')}")
+    return desk.answer(
+        request, signed, "search.html", wanted=wanted, found=await _found_by_search(desk, wanted)
+    )
+
+
+def reduced(text: str) -> str:
+    """What is looked for; of anything with a key or an admin token in it the beginning of that."""
+    secret = _SECRET.search(text)
+    if secret is None or len(secret[2]) <= credentials.SHOWN_CHARS:
+        return text
+    return secret[1] + secret[2][: credentials.SHOWN_CHARS]
+
+
+async def _found_by_search(desk: Desk, wanted: str) -> Hits:
+    if not wanted or len(wanted) > FILTER_CHARS_MAX:
+        return []
+    with suppress(ValueError):
+        return await _of_request(desk, str(UUID(wanted)))
+    hits = await asyncio.gather(
+        *(_hits(desk, name, by, wanted, notes) for name, (by, notes) in _BY_NAME.items())
+    )
+    return [(SCREENS[name].title, found) for name, found in zip(_BY_NAME, hits, strict=True) if found]
+
+
+async def _of_request(desk: Desk, request_id: str) -> Hits:
+    """The call of a request; what it moved, where the journal no longer has it."""
+    for names in (("calls",), ("credit-transactions", "feature-usage")):
+        hits = await asyncio.gather(
+            *(_hits(desk, name, "request_id", request_id, _BY_REQUEST[name]) for name in names)
+        )
+        found = [(SCREENS[name].title, each) for name, each in zip(names, hits, strict=True) if each]
+        if found:
+            return found
+    sent = MultiDict(request_id=request_id, limit=str(FOUND_MAX))
+    ledger = desk.operations["token-ledger"]
+    rows, _ = await ledger.list(read_query("token-ledger", ledger.resource.filters, sent))
+    tenants = sorted({int(str(row["tenant_id"])) for row in rows})
+    called = await desk.names({"tenants": set(tenants)})
+    asked = f"request_id={request_id}"
+    moved = [
+        Hit(called.get(("tenants", each), f"tenant {each}"), ("ledger",), f"/tenants/{each}?{asked}#ledger")
+        for each in tenants
+    ]
+    return [("Ledgers", moved)] if moved else []
+
+
+async def _hits(desk: Desk, name: str, by: str, wanted: str, notes: Sequence[str]) -> list[Hit]:
+    screen, operations = SCREENS[name], desk.operations[name]
+    sent = MultiDict({by: wanted, "limit": str(FOUND_MAX)})
+    try:
+        rows, _ = await operations.list(read_query(name, screen.resource.filters, sent))
+    except Unprocessable:
+        return []
+    names = await desk.names(references(screen, rows))
+    return [
+        Hit(
+            str(row.get(screen.resource.named_by) or row["id"]),
+            [cell(screen, row, note, names).text for note in notes if row[note] is not None],
+            _address_of_row(name, row, by, wanted),
+        )
+        for row in rows
+    ]
+
+
+def _address_of_row(name: str, row: Row, by: str, wanted: str) -> str:
+    return f"/{name}/{row['id']}" if SCREENS[name].has_page else f"/{name}?{by}={quote(wanted, safe='')}"
+
+
+def _only(found: Hits) -> str:
+    """Where the only hit is."""
+    hits = {hit.href for _, each in found for hit in each}
+    return hits.pop() if len(hits) == 1 else ""

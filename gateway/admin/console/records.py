@@ -14,21 +14,18 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.console import forms
-from gateway.admin.console.cells import cell, label_of, references, state_of
-from gateway.admin.console.desk import Desk, Posted, see
-from gateway.admin.console.forms import Form
+from gateway.admin.console import formatting
+from gateway.admin.console.formatting import Form, cell, label_of, references, state_of
+from gateway.admin.console.home import Desk, Posted, Signed, see
 from gateway.admin.console.screens import Screen
-from gateway.admin.console.sessions import Signed
-from gateway.admin.http.body import Body
+from gateway.admin.http.requests import Body
 from gateway.admin.operations import Done
-from gateway.admin.resources import Action, typed
-from gateway.admin.resources.fields import Field, fields_of
+from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources.resource import Action, Field, fields_of
 from gateway.admin.resources.values import In
-from gateway.core.accounts.administration import Row
-from gateway.core.accounts.roles import CHANGE, CREATE, DELETE, refused_write, settable
+from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
 from gateway.core.billing.handover import CANCELED, FAILED
-from gateway.core.billing.payment import PAID, WAITING
+from gateway.core.billing.payments import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
 
 # What a change is called where more than words can be changed.
@@ -110,11 +107,13 @@ class Records:
     async def create(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
-        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
+        sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
         try:
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
-            return await self._form_page(request, signed, forms.came_back(form, posted, error), error.status)
+            return await self._form_page(
+                request, signed, formatting.form_again(form, posted, error), error.status
+            )
         if secret is not None and secret.is_made(sent):
             return self._shown_once(request, signed, secret.field, done)
         return _said(f"/{screen.name}/{done.content['id']}", "made", done)
@@ -132,8 +131,8 @@ class Records:
         """`POST /<resource>/{id}/change`: only what was typed over is sent."""
         where = self._address(row_id(request))
         form = self._change_form(where)
-        form = replace(form, former=forms.former_values(form.fields, posted))
-        sent = forms.body_of(form.fields, posted, changes=True)
+        form = replace(form, former=formatting.former_values(form.fields, posted))
+        sent = formatting.body_of(form.fields, posted, changes=True)
         sent = await self._in_unit(form, sent, row_id(request))
         if not sent:
             return see(f"{where}?done=nothing")
@@ -154,7 +153,7 @@ class Records:
         """`POST /<resource>/{id}/<action>`."""
         acted = row_id(request)
         form = self._action_form(self._address(acted), action)
-        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
+        sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False), acted)
         doing = self._operations.act(action, self._desk.asked(request, signed, posted, sent), acted, sent)
         done = await self._done(request, signed, posted, form, doing)
         if not isinstance(done, Done):
@@ -166,11 +165,11 @@ class Records:
 
     async def _in_unit(self, form: Form, sent: Body, of: int | None = None) -> Body:
         """A body whose amounts are of its unit, or of that of the row it is for."""
-        names = typed.amounts(form.fields, sent)
+        names = resources_resource.amounts(form.fields, sent)
         if not names:
             return sent
         unit = str(sent.get("unit") if of is None else (await self._operations.show(of))["unit"])
-        return {**sent, **{name: typed.amount(unit, str(sent[name])) for name in names}}
+        return {**sent, **{name: resources_resource.amount(unit, str(sent[name])) for name in names}}
 
     async def _done(
         self,
@@ -184,7 +183,7 @@ class Records:
         try:
             return await doing
         except (Unprocessable, Conflict) as error:
-            refused = await self._with_choices(forms.came_back(form, posted, error))
+            refused = await self._with_choices(formatting.form_again(form, posted, error))
             return await self.show(request, signed, refused, error.status)
 
     async def _form_page(
@@ -208,7 +207,7 @@ class Records:
         ]
         if resource.patch is not None and self._may(resource.patch_verb):
             form = self._change_form(where)
-            values = forms.in_form(form.fields, row)
+            values = formatting.fields_in_form(form.fields, row)
             found.append(replace(form, values=values, former=values))
         if (
             resource.deletable
@@ -245,7 +244,7 @@ class Records:
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
             fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
-        return Form(action, title, submit, fields, forms.defaults(fields))
+        return Form(action, title, submit, fields, formatting.defaults(fields))
 
     def _address(self, row: object) -> str:
         return f"/{self._screen.name}/{row}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.admin.resources import REPORTS, RESOURCES, Resource
-from gateway.admin.resources.resource import Answered
-from gateway.core.accounts.administration import Actor
-from gateway.core.accounts.roles import refused_read
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.resource import Answered, Resource
+from gateway.core.accounts.administration import Actor, refused_read
 
 
 @dataclass(frozen=True, slots=True)

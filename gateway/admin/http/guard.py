@@ -3,24 +3,136 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
+import re
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from contextvars import Context
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.answers import Answers
-from gateway.admin.http.auth import slow_down
-from gateway.admin.http.metered import Metered
-from gateway.admin.http.nearest import nearest
-from gateway.admin.http.problem import problem, refusal
-from gateway.admin.http.server import HELD
-from gateway.core.accounts.hours import METER, Meter
-from gateway.core.failures import Failures
+from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.requests import problem, refusal, slow_down
+from gateway.admin.http.server import HELD, Answers
+from gateway.core.accounts.administration import METER, Actor, Meter
+from gateway.core.credentials import Failures
 from gateway.errors import TollkeeperError, Unauthorized
+
+# Counts the CPU that is spent for a request, wherever that is: in its own steps, in tasks, and in threads.
+#
+# A step of a coroutine is timed by the clock of its thread, so nobody is charged what others did meanwhile.
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Metered(Coroutine[Any, Any, T]):
+    """A coroutine each step of which is counted."""
+
+    __slots__ = ("_inner", "_meter")
+
+    def __init__(self, inner: Coroutine[Any, Any, T], meter: Meter) -> None:
+        self._inner, self._meter = inner, meter
+
+    def send(self, value: Any) -> Any:
+        """Go on."""
+        began = time.thread_time()
+        try:
+            return self._inner.send(value)
+        finally:
+            _count(self._meter, began)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        began = time.thread_time()
+        try:
+            return self._inner.throw(*error)
+        finally:
+            _count(self._meter, began)
+
+    def close(self) -> None:
+        """End it."""
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self
+
+    def __iter__(self) -> Generator[Any, Any, T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+
+def count_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Have each task that is begun for a request counted for it."""
+    loop.set_task_factory(_task)
+
+
+def _task(
+    loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, **named: Any
+) -> asyncio.Future[Any]:
+    meter = METER.get() if context is None else context.get(METER)
+    counted = work if meter is None else Metered(work, meter)
+    return asyncio.Task(counted, loop=loop, context=context, **named)
+
+
+async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """Do a step of work in a thread, and count that; who is cancelled waits for its end.
+
+    What it holds is counted until then. A step is bounded: nothing ends a thread before it is through.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named)))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait({running})
+            if not running.cancelled():
+                running.exception()
+
+
+def _counted(meter: Meter | None, work: Callable[[], T]) -> T:
+    began = time.thread_time()
+    try:
+        return work()
+    finally:
+        if meter is not None:
+            _count(meter, began)
+
+
+def _count(meter: Meter, began: float) -> None:
+    if meter.hour is not None:
+        meter.hour.cpu_s += time.thread_time() - began
+
+
+# Which path of the Admin API was probably meant, where nothing is served at the one that was asked.
+
+
+# Longer ones are not compared: nobody typed them.
+PATH_CHARS_MAX = 128
+# How much of a path has to be right, of 1.
+ALIKE_MIN = 0.75
+_NUMBER = re.compile(r"(?<=/)\d+(?=/|$)")
+
+
+def nearest(app: web.Application, path: str) -> str:
+    """The template of a path that is near, as the API's description has it; empty where none is."""
+    if len(path) > PATH_CHARS_MAX:
+        return ""
+    asked = _NUMBER.sub("{id}", path.rstrip("/"))
+    served = {resource.canonical for resource in app.router.resources()}
+    alike = [one for one in sorted(served) if one.count("/") == asked.count("/")]
+    found = difflib.get_close_matches(asked, alike, 1, ALIKE_MIN)
+    return found[0] if found else ""
+
 
 REQUEST_ID = web.RequestKey("request_id", str)
 # The bound on a request's time; a long answer moves it on with each piece.
@@ -124,3 +236,57 @@ async def _begun(handler: Handler, request: web.Request) -> web.StreamResponse:
 
 def _too_large(path: str) -> web.Response:
     return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)
+
+
+# Files that are answered piece by piece: so many at once, and none that breaks off
+# looks whole.
+
+
+CSV = "text/csv; charset=utf-8"
+# Of all kinds together. Each has a connection to PostgreSQL for as long as its reader takes.
+ROOM = Room(staff_max=4, own_max=1, others_max=3, waiting_max=4)
+
+
+class Files:
+    """Answers the files of a port; `piece_s` bounds how long a reader may take for a piece."""
+
+    def __init__(self, piece_s: float, room: Room = ROOM) -> None:
+        self._piece_s = piece_s
+        self._places = Places(room)
+
+    async def answer(
+        self, request: web.Request, actor: Actor, name: str, media: str, pieces: AsyncGenerator[bytes, None]
+    ) -> web.StreamResponse:
+        """Send the pieces as they come; what is wrong before the first one is a refusal as any other."""
+        async with self._places.of(actor.organization_id), aclosing(pieces):
+            first = await anext(pieces)
+            response = web.StreamResponse(headers=headers_of(name, media))
+            await response.prepare(request)
+            whole = False
+            try:
+                await response.write(first)
+                async for piece in pieces:
+                    await response.write(piece)
+                    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + self._piece_s)
+                await response.write_eof()
+                whole = True
+            finally:
+                # A file that breaks off must not look whole.
+                if not whole and request.transport is not None:
+                    request.transport.abort()
+            return response
+
+
+_FILES = web.AppKey("files", Files)
+
+
+def files_of(app: web.Application, piece_s: float) -> Files:
+    """The files of a port, which have one room together."""
+    if _FILES not in app:
+        app[_FILES] = Files(piece_s)
+    return app[_FILES]
+
+
+def headers_of(name: str, media: str) -> dict[str, str]:
+    """The fields of an answer that is a file."""
+    return {"Content-Type": media, "Content-Disposition": f'attachment; filename="{name}"'}

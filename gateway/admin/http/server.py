@@ -7,6 +7,7 @@ something by its client.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -15,9 +16,52 @@ from functools import partial
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.unreadable import port_logger
+from gateway.core.histograms import Histogram
+
+# What comes to the admin port and is no HTTP: counted, and told of seldom, without a byte of it.
+#
+# aiohttp tells of each such head, with what it says, at the length its sender chose.
+
+
+TOLD_EACH_S = 60.0
+
+
+def port_logger(clock: Callable[[], float]) -> logging.Logger:
+    """The logger of one port."""
+    # Not by name: each port has its own, and what it passes goes to the handlers of all.
+    made = logging.Logger("tollkeeper.admin.http")  # noqa: LOG001  # one of a name would be all ports' at once
+    made.parent = logging.getLogger()
+    made.addFilter(Unreadable(clock))
+    return made
+
+
+class Unreadable(logging.Filter):
+    """Lets one line pass in a while that says how many there were; what else is told passes as it is."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._count, self._next = 0, 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record passes, without what was sent."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        self._count += 1
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + TOLD_EACH_S
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = "what came to the admin port is no HTTP", (), None
+        record.facts = {"requests": self._count, "why": type(error).__name__}
+        self._count = 0
+        return True
+
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
 Wrapped = Callable[[ProtocolFactory], ProtocolFactory]
@@ -196,3 +240,39 @@ class _Connection:
         assert self._transport is not None
         self._connections.closed(self._transport)
         self._inner.connection_lost(exc)
+
+
+# How many answers the admin port gave, and how long they took: kept by part, so that there are few.
+
+
+API, CONSOLE, OPERATIONS = "api", "console", "operations"
+_OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+def part_of(path: str) -> str:
+    """Which part of the port an address is of."""
+    if path.startswith("/admin/"):
+        return API
+    return OPERATIONS if path in _OPERATIONS else CONSOLE
+
+
+class Answers:
+    """Counts by part and status, seconds by part."""
+
+    def __init__(self) -> None:
+        # From the start, so that whoever watches a count sees its first failure too.
+        self.counts: dict[tuple[str, int], int] = {(part, 500): 0 for part in (API, CONSOLE, OPERATIONS)}
+        self._seconds = {part: Histogram() for part in (API, CONSOLE, OPERATIONS)}
+
+    def note(self, path: str, status: int, seconds: float) -> None:
+        """Count one answer."""
+        part = part_of(path)
+        self.counts[part, status] = self.counts.get((part, status), 0) + 1
+        self._seconds[part].observe(seconds)
+
+    def snapshot(self) -> dict[str, object]:
+        """What metrics say of them."""
+        return {
+            "admin_requests": [(*series, count) for series, count in self.counts.items()],
+            "admin_request_seconds": {part: each.snapshot() for part, each in self._seconds.items()},
+        }

@@ -13,16 +13,14 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http.auth import admit, require_read
-from gateway.admin.http.files import CSV, files_of, headers_of
-from gateway.admin.http.metered import in_thread
-from gateway.admin.http.places import Places, Room
-from gateway.admin.invoices.electronic import FACTUR_X, UBL
+from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
+from gateway.admin.http.requests import admit, require_read
+from gateway.admin.invoices.renderer import FACTUR_X, UBL
 from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.administration import Actor, Row
-from gateway.core.accounts.hours import count_rows
-from gateway.core.spreadsheet import csv
+from gateway.core.accounts.administration import Actor, Row, count_rows
+from gateway.core.text import csv
 from gateway.errors import Conflict, Overloaded, Unprocessable
 
 LINE_COLUMNS = (

@@ -5,19 +5,67 @@ The template gets plain text and JSON; nothing of it is read as markup.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from gateway.admin.invoices import electronic, press
+import typst
+
+from gateway.admin.invoices import press
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.document import CREDIT_NOTE, NO_LETTERHEAD, Document, Letterhead, Party, document_of
-from gateway.core.billing.e_invoice import due_of, prepaid_of
+from gateway.core.billing.document import (
+    CREDIT_NOTE,
+    NO_LETTERHEAD,
+    Document,
+    Letterhead,
+    Party,
+    document_of,
+)
+from gateway.core.billing.e_invoice import due_of, prepaid_of, terms_of
 from gateway.core.billing.invoice import span
+
+# Electronic invoices: the terms of EN 16931 as XML, and a PDF that carries it (Factur-X).
+#
+# The library is loaded when the first is asked for. It is asked for no rules over the network.
+
+
+FACTUR_X, UBL = "factur-x", "ubl"
+# How the library calls each syntax.
+_SYNTAXES = {FACTUR_X: "factur-x", UBL: "ubl-2.1"}
+_PROFILE = "en16931"
+# What holds the same facts as the pages do.
+_RELATION = "alternative"
+
+
+def electronic_invoice(invoice: Row, syntax: str) -> bytes:
+    """Write an invoice as CII or UBL, checked against its schema; refuses as `terms_of` does."""
+    from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
+
+    made: bytes = generate_xml(
+        terms_of(invoice), flavor=_SYNTAXES[syntax], level=_PROFILE, check_xsd=True, check_schematron=None
+    )
+    return made
+
+
+def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
+    """Put the XML of an invoice into its PDF/A-3."""
+    from facturx import generate_from_binary  # noqa: PLC0415  # as above
+
+    title = f"{invoice['kind']} {invoice['number']}".replace("_", " ").capitalize()
+    seller: Any = invoice["seller"]
+    about = {"author": seller["name"], "title": title, "subject": title, "keywords": "Factur-X"}
+    made: bytes = generate_from_binary(
+        pdf, content, flavor="factur-x", level=_PROFILE, check_xsd=False, pdf_metadata=about, lang="en",
+        afrelationship=_RELATION,
+    )  # fmt: skip
+    return made
+
 
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})
 
@@ -55,12 +103,12 @@ class InvoiceRenderer:
         content = self.content(invoice)
         archived = press.archive(content, self.logo, len(lines)) if xml else None
         if archived is not None:
-            return electronic.carrying(archived, xml, invoice)
+            return pdf_carrying(archived, xml, invoice)
         return press.set_pages(content, self.logo, len(lines))
 
     def xml(self, invoice: Row, syntax: str) -> bytes:
         """Write an invoice as EN 16931 has it, as CII or UBL."""
-        return electronic.xml(invoice, syntax)
+        return electronic_invoice(invoice, syntax)
 
     def content(self, invoice: Any) -> dict[str, Any]:
         """What the template takes of an invoice."""
@@ -169,3 +217,37 @@ def _parts(moment: str | None) -> dict[str, int] | None:
 
 def _day(day: date) -> str:
     return f"{day.day} {day:%B %Y}"
+
+
+# Letters that no font of this machine shows: they would be boxes, so what has them does not become final.
+
+
+_PAGE = b"""#set document(date: datetime(year: 2000, month: 1, day: 1))
+#set text(font: "Libertinus Serif")
+#sys.inputs.text"""
+_MISSING = re.compile(r'the text `"(.+?)"` could not be displayed')
+_ESCAPED = re.compile(r"\\u\{([0-9a-f]+)\}")
+
+
+def missing_glyphs(text: str) -> str:
+    """Those of a text that cannot be set, each once, as the archive's standard finds them.
+
+    Sets a page, which takes a while: never to be called where something else waits. Fonts are looked for once
+    in a process.
+    """
+    inputs = {"text": text}
+    try:
+        typst.compile(_PAGE, format="pdf", sys_inputs=inputs, pdf_standards="a-3b", font_paths=_fonts())
+    except typst.TypstError as error:
+        found = _MISSING.findall(error.diagnostic)
+        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, each) for each in found)))
+    return ""
+
+
+@cache
+def _fonts() -> typst.Fonts:
+    return typst.Fonts()
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16))

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
-from pydantic import Field, create_model
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    create_model,
+    model_validator,
+)
 
-from gateway.admin.resources.models import answer_of, dated, patch_of
-from gateway.admin.resources.resource import Action, Declared, Filter, Resource
-from gateway.admin.resources.unit_prices import TokenUnitPrice
+from gateway.admin.resources.resource import (
+    Action,
+    Declared,
+    Filter,
+    Part,
+    Resource,
+    answer_of,
+    dated,
+    patch_of,
+)
 from gateway.admin.resources.values import (
     Amount,
     Day,
@@ -20,9 +36,18 @@ from gateway.admin.resources.values import (
     LongText,
     Money,
     Out,
+    Paid,
+    PositiveAmount,
     SignedAmount,
+    Text,
+    TokenUnitPrice,
 )
-from gateway.core.accounts.roles import BILLING, access
+from gateway.core.accounts.administration import BILLING, access
+from gateway.core.billing.charges import KINDS, REASONS
+from gateway.core.billing.events import AMOUNT_MAX
+from gateway.core.billing.handover import KINDS as KINDS_
+from gateway.core.billing.handover import STATES
+from gateway.core.billing.payments import TOP_UPS_A_MONTH_MAX
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
@@ -255,5 +280,345 @@ RESOURCES = (
             dated={"terms": "from"},
             becomes={"plan_id": "next_plan_id"},
         ),
+    ),
+)
+
+
+# Charges: money that is owed, a row for each fact, billed or not.
+
+
+class Charge(Out):
+    """Money that is owed for something supplied, exact; below zero where it takes something back."""
+
+    id: Id
+    organization_id: Id
+    kind: str = Field(description=f"{', '.join(KINDS)}.")
+    period_start: Instant = Field(description="When it was supplied: from here")
+    period_end: Instant = Field(description="to here, not included.")
+    quantity: Exactly = Field(description="Days, tokens, credits or units.")
+    unit_price: Exactly
+    amount: Exactly = Field(description="Not rounded: a line of an invoice is, once.")
+    currency: str
+    source: str = Field(
+        description="What it is for: subscription_segment, organization_subscription, token_ledger, "
+        "credit_addition, credit_debt, usage_tier or usage_told (units told after their day)."
+    )
+    source_id: int | None = Field(
+        description="The segment, the addition; of tokens the seq that their cycle or plan began with."
+    )
+    reason: str = Field(
+        description="fact; returned: days that a subscription lost; void, reissued: of an invoice made void, "
+        "and what is owed again of it; credited, credit_void: of a credit note, and of one made void."
+    )
+    corrects_id: Id | None = Field(description="The charge it takes back, or owes again.")
+    tenant_id: Id | None
+    service_id: Id | None
+    invoice_id: Id | None = Field(description="The invoice that has it; null where none has.")
+    line: int | None = Field(description="Its position there; null where it came to nothing.")
+    created_at: Instant
+
+
+class UnbilledItem(Out):
+    """What is owed of a kind, and no invoice has."""
+
+    kind: str
+    amount: Exactly = Field(description="Not rounded.")
+    currency: str
+    period_start: Instant = Field(description="When the first of it was supplied.")
+    period_end: Instant = Field(description="Until when the last of it was.")
+    charges: int = Field(description="How many there are, those of what is being used included.")
+
+
+UNBILLED = Part(
+    "unbilled",
+    "Add up what it owes and no invoice has: of a subscription the days that are over",
+    UnbilledItem,
+    "by kind",
+    ("kind", "amount", "currency", "period_start", "period_end", "charges"),
+)
+CHARGE_RESOURCES = (
+    Resource(
+        name="charges",
+        access=access(),
+        description="Money that is owed: a row for each fact, billed or not.",
+        out=Charge,
+        named_by="id",
+        refers={"corrects_id": "charges"},
+        filters={
+            "organization_id": Filter(),
+            "kind": Filter("text", KINDS),
+            "reason": Filter("text", REASONS),
+            "source": Filter("text"),
+            "source_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "invoice_id": Filter(),
+            "corrects_id": Filter(),
+            "billed": Filter("flag"),
+        },
+    ),
+)
+
+
+# Amendments: of what a call was charged, so much is taken back, or it is charged more, with a reason.
+
+
+MOVED = ("tokens", "credits", "units", "amount")
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        raise ValueError("must be the id of a request, a UUID") from error
+
+
+RequestId = Annotated[str, Field(strict=True, json_schema_extra={"format": "uuid"}), AfterValidator(_uuid)]
+Direction = Literal["IN", "OUT"]
+Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
+
+
+class AmendmentCreate(In):
+    """An amendment: so much is taken back of what a call was charged, or charged besides."""
+
+    request_id: RequestId
+    reason: Text
+    organization_id: Id | None = Field(default=None, description="Whose call it must be.")
+    direction: Direction = Field(
+        default="IN", description="IN takes back of what it was charged; OUT charges it more."
+    )
+    tokens: Moved | None = Field(default=None, description="Tokens of the call.")
+    credits: Moved | None = Field(
+        default=None, description="Given back as an addition, charged as a use of credits."
+    )
+    units: Moved | None = Field(default=None, description="Of a service with a price a unit.")
+    amount: Money | None = Field(default=None, description="Money, of a call that was charged at cost.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not any(getattr(self, name) for name in MOVED):
+            raise ValueError(f"must move something: {', '.join(MOVED)}")
+        return self
+
+
+class Amendment(Out):
+    """What was taken back of a call, or charged besides, why, and by whom."""
+
+    id: Id
+    request_id: UUID
+    organization_id: Id
+    tenant_id: Id
+    service_id: Id | None
+    direction: Direction
+    tokens: int
+    credits: int
+    units: int
+    amount: Exactly | None = Field(description="Of a call that was charged at cost.")
+    late_tokens: int = Field(
+        description="Tokens of a quota whose cycle is over: it does not move, and owes less, or more."
+    )
+    reason: str
+    actor: str = Field(description="Who did it.")
+    created_at: Instant
+
+
+class Rerating(Out):
+    """A call that was rated again: its cost before, and by which price now."""
+
+    id: Id
+    price_id: Id
+    request_id: UUID
+    organization_id: Id
+    tenant_id: Id
+    service_id: Id
+    cost_before: Exactly
+    cost_after: Exactly
+    charged: Exactly = Field(description="By how much its charge moves.")
+    currency: str
+    reason: str
+    actor: str = Field(description="Who set the price.")
+    created_at: Instant
+
+
+AMENDMENT_RESOURCES = (
+    Resource(
+        name="amendments",
+        access=access(BILLING, ours=("create",)),
+        description="What calls were charged, taken back or added to. A call is amended once.",
+        out=Amendment,
+        create=AmendmentCreate,
+        named_by="id",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "request_id": Filter("uuid"),
+            "direction": Filter("text", ("IN", "OUT")),
+        },
+    ),
+    Resource(
+        name="reratings",
+        access=access(),
+        description="Calls that were rated again by a price that was in force when they were made.",
+        out=Rerating,
+        named_by="id",
+        refers={"price_id": "prices"},
+        filters={
+            "price_id": Filter(),
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "service_id": Filter(),
+            "request_id": Filter("uuid"),
+        },
+    ),
+)
+
+
+# What organizations are taxed with, since which day of supply.
+
+
+TaxCategory = Literal["standard", "zero", "exempt", "reverse_charge", "outside_scope", "export"]
+
+
+class TaxRateCreate(In):
+    """A rate from a day on. It is never changed: a later row takes its place."""
+
+    organization_id: Id
+    rate: Fraction = Field(description='A fraction, such as "0.20".')
+    effective_from: Day = Field(description="The first day of supply it is for; may lie in the past.")
+    category: TaxCategory | None = Field(
+        default=None, description="Of EN 16931. Above zero it is standard; below, why nothing is taxed."
+    )
+    reason: Text | None = Field(default=None, description="Why nothing is taxed, as documents say it.")
+
+
+TaxRate = answer_of(TaxRateCreate, "What an organization is taxed with, since a day of supply.")
+
+TAX_RATE_RESOURCES = (
+    Resource(
+        name="tax-rates",
+        access=access(BILLING, ours=("create",)),
+        description="What organizations are taxed with, by the day of supply. A rate is never changed: a "
+        "later row takes its place.",
+        out=TaxRate,
+        named_by="id",
+        create=TaxRateCreate,
+        filters={"organization_id": Filter()},
+        declared=Declared(by=("organization_id",), since="effective_from", repeats=True),
+    ),
+)
+
+
+# Credits that are bought by themselves: the terms an organization has for it.
+
+
+def _above_nothing(cost: Decimal) -> Decimal:
+    if not cost:
+        raise ValueError("must be above 0")
+    return cost
+
+
+UnitCost = Annotated[Money, AfterValidator(_above_nothing)]
+
+
+class AutoTopUp(In):
+    """When credits are bought by themselves, how many, at which price, and how often a month at most."""
+
+    threshold: Amount = Field(description="At this balance, or below it.")
+    credits: PositiveAmount = Field(description="How many.")
+    unit_cost: UnitCost = Field(description="What one costs.")
+    invoicing: Literal["now", "prepaid"] = Field(
+        default="now", description="prepaid: in force once their invoice is paid."
+    )
+    monthly_max: Annotated[int, Field(strict=True, ge=1, le=TOP_UPS_A_MONTH_MAX)] = Field(
+        default=10, description="Most in a month (UTC)."
+    )
+
+
+def _stored(terms: AutoTopUp) -> dict[str, Any]:
+    return terms.model_dump(mode="json")
+
+
+AutoTopUpField = Annotated[AutoTopUp, PlainSerializer(_stored)]
+
+
+# Hand-overs: documents that Stripe collects the money of, and what it told of them.
+
+
+StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+
+
+class Handover(Out):
+    """One thing that Stripe is to know of a document."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id = Field(description="The document.")
+    about_id: Id = Field(description="The invoice it is about; those of one are done one after the other.")
+    kind: str = Field(
+        description="invoice, credit_note, void, paid (somewhere else than at Stripe) or uncollectible."
+    )
+    customer: str = Field(description="Whose it is at Stripe.")
+    state: str = Field(
+        description="waiting, done, failed (a person has to look) or canceled (it is not needed any more)."
+    )
+    attempts: int
+    next_attempt_at: Instant
+    error: str | None = Field(description="What the last attempt failed by.")
+    remote: str | None = Field(description="What Stripe calls what was made of it.")
+    url: str | None = Field(description="Where its customer finds it.")
+    created_at: Instant
+    done_at: Instant | None
+
+
+class HandoverEvent(Out):
+    """What Stripe told of an invoice that was handed over."""
+
+    id: Id
+    organization_id: Id
+    invoice_id: Id
+    handover_id: Id
+    name: str = Field(description="What Stripe calls it: a message is taken once.")
+    kind: str
+    amount: Paid = Field(description="What was recorded as a payment for it; below zero, what left payments.")
+    currency: str
+    remains: str | None = Field(description="What of it could not be done here, for a person.")
+    created_at: Instant
+
+
+HANDOVER_RESOURCES = (
+    Resource(
+        name="handovers",
+        access=access(BILLING, ours=("retry", "cancel")),
+        description="What is handed over to Stripe: final documents, and what became of them.",
+        out=Handover,
+        named_by="id",
+        refers={"about_id": "invoices"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "about_id": Filter(),
+            "kind": Filter("text", KINDS_),
+            "state": Filter("text", STATES),
+            "remote": Filter("text"),
+        },
+        actions=(
+            Action("retry", "Begin a failed or canceled one anew; what is there already is found"),
+            Action("cancel", "Leave a failed one, or one not begun, and what waits behind its invoice"),
+        ),
+    ),
+    Resource(
+        name="handover-events",
+        access=access(),
+        description="What Stripe told of invoices that were handed over.",
+        out=HandoverEvent,
+        refers={"handover_id": "handovers"},
+        filters={
+            "organization_id": Filter(),
+            "invoice_id": Filter(),
+            "handover_id": Filter(),
+            "name": Filter("text"),
+            "kind": Filter("text"),
+        },
     ),
 )

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
 
-from gateway.admin.resources.prices import TOOLS_MAX, LowerName
-from gateway.admin.resources.resource import Batch, Filter, Resource
-from gateway.admin.resources.said import ExternalId
-from gateway.admin.resources.values import Id, In, Instant, Out, ServiceKey, Text
-from gateway.core.accounts.roles import BILLING, access
+from gateway.admin.resources.catalogue import TOOLS_MAX, LowerName
+from gateway.admin.resources.resource import (
+    Action,
+    Batch,
+    Declared,
+    Filter,
+    Resource,
+    Secret,
+    answer_of,
+    patch_of,
+)
+from gateway.admin.resources.values import (
+    Exactly,
+    ExternalId,
+    Flag,
+    Id,
+    In,
+    Instant,
+    Out,
+    ServiceKey,
+    Text,
+)
+from gateway.core.accounts.administration import BILLING, Reach, access
+from gateway.core.alerts.messages import CONSENT_EVENT, EVENTS, SECRET_PREFIX, TEST_EVENT
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
-from gateway.core.billing.vector import KINDS
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.usage_feed import COUNTED_MAX
+from gateway.core.billing.usage_feed import KINDS as KINDS_
+from gateway.core.billing.usage_feed import STATES as STATES_
 from gateway.core.model import INTEGER_MAX
+from gateway.core.network import URL_CHARS_MAX
 
 ONE, MANY, PLAIN = "application/cloudevents+json", "application/cloudevents-batch+json", "application/json"
 EXTENSION_CHARS_MAX = 20
@@ -159,5 +182,189 @@ RESOURCES = (
             "request_id": Filter("uuid"),
         },
         batch=BATCH,
+    ),
+)
+
+
+# Usage feeds: how they do, and the usage events that a billing service was not told yet, or refused.
+
+
+class UsageFeed(Out):
+    """A span of time whose use is told to a billing service."""
+
+    id: Id
+    service: str = Field(description="lago or openmeter.")
+    begun_at: Instant = Field(description="What was used before is not told.")
+    ended_at: Instant | None = Field(
+        description="What is used since is not told; what was used before is, also what becomes known later."
+    )
+    dropped_at: Instant | None = Field(description="Since when nothing of it is told any more.")
+    dropped: int | None = Field(description="Events that were not told by then.")
+    waiting: int = Field(description=f"Events that wait; at most {COUNTED_MAX} are counted.")
+    failed: int = Field(description="Events that were refused, and a person has to look.")
+    waiting_max: int = Field(description="Events that may wait one a use; more are added up by the hour.")
+    sent: int = Field(description="Events that were taken.")
+    attempts: int = Field(description="Attempts in a row that nothing came of.")
+    paused_until: Instant | None
+    error: str | None = Field(description="What the last attempt failed by.")
+
+
+class UsageEvent(Out):
+    """A usage event that waits, was refused or was left; what was taken is not kept."""
+
+    id: Id
+    feed_id: Id
+    name: str = Field(description="Makes it once at the other side.")
+    kind: str = Field(
+        description="use (a call), late, amended, refunded or rerated (a difference), folded (an hour)."
+    )
+    state: str = Field(description="waiting, failed (a person has to look) or canceled.")
+    at: Instant = Field(description="When it counts.")
+    request_id: UUID | None
+    used_at: Instant | None
+    organization_id: Id
+    tenant_id: Id
+    api_key_id: Id | None
+    user_id: Id | None
+    project_id: int | None
+    service_id: Id | None
+    model: str
+    currency: str
+    requests: int
+    input: int
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int
+    tokens: int
+    credits: int
+    units: int
+    cost: Exactly
+    error: str | None = Field(description="Why it was refused.")
+    created_at: Instant
+
+
+USAGE_FEED_RESOURCES = (
+    Resource(
+        name="usage-feeds",
+        access=access(BILLING, reach=Reach.WHOLE),
+        description="Spans of time whose use Lago or OpenMeter is told as events: how that goes.",
+        out=UsageFeed,
+        named_by="id",
+        actions=(
+            Action("resume", "Send again at once, whatever pause there is"),
+            Action("retry", "Send all again that was refused"),
+            Action("end", "Tell nothing of what is used from now on; what was used before is still told"),
+            Action("drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time"),
+            Action("begin", "Tell what is used from now on again, in a feed like one that has ended"),
+        ),
+    ),
+    Resource(
+        name="usage-events",
+        access=access(BILLING, ours=("retry", "cancel")),
+        description="Usage events that wait for Lago or OpenMeter, or were refused by it.",
+        out=UsageEvent,
+        named_by="id",
+        filters={
+            "organization_id": Filter(),
+            "feed_id": Filter(),
+            "state": Filter("text", STATES_),
+            "kind": Filter("text", KINDS_),
+        },
+        actions=(
+            Action("retry", "Send one again that was refused or left"),
+            Action("cancel", "Leave one that was refused"),
+        ),
+    ),
+)
+
+
+# Webhooks: who is told what, and what came of it.
+
+
+Event: Any = Literal[EVENTS]
+STATES = ("pending", "delivered", "failed")
+
+
+Url = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=URL_CHARS_MAX),
+    # What is refused besides depends on the settings.
+    Field(json_schema_extra={"pattern": "^(https?://|mailto:)", "examples": ["https://hooks.example.com/t"]}),
+]
+
+
+class WebhookCreate(In):
+    """An address to be told."""
+
+    organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
+    url: Url = Field(description="`https:`, or `mailto:` and addresses with commas between.")
+    events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
+        default=[], description="Which events to send; nothing named is every event."
+    )
+    enabled: Flag = True
+
+
+class LastDelivery(Out):
+    """The last message something came of."""
+
+    event: str
+    state: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    created_at: Instant
+    delivered_at: Instant | None
+
+
+Webhook = answer_of(
+    WebhookCreate,
+    "An address that is told; `secret` itself is in the create answer only. `unconfirmed` get no mail yet.",
+    last_delivery=LastDelivery | None,
+    unconfirmed=list[str],
+)
+
+
+class WebhookDelivery(Out):
+    """One message to one address."""
+
+    id: Id
+    webhook_id: Id
+    event: str
+    payload: dict[str, Any]
+    state: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    next_attempt_at: Instant
+    created_at: Instant
+    delivered_at: Instant | None
+
+
+WEBHOOK_RESOURCES = (
+    Resource(
+        name="webhooks",
+        access=access(theirs=("create", "change", "delete", "test")),
+        description="Addresses that get a message when something happens, signed as Standard Webhooks.",
+        out=Webhook,
+        named_by="url",
+        create=WebhookCreate,
+        patch=patch_of(WebhookCreate),
+        deletable=True,
+        filters={"organization_id": Filter()},
+        actions=(Action("test", "Send a message now, to try it"),),
+        secret=Secret("secret", SECRET_PREFIX, kept=True),
+        declared=Declared(by=("organization_id", "url"), known_by_id=True),
+    ),
+    Resource(
+        name="webhook-deliveries",
+        access=access(),
+        description="Messages to webhooks, kept 30 days.",
+        out=WebhookDelivery,
+        filters={
+            "webhook_id": Filter(),
+            "event": Filter("text", (*EVENTS, TEST_EVENT, CONSENT_EVENT)),
+            "state": Filter("text", STATES),
+        },
     ),
 )

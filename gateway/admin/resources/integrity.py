@@ -6,19 +6,19 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from msgspec.json import encode
 from msgspec.structs import asdict
 from pydantic import Field, model_validator
 from pydantic_core import to_json
 
-from gateway.admin.resources.audit import IDENTITY, ISSUER
-from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.people import IDENTITY, ISSUER
+from gateway.admin.resources.resource import Action, Document, Filter, Report, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
-from gateway.core.accounts.ledger import PRICED, MalformedEvent, decode
-from gateway.core.accounts.roles import OPERATOR, access
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, Reach, access
+from gateway.core.accounts.outbox import PRICED, MalformedEvent, decode
+from gateway.core.billing.money import read_tiers
 from gateway.core.model import PARTITIONS
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")
@@ -229,5 +229,230 @@ RESOURCES = (
             Action("redrive", "Store it where it belongs, once", DeadLetterRedrive),
             Action("resolve", "Have it stay unbilled, with a reason", DeadLetterResolve),
         ),
+    ),
+)
+
+
+# What waits for a person to decide, decided many at once.
+
+
+DECIDED_MAX, DECIDED_USUALLY = 500, 100
+# A call takes no new row after so long: the next call goes on.
+RUN_S_MAX = 60.0
+DEAD_LETTERS = "dead_letters"
+# What filters, or says how, for one of the two alone.
+_OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quarantine", "accept": "quarantine"}
+
+
+class Letters(Out):
+    """How much waits for a person; null where counting takes too long."""
+
+    dead_letters: int | None = Field(description="Letters that are neither stored nor resolved.")
+    quarantine: int | None = Field(description="Accounts that are not released.")
+
+
+class LettersDecide(In):
+    """Which of them are decided now, and how. A call takes some of them, by id; the next goes on behind."""
+
+    what: Literal["dead_letters", "quarantine"] = Field(
+        description="Redrive letters as they are, or release accounts."
+    )
+    reason: Text
+    organization_id: Id | None = None
+    tenant_id: Id | None = None
+    partition: Annotated[int, Field(strict=True, ge=0, lt=PARTITIONS)] | None = Field(
+        default=None, description="Of letters alone."
+    )
+    account: Text | None = Field(default=None, description="Of quarantine alone.")
+    kind: Literal["gap", "conflict", "unknown_account", "behind"] | None = Field(
+        default=None, description="Of quarantine alone."
+    )
+    accept: Flag | None = Field(
+        default=None,
+        description="Of quarantine alone: list what is missing as lost.",
+    )
+    limit: Annotated[int, Field(strict=True, ge=1, le=DECIDED_MAX)] = DECIDED_USUALLY
+    after_id: Amount | None = Field(default=None, description="`next_after_id` of the call before.")
+
+    @model_validator(mode="after")
+    def of_what_is_decided(self) -> Self:
+        """A filter of the one says nothing of the other."""
+        wrong = [name for name, of in _OF_ONE.items() if getattr(self, name) is not None and of != self.what]
+        if wrong:
+            raise ValueError(f"{', '.join(sorted(wrong))} must be left out: {self.what} has none")
+        return self
+
+
+class LetterRefused(Out):
+    """One that was left as it is."""
+
+    id: Id
+    why: str
+
+
+class LettersDecided(Out):
+    """What became of them."""
+
+    done: list[int] = Field(description="Ids of those that were redriven or released.")
+    refused: list[LetterRefused]
+    next_after_id: int | None = Field(description="`after_id` of the next call; null where that was all.")
+
+
+assert set(KINDS) == {"gap", "conflict", "unknown_account", "behind"}
+
+LETTERS_REPORT = Report(
+    name="letters",
+    access=access(OPERATOR, reach=Reach.WHOLE),
+    description="What waits for a person: dead letters and accounts in quarantine.",
+    summary="Read how much waits",
+    out=Letters,
+    run=Action("decide", "Redrive letters, or release accounts, many at once", LettersDecide),
+    ran=LettersDecided,
+)
+
+
+# Which programs run.
+
+
+class RunningProgram(Out):
+    """One gateway worker or keeper, as it says of itself."""
+
+    id: str
+    role: Literal["gateway", "keeper"]
+    version: str
+    layout: int = Field(description="Of what Redis holds, the newest that it knows.")
+    schema_version: str | None = Field(
+        description="Of PostgreSQL, the newest that it knows; null of a gateway."
+    )
+    host: str
+    started_at: Instant
+    said_at: Instant = Field(description="When it said last that it is there, by the clock of Redis.")
+    refused: str | None = Field(description="Why it serves nothing, and what helps; null where it serves.")
+
+
+class Programs(Out):
+    """Who runs which version, and what is stored. Who is silent for 90 seconds is not there any more."""
+
+    layout: int = Field(description="The newest in Redis; 0 where there is nothing yet.")
+    schema_version: str | None
+    runs_from: str | None = Field(
+        description="Programs that know the schema up to this one, or more, run on it."
+    )
+    items: list[RunningProgram] = Field(description="Those that began last first.")
+
+
+PROGRAMS_REPORT = Report(
+    name="programs",
+    access=access(reach=Reach.WHOLE),
+    description="Who runs which version.",
+    summary="Read which gateway workers and keepers run, and which of them are too old",
+    out=Programs,
+)
+
+
+# Configuration as files say it: what of the resources is written down, planned and applied.
+
+
+DEFAULT_NAME = "default"
+SCHEMA = "/schema.json"
+DIGEST = "^[0-9a-f]{64}$"
+
+
+class ConfigurationApply(In):
+    """What is wanted; with the digest of its plan it is done, without it is planned."""
+
+    objects: dict[str, Any] = Field(
+        description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
+    )
+    digest: Annotated[str, Field(strict=True, pattern=DIGEST)] | None = Field(
+        default=None, description="Of the plan that is to be done, just as it was answered."
+    )
+    trial: Flag = Field(
+        default=False, description="Also do it and undo it, which tells what would be refused."
+    )
+    prune: Flag = Field(
+        default=False, description="Delete what applying under this name made, and no object is about."
+    )
+    name: Text = Field(default=DEFAULT_NAME, description="Whose files these are, where there are several.")
+
+
+class FieldChange(Out):
+    """What a field is, and what it will be."""
+
+    before: Any
+    after: Any
+
+
+class PlannedChange(Out):
+    """What is done about one row."""
+
+    change: str = Field(description="create, change or delete; another word is the action that it takes.")
+    resource: str
+    name: str
+    at: str = Field(description="Where the object stands in what was sent; empty where none does.")
+    id: int | None
+    fields: dict[str, FieldChange] = Field(description="By their names in files.")
+    stays: str = Field(description="Why it is left as it is; empty where it is not.")
+
+
+class NewSecret(Out):
+    """A credential that was made, shown once."""
+
+    resource: str
+    name: str
+    at: str
+    field: str
+    value: str
+
+
+class TakenRow(Out):
+    """A row that was made by hand, and that an object is about by its name."""
+
+    resource: str
+    name: str
+    at: str
+    id: int
+
+
+class ConfigurationPlan(Out):
+    """What would be done, or was."""
+
+    digest: str = Field(description="Names the plan: the same is done with it, or nothing.")
+    changes: list[PlannedChange]
+    unchanged: int
+    noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
+    forgotten: int = Field(description="Rows that apply made and others deleted: pruning forgets them.")
+    taken: list[TakenRow] = Field(
+        description="The first 100 rows that no file was about before, and that objects are about now."
+    )
+    taken_count: int = Field(description="How many these are.")
+    tried: bool = Field(description="Whether it was done and undone.")
+    applied: bool
+    pending: bool = Field(description="Stored; not all of it is in force yet.")
+    refused: str = Field(description="What the counters refused of what is stored; empty is nothing.")
+    secrets: list[NewSecret]
+
+
+class Configuration(Out):
+    """All that is configuration, as files say it."""
+
+    objects: dict[str, list[dict[str, Any]]]
+    left_out: list[str] = Field(description="What files cannot say, and why.")
+
+
+CONFIGURATION_REPORTS = (
+    Report(
+        name="configuration",
+        # Each object is judged as the write of its own resource.
+        access=access(BILLING, OPERATOR, READONLY, theirs=("apply",)),
+        description="What files of configuration say: all of it, what differs, and that it is applied.",
+        summary="Write down all that is configuration",
+        out=Configuration,
+        documents=(
+            Document(SCHEMA, "application/schema+json", "The JSON Schema of files, for editors", public=True),
+        ),
+        by_hand=True,
+        run=Action("apply", "Plan what makes it so, or do what was planned", ConfigurationApply),
+        ran=ConfigurationPlan,
     ),
 )

@@ -19,10 +19,9 @@ from gateway.admin.resources.values import (
     Text,
     show_decimal,
 )
-from gateway.core.accounts.roles import BILLING, access
-from gateway.core.billing.dunning import DUNNING_ACTIONS
-from gateway.core.billing.payment import APPLY_REASONS, PAYMENT_STATUSES
-from gateway.core.billing.tax import CATEGORIES
+from gateway.core.accounts.administration import BILLING, access
+from gateway.core.billing.document import CATEGORIES
+from gateway.core.billing.payments import APPLY_REASONS, DUNNING_ACTIONS, PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")

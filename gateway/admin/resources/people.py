@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from gateway.admin.resources.addresses import Address, Country
-from gateway.admin.resources.charges import UNBILLED
-from gateway.admin.resources.handovers import StripeCustomer
-from gateway.admin.resources.models import IS_CURRENT, answer_of, patch_of
-from gateway.admin.resources.resource import Action, Declared, Filter, Resource
-from gateway.admin.resources.said import ExternalId
-from gateway.admin.resources.top_ups import AutoTopUpField, UnitCost
+from gateway.admin import credentials
+from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, StripeCustomer, UnitCost
+from gateway.admin.resources.resource import (
+    IS_CURRENT,
+    Action,
+    Declared,
+    Filter,
+    Resource,
+    Secret,
+    answer_of,
+    patch_of,
+)
 from gateway.admin.resources.values import (
+    MODELS_MAX,
+    Address,
     Amount,
     Cap,
+    Country,
     Currency,
     Exactly,
+    ExternalId,
     Flag,
     Fraction,
     Id,
     In,
+    Instant,
     LimitsIn,
+    ModelText,
     Money,
+    Out,
     PositiveAmount,
     Text,
+    printable,
 )
-from gateway.core.accounts.roles import BILLING, OPERATOR, access
-from gateway.core.accounts.zones import is_zone
-from gateway.core.billing.due import LEFT_REASONS
-from gateway.core.billing.payment import DUE_DAYS_MAX
-from gateway.core.billing.vector import BASE_CURRENCY
+from gateway.core.accounts.administration import (
+    BILLING,
+    MEMBER,
+    OPERATOR,
+    OVERLAP_S,
+    OVERLAP_S_MAX,
+    READONLY,
+    ROLES,
+    Row,
+    access,
+)
+from gateway.core.billing.invoice import LEFT_REASONS
+from gateway.core.billing.payments import DUE_DAYS_MAX
+from gateway.core.billing.price_book import BASE_CURRENCY
+from gateway.core.issuers import SUBJECT_CHARACTERS_MAX
+from gateway.core.times import is_zone
 
 
 def _zone(name: str) -> str:
@@ -217,5 +241,216 @@ RESOURCES = (
             by=("organization_id", "external_id"),
             is_kept=lambda row: not row["first_sight"] or bool(row["limits"]),
         ),
+    ),
+)
+
+
+# API keys and admin tokens: who may come in.
+
+
+# What stands in the place of a secret, where signed tokens are shown.
+TOKENS = ("issuer", "subject")
+Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
+Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
+Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
+Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
+
+
+class _OfTokens(In):
+    """A credential that may be had by signed tokens instead of a secret."""
+
+    @model_validator(mode="after")
+    def both_say_whose_tokens(self) -> Self:
+        """An issuer alone would let in all it knows, and a subject alone nobody."""
+        said = [getattr(self, name) is None for name in TOKENS]
+        if any(said) and not all(said):
+            raise ValueError("issuer and subject belong together: say both, or none")
+        return self
+
+
+class ApiKeyCreate(_OfTokens):
+    """A new API key of a tenant."""
+
+    tenant_id: Id
+    name: Text | None = None
+    user: ExternalId | None = Field(
+        default=None, description="The tenant's own user id that the key's requests act for."
+    )
+    user_header: Literal["accept", "require", "ignore"] = Field(
+        default="accept", description="What requests may say of their user, where the key says none."
+    )
+    limits: LimitsIn | None = None
+    models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
+    expires_at: Instant | None = None
+    issuer: Issuer | None = Field(
+        default=None,
+        description="With `subject`: no key is made, signed tokens of this issuer stand for it.",
+    )
+    subject: Subject | None = Field(
+        default=None, description="The subject of those tokens, as the gateways' rule of the issuer has it."
+    )
+
+
+class Rotate(In):
+    """A key in the place of another, with the same user, limits and models."""
+
+    overlap_s: Overlap = Field(
+        default=OVERLAP_S, description="Seconds for which both are good; 0 revokes the earlier one at once."
+    )
+    expires_at: Instant | None = Field(
+        default=None, description="When the new one ends; if it is not said, when the earlier one would have."
+    )
+
+
+ApiKey = answer_of(
+    ApiKeyCreate,
+    "A credential for the data plane; `key` itself is in the answer alone that made it.",
+    name=str,
+    prefix=(str, Field(description="How the key begins, to recognize it by.")),
+    revoked_at=Instant | None,
+    replaced_by_id=(Id | None, Field(description="The key that was made in its place.")),
+)
+
+
+class AdminTokenCreate(_OfTokens):
+    """A new token for this API."""
+
+    name: Text
+    role: Literal["admin", "billing", "operator", "member", "readonly"]
+    organization_id: Id | None = Field(
+        default=None, description="It sees and changes this one alone, and nothing of others; null is of all."
+    )
+    user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
+    expires_at: Instant | None = None
+    ours: Flag = Field(
+        default=False,
+        description="Of one organization: it may decide what that one owes, and whether it is shut out. "
+        "A token of all organizations alone can say so.",
+    )
+    issuer: Issuer | None = Field(
+        default=None,
+        description="With `subject`: no token is made, people whom this provider names sign in by it.",
+    )
+    subject: Subject | None = Field(
+        default=None, description="Which people of the provider, as the keepers' rule of it has them."
+    )
+
+
+AdminToken = answer_of(
+    AdminTokenCreate,
+    "A credential for this API; `token` itself is in the create answer only.",
+    prefix=(str, Field(description="How the token begins, to recognize it by.")),
+    revoked_at=Instant | None,
+    last_used_at=(Instant | None, Field(description="To a minute.")),
+)
+
+
+def _is_gone(row: Row) -> bool:
+    """Whether another key has its name, or none needs it: it is revoked, or ends after an overlap."""
+    return row["revoked_at"] is not None or row["replaced_by_id"] is not None
+
+
+ACCESS_RESOURCES = (
+    Resource(
+        name="api-keys",
+        access=access(OPERATOR, MEMBER, theirs=("create", "change", "delete", "rotate", "revoke")),
+        description="Credentials of the data plane. The key itself is shown once, when it is made; "
+        "one of an issuer's subject has none.",
+        out=ApiKey,
+        create=ApiKeyCreate,
+        patch=patch_of(ApiKeyCreate, without=("tenant_id", *TOKENS), kinds={"name": Text}),
+        deletable=True,
+        settle_first="revoke",
+        filters={
+            "tenant_id": Filter(),
+            "organization_id": Filter(),
+            "user": Filter("text"),
+            "prefix": Filter("text"),
+            "issuer": Filter("text"),
+            "subject": Filter("text"),
+        },
+        actions=(
+            Action("rotate", "Make a key in its place; this one ends after an overlap", Rotate, mints=True),
+            Action("revoke", "Refuse the key from now on, for ever"),
+        ),
+        refers={"replaced_by_id": "api-keys"},
+        secret=Secret("key", credentials.API_KEY, instead=TOKENS),
+        declared=Declared(
+            by=("tenant_id", "name"),
+            needs=("name",),
+            is_gone=_is_gone,
+            known_by_id=True,
+            followed_by="replaced_by_id",
+            claims=TOKENS,
+        ),
+    ),
+    Resource(
+        name="admin-tokens",
+        access=access(read=(READONLY,), theirs=("create", "change", "delete", "revoke"), of_all=("ours",)),
+        description="Credentials of the Admin API and of the console. The token itself is shown once, when "
+        "it is made; one of a provider's people has none.",
+        out=AdminToken,
+        create=AdminTokenCreate,
+        patch=patch_of(AdminTokenCreate, without=("role", "organization_id", *TOKENS)),
+        deletable=True,
+        filters={
+            "organization_id": Filter(),
+            "user_id": Filter(),
+            "role": Filter("text", ROLES),
+            "issuer": Filter("text"),
+            "subject": Filter("text"),
+        },
+        actions=(Action("revoke", "Refuse the token from now on, for ever"),),
+        secret=Secret("token", credentials.ADMIN_TOKEN, instead=TOKENS),
+    ),
+)
+
+
+# The audit log: who changed what, and when; read only.
+
+
+ISSUER = "Which provider: two of them may name two people alike."
+IDENTITY = "Who that is at this provider for good: the claim `sub`."
+
+
+class AuditEntry(Out):
+    """One change, written in its own transaction."""
+
+    id: Id
+    actor: str
+    admin_token_id: Id | None
+    token: str | None = Field(description="The name of that token.")
+    person: str | None = Field(description="Who it was, where a provider of identities has said so.")
+    issuer: str | None = Field(description=ISSUER)
+    identity: str | None = Field(description=IDENTITY)
+    role: str | None = Field(description="What its token might do.")
+    organization_id: Id | None = Field(description="Whose row it was; null where it is nobody's.")
+    action: str
+    resource: str
+    resource_id: str | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    request_id: str | None
+    created_at: Instant
+
+
+AUDIT_RESOURCES = (
+    Resource(
+        name="audit-log",
+        access=access(),
+        description="Who changed what, and when. Append-only, written in the transaction of the change.",
+        out=AuditEntry,
+        filters={
+            "actor": Filter("text"),
+            "person": Filter("text"),
+            "issuer": Filter("text"),
+            "identity": Filter("text"),
+            "action": Filter("text"),
+            "resource": Filter("text"),
+            "resource_id": Filter("text"),
+            "admin_token_id": Filter(),
+            "organization_id": Filter(),
+            "role": Filter("text", ROLES),
+        },
     ),
 )

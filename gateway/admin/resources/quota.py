@@ -6,29 +6,64 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
-from gateway.admin.resources.models import IS_CURRENT, answer_of, patch_of
-from gateway.admin.resources.resource import Declared, Filter, Resource
-from gateway.admin.resources.unit_prices import TokenUnitPrice
+from gateway.admin.resources.resource import (
+    IS_CURRENT,
+    Action,
+    Declared,
+    Filter,
+    Part,
+    Resource,
+    answer_of,
+    patch_of,
+)
 from gateway.admin.resources.values import (
+    DECIMAL,
     Amount,
     AnchorDay,
     Currency,
+    Exactly,
+    ExternalId,
     Id,
     In,
     Instant,
     LongText,
     Metadata,
+    ModelText,
     Money,
     Out,
     Text,
+    TokenUnitPrice,
+    read_decimal,
+    show_decimal,
 )
-from gateway.core.accounts.plan_terms import TERMS, Term
-from gateway.core.accounts.roles import BILLING, OPERATOR, Reach, access
-from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
-from gateway.core.billing.vector import FALLBACK
-from gateway.core.billing.vector import KINDS as KINDS_OF_TOKENS
+from gateway.core.accounts.administration import BILLING, OPERATOR, Reach, access
+from gateway.core.accounts.budgets import (
+    EACH,
+    ENFORCE,
+    FINISH,
+    INTERVALS,
+    MODES,
+    MONEY,
+    ON_EXHAUSTED,
+    SELECTING,
+    THRESHOLDS,
+    THRESHOLDS_MAX,
+    UNITS,
+)
+from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.billing.price_book import FALLBACK
+from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
+from gateway.core.model import INTEGER_MAX
 
 KINDS = ("consume", "recharge", "reset", "adjust")
 
@@ -206,6 +241,329 @@ RESOURCES = (
             "request_id": Filter("uuid"),
             "transaction_type": Filter("text", KINDS),
             "direction": Filter("text", ("IN", "OUT")),
+        },
+    ),
+)
+
+
+# Budgets: how much money, tokens or calls an interval may use, of whom or of what, and what is used now.
+
+
+ANY_NAME = "*"
+# What a budget's windows are; another one is another budget.
+WINDOW = ("organization_id", *SELECTING, "each", "unit", "interval", "time_zone", "anchor_day")
+# The choices of each are the domain's own.
+Unit: Any = Literal[UNITS]
+Interval: Any = Literal[INTERVALS]
+Each: Any = Literal[EACH]
+Mode: Any = Literal[MODES]
+OnExhausted: Any = Literal[ON_EXHAUSTED]
+
+
+def _amount(value: object) -> object:
+    if type(value) is int or isinstance(value, Decimal):
+        return value
+    if isinstance(value, str):
+        return read_decimal(value)
+    raise ValueError('must be a decimal in a string, such as "12.50", of money, else a whole number')
+
+
+def _show(amount: Decimal | int) -> str | int:
+    return show_decimal(amount) if isinstance(amount, Decimal) else amount
+
+
+def _pattern(model: str) -> str:
+    if ANY_NAME in model[:-1] or model == ANY_NAME:
+        raise ValueError("must be a model's name, or what names begin with and one * behind it")
+    return model
+
+
+def _ascending(parts: list[float]) -> list[float]:
+    if any(not 0 < part <= 1 for part in parts) or parts != sorted(set(parts)):
+        raise ValueError("must be above 0, at most 1, and ascend")
+    return parts
+
+
+# Of money a decimal in a string, of tokens and requests a whole number.
+BudgetAmount = Annotated[
+    Decimal | int,
+    BeforeValidator(_amount),
+    PlainSerializer(_show, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{DECIMAL.pattern}$", "examples": ["12.50"]},
+                {"type": "integer", "minimum": 1, "maximum": INTEGER_MAX},
+            ]
+        },
+        mode="validation",
+    ),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}, mode="serialization"),
+]
+ModelPattern = Annotated[ModelText, AfterValidator(_pattern)]
+Thresholds = Annotated[
+    list[Annotated[float, Field(strict=True, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})]],
+    Field(max_length=THRESHOLDS_MAX, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_ascending),
+]
+
+
+class BudgetCreate(In):
+    """A new budget; what it does not name, such as a tenant, may be any."""
+
+    organization_id: Id
+    name: Text
+    unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
+    amount: BudgetAmount = Field(description="In an interval: money such as 12.50, else a whole number.")
+    interval: Interval = Field(description="How often it begins again; total never does.")
+    each: Each | None = Field(
+        default=None, description="Everybody of a kind has the whole amount; null is one amount for all."
+    )
+    tenant_id: Id | None = None
+    user: ExternalId | None = Field(default=None, description="The caller's own name for a user.")
+    api_key_id: Id | None = None
+    project_id: Amount | None = None
+    model: ModelPattern | None = Field(
+        default=None, description="A name, or what names begin with and a *; A-Z and a-z are the same."
+    )
+    service_id: Id | None = None
+    time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
+    anchor_day: AnchorDay = Field(
+        default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
+    )
+    mode: Mode = Field(default=ENFORCE, description="audit counts and tells, and refuses nobody.")
+    on_exhausted: OnExhausted = Field(default=FINISH, description="What becomes of a stream that uses it up.")
+    thresholds: Thresholds = Field(
+        default=list(THRESHOLDS), description="Parts of the amount that are told when they are used."
+    )
+
+
+class Raise(In):
+    """What the amount is until a time, and why."""
+
+    amount: BudgetAmount = Field(description="What it is raised to.")
+    until: Instant = Field(description="Then it ends by itself.")
+    reason: Text
+
+
+class Amounts(Out):
+    """Amounts of a budget: of money decimals, else whole numbers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, row: Any) -> Any:
+        if row["unit"] == MONEY:
+            return row
+        return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
+
+
+# What is counted in a window, of a budget and of an account of one.
+COUNTED: dict[str, Any] = {
+    "used": (BudgetAmount | None, Field(default=None, description="In this window, settled.")),
+    "held": (BudgetAmount | None, Field(default=None, description="By calls in flight.")),
+    "remaining": (BudgetAmount | None, Field(default=None, description="Settled; below 0 is passed.")),
+    "resets_at": (
+        Instant | None,
+        Field(default=None, description="When the next window begins; null is never."),
+    ),
+    "is_current": (bool | None, Field(default=None, description=IS_CURRENT)),
+}
+Budget = answer_of(
+    BudgetCreate,
+    """How much an interval may use, by every call it matches, and what is used of it now.
+
+    With `each` there are many accounts: what they used is told by `GET budgets/{id}/accounts`.
+    """,
+    base=Amounts,
+    amount=BudgetAmount,
+    currency=(str, Field(description="Its organization's.")),
+    raised_to=(BudgetAmount | None, Field(description="What the amount is until `raised_until`.")),
+    raised_until=Instant | None,
+    raise_reason=str | None,
+    **COUNTED,
+)
+BudgetAccount = create_model(
+    "BudgetAccount",
+    __base__=Amounts,
+    __doc__="One account of a budget: everybody of `each` has one.",
+    unit=(str, MONEY),
+    who=(str | None, Field(default=None, description="The user, the key's or project's id, the session.")),
+    shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
+    **COUNTED,
+)
+ACCOUNTS = Part(
+    "accounts",
+    "List what everybody of `each` has used",
+    BudgetAccount,
+    "by account",
+    ("who", "shared", "used", "held", "remaining", "resets_at"),
+)
+BUDGET_RESOURCES = (
+    Resource(
+        name="budgets",
+        access=access(BILLING, theirs=("create", "change", "delete", "raise", "reset")),
+        description="How much money, tokens or calls an interval may use, of whom or of what.",
+        out=Budget,
+        create=BudgetCreate,
+        patch=patch_of(BudgetCreate, without=WINDOW),
+        fixed=dict.fromkeys(WINDOW, "stays, as what is used is counted by it: make another budget"),
+        deletable=True,
+        live="budgets",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "user": Filter("text"),
+            "api_key_id": Filter(),
+            "project_id": Filter("count"),
+            "model": Filter("text"),
+            "service_id": Filter(),
+            "each": Filter("text", EACH),
+            "unit": Filter("text", UNITS),
+            "interval": Filter("text", INTERVALS),
+            "mode": Filter("text", MODES),
+            "name": Filter("text"),
+        },
+        actions=(
+            Action("raise", "Have more until a time; then it ends by itself", Raise),
+            Action("reset", "Begin this interval's use at 0 again, of all accounts"),
+        ),
+        parts=(ACCOUNTS,),
+        declared=Declared(by=("organization_id", "name"), known_by_id=True, unique=True),
+    ),
+)
+
+
+# Credit transactions and feature usage: what was used, read only.
+
+
+FILTERS = {
+    "organization_id": Filter(),
+    "feature_id": Filter(),
+    "tenant_id": Filter(),
+    "user_id": Filter(),
+    "content_id": Filter("count"),
+    "project_id": Filter("count"),
+    "request_id": Filter("uuid"),
+}
+
+
+class Use(Out):
+    """One use, whatever pays for it."""
+
+    id: int
+    organization_id: Id
+    feature_id: int | None = Field(description="A service.")
+    user_id: int | None
+    timestamp: Instant
+    content_id: int | None
+    project_id: int | None
+    feature_version: str | None
+    metadata: Metadata | None
+    request_id: UUID | None
+    seq: int
+
+
+class CreditTransaction(Use):
+    """One use paid with an organization's credits."""
+
+    credits_used: int
+    credits_exact: Exactly = Field(
+        description="What it cost; whole ones are charged, and the difference carried to the next use."
+    )
+    balance_after: int
+
+
+class FeatureUsage(Use):
+    """One use that the next invoice bills."""
+
+    usage_amount: int = Field(description="Units; of use at cost, billionths of the currency.")
+    cost: Exactly | None = Field(description="Of use at cost: what it is charged, in the currency.")
+
+
+USE_RESOURCES = (
+    Resource(
+        name="credit-transactions",
+        access=access(),
+        description="Uses paid with credits, by organization. Append-only.",
+        out=CreditTransaction,
+        order="by organization_id, then seq, ascending",
+        filters=FILTERS,
+    ),
+    Resource(
+        name="feature-usage",
+        access=access(),
+        description="Uses that invoices bill, by organization. Append-only.",
+        out=FeatureUsage,
+        order="by organization_id, then seq, ascending",
+        filters=FILTERS,
+    ),
+)
+
+
+# Calls: one row a request, with what it used and what it cost, read only.
+
+
+class Call(Out):
+    """One request."""
+
+    id: int
+    request_id: UUID
+    created_at: Instant
+    organization_id: Id
+    tenant_id: Id
+    api_key_id: Id | None = Field(description="Null of an event.")
+    user_id: int | None
+    session: str | None
+    project_id: int | None
+    content_id: int | None
+    feature_version: str | None
+    service_id: int | None
+    route: str | None
+    model: str | None = Field(description="Asked for.")
+    response_model: str | None = Field(description="The one that answered.")
+    usage: dict[str, Any] = Field(
+        description="Tokens by kind, and `tools` by name. `input` leaves out what a cache had: input, "
+        "cache_read, cache_write, cache_write_1h and output add up; the others are parts of these. "
+        "`unknown` is there where the provider reported more than is documented: its report, as it came."
+    )
+    service_tier: str | None
+    tokens: int
+    credits: int
+    units: int
+    cost: Money | None = Field(description="By the price in force; null where none is known.")
+    unpriced: list[str] = Field(description="Tools that were used and have no price: `cost` is without them.")
+    currency: str | None
+    price_id: int | None
+    status: int
+    reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
+    streamed: bool
+    estimated: bool
+    duration_ms: int
+    first_token_ms: int | None
+    upstream_request_id: str | None
+
+
+CALL_RESOURCES = (
+    Resource(
+        name="calls",
+        access=access(),
+        description="Every request, with what it used by kind and what it cost.",
+        out=Call,
+        named_by="request_id",
+        order="by created_at, then id, ascending",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "api_key_id": Filter(),
+            "user_id": Filter(),
+            "service_id": Filter(),
+            "project_id": Filter("count"),
+            "content_id": Filter("count"),
+            "request_id": Filter("uuid"),
+            "model": Filter("text"),
+            "response_model": Filter("text"),
+            "session": Filter("text"),
+            "reason": Filter("text"),
         },
     ),
 )

@@ -6,12 +6,24 @@ document. Models under `create`, `patch` and `body` say what may be sent; `out` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache, reduce
+from keyword import iskeyword
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from gateway.admin.resources.values import In, Out
-from gateway.core.accounts.administration import Row
-from gateway.core.accounts.roles import Access
+from pydantic import BaseModel, create_model
+from pydantic import Field as Field_
+from pydantic.fields import FieldInfo
+
+from gateway.admin.resources.values import Day, Id, In, Instant, LimitsIn, LimitsOut, Out
+from gateway.core.accounts.administration import Access, Row
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.model import INTEGER_MAX
 
 # What an id refers to; a resource says so where its own refers to something else.
@@ -255,3 +267,316 @@ class Resource(Answered):
     def known(self) -> Mapping[str, str]:
         """Every field of the resource, sent or answered, and what is said where it cannot be set."""
         return {name: self.fixed.get(name, "cannot be set here") for name in self.out.model_fields}
+
+
+# What people are asked, made of a resource's own model: each field, how it is labelled, what may be chosen.
+#
+# The model's JSON schema is the only source: forms and commands ask for exactly what the Admin API takes.
+
+
+Json = Mapping[str, Any]  # JSON schema: any shape
+
+LONG_TEXT_CHARS = 200
+# Names that are not said as they are spelled.
+PROPER = {"postgresql": "PostgreSQL", "request_id": "Request id", "url": "URL", "api_key_id": "API key"}
+
+_PLAIN = {"integer": "whole", "boolean": "flag", "amount": "amount"}
+# What a program sends as null, a person leaves empty.
+_NULL = re.compile(r"\bnull\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that is asked; `name` may be `outer.inner`.
+
+    `kind` is text, long, whole, money, amount (of money or a whole number, as the unit of its row says), day,
+    instant, flag, choice, many, lines, numbers or json.
+    `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of;
+    `of_texts` says that all a document's values are texts.
+    """
+
+    name: str
+    kind: str
+    required: bool = False
+    nullable: bool = False
+    hint: str = ""
+    choices: tuple[str, ...] = ()
+    refers: str = ""
+    default: str = ""
+    of_texts: bool = False
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return words(self.name.rpartition(".")[2])
+
+    @property
+    def group(self) -> str:
+        """The heading of the fields it stands together with; empty if it stands alone."""
+        outer, _, _ = self.name.rpartition(".")
+        return f"{words(outer)} (empty: not limited)" if outer else ""
+
+    @property
+    def control(self) -> str:
+        """An identifier that a label or an option can point to."""
+        name = self.name.replace(".", "_")
+        return f"{name}_" if iskeyword(name) else name
+
+
+@cache
+def fields_of(resource: Answered, model: type[BaseModel]) -> tuple[Field, ...]:
+    """What is asked for one of the resource's models: of a new row, a change or an action."""
+    schema = model.model_json_schema()
+    required = schema.get("required", ())
+    found: list[Field] = []
+    for name, part in schema.get("properties", {}).items():
+        shape, nullable = _shape(part, schema)
+        if name.endswith("limits"):
+            found += [Field(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
+            continue
+        kind, choices = _kind(name, shape, schema)
+        default = part.get("default")
+        found.append(
+            Field(
+                name,
+                kind,
+                name in required,
+                nullable,
+                hint=_NULL.sub("empty", part.get("description", "")),
+                choices=choices,
+                refers=resource.target(name),
+                default="" if default in (None, [], {}) else _text(default),
+                of_texts=_of_texts(shape),
+            )
+        )
+    return tuple(found)
+
+
+def words(name: str) -> str:
+    """A field's name as a label."""
+    if name in PROPER:
+        return PROPER[name]
+    text = name.removesuffix("_id").removesuffix("_at").replace("_", " ").replace("-", " ").strip() or name
+    return text[:1].upper() + text[1:]
+
+
+def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
+    """The schema behind references and `or null`."""
+    if "$ref" in part:
+        return schema["$defs"][part["$ref"].rpartition("/")[2]], False
+    options: Sequence[Json] = part.get("anyOf", ())
+    if options:
+        real = [option for option in options if option.get("type") != "null"]
+        if [option.get("type") for option in real] == ["string", "integer"]:
+            return {"type": "amount"}, len(real) < len(options)
+        shape, _ = _shape(real[0], schema)
+        return shape, len(real) < len(options)
+    return part, False
+
+
+def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
+    if "enum" in shape:
+        return "choice", tuple(map(str, shape["enum"]))
+    if "const" in shape:
+        return "choice", (str(shape["const"]),)
+    if shape.get("format") == "date":
+        return "day", ()
+    if shape.get("format") == "date-time":
+        return "instant", ()
+    kind = shape.get("type")
+    if kind in _PLAIN:
+        return _PLAIN[kind], ()
+    if kind == "array" and name != "tiers":
+        items, _ = _shape(shape["items"], schema)
+        if "properties" in items:
+            return "json", ()
+        if items.get("type") == "number":
+            return "numbers", ()
+        return ("many", tuple(map(str, items["enum"]))) if "enum" in items else ("lines", ())
+    if kind in {"object", "array"}:
+        return "json", ()
+    if "0-9" in shape.get("pattern", "") and "examples" in shape:
+        return "money", ()
+    return ("long" if shape.get("maxLength", 0) > LONG_TEXT_CHARS else "text"), ()
+
+
+def _of_texts(shape: Json) -> bool:
+    inner = shape.get("additionalProperties")
+    parts: Sequence[Json] = (
+        [inner] if isinstance(inner, Mapping) else list(shape.get("properties", {}).values())
+    )
+    return bool(parts) and all(
+        _shape(part, {})[0].get("type") == "string" for part in parts if "$ref" not in part
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
+    return str(value)
+
+
+# Models that follow from the one a row is made by: what a change may say, and what is answered.
+
+
+AS_CREATED: Mapping[str, object] = {}
+# What is said of figures that the counters know better.
+IS_CURRENT = "False: as last stored. The counters are away, or have what cannot be read."
+
+
+def patch_of(
+    model: type[In],
+    *,
+    without: tuple[str, ...] = (),
+    name: str = "",
+    kinds: Mapping[str, object] = AS_CREATED,
+) -> type[In]:
+    """Make a model in which every field of `model` may be left out but keeps its own rule.
+
+    `kinds` are of fields that a change takes in another one: what a new row is given where nothing is said,
+    such as a name, cannot be taken away again.
+    """
+    fields = {
+        field: (
+            kinds.get(field, _kind_of_field(info)),
+            Field_(default_factory=_absent, description=info.description),
+        )
+        for field, info in model.model_fields.items()
+        if field not in without
+    }
+    name = name or model.__name__.replace("Create", "Patch")
+    made: type[In] = create_model(name, __base__=In, **fields)  # type: ignore[call-overload]  # built fields
+    made.__doc__ = f"The fields of {model.__name__} to change; those left out stay."
+    return made
+
+
+def dated(model: type[In], name: str, doc: str, description: str) -> type[In]:
+    """Make a model that says `from` which day on it counts besides: no class has a field of that name."""
+    day = {"from": (Day, Field_(description=description))}
+    made: type[In] = create_model(name, __base__=model, __doc__=doc, **day)  # type: ignore[call-overload]  # built
+    return made
+
+
+def answer_of(model: type[In], doc: str, *, base: type[Out] = Out, **more: object) -> type[Out]:
+    """Make what is answered of a row that `model` makes: its fields, its id and when it was made.
+
+    `more` are fields that are answered besides, or in another kind than is asked.
+    """
+    fields: dict[str, Any] = {"id": (Id, ...)}
+    for name, info in model.model_fields.items():
+        fields[name] = (_told(_kind_of_field(info)), Field_(description=info.description))
+    for name, kind in more.items():
+        fields[name] = kind if isinstance(kind, tuple) else (kind, ...)
+    if "timestamp" not in fields:
+        fields["created_at"] = (Instant, ...)
+    made: type[Out] = create_model(
+        model.__name__.removesuffix("Create"), __base__=base, __doc__=doc, **fields
+    )
+    return made
+
+
+def _kind_of_field(info: FieldInfo) -> Any:
+    return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+
+
+def _told(kind: Any) -> Any:
+    """The kind of an answer: texts, choices and documents as they are stored, all else as it is asked."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if LimitsIn in inner:
+        return LimitsOut
+    if origin in {Union, UnionType}:
+        return reduce(or_, map(_told, inner))
+    if origin is list:
+        return list[_told(inner[0])]  # type: ignore[misc]  # made here
+    if origin is Literal:
+        return str
+    if origin is Annotated:
+        plain = _told(inner[0])
+        return plain if plain is str or plain is not inner[0] or get_origin(plain) is list else kind
+    return dict[str, Any] if isinstance(kind, type) and issubclass(kind, In) else kind
+
+
+def _absent() -> None:
+    return None
+
+
+# Pages of a report: how many items of it, and where the page before ended.
+
+
+CURSOR_CHARS_MAX = 400
+
+Cursor = Annotated[
+    str, Field_(strict=True, min_length=1, max_length=CURSOR_CHARS_MAX, pattern="^[A-Za-z0-9_-]+$")
+]
+
+
+class Paged(In):
+    """What is asked for a page."""
+
+    limit: int = Field_(default=1_000, ge=1, le=10_000, description="Most items to tell.")
+    cursor: Cursor | None = Field_(
+        default=None, description="`next_cursor` of the page before, with the same parameters."
+    )
+
+
+# What people type, as the Admin API takes it. What cannot be read stays as typed: its field refuses it.
+
+
+CHARS_MAX = 30
+# What stands between groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.
+_APART = "[,_ \u00a0\u2009\u202f]"
+_WHOLE = rf"([+-]?(?:\d{{1,3}}(?:{_APART}\d{{3}})+|\d+)"
+_NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?)([kKmMgG]?)", re.ASCII)
+_WHOLE_NUMBER = re.compile(rf"{_WHOLE})([kKmMgG]?)", re.ASCII)
+# What a letter behind a number stands for.
+_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def exact(text: str) -> Decimal | None:
+    """A number as people write it, such as 12.50, 1,250 or 1.5M; None where it is none."""
+    digits, power = _parts(_NUMBER, text)
+    return Decimal(digits) * power if digits else None
+
+
+def whole(text: str) -> int | None:
+    """A whole number as people write it: 5000000, 5,000,000, 5 000 000, 5M; None where it is none.
+
+    1.000 is none: some mean a thousand by it.
+    """
+    digits, power = _parts(_WHOLE_NUMBER, text)
+    return int(digits) * power if digits else None
+
+
+def numbers(text: str) -> list[object]:
+    """Numbers with commas or blanks between them: 0.5, 0.8, 1."""
+    return [_number(part) for part in re.split(r"[\s,]+", text.strip()) if part]
+
+
+def amount(unit: str, text: str) -> str | int:
+    """An amount of a unit: of money a decimal in a string, else a whole number; 5M and 5,000,000 alike."""
+    if unit == MONEY:
+        number = exact(text)
+        return text if number is None else f"{number:f}"
+    count = whole(text)
+    return text if count is None else count
+
+
+def amounts(fields: Sequence[Field], body: Mapping[str, Any]) -> list[str]:
+    """The fields of a body that are amounts of its unit, as they were typed."""
+    kinds = {each.name: each.kind for each in fields}
+    return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]
+
+
+def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:
+    """The digits of a number, and what its letter multiplies them by; no digits where it is none."""
+    text = text.strip()
+    found = form.fullmatch(text) if len(text) <= CHARS_MAX else None
+    return (re.sub(_APART, "", found[1]), _POWERS[found[2].lower()]) if found else ("", 1)
+
+
+def _number(text: str) -> object:
+    with suppress(ValueError):
+        return float(text)
+    return text

@@ -27,13 +27,14 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from gateway.core.accounts.facts import read_facts, told_of
-from gateway.core.billing.currencies import MINOR_DIGITS
-from gateway.core.billing.pricing import EXACT, MICRO
-from gateway.core.calls.paths import read_pattern
+from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.billing.charges import TOKEN_PRICE_MAX
+from gateway.core.billing.document import ADDRESS_LINES_MAX, countries
+from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS
+from gateway.core.calls.routes import read_pattern
 from gateway.core.model import INTEGER_MAX
-from gateway.core.moments import rfc3339
-from gateway.core.visible import hidden_in
+from gateway.core.text import hidden_in
+from gateway.core.times import rfc3339
 
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
@@ -296,3 +297,74 @@ LimitsOut = Annotated[
 SignedAmount = Annotated[
     SignedOrZero, Field(json_schema_extra={"not": {"const": 0}}), AfterValidator(_not_zero)
 ]
+
+
+# Users and models as calls name them. What no call can say is 422, as nothing would ever be of it.
+
+
+EXTERNAL_ID_CHARS_MAX = 128
+ANY_ENDING = "*"
+
+
+def _user(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("must be printable and not blank: no call can name such a user")
+    return text
+
+
+def _model(pattern: str) -> str:
+    name = pattern.removesuffix(ANY_ENDING)
+    bare = name.strip() if name == pattern else name.lstrip()
+    if not name.isprintable() or name != bare:
+        raise ValueError("must be printable, without blanks around it: no call can name such a model")
+    return pattern
+
+
+def printable(text: str) -> str:
+    """What a token may say: a text that can be shown."""
+    if not text.isprintable():
+        raise ValueError("must be printable: no token is read that says anything else")
+    return text
+
+
+# What callers call their users.
+ExternalId = Annotated[
+    str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_user)
+]
+# A model as calls name it, or with a * behind it what such names begin with.
+ModelText = Annotated[Text, AfterValidator(_model)]
+
+
+# Addresses of customers.
+
+
+def _country(text: str) -> str:
+    if text not in countries():
+        raise ValueError('must be the two letters of a country (ISO 3166), such as "DE"')
+    return text
+
+
+Address = Annotated[list[Text], Field(min_length=1, max_length=ADDRESS_LINES_MAX)]
+Country = Annotated[
+    str,
+    Field(strict=True),
+    AfterValidator(_country),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
+]
+
+
+# What one unit, or one token, may cost at most: its multiples are counted, and billed.
+
+
+def _at_most(most: int) -> AfterValidator:
+    def check(price: Decimal) -> Decimal:
+        if price > most:
+            raise ValueError(f"must be at most {most}")
+        return price
+
+    return AfterValidator(check)
+
+
+# The counters add units up in millionths.
+UnitPrice = Annotated[Money, _at_most(INTEGER_MAX // MICRO)]
+TokenUnitPrice = Annotated[Money, _at_most(TOKEN_PRICE_MAX)]

@@ -10,16 +10,202 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from gateway.background.flushing.passes import Pass
-from gateway.background.flushing.ports import Outbox, Writer
-from gateway.background.flushing.waiting import WaitingEntries, too_many
-from gateway.core.accounts.outbox import Batch, FlushReport, History, fan_out
+from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner, fan_out
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersRefused, CountersUnavailable
+
+# How far one pass over the outbox has read, and what it leaves to the next one. Pure.
+
+
+# Entries (id, packed) in stream order.
+Entries = Sequence[tuple[bytes, bytes]]
+Streams = Mapping[int, Entries]
+
+
+class Pass:
+    """One pass over the streams: how far each was read, and which wait for the next pass.
+
+    A partition whose entries were read but not stored waits until the next pass reads them again: what
+    is written is always contiguous. `epochs` is what was known before, `left` what waits already, `batches`
+    how many were begun.
+    """
+
+    def __init__(
+        self, epochs: Mapping[int, int], left: frozenset[int], partitions: Iterable[int] = range(PARTITIONS)
+    ) -> None:
+        self.epochs, self.batches = epochs, 0
+        self.after = dict.fromkeys(set(partitions) - left, b"")
+        self.left = left
+
+    def note_read(self, streams: Streams, count: int) -> None:
+        """Remember how far the streams were read; one that gave less than `count` is finished."""
+        for partition in list(self.after):
+            entries = streams.get(partition, ())
+            if len(entries) < count:
+                del self.after[partition]
+            else:
+                self.after[partition] = entries[-1][0]
+
+    def read_only(self, partitions: Collection[int]) -> None:
+        """Read on of these partitions alone: others are flushed elsewhere from now on."""
+        for partition in self.after.keys() - partitions:
+            del self.after[partition]
+
+    def leave(self, partitions: frozenset[int]) -> None:
+        """Leave these partitions to the next pass."""
+        self.left |= partitions
+        for partition in partitions:
+            self.after.pop(partition, None)
+
+
+# What waits behind accounts in quarantine, apart from the outbox: checked once, and bounded.
+#
+# An organization's entries there come before any of it in the outbox, so a partition's outbox is read only
+# where all that waits of it was checked. It is checked again where it would be otherwise by now: an account
+# was released or stopped, or the partition was verified. That is told by what the writer checked under, so a
+# release between a read and its transaction is seen there. Nothing here outlives the process: what waits is
+# checked once by each.
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Of one partition: under what it was checked, and by organization up to which entry; None: all."""
+
+    judged: Judged
+    after: dict[int, bytes | None] = field(default_factory=dict)
+
+
+class WaitingEntries:
+    """By partition, for as long as it has entries that wait."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, _Waiting] = {}
+
+    def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
+        """Take up who has entries waiting, and what would be checked otherwise now."""
+        for partition in self._found.keys() - {partition for partition, _ in there}:
+            del self._found[partition]
+        for partition, organization_id in there:
+            one = self._found.get(partition)
+            if one is None or one.judged != now[partition]:
+                one = self._found[partition] = _Waiting(now[partition])
+            one.after.setdefault(organization_id, b"")
+
+    def unread(self) -> dict[Owner, bytes]:
+        """Whose entries are to be checked before anything newer, and after which one."""
+        return {
+            (partition, organization_id): after
+            for partition, one in self._found.items()
+            for organization_id, after in one.after.items()
+            if after is not None
+        }
+
+    def unknown(self, there: Collection[Owner]) -> frozenset[int]:
+        """The partitions of which something waits that was not checked, of those that have any."""
+        return frozenset(
+            partition
+            for partition, organization_id in there
+            if partition not in self._found
+            or self._found[partition].after.get(organization_id, b"") is not None
+        )
+
+    def judged(self) -> dict[int, Judged]:
+        """Under what that is checked which waits, by partition."""
+        return {partition: one.judged for partition, one in self._found.items()}
+
+    def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
+        """Note up to where what waits was checked again; None is to its end."""
+        for (partition, organization_id), after in behind.items():
+            if partition not in report.left_over:
+                one = self._found[partition]
+                one.after[organization_id] = after
+                one.judged = report.judged.get(partition, one.judged)
+
+    def add(self, report: FlushReport) -> None:
+        """Note what was checked to wait from now on."""
+        for partition, organization_id in report.parked:
+            judged = report.judged[partition]
+            one = self._found.setdefault(partition, _Waiting(judged))
+            one.judged, one.after[organization_id] = judged, None
+
+    def forget(self) -> None:
+        """Judge everything again: whether it was, or is still there, is not known."""
+        self._found.clear()
+
+
+def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int) -> dict[int, list[int]]:
+    """By partition, the tenants that added to an organization of which more waits than may."""
+    full: dict[int, list[int]] = {}
+    for partition, organization_id, tenant_id in report.waiting:
+        if tenant_id and waiting.get((partition, organization_id), 0) > entries_max:
+            full.setdefault(partition, []).append(tenant_id)
+    return full
+
+
+# What the flusher asks of Redis and of PostgreSQL.
+
+
+class Outbox(Protocol):
+    """The streams the scripts append to, one a partition, and those of what waits, one an organization."""
+
+    @property
+    def read_under(self) -> bytes:
+        """The run id of the server that was read from last."""
+        ...
+
+    async def read(self, after: Mapping[int, bytes], count: int) -> Streams:
+        """Up to `count` entries (id, packed) of each partition after an entry id; b"" is the start."""
+        ...
+
+    async def acknowledge(
+        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Delete stored entries, and forget the ids of control writes that are stored."""
+        ...
+
+    async def parked(self, partitions: Iterable[int]) -> Mapping[Owner, int]:
+        """How many entries are set aside, of whom; asked after a `read` it counts all moved before that."""
+        ...
+
+    async def read_parked(self, after: Mapping[Owner, bytes], count: int) -> Mapping[Owner, Entries]:
+        """Up to `count` entries that wait, of each owner; nothing of one that cannot be read now."""
+        ...
+
+    async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> Mapping[Owner, int]:
+        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
+        ...
+
+    async def acknowledge_parked(
+        self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Delete stored entries that waited apart, and forget ids likewise."""
+        ...
+
+
+class Writer(Protocol):
+    """Stores a batch in one transaction; raises a TollkeeperError while it cannot."""
+
+    async def write(self, batch: Batch, history: History) -> FlushReport:
+        """Store what continues its account; the report says what may be deleted, what is outdated."""
+        ...
+
+    async def epochs(self) -> Mapping[int, int]:
+        """The epoch of each partition that was ever verified, as of now."""
+        ...
+
+    async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
+        """Under what entries of these partitions would be checked now."""
+        ...
+
+    async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
+        """Of which of these partitions somebody has the lock now."""
+        ...
+
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import asdict
 from typing import Protocol
 
-from gateway.core.accounts.losses import Loss, Movement
+from gateway.core.accounts.holds import Loss, Movement
 
 
 class Losses(Protocol):

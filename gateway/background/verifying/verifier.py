@@ -15,28 +15,383 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
-from gateway.background.isolation import Isolation
-from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined
-from gateway.background.verifying.groups import ORGANIZATIONS_MAX, all_of, in_turns, together
-from gateway.background.verifying.overtaken import Overtaken
-from gateway.background.verifying.partitions import Found, Partitions
-from gateway.background.verifying.ports import Source, Target
-from gateway.background.verifying.published import publish
-from gateway.background.verifying.rewinds import Rewinds
-from gateway.core.batched import batched
-from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Truth, Verified
+from gateway.background.loops import Isolation
+from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined, Rewinds, publish
+from gateway.background.verifying.reconciler import (
+    BudgetRebuild,
+)
+from gateway.background.verifying.reconciler import (
+    Source as BudgetSource,
+)
+from gateway.background.verifying.reconciler import (
+    Target as BudgetTarget,
+)
+from gateway.core.accounts.definitions import (
+    AccountDefinition,
+    CatalogueDefinition,
+    KeyDefinition,
+    OrganizationAccount,
+    OrganizationDefinition,
+    PricesDefinition,
+    TenantAccount,
+    TenantDefinition,
+    UserDefinition,
+)
+from gateway.core.integrity.recovery import (
+    Compared,
+    Everybodys,
+    Markers,
+    Places,
+    Report,
+    Strays,
+    Truth,
+    Verified,
+)
 from gateway.core.model import PARTITIONS
+from gateway.core.text import batched
 from gateway.errors import CountersUnavailable
+
+# Which partitions are read at once, and which before others: whoever waits for the first is served soon.
+#
+# Some are packed while PostgreSQL is asked for others and Redis writes a third.
+
+
+# How many organizations are read at once: so many partitions as have no more, or one that has.
+ORGANIZATIONS_MAX = 2_000
+# Of these as many are read and written at once.
+TOGETHER_MAX = 3
+# But the first are few, and for a moment by themselves.
+FIRST_ORGANIZATIONS_MAX, HEAD_START_S = 200, 0.5
+
+
+def together(
+    wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int = ORGANIZATIONS_MAX
+) -> Iterator[list[int]]:
+    """Partitions that are read at once: as many as have so many organizations at most, or one; the first of
+    them have fewer.
+    """
+    some, count, bound = list[int](), 0, min(FIRST_ORGANIZATIONS_MAX, most)
+    for partition in wanted:
+        its = len(organizations.get(partition, ()))
+        if some and count + its > bound:
+            yield some
+            some, count, bound = [], 0, most
+        some.append(partition)
+        count += its
+    if some:
+        yield some
+
+
+async def in_turns(
+    groups: Iterable[list[int]],
+    read: Callable[[list[int]], Awaitable[None]],
+    *,
+    head_start_s: float = HEAD_START_S,
+) -> None:
+    """Read group after group, some at a time. Where one fails no more are begun, and it is raised."""
+    left, begun = deque(groups), asyncio.Event()
+
+    async def work() -> None:
+        while left:
+            try:
+                await read(left.popleft())
+            except BaseException:
+                left.clear()
+                raise
+            finally:
+                begun.set()
+
+    async def follow() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(head_start_s):
+                await begun.wait()
+        await work()
+
+    await all_of((work(), *(follow() for _ in range(TOGETHER_MAX - 1))))
+
+
+async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
+    """Have all of it end, then raise what failed first."""
+    for failed in await asyncio.gather(*doing, return_exceptions=True):
+        if isinstance(failed, BaseException):
+            raise failed
+
+
+# Partitions that PostgreSQL knows as verified since, under another history than the counters here have.
+#
+# Two keepers see two servers then. A primary that was cut off answers as ever until its cluster tells it, and
+# a replica has taken over meanwhile. Whoever is behind says nothing and stores nothing: what the other one
+# compared with PostgreSQL would be wrong from then on. Where that stays so, the other one is gone, and what
+# is here is verified anew, under a later epoch.
+
+
+# Longer than a primary that was cut off answers: a cluster's node timeout, 15 s where nobody chose another.
+OVERTAKEN_S: Final = 20.0
+
+
+class Overtaken:
+    """Since when each partition is. Moments are seconds of a monotonic clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # Of this run id alone: another server's partitions may be what PostgreSQL knows.
+        self._run_id = b""
+        self._since: dict[int, float] = {}
+
+    def due(self, run_id: bytes) -> frozenset[int]:
+        """Those that are to be verified anew, under the run id that counts now."""
+        until = self._clock() - OVERTAKEN_S
+        return frozenset(
+            one for one, since in self._since.items() if since <= until and run_id == self._run_id
+        )
+
+    def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
+        """Note which verified ones PostgreSQL knows otherwise, by the run id and epoch it has of each."""
+        now = self._clock()
+        if markers.run_id != self._run_id:
+            self._run_id, self._since = markers.run_id, {}
+        self._since = {
+            one: self._since.get(one, now)
+            for one, epoch in markers.verified.items()
+            if one in noted and noted[one][1] >= epoch and noted[one] != (markers.run_id, epoch)
+        }
+
+
+# What the verifier asks of PostgreSQL and of the counters.
+
+
+class Source(BudgetSource, Protocol):
+    """PostgreSQL."""
+
+    async def settled(self, held: Mapping[str, int]) -> list[str]:
+        """Which of these requests have a row, or may have had one, by the deadlines of their holds in ms."""
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+
+    async def everybodys(self) -> Everybodys:
+        """What is of no partition."""
+
+    async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> Places:
+        """Who is to be looked at in these partitions: of those `known` up to a position, who changed."""
+
+    async def compared(self) -> Mapping[int, Compared]:
+        """What partitions were compared as last, but for those that rows were lost of."""
+
+    async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
+        """Keep that partitions' data has all that is defined up to a position, as they are verified now."""
+
+    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
+        """What is known of partitions, by which they are, whose organizations these are."""
+
+    async def credentials(self, keys: Sequence[int]) -> Sequence[KeyDefinition]:
+        """These keys."""
+
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> Collection[int]:
+        """Keep what partitions are verified as: no later epoch is ever one of these. Answers which are.
+
+        An epoch is one history's: where another one has it, or a later one, that stays. Flushes that are
+        under way have ended then: the truth that is read next is not older.
+        """
+
+    async def noted(self) -> Mapping[int, tuple[bytes, int]]:
+        """The last run id and epoch of each partition; absent: never verified."""
+
+
+class Target(BudgetTarget, Protocol):
+    """The counters."""
+
+    async def behind(
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq lags."""
+
+    async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
+        """Keys that have no state."""
+
+    async def restore(self, partition: int, marker: bytes, lost: Truth) -> bool:
+        """Write these accounts and keys as PostgreSQL has them; False where the marker moved on."""
+
+    async def held(self, partition: int) -> Mapping[str, int]:
+        """The deadlines of all holds of a partition by request id, in ms of the counters' clock."""
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+
+    async def mark(
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
+        """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
+
+    async def define_all(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, Exception]]:
+        """Bring definitions of one partition into the counters, but for terms and identities; which of them
+        are refused, and why.
+        """
+
+    async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
+        """Write the terms of organizations of one partition."""
+
+    async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
+        """Write whom credentials stand for."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
+        """Have nobody go by these as they were verified under this run id."""
+
+    async def last_verified(self) -> bytes:
+        """Under which run id it was last said that whatever is not here does not exist."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by worker number."""
+
+    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
+        """Write the catalogue, or the prices."""
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+
+    async def said_verified(self, run_id: bytes, unverified: Sequence[object]) -> bool:
+        """Whether a keeper has said so under this run id; where any is unverified, it is said no more."""
+
+
+# One partition compared with PostgreSQL, and what is missing or behind written: accounts, then definitions.
+#
+# The marker is compared before each write of a state, so of several keepers one does it. What was written
+# whole is as it is defined, and not defined again.
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An unverified partition as it stands, and under which epoch it is to be verified.
+
+    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, nothing
+    may be missing but what was changed behind that position.
+    """
+
+    partition: int
+    marker: bytes
+    epoch: int
+    closes: bool
+    strays: Strays | None
+    since: int | None
+
+
+class Partitions:
+    """Looks after one partition at a time."""
+
+    def __init__(self, source: Source, target: Target, rewinds: Rewinds | None, isolation: Isolation) -> None:
+        self._source, self._target, self._rewinds, self._isolation = source, target, rewinds, isolation
+        self._budgets = BudgetRebuild(source, target)
+
+    async def define(self, truth: Truth) -> None:
+        """Bring every definition of a verified partition in again."""
+        await self._define(truth, Truth([], [], [], [], [], truth.version))
+
+    async def verify(self, run_id: bytes, found: Found, truth: Truth, catalogue: int) -> Verified | None:
+        """Compare and rebuild, vouch for it, then define; None where another keeper was faster."""
+        partition, marker, strays = found.partition, found.marker, found.strays
+        lost = await self._lost(partition, truth, strays)
+        rebuilt = len(lost.organizations) + len(lost.tenants)
+        if (rebuilt or lost.keys) and not await self._target.restore(partition, marker, lost):
+            return None
+        if strays is not None and self._rewinds:
+            await self._rewinds.drop(partition, strays)
+        # A Redis that was rolled back holds again what was settled since: charged once is enough.
+        if ghosts := await self._source.settled(await self._target.held(partition)):
+            moved = await self._target.let_go(partition, marker, found.epoch, ghosts)
+            if moved is None:
+                return None
+            marker = moved
+        went_on = strays is not None
+        budgets = await self._budgets.rebuild(partition, marker, truth.organizations, went_on=went_on)
+        if budgets is None:
+            return None
+        if pushed := await self._target.forgotten(partition, truth.applied):
+            await self._source.push_again(pushed)
+        as_of = None if found.closes else catalogue
+        if not await self._target.mark(run_id, partition, marker, found.epoch, as_of):
+            return None
+        refused = await self._define(truth, lost)
+        return Verified(partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused)
+
+    async def _lost(self, partition: int, truth: Truth, strays: Strays | None) -> Truth:
+        """What of it has to be written whole: what is missing, or behind, or went on in older data."""
+        organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
+        if strays is not None:
+            wrong = {one.definition.organization_id for one in organizations} | strays.organizations
+            organizations = [one for one in truth.organizations if one.definition.organization_id in wrong]
+            wrong = {one.definition.tenant_id for one in tenants} | strays.tenants
+            tenants = [one for one in truth.tenants if one.definition.tenant_id in wrong]
+        keys = await self._target.unknown(partition, truth.keys)
+        return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
+
+    async def _define(self, truth: Truth, written: Truth) -> int:
+        """Bring its definitions in, but into states that were written from them. One that is refused keeps no
+        other from it; answers how many are.
+
+        Terms come before whoever is served by them, and credentials last.
+        """
+        version = truth.version
+        await self._target.write_terms([one.definition for one in truth.organizations], version)
+        organizations = {one.definition.organization_id for one in written.organizations}
+        tenants = {one.definition.tenant_id for one in written.tenants}
+        keys = {one.key_id for one in written.keys}
+        left: list[AccountDefinition] = [
+            *(
+                one.definition
+                for one in truth.organizations
+                if one.definition.organization_id not in organizations
+            ),
+            *(one.definition for one in truth.tenants if one.definition.tenant_id not in tenants),
+            *(one for one in truth.keys if one.key_id not in keys),
+            *truth.users,
+        ]
+        refused = await self._target.define_all(left, version)
+        for definition, error in refused:
+            self._isolation.item_failed("verifier", _name(definition), error)
+        await self._target.identities(truth.keys)
+        return len(refused)
+
+
+def _name(definition: AccountDefinition) -> str:
+    """Which definition it is; a user's own name is nobody's business."""
+    match definition:
+        case OrganizationDefinition():
+            return f"organization {definition.organization_id}"
+        case TenantDefinition():
+            return f"tenant {definition.tenant_id}"
+        case KeyDefinition():
+            return f"key {definition.key_id}"
+        case UserDefinition():
+            return f"a user of tenant {definition.tenant_id}"
+
 
 INTERVAL_S = 0.2
 # Partitions that are compared at once: each may have a connection to PostgreSQL, and others wait for theirs.

@@ -9,18 +9,109 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from gateway.admin.console.screens import SCREENS
-from gateway.admin.resources import REPORTS, RESOURCES, Report, Resource
-from gateway.admin.resources.fields import Field, fields_of
-from gateway.cli.admin import archived, output, parameters, sections, values
-from gateway.cli.admin.batches import sends
-from gateway.cli.admin.client import AdminClient, CommandFailed, Json
-from gateway.cli.admin.options import AsJson
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.resource import Field, Report, Resource, fields_of
+from gateway.cli.admin import client, output
+from gateway.cli.admin import fields as admin_fields
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
+from gateway.cli.admin.fields import sends
+from gateway.cli.admin.output import AsJson
+
+# Fields of resources as the command line's options and arguments.
+
+
+COMPLETION_ROWS_MAX = 50
+COMPLETION_S_MAX = 2.0
+
+
+def row_argument(resource: Resource, word: str) -> Any:
+    """A row of a resource, by its id or what it is named by."""
+    by = client.named_by(resource.name)
+    known = by in resource.filters or resource.name in client.ID_OF
+    said = f"Id or {by.removesuffix('_id')}." if known else "Its id."
+    return typer.Argument(metavar=word, help=said, autocompletion=completion(resource.name))
+
+
+def words_argument(fields: Sequence[Field]) -> Any:
+    """Fields that are given in order, without their option's name."""
+    shown = " ".join(f"[{admin_fields.spelled(each.name).upper()}]" for each in fields)
+    return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
+
+
+def option_of(field: Field) -> Any:
+    """A field as an option: each of its names, what it is, what may be chosen."""
+    long = admin_fields.spelled(field.name)
+    outer, _, inner = field.name.partition(".")
+    names = [f"--{long}"]
+    if inner:
+        prefix = outer.removesuffix("limits").replace("_", "-")
+        names = [
+            f"--{prefix}{client.SHORT.get(admin_fields.spelled(inner), admin_fields.spelled(inner))}",
+            *names,
+        ]
+    elif long in client.SHORT:
+        names.insert(0, f"--{client.SHORT[long]}")
+    says = [field.hint, "Id or name." if field.refers else "", "0 is no limit." if inner else ""]
+    says += [
+        f"By default {field.default}." if field.default else "",
+        "NAME=VALUE or JSON." if field.kind == "json" else "",
+    ]
+    says += ["'none' is none." if field.nullable and not inner else ""]
+    told = typer.Option(
+        *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
+        help=" ".join(filter(None, says)),
+        autocompletion=completion(field.refers),
+        # What may be none is read as text; what else it may be is said all the same.
+        metavar=f"<{'|'.join(field.choices)}>" if field.kind == "choice" and field.nullable else None,
+    )
+    kind: Any = str | None
+    if field.kind == "flag":
+        kind = bool | None
+    elif field.kind in {"lines", "json"}:
+        kind = list[str] | None
+    elif field.kind == "many":
+        kind = list[_choice(field)] | None  # type: ignore[misc]  # made here
+    elif field.kind == "choice":
+        kind = str | None if field.nullable else _choice(field) | None
+    return Annotated[kind, told]
+
+
+def usual(field: Field) -> Any:
+    """The option that takes back what a flag says, which may say nothing."""
+    long = admin_fields.spelled(field.name)
+    return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
+
+
+def _choice(field: Field) -> Any:
+    return StrEnum(field.label.title().replace(" ", ""), {name: name for name in field.choices})
+
+
+def completion(resource: str) -> Callable[[str], list[str]] | None:
+    """Names of a resource's rows for the shell; None where it has none."""
+    if not resource:
+        return None
+    resource = client.ID_OF.get(resource, resource)
+    by = client.named_by(resource)
+    if by not in RESOURCES[resource].filters or by.endswith("_id"):
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        with suppress(CommandFailed):  # no names where the Admin API does not answer
+            rows = replace(find(), timeout_s=COMPLETION_S_MAX).items(resource, COMPLETION_ROWS_MAX)
+            return [row[by] for row in rows if str(row[by] or "").startswith(incomplete)]
+        return []
+
+    return complete
+
 
 Typed = dict[str, Any]  # what typer read, by parameter
 # What the parameter begins with that takes back what a flag says.
@@ -55,29 +146,31 @@ class Command:
         if self.does not in {"list", "create"} and not self._asks:
             word = _word(self.resource)
             takes["row"] = (
-                Annotated[str, parameters.row_argument(self.resource, word)],
+                Annotated[str, row_argument(self.resource, word)],
                 inspect.Parameter.empty,
             )
         if self.positional:
             named = [field for name in self.positional for field in self.fields if field.name == name]
-            takes["words"] = (Annotated[list[str] | None, parameters.words_argument(named)], None)
+            takes["words"] = (Annotated[list[str] | None, words_argument(named)], None)
         for field in self.fields:
-            takes[field.control] = (parameters.option(field), None)
+            takes[field.control] = (option_of(field), None)
             if self.does == "patch" and field.kind == "flag" and field.nullable:
-                takes[_USUAL + field.control] = (parameters.usual(field), False)
+                takes[_USUAL + field.control] = (usual(field), False)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
-            takes |= {"archive": archived.ARCHIVE} if self.resource.name in archived.LISTS else {}
+            takes |= (
+                {"archive": admin_fields.ARCHIVE} if self.resource.name in admin_fields.ARCHIVED_LISTS else {}
+            )
         if self._lists:
             takes["limit"] = _LIST["limit"]
         takes["as_json"] = (AsJson, False)
 
         def command(**typed: Any) -> None:
             if typed.get("archive") is not None:
-                found = archived.rows(self.resource, self.fields, typed)
+                found = admin_fields.archived_rows(self.resource, self.fields, typed)
                 output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
                 return
-            called = {field.name: f"--{values.spelled(field.name)}" for field in self.fields}
+            called = {field.name: f"--{admin_fields.spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
@@ -92,12 +185,12 @@ class Command:
             self._list(api, typed, body)
             return
         if self._asks:
-            answer = api.get(f"{name}/{self.does}", **values.in_query(body))
+            answer = api.get(f"{name}/{self.does}", **admin_fields.in_query(body))
             output.report(answer, "Lines", inner="lines", as_json=as_json)
             return
         if self.does == "create":
             secret = self.resource.secret
-            body = values.with_amounts(self.fields, body, dict)
+            body = admin_fields.with_amounts(self.fields, body, dict)
             note = secret.note if secret is not None and secret.is_made(body) else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
@@ -105,12 +198,12 @@ class Command:
         where = f"{name}/{row_id}"
         if self.does == "show":
             found = api.get(where)
-            if name in sections.BESIDE:
-                word, beside = sections.BESIDE[name]
+            if name in client.BESIDE:
+                word, beside = client.BESIDE[name]
                 more = api.get(f"{beside}/{row_id}")
                 found = {**found, word: more} if as_json else {**found, **more}
             if not as_json:
-                [found] = values.with_names(api, self.resource, [found], tuple(found))
+                [found] = admin_fields.with_names(api, self.resource, [found], tuple(found))
             output.row(found, as_json=as_json)
         elif self.does == "delete":
             api.delete(where)
@@ -118,15 +211,15 @@ class Command:
         elif self.does == "patch":
             if not body:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
-            changes = values.with_limits(body, lambda: api.get(where))
-            changes = values.with_amounts(self.fields, changes, lambda: api.get(where))
+            changes = admin_fields.with_limits(body, lambda: api.get(where))
+            changes = admin_fields.with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
             [part] = [each for each in self.resource.parts if each.name == self.does]
             rows = api.items(f"{where}/{part.name}", typed["limit"])
             output.rows(rows, part.columns, as_json=as_json)
         else:
-            body = values.with_amounts(self.fields, body, lambda: api.get(where))
+            body = admin_fields.with_amounts(self.fields, body, lambda: api.get(where))
             mints = any(each.mints for each in self.resource.actions if each.name == self.does)
             note = self.resource.secret.note if self.resource.secret and mints else None
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
@@ -141,7 +234,7 @@ class Command:
 
     @property
     def _open(self) -> str:
-        return sections.OPEN.get(self.resource.name, "")
+        return client.OPEN.get(self.resource.name, "")
 
     def _body(self, api: AdminClient, typed: Typed) -> Json:
         """What was given, by field; `CommandFailed` where something is missing or too much."""
@@ -157,17 +250,19 @@ class Command:
             raise CommandFailed(f"{words[len(left)]!r} is one word too many; --help says what is taken.")
         given |= dict(zip(left, words, strict=False))
         if self.does == "create":
-            given = sections.defaults(self.resource.name, given) | given
+            given = client.defaults(self.resource.name, given) | given
         missing = [field.name for field in self.fields if field.required and field.name not in given]
         if missing:
-            raise CommandFailed(f"Missing: {', '.join(f'--{values.spelled(name)}' for name in missing)}.")
+            raise CommandFailed(
+                f"Missing: {', '.join(f'--{admin_fields.spelled(name)}' for name in missing)}."
+            )
         body: Json = {}
         for field in self.fields:
             if field.name in given:
                 outer, _, inner = field.name.partition(".")
-                sent = values.value(api, field, given[field.name])
+                sent = admin_fields.value(api, field, given[field.name])
                 body |= {outer: {**body.get(outer, {}), inner: sent}} if inner else {outer: sent}
-        return values.with_limits(body, dict) if self.does == "create" else body
+        return admin_fields.with_limits(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
@@ -177,7 +272,7 @@ class Command:
         found = api.items(self.resource.name, typed["limit"], **query)
         shown = columns(self.resource)
         if not typed["as_json"]:
-            found = values.with_names(api, self.resource, found, shown)
+            found = admin_fields.with_names(api, self.resource, found, shown)
         output.rows(found, shown, as_json=bool(typed["as_json"]))
 
 
@@ -188,7 +283,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
     """
     made: dict[str, typer.Typer] = {}
     for resource in RESOURCES.values():
-        name = sections.section_of(resource.name)
+        name = client.section_of(resource.name)
         section = made[name] = typer.Typer(no_args_is_help=True, help=resource.description)
         app.add_typer(section, name=name)
         if resource.batch is not None:
@@ -199,7 +294,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         section = made[report.name] = typer.Typer(no_args_is_help=True, help=report.description)
         app.add_typer(section, name=report.name)
         section.command("show")(_shows(report))
-    for alias in sections.ALIASES:
+    for alias in client.ALIASES:
         if asked is not None and alias.section not in asked:
             continue
         command = commands_of(RESOURCES[alias.resource])[alias.does]
@@ -215,7 +310,7 @@ def commands_of(resource: Resource) -> dict[str, Command]:
     made = {"list": Command(resource, "list", summary, _filters(resource))}
     if resource.create is not None:
         fields = fields_of(resource, resource.create)
-        positional = sections.POSITIONAL.get(resource.name) or _required(fields)
+        positional = client.POSITIONAL.get(resource.name) or _required(fields)
         doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
         summary = f"Make {doc[:1].lower()}{doc[1:]}"
         made["create"] = Command(resource, "create", summary, fields, positional)
@@ -255,8 +350,8 @@ def _shows(report: Report) -> Callable[..., None]:
 
 def columns(resource: Resource) -> Sequence[str]:
     """What a table of it shows: the console's columns as far as they are fields, its id first."""
-    if resource.name in sections.COLUMNS:
-        return sections.COLUMNS[resource.name]
+    if resource.name in client.COLUMNS:
+        return client.COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
     return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
 
@@ -298,4 +393,4 @@ def _required(fields: Sequence[Field]) -> tuple[str, ...]:
 
 
 def _word(resource: Resource) -> str:
-    return sections.section_of(resource.name).upper()
+    return client.section_of(resource.name).upper()

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
-from gateway.core.visible import visible, visible_json
+from gateway.core.text import visible, visible_json
 from gateway.errors import SettingError
 
 PIPE_COLUMNS = 240
@@ -231,3 +231,9 @@ def console(*, error: bool = False) -> Console:
 
 def _writes_all(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().startswith("utf")
+
+
+# Options that several commands share.
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -2,28 +2,567 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
 
-from gateway.cli.admin import commands, invoices, letters, prices, reconcile, report, top, usage
-from gateway.cli.admin.configuration import commands as configuration
-from gateway.cli.admin.provider.command import reconcile_provider
+from gateway.admin.resources.integrity import RUN_S_MAX
+from gateway.admin.resources.values import show_instant
+from gateway.cli.admin import commands, configuration, output, usage
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
+from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
+from gateway.core.billing.price_book import BUNDLED, SAID, Change, changes, folded
+
+# `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
+
+
+COLUMNS = (
+    "id", "number", "kind", "status", "payment_status", "due_date", "organization_id", "customer",
+    "period_start", "period_end", "currency", "total_amount", "amount_due",
+)  # fmt: skip
+LINE_COLUMNS = ("position", "kind", "description", "quantity", "unit_price", "amount")
+ORGANIZATIONS_MAX = 1_000_000
+INVOICES_MAX = 1_000
+
+Invoice = Annotated[int, typer.Argument(metavar="INVOICE", help="Its id.")]
+Month = Annotated[str | None, typer.Option("--month", help="Such as 2026-04; by default the last one.")]
+
+
+def create(
+    organization: Annotated[str, typer.Argument(metavar="ORG", help="Id or name.")],
+    *,
+    month: Month = None,
+    start: Annotated[str | None, typer.Option("--from", help="The first day, instead of a month.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The day after the last.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="One-off: what this alone owes, such as credit_addition.")
+    ] = None,
+    source_id: Annotated[int | None, typer.Option(help="Of one of them only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a draft for a month, for days of your own, or of one source: then it needs no period."""
+    with admin() as api:
+        if source is not None:
+            if start or month:
+                raise CommandFailed("A one-off invoice begins with what is owed: give --to alone, or none.")
+            sent = {"source": source, "source_id": source_id, "period_end": end}
+            owner = {"organization_id": api.id_of("organizations", organization)}
+            made = api.post("invoices", owner | {name: value for name, value in sent.items() if value})
+            report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
+            return
+        if source_id or (start is None) != (end is None) or (start and month):
+            raise CommandFailed("Give --month, or --from and --to together, or --source.")
+        period = (start, end) if start and end else _month(month)
+        made = _create(api, api.id_of("organizations", organization), period)
+        report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
+
+
+def show(
+    invoice: Invoice,
+    *,
+    pdf: Annotated[Path | None, typer.Option(help="Write the PDF here.")] = None,
+    xml: Annotated[Path | None, typer.Option(help="Write the electronic invoice here: Factur-X.")] = None,
+    ubl: Annotated[Path | None, typer.Option(help="Write it as UBL here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the lines here.")] = None,
+    usage: Annotated[Path | None, typer.Option(help="Write every use that it bills here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show an invoice, or write its documents."""
+    with admin() as api:
+        report(api.get(f"invoices/{invoice}"), "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
+        asked = (
+            (pdf, ".pdf"), (xml, ".xml"), (ubl, ".xml?format=ubl"), (csv, ".csv"), (usage, "/usage.csv"),
+        )  # fmt: skip
+        for path, suffix in asked:
+            if path is not None:
+                path.write_bytes(api.download(f"invoices/{invoice}{suffix}"))
+                say(f"Written: {path}")
+
+
+def run(
+    *,
+    month: Month = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Leave drafts, to be looked at first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Invoice a month for all organizations; started again, it goes on where it was."""
+    with admin() as api:
+        period = _month(month)
+        organizations = api.items("organizations", ORGANIZATIONS_MAX)
+        done: list[Json] = []
+        failed = 0
+        with steps(len(organizations), f"Invoices from {period[0]}") as step:
+            for organization in organizations:
+                name = organization["name"]
+                try:
+                    invoice = _one_of_run(api, int(organization["id"]), period, draft=draft)
+                except CommandFailed as refusal:
+                    failed += 1
+                    step(f"{name}: {refusal.message}")
+                    continue
+                if invoice is None:
+                    step(f"{name}: nothing to bill")
+                    continue
+                done.append(invoice)
+                named = invoice["number"] or f"draft {invoice['id']}"
+                step(f"{name}: {named}, {invoice['currency']} {invoice['total_amount']}")
+        rows(done, COLUMNS, as_json=as_json, title=f"Invoices from {period[0]} to {period[1]}")
+        if failed:
+            raise CommandFailed(f"{failed} of {len(organizations)} organizations are left; run it again.")
+
+
+def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
+    """The organization's invoice of the period: found as an earlier run left it, else made.
+
+    None where there is nothing to bill: such a draft is not kept and takes no number.
+    """
+    known = [
+        invoice
+        for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner)
+        if invoice["corrects_id"] is None
+        and (invoice["period_start"], invoice["period_end"]) == period
+        and invoice["status"] != "void"
+    ]
+    invoice = known[0] if known else _create(api, owner, period)
+    if known and invoice["status"] == "draft":
+        invoice = api.post(f"invoices/{invoice['id']}/recompute")
+    if invoice["status"] == "draft" and not invoice["lines"]:
+        api.delete(f"invoices/{invoice['id']}")
+        return None
+    if draft or invoice["status"] == "finalized":
+        return invoice
+    return api.post(f"invoices/{invoice['id']}/finalize")
+
+
+def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
+    start, end = period
+    return api.post("invoices", {"organization_id": owner, "period_start": start, "period_end": end})
+
+
+def _month(text: str | None) -> tuple[str, str]:
+    """The first day of a month and of the next one."""
+    today = datetime.now(UTC).date()
+    year, month = (today.year, today.month - 1) if today.month > 1 else (today.year - 1, 12)
+    if text is not None:
+        if re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", text) is None:
+            raise CommandFailed(f"--month must be such as 2026-04, not {text!r}.")
+        year, month = int(text[:4]), int(text[5:])
+    following = date(year + month // 12, month % 12 + 1, 1)
+    return date(year, month, 1).isoformat(), following.isoformat()
+
+
+# `tollkeeper letters redrive` and `release`: the same decision for all that a filter finds.
+
+
+# A letter may fit only once another one is stored: so often all are gone through again.
+PASSES_MAX = 5
+
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept with each.")]
+Org = Annotated[str | None, typer.Option("--org", help="Only of this organization.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Only of this tenant.")]
+
+
+def redrive(
+    *,
+    reason: Reason,
+    org: Org = None,
+    tenant: Tenant = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only of this partition.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store all dead letters where they belong, as they are; exit 1 if any is left."""
+    _decide({"what": "dead_letters", "reason": reason, "partition": partition}, org, tenant, as_json=as_json)
+
+
+def release(
+    *,
+    reason: Reason,
+    org: Org = None,
+    tenant: Tenant = None,
+    kind: Annotated[str | None, typer.Option(help="gap, conflict, unknown_account or behind.")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="List what is missing as lost.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let all accounts in quarantine go on; exit 1 if any is left."""
+    sent = {"what": "quarantine", "reason": reason, "kind": kind, "accept": accept or None}
+    _decide(sent, org, tenant, as_json=as_json)
+
+
+def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_json: bool) -> None:
+    with admin() as api:
+        for name, resource, given in (
+            ("organization_id", "organizations", org), ("tenant_id", "tenants", tenant),
+        ):  # fmt: skip
+            sent |= {name: api.id_of(resource, given)} if given is not None else {}
+        sent = {name: value for name, value in sent.items() if value is not None}
+        with waiting("Deciding"):
+            done, refused = decided(api, sent)
+        report({"done": done, "items": refused}, "Left as they are", as_json=as_json)
+        if refused:
+            raise typer.Exit(1)
+
+
+def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
+    """Go through all until nothing more fits; how many were decided, and what is left."""
+    # A call of this goes on for so long, and as long as any other behind that.
+    api = replace(api, timeout_s=RUN_S_MAX + api.timeout_s)
+    done = 0
+    refused: list[Json] = []
+    for _ in range(PASSES_MAX):
+        found, refused = _pass(api, sent)
+        done += len(found)
+        if not (found and refused):
+            break
+    return done, refused
+
+
+def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
+    """Go through all there are once, some a call."""
+    done: list[int] = []
+    refused: list[Json] = []
+    after = 0
+    while True:
+        found = api.post("letters", {**sent, "after_id": after})
+        done += found["done"]
+        refused += found["refused"]
+        if found["next_after_id"] is None:
+            return done, refused
+        after = found["next_after_id"]
+
+
+# `tollkeeper reconcile`: whether the counters and the ledger say the same.
+
+
+# What is not stored yet, a budget's window that counts no further, rows that there was no time to ask.
+_NO_FAULTS = frozenset({"lag", "full", "unasked"})
+
+
+def reconcile(
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Make drifts good by appended rows.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Ask rows whether they agree in up to ten minutes, not one.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every account now; exit 1 if any is wrong."""
+    with admin() as api:
+        with waiting("Comparing every account"):
+            found = api.post("reconciliation", {"repair": repair, "whole": whole})
+        report(found, "Accounts that differ", as_json=as_json)
+        # Whoever wants the whole asked is not told that all is well where it was not.
+        fine = _NO_FAULTS - {"unasked"} if whole else _NO_FAULTS
+        if any(item["kind"] not in fine for item in found["items"]):
+            raise typer.Exit(1)
+
+
+# `tollkeeper prices diff`: what the bundled list of this program says that the database does not.
+
+
+PRICE_COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
+PRICES_READ_MAX = 1_000_000
+NAMING = ("provider", "model", "match", "currency")
+APPLIED_AS = "bundled-price-list"
+
+
+def prices_section() -> typer.Typer:
+    """The commands about the list as a whole."""
+    made = typer.Typer(no_args_is_help=True, help="The bundled price list.")
+
+    @made.callback()
+    def about() -> None:
+        """Compare the bundled price list with the database."""
+
+    made.command("diff")(diff)
+    return made
+
+
+def diff(
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Take the differences over, as new prices.")] = False,
+    since: Annotated[
+        str | None, typer.Option("--from", help="When they come into force; RFC 3339. By default now.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    left_out: Annotated[
+        bool, typer.Option("--left-out", help="Say instead what the list knows and prices cannot say.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the bundled price list and the database differ; what is gone stays in force."""
+    from gateway.run.bundled_prices import library, read_bundle  # noqa: PLC0415  # large, and only asked here
+
+    with admin() as api:
+        at = _moment(since)
+        with waiting("Reading the list"):
+            bundle = read_bundle()
+            if left_out:
+                _told(bundle.left_out, as_json=as_json)
+                return
+            kept = [_read(row) for row in api.items("prices", PRICES_READ_MAX, source=BUNDLED)]
+        found = [
+            change
+            for change in changes(bundle.rows, kept, at)
+            if provider is None or change.row["provider"] == folded(provider)
+        ]
+        rows(
+            [_shown(change, as_json=as_json) for change in found],
+            PRICE_COLUMNS,
+            as_json=as_json,
+            title=library(),
+        )
+        if apply:
+            _take_over(api, [change for change in found if change.kind != "gone"])
+
+
+def _take_over(api: AdminClient, found: Sequence[Change]) -> None:
+    """Make all prices in one transaction, so that gateways read the book once."""
+    prices = [
+        {
+            **{name: change.row[name] for name in SAID if change.row.get(name) is not None},
+            **{name: change.row[name] for name in NAMING},
+            "source": BUNDLED, "effective_from": show_instant(change.at),
+        }
+        for change in found
+    ]  # fmt: skip
+    if prices:
+        asked = {"objects": {"prices": prices}, "name": APPLIED_AS}
+        patient = replace(api, timeout_s=TIMEOUT_S)
+        with waiting("Taking over"):
+            plan = patient.post(WHERE, asked)
+            done = patient.post(WHERE, {**asked, "digest": plan["digest"]})
+        if done["pending"]:
+            say("They are stored, and in force as soon as Redis is back.")
+    say(f"{len(found)} prices were taken over.")
+
+
+def _shown(change: Change, *, as_json: bool) -> Json:
+    says: Any = {name: {"before": was, "after": becomes} for name, (was, becomes) in change.says.items()}
+    if not as_json:
+        said = [f"{name} {_cell(each['before'])} → {_cell(each['after'])}" for name, each in says.items()]
+        says = ", ".join(said)
+    names = {name: change.row[name] for name in NAMING}
+    return {"change": change.kind, **names, "effective_from": show_instant(change.at), "says": says}
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _told(left_out: Sequence[str], *, as_json: bool) -> None:
+    lines = sorted(set(left_out))
+    if as_json:
+        print_json({"left_out": lines})
+        return
+    rows([{"model": each, "left_out": what} for each, _, what in (line.partition(": ") for line in lines)],
+         ("model", "left_out"), as_json=False)  # fmt: skip
+
+
+def _read(row: Json) -> Json:
+    return {**row, "effective_from": datetime.fromisoformat(row["effective_from"])}
+
+
+def _moment(since: str | None) -> datetime:
+    if since is None:
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        at = datetime.fromisoformat(since)
+    except ValueError as error:
+        raise CommandFailed("--from must be a time such as 2026-01-31T00:00:00Z.") from error
+    if at.tzinfo is None:
+        raise CommandFailed("--from must name its time zone, such as 2026-01-31T00:00:00Z.")
+    return at.astimezone(UTC)
+
+
+# `tollkeeper report …`: what finance asks, as a table, as JSON, or as a file.
+
+
+ITEMS_MAX = 10_000
+ReportOrganization = Annotated[str | None, typer.Option("--org", help="Only this organization: id or name.")]
+Currency = Annotated[str | None, typer.Option(help="Only this currency.")]
+At = Annotated[str | None, typer.Option(help="As it was at the end of this day, UTC; else today.")]
+Since = Annotated[str | None, typer.Option("--from", help="The first month, such as 2026-04.")]
+Until = Annotated[str | None, typer.Option("--to", help="The last month; else this one.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+Parquet = Annotated[Path | None, typer.Option(help="Write Parquet to this file.")]
+
+
+def report_section() -> typer.Typer:
+    """The commands."""
+    app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
+    for function in (receivables, unbilled, balances, deferred_revenue, revenue, taxes, ledger):
+        app.command(function.__name__.replace("_", "-"))(function)
+    return app
+
+
+def receivables(
+    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what organizations have to pay, by age."""
+    _report("receivables", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def unbilled(
+    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what was charged and no invoice has, by the month of its supply."""
+    _report("unbilled", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def balances(
+    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what organizations owe altogether: documents, payments, credit and what is unbilled."""
+    _report("balances", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def deferred_revenue(
+    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
+    parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what is billed and not supplied yet, by the month of its supply."""
+    _report("deferred-revenue", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+
+
+def revenue(
+    *, since: Since = None, until: Until = None, org: ReportOrganization = None, currency: Currency = None,
+    as_csv: AsCsv = False, parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what was earned, by month and kind."""
+    _report("revenue", org, parquet, as_csv=as_csv, as_json=as_json, from_=since, to=until, currency=currency)
+
+
+def taxes(
+    *, since: Since = None, until: Until = None,
+    by: Annotated[str | None, typer.Option(help="document or supply.")] = None,
+    org: ReportOrganization = None,
+    currency: Currency = None, as_csv: AsCsv = False, parquet: Parquet = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show tax by month, rate and currency."""
+    _report(
+        "taxes", org, parquet, as_csv=as_csv, as_json=as_json, from_=since, to=until, by=by, currency=currency
+    )
+
+
+def ledger(
+    *, since: Since = None, until: Until = None, org: ReportOrganization = None, currency: Currency = None,
+    account: Annotated[
+        list[str] | None, typer.Option(help="The code of an account, such as receivables:1200; repeat it.")
+    ] = None, as_csv: AsCsv = False, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show double entries of charges, invoices, payments and credit notes."""
+    codes = ",".join(account) if account else None
+    _report(
+        "ledger", org, None, as_csv=as_csv, as_json=as_json, from_=since, to=until, accounts=codes,
+        currency=currency,
+    )  # fmt: skip
+
+
+def _report(
+    name: str, org: str | None, parquet: Path | None, *, as_csv: bool, as_json: bool, **asked: str | None
+) -> None:
+    with admin() as api:
+        organization_id = api.id_of("organizations", org) if org else None
+        if parquet is not None:
+            made = api.download(f"reports/{name}.parquet", **asked, organization_id=organization_id)
+            parquet.write_bytes(made)
+            return
+        if as_csv:
+            made = api.download(f"reports/{name}.csv", **asked, organization_id=organization_id)
+            typer.echo(made, nl=False)
+            return
+        items = api.items(f"reports/{name}", ITEMS_MAX, **asked, organization_id=organization_id)
+        told = [
+            each for each in (items[0] if items else ()) if not each.endswith("_id") or each == "entry_id"
+        ]
+        rows(items, tuple(told), as_json=as_json)
+
+
+# `tollkeeper reconcile-provider`: what is typed, and what becomes of it.
+
+
+BAD_INPUT: Final = 2
+
+
+class Provider(StrEnum):
+    """Whose report it is."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+def reconcile_provider(
+    provider: Annotated[Provider, typer.Argument(help="Whose report it is.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE|URL",
+            help="Reports as JSON or CSV, - for standard input, or the API; by default the provider's.",
+        ),
+    ] = None,
+    *,
+    api: Annotated[
+        str | None, typer.Option("--api", help="Base URL of the provider's API, by default its own.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--from", help="From this day on, UTC.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Before this day, UTC.")] = None,
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ours that go to the provider, by key or id; by default those of its built-in routes."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(help="How much may differ: 1%, cost=0.01, requests=5%. Without a field, each."),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare days and models with a provider's report; exit 1 if any differs, 2 if it cannot be read."""
+    # Each command loads what it needs.
+    from gateway.cli.admin import provider as printing  # noqa: PLC0415  # as above
+    from gateway.cli.admin.provider import (  # noqa: PLC0415  # loaded where it is needed
+        Asked,
+        compared,  # as above
+    )
+
+    with output.admin(failed=BAD_INPUT) as admin:
+        asked = Asked(provider.value, files or (), api, since, until, service or (), tolerance or ())
+        found = compared(admin, asked)
+    if as_json:
+        printing.print_json(found)
+    elif as_csv:
+        printing.print_csv(found)
+    else:
+        printing.print_table(found)
+    if not found.is_matched:
+        raise typer.Exit(1)
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     """Add the administration commands to the program's: all, or those of the sections `asked`."""
     made = commands.mount(app, asked)
-    for function in (invoices.create, invoices.show, invoices.run):
+    for function in (create, show, run):
         made["invoice"].command(function.__name__)(function)
-    for decision in (letters.redrive, letters.release):
+    for decision in (redrive, release):
         made["letters"].command(decision.__name__)(decision)
-    made["reconciliation"].command("run")(reconcile.reconcile)
-    app.add_typer(prices.section(), name="prices")
-    app.add_typer(report.section(), name="report")
+    made["reconciliation"].command("run")(reconcile)
+    app.add_typer(prices_section(), name="prices")
+    app.add_typer(report_section(), name="report")
     for each in (configuration.apply, configuration.diff, configuration.export):
         app.command(each.__name__)(each)
     app.command("usage")(usage.usage)
-    app.command("top")(top.top)
-    app.command("reconcile")(reconcile.reconcile)
+    app.command("top")(usage.top)
+    app.command("reconcile")(reconcile)
     app.command("reconcile-provider")(reconcile_provider)

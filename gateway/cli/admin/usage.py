@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from gateway.cli.admin.client import AdminClient, Json
-from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import admin, rows
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, rows
 from gateway.core.accounts.usage import GROUPS, SUMS
+from gateway.core.histograms import quantile_of
 
 COLUMNS = (
     "tenant_id", "tenant", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked", "next_reset_at",
@@ -107,3 +122,213 @@ def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list
         int(quota["tenant_id"]): api.items("token-ledger", recent, tenant_id=quota["tenant_id"], order="desc")
         for quota in quotas[:LEDGERS_READ_MAX]
     }
+
+
+# What a scrape of `/metrics` says, as far as a person watching wants to know it. Pure.
+
+
+_SAMPLE = re.compile(r'^tollkeeper_(\w+?)(?:\{le="([^"]+)"\})? (\S+)$', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """Gauges and counters without labels by name, and histograms: how many took at most so many seconds."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    histograms: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+
+    def quantile(self, histogram: str, share: float, since: Scrape | None = None) -> float | None:
+        """Seconds that a share of the calls since an earlier scrape took at most; None without calls."""
+        earlier = since.histograms.get(histogram, {}) if since is not None else {}
+        known = sorted(self.histograms.get(histogram, {}).items())
+        sums = [count - earlier.get(bound, 0.0) for bound, count in known]
+        counts = [most - least for least, most in pairwise([0.0, *sums])]
+        return quantile_of(counts, [bound for bound, _ in known[:-1]], share)
+
+
+def read_scrape(text: str) -> Scrape:
+    """Read Prometheus' text format: what has no labels, and histograms whose one label is their bound."""
+    values: dict[str, float] = {}
+    histograms: dict[str, dict[float, float]] = {}
+    for name, bound, number in _SAMPLE.findall(text):
+        if bound and name.endswith("_bucket"):
+            histograms.setdefault(name.removesuffix("_bucket"), {})[float(bound)] = float(number)
+        elif not bound:
+            values[name] = float(number)
+    return Scrape(values, histograms)
+
+
+# `tollkeeper top`: who is busy now, what is refused, how long calls take, how far rows lag.
+
+
+WINDOW_S = 10
+NARROW_COLUMNS = 80
+CRAMPED_COLUMNS = 50
+QUITS = frozenset({"q", "Q", "\x1b", "\x03"})
+
+
+def top(
+    *,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5, max=60)] = 2.0,
+    window: Annotated[int, typer.Option(help="Seconds the rates are of.", min=5, max=60)] = WINDOW_S,
+    limit: Annotated[int, typer.Option(help="Most tenants to show.", min=1, max=100)] = 20,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch requests, tokens, refusals by tenant, latency and the outbox; q quits."""
+    with admin() as api:
+        look, scrape = _measured(api, window, limit, None)
+        if once or not (console().is_terminal or as_json):
+            print_json(look) if as_json else console().print(_shown(look, api.url, console().width))
+            return
+        if as_json:
+            while True:
+                print_json(look)
+                time.sleep(interval)
+                look, scrape = _measured(api, window, limit, scrape)
+        _watch(api, interval, lambda earlier: _measured(api, window, limit, earlier), (look, scrape))
+
+
+def _watch(
+    api: AdminClient,
+    interval_s: float,
+    again: Callable[[Scrape | None], tuple[Json, Scrape]],
+    first: tuple[Json, Scrape],
+) -> None:
+    """Show one look after the other until a key says stop; a look that fails is said and tried again."""
+    look, scrape = first
+    failed = ""
+    with Live(console=console(), screen=True, auto_refresh=False) as live, _keys() as key:
+        while True:
+            live.update(_shown(look, api.url, console().width, failed, keys=True), refresh=True)
+            if key(interval_s) in QUITS:
+                return
+            try:
+                look, scrape = again(scrape)
+                failed = ""
+            except CommandFailed as failure:
+                failed = failure.message
+
+
+def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
+    """What is so now; latencies are of the calls since an earlier scrape, or since the start."""
+    activity = api.get("activity", window=window, limit=limit)
+    scrape = read_scrape(api.metrics())
+    seconds = max(activity["window_s"], 0.001)
+    return {
+        "window_s": activity["window_s"],
+        **_rates(activity, seconds),
+        "latency_s": {
+            "p50": scrape.quantile("request_seconds", 0.5, earlier),
+            "p99": scrape.quantile("request_seconds", 0.99, earlier),
+            "added_p99": scrape.quantile("overhead_seconds", 0.99, earlier),
+        },
+        "holds": scrape.values.get("holds"),
+        "outbox": {
+            "entries": scrape.values.get("outbox_entries"),
+            "oldest_s": scrape.values.get("outbox_oldest_seconds"),
+        },
+        "tenants": [
+            {"tenant_id": item["tenant_id"], "tenant": item["tenant"], **_rates(item, seconds)}
+            for item in activity["items"]
+        ],
+    }, scrape
+
+
+def _rates(counts: Json, seconds: float) -> Json:
+    return {
+        "requests_per_s": round(counts["requests"] / seconds, 3),
+        "tokens_per_s": round(counts["tokens"] / seconds, 3),
+        "refused_per_s": round(sum(counts["refused"].values()) / seconds, 3),
+        "refused": counts["refused"],
+    }
+
+
+def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
+    """The look as people read it, within so many columns."""
+    latency, outbox = look["latency_s"], look["outbox"]
+    head = Text.assemble(("tollkeeper ", "bold"), f"{url}, last {look['window_s']:.0f} s")
+    if keys:
+        head.append("; q quits", "dim")
+    facts = [
+        ("requests/s", _number(look["requests_per_s"])),
+        ("tokens/s", _number(look["tokens_per_s"])),
+        ("refused/s", _number(look["refused_per_s"])),
+        ("p50", _duration(latency["p50"])),
+        ("p99", _duration(latency["p99"])),
+        ("added p99", _duration(latency["added_p99"])),
+        ("holds", _number(look["holds"])),
+        ("outbox", f"{_number(outbox['entries'])}, oldest {_duration(outbox['oldest_s'])}"),
+    ]
+    lines = [head, *([Text(failed, "bold red")] if failed else []), *_told(facts, columns)]
+    if look["refused"]:
+        lines.append(Text.assemble(("refused for ", "dim"), (_reasons(look["refused"]), "bold")))
+    table = Table(expand=True)
+    table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
+    rates = ("requests/s", "tokens/s", "refused/s")
+    for name in rates if columns >= NARROW_COLUMNS else (each.removesuffix("/s") for each in rates):
+        table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
+    if columns >= NARROW_COLUMNS:
+        table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)
+    for row in look["tenants"]:
+        cells = [
+            escape(str(row["tenant"] or f"tenant {row['tenant_id']}, deleted")),
+            *(_number(row[name]) for name in ("requests_per_s", "tokens_per_s", "refused_per_s")),
+            _reasons(row["refused"]),
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    return Group(*lines, table)
+
+
+def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
+    """Facts in lines that break between them alone."""
+    lines = [Text()]
+    for name, value in facts:
+        fact = Text.assemble((f"{name} ", "dim"), (value, "bold"))
+        if lines[-1] and len(lines[-1]) + 3 + len(fact) > columns:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1] else "").append_text(fact)
+    return lines
+
+
+def _reasons(refused: Json) -> str:
+    """Why calls were refused, what happened most first."""
+    ranked = sorted(refused.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{reason} {count:,}" for reason, count in ranked)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if 0 < value < 100 and value != int(value) else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds * 1000:,.1f} ms"
+
+
+def _slept(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """A function that waits so many seconds for a key, and says which; empty if none was pressed."""
+    if not sys.stdin.isatty():
+        yield _slept
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    tty.setcbreak(keyboard)
+
+    def pressed(seconds: float) -> str:
+        ready, _, _ = select.select([keyboard], [], [], seconds)
+        return os.read(keyboard, 1).decode("latin-1") if ready else ""
+
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)

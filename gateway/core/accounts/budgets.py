@@ -9,17 +9,19 @@ from __future__ import annotations
 import calendar
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from gateway.core.accounts.zones import offset_at
 from gateway.core.billing.cost import money
+from gateway.core.billing.money import NANO
 from gateway.core.layout import Layout
-from gateway.core.moments import EPOCH, HOUR_MS, MILLISECOND, moment_of
+from gateway.core.model import INTEGER_MAX
+from gateway.core.times import EPOCH, HOUR_MS, MILLISECOND, moment_of, ms_of, offset_at, wrong_calendar
 
 MONEY, TOKENS, REQUESTS = UNITS = ("money", "tokens", "requests")
 HOUR, DAY, WEEK, MONTH, QUARTER, YEAR, TOTAL = INTERVALS = (
@@ -257,3 +259,254 @@ def _begins(day: date, zone: ZoneInfo) -> int:
 @lru_cache(4096)
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# How many budgets one call may meet at once, whatever it says of itself. Pure.
+
+
+# So many budgets an organization may have: gateways hold them all.
+BUDGETS_MAX: Final = 1_000
+# So many looks at a selector find what a call may match, in a tenth of a second; else it is taken as too much
+LOOKS_MAX: Final = 20_000
+# Of budgets that meet so many are named.
+NAMES_MAX: Final = 20
+# What a budget may say of the calls it is about.
+SELECTING: Final = ("tenant_id", "user", "api_key_id", "project_id", "model", "service_id")
+_MODEL: Final = SELECTING.index("model")
+
+
+class Selector(NamedTuple):
+    """What calls an account is of; None says nothing. `each` tells accounts of the same calls apart."""
+
+    tenant_id: int | None
+    user: str | None
+    api_key_id: int | None
+    project_id: int | None
+    model: str | None
+    service_id: int | None
+    each: str | None
+
+
+def selector_of(values: Mapping[str, Any]) -> Selector:
+    """The selector of a budget as it is said or stored."""
+    said = {name: values.get(name) for name in Selector._fields}
+    return Selector(**{**said, "model": said["model"] and said["model"].lower()})
+
+
+def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
+    """Why an organization with budgets of these names and selectors has no place for a new one."""
+    if len(others) >= BUDGETS_MAX:
+        yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
+    elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
+        yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
+    elif met := may_meet_more(others.values(), new):
+        most = BUDGET_ACCOUNTS_MAX
+        names = ", ".join([name for name, one in others.items() if one in met][:NAMES_MAX])
+        yield (
+            "organization_id",
+            f"a call could then meet budgets of more than {most} different selectors, with: {names}",
+        )
+
+
+def may_meet_more(
+    others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
+) -> frozenset[Selector]:
+    """More accounts than `most` that one call may match, the new one among them; none where there are not.
+
+    A call has one tenant, one user and so on, and is taken to name one model.
+    """
+    met = {new, *(one for one in others if _meet(one, new))}
+    return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
+
+
+def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
+    """More of these than `most` that have a call in common, if there are; fields before `at` are decided.
+
+    `left` is how many looks there may still be.
+    """
+    if at == len(SELECTING):
+        return selectors if len(selectors) > most else ()
+    left[0] -= len(selectors)
+    if left[0] < 0:
+        return selectors
+    name, following = SELECTING[at], at + 1
+    by_value: dict[Any, list[Selector]] = {}
+    for one in selectors:
+        by_value.setdefault(one[at], []).append(one)
+    anybodys = by_value.pop(None, [])
+    shapes = _shapes(anybodys, following)
+    for value in by_value or (None,):
+        alike = by_value if name == "model" else (value,)
+        own = [one for like in alike if _takes(name, like, value) for one in by_value.get(like, ())]
+        if len(shapes) + len(_shapes(own, following)) <= most:
+            continue
+        if found := _exceeding([*anybodys, *own], following, most, left):
+            return found
+    return ()
+
+
+def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
+    """What they have that one call matches at most one of, but for fields before `at`, which are decided.
+
+    Of two models with a `*` behind as many letters, a call names one at most.
+    """
+    return {
+        (
+            one[:at],
+            *(part is not None for part in one[at:-1]),
+            _length(one.model) if at <= _MODEL else 0,
+            one.each,
+        )
+        for one in selectors
+    }
+
+
+def _length(model: str | None) -> int:
+    return len(model) if model and model.endswith("*") else 0
+
+
+def _meet(one: Selector, other: Selector) -> bool:
+    """Whether a call may match both."""
+    return all(
+        a is None or b is None or _takes(name, a, b) or _takes(name, b, a)
+        for name, a, b in zip(SELECTING, one, other, strict=False)
+    )
+
+
+def _takes(name: str, wanted: Any, value: Any) -> bool:
+    """Whether a part of a selector takes calls of a value; a model's may itself be what names begin with."""
+    if wanted is None or wanted == value:
+        return True
+    return name == "model" and is_of(value.removesuffix("*"), wanted)
+
+
+# Budgets as administrators say them: what is wrong with one, and what it is for calls. Pure.
+
+
+# In units of the currency: of what is counted, 2^53 billionths, whole millions.
+MONEY_MAX: Final = 9_000_000
+MONEY_DIGITS_MAX: Final = 9
+THRESHOLDS_MAX: Final = 10
+THRESHOLDS: Final = (0.5, 0.8, 1.0)
+# What fixes whose an account is cannot be asked for everybody of that kind as well.
+_FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id"}
+
+Wrong = Iterator[tuple[str, str]]
+
+
+def wrong_window(values: Mapping[str, Any]) -> Wrong:
+    """What is wrong with the window a new budget would have, field by field."""
+    yield from wrong_amount(values["unit"], values["amount"], "amount")
+    each = values.get("each")
+    if each in _FIXES and values.get(_FIXES[each]) is not None:
+        yield "each", f"there is one {each} alone: {_FIXES[each]} names it"
+    yield from wrong_calendar(values["interval"], values.get("time_zone", "UTC"), values.get("anchor_day"))
+
+
+def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
+    """What is wrong with an amount of a unit."""
+    if unit != MONEY:
+        if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
+            yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
+    elif not isinstance(amount, Decimal):
+        yield field, 'must be a decimal in a string, such as "12.50", where the unit is money'
+    elif not 0 < amount <= MONEY_MAX or amount != round(amount, MONEY_DIGITS_MAX):
+        yield field, f"must be above 0 and at most {MONEY_MAX}, with at most {MONEY_DIGITS_MAX} decimals"
+
+
+def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
+    """What is wrong with a raise: to less than the amount, or until a time that is over."""
+    found = list(wrong_amount(budget.unit, amount, "amount"))
+    yield from found
+    if not found and counted(budget.unit, amount) < budget.amount:
+        yield "amount", "must not be below the budget's own: what it is raised to, not by"
+    if until <= now:
+        yield "until", "must be in the future"
+
+
+def counted(unit: str, amount: Any) -> int:
+    """An amount as it is counted: nano-units of money, tokens or requests."""
+    exact = Decimal(amount) * (NANO if unit == MONEY else 1)
+    assert exact == int(exact), amount
+    return int(exact)
+
+
+def amount_of(unit: str, number: int) -> Decimal | int:
+    """What was counted, as an amount: money in its currency, tokens or requests."""
+    return money(number) if unit == MONEY else number
+
+
+def read_budget(row: Mapping[str, Any]) -> Budget:
+    """A budget as it is stored, as calls meet it."""
+    unit, raised_to = row["unit"], row["raised_to"]
+    return Budget(
+        id=row["id"],
+        name=row["name"],
+        unit=unit,
+        amount=counted(unit, row["amount"]),
+        interval=row["interval"],
+        time_zone=row["time_zone"],
+        anchor_day=row["anchor_day"],
+        enforce=row["mode"] == ENFORCE,
+        cut=row["on_exhausted"] == CUT,
+        tenant_id=row["tenant_id"] or 0,
+        user=row["user"] or "",
+        api_key_id=row["api_key_id"] or 0,
+        project_id=row["project_id"],
+        model=row["model"] or "",
+        service_id=row["service_id"] or 0,
+        each=row["each"] or "",
+        created_ms=ms_of(row["created_at"]),
+        raised_to=0 if raised_to is None else counted(unit, raised_to),
+        raised_until_ms=ms_of(row["raised_until"]),
+    )
+
+
+# What is used of a budget now: the counters' word over PostgreSQL's, window by window. Pure.
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWindow:
+    """A window of an account as the counters hold it, in what it counts; `start_ms` is when it began."""
+
+    budget_id: int
+    used: int
+    held: int
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is used and held of a budget in the window that runs, and until when; 0 is for ever."""
+
+    limit: int
+    used: int
+    held: int
+    resets_ms: int
+
+
+def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
+    """When the window that runs has begun, and when it ends; 0 is never."""
+    start, following, _ = bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
+    return start, following
+
+
+def figures(
+    budget: Budget,
+    at_ms: int,
+    stored: tuple[int, int] | None,
+    live: Mapping[int, LiveWindow] | None = None,
+) -> Figures:
+    """The figures of one account.
+
+    `stored` is what PostgreSQL has of its last window: when that began, and what was used. `live` are the
+    account's windows by budget; None where the counters do not have it, or cannot be asked. What is of a
+    window before this one is over.
+    """
+    start, following = window_of(budget, at_ms)
+    limit = budget.limit_at(at_ms)
+    window = (live or {}).get(budget.id)
+    if window is not None:
+        return Figures(limit, window.used if window.start_ms >= start else 0, window.held, following)
+    used = stored[1] if stored is not None and stored[0] >= start else 0
+    return Figures(limit, used, 0, following)

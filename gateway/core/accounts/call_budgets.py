@@ -26,7 +26,7 @@ from gateway.core.accounts.budgets import (
     defined_until,
 )
 from gateway.core.calls.call import Call
-from gateway.core.in_use import InUse, Kept
+from gateway.core.lru import InUse, Kept
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 

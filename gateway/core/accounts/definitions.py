@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing
-from gateway.core.billing.vector import BASE_CURRENCY, Price
+from gateway.core.accounts.plans import PlanTerms
+from gateway.core.billing.money import Pricing
+from gateway.core.billing.price_book import BASE_CURRENCY, Price
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"

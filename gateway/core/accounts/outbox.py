@@ -1,14 +1,488 @@
-"""What goes from the outbox to the ledger and what comes back: batches and reports.
+"""The outbox entry: what a script says happened, decoded into facts the writer turns into rows.
 
-An entry is a tuple, not an object: tens of thousands a second pass through here.
+Every movement of an account is one entry of the partition's stream, packed by
+`lua/lib/event.lua` and unpacked here; the layout is fixed and versioned. One entry may carry
+a token movement, a credit movement and a unit of use at once: a settled call is one entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from gateway.core.accounts.ledger import Event, EventKind, EventNote, MalformedEvent, decode
+import msgspec
+from msgspec.structs import asdict, replace
+
+from gateway.core.billing.money import TIER_BYTES, are_money
+from gateway.core.billing.price_book import KINDS, NO_COUNTS
+from gateway.core.layout import Layout
+from gateway.core.model import INTEGER_MAX
+from gateway.core.times import moment_of, rfc3339
+
+# What one call did, in one text: from the gateway, unread by the scripts, to the rows it becomes.
+#
+# An entry's metadata is either a JSON object, as control writes have it, or the facts of a call: a JSON array
+# by place. New facts come last, each with a default, so that older and newer readers take what they know.
+
+
+# Where in the counts.
+INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
+NONE = msgspec.Raw(b"null")
+# An entry says the length of its metadata in two bytes, and a correction says a little more.
+FACTS_BYTES_MAX = 60_000
+TEXT_CHARACTERS_MAX = 256
+UNKNOWN_BYTES_MAX = 4096
+SEPARATOR = ", "
+
+
+class CallFacts(msgspec.Struct, array_like=True):
+    """One settled call. `counts` are tokens by `KINDS`, `total` is how many tokens are charged.
+
+    `tools` counts uses of the provider's tools by name. `cost` is in nano-units of `currency`, None where no
+    price says what the call costs. `first_token_ms` is None where nothing was produced. `metadata` is the
+    caller's, `unknown` what the provider reported and nobody here knows: JSON objects, as they came. What
+    `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
+    says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
+    that did not pass the gateway; 0 is when it is charged. `unpriced` names the tools that no price covers,
+    which are not in `cost`.
+    """
+
+    model: str = ""
+    response_model: str = ""
+    streamed: bool = False
+    status: int = 0
+    duration_ms: int = 0
+    first_token_ms: int | None = None
+    counts: tuple[int, ...] = NO_COUNTS
+    total: int = 0
+    units: int = 0
+    estimated: bool = False
+    tools: dict[str, int] = {}
+    service_tier: str = ""
+    cost: int | None = None
+    currency: str = ""
+    price_id: int = 0
+    route: str = ""
+    session: str = ""
+    upstream_request_id: str = ""
+    metadata: msgspec.Raw = NONE
+    unknown: msgspec.Raw = NONE
+    corrects: str = ""
+    reason: str = ""
+    used_ms: int = 0
+    unpriced: str = ""
+
+    @property
+    def lacks_price(self) -> bool:
+        """Whether something it used has no price."""
+        return bool(self.unpriced) or (self.cost is None and self.total > 0)
+
+
+def named_unpriced(names: Iterable[str]) -> str:
+    """Names of tools as a call has them."""
+    return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(CallFacts).decode
+_objects = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def write_facts(facts: CallFacts) -> bytes:
+    """The facts as they travel; without what nothing is charged by where an entry has no room for all."""
+    written = _encode(facts)
+    return written if len(written) <= FACTS_BYTES_MAX else _encode(briefly(facts))
+
+
+def briefly(facts: CallFacts) -> CallFacts:
+    """The facts without what is only kept as it came, and no text longer than it is stored."""
+    said = asdict(facts).items()
+    texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
+    return replace(facts, **texts, tools={}, metadata=NONE, unknown=NONE)
+
+
+def read_facts(metadata: bytes) -> CallFacts | None:
+    """The facts of a call; None where an entry's metadata is something else."""
+    if metadata[:1] != b"[":
+        return None
+    try:
+        facts = _decode(metadata)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if len(facts.counts) != len(KINDS):  # more are a newer version's
+        facts.counts = (facts.counts + NO_COUNTS)[: len(KINDS)]
+    return facts
+
+
+def facts_in(metadata: bytes) -> CallFacts:
+    """What an entry says whose metadata is an object: as entries said it before they had facts."""
+    said = _said(metadata)
+    read, cached = _whole(said.get("input")), _whole(said.get("cached"))
+    counts = [0] * len(KINDS)
+    counts[INPUT], counts[CACHE_READ] = max(0, read - cached), min(cached, read)
+    counts[OUTPUT], counts[REASONING] = _whole(said.get("output")), _whole(said.get("reasoning"))
+    model = said.get("model")
+    return CallFacts(
+        model=model if isinstance(model, str) else "",
+        streamed=said.get("streamed") is True,
+        status=_whole(said.get("status")),
+        duration_ms=_whole(said.get("duration_ms")),
+        counts=tuple(counts),
+        total=read + counts[OUTPUT],
+        units=1,
+        estimated=said.get("estimated") is True,
+    )
+
+
+def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
+    """How many tokens a reclaimed call had, None where its plan counts them as they are; and its units.
+
+    One unit where an older keeper wrote it, which said none.
+    """
+    said = _said(metadata)
+    tokens, units = said.get("tokens"), said.get("units")
+    return None if tokens is None else _whole(tokens), 1 if units is None else _whole(units)
+
+
+def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
+    """What a settlement says once it corrects what was charged for its request before."""
+    facts = read_facts(metadata)
+    if facts is None:
+        own = _objects(metadata) if metadata else {}
+        return _encode({**own, "corrects": request_id, "reason": reason})
+    facts.corrects, facts.reason = request_id, reason
+    return _encode(facts)
+
+
+def told_of(facts: CallFacts) -> bytes:
+    """The metadata of a ledger's row: what the caller said, and what it may be told of its call."""
+    counts = facts.counts
+    ours: dict[str, object] = {
+        "model": facts.model,
+        "streamed": facts.streamed,
+        "status": facts.status,
+        "duration_ms": facts.duration_ms,
+        "input": counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
+        "output": counts[OUTPUT],
+        "cached": counts[CACHE_READ],
+        "reasoning": counts[REASONING],
+        "estimated": facts.estimated,
+    }
+    if facts.corrects:
+        ours |= {"corrects": facts.corrects, "reason": facts.reason}
+    if facts.used_ms:
+        used_at = rfc3339(moment_of(facts.used_ms))
+        ours |= {"used_at": used_at, "supplied_on": used_at[:10]}
+    theirs = bytes(facts.metadata)
+    if theirs == b"null":
+        return _encode(ours)
+    # As the gateway reads and writes what callers say: what it took in is stored.
+    try:
+        return json.dumps(json.loads(theirs) | ours, ensure_ascii=False, separators=(",", ":")).encode()
+    except (ValueError, TypeError, RecursionError):  # no gateway of ours wrote it
+        return _encode({**ours, "unreadable": True})
+
+
+def _said(metadata: bytes) -> dict[str, Any]:
+    try:
+        return _objects(metadata) if metadata else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+# Layout 1 had one byte for the lengths of user and attribution, 1 and 2 nothing of budgets; an outbox may
+# still hold such entries.
+VERSION = 3
+LAYOUTS = frozenset({1, 2, VERSION})
+
+
+class EventKind(IntEnum):
+    """Why the account moved."""
+
+    CONSUME = 1
+    RESET = 2
+    RECHARGE = 3
+    ADJUST = 4
+    BLOCK = 5
+    UNBLOCK = 6
+    CREDIT = 7
+    BUDGET = 8
+
+
+class EventFlag(IntFlag):
+    """Which parts an entry carries and how the account stands after it."""
+
+    TOKENS = 1
+    CREDITS = 2
+    USAGE = 4
+    UNLIMITED = 8
+    IN = 16
+    BLOCKED = 32
+    MANUAL_BLOCK = 64
+    ACTIVATES = 128
+
+
+# When and who, then the accounts of tokens, credits and spend, and by how much windows of budgets moved; each
+# text after its length, the last one says which windows (`BUDGETED`). What units were priced by, if any were,
+# ends the entry.
+ENTRY = Layout(
+    "ENTRY",
+    f"u8 version={VERSION} kind flags note,"
+    " f64 at_ms epoch organization_id tenant_id key_id service_id"
+    " seq cycle amount remaining used next_reset_ms"
+    " credit_seq=0 credits=0 balance=0 spend_seq=0 units=0 spend=0 spent=0 money=0 raw_tokens=0 requests=0,"
+    " text8 source, text16 user attribution metadata budgets",
+)
+# One window of a budget: which, when it began (ms), and whose it is of an account for each.
+BUDGETED = Layout("BUDGETED", "f64 budget_id start, s24 value")
+PRICED = Layout("PRICED", "f64 before")
+# Ends an entry of credits where parts of one are carried: nano-credits paid ahead after it, and by how much
+# it moved them. Without it both are 0.
+CARRIED = Layout("CARRIED", "f64 ahead carried")
+HEAD, HEAD_BEFORE = ENTRY.struct, ENTRY.part("version", "spent")
+_NOTHING_CARRIED, _NOTHING_BUDGETED = (0, 0), (0, 0, 0)
+# How many numbers every layout has, behind its first four bytes.
+_SHARED = ENTRY.index("spent") + 1 - 4
+# Of one process; a kilobyte each with four windows, 60 with all 256 there can be. It is for accounts of many
+# calls: those of a hundred thousand callers are never there, which costs their entries 3 µs of 8 to read.
+WINDOWS_KNOWN_MAX = 1_024
+# How every layout begins, whichever version wrote it: up to whose it is.
+_OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
+LENGTH_1 = struct.Struct("<B")
+LENGTH_2 = struct.Struct("<H")
+
+
+class Budgeted(NamedTuple):
+    """One window that an entry moves: of a budget, from when on, and whose; empty where it is everybody's."""
+
+    budget_id: int
+    start_ms: int
+    value: str = ""
+
+
+@dataclass(slots=True)
+class Event:
+    """One decoded outbox entry. Amounts are integers; absent parts are zero.
+
+    `source` is the request id of a use or the control-write id of a grant (36 characters),
+    empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
+    `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
+    a JSON object or empty, made of the call's `facts` where the entry has them. `priced`, with the usage
+    part, says what units were priced by: the month's units before them, then the tiers
+    (`gateway/core/billing/money.py`); empty where it does not. `ahead` are the nano-credits that are paid
+    ahead after it, `carried` how many of them by this one: it cost that much less than its `credits`.
+    Each window of `budgets` moves by `money` (nano-units), `raw_tokens` or `requests`, as its budget counts.
+    """
+
+    kind: int
+    flags: int
+    at_ms: int
+    epoch: int
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    service_id: int
+    seq: int
+    cycle: int
+    amount: int
+    remaining: int
+    used: int
+    next_reset_ms: int
+    credit_seq: int
+    credits: int
+    balance: int
+    spend_seq: int
+    units: int
+    spend: int
+    spent: int
+    source: str
+    user: str
+    attribution: str
+    metadata: bytes
+    note: int = 0
+    priced: bytes = b""
+    facts: CallFacts | None = None
+    ahead: int = 0
+    carried: int = 0
+    money: int = 0
+    raw_tokens: int = 0
+    requests: int = 0
+    budgets: tuple[Budgeted, ...] = ()
+
+
+def sign_of(event: Event) -> int:
+    """Which way an entry moves windows of budgets: a reset says what it took."""
+    return -1 if event.kind == EventKind.BUDGET else 1
+
+
+def in_money(event: Event) -> bool:
+    """Whether the units of a use are money: billionths of the currency that it costs."""
+    return are_money(event.priced[PRICED.size :])
+
+
+def attributed(attribution: str) -> tuple[str, str, str]:
+    """What a use was for: content id, project id and feature version, each empty where none was named."""
+    content, project, version = attribution.split("\t") if attribution else ("", "", "")
+    return content, project, version
+
+
+class EventNote(IntEnum):
+    """How a use came to be charged, where not by its own settlement."""
+
+    LATE = 1
+    RECLAIMED = 2
+
+
+class MalformedEvent(ValueError):
+    """The outbox entry does not follow the layout."""
+
+
+def is_newer(packed: bytes) -> bool:
+    """Whether a newer version has written this. What does not even begin as all entries do is nobody's."""
+    if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
+        return False
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return bool(0 < owner <= INTEGER_MAX and owner == int(owner))
+
+
+def decode(packed: bytes) -> Event:
+    """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
+    try:
+        version = packed[0] if packed else 0
+        if version not in LAYOUTS:
+            raise MalformedEvent(f"layout version {version}, expected {VERSION}")
+        layout = HEAD if version == VERSION else HEAD_BEFORE
+        _, kind, flags, note, *numbers = layout.unpack_from(packed)
+        moves = numbers[_SHARED:] or _NOTHING_BUDGETED
+        of_text = LENGTH_1 if version == 1 else LENGTH_2
+        source, at = _text(packed, layout.size, LENGTH_1)
+        user, at = _text(packed, at, of_text)
+        attribution, at = _text(packed, at, of_text)
+        metadata, end = _text(packed, at, LENGTH_2)
+        windows = b""
+        if version == VERSION:
+            windows, end = _text(packed, end, LENGTH_2)
+        last, carried = packed[end:], _NOTHING_CARRIED
+        if last and flags & EventFlag.CREDITS and len(last) == CARRIED.size:
+            last, carried = b"", CARRIED.struct.unpack(last)
+        elif last and not _is_priced(flags, len(last)):
+            raise MalformedEvent(f"{len(packed)} bytes, expected {end}")
+        texts = (source.decode(), user.decode(), attribution.decode())
+        facts = read_facts(metadata)
+        if facts is not None:
+            metadata = told_of(facts)
+        rest = (metadata, note, last, facts, *map(int, carried), *map(int, moves), _windows(windows))
+        fields: list[Any] = [kind, flags, *map(int, numbers[:_SHARED]), *texts, *rest]
+        return Event(*fields)
+    except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
+        if isinstance(error, MalformedEvent):
+            raise
+        raise MalformedEvent(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""
+
+    account: str
+    seq: int
+    balance: int | None
+    at_ms: int
+    epoch: int
+    cycle: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How an entry moves one account: by `delta`, to `balance` (None where it is unlimited).
+
+    `amount` is what the movement's row has.
+    """
+
+    account: str
+    owner_id: int
+    seq: int
+    amount: int
+    delta: int
+    balance: int | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its row is among those of its part."""
+        return self.owner_id, self.seq
+
+
+def moved(event: Event) -> dict[int, Moved]:
+    """The accounts an entry moves, by its parts: a tenant's tokens, its organization's credits and spend."""
+    found = {}
+    owner_id, inward = event.organization_id, bool(event.flags & EventFlag.IN)
+    if event.flags & EventFlag.TOKENS:
+        at = (f"tenant:{event.tenant_id}", event.tenant_id, event.seq)
+        delta = event.amount if inward else -event.amount
+        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining
+        found[int(EventFlag.TOKENS)] = Moved(*at, event.amount, delta, balance)
+    if event.flags & EventFlag.CREDITS:
+        at = (f"credits:{owner_id}", owner_id, event.credit_seq)
+        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
+        found[int(EventFlag.CREDITS)] = Moved(*at, event.credits, delta, event.balance)
+    if event.flags & EventFlag.USAGE:
+        at = (f"spend:{owner_id}", owner_id, event.spend_seq)
+        found[int(EventFlag.USAGE)] = Moved(*at, event.units, event.spend, event.spent)
+    return found
+
+
+def places_before(event: Event) -> list[Place]:
+    """Where each account an entry moves stood just before it, as far as the entry itself says so.
+
+    What stood in an account whose month or plan began with the entry is not in it: the balance is
+    then what the entry left less what it moved.
+    """
+    cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
+    return [
+        Place(
+            one.account, one.seq - 1, None if one.balance is None else one.balance - one.delta,
+            event.at_ms, event.epoch, cycle if part == EventFlag.TOKENS else 0,
+        )
+        for part, one in moved(event).items()
+    ]  # fmt: skip
+
+
+@lru_cache(WINDOWS_KNOWN_MAX)
+def _windows(packed: bytes) -> tuple[Budgeted, ...]:
+    """What moves by an entry; calls alike say the same."""
+    if len(packed) % BUDGETED.size:
+        raise MalformedEvent(f"{len(packed)} bytes of budgets, {BUDGETED.size} each expected")
+    return tuple(
+        Budgeted(int(budget_id), int(start), value.rstrip(b"\0").decode())
+        for budget_id, start, value in BUDGETED.struct.iter_unpack(packed)
+    )
+
+
+def _is_priced(flags: int, length: int) -> bool:
+    return bool(flags & EventFlag.USAGE) and length >= PRICED.size and not (length - PRICED.size) % TIER_BYTES
+
+
+def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]:
+    begin = at + of_length.size
+    end = begin + of_length.unpack_from(packed, at)[0]
+    if end > len(packed):
+        raise MalformedEvent(f"a text of {end - begin} bytes runs past the end")
+    return packed[begin:end], end
+
+
+# What goes from the outbox to the ledger and what comes back: batches and reports.
+#
+# An entry is a tuple, not an object: tens of thousands a second pass through here.
+
 
 # Stream entry id, its packed value, and what that says; None where it does not follow the layout.
 Entry = tuple[bytes, bytes, Event | None]

@@ -12,17 +12,20 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
-from gateway.core.billing.document import CREDIT_NOTE, Document, Party, document_of
-from gateway.core.billing.pricing import EXACT
-from gateway.core.billing.tax import (
+from gateway.core.billing.document import (
     CODES,
+    CREDIT_NOTE,
     OUTSIDE_SCOPE,
     REASONS,
     REVERSE_CHARGE,
     STANDARD,
     ZERO,
+    Document,
+    Party,
     Tax,
+    document_of,
 )
+from gateway.core.billing.money import EXACT
 from gateway.errors import Conflict, Unprocessable
 
 INVOICE_CODE, CREDIT_NOTE_CODE = "380", "381"

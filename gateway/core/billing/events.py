@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from gateway.core.accounts.facts import CallFacts, named_unpriced, read_facts, write_facts
-from gateway.core.accounts.weights import Weights
+from gateway.core.accounts.outbox import CallFacts, named_unpriced, read_facts, write_facts
+from gateway.core.accounts.plans import Weights
 from gateway.core.billing.cost import cost_nano, unpriced
-from gateway.core.billing.pricing import spend_micro
-from gateway.core.billing.tiers import pack_tiers
-from gateway.core.billing.token_prices import token_price
-from gateway.core.billing.vector import KINDS, NO_COUNTS, WHOLES, Counts, Vector
+from gateway.core.billing.money import pack_tiers, spend_micro
+from gateway.core.billing.price_book import KINDS, NO_COUNTS, WHOLES, Counts, Vector, token_price
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, charge_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 

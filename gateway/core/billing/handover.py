@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Literal
 
 from gateway.core.accounts.administration import Actor
-from gateway.core.retries import Retries
+from gateway.core.circuit_breaker import Retries
 
 Kind = Literal["invoice", "credit_note", "void", "paid", "uncollectible"]
 State = Literal["waiting", "done", "failed", "canceled"]

@@ -8,12 +8,14 @@ however many invoices it is cut into. Pure: where charges come from and where li
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC
-from decimal import Decimal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import groupby
+from typing import NamedTuple
 
-from gateway.core.billing.charge import (
+from gateway.core.billing.charges import (
     COMMITMENT,
     DISCOUNT,
     EARLY_USE,
@@ -25,22 +27,262 @@ from gateway.core.billing.charge import (
     USAGE,
     Charge,
 )
-from gateway.core.billing.fee_lines import commitments, discounts, fees
-from gateway.core.billing.line import (
-    QUANTITY_ONE,
-    Drawn,
-    Facts,
-    Fee,
-    Line,
-    by,
-    count_of,
-    drawn,
-    span,
-    sum_of,
-    written,
-)
-from gateway.core.billing.pricing import EXACT, IN_MONEY, ONE_NANO, rounded
-from gateway.core.billing.tax import Tax, taxes_of
+from gateway.core.billing.document import Dated, Tax, in_force, taxes_of
+from gateway.core.billing.money import EXACT, IN_MONEY, ONE_NANO, rounded
+from gateway.core.billing.subscription import Segment, cycle_of
+from gateway.errors import Conflict, CountersUnavailable, TollkeeperError, TookTooLong, Unprocessable
+
+# A line of an invoice, and what all kinds of lines are made with. Pure.
+
+
+QUANTITY_ONE = 1
+
+# A service in a month.
+Month = tuple[int | None, date]
+
+
+@dataclass(frozen=True, slots=True)
+class Fee:
+    """A segment of the subscription, and its plan's name."""
+
+    segment: Segment
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The charges one invoice takes, up to the day `until` (not included), and what they are called.
+
+    Names are by id: fees by segment, `remarks` by addition. `carried` is what each basis was billed exactly,
+    less what its lines came to. `units_before` are the units of a service's month that were billed before.
+    `since` is the first day: what was supplied before it was told late.
+
+    `tax_rate` is in force until the first of the dated `taxes`. `taxed_before` is what a supply was billed
+    with: what gives it back gives that tax back.
+    """
+
+    currency: str
+    tax_rate: Decimal
+    until: date
+    charges: Sequence[Charge] = ()
+    credits_consumed: int = 0
+    fees: Mapping[int, Fee] = field(default_factory=dict)
+    tenants: Mapping[int, str] = field(default_factory=dict)
+    services: Mapping[int, str] = field(default_factory=dict)
+    remarks: Mapping[int, str] = field(default_factory=dict)
+    carried: Mapping[str, Decimal] = field(default_factory=dict)
+    units_before: Mapping[Month, int] = field(default_factory=dict)
+    since: date = date.min
+    taxes: Sequence[Dated] = ()
+    taxed_before: Mapping[object, Tax] = field(default_factory=dict)
+
+    def tax_on(self, day: date) -> Tax:
+        """The tax of what is supplied on a day."""
+        return in_force(self.taxes, Tax(self.tax_rate), day)
+
+    def tax_of(self, charge: Charge) -> Tax:
+        """The tax of a charge: that of its last day, or what it was billed with where it gives back."""
+        billed = self.taxed_before.get(charge.supply) if is_back(charge) else None
+        return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line; `amount` is rounded, `unit_price` is not. Days, tokens, credits and units are whole.
+
+    `exact` is what its charges come to, and `basis` what its rounding goes on with; a tax has neither.
+    """
+
+    kind: str
+    description: str
+    quantity: int
+    unit_price: Decimal
+    amount: Decimal
+    service_id: int | None = None
+    tenant_id: int | None = None
+    basis: str | None = None
+    exact: Decimal | None = None
+    # Of a line of older invoices it is not known; a tax has its own.
+    tax: Tax | None = None
+    # When its charges were supplied, half open; a tax has none.
+    start: date | None = None
+    end: date | None = None
+
+
+# A line that is not rounded yet, and its charges.
+Drawn = tuple[Line, Sequence[Charge]]
+
+
+def is_back(charge: Charge) -> bool:
+    """Whether a charge gives back what another one owed; a discount is below zero by itself."""
+    return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
+
+
+def span(start: date, end: date) -> str:
+    """Write a half-open span of days as people do: "1 to 15 April 2026"."""
+    last = end - timedelta(days=1)
+    if last <= start:
+        return written(start)
+    if (start.year, start.month) == (last.year, last.month):
+        return f"{start.day} to {written(last)}"
+    if start.year == last.year:
+        return f"{start.day} {start:%B} to {written(last)}"
+    return f"{written(start)} to {written(last)}"
+
+
+def drawn(line: Line, charges: Sequence[Charge], basis: str) -> Drawn:
+    """A line of charges, not rounded yet, with when they were supplied and what its rounding goes on with."""
+    start = min(each.day for each in charges)
+    end = max(each.end for each in charges).astimezone(UTC).date()
+    return replace(line, basis=basis, exact=sum_of(charges), start=start, end=end), charges
+
+
+def by(
+    charges: Iterable[Charge], place: Callable[[Charge], tuple[object, ...] | Decimal]
+) -> list[list[Charge]]:
+    """Charges of the same place together, in the order of their places."""
+    ordered = sorted(charges, key=place)
+    return [list(group) for _, group in groupby(ordered, key=place)]
+
+
+def sum_of(charges: Iterable[Charge]) -> Decimal:
+    """Add up what charges come to."""
+    return sum((charge.amount for charge in charges), Decimal(0))
+
+
+def count_of(charges: Iterable[Charge]) -> int:
+    """Add up what they are for."""
+    return int(sum((charge.quantity for charge in charges), Decimal(0)))
+
+
+def written(day: date) -> str:
+    """Write a day as people do."""
+    return f"{day.day} {day:%B %Y}"
+
+
+# An invoice that the schedule wants, and why one was left. Pure.
+
+
+# Why an invoice was left; each is a label, so there are no others.
+NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
+COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
+TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
+LEFT_REASONS = (
+    NOT_STORED, NOT_IN_LEDGER, NOT_AGREED, COUNTERS, INCOMPLETE, CONFLICT, TOOK_TOO_LONG, REFUSED
+)  # fmt: skip
+
+
+class Due(NamedTuple):
+    """An invoice to be drafted or, where it is to be final, made so; `source` of a one-off invoice.
+
+    Organizations of one `partition` are one keeper's at a time.
+    """
+
+    organization_id: int
+    draft_id: int | None
+    period_start: date
+    period_end: date
+    source: str | None
+    finalize: bool
+    partition: int = 0
+
+
+class Left(NamedTuple):
+    """Why an invoice was left: one of the reasons, and a sentence."""
+
+    reason: str
+    why: str
+
+
+class ScheduledResult(NamedTuple):
+    """Organizations of which all that is due is made, and why others were left."""
+
+    done: Collection[int]
+    left: Mapping[int, Left]
+
+
+def left_by(refusal: TollkeeperError) -> Left:
+    """Why one is left that was refused so."""
+    if isinstance(refusal, Unprocessable) and refusal.errors:
+        said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
+        return Left(INCOMPLETE, f"{refusal.message} {said}")
+    if isinstance(refusal, CountersUnavailable):
+        return Left(COUNTERS, str(refusal))
+    if isinstance(refusal, TookTooLong):
+        return Left(TOOK_TOO_LONG, str(refusal))
+    return Left(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))
+
+
+# Lines of a subscription: fees of its days, what is off them, what is missing to its minimum. Pure.
+
+
+UNIT_PRICE_DIGITS = 12
+
+
+def fees(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """A line for days that follow each other within a cycle; none for days that were taken back already."""
+    runs: list[tuple[tuple[int, ...], list[Charge]]] = []
+    for days in by(charges, lambda charge: charge.supply):
+        amount, quantity = sum_of(days), count_of(days)
+        if amount or quantity:
+            segment = facts.fees[days[0].source_id or 0].segment
+            cycle = cycle_of(segment.anchor, segment.interval, days[0].day)
+            sign = 1 if (quantity or amount) > 0 else -1
+            free = segment.is_free(days[0].day)
+            place = (segment.start.toordinal(), segment.id, sign, cycle[0].toordinal(), not free)
+            if runs and runs[-1][0] == place and runs[-1][1][-1].end == days[0].start:
+                runs[-1][1].extend(days)
+            else:
+                runs.append((place, list(days)))
+    for (_, segment_id, sign, *_), of_run in sorted(runs, key=lambda run: (run[0], run[1][0].start)):
+        yield drawn(_fee(facts.fees[segment_id], of_run, sign), of_run, f"segment:{segment_id}")
+
+
+def _fee(fee: Fee, charges: Sequence[Charge], sign: int) -> Line:
+    segment, exact = fee.segment, sum_of(charges)
+    start, end = charges[0].day, charges[-1].day + timedelta(days=1)
+    first, following = cycle_of(segment.anchor, segment.interval, start)
+    days, whole = (end - start).days, (following - first).days
+    description = f"{fee.plan}, {span(start, end)}"
+    quantity, price = sign, segment.cost
+    if days != whole or abs(exact) != segment.cost:
+        description += ", trial" if segment.is_free(start) else f" ({days} of {whole} days)"
+        quantity = days * sign
+        price = EXACT.divide(segment.cost, Decimal(whole)).quantize(
+            Decimal(1).scaleb(-UNIT_PRICE_DIGITS), ROUND_HALF_EVEN, EXACT
+        )
+    if sign < 0:
+        description += ", given back"
+    return Line(FEE, description, quantity, price, exact)
+
+
+def discounts(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """A line for what is off a segment's days, and one for what is no longer since they were lost."""
+    for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
+        fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
+        if not exact:
+            continue
+        first, last = min(each.day for each in of_one), max(each.day for each in of_one)
+        percent = f"{((fee.segment.terms.discount_rate or Decimal(0)) * 100).normalize():f}"
+        description = f"Discount {percent} %, {fee.plan}, {span(first, last + timedelta(days=1))}"
+        if exact > 0:
+            description += ", taken back"
+        line = Line(DISCOUNT, description, QUANTITY_ONE if exact > 0 else -QUANTITY_ONE, abs(exact), exact)
+        yield drawn(line, of_one, f"discount:{of_one[0].source_id}")
+
+
+def commitments(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+    """What is missing to the minimum that a cycle comes to, or too much of it where use was told late."""
+    for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
+        exact, first = sum_of(of_cycle), of_cycle[0]
+        if exact:
+            description = f"Up to the minimum commitment, {span(first.day, first.end.astimezone(UTC).date())}"
+            if exact < 0:
+                description += ", given back"
+            sign = QUANTITY_ONE if exact > 0 else -QUANTITY_ONE
+            line = Line(COMMITMENT, description, sign, abs(exact), exact)
+            yield drawn(line, of_cycle, f"commitment:{first.source_id}")
+
 
 __all__ = ["Bill", "Facts", "Fee", "Line", "bill", "span"]
 
@@ -253,3 +495,87 @@ _ORDER = (
 
 def _in_money(charge: Charge) -> bool:
     return charge.unit_price == IN_MONEY[0].unit_price
+
+
+# What a credit note gives back of an invoice: whole lines or parts of them, and their share of the tax.
+#
+# Pure. No line gives back more than is left of it, over all notes of the invoice together; the last
+# note gets the rest of the tax to the last minor unit.
+
+
+NOTHING = Decimal(0)
+
+# Lines by their position on the invoice.
+Lines = Mapping[int, Line]
+Amounts = Mapping[int, Decimal]
+
+
+def whole_note(lines: Lines, given: Amounts) -> dict[int, Line]:
+    """Everything that is left of an invoice, turned round; `given` is what other notes gave back of a line.
+
+    `Conflict` where nothing is left.
+    """
+    note = {
+        position: _turned(line, line.amount - given.get(position, NOTHING))
+        for position, line in lines.items()
+        if line.kind != INFORMATION and (line.amount != given.get(position, NOTHING) or line.amount == 0)
+    }
+    if not any(line.amount for line in note.values()) and given:
+        raise Conflict("All of this invoice was given back already.")
+    return note
+
+
+def partial_note(
+    lines: Lines, given: Amounts, asked: Mapping[int, Decimal | None], currency: str
+) -> dict[int, Line]:
+    """Some amounts of some lines, turned round, with the tax on them; None asks for what is left of a line.
+
+    `Unprocessable` names the lines of which that much cannot be given back.
+    """
+    errors: list[tuple[str, str]] = []
+    note: dict[int, Line] = {}
+    for position, amount in asked.items():
+        line = lines.get(position)
+        if line is None or line.kind in {INFORMATION, "tax"}:
+            errors.append((f"lines.{position}", "there is no such line to give back"))
+            continue
+        rest = line.amount - given.get(position, NOTHING)
+        wanted = rest if amount is None else amount
+        if wanted != rounded(wanted, currency):
+            errors.append((f"lines.{position}", f"has more decimals than {currency}"))
+        elif not 0 < wanted <= rest:
+            left = rounded(max(rest, NOTHING), currency)
+            errors.append((f"lines.{position}", f"{left:f} is left of it, not {wanted:f}"))
+        else:
+            note[position] = _turned(line, wanted)
+    if errors:
+        raise Unprocessable("This cannot be given back.", tuple(errors))
+    return note | _tax(lines, given, note, currency)
+
+
+def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, Line]:
+    """Each tax on what is given back of what was billed with it, less what was given back of it before."""
+    found = {}
+    for position, line in lines.items():
+        if line.kind != "tax":
+            continue
+        net = [
+            at for at, each in lines.items() if each.kind not in {INFORMATION, "tax"} and each.tax == line.tax
+        ]
+        billed = sum((lines[at].amount for at in net), NOTHING)
+        if not billed:
+            continue
+        back = sum((given.get(at, NOTHING) for at in net), NOTHING)
+        back -= sum((note[at].amount for at in net if at in note), NOTHING)
+        due = rounded(EXACT.divide(EXACT.multiply(line.amount, back), billed), currency)
+        amount = min(due, line.amount) - given.get(position, NOTHING)
+        if amount > 0:
+            found[position] = _turned(line, amount)
+    return found
+
+
+def _turned(line: Line, amount: Decimal) -> Line:
+    """A line that gives back so much; a part of one is one of its amount."""
+    if amount == line.amount:
+        return replace(line, quantity=-line.quantity, amount=-amount)
+    return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)

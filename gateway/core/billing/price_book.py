@@ -7,14 +7,89 @@ provider; then the newest that is not after the time. Names are compared `folded
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
-from gateway.core.billing.pricing import NANO
-from gateway.core.billing.vector import KINDS, Price, Vector, filled
-from gateway.core.moments import ms_of
+from gateway.core.billing.money import ANY_MODEL, NANO, Pricing, TokenPrice
+from gateway.core.times import ms_of
+
+# A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
+#
+# Money is counted in nano-units of a currency (a billionth). A price is whole nano-units a million tokens.
+
+
+# The kinds of tokens, in the order of every vector. The first five add up to a call's tokens. `PARTS` are
+# parts of these: audio and image input of `input`, the other three of `output`.
+KINDS: Final = (
+    "input", "cache_read", "cache_write", "cache_write_1h", "output",
+    "reasoning", "audio_input", "audio_output", "image_input", "image_output",
+)  # fmt: skip
+WHOLES: Final = KINDS.index("output") + 1
+PARTS: Final = KINDS[WHOLES:]
+Counts = tuple[int, ...]
+NO_COUNTS: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+# What a kind without a price of its own costs: what this kind costs.
+FALLBACK: Final[Mapping[str, str]] = {
+    "cache_read": "input", "cache_write": "input", "cache_write_1h": "cache_write",
+    "audio_input": "input", "image_input": "input",
+    "reasoning": "output", "audio_output": "output", "image_output": "output",
+}  # fmt: skip
+# Of the bundled prices, and of an organization that says none.
+BASE_CURRENCY: Final = "USD"
+NANO_DIGITS: Final = 9
+TOKENS_A_PRICE: Final = 1_000_000
+USES_A_PRICE: Final = 1_000
+# A whole fraction, numerator and denominator.
+Factor = tuple[int, int]
+SAME: Final = (1, 1)
+_NONE: Final[Mapping[str, Any]] = {}
+
+
+class Vector(NamedTuple):
+    """One price as a gateway carries it; as JSON an array.
+
+    `prices` are nano-units a million tokens by `KINDS`, each filled in by its fallback; `request` nano-units
+    a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
+    ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
+    (numerator, denominator) of what tokens and the call cost.
+    """
+
+    price_id: int
+    currency: str
+    prices: tuple[int, ...]
+    request: int = 0
+    tools: Mapping[str, int] = _NONE
+    context_tiers: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    service_tiers: Mapping[str, Factor] = _NONE
+
+
+class Price(NamedTuple):
+    """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
+
+    `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
+    """
+
+    model: str
+    is_prefix: bool
+    provider: str
+    is_bundled: bool
+    effective_ms: int
+    vector: Vector
+
+
+def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
+    """A price, or a weight, for each kind: its own, else that of what it falls back to, else the `last`."""
+
+    def one(kind: str) -> int:
+        found = own.get(kind)
+        return found if found is not None else one(FALLBACK[kind]) if kind in FALLBACK else last
+
+    return tuple(map(one, KINDS))
+
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
 BUNDLED, OPERATOR = SOURCES = ("bundled", "operator")
@@ -164,3 +239,189 @@ def _nano(price: Decimal | str | None) -> int:
 def _fraction(factor: Decimal | str) -> tuple[int, int]:
     exact = Fraction(factor)
     return exact.numerator, exact.denominator
+
+
+# What a service's own prices say of a model: credits a million tokens, by kind.
+#
+# They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
+
+
+_found: dict[tuple[int, str], tuple[Pricing, Vector | None]] = {}
+
+
+def token_price(pricing: Pricing, model: str) -> Vector | None:
+    """What a model's tokens cost in nano-credits, None where it has no price.
+
+    Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
+    """
+    known = _found.get((id(pricing), model))
+    if known is not None:
+        return known[1]
+    price = _look(pricing, model)
+    vector = None if price is None else _vector_of_tokens(price, pricing)
+    if len(_found) >= MODELS_REMEMBERED_MAX:
+        _found.clear()
+    _found[id(pricing), model] = pricing, vector  # kept with it: no other one has its id meanwhile
+    return vector
+
+
+def dearest(vectors: Sequence[Vector]) -> Vector:
+    """Of each kind the dearest price: whoever asks chooses which of their models answers."""
+    first, *others = vectors
+    if not others:
+        return first
+    return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
+
+
+def _look(pricing: Pricing, model: str) -> TokenPrice | None:
+    prices = pricing.per_million or {}
+    if model in prices and model != ANY_MODEL:
+        return prices[model]
+    fitting = [name for name in prices if name.endswith(ANY_MODEL) and model.startswith(name[:-1])]
+    return prices[max(fitting, key=len)] if fitting else None
+
+
+def _vector_of_tokens(price: TokenPrice, pricing: Pricing) -> Vector:
+    factor = int(pricing.markup * NANO)
+    own = {kind: getattr(price, kind) for kind in KINDS}
+    return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))
+
+
+# Models that have the price of another one, where they have none: as people configure it. Pure.
+#
+# Written as `pattern=model, pattern=model`: a pattern is a name, or the beginning of one before a `*`. Names
+# are compared without regard to case, as prices are; a whole name counts first, then the longest beginning.
+
+
+STAND_INS_MAX: Final = 200
+WANTED: Final = (
+    f"at most {STAND_INS_MAX} of <model or beginning*>=<model that has a price>, with commas between"
+)
+
+
+class StandIns:
+    """Which model's price one without any has."""
+
+    __slots__ = ("_exact", "_prefixes")
+
+    def __init__(self, pairs: dict[str, str]) -> None:
+        self._exact = {name: other for name, other in pairs.items() if not name.endswith("*")}
+        prefixes = ((name[:-1], other) for name, other in pairs.items() if name.endswith("*"))
+        self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
+
+    def of(self, model: str) -> str:
+        """The model that stands in for one; empty where none does."""
+        if not self._exact and not self._prefixes:
+            return ""
+        name = folded(model)
+        found = self._exact.get(name)
+        if found is not None:
+            return found
+        return next((other for prefix, other in self._prefixes if name.startswith(prefix)), "")
+
+
+NO_STAND_INS: Final = StandIns({})
+
+
+def read_stand_ins(text: str) -> StandIns:
+    """Read what is configured; ValueError says what is wrong with it."""
+    pairs: dict[str, str] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, equals, other = (each.strip() for each in part.partition("="))
+        if not (name and equals and other) or "*" in name[:-1] or "*" in other:
+            raise ValueError(f"{part.strip()!r} is no <model or beginning*>=<model>")
+        if max(len(name), len(other)) > MODEL_CHARS_MAX or not (name + other).isprintable():
+            raise ValueError(f"names of models have at most {MODEL_CHARS_MAX} visible characters")
+        if folded(name) in pairs:
+            raise ValueError(f"{name!r} is there twice")
+        pairs[folded(name)] = other
+    if len(pairs) > STAND_INS_MAX:
+        raise ValueError(f"there are {len(pairs)}, and {STAND_INS_MAX} at most")
+    return StandIns(pairs)
+
+
+# What makes one price list of another, by rows that are added alone. Pure.
+#
+# A list says what each name costs at every time from `at` on. Where the other says something else, a row is
+# added at that time; a second later where another row is there already, since that one cannot be changed.
+
+
+Row = Mapping[str, Any]
+Name = tuple[str, str, str, str]  # provider, model, match, currency
+Timeline = dict[datetime, Row]
+
+A_MOMENT = timedelta(seconds=1)
+SAID = (*KINDS, "request", "tools", "context_tiers", "service_tiers")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference: a row to add from `at` on, or the one in force that the other list has no more.
+
+    `before` is what is in force until then; it has no row where there is none.
+    """
+
+    kind: Literal["new", "changed", "gone"]
+    row: Row
+    at: datetime
+    before: Row | None = None
+
+    @property
+    def says(self) -> dict[str, tuple[object, object]]:
+        """What differs: before and after, by field."""
+        before, after = self.before or {}, {} if self.kind == "gone" else self.row
+        was, becomes = _said(before), _said(after)
+        names = [name for name in SAID if was.get(name) != becomes.get(name)]
+        return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[Change]:
+    """What is to be added to `kept` for it to say what `listed` says from a time on, and what is gone."""
+    wanted, there = _timelines(listed), _timelines(kept)
+    for name, timeline in wanted.items():
+        yield from _catch_up(timeline, there.get(name, {}), at)
+    for name, timeline in there.items():
+        last = _in_force(timeline, at)
+        if name not in wanted and last is not None:
+            yield Change("gone", last, at, last)
+
+
+def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[Change]:
+    kind: Literal["new", "changed"] = "changed" if kept else "new"
+    there = dict(kept)
+    for moment in (at, *sorted(each for each in {*wanted, *kept} if each > at)):
+        row, since = _in_force(wanted, moment), moment
+        if row is None:
+            continue
+        while since in there and _said(there[since]) != _said(row):
+            since += A_MOMENT
+        before = _in_force(there, since)
+        if before is None or _said(before) != _said(row):
+            there[since] = row
+            yield Change(kind, row, since, before)
+
+
+def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
+    found: dict[Name, Timeline] = {}
+    for row in rows:
+        name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
+        found.setdefault(name, {})[row["effective_from"]] = row
+    return found
+
+
+def _in_force(timeline: Timeline, at: datetime) -> Row | None:
+    since = max((moment for moment in timeline if moment <= at), default=None)
+    return None if since is None else timeline[since]
+
+
+def _said(row: Row) -> dict[str, object]:
+    """What a row says, so that equal prices are equal however they are written."""
+    return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _exact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_exact(each) for each in value]
+    return Decimal(value) if isinstance(value, str | int) else value

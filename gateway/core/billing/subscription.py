@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
-from gateway.core.billing.pricing import EXACT
+from gateway.core.billing.money import EXACT
 from gateway.errors import Conflict
 
 MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}

@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final, Literal
 
-from gateway.core.billing.vector import NANO_DIGITS
+from gateway.core.billing.price_book import NANO_DIGITS
 
 Service = Literal["lago", "openmeter"]
 Kind = Literal["use", "late", "amended", "refunded", "rerated", "folded"]

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from urllib.parse import unquote
 
-from gateway.core.calls.paths import (
+from gateway.core.calls.routes import (
     EVERY_PATH,
     PARAMETER,
     VERSION,
     Pattern,
     Plain,
+    Route,
+    ServiceRules,
+    UpstreamTarget,
     of_template,
     place_of,
     plain,
@@ -27,7 +30,6 @@ from gateway.core.calls.paths import (
     shown,
     template_expression,
 )
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL
 from gateway.core.model import GENERIC, Service
 

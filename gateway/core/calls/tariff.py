@@ -10,11 +10,9 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.accounts.definitions import Negotiated
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.pricing import ENDLESS, NO_PRICING, Pricing, whole_credits
-from gateway.core.billing.rate import TokenRate, usual_rate
-from gateway.core.billing.token_prices import dearest, token_price
-from gateway.core.billing.vector import SAME, Factor, Vector
+from gateway.core.billing.cost import TokenRate, cost_nano, usual_rate
+from gateway.core.billing.money import ENDLESS, NO_PRICING, Pricing, whole_credits
+from gateway.core.billing.price_book import SAME, Factor, Vector, dearest, token_price
 from gateway.core.model import INTEGER_MAX, Observed, Service
 from gateway.errors import ModelNotPriced
 

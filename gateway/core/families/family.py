@@ -8,16 +8,94 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
 
 from gateway.core.blobs import MediaPlaces
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.route import Route, UpstreamTarget
-from gateway.core.families.controlled import Document
-from gateway.core.families.exclusions import NONE, Exclusions
+from gateway.core.calls.routes import Route, UpstreamTarget
+from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
+from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import Family
-from gateway.core.names import Names
-from gateway.errors import Refusal
+from gateway.core.text import Names
+from gateway.errors import Refusal, UpstreamUnreachable
+
+# Which dear prices a call cannot have, by fields of its request that its provider documents. Pure.
+#
+# A claim starts at the dearest price. Only what a table here rules out lowers it; a family has one such
+# table.
+
+
+Rule = Callable[[Document, Names], bool]
+
+
+def never(document: Document, names: Names) -> bool:
+    """No field of the API rules it out."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusions:
+    """Each rule answers whether a call cannot have such prices.
+
+    `cache` are those of writing to a cache, `media` of sound, images and files that are read, `sound` of
+    sound that is made. `tier` is asked for each service tier that has a price.
+    """
+
+    cache: Rule = never
+    media: Rule = never
+    sound: Rule = never
+    tier: Callable[[Document, str], bool] = lambda document, tier: False
+
+
+# Of an API that documents nothing.
+NONE: Final = Exclusions()
+
+# Kinds of parts and items that hold text alone, and the names that may stand in one. What is in `_INSIDE`
+# is looked through.
+_TEXTUAL: Final = frozenset(
+    {
+        "text", "refusal", "input_text", "output_text", "message", "function_call", "function_call_output",
+        "reasoning", "reasoning_text", "summary_text", "thinking", "redacted_thinking", "tool_use",
+        "tool_result",
+    }
+)  # fmt: skip
+_INSIDE: Final = ("content", "output", "summary")
+_BESIDE: Final = frozenset(
+    {
+        "role", "type", "text", "name", "id", "status", "call_id", "tool_call_id", "tool_use_id", "refusal",
+        "arguments", "input", "tool_calls", "function_call", "cache_control", "annotations", "logprobs",
+        "encrypted_content", "reasoning_content", "reasoning", "thinking", "signature", "data", "is_error",
+        "phase", *_INSIDE,
+    }
+)  # fmt: skip
+_OF_CLIENT: Final = frozenset({"function", "custom"})
+
+
+def only_text(said: object) -> bool:
+    """Whether what was said is known to hold nothing but text."""
+    if isinstance(said, list):
+        return all(map(only_text, said))
+    if not isinstance(said, dict):
+        return True
+    if said.get("type", "message") not in _TEXTUAL or not said.keys() <= _BESIDE:
+        return False
+    return all(only_text(said[name]) for name in _INSIDE if name in said)
+
+
+def only_own_tools(document: Document) -> bool:
+    """Whether all tools of a call are the client's own: the provider's may read images and files."""
+    tools = document.get("tools")
+    return tools is None or (
+        isinstance(tools, list)
+        and all(
+            isinstance(one, dict) and (one.get("type") in _OF_CLIENT or "input_schema" in one)
+            for one in tools
+        )
+    )
+
 
 SEGMENT = "[^/]+"
 ID_CHARACTERS_MAX = 512
@@ -190,3 +268,127 @@ def objects_in(value: Document, name: str) -> list[Document]:
     """The objects of a list under a name."""
     inside = value.get(name)
     return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []
+
+
+# Lists of models: which path is one, and what of one a caller is shown. Pure.
+
+
+MODELS_MAX = 5_000
+AT_ONCE_MODELS_MAX = 50  # looked at in one turn: a key may have a hundred patterns
+_LIST = "/models"
+_ONE = re.compile(r".*/models/\{\+?([a-z_]+)\}")
+
+
+def is_list(route: Route) -> bool:
+    """Whether a route that costs nothing lists models."""
+    return route.path.endswith(_LIST)
+
+
+def one_of(route: Route, params: Mapping[str, str]) -> str:
+    """The model that a route that costs nothing tells of; empty for any other route."""
+    found = _ONE.fullmatch(route.path)
+    return params.get(found[1], "") if found is not None else ""
+
+
+def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) -> Iterator[bytes]:
+    """The document with those models alone that are to be shown, in turns: nothing before the last one.
+
+    Beside the models only plain values stay. `UpstreamUnreachable` where it cannot be read as a list.
+    """
+    try:
+        said = decoded(msgspec.json.decode, document)
+    except UNREADABLE:
+        said = None
+    models = said.get(listing.field) if isinstance(said, dict) else said
+    if not isinstance(models, list):
+        raise UpstreamUnreachable("The upstream's list of models cannot be read.")
+    if len(models) > MODELS_MAX:
+        raise UpstreamUnreachable(f"The upstream lists more than {MODELS_MAX} models.")
+    shown: list[object] = []
+    for start in range(0, len(models), AT_ONCE_MODELS_MAX):
+        yield b""
+        part = models[start : start + AT_ONCE_MODELS_MAX]
+        shown += [each for each in part if _is_shown(each, listing, shows)]
+    if isinstance(said, dict):
+        plain = {name: each for name, each in said.items() if not isinstance(each, list | dict)}
+        yield msgspec.json.encode({**plain, listing.field: shown})
+    else:
+        yield msgspec.json.encode(shown)
+
+
+def _is_shown(model: object, listing: Listing, shows: Callable[[str], bool]) -> bool:
+    name = model.get(listing.name) if isinstance(model, dict) else None
+    return isinstance(name, str) and shows(name.removeprefix(listing.prefix))
+
+
+# Ids in the bodies of APIs that name what they keep by fields called id: which of them name something.
+
+
+# These name an object where a text stands; an object with an id names it as any id does.
+_NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
+# What ends like the name of an object and is none: what callers number themselves, and what is public.
+_OTHER_IDS = frozenset(
+    {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
+)
+# What stands whole in a request has an id of its own that names nothing. It is an element of such a list, of
+# a type that the list's API documents: by both, the member that makes it whole.
+_SAID = {"message": "content"}
+_ITEMS = {
+    **_SAID,
+    "function_call": "arguments", "function_call_output": "output",
+    "custom_tool_call": "input", "custom_tool_call_output": "output",
+    "computer_call": "action", "computer_call_output": "output",
+    "local_shell_call": "action", "local_shell_call_output": "output",
+    "shell_call": "action", "shell_call_output": "output",
+    "apply_patch_call": "operation", "apply_patch_call_output": "output",
+    "reasoning": "encrypted_content", "compaction": "encrypted_content",
+}  # fmt: skip
+_BLOCKS = dict.fromkeys(("tool_use", "server_tool_use", "mcp_tool_use"), "input")
+_WHOLE = {
+    "input": _ITEMS, "items": _ITEMS, "messages": _SAID, "content": _BLOCKS,
+    "tool_calls": {"function": "function", "custom": "custom"},
+}  # fmt: skip
+# What an element of such a list is that does not say its type.
+_UNTYPED = {"input": "message", "items": "message", "messages": "message", "tool_calls": "function"}
+# What a member is: a text, a list or an object that says something. What a function is given and what it
+# gives may be nothing.
+_MEMBERS = {
+    "content": (str, list), "encrypted_content": (str,), "arguments": (str,), "output": (str, list, dict),
+    "input": (str, dict), "action": (dict,), "operation": (dict,), "function": (dict,), "custom": (dict,),
+}  # fmt: skip
+_MAY_BE_EMPTY = frozenset({"arguments", "output", "input"})
+
+
+def may_name_ids(body: bytes, names: Names) -> bool:
+    """Whether a body has a name that ends like an id's."""
+    return names.ids
+
+
+def add_ids(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+    """Add what a field names: any that ends like an id, unless it is known to name nothing."""
+    folded = name.lower()
+    if folded == "id":
+        id_in(inside, name)
+        (found.brought if _is_whole(holder, place) else found.named).append(inside)
+    elif folded.endswith("_id"):
+        if folded not in _OTHER_IDS:
+            found.named.append(id_in(inside, name))
+    elif folded.endswith("_ids"):
+        found.named += ids_in(inside, name)
+    elif folded in _NAMES and not isinstance(inside, dict):
+        found.named.append(id_in(inside, name))
+
+
+def _is_whole(holder: Document, place: str) -> bool:
+    """Whether something with an id is all there, and not a reference to what an upstream keeps.
+
+    Its place and its type say so, and no member that its caller could add.
+    """
+    kind = holder.get("type")
+    if kind is None:
+        kind = _UNTYPED.get(place)
+    member = _WHOLE.get(place, {}).get(kind) if isinstance(kind, str) else None
+    if member is None or (kind == "message" and not isinstance(holder.get("role"), str)):
+        return False
+    value = holder.get(member)
+    return isinstance(value, _MEMBERS[member]) and (bool(value) or member in _MAY_BE_EMPTY)

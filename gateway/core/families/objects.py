@@ -9,15 +9,16 @@ Where ids stand in each API is in its family's own file.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from gateway.core.calls.paths import decoded_segments
+from gateway.core.calls.routes import decoded_segments
 from gateway.core.families.controlled import Document, elements
-from gateway.core.families.family import Found, Objects, ids_of
+from gateway.core.families.family import Found, Objects, ids_of, told_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
-from gateway.core.names import Names
+from gateway.core.text import Names
 from gateway.errors import InvalidRequest
 
 NAMED_MAX = 256  # ids a request may name
@@ -165,3 +166,20 @@ def _look(objects: Objects, value: list[object] | Document, place: str, found: F
             _look(objects, inside, "", found)
         elif isinstance(inside, list):
             _look(objects, inside, name, found)
+
+
+# Objects an upstream keeps: the ids an answer tells of, which are then its organization's.
+#
+# Only places where the API itself puts an id count: what a model or a tool wrote is no place.
+
+
+def may_tell(family: Family, answer: bytes) -> bool:
+    """Whether a metered answer, or a part of one, is worth looking through for ids."""
+    objects = FAMILIES[family].objects
+    return objects is not None and (not objects.tell or any(mark in answer for mark in objects.tell))
+
+
+def told(family: Family, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+    """The ids of objects that an answer tells of, its own first; its request `named` these."""
+    objects = FAMILIES[family].objects
+    return () if objects is None else told_of(objects, document, named)

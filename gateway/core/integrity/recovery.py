@@ -5,8 +5,18 @@ Pure. A worker is known by its number, which its successor takes over together w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    KeyDefinition,
+    OrganizationAccount,
+    PricesDefinition,
+    TenantAccount,
+    UserDefinition,
+)
+from gateway.core.accounts.outbox import MalformedEvent, control_id, decode, places_before
 
 # A worker reports twice in it at least.
 SILENT_S_MAX = 15.0
@@ -96,3 +106,122 @@ class Roster:
             for worker_slot in self.worker_slots | here
             if worker_slot not in here or reports[worker_slot].epochs[partition] < epoch
         ]
+
+
+# Entries of the outbox that are no continuation of what PostgreSQL has stored.
+#
+# Data that is exchanged for older data under a running process is written to until that is noticed: its
+# accounts go on from where they stood once, over movements that were stored since. So does a server that was
+# cut off, or left, while another one went on: what waits there may be older than what was stored of that one.
+# So whatever waits in a stream that never had the newest entry stored is no continuation, or is stored
+# already. But for accounts that are stopped: what came before waits still, and what went on follows that.
+
+
+@dataclass(slots=True)
+class Strays:
+    """What waits of one partition whose stream never had entry `after`: `entries`, the `ids` by which they
+    are remembered, and whose they are. Those of `stopped` accounts are none.
+    """
+
+    partition: int
+    after: bytes
+    stopped: Collection[str] = ()
+    entries: list[bytes] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    tenants: set[int] = field(default_factory=set)
+    organizations: set[int] = field(default_factory=set)
+
+    def add(self, entry_id: bytes, packed: bytes) -> None:
+        """Take up an entry; one that nobody can read is nobody's."""
+        try:
+            event = decode(packed)
+        except MalformedEvent:
+            self.entries.append(entry_id)
+            return
+        accounts = [place.account for place in places_before(event)] or [f"tenant:{event.tenant_id}"]
+        if all(account in self.stopped for account in accounts):
+            return
+        self.entries.append(entry_id)
+        self.tenants.add(event.tenant_id)
+        self.organizations.add(event.organization_id)
+        if known := control_id(event):
+            self.ids.append(known.encode())
+
+
+# What counters and PostgreSQL are compared by: where an account stands, and all that PostgreSQL knows.
+
+
+@dataclass(frozen=True, slots=True)
+class AccountHead:
+    """`balance` is None where the account is unlimited."""
+
+    seq: int
+    balance: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Everybodys:
+    """What is of no partition, as of a version of what is defined.
+
+    No change that was under way then has a lower `position`.
+    """
+
+    catalogue: CatalogueDefinition
+    prices: PricesDefinition
+    version: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """As what a partition was compared last: then its data had all that was defined up to a position."""
+
+    run_id: bytes
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What PostgreSQL has of some partitions, by ids alone: their organizations, and the keys of others whose
+    credentials stand there.
+    """
+
+    organizations: Mapping[int, Sequence[int]]
+    credentials: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What PostgreSQL knows of one partition, as of a version: its accounts, its definitions besides those of
+    its accounts, and the ids of control writes that the counters had and no row shows yet.
+    """
+
+    organizations: list[OrganizationAccount]
+    tenants: list[TenantAccount]
+    keys: list[KeyDefinition]
+    users: list[UserDefinition]
+    applied: list[str]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verifying one partition did."""
+
+    partition: int
+    epoch: int
+    rebuilt: int
+    repushed: int
+    let_go: int = 0
+    refused: int = 0
+
+
+def summary(done: Sequence[Verified]) -> dict[str, int]:
+    """What verifying some partitions did, in numbers for a log line."""
+    return {
+        "partitions": len(done),
+        "accounts_rebuilt": sum(each.rebuilt for each in done),
+        "control_writes_repushed": sum(each.repushed for each in done),
+        "holds_let_go": sum(each.let_go for each in done),
+    }

@@ -12,9 +12,8 @@ import zlib
 from collections import deque
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering.detail import Detail
-from gateway.core.metering.meter import Meter
-from gateway.core.metering.tail import CODED_BYTES, Tail
+from gateway.core.metering.meter import Detail, Meter
+from gateway.core.metering.stream import CODED_BYTES, Tail
 from gateway.core.model import Usage
 
 STEP_BYTES = 16 << 10  # decoded at once, as much as one read of a plain answer

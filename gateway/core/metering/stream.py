@@ -7,11 +7,329 @@ that comes behind it after all lets it pass.
 
 from __future__ import annotations
 
+import re
+
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering.long import Shortened
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
-from gateway.core.metering.sse import Splitter, data_of, has_mark, says_end
-from gateway.core.metering.tail import CODED_BYTES, Tail
+
+# Split a server-sent event stream into events without changing a byte.
+#
+# Any split of the input gives the same data, which is why a CR at the end of a chunk waits for
+# the next byte. Empty lines and comments behind an event are one event without data, however many.
+# Lines end in LF, CRLF or CR; an event ends at an empty line; a leading BOM is dropped from the
+# data only (HTML Living Standard, 9.2).
+
+
+_END = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\n(?:\r\n|\n|\r(?=[^\n]))|\r\r(?:\n|(?=[^\n]))")
+_IDLE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])++")
+_BOM = b"\xef\xbb\xbf"
+_MARK = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?(?:data[ \t]*:)?[ \t\"'\x0b\x0c]*\[DONE\]")
+_NAME = re.compile(
+    rb"event(?:(?<=\A.{5})|(?<=[\r\n].{5})|(?<=\xef\xbb\xbf.{5}))[ \t]*:[ \t\"']*"
+    rb"(?:message_stop|done|response\.(?:completed|incomplete|failed|cancelled))[ \t\"']*(?:[\r\n]|\Z)"
+)
+
+
+class Splitter:
+    """Give the complete events of the chunks fed so far; the rest waits in `pending`."""
+
+    __slots__ = ("_scanned", "pending")
+
+    def __init__(self) -> None:
+        self.pending = b""
+        self._scanned = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the events this chunk completes, each with its bytes as they came."""
+        if not self.pending and b"\r" not in chunk and 0 <= chunk.find(b"\n\n") == len(chunk) - 2:
+            return [chunk]
+        data = self.pending + chunk if self.pending else chunk
+        events: list[bytes] = []
+        start, scan = 0, self._scanned
+        while (end := _END.search(data, scan)) is not None:
+            scan = end.end()
+            events.append(data[start:scan])
+            start = scan
+            idle = _IDLE.match(data, scan)
+            if idle is not None:
+                start = scan = idle.end()
+                events.append(idle[0])
+        self.pending = data[start:]
+        self._scanned = max(0, len(self.pending) - 3)
+        return events
+
+    def take(self) -> bytes:
+        """Give up the pending bytes: the stream ended, or the event is too long to keep."""
+        pending, self.pending, self._scanned = self.pending, b"", 0
+        return pending
+
+
+def says_end(event: bytes) -> bool:
+    """Whether an event says by its name, or by the mark in any of its lines, that the stream is over.
+
+    Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
+    name without data. All of that counts, of each API for every other.
+    """
+    return has_mark(event) or (b"event" in event and _NAME.search(event) is not None)
+
+
+def has_mark(event: bytes) -> bool:
+    """Whether an event has the mark, behind which nobody waits for more."""
+    return b"[DONE]" in event and _MARK.search(event) is not None
+
+
+def data_of(event: bytes) -> bytes:
+    """Return the data of one event, its lines joined by LF; empty where it has none."""
+    if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]
+    if b"data" not in event:
+        return b""
+    lines: list[bytes] = []
+    for line in event.removeprefix(_BOM).splitlines():
+        if line[:5] == b"data:":
+            lines.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line == b"data":
+            lines.append(b"")
+    return lines[0] if len(lines) == 1 else b"\n".join(lines)
+
+
+# The last bytes of an answer whose end its own bytes tell: they wait until it is complete.
+#
+# A document is over where its brackets close; a coded one that nobody here reads, some bytes before its end.
+
+
+CODED_BYTES = 1024
+_WHITE = b" \t\r\n"
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_TEXT_END = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+
+class Brackets:
+    """Follow the brackets of a document that comes in pieces: RFC 8259, but for what stands between them."""
+
+    __slots__ = ("_depth", "_escaped", "_in_text", "_seen")
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_text = self._escaped = self._seen = False
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece."""
+        if not piece:
+            return
+        at = int(self._escaped)
+        escapes = piece[at:]
+        self._escaped = (len(escapes) - len(escapes.rstrip(b"\\"))) % 2 == 1
+        if self._in_text:
+            end = _TEXT_END.match(piece, at)
+            if end is None:
+                return
+            at, self._in_text = end.end(), False
+        rest, quote, _ = _TEXT.sub(b"", piece[at:]).partition(b'"')
+        self._in_text = bool(quote)  # it goes on in the next piece
+        self._escaped = self._escaped and self._in_text
+        opened = rest.count(b"{") + rest.count(b"[")
+        self._seen = self._seen or opened > 0
+        self._depth += opened - rest.count(b"}") - rest.count(b"]")
+
+    @property
+    def closed(self) -> bool:
+        """Whether a document in brackets began, and all of them are closed."""
+        return self._seen and self._depth <= 0 and not self._in_text
+
+
+class Tail:
+    """Pass bytes on but for the last: from a document's last byte, or `size` bytes of a coded answer."""
+
+    __slots__ = ("_brackets", "_size", "_unfollowed", "_unfollowed_bytes", "rest", "surplus")
+
+    def __init__(self, size: int = 0) -> None:
+        self._size = size
+        self.rest = b""
+        # More white space follows the document than is kept.
+        self.surplus = False
+        self._brackets: Brackets | None = None
+        # Brackets matter from where there is room for too much white space: most answers are never followed.
+        self._unfollowed: list[bytes] = []
+        self._unfollowed_bytes = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes; return those that may pass."""
+        data = self.rest + chunk if self.rest else chunk
+        if self._size:
+            keep_from = max(0, len(data) - self._size)
+        else:
+            self._follow(chunk)
+            keep_from = len(data.rstrip(_WHITE)) - 1
+            if keep_from < 0:  # white space in front of a document, or within one of its texts
+                return data
+            if len(data) - keep_from > BEHIND_END_BYTES_MAX:
+                if not self._closed:
+                    self.rest = b""
+                    return data
+                self.surplus = True
+        self.rest = data[keep_from:]
+        return data[:keep_from]
+
+    def take(self) -> bytes:
+        """Give up the rest: the answer is complete."""
+        rest, self.rest = self.rest, b""
+        return rest
+
+    @property
+    def _closed(self) -> bool:
+        return self._brackets is not None and self._brackets.closed
+
+    def _follow(self, chunk: bytes) -> None:
+        if self._brackets is not None:
+            self._brackets.feed(chunk)
+            return
+        self._unfollowed.append(chunk)
+        self._unfollowed_bytes += len(chunk)
+        if self._unfollowed_bytes > BEHIND_END_BYTES_MAX:
+            self._brackets = Brackets()
+            self._brackets.feed(b"".join(self._unfollowed))
+            self._unfollowed.clear()
+
+
+# What is too long to keep is kept without its long texts: the report that stands behind them is read.
+#
+# A picture or a sound in an answer is one text of megabytes, and the rest is short. Texts longer than
+# `TEXT_BYTES_MAX` are left out as they pass, and counted as produced text unless they are such data. What
+# is too long even so is known by its two ends, where every API puts its usage.
+
+
+TEXT_BYTES_MAX = 1024  # longer than any name, identifier or number
+WINDOW_BYTES = 64 << 10
+_NAME_BYTES = 64
+
+# As much as there is of all but texts that are long or not complete yet.
+_SHORT = re.compile(
+    rb'(?:[^"]++|"(?:[^"\\]{0,%d}+\\.){0,15}+[^"\\]{0,%d}+")*+' % (TEXT_BYTES_MAX, TEXT_BYTES_MAX), re.DOTALL
+)
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# The fields that hold pictures, sounds, files and what only their provider can read, in any of the APIs.
+_DATA = re.compile(
+    rb'"(?:data|result|b64_json|partial_image_b64|image_url|url|file_data|encrypted_content|signature'
+    rb'|thoughtSignature)"[ \t\r\n]*+:[ \t\r\n]*+\Z'
+)
+_USAGE = re.compile(rb'"(?:usage|usageMetadata|usage_metadata)"[ \t\r\n]*+:[ \t\r\n]*+\{')
+_MODEL = re.compile(rb'"(?:model|modelVersion)"[ \t\r\n]*+:[ \t\r\n]*+"[^"\\]{0,128}+"')
+_TIER = re.compile(rb'"service_tier"[ \t\r\n]*+:[ \t\r\n]*+"[^"\\]{0,128}+"')
+_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}]', re.DOTALL)
+
+
+class Shortened:
+    """A document or an event without its long texts, as it comes. `text_bytes` were left out of it."""
+
+    __slots__ = (
+        "_bytes_max",
+        "_head",
+        "_kept",
+        "_name",
+        "_rest",
+        "_tail",
+        "_text",
+        "_within",
+        "kept",
+        "text_bytes",
+    )
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._kept: list[bytes] = []
+        self.kept = self.text_bytes = 0
+        self._head = self._tail = self._name = self._rest = b""
+        # A text that is not complete yet: what came of it, until that is too long, and how much.
+        self._text = b""
+        self._within = -1
+
+    def feed(self, part: bytes) -> None:
+        """Take the next bytes."""
+        if self._rest:
+            part, self._rest = self._rest + part, b""
+        kept: list[bytes] = []
+        at, size = 0, len(part)
+        while at < size:
+            if self._within >= 0:
+                at = self._go_on(part, at, kept)
+                continue
+            match = _SHORT.match(part, at)
+            assert match is not None
+            if match.end() > at:
+                kept.append(part[at : match.end()])
+                self._name = (self._name + kept[-1][-_NAME_BYTES:])[-_NAME_BYTES:]
+            at = match.end()
+            if at < size:  # the quote that opens such a text
+                self._within, at = 0, at + 1
+        self._keep(b"".join(kept))
+
+    @property
+    def document(self) -> bytes:
+        """What was kept, all of it; empty where that was too long as well."""
+        self._kept = [b"".join(self._kept)]
+        return self._kept[0]
+
+    def read_ends(self, meter: Meter, dialect: Dialect) -> None:
+        """Find the usage near the end, else near the start, and read it as a document of its own."""
+        head, tail = self._head, self._tail
+        model = _MODEL.search(head) or _MODEL.search(tail)
+        tiers = list(_TIER.finditer(tail)) or list(_TIER.finditer(head))
+        named = b"".join(found[0] + b"," for found in (model, *tiers[-1:]) if found is not None)
+        for window in (tail, head):
+            for match in reversed(list(_USAGE.finditer(window))):
+                end = _object_end(window, match.end() - 1)
+                if end:
+                    dialect.read_whole(meter, b"{" + named + window[match.start() : end] + b"}")
+                if meter.reported and not meter.uncounted:
+                    return
+
+    def _go_on(self, part: bytes, at: int, kept: list[bytes]) -> int:
+        """Go on in a text; the place behind what was seen of it."""
+        match = _INSIDE.match(part, at)
+        assert match is not None
+        end, before = match.end(), self._within
+        self._within += end - at
+        if self._within <= TEXT_BYTES_MAX:
+            self._text += part[at:end]
+        elif _DATA.search(self._name) is None:
+            self.text_bytes += self._within - (before if before > TEXT_BYTES_MAX else 0)
+        if end == len(part):
+            return end
+        if part[end] == 0x5C:  # what it escapes is to come
+            self._rest = part[end:]
+            return len(part)
+        kept.append(b'""' if self._within > TEXT_BYTES_MAX else b'"' + self._text + b'"')
+        self._text, self._within = b"", -1
+        self._name = (self._name + kept[-1])[-_NAME_BYTES:]
+        return end + 1
+
+    def _keep(self, piece: bytes) -> None:
+        if self._tail:
+            self._tail = (self._tail + piece)[-WINDOW_BYTES:]
+            self.text_bytes += len(piece)
+            return
+        self._kept.append(piece)
+        self.kept += len(piece)
+        if self.kept > self._bytes_max:
+            whole = b"".join(self._kept)
+            self._kept, self._head, self._tail = [], whole[:WINDOW_BYTES], whole[-WINDOW_BYTES:]
+            self.text_bytes += len(whole)
+            self.kept = 2 * WINDOW_BYTES
+
+
+def _object_end(window: bytes, start: int) -> int:
+    """Return the end of the object that begins at `start`, 0 where it is broken off."""
+    depth = 0
+    for match in _PART.finditer(window, start):
+        if match[0] == b"{":
+            depth += 1
+        elif match[0] == b"}":
+            depth -= 1
+            if depth == 0:
+                return match.end()
+    return 0
+
 
 OPENING_BYTES_MAX = 4096
 

@@ -12,8 +12,18 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.core.provider_report.format import DAYS_A_PAGE, Count, Format, Name, Table, cell
-from gateway.core.provider_report.report import EXACT, Line, count, money
+from gateway.core.provider_report.comparison import (
+    DAYS_A_PAGE,
+    EXACT,
+    Count,
+    Format,
+    Line,
+    Name,
+    Table,
+    cell,
+    count,
+    money,
+)
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 _NO_MODEL = "(no model)"

@@ -14,8 +14,17 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.core.provider_report.format import DAYS_A_PAGE, Count, Format, Name, Table, cell
-from gateway.core.provider_report.report import Line, count, money
+from gateway.core.provider_report.comparison import (
+    DAYS_A_PAGE,
+    Count,
+    Format,
+    Line,
+    Name,
+    Table,
+    cell,
+    count,
+    money,
+)
 
 _YEAR_2100_S = 4_102_444_800
 _Seconds = Annotated[int, msgspec.Meta(ge=0, le=_YEAR_2100_S)]

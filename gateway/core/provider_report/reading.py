@@ -17,8 +17,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from gateway.core.provider_report import anthropic, openai
-from gateway.core.provider_report.format import Format, Table
-from gateway.core.provider_report.report import BadReport, Report
+from gateway.core.provider_report.comparison import BadReport, Format, Report, Table
 
 FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200

@@ -12,25 +12,103 @@ cannot say anything, callers it knew before are still known where their tenant h
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
+from typing import Final
 
-from gateway.core.in_use import InUse
-from gateway.core.model import Caller
-from gateway.counters.admission.catalogue import Catalogue
-from gateway.counters.admission.changes import NEVER, Changes, Reading
-from gateway.counters.admission.known import BOUNDS, Bounds, Known, Turns
-from gateway.counters.admission.prices import unheard
-from gateway.counters.admission.rereading import AGAIN_S, Rereading
+from gateway.core.accounts.budgets import Asked, Budget
+from gateway.core.accounts.call_budgets import CallBudgets, KnownBudgets
+from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns, Vector
+from gateway.core.calls.call import Call
+from gateway.core.lru import InUse
+from gateway.core.model import Attribution, Caller, Service
+from gateway.core.wait import run_in_task
+from gateway.counters.admission.cache import BOUNDS, NEVER, Bounds, Changes, Heard, Known, Reading, Turns
+from gateway.counters.admission.catalogue import Catalogue, Terms, unheard
 from gateway.counters.admission.stored import UNREADABLE, Identity, decode_identity
-from gateway.counters.admission.terms import Terms
+from gateway.counters.history_guard import ask_word
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.verified import ask_word
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
 from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
+
+# What is known of callers is read again after a while, though nothing was told: many at once, behind calls.
+#
+# What is there as it was holds on. What is another counts as changed, so whoever calls next looks it up.
+
+
+# From when on what was read is read again.
+AGAIN_S: Final = 30.0
+# So many callers at once, so often; and while so many wait, another one is noted later.
+AT_ONCE_MAX: Final = 128
+EACH_S: Final = 0.05
+WAITING_MAX: Final = 16_384
+
+
+class Rereading:
+    """Of one worker: callers who are `due`, by their digests, and the one `task` that reads them.
+
+    `changed` is told the name of each key that holds something else than is known.
+    """
+
+    def __init__(
+        self,
+        changes: Changes,
+        changed: Callable[[bytes], None],
+        known: InUse[str, Known],
+        terms: InUse[int, Terms],
+        clock: Callable[[], float],
+    ) -> None:
+        self.due: dict[str, None] = {}
+        self.task: asyncio.Task[None] | None = None
+        self._changes, self._changed, self._clock = changes, changed, clock
+        self._known, self._terms = known, terms
+
+    def note(self, digest: str) -> None:
+        """A caller is to be read again, with others who come to be due within a moment."""
+        if digest in self.due or len(self.due) >= WAITING_MAX:
+            return
+        self.due[digest] = None
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        while self.due:
+            await asyncio.sleep(EACH_S)
+            some = list(islice(self.due, AT_ONCE_MAX))
+            for digest in some:
+                del self.due[digest]
+            await run_in_task(self._compare(some))
+
+    async def _compare(self, digests: list[str]) -> None:
+        """Ask for what is known of these, and for their terms, where that was read long ago."""
+        asked_at = self._clock()
+        asked: dict[bytes, Heard] = {}
+        for digest in digests:
+            known = self._known.find(digest)
+            if known is None:
+                continue
+            if known.read_at + AGAIN_S < asked_at:
+                asked[keys.identity(digest).encode()] = known
+            organization_id = known.caller.organization_id
+            terms = self._terms.find(organization_id)
+            if terms is not None and terms.read_at + AGAIN_S < asked_at:
+                asked[keys.organization_terms(organization_id).encode()] = terms
+        readings = self._changes.read_together(list(asked))
+        for (name, kept), reading in zip(asked.items(), readings, strict=True):
+            try:
+                reply, since = await reading.answer()
+            except CountersUnavailable:
+                continue  # it holds for no longer than it did
+            if kept.raw == (reply or b""):
+                kept.read_at, kept.since = asked_at, since
+            else:
+                self._changed(name)
+
 
 IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
 END_S = 0.001  # ends of keys are whole milliseconds
@@ -278,3 +356,84 @@ def _read_identity(raw: bytes) -> Identity:
 
 def _unread(what: str, error: Exception) -> CountersRefused:
     return CountersRefused(f"Redis has {what} that cannot be read: {error}")
+
+
+# What a caller is served at which terms: services, budgets and prices, of what `callers.py` knows.
+
+
+class Directory(KnownCallers):
+    """Identities, terms, services, prices and weights of one worker.
+
+    `stand_ins` says which models have another's price.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        clock: Callable[[], float],
+        today: Callable[[], float] = time.time,
+        *,
+        allowances: Allowances | None = None,
+        stale_s: float = 0.0,
+        bounds: Bounds = BOUNDS,
+        log: Callable[..., None] = unheard,
+    ) -> None:
+        super().__init__(wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log)
+        self.stand_ins: StandIns = NO_STAND_INS
+        self._budgets = KnownBudgets()
+
+    def resolve(self, caller: Caller, key: str) -> Service | None:
+        """The service of a key as the caller's organization has it, for this call; None if there is none.
+
+        ServiceNotIncluded where the organization may not use it, CountersUnavailable where its terms
+        are not known: a caller just identified has them.
+        """
+        service = self._services.get(key)
+        terms = self._terms.find(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        return terms.resolve(service, self._today() * 1000) if service is not None else None
+
+    def budgets(
+        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+    ) -> CallBudgets | None:
+        """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown.
+
+        Without `remember` no other call's are forgotten for it.
+        """
+        terms = self._terms.find(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        budgets = terms.budgets
+        if budgets is None:
+            return None
+        asked = budgets.asked(caller, service_id, said, call)
+        found = self._budgets.find(budgets, asked, int(self._today() * 1000), remember)
+        return found if found.accounts else None
+
+    def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+        """The budgets that this caller's calls may take from, whatever they ask for, with their accounts."""
+        terms = self._terms.find(caller.organization_id)
+        if terms is None or terms.budgets is None:
+            return []
+        user = caller.acts_for(said.user)
+        asked = Asked(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
+        return terms.budgets.of_caller(asked)
+
+    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
+
+        None where there is no such price; with `own` in no other currency than the organization's.
+        """
+        terms = self._terms.find(caller.organization_id)
+        currency = BASE_CURRENCY if terms is None else terms.currency
+        at_ms = (self._today() - ago_s) * 1000
+        found = self.prices.vector(model, currency, at_ms)
+        if found is None and currency != BASE_CURRENCY and not own:
+            found = self.prices.vector(model, BASE_CURRENCY, at_ms)
+        return found
+
+    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        """The same of the model that stands in for one without a price; None where none does."""
+        other = self.stand_ins.of(model)
+        return self.price(caller, other, ago_s, own) if other else None

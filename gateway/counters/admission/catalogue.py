@@ -11,18 +11,234 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from typing import Final
 
-from gateway.core.model import PARTITIONS, Service
+from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.accounts.plans import Weights
+from gateway.core.billing.price_book import PriceBook, Vector
+from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
+from gateway.core.lru import the_one
+from gateway.core.model import PARTITIONS, HoldRequest, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.changes import Changes
-from gateway.counters.admission.prices import Prices
-from gateway.counters.admission.stored import UNREADABLE, decode_catalogue, version_of
-from gateway.counters.admission.weighing import Weighing
+from gateway.counters.admission.cache import NEVER, Changes, Heard
+from gateway.counters.admission.stored import (
+    UNREADABLE,
+    StoredPrices,
+    decode_catalogue,
+    decode_prices,
+    decode_terms,
+    version_of,
+)
+from gateway.counters.history_guard import ask_word, says_verified
+from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
-from gateway.counters.redis.verified import ask_word, says_verified
-from gateway.counters.redis.wire import encode
-from gateway.counters.redis.wires import Wires
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import encode
+from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotIncluded
+
+# What models cost, as Redis has it: the price book of one worker.
+#
+# Prices that begin later come long before, so each is in force at its time by the worker's own clock, and a
+# new one as soon as Redis tells of it, within half a second otherwise. What cannot be read, or was written by
+# a newer keeper, is told once, and what was read before stays in force.
+
+
+_PRICES, _HEAD = keys.PRICES.encode(), keys.PRICES_HEAD.encode()
+
+
+def unheard(what: str, **facts: object) -> None:
+    """Where nobody listens."""
+
+
+class Prices:
+    """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
+
+    __slots__ = ("_book", "_log", "_looked_at", "_told", "_wires", "version")
+
+    def __init__(self, wires: Wires, log: Callable[..., None]) -> None:
+        self.version = 0
+        self._book = PriceBook()
+        self._wires = wires
+        self._log = log
+        # The head of what was last read, whether it could be or not; and what was last told of.
+        self._looked_at = b""
+        self._told = ""
+
+    @property
+    def unread(self) -> bool:
+        """Whether those that are there could not be read when they were looked at last."""
+        return self._told != ""
+
+    def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
+        """The price in force of a model at a time (ms since the epoch), None where there is none."""
+        return self._book.vector(model, currency, at_ms)
+
+    async def refresh(self) -> None:
+        """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
+        try:
+            stored = await self._newer()
+        except (CountersRefused, *UNREADABLE) as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
+            return
+        if stored is not None:
+            self._book, self.version, self._told = PriceBook(stored.prices), stored.version, ""
+
+    async def _newer(self) -> StoredPrices | None:
+        head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD), upkeep=True))
+        if not isinstance(head, bytes) or head == self._looked_at:
+            return None
+        wire = self._wires.of_key(_PRICES)
+        raw = await in_task(wire.send(encode(b"GET", _PRICES)))
+        before, self._looked_at = self._looked_at, head
+        if raw is None:  # whoever writes them again may write the same head
+            self._looked_at = before
+            raise ValueError("there are none")
+        stored = decode_prices(raw if isinstance(raw, bytes) else b"")
+        if stored.version < self.version and not await says_verified(wire, ask_word(wire)):
+            self._looked_at = before  # of a server that may lack the latest
+            return None
+        return stored
+
+
+# An organization's terms, as they resolve services for its callers.
+#
+# Subscription services are those its subscription includes. Of services with another meter it may use all,
+# or, where its terms say `listed`, those alone that it has a price for.
+#
+# A service is resolved once a version of the catalogue and of the terms, and stays the same object
+# while neither changes: what is made for a service elsewhere is found again.
+
+
+# What is kept of an organization takes so many bytes, and so many more for each it was read from (measured).
+TERMS_BYTES: Final = 1024
+TERMS_COPIES: Final = 5
+# How many ways to have a service organizations share that have negotiated nothing of it.
+USUAL_MAX: Final = 4_096
+
+
+class Terms(Heard):
+    """One organization's terms; `budgets` are those of its calls, None where it has none."""
+
+    def __init__(self, raw: bytes, organization_id: int = 0) -> None:
+        self.raw, self.since, self.read_at = raw, NEVER, 0.0
+        self.size = TERMS_BYTES + TERMS_COPIES * len(raw)
+        self._terms = decode_terms(raw) if raw else OrganizationTerms()
+        self._features = frozenset(self._terms.features)
+        self._negotiated = {one.service_id: one for one in self._terms.negotiated}
+        self.currency = self._terms.currency
+        budgets = self._terms.budgets
+        self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
+        self._resolved: dict[str, _Resolved] = {}
+        # The one that was asked for last: most organizations call one.
+        self._last: _Resolved | None = None
+
+    def resolve(self, service: Service, now_ms: float) -> Service:
+        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""
+        known = self._last
+        if known is None or known.base is not service:
+            known = self._last = self._known_as(service)
+        if known.since_ms <= now_ms < known.until_ms:
+            return known.included
+        if not known.given:
+            raise ServiceNotIncluded(known.why, retry_helps=False)
+        if known.service.meter != SUBSCRIPTION:
+            return known.service
+        terms = self._terms
+        if terms.since_ms <= now_ms < terms.until_ms:
+            raise ServiceNotIncluded(retry_helps=False)
+        if terms.subscribed or 0 < terms.until_ms <= now_ms:
+            raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
+        return known.service
+
+    def _known_as(self, service: Service) -> _Resolved:
+        known = self._resolved.get(service.key)
+        if known is None or known.base is not service:
+            known = self._resolved[service.key] = self._resolve(service)
+        return known
+
+    def _resolve(self, service: Service) -> _Resolved:
+        negotiated = self._negotiated.get(service.id)
+        known = _Resolved(service, negotiated)
+        if costs := other_currency(known.service, self.currency):
+            known.given = False
+            known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
+        elif self._terms.listed and negotiated is None and known.service.meter != SUBSCRIPTION:
+            known.given = False
+        if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
+            known.since_ms = float(self._terms.since_ms)
+            known.until_ms = float(self._terms.until_ms)
+        return known if negotiated is not None else _shared(known)
+
+
+class _Resolved:
+    """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
+
+    That is so from `since_ms` on and before `until_ms`. `given` says that it may use it, as far as that does
+    not depend on a subscription.
+    """
+
+    __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms", "why")
+
+    def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
+        self.base = base
+        self.given = True
+        self.why = "This service was not given to the organization."
+        self.since_ms = self.until_ms = 0.0
+        self.service = as_negotiated(base, negotiated)
+        self.included = replace(self.service, needs_plan=False)
+
+
+def _shared(known: _Resolved) -> _Resolved:
+    """The one of all organizations that have a service so: what all calls read stays near at hand."""
+    name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
+    return the_one(_usual, name, known, USUAL_MAX)  # what is kept has its base, so no other has that id
+
+
+_usual: Final[dict[tuple[int, str, float, float], _Resolved]] = {}
+
+
+# Which weights a tenant's calls go by: those of its plan, as the catalogue has them.
+#
+# Which plan a tenant follows is known from what Redis answered last: `reserve` names the plan whose weights
+# it went by, and is told of another. Where no plan has weights, nothing is asked.
+
+
+TENANTS_MAX = 50_000
+NO_PLAN = 0
+_NONE: Mapping[int, Weights] = {}
+
+
+class Weighing:
+    """The weights of one worker. `by_plan` has those of every plan that weighs anything."""
+
+    __slots__ = ("_plans", "_tenants_max", "by_plan")
+
+    def __init__(self, tenants_max: int = TENANTS_MAX) -> None:
+        self.by_plan = _NONE
+        self._tenants_max = tenants_max
+        # Plans by tenant.
+        self._plans: dict[int, int] = {}
+
+    def load(self, millionths: Mapping[int, Mapping[str, int]]) -> None:
+        """Go by what another catalogue says."""
+        self.by_plan = {plan_id: Weights.of(weights) for plan_id, weights in millionths.items() if weights}
+
+    def plan_of(self, request: HoldRequest) -> int:
+        """The plan a call is taken to be of; any, where weights change nothing about it."""
+        if not self.by_plan or not request.service.counts_tokens:
+            return ANY_PLAN
+        return self._plans.get(request.caller.tenant_id, NO_PLAN)
+
+    def learn(self, tenant_id: int, plan_id: int) -> None:
+        """A tenant follows this plan."""
+        if len(self._plans) >= self._tenants_max and tenant_id not in self._plans:
+            del self._plans[next(iter(self._plans))]
+        self._plans[tenant_id] = plan_id
+
 
 CATALOGUE_S, TOLD_CATALOGUE_S = 0.5, 20.0
 FIRST_CATALOGUE_S = 0.02

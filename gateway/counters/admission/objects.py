@@ -16,8 +16,8 @@ from gateway.core.model import Caller
 from gateway.core.wait import Wait, begin
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import encode
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16

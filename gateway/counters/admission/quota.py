@@ -7,30 +7,259 @@ spooled in the worker's log and sent again from there: settling twice is settlin
 
 from __future__ import annotations
 
+import asyncio
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from itertools import islice
+from typing import Final, Generic, TypeVar, cast
 
-from gateway.core.accounts.weights import Weights
+from gateway.core.accounts.budgets import DEFINED_WINDOW, OTHERS
+from gateway.core.accounts.plans import Weights
+from gateway.core.calls.tariff import extended
 from gateway.core.layout import LAYOUT
-from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
-from gateway.core.wait import Wait
-from gateway.counters.admission.crowded import Crowded
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.live import LiveHolds
-from gateway.counters.admission.prices import unheard
-from gateway.counters.admission.releasing import Releases
+from gateway.core.model import (
+    BudgetAccount,
+    Decision,
+    HoldRequest,
+    Observed,
+    Settled,
+    Settlement,
+    Verdict,
+)
+from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.catalogue import unheard
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.budgets import paid_packed, replaced
-from gateway.counters.layouts.flags import FLAG_RAISES
-from gateway.counters.layouts.frame import KEPT_AT, NO_BUDGETS, RESERVE_HEAD, SETTLE_HEAD, Frame, Frames
-from gateway.counters.layouts.table import SETTLED
+from gateway.counters.layouts.accounts import FLAG_RAISES
+from gateway.counters.layouts.packing import SETTLED, code_of, paid_packed, replaced
 from gateway.counters.leases.allowance import Allowances
-from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.calls import (
+    KEPT_AT,
+    NO_BUDGETS,
+    RESERVE_HEAD,
+    SETTLE_HEAD,
+    Frame,
+    Frames,
+    Reply,
+)
+from gateway.counters.redis.cluster import Shards, Wires
+from gateway.counters.redis.connection import Wire, encode_script
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable
+
+# The holds of calls under way: renewed while they live, raised where a stream has used one up.
+#
+# Many are asked for in one call of `extend`, by partition. What one of them holds is noted on it.
+
+
+EXTEND_BATCH_MAX = 64
+EXTEND_MARGIN_TOKENS = 256
+OUTGROWN_S = 0.02
+MISSED_S = 0.5
+CUT = 2
+
+
+class LiveHolds:
+    """Those of one worker. `took` is told the seconds that `extend` took."""
+
+    def __init__(
+        self,
+        wires: Wires,
+        allowances: Allowances,
+        hold_ttl_ms: int,
+        clock: Callable[[], float],
+        took: Callable[[float], None],
+    ) -> None:
+        self._wires, self._allowances = wires, allowances
+        self._ttl_ms, self._clock, self._extend_took = hold_ttl_ms, clock, took
+        self._live: dict[str, Observed] = {}
+        self._outgrown: dict[str, Observed] = {}
+        self._missed = False
+        self._extending: asyncio.Task[None] | None = None
+
+    @property
+    def live(self) -> int:
+        """How many calls are watched."""
+        return len(self._live)
+
+    def watch(self, observed: Observed) -> None:
+        """Keep this live call's hold from its deadline until `unwatch`."""
+        self._live[observed.request_id] = observed
+
+    def unwatch(self, observed: Observed) -> None:
+        """The call is over; it settles itself."""
+        self._live.pop(observed.request_id, None)
+        self._outgrown.pop(observed.request_id, None)
+
+    def outgrown(self, observed: Observed) -> None:
+        """This watched call has used up its hold: extend it shortly, together with others."""
+        if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
+            return
+        self._outgrown[observed.request_id] = observed
+        if self._extending is None or self._extending.done():
+            self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
+
+    async def keep_extending(self) -> None:
+        """Renew every live hold three times a lifetime, until cancelled; what was missed, soon."""
+        while True:
+            await asyncio.sleep(MISSED_S if self._missed else self._ttl_ms / 3000)
+            self._missed = False
+            await self.extend_all()
+
+    async def extend_all(self) -> None:
+        """Renew every live hold once, in bounded batches by partition."""
+        await self._extend_each(list(self._live.values()))
+
+    async def _extend_outgrown(self) -> None:
+        while self._outgrown:
+            await asyncio.sleep(OUTGROWN_S)
+            outgrown, self._outgrown = self._outgrown, {}
+            await self._extend_each(list(outgrown.values()))
+
+    async def _extend_each(self, observations: list[Observed]) -> None:
+        by_partition: dict[int, list[Observed]] = {}
+        for observed in observations:
+            by_partition.setdefault(observed.caller.partition, []).append(observed)
+        for partition, live in by_partition.items():
+            for start in range(0, len(live), EXTEND_BATCH_MAX):
+                await self._extend(partition, live[start : start + EXTEND_BATCH_MAX])
+
+    async def _extend(self, partition: int, live: list[Observed]) -> None:
+        calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
+        wire = self._wires.of(partition)
+        keys, arguments = packing.extend(wire.run_id, self._ttl_ms, partition, calls)
+        started = self._clock()
+        try:
+            answer = await in_task(wire.send(encode_script("extend", keys, arguments)))
+        except CountersUnavailable:
+            self._missed = True
+            return
+        self._extend_took(self._clock() - started)
+        self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
+        answers = packing.extended(cast("bytes", answer))
+        for one, (tokens, credits_, exhausted, money, raw_tokens) in zip(live, answers, strict=False):
+            if tokens >= 0:
+                extended(one, tokens, credits_, money, raw_tokens)
+                one.exhausted, one.cut = exhausted > 0, exhausted == CUT
+
+
+# Holds that nobody waits for any more: they are given back as soon as Redis can be told.
+#
+# A `reserve` that was given up after its wait may be admitted all the same, and a release may stay
+# unanswered. What is still to be released is remembered here, up to a maximum; beyond it, and where this
+# worker dies, a hold ends by its deadline.
+
+
+RELEASES_MAX = 10_000
+BATCH_MAX = 500
+AGAIN_S = 0.1
+# A broken connection's last commands may run after the first release of the next one.
+ASKED_MAX = 5
+
+
+@dataclass(slots=True)
+class _Owed:
+    """A hold to be released until its deadline is past; `asked` counts the answers that knew no such hold."""
+
+    settlement: Settlement
+    until: float
+    sent: Wait[Reply] | None = None
+    asked: int = 0
+
+
+class Releases:
+    """Releases this worker has yet to send. `send` sends one at once, under the run id of now."""
+
+    def __init__(
+        self,
+        wires: Wires,
+        send: Callable[[Settlement], Wait[Reply]],
+        hold_ttl_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._wires, self._send, self._clock = wires, send, clock
+        self._ttl_s, self._owed_max = hold_ttl_s, RELEASES_MAX
+        self._owed: dict[str, _Owed] = {}
+        self._releasing: asyncio.Task[None] | None = None
+
+    def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
+        """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
+        before = self._owed.get(settlement.request_id)
+        if before is not None and not settlement.service.id:
+            return  # whatever the hold was topped up to, its release ends it; that of its head does not
+        one = _Owed(settlement, self._clock() + self._ttl_s)
+        if at_once:
+            one.sent = self._send(settlement)
+        if len(self._owed) < self._owed_max:
+            self._owed[settlement.request_id] = one
+        if self._releasing is None or self._releasing.done():
+            self._releasing = asyncio.get_running_loop().create_task(self._release())
+
+    async def _release(self) -> None:
+        while self._owed:
+            there = ((name, one) for name, one in self._owed.items() if self._is_there(one))
+            await self._release_some(dict(islice(there, BATCH_MAX)))
+            now = self._clock()
+            for request_id in [name for name, one in self._owed.items() if one.until <= now]:
+                del self._owed[request_id]
+            if self._owed:
+                await asyncio.sleep(AGAIN_S)
+
+    def _is_there(self, one: _Owed) -> bool:
+        """Whether whoever has its partition by now can be told."""
+        return self._wires.of(one.settlement.caller.partition).connected
+
+    async def _release_some(self, some: dict[str, _Owed]) -> None:
+        waits = [one.sent or self._send(one.settlement) for one in some.values()]
+        for (request_id, one), wait in zip(some.items(), waits, strict=True):
+            one.sent = None
+            try:
+                code = code_of(cast("bytes", await in_task(wait)))
+            except CountersUnavailable:
+                continue
+            one.asked += code == Settled.UNKNOWN
+            if code not in {Settled.UNVERIFIED, Settled.UNKNOWN} or one.asked >= ASKED_MAX:
+                self._owed.pop(request_id, None)
+
+
+# Budgets with an account for each whose places are all taken, as calls meet them: counted, and told people.
+#
+# Callers say who they are, so one who makes up users fills the places. It is told once a minute at most:
+# which budget, and whose.
+
+
+TELL_INTERVAL_S: Final = 60.0
+
+
+class Crowded:
+    """Of one worker; `calls` took from the account that all share beyond the maximum."""
+
+    __slots__ = ("_clock", "_log", "_told", "calls")
+
+    def __init__(self, clock: Callable[[], float], log: Callable[..., None]) -> None:
+        self.calls = 0
+        self._clock, self._log = clock, log
+        self._told = -TELL_INTERVAL_S
+
+    def met(self, organization_id: int, accounts: Iterable[BudgetAccount]) -> None:
+        """A call takes from these; some are those that all others share."""
+        self.calls += 1
+        now = self._clock()
+        if now - self._told < TELL_INTERVAL_S:
+            return
+        self._told = now
+        budgets = [
+            int(DEFINED_WINDOW.struct.unpack_from(one.defined)[0])
+            for one in accounts
+            if one.name.endswith(f":{OTHERS}") and one.defined
+        ]
+        self._log(
+            "no place is left for another account of a budget with each: newcomers share one",
+            organization_id=organization_id, budget_ids=budgets, calls_until_now=self.calls, level="warning",
+        )  # fmt: skip
+
 
 FRAMES_MAX = 20_000
 # Told of once: a newer catalogue, another plan that the tenant follows, accounts that cannot be made.
@@ -258,3 +487,85 @@ class Counters(LiveHolds):
 def _names(request: HoldRequest) -> tuple[str, ...]:
     """The budget accounts of a call."""
     return request.names or (tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS)
+
+
+# The counters of a worker whose Redis is a cluster: those of each primary, by the partition of a call.
+#
+# What a call meets is what it meets where there is one server: its primary's breaker, history and queue, and
+# no other's. A worker without a cluster has `Counters` alone.
+
+
+T = TypeVar("T")
+
+
+class _OfWires(Generic[T]):
+    """What there is one of for each wire, made by `make` when it is first asked for."""
+
+    def __init__(self, shards: Shards, make: Callable[[Wire], T]) -> None:
+        self._shards, self._make = shards, make
+        self._made: dict[Wire, T] = {}
+
+    def of(self, partition: int) -> T:
+        """That of the primary of a partition."""
+        wire = self._shards.of(partition)
+        found = self._made.get(wire)
+        if found is None:
+            there = set(self._shards.wires)
+            self._made = {one: made for one, made in self._made.items() if one in there}
+            found = self._made[wire] = self._make(wire)
+        return found
+
+
+class ShardedCounters:
+    """`make` makes the counters of a wire; `live` are the holds of calls under way, wherever they are.
+
+    What is owed to a primary that was replaced is owed to who has the partition then.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        make: Callable[[Wire], Counters],
+        live: LiveHolds,
+        crowded: Crowded,
+        *,
+        hold_ttl_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.crowded = crowded
+        self._shards, self._make, self._live = shards, make, live
+        self._of = _OfWires(shards, self._begun).of
+        self._releases = Releases(shards, self._send_release, hold_ttl_s, clock)
+
+    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+        """As `Counters.reserve`."""
+        return self._of(request.caller.partition).reserve(request)
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """As `Counters.settle`."""
+        return self._of(settlement.caller.partition).settle(settlement)
+
+    def watch(self, observed: Observed) -> None:
+        """As `LiveHolds.watch`."""
+        self._live.watch(observed)
+
+    def unwatch(self, observed: Observed) -> None:
+        """As `LiveHolds.unwatch`."""
+        self._live.unwatch(observed)
+
+    def outgrown(self, observed: Observed) -> None:
+        """As `LiveHolds.outgrown`."""
+        self._live.outgrown(observed)
+
+    async def keep_extending(self) -> None:
+        """As `LiveHolds.keep_extending`."""
+        await self._live.keep_extending()
+
+    def _begun(self, wire: Wire) -> Counters:
+        counters = self._make(wire)
+        counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
+        counters.releases, counters.crowded = self._releases, self.crowded
+        return counters
+
+    def _send_release(self, release: Settlement) -> Wait[Reply]:
+        return self._of(release.caller.partition).send_release(release)

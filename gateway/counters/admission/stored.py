@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
-from gateway.core.billing.vector import KINDS, Price
+from gateway.core.billing.price_book import KINDS, Price
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 
@@ -45,7 +45,7 @@ class Identity(msgspec.Struct):
         return self.e or 0 < self.x <= now_ms
 
 
-class Catalogue(msgspec.Struct):
+class StoredCatalogue(msgspec.Struct):
     """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids."""
 
     version: _Version
@@ -73,7 +73,7 @@ class StoredPrices(_PricesHead):
 
 # What each of them was written as.
 decode_identity = msgspec.json.Decoder(Identity).decode
-decode_catalogue = msgspec.json.Decoder(Catalogue).decode
+decode_catalogue = msgspec.json.Decoder(StoredCatalogue).decode
 _decode_terms, _decode_version = msgspec.json.Decoder(_Terms).decode, msgspec.json.Decoder(_Versioned).decode
 _decode_prices = msgspec.json.Decoder(StoredPrices).decode
 _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode

@@ -7,20 +7,82 @@ Every method may raise CountersUnavailable.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
 
-from gateway.core.accounts.losses import Movement
-from gateway.core.batched import batched
+from gateway.core.accounts.holds import Movement
+from gateway.core.text import batched
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.left_alone import UNREADABLE, LeftAlone
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire, encode, encode_script
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
+
+# What nobody here can read, since another version has stored it: left where it is, counted, and told.
+#
+# It is never made a dead letter, never dropped, never written over: whoever knows its layout deals with it.
+# This only counts, up to a bound: what may be written goes by what was read, never by what is counted here.
+
+
+Kind = Literal["partition", "entry", "hold", "settlement", "account"]
+KINDS: tuple[Kind, ...] = ("partition", "entry", "hold", "settlement", "account")
+# Names of each kind that are remembered; more of them are not counted.
+NAMES_MAX = 10_000
+
+
+# What reading fails with where nobody, or another version, stored it.
+UNREADABLE = (ValueError, struct.error, OverflowError, IndexError, RecursionError)
+
+
+class LeftAlone:
+    """By kind, what the last look at it could not read. `say` is told of the first of a kind."""
+
+    def __init__(self, say: Callable[..., None] = lambda *_, **__: None) -> None:
+        self._say = say
+        self._found: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
+
+    @contextmanager
+    def reading(self, kind: Kind, name: str) -> Iterator[None]:
+        """What is read within may be another version's: then what follows within is left out."""
+        try:
+            yield
+        except UNREADABLE as error:
+            self.note(kind, name, str(error))
+        else:
+            self.forget(kind, [name])
+
+    def note(self, kind: Kind, name: str, why: str) -> None:
+        """Count it, once by its name."""
+        names = self._found[kind]
+        if not names:
+            self._say("left alone, another version's", what=kind, name=name, why=why, level="error")
+        if len(names) < NAMES_MAX:
+            names.add(name)
+
+    def forget(self, kind: Kind, names: Iterable[str]) -> None:
+        """These can be read, or are gone."""
+        if self._found[kind]:
+            self._found[kind].difference_update(names)
+
+    def keep(self, kind: Kind, names: Iterable[str], of: str = "") -> None:
+        """Whatever begins so and is not among these can be read by now, or is gone."""
+        kept = set(names)
+        self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
+
+    def count(self, kind: Kind) -> int:
+        """How much of a kind there is."""
+        return len(self._found[kind])
+
+    def figures(self) -> dict[str, object]:
+        """How much of each kind there is, for metrics."""
+        return {"left_alone": [[kind, len(names)] for kind, names in self._found.items()]}
+
 
 BATCH_MAX = 256
 # Commands that are sent before the first of them is answered.
@@ -276,4 +338,143 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     found: dict[int, list[int]] = {}
     for partition, id_ in pairs:
         found.setdefault(partition, []).append(id_)
+    return found
+
+
+# What loops ask of all partitions, again and again: in one question, where one may have keys of all slots.
+#
+# A cluster is asked of each, and so is a server that refuses the question: a key of another type troubles its
+# own partition alone, and a user of an older `deploy/users.acl` may not ask for many streams.
+
+
+# Entries (id, packed) of one stream, or why there are none.
+Read = list[tuple[bytes, bytes]] | CountersRefused
+
+
+async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Reply]:
+    """The markers of partitions as they stand; None of one that is not there or is of another type."""
+    asked = list(partitions)
+    if not client.wire.is_one:
+        return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
+    return dict(zip(asked, await client.states([keys.marker(one) for one in asked]), strict=True))
+
+
+async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
+    """Up to `count` entries of each stream behind an id, b"" being its start, in the order asked."""
+    if client.wire.is_one and after:
+        names = [name.encode() for name in after]
+        behind = (one or b"0" for one in after.values())
+        with suppress(CountersRefused):
+            words = (b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *names, *behind)
+            answer = cast("list[list[Reply]] | None", await in_task(client.wire.send(encode(*words))))
+            found = {cast("bytes", name): entries for name, entries in answer or ()}
+            return [entries_in(found.get(name)) for name in names]
+    answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
+    return [one if isinstance(one, CountersRefused) else entries_in(one) for one in answers]
+
+
+async def are_any_there(client: Client, names: Sequence[str]) -> bool:
+    """Whether there is any of these keys; also where that is not known."""
+    if client.wire.is_one and names:
+        with suppress(CountersRefused):
+            asked = encode(b"EXISTS", *(name.encode() for name in names))
+            return await in_task(client.wire.send(asked)) != 0
+    return bool(names)
+
+
+async def with_late(client: Client) -> list[tuple[int, Read]]:
+    """Partitions with settlements in their late queue, the first of each, or why it does not say."""
+    asked = list(client.partitions)
+    found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
+    return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
+
+
+def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:
+    return ((b"GET", keys.marker(one).encode()) for one in partitions)
+
+
+# What a user of Redis must be able to do, and what only a keeper's may: asked without doing any of it.
+#
+# Commands are queued behind MULTI on a connection that is then closed; Redis refuses, as it queues it, what a
+# user may not do. deploy/users.acl gives what is asked for here, and a test compares the two.
+
+
+# What servers and services say of a command they do not have, or that nobody may give there.
+_LACKED = ("unknown command", "unknown subcommand", "is not allowed", "not supported", "unsupported")
+
+# A key nothing is ever kept in, of each kind that rights are given by.
+OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:{p0}:doctor"
+
+BOTH = (
+    "PING", "INFO", "TIME", "FUNCTION LIST", "HELLO", "CLIENT TRACKING OFF",
+    *(
+        f"{verb} {OF_A_PARTITION} {rest}".rstrip()
+        for verb, rest in (
+            ("FCALL f 1", ""), ("GET", ""), ("SET", "0"), ("SETRANGE", "0 0"), ("DEL", ""), ("EXPIRE", "1"),
+            ("MGET", ""), ("MSET", "0"), ("HEXISTS", "f"), ("HSET", "f 0"), ("HDEL", "f"), ("HINCRBY", "f 1"),
+            ("XADD", "* f 0"), ("XDEL", "0-1"), ("XINFO STREAM", ""), ("XLEN", ""), ("XRANGE", "- +"),
+            ("ZADD", "0 m"), ("ZCARD", ""), ("ZCOUNT", "0 0"), ("ZMSCORE", "m"), ("ZRANGE", "0 0"),
+            ("ZREM", "m"), ("ZREMRANGEBYRANK", "0 0"), ("ZREMRANGEBYSCORE", "0 0"), ("ZSCORE", "m"),
+        )
+    ),
+    "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
+    "SET tk:cooling 0", "ZREM tk:programs m", "XLEN tk:refused",
+    f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
+    "GET tk:promotion:{p0}", "GET tk:keepers",
+)  # fmt: skip
+OF_A_DATABASE = ("SELECT 0",)
+OF_A_CLUSTER = ("CLUSTER INFO", "CLUSTER SLOTS", "ASKING")
+KEEPER = (
+    "FUNCTION LOAD text",
+    *(
+        f"{verb} {OF_A_PARTITION} {rest}".rstrip()
+        for verb, rest in (
+            ("TYPE", ""), ("HGETALL", ""), ("HMGET", "f"), ("XREVRANGE", "+ -"), ("EXISTS", ""),
+        )
+    ),
+    f"XREAD STREAMS {OF_A_PARTITION} 0",
+    f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
+    "ZREM tk:verified:{p0} m", "ZREM tk:promotion:{p0} m", "ZREM tk:keepers m",
+)  # fmt: skip
+# What a server may lack, and what is so without it.
+WITHOUT = {
+    "HELLO": "so nothing is told that changes: who calls is looked up again after 0.8 s",
+    "CLIENT TRACKING OFF": "so nothing is told that changes: who calls is looked up again after 0.8 s",
+    "ASKING": "so calls of a slot are refused while it moves key by key",
+}
+# What tells a keeper's user, and one who may do anything, from a gateway's. No service refuses the last.
+KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "DBSIZE"
+
+
+def needed_rights(role: str, *, clustered: bool, database: int) -> tuple[str, ...]:
+    """What a process of this role asks of one server."""
+    of_it = OF_A_CLUSTER if clustered else ()
+    return (
+        *BOTH, *of_it, *(OF_A_DATABASE if database else ()), *(() if role == "serve" else KEEPER),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Those of some commands that a user may not give, and those that its server does not have."""
+
+    by_rights: list[str]
+    by_server: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.by_rights or self.by_server)
+
+
+async def refused_rights(wire: Wire, *commands: str) -> Refused:
+    """Which of the commands are refused on this connection, and by whom; it must be closed afterwards."""
+    asked = wire.send_together(encode(b"MULTI"), *(encode(*line.encode().split()) for line in commands))
+    found = Refused([], [])
+    for line, answer in zip(("MULTI", *commands), asked, strict=True):
+        try:
+            await in_task(answer)
+        except CountersRefused as error:
+            if "NOPERM" in error.message:
+                found.by_rights.append(line)
+            elif any(word in error.message for word in _LACKED):
+                found.by_server.append(line)
     return found

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from operator import attrgetter
 
 import msgspec
 
+from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,
     ControlWrite,
     Definition,
     KeyDefinition,
+    OrganizationAccount,
     OrganizationDefinition,
     PricesDefinition,
+    ServiceUse,
+    TenantAccount,
 )
-from gateway.core.accounts.plan_terms import SINCE_MS, PlanTerms
+from gateway.core.accounts.plans import SINCE_MS, PlanTerms
+from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
+from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
+from gateway.core.integrity.recovery import Truth
 from gateway.core.layout import LAYOUT
-from gateway.core.model import PARTITIONS, Caller
+from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits
+from gateway.core.text import batched
+from gateway.core.times import DAY_MS
 from gateway.counters.admission.stored import (
     encode_catalogue,
     encode_head,
@@ -31,16 +44,20 @@ from gateway.counters.keeper.client import (
     APPLIED,
     APPLIED_BEFORE,
     OUT_OF_RANGE,
+    TOGETHER_MAX,
     UNKNOWN_ACCOUNT,
     UNVERIFIED,
     Client,
+    entries_behind,
+    entry_of,
 )
 from gateway.counters.keeper.uses import amend, charge_late, charge_use
-from gateway.counters.layouts import packing
-from gateway.counters.layouts.frame import NO_ID
+from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.packing import is_as_defined, live_windows
+from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
-from gateway.counters.redis.calls import AnotherType
-from gateway.counters.settlement_log.acknowledged import acknowledged
+from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
+from gateway.counters.settlement_log.settlement_record import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 # Accounts whose use begins again in one step.
@@ -300,3 +317,426 @@ def _amount(write: ControlWrite) -> int:
 def _metadata(write: ControlWrite) -> bytes:
     reason = write.payload.get("reason")
     return msgspec.json.encode({"reason": reason}) if reason else b""
+
+
+# All definitions of a partition brought into the counters: together, and none of them twice.
+#
+# What is asked together is bounded, so that a keeper that fills the counters does not hold up its other
+# loops.
+
+
+class Filling(Control):
+    """Writes many definitions."""
+
+    async def define_all(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, Exception]]:
+        """Bring definitions of one partition into accounts that are not as they say; newer ones stay. Which
+        are refused, and why.
+
+        CountersUnavailable where the partition is not verified, and there is something to write.
+        """
+        refused: list[tuple[AccountDefinition, Exception]] = []
+        for some in batched(definitions, TOGETHER_MAX):
+            wanted = await self._not_as_defined(some, version)
+            answers = await self.run_each("load", (call for _, call in wanted))
+            if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
+                raise CountersUnavailable
+            pairs = zip(wanted, answers, strict=True)
+            refused += [(one, error) for (one, _), error in pairs if isinstance(error, Exception)]
+        return refused
+
+    async def _not_as_defined(
+        self, definitions: Sequence[AccountDefinition], version: int
+    ) -> list[tuple[AccountDefinition, packing.Call]]:
+        """Those whose state is not there, or is another one, with the call that writes it."""
+        calls = [
+            packing.define(
+                self.run_id_of(keys.partition_of(one.organization_id)), version, one,
+                create=not getattr(one, "has_ledger", False),
+            )
+            for one in definitions
+        ]  # fmt: skip
+        before = await self.states([names[1] for names, _ in calls])
+        return [
+            (one, call)
+            for one, call, stored in zip(definitions, calls, before, strict=True)
+            if not is_as_defined(type(one), call[1][1], stored)
+        ]
+
+    async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
+        """Write the terms of organizations of one partition where others stand there; newer ones stay."""
+        names = [keys.organization_terms(one.organization_id) for one in organizations]
+        written = [encode_terms(version, one.terms) for one in organizations]
+        before = await self.states(names)
+        wanted = {
+            name: raw
+            for name, raw, old in zip(names, written, before, strict=True)
+            if old is None or (version_standing(old) <= version and not _same_terms(old, raw))
+        }
+        sets = ((b"SET", name.encode(), raw, b"GET") for name, raw in wanted.items())
+        for name, displaced in zip(wanted, await self.ask_together(sets), strict=True):
+            if isinstance(displaced, bytes) and (newer := version_standing(displaced)) > version:
+                await self.newest(name, displaced, newer)
+
+    async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
+        """Write whom credentials stand for, as far as those stand in our partitions and are not there."""
+        ours = set(self.partitions)
+        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
+        for some in batched(here, TOGETHER_MAX):
+            commands = await self._not_there(self.identity_written(one) for one in some if not one.of_tokens)
+            await self.ask_together(_by_slot(commands), everybodys=True)
+            await self.of_subjects([one for one in some if one.of_tokens])
+
+    async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
+        """Those of commands that change anything: gateways are told of each credential that is written."""
+        by_slot = defaultdict[bytes, list[tuple[bytes, ...]]](list)
+        for command in commands:
+            by_slot[_slot(command[1])].append(command)
+        asked = ((b"MGET", *(command[1] for command in its)) for its in by_slot.values())
+        stored = [one for some in await self.ask_together(asked, everybodys=True) for one in _answered(some)]
+        all_of = [command for its in by_slot.values() for command in its]
+        return [one for one, before in zip(all_of, stored, strict=True) if _differs(one, before)]
+
+
+def _answered(several: Reply) -> list[Reply]:
+    assert isinstance(several, list)
+    return several
+
+
+def _differs(command: tuple[bytes, ...], stored: Reply) -> bool:
+    """Whether a command that writes a credential changes what is stored; when one ends is said within it."""
+    if command[0] == b"DEL":
+        return stored is not None
+    return stored != command[2] or b"PX" in command[3:]
+
+
+def _slot(name: bytes) -> bytes:
+    return name[: name.index(b"}")]
+
+
+def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...]]:
+    """The same commands; those that write what stays, one for each slot."""
+    staying = defaultdict[bytes, list[bytes]](list)
+    for command in commands:
+        verb, name, *rest = command
+        if verb == b"SET" and len(rest) == 1:
+            staying[_slot(name)] += command[1:]
+        else:
+            yield command
+    for written in staying.values():
+        yield b"MSET", *written
+
+
+def _same_terms(one: bytes, other: bytes) -> bool:
+    """Whether they differ in the version alone, which is said first."""
+    return one.partition(b",")[2] == other.partition(b",")[2]
+
+
+# States as they are written again from what PostgreSQL has, and the holds that are still there. Pure.
+
+
+# A service, and whether its units are money: those are counted apart.
+Counted = tuple[int, bool]
+# A hold, the caller's own user, the tiers.
+Found = tuple[states.HoldState, str, bytes]
+# What many accounts share, limits and plans, is put in numbers once: so many of each are remembered.
+SHARED_MAX = 4_096
+_KEY_ID = states.KEY.part("key_id", "key_id")
+assert states.KEY.end("key_id") == states.KEY.size, "whose it is comes last: all before it is shared"
+
+
+def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
+    """The names and states of all accounts and keys of these, one after another."""
+    of_tenants: dict[int, list[states.HoldState]] = defaultdict(list)
+    of_organizations: dict[int, list[tuple[states.HoldState, bool]]] = defaultdict(list)
+    for hold, _, packed in found:
+        of_tenants[hold.tenant_id].append(hold)
+        of_organizations[hold.organization_id].append((hold, are_money(packed)))
+    tiers = {(hold.service_id, are_money(packed)): packed for hold, _, packed in found}
+    for organization in lost.organizations:
+        id_ = organization.definition.organization_id
+        mine = of_organizations.get(id_, [])
+        holds = [hold for hold, _ in mine]
+        uses = _with_holds_of_services(organization, holds, [in_money for _, in_money in mine], tiers)
+        state = _with_holds_of_organization(organization_state(organization, lost.version), holds, uses)
+        yield keys.organization_state(partition, id_), states.pack(state)
+        for (service_id, in_money), use in uses.items():
+            yield keys.activation(partition, id_, service_id, in_money=in_money), states.pack(use)
+    for tenant in lost.tenants:
+        id_ = tenant.definition.tenant_id
+        whole = _with_holds_of_tenant(tenant_state(tenant, lost.version), of_tenants.get(id_, []))
+        yield keys.tenant_state(partition, id_), states.pack(whole)
+    for key in lost.keys:
+        yield keys.key_state(partition, key.key_id), packed_key(key, lost.version)
+
+
+def call_of(
+    run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
+) -> packing.Call:
+    """Keys and arguments of `load` for several states at once, none of them an account of budgets."""
+    (state, packed), *more = written
+    names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
+    as_written = (packing.as_written(*one, marker) for one in more)
+    return (*names, *(name for name, _ in more)), (*arguments, *as_written)
+
+
+def packed_key(key: KeyDefinition, version: int) -> bytes:
+    """A key's whole state; nothing in flight, full buckets."""
+    return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)
+
+
+@lru_cache(SHARED_MAX)
+def _key_but_id(limits: Limits, expires_ms: int, version: int, *, revoked: bool) -> bytes:
+    state = states.KeyState(**_limits(limits), flags=int(revoked), version=version, expires=expires_ms)
+    return states.pack(state)[: -_KEY_ID.size]
+
+
+@lru_cache(SHARED_MAX)
+def _limits(of: Limits, prefix: str = "") -> Mapping[str, int]:
+    return packing.limits(of, prefix)
+
+
+@lru_cache(SHARED_MAX)
+def _plan(terms: PlanTerms, *, followed: bool) -> Mapping[str, int]:
+    return packing.plan(terms if followed else replace(terms, plan_id=0, reset_interval="none"))
+
+
+def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState:
+    """A tenant's whole state from its account, defined as of a version; nothing held, full buckets."""
+    definition, terms = account.definition, account.definition.terms
+    started = account.seq > 0
+    total = -1 if account.total is None else account.total
+    has_plan = terms.plan_id > 0 and started
+    return states.TenantState(
+        **_limits(definition.limits),
+        **_limits(definition.user_limits, "user_"),
+        version=version,
+        flags=(states.MANUAL_BLOCK if account.manual_block else 0)
+        | (states.HAS_PLAN if has_plan else 0)
+        | (states.FORGIVES if account.forgives else 0),
+        total=total if started else -1,
+        limit=account.granted if account.remaining is None else account.remaining + account.used,
+        used=account.used,
+        cycle=account.cycle,
+        next_reset=account.next_reset_ms,
+        last_reset=account.last_reset_ms,
+        seq=account.seq,
+        ledger_at=account.last_reset_ms,
+        tenant_id=definition.tenant_id,
+        organization_id=definition.organization_id,
+        **_plan(terms, followed=has_plan),
+    )
+
+
+def _with_holds_of_tenant(state: states.TenantState, mine: Sequence[states.HoldState]) -> states.TenantState:
+    if not mine:
+        return state
+    held = sum(hold.tokens for hold in mine)
+    return replace(state, inflight=_slots(mine, attrgetter("tenant_tpm")), held=held)
+
+
+def _with_holds_of_services(
+    account: OrganizationAccount,
+    holds: Sequence[states.HoldState],
+    money: Sequence[bool],
+    tiers: Mapping[Counted, bytes],
+) -> dict[Counted, states.ActivationState]:
+    """What is kept of each service, its units in flight included, and what they would cost together.
+
+    `money` says of each hold whether its units are.
+    """
+    uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
+    for hold, in_money in zip(holds, money, strict=True):
+        if hold.flags & states.HOLD_USES and not hold.credits:
+            use = uses.setdefault((hold.service_id, in_money), states.ActivationState())
+            use.held = min(use.held + hold.units, INTEGER_MAX)
+    for counted, use in uses.items():
+        if use.held and account.definition.cap is not None:
+            use.held_price = spend_micro(read_tiers(tiers[counted]), use.quantity, use.held)
+    return uses
+
+
+def _with_holds_of_organization(
+    state: states.OrganizationState,
+    mine: Sequence[states.HoldState],
+    uses: Mapping[Counted, states.ActivationState],
+) -> states.OrganizationState:
+    if not mine:
+        return state
+    paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
+    alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
+    return replace(
+        state,
+        inflight=_slots(mine, attrgetter("organization_tpm")),
+        credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
+        spend_held=alone + sum(use.held_price for use in uses.values()),
+    )
+
+
+def _slots(holds: Sequence[states.HoldState], taken: Callable[[states.HoldState], int]) -> int:
+    return sum(not hold.flags & states.HOLD_LEASE and taken(hold) != states.UNCOUNTED for hold in holds)
+
+
+def activation_state(use: ServiceUse) -> states.ActivationState:
+    """What is kept of a service: nothing is paid twice, no tier begins again."""
+    quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
+    return states.ActivationState(
+        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
+    )
+
+
+def organization_state(account: OrganizationAccount, version: int = 0) -> states.OrganizationState:
+    """An organization's whole state from its accounts, defined as of a version."""
+    definition = account.definition
+    return states.OrganizationState(
+        **_limits(definition.limits),
+        version=version,
+        credits_used=-account.balance,
+        credit_limit=definition.credit_limit,
+        credit_seq=account.credit_seq,
+        ahead=account.ahead,
+        cap=-1 if definition.cap is None else definition.cap,
+        spent=account.spent,
+        month=account.month,
+        spend_seq=account.spend_seq,
+        organization_id=definition.organization_id,
+    )
+
+
+# Accounts of budgets as the keeper compares them and writes them again.
+
+
+READ_ENTRIES = 1_000
+# Waiting entries of one partition that are looked at.
+WAITING_MAX = 100_000
+# An account of somebody is kept so long behind its last window, or its rebuild where that never ends.
+KEPT_MS, KEPT_ENDLESS_MS = DAY_MS, 31 * DAY_MS
+
+# By account and budget: money, tokens and requests that calls in flight hold.
+Held = Mapping[tuple[str, int], Sequence[int]]
+
+
+class BudgetAccounts(Control):
+    """Looks at accounts of budgets and what waits for them, and writes them."""
+
+    async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
+        """Accounts as they are stored, by name and budget; and the names of those of another version."""
+        keys_of = [keys.budget_account(partition, name) for name in names]
+        return self._live(partition, names, await self.states(keys_of))
+
+    async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
+        """The accounts for each that are like one."""
+        prefix = name.partition(":")[0]
+        return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
+
+    async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
+        """Entries of a partition behind the newest stored one; None where more are than are looked at."""
+        return await self._entries([(keys.outbox(partition), mark)], most)
+
+    async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
+        """Entries of these that are set aside, likewise."""
+        streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
+        return await self._entries(streams, WAITING_MAX)
+
+    async def _entries(self, streams: Iterable[tuple[str, bytes]], most: int) -> list[bytes] | None:
+        found: list[bytes] = []
+        for stream, after in streams:
+            page = [(after, b"")]
+            while page:
+                page = entries_in(await self.ask(*entries_behind(stream, page[-1][0], READ_ENTRIES)))
+                found += (packed for _, packed in page)
+                if len(found) > most:
+                    return None
+        return found
+
+    async def look(
+        self, partition: int, mark: bytes, names: Sequence[str]
+    ) -> tuple[Live, list[bytes]] | None:
+        """Accounts, and the entries behind `mark`, at one moment; None where it was not one, or has more."""
+        stream = keys.outbox(partition)
+        behind = entries_behind(stream, mark, READ_ENTRIES)
+        wanted = [keys.budget_account(partition, name).encode() for name in names]
+        first, raw, last = await self.ask_each((behind, (b"MGET", *wanted), behind))
+        entries, again = entries_in(first), entries_in(last)
+        states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
+        whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
+        live, others = self._live(partition, names, states_)
+        return (live, [packed for _, packed in entries]) if whole and not others else None
+
+    async def restore_budgets(
+        self, partition: int, marker: bytes, accounts: Iterable[BudgetAccountUse], now_ms: int
+    ) -> bool:
+        """Write accounts as they have to be, with what the holds that are there hold; False where the marker
+        moved on.
+        """
+        held, calls = await self._held_of_budgets(partition)
+        for account in accounts:
+            defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
+            windows = [
+                replace(WindowState(*map(int, fields)), used=used, held=_held(held, account.name, fields))
+                for fields, used in zip(defined, account.used, strict=True)
+            ]
+            name = keys.budget_account(partition, account.name)
+            expires = _expiry(windows, now_ms) if ":" in account.name else 0
+            packed = pack_windows(windows, expires, calls[account.name] if expires else 0)
+            if not await self.rebuild(partition, name, packed, marker):
+                return False
+            if expires:
+                value = account.name.partition(":")[2].encode()
+                await self.ask(
+                    b"ZADD", keys.each_accounts(partition, account.name).encode(), b"%d" % expires, value
+                )
+        return True
+
+    def _live(
+        self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]
+    ) -> tuple[Live, frozenset[str]]:
+        found, others = {}, set(names)
+        for name, packed in zip(names, raw, strict=True):
+            with self.left_alone.reading("account", keys.budget_account(partition, name)):
+                if packed:
+                    found[name] = live_windows(packed)
+                others.discard(name)
+        return found, frozenset(others)
+
+    async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
+        ids = await self.members(keys.deadlines(partition))
+        found: dict[tuple[str, int], list[int]] = {}
+        calls = Counter[str]()
+        stored = await self.states([keys.hold(partition, one) for one in ids])
+        for request_id, packed in zip(ids, stored, strict=True):
+            taken: list[tuple[str, tuple[int, ...]]] = []
+            with self.left_alone.reading("hold", f"{partition} {request_id}"):
+                if packed is None:
+                    continue
+                hold, _, _ = states.unpack_hold(packed)
+                if hold.flags & states.HOLD_RECLAIMED:
+                    continue
+                taken = states.held_budgets(packed)
+            for name, budgets in taken:
+                calls[name] += 1
+                for budget in budgets:
+                    sums = found.setdefault((name, budget), [0, 0, 0])
+                    for at, more in enumerate((hold.money, hold.raw_tokens, 1)):
+                        sums[at] += more
+        return found, calls
+
+
+def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
+    """What XRANGE answers."""
+    return list(map(entry_of, answer)) if isinstance(answer, list) else []
+
+
+def _held(held: Held, name: str, fields: Sequence[float]) -> int:
+    """What calls in flight hold of a window, in its unit."""
+    money, tokens, requests = held.get((name, int(fields[0])), (0, 0, 0))
+    flags = int(fields[-1])
+    amount = money if flags & FLAG_MONEY else tokens if flags & FLAG_TOKENS else requests
+    return min(amount, INTEGER_MAX)
+
+
+def _expiry(windows: Collection[WindowState], now_ms: int) -> int:
+    if all(one.next for one in windows):
+        return max(one.next for one in windows) + KEPT_MS
+    return now_ms + KEPT_ENDLESS_MS

@@ -14,8 +14,8 @@ from contextlib import suppress
 from gateway.core.wait import Within, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode, encode_script
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire, encode, encode_script
 from gateway.errors import CountersUnavailable
 
 # In which all partitions of one server are rewritten: one that hangs holds nobody else up for longer.

@@ -5,20 +5,166 @@ What waits behind accounts in quarantine is set aside (`parked.py`), and is read
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import cast
 
-from gateway.core.accounts.ledger import VERSION, MalformedEvent, Place, decode, is_newer, places_before
-from gateway.core.accounts.outbox import Owner, stream_place
+from gateway.core.accounts.outbox import (
+    VERSION,
+    MalformedEvent,
+    Owner,
+    Place,
+    StreamPlace,
+    decode,
+    is_newer,
+    places_before,
+    stream_place,
+)
+from gateway.core.accounts.refusals import RefusedBatch, read_batch
+from gateway.core.integrity.recovery import Strays
 from gateway.core.wait import Wait
-from gateway.counters.keeper.client import Client, each, entries_behind, entries_in, entry_of
-from gateway.counters.keeper.deleted import DeletedEntries
-from gateway.counters.keeper.one_question import entries_of, markers_of
-from gateway.counters.keeper.parked import Parked
+from gateway.counters.keeper.client import (
+    APPLIED,
+    Client,
+    are_any_there,
+    each,
+    entries_behind,
+    entries_in,
+    entries_of,
+    entry_of,
+    fields_of,
+    markers_of,
+)
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.connection import encode
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
+
+# Entries that wait behind accounts in quarantine, apart from the outbox: a stream for each organization.
+#
+# An organization's entries there are older than any of it in the outbox. Only `park` writes here.
+
+
+# Entries one script moves: half a millisecond of Redis.
+MOVED_MAX = 250
+
+
+def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iterable[bytes] = ()) -> Call:
+    """Keys and arguments of `park`; `gone` are deleted there, `moved` come from the outbox."""
+    partition, organization_id = owner
+    return (
+        keys.marker(partition),
+        keys.outbox(partition),
+        keys.parked(partition),
+        keys.parked_entries(partition, organization_id),
+    ), (packing.PARK.pack(run_id, organization_id), _packed(gone), _packed(moved))
+
+
+class Parked:
+    """Looks and moves, over the keeper's connection."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
+        """How many entries wait, by partition and organization."""
+        asked = list(partitions)
+        if not await are_any_there(self._client, [keys.parked(one) for one in asked]):
+            return {}
+        answers = await self._client.ask_each((b"HGETALL", keys.parked(p).encode()) for p in asked)
+        return {  # nothing of one that is of another type: `park` says so
+            (partition, int(owner)): int(cast("bytes", count))
+            for partition, answer in zip(asked, answers, strict=True)
+            for owner, count in fields_of(answer).items()
+        }
+
+    async def move(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
+        """Move entries here from the outbox, in their order; answers how many wait by then."""
+        return await self._run(entries, "moved")
+
+    async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
+        """Remove entries that wait no more."""
+        await self._run(entries, "gone")
+
+    async def _run(self, entries: Mapping[Owner, Sequence[bytes]], which: str) -> dict[Owner, int]:
+        """CountersUnavailable where a partition is of another history; what is refused comes last."""
+        run_id = self._client.wire.run_id
+        sent = [
+            (owner, park(run_id, owner, **{which: ids[start : start + MOVED_MAX]}))
+            for owner, ids in entries.items()
+            for start in range(0, len(ids), MOVED_MAX)
+        ]
+        answers = await each([self._client.send_script("park", call) for _, call in sent])
+        found: dict[Owner, int] = {}
+        refused, unverified = None, False
+        for (owner, _), answer in zip(sent, answers, strict=True):
+            if isinstance(answer, CountersRefused):
+                refused = answer
+            elif packing.code_of(cast("bytes", answer)) == APPLIED:
+                found[owner] = packing.PARKED.read(cast("bytes", answer))["waiting"]
+            else:
+                unverified = True
+        if unverified:
+            raise CountersUnavailable("a partition is of another history since its entries were read")
+        if refused is not None:
+            raise refused
+        return found
+
+
+def _packed(ids: Iterable[bytes]) -> bytes:
+    return b"".join(packing.STREAM_ID.pack(*stream_place(one)) for one in ids)
+
+
+# The newest entry ever deleted of each partition's outbox, asked again where that may be another by now.
+
+
+# What others deleted is seen that late.
+KEPT_S = 5.0
+
+
+class DeletedEntries:
+    """Keeps what was answered of a partition, under one history, until entries of it are removed here."""
+
+    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._clock = client, clock
+        self._kept: dict[int, tuple[bytes, float]] = {}
+        self._kept_under = b""
+        self._removals = Counter[int]()
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        """Entries of these may have been removed: ask again."""
+        for partition in partitions:
+            self._removals[partition] += 1
+            self._kept.pop(partition, None)
+
+    async def newest(self, partitions: Sequence[int], *, anew: bool = True) -> dict[int, bytes]:
+        """By partition, the id; unless `anew`, as of up to `KEPT_S` ago. None where there is no stream."""
+        now, run_id = self._clock(), self._client.run_id
+        if run_id != self._kept_under:
+            self._kept, self._kept_under = {}, run_id
+        found = {one: id_ for one, (id_, at) in self._kept.items() if not anew and now - at < KEPT_S}
+        asked = [one for one in partitions if one not in found]
+        kept, before = self._kept, {one: self._removals[one] for one in asked}
+        found |= await self._ask(asked)
+        kept |= {one: (found[one], now) for one in asked if self._removals[one] == before[one]}
+        return {one: found[one] for one in partitions if found[one]}
+
+    async def _ask(self, partitions: Sequence[int]) -> dict[int, bytes]:
+        """Of each of these; b"" of one whose key is no stream."""
+        names = [keys.outbox(one).encode() for one in partitions]
+        kinds = await self._client.ask_each((b"TYPE", name) for name in names)
+        streams = [at for at, kind in enumerate(kinds) if kind == b"stream"]
+        facts = await self._client.ask_each((b"XINFO", b"STREAM", names[at]) for at in streams)
+        found = dict.fromkeys(partitions, b"")
+        for at, said in zip(streams, facts, strict=True):
+            newest = fields_of(said).get(b"max-deleted-entry-id")
+            found[partitions[at]] = newest if isinstance(newest, bytes) else b""
+        return found
+
 
 LOOK_ENTRIES = 1_000
 LOOK_ENTRIES_MAX = 100_000
@@ -247,3 +393,103 @@ class Outbox:
         there = [one[0] for one in firsts.values() if isinstance(one, list) and one]
         times = [stream_place(entry_of(one)[0])[0] for one in there]
         return sum(one for one in lengths.values() if isinstance(one, int)), min(times, default=0)
+
+
+# Finds and drops what waits in older data's outbox: PostgreSQL's rows do not lead to it.
+
+
+READ_ENTRIES = 1_000
+
+
+class StrayReader:
+    """Reads and drops them over the keeper's connection; the fence's `check_history` runs a transaction."""
+
+    def __init__(
+        self,
+        client: Client,
+        check_history: Callable[..., Awaitable[None]],
+        deleted: DeletedEntries | None = None,
+    ) -> None:
+        self._client, self._check_history = client, check_history
+        self._deleted = deleted or DeletedEntries(client)
+
+    async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
+        """The partitions whose stream never had this entry: the data is older than what was stored of it.
+
+        Unless it is asked `anew`, a stream that had it under this history has had it.
+        """
+        newest = await self._deleted.newest(list(marks), anew=anew)
+        had = {one for one, entry_id in newest.items() if stream_place(entry_id) >= stream_place(marks[one])}
+        asked = [(partition, mark) for partition, mark in marks.items() if partition not in had]
+        self._deleted.forget(partition for partition, _ in asked)
+        there = await self._client.ask_each((b"XRANGE", _name(p), mark, mark) for p, mark in asked)
+        missing = [one for one, found in zip(asked, there, strict=True) if found == []]
+        facts = await self._client.ask_each((b"XINFO", b"STREAM", _name(p)) for p, _ in missing)
+        return [
+            partition
+            for (partition, mark), said in zip(missing, facts, strict=True)
+            if _fact(said, b"max-deleted-entry-id") < stream_place(mark)
+        ]
+
+    async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
+        """All that waits in a stream that never had `mark`; None where it had."""
+        if not await self.behind({partition: mark}):
+            return None
+        found, after = Strays(partition, mark, stopped), b""
+        while True:
+            entries = entries_in(
+                await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))
+            )
+            for after, packed in entries:
+                found.add(after, packed)
+            if len(entries) < READ_ENTRIES:
+                return found
+
+    async def drop(self, strays: Strays) -> bytes:
+        """Remove them, ids first, and have the stream begin after what is stored; answers from where on.
+
+        CountersUnavailable where the data was exchanged meanwhile, or the stream went on.
+        """
+        partition, control = strays.partition, keys.control(strays.partition).encode()
+        for start in range(0, len(strays.ids), READ_ENTRIES):
+            await self._client.ask(b"HDEL", control, *strays.ids[start : start + READ_ENTRIES])
+        for start in range(0, len(strays.entries), READ_ENTRIES):
+            await self._client.ask(b"XDEL", _name(partition), *strays.entries[start : start + READ_ENTRIES])
+        (said,) = await self._client.ask_each([(b"XINFO", b"STREAM", _name(partition))])
+        ms, number = max(stream_place(strays.after), _fact(said, b"last-generated-id"))
+        begins = b"%d-%d" % (ms, number + 1)
+        name = _name(partition)
+        await self._check_history(encode(b"XADD", name, begins, b"e", b""), encode(b"XDEL", name, begins))
+        return begins
+
+
+def _name(partition: int) -> bytes:
+    return keys.outbox(partition).encode()
+
+
+def _fact(said: Reply, name: bytes) -> StreamPlace:
+    """The place that XINFO names; that before all where there is no stream."""
+    found = fields_of(said).get(name)
+    return stream_place(found if isinstance(found, bytes) else b"")
+
+
+# Refused calls as the keeper reads them: batches in the order they came, removed once they are rows.
+
+
+class RefusedStream:
+    """The stream that all workers add to."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def read(self, count: int) -> list[tuple[bytes, RefusedBatch | None]]:
+        """The oldest batches with their ids; None for what cannot be read."""
+        found = await self._client.ask_everybodys(
+            b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count
+        )
+        entries = map(entry_of, found) if isinstance(found, list) else ()
+        return [(entry_id, read_batch(packed)) for entry_id, packed in entries]
+
+    async def forget(self, ids: Sequence[bytes]) -> None:
+        """Remove batches that are stored."""
+        await self._client.ask_everybodys(b"XDEL", keys.REFUSED.encode(), *ids)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, cast
 
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.quota import LiveQuota
+import msgspec
+
+from gateway.core.accounts.budgets import LiveWindow
+from gateway.core.accounts.plans import LiveQuota
+from gateway.core.accounts.refusals import Counts, bounded
 from gateway.core.integrity.reconciliation import Owner
-from gateway.core.integrity.verified import AccountHead
+from gateway.core.integrity.recovery import AccountHead, Report
 from gateway.core.layout import LAYOUT
+from gateway.core.model import PARTITIONS
+from gateway.core.processes import Program, Seen
+from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import Client, is_readable
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.budgets import live_windows
+from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
-from gateway.errors import CountersUnavailable
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire, encode
+from gateway.errors import CountersRefused, CountersUnavailable
 
 
 class AccountHeads(Client):
@@ -120,3 +134,287 @@ def _quota(state: states.TenantState) -> LiveQuota:
         cycle=state.cycle,
         seq=state.seq,
     )
+
+
+# What tenants' calls used and were refused in the last minute, of all gateways together, kept in Redis.
+#
+# Each worker adds what it counted every other second to a hash of five seconds, which Redis forgets
+# by itself. Nothing depends on it: while Redis is away nothing is kept, and nothing waits.
+
+
+PUBLISH_S = 2.0
+BUCKET_S = 5
+WINDOW_S_MAX = 60
+KEPT_S = WINDOW_S_MAX + 4 * BUCKET_S
+TENANTS_TOLD_MAX = 100  # by one worker, each time
+
+
+class Activity:
+    """The hashes of the last minute; `unix_seconds` is the time of day."""
+
+    def __init__(self, wires: Wires, unix_seconds: Callable[[], float]) -> None:
+        self._wires, self._unix_seconds = wires, unix_seconds
+
+    async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
+        """Add what is taken, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            with suppress(CountersUnavailable):
+                await self.publish(taken())
+
+    async def publish(self, counts: Counts) -> None:
+        """Add counts to the present hash; CountersUnavailable where Redis does not answer."""
+        if not counts:
+            return
+        name = keys.activity(int(self._unix_seconds()) // BUCKET_S).encode()
+        wire = self._wires.of_key(name)
+        waits = [
+            wire.send(encode(b"HINCRBY", name, b"%d:%b" % (tenant_id, kind.encode()), b"%d" % count))
+            for (tenant_id, kind), count in bounded(counts, TENANTS_TOLD_MAX).items()
+        ]
+        waits.append(wire.send(encode(b"EXPIRE", name, b"%d" % KEPT_S)))
+        for wait in waits:
+            await in_task(wait)
+
+    async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
+        """What was counted in the last seconds, and how many they really were.
+
+        CountersUnavailable where Redis does not answer.
+        """
+        now = self._unix_seconds()
+        last = int(now) // BUCKET_S
+        first = last - min(window_s, WINDOW_S_MAX) // BUCKET_S
+        names = [keys.activity(bucket).encode() for bucket in range(first, last + 1)]
+        waits = [self._wires.of_key(name).send(encode(b"HGETALL", name)) for name in names]
+        found: list[tuple[tuple[int, str], int]] = []
+        for wait in waits:
+            answer = cast("list[bytes]", await in_task(wait))
+            for field, count in zip(answer[::2], answer[1::2], strict=True):
+                tenant_id, _, kind = field.decode().partition(":")
+                found.append(((int(tenant_id), kind), int(count)))
+        return found, now - first * BUCKET_S
+
+
+# Whether a keeper runs, and under which peppers it keeps credentials: one key, which each keeper renews.
+#
+# Nothing depends on it. People are told by it, and so is whoever looks for a wrong pepper.
+
+
+SAID_EACH_S = 10.0
+PRESENCE_KEPT_S = 60
+_KEEPERS = keys.KEEPERS.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first; and
+    how many accounts it found that it cannot read.
+    """
+
+    version: str
+    peppers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    unreadable: int = 0
+
+
+class Presence:
+    """Says that this keeper is there, and how many accounts it cannot read."""
+
+    def __init__(
+        self, wires: Wires, version: str, peppers: tuple[str, ...], unreadable: Callable[[], int] = int
+    ) -> None:
+        self._wires, self._version, self._peppers = wires, version, peppers
+        self._unreadable = unreadable
+
+    async def keep_saying(self) -> None:
+        """Say it again and again, until cancelled."""
+        while True:
+            with suppress(CountersUnavailable, CountersRefused):  # a full server takes nothing
+                wire = self._wires.of_key(_KEEPERS)
+                raw = msgspec.json.encode(Keeping(self._version, self._peppers, self._unreadable()))
+                await in_task(wire.send(encode(b"SET", _KEEPERS, raw, b"EX", b"%d" % PRESENCE_KEPT_S)))
+            await asyncio.sleep(SAID_EACH_S)
+
+
+async def heard(wires: Wires) -> Keeping | None:
+    """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
+
+    None too for what no keeper of this version says.
+    """
+    raw = await in_task(wires.of_key(_KEEPERS).send(encode(b"GET", _KEEPERS)))
+    try:
+        return msgspec.json.decode(raw, type=Keeping) if isinstance(raw, bytes) else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+# Which programs run: each gateway worker and keeper says so in one sorted set, by when it did last.
+#
+# Nothing depends on it: it is for people. Who is silent goes by itself, by Redis' own clock.
+
+
+PROGRAM_SAID_EACH_S = 30.0
+SILENT_S_MAX = 90
+# Those that spoke last; a process that has just begun is one of them.
+PROGRAMS_MAX = 4_096
+HOST_CHARS_MAX = 253
+_NAME = keys.PROGRAMS.encode()
+
+
+class Programs:
+    """All there are, of which this process is one."""
+
+    def __init__(
+        self,
+        wires: Wires,
+        said: Program,
+        *,
+        each_s: float = PROGRAM_SAID_EACH_S,
+        silent_s: float = SILENT_S_MAX,
+        programs_max: int = PROGRAMS_MAX,
+    ) -> None:
+        self.said = said
+        self._wires, self._member = wires, msgspec.json.encode(said)
+        self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
+
+    async def keep_saying(self) -> None:
+        """Say again and again that this one is there, until cancelled."""
+        while True:
+            with suppress(CountersUnavailable):  # or full: nobody depends on it
+                await self.say()
+            await asyncio.sleep(self._each_s)
+
+    async def say(self) -> None:
+        """Say it once; CountersUnavailable where Redis does not answer, or takes nothing."""
+        now = b"%.3f" % await self._now()
+        told = self._send(b"ZADD", now, self._member)
+        # What is more than so many goes, the longest silent first.
+        bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
+        for wait in (told, bounded):
+            await in_task(wait)
+
+    async def leave(self) -> None:
+        """Be there no more."""
+        with suppress(CountersUnavailable):
+            await in_task(self._send(b"ZREM", self._member))
+
+    async def read(self) -> list[Seen]:
+        """Who is there, those that began last first; CountersUnavailable where nobody knows.
+
+        Who is silent is removed.
+        """
+        since = b"(%.3f" % (await self._now() - self._silent_s)
+        gone = self._send(b"ZREMRANGEBYSCORE", b"-inf", since[1:])
+        there = self._send(b"ZRANGE", since, b"+inf", b"BYSCORE", b"WITHSCORES")
+        await in_task(gone)
+        flat = cast("list[bytes]", await in_task(there))
+        found = [
+            Seen(program, float(said))
+            for member, said in zip(flat[::2], flat[1::2], strict=True)
+            if (program := _read(member)) is not None
+        ]
+        return sorted(found, key=lambda one: (-one.program.started_at, one.program.id))
+
+    async def _now(self) -> float:
+        """The time of who has the list."""
+        answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
+        seconds, micros = (int(one) for one in cast("list[bytes]", answer))
+        return seconds + micros / 1e6
+
+    def _send(self, verb: bytes, *rest: bytes) -> Wait[Reply]:
+        return self._wires.of_key(_NAME).send(encode(verb, _NAME, *rest), upkeep=True)
+
+
+def _read(member: bytes) -> Program | None:
+    """What a member says; None for what no program of ours says."""
+    try:
+        return msgspec.json.decode(member, type=Program)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+# What workers report of themselves in Redis, each in a field of its own named by its worker number.
+
+
+# Between two reports that say the same: a keeper waits longer before it takes a worker for gone.
+SAY_AGAIN_S = 5.0
+
+_REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
+
+
+class WorkerReports:
+    """One worker's report, left with each server. CountersUnavailable is raised where none answers."""
+
+    def __init__(self, wires: Wires, worker_slot: str, beat: int, clock: Callable[[], float]) -> None:
+        self._wires, self._worker_slot, self._beat, self._clock = wires, worker_slot.encode(), beat, clock
+        # Of each server: the epochs that were said last, of which history, since when it tells; and when.
+        self._said: dict[Wire, tuple[Sequence[int], bytes, int, float]] = {}
+
+    async def report(self, epochs: Sequence[int]) -> None:
+        """Say that it lives, and before which epoch of each partition everything was sent again.
+
+        Who tells what changes would tell that its data is another: to say the same again has time there.
+        """
+        self._beat += 1
+        epochs, now = tuple(epochs), self._clock()
+        wires = self._wires.wires
+        waits = {
+            wire: wire.send(
+                encode(b"HSET", _name(wire), self._worker_slot, self._packed(wire, epochs)), upkeep=True
+            )
+            for wire in wires
+            if not self._has_heard(wire, epochs, now)
+        }
+        saying = {wire: (epochs, wire.run_id, wire.hearing.since, now) for wire in waits}
+        answered = {wire: self._said[wire] for wire in wires if wire not in waits}
+        for wire in await _answered(waits, one_at_least=not answered):
+            answered[wire] = saying[wire]
+        self._said = answered
+
+    async def leave(self) -> None:
+        """Nothing is left of this worker that anybody has to wait for."""
+        self._said = {}
+        left = {
+            wire: wire.send(encode(b"HDEL", _name(wire), self._worker_slot)) for wire in self._wires.wires
+        }
+        await _answered(left)
+
+    def _has_heard(self, wire: Wire, epochs: Sequence[int], now: float) -> bool:
+        """Whether this very data has this report, as of a moment ago."""
+        if wire not in self._said or not wire.hearing.since:
+            return False
+        *said, at = self._said[wire]
+        return said == [epochs, wire.run_id, wire.hearing.since] and now - at < SAY_AGAIN_S
+
+    def _packed(self, wire: Wire, epochs: Sequence[int]) -> bytes:
+        return pack(Report(wire.run_id, self._beat, tuple(epochs)))
+
+
+def _name(wire: Wire) -> bytes:
+    return keys.workers(wire.part.anchor).encode()
+
+
+async def _answered(waits: Mapping[Wire, Wait[Reply]], *, one_at_least: bool = True) -> list[Wire]:
+    """Wait for all of them; who answered, CountersUnavailable where that is nobody and must not be."""
+    answered, fault = [], CountersUnavailable()
+    for wire, wait in waits.items():
+        try:
+            await in_task(wait)
+            answered.append(wire)
+        except CountersUnavailable as error:
+            fault = error
+    if one_at_least and not answered:
+        raise fault
+    return answered
+
+
+def pack(report: Report) -> bytes:
+    """A report as its field holds it: run id, beat, an epoch each partition."""
+    return _REPORT.pack(report.run_id, report.beat, *report.epochs)
+
+
+def unpack(raw: bytes) -> Report | None:
+    """The report of a field; None where another version wrote it."""
+    if len(raw) != _REPORT.size:
+        return None
+    run_id, beat, *epochs = _REPORT.unpack(raw)
+    return Report(run_id, beat, tuple(epochs))

@@ -15,21 +15,19 @@ import msgspec
 from gateway.core.accounts.budgets import Asked
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import ControlWrite
-from gateway.core.accounts.facts import write_facts
+from gateway.core.accounts.outbox import write_facts
 from gateway.core.billing import events
 from gateway.core.billing.events import Use
-from gateway.core.billing.pricing import Pricing
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.billing.money import Pricing, read_tiers
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, SUBSCRIPTION
 from gateway.core.model import BudgetAccount, Caller, Service, Settlement
 from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
-from gateway.counters.late.budget_windows import windows
+from gateway.counters.late import windows
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.acknowledged import acknowledged
-from gateway.counters.settlement_log.settlement_record import unpack
+from gateway.counters.redis.calls import TOMBSTONE_MS
+from gateway.counters.settlement_log.settlement_record import acknowledged, unpack
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # What of a write its rows say, and those of units besides: writes of before told no days.

@@ -8,19 +8,16 @@ from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
-from gateway.core.batched import batched
-from gateway.core.integrity.recovery import Markers, Report
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.recovery import Markers, Report, Truth
 from gateway.core.layout import EARLIER, LAYOUT
+from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing
-from gateway.counters.keeper import rebuilt, worker_reports
-from gateway.counters.keeper.budgets import BudgetAccounts
-from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of
-from gateway.counters.keeper.filling import Filling
-from gateway.counters.keeper.one_question import markers_of, with_late
+from gateway.counters.history_guard import NOBODY
+from gateway.counters.keeper import control, status
+from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of, markers_of, with_late
+from gateway.counters.keeper.control import BudgetAccounts, Filling
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
-from gateway.counters.marked import NOBODY
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import AnotherType
 from gateway.counters.settlement_log.settlement_record import release_of
@@ -74,7 +71,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
-        read = ((slot, worker_reports.unpack(cast("bytes", raw))) for slot, raw in ours)
+        read = ((slot, status.unpack(cast("bytes", raw))) for slot, raw in ours)
         return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
@@ -126,9 +123,9 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         False where the marker moved on.
         """
         found = await self._holds(partition, list(await self.held(partition)))
-        parts = rebuilt.states_of(partition, lost, list(found.values()))
+        parts = control.states_of(partition, lost, list(found.values()))
         calls = (
-            rebuilt.call_of(self.run_id_of(partition), partition, some, marker)
+            control.call_of(self.run_id_of(partition), partition, some, marker)
             for some in batched(parts, REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)

@@ -32,10 +32,10 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum, IntFlag
 from itertools import groupby
 
-from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
+from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
 from gateway.core.layout import EARLIER, FIRST, LAYOUT, Field, Layout
 from gateway.core.model import LimitKind, Scope, Settled, Verdict
-from gateway.counters.layouts import flags, packing, states, table, windows
+from gateway.counters.layouts import accounts, packing, states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
@@ -58,7 +58,7 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """What the scripts name in capitals: flags, modes, codes, the sizes of layouts, the forms of states."""
     found = {"TODAY": LAYOUT, "EARLIER": EARLIER} | {
         name: number
-        for module in (flags, packing, states)
+        for module in (accounts, packing, states)
         for name, number in vars(module).items()
         if name.isupper() and isinstance(number, int)
     }
@@ -67,9 +67,9 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     found |= {f"VERB_{name.upper()}": number for name, number in packing.VERBS.items()}
     found |= {f"{one.name}_BYTES": one.size for one in layouts}
     found |= {f"{one.name}_SIZE": len(one.fields) for one in layouts}
-    found |= {f"WINDOW_{one.name.upper()}_AT": at for at, one in enumerate(windows.WINDOW.fields, 1)}
+    found |= {f"WINDOW_{one.name.upper()}_AT": at for at, one in enumerate(states.WINDOW.fields, 1)}
     at = {(one.name, field.name): place for one in layouts for place, field in enumerate(one.fields, 1)}
-    found |= {f"{name}_AT": at[begins] for name, begins in table.RECORDS.items()}
+    found |= {f"{name}_AT": at[begins] for name, begins in packing.RECORDS.items()}
     forms = {f"{one.name}_FORM": f"'{_form(one.fields)}'" for one in layouts}
     return {name: str(number) for name, number in found.items()} | forms
 

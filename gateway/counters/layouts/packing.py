@@ -6,9 +6,13 @@ Pure functions. A call is (keys, arguments); an answer is bytes of little-endian
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from gateway.core.accounts.budgets import DEFINED_WINDOW, OTHERS, LiveWindow
 from gateway.core.accounts.definitions import (
+    AccountDefinition,
     CatalogueDefinition,
     Definition,
     KeyDefinition,
@@ -17,10 +21,13 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
-from gateway.core.layout import EARLIER, LAYOUT, UnknownLayout
+from gateway.core.accounts.outbox import BUDGETED, CARRIED, ENTRY, PRICED
+from gateway.core.accounts.plans import TERMS, PlanTerms, Term
+from gateway.core.billing.money import TIER
+from gateway.core.layout import EARLIER, LAYOUT, Layout, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
+    BudgetAccount,
     BudgetWindow,
     Decision,
     HoldRequest,
@@ -31,11 +38,169 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.counters.layouts import budgets, states, table, windows
-from gateway.counters.layouts.accounts import accounts_of, tiers_of
-from gateway.counters.layouts.flags import FLAG_RAISES, service_flags
+from gateway.core.times import Clock
+from gateway.counters.layouts import states
+from gateway.counters.layouts.accounts import FLAG_RAISES, accounts_of, service_flags, tiers_of
+from gateway.counters.layouts.states import unpack_windows
 from gateway.counters.redis import keys
 from gateway.errors import NewerLayout
+
+# The table of what is packed for the scripts and by them: arguments, answers, definitions, markers.
+#
+# States and holds are in `states.py`, an outbox entry in `gateway/core/accounts/outbox.py`, a tier in
+# `gateway/core/billing/money.py`; `LAYOUTS` has all of them. Both sides go by the names here: Python by the
+# structs of a layout, the scripts by what `lua.py` makes of it.
+
+
+CODE = Layout("CODE", "f64 code")
+# By its number scripts of another layout know that a partition is none of theirs.
+MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
+
+RESERVE = Layout(
+    "RESERVE",
+    "f64 batch, s40 run_id, f64 catalogue need weighed ceiling least credits_least credits units ttl"
+    " service_id plan_id, u8 flags, s36 request_id",
+)
+ADMITTED = Layout(
+    "ADMITTED",
+    "i64 verdict now tokens total tokens_free next_reset credits_free"
+    " requests_scope requests_limit requests_used requests_reset"
+    " tokens_scope tokens_limit tokens_used tokens_reset credits",
+)
+REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0")
+# What a call wants held of its budgets; behind an admission what it got, and the tightest one that enforces.
+NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
+BUDGETS = Layout("BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0")
+
+# What is kept of a settlement, on disk and in the late queue, is all but the batch.
+_KEPT = (
+    "number, s40 run_id, u8 mode, f64 tokens weighed=-1@130 credits units over=0@130"
+    " service_id tenant_id organization_id key_id, u8 flags, f64 tombstone, s36 request_id"
+)
+KEPT = Layout("KEPT", _KEPT)
+# What budgets count of a call; the names of its accounts follow.
+PAID = Layout("PAID", "f64 money raw_tokens requests")
+SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
+SETTLED = Layout("SETTLED", "f64 code now seq=0 remaining=0 credits=0 epoch moved=0 credit_seq=0 spend_seq=0")
+GONE = Layout("GONE", "f64 code now epoch")
+# What `settle` answered once, as `settle` takes it to recover it.
+ACKNOWLEDGED = Layout("ACKNOWLEDGED", "f64 epoch seq moved credit_seq spend_seq")
+
+EXTEND = Layout(
+    "EXTEND",
+    "f64 observed weighed wanted seen worth money_seen money_wanted raw_wanted accounts, s36 request_id",
+)
+EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted money raw_tokens")
+
+LEASE = Layout(
+    "LEASE",
+    "s40 run_id, f64 ttl share kept spent handed credits_kept credits_spent credits_handed, s36 lease_id",
+)
+LEASED = Layout("LEASED", "f64 code now tokens credits strict cuts capped charged plan_id")
+NO_LEASE = Layout("NO_LEASE", "f64 code now")
+
+GRANT = Layout("GRANT", "s40 run_id, u8 verb, f64 amount, s36 id")
+GRANTED = Layout("GRANTED", "f64 code now seq remaining balance epoch moved credit_seq")
+
+LOAD = Layout("LOAD", "s40 run_id, u8 verb kind, f64 version, u8 create")
+_LIMITS = "f64 rpm tpm concurrency"
+_COUNTED = ("plan_id", "anchor", *Clock._fields, *(one.name for one in TERMS if one.counts))
+_PLAN = f"f64 {' '.join(_COUNTED)}"
+PLAN = Layout("PLAN", _PLAN)
+DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} flags expires key_id")
+DEFINE_USER = Layout("DEFINE_USER", _LIMITS)
+DEFINE_TENANT = Layout(
+    "DEFINE_TENANT", f"{_LIMITS} user_rpm user_tpm user_concurrency tenant_id organization_id, {_PLAN}"
+)
+DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap organization_id")
+
+PARK = Layout("PARK", "s40 run_id, f64 organization_id")
+PARKED = Layout("PARKED", "f64 code waiting")
+STREAM_ID = Layout("STREAM_ID", "f64 ms number")
+
+# Where the windows of an account's own begin: what is used, then what is held. And what a hold took by scope.
+RECORDS = {
+    "QUOTA": ("TENANT", "used"), "CREDITS": ("ORGANIZATION", "credits_used"),
+    "SPEND": ("ORGANIZATION", "spent"), "TAKEN": ("HOLD", "key_tpm"),
+}  # fmt: skip
+LAYOUTS = (
+    *states.LAYOUTS, *states.WINDOW_LAYOUTS, ENTRY, PRICED, CARRIED, BUDGETED, DEFINED_WINDOW, TIER, CODE,
+    MARKER, NEED, BUDGETS, PAID,
+    RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
+    LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
+    LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
+)  # fmt: skip
+
+
+# What calls say of budgets, and are answered: keys behind the others, arguments behind the others. Pure.
+#
+# An account for each has the index of these behind it wherever it may be made or forgotten.
+
+
+need_packed = NEED.pack
+paid_packed = PAID.pack
+_ADMITTED_SIZE = ADMITTED.size
+_budgets = BUDGETS.struct.unpack_from
+
+
+def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
+    """The keys of accounts; behind those for each their index, where one may be made or forgotten."""
+    for name in names:
+        yield keys.budget_account(partition, name)
+        if indexed and ":" in name:
+            yield keys.each_accounts(partition, name)
+
+
+def live_windows(packed: bytes) -> dict[int, LiveWindow]:
+    """The windows of an account as they are stored, by budget."""
+    return {
+        one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start)
+        for one in unpack_windows(packed)
+    }
+
+
+def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
+    """What windows shall hold of a call, and the definition of each account; nothing where there is none."""
+    if not request.budgets:
+        return ()
+    packed = need_packed(
+        request.money, request.money_most, request.money_least,
+        request.raw_tokens, request.raw_most, request.raw_least,
+    )  # fmt: skip
+    return packed, *(one.defined for one in request.budgets)
+
+
+def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]:
+    """What windows count of a call, and the names of its accounts; nothing where there is none."""
+    if not settlement.budgets:
+        return ()
+    packed = paid_packed(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
+    return (packed + " ".join(settlement.budgets).encode(),)
+
+
+def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
+    """The names of accounts, money and tokens; nothing where there is none."""
+    if not packed:
+        return (), 0, 0
+    money, raw_tokens, _ = PAID.struct.unpack_from(packed)
+    return tuple(packed[PAID.size :].decode().split(" ")), int(money), int(raw_tokens)
+
+
+def budgets_tell(decision: Decision, answer: bytes) -> None:
+    """Note what an admitted call holds of its budgets, which ends an answer."""
+    money, raw_tokens, budget_id, limit, used, reset, unit = _budgets(answer, _ADMITTED_SIZE)
+    decision.money_held, decision.raw_held = money, raw_tokens
+    if budget_id:
+        decision.budget = BudgetWindow(budget_id, limit, used, reset, unit)
+
+
+def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
+    """The accounts with those of all others in place of somebody's that cannot be made (a bit each)."""
+    return tuple(
+        replace(one, name=f"{one.name.partition(':')[0]}:{OTHERS}") if full >> place & 1 else one
+        for place, one in enumerate(accounts)
+    )
+
 
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
@@ -44,18 +209,18 @@ NO_BATCH = 0
 # Of a call whose weights are those of no plan: whichever the tenant follows.
 ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-reserve_packed = table.RESERVE.pack
-settle_used = table.SETTLEMENT.part("batch", "over").pack
-_settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
+reserve_packed = RESERVE.pack
+settle_used = SETTLEMENT.part("batch", "over").pack
+_settle_who = SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late queue keep.
-BATCH_BYTES = table.SETTLEMENT.offset("layout")
+BATCH_BYTES = SETTLEMENT.offset("layout")
 _TODAY = bytes([LAYOUT])
-_ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
+_ADMITTED, _REFUSED, _CODE = ADMITTED.struct, REFUSED.struct, CODE.struct
 BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
 # How many keys all calls of a partition share, which come first; the bytes of one call's first argument.
 SHARED = {"reserve": 3, "settle": 5}
-ALONE = {"reserve": table.RESERVE.size, "settle": table.SETTLEMENT.size}
+ALONE = {"reserve": RESERVE.size, "settle": SETTLEMENT.size}
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
 
@@ -71,10 +236,10 @@ def reserve(
         request.credits_least, request.credits, request.units, ttl_ms, request.service.id, plan_id,
         service_flags(request) | (FLAG_RAISES if request.raises else 0), request.request_id.encode(),
     )  # fmt: skip
-    accounts = budgets.account_keys(p, [one.name for one in request.budgets], indexed=True)
+    accounts = account_keys(p, [one.name for one in request.budgets], indexed=True)
     return (
         (*names, *accounts_of(request), *accounts, keys.hold(p, request.request_id)),
-        (packed, request.user.encode(), *tiers_of(request), *budgets.need(request)),
+        (packed, request.user.encode(), *tiers_of(request), *budgets_need(request)),
     )
 
 
@@ -102,8 +267,8 @@ def settle(
     packed = used + settle_who(settlement, tombstone_ms) + settlement.request_id.encode()
     texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
     entry = () if late is None else (late,)
-    accounts = budgets.account_keys(p, settlement.budgets, indexed=True)
-    paid = budgets.paid(settlement, requests)
+    accounts = account_keys(p, settlement.budgets, indexed=True)
+    paid = budgets_paid(settlement, requests)
     return (
         (*names, *accounts_of(settlement), *accounts, keys.hold(p, settlement.request_id)),
         (packed, *texts, *tiers_of(settlement), *paid, *definitions, *entry),
@@ -140,7 +305,7 @@ def decision(answer: bytes, service: Service) -> Decision:
             verdict in (BOUNDED, BOUNDED + LEASES), leases=verdict > LEASES,
         )  # fmt: skip
         if len(answer) > _ADMITTED.size:
-            budgets.tell(decision, answer)
+            budgets_tell(decision, answer)
         return decision
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until, budget_id, unit = _REFUSED.unpack(answer)
@@ -170,13 +335,13 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed
             keys.hold(partition, one.request_id),
             keys.tenant_state(partition, one.caller.tenant_id),
             keys.organization_state(partition, one.caller.organization_id),
-            *budgets.account_keys(partition, one.budgets, indexed=False),
+            *account_keys(partition, one.budgets, indexed=False),
         ]
         tokens, rate = one.tokens, one.rate
         seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(one.ahead(margin)))
         weighed = -1 if one.weights is None else one.weighed
         arguments.append(
-            table.EXTEND.pack(
+            EXTEND.pack(
                 tokens, weighed, one.wanted(margin), seen, wanted,
                 *one.wanted_of_budgets(margin), len(one.budgets), one.request_id.encode(),
             )
@@ -188,7 +353,7 @@ def extended(answer: bytes) -> list[tuple[int, int, int, int, int]]:
     """The answer of `extend`: (hold in tokens or -1, in credits, exhausted, of budgets in money and tokens)
     a call; none if unverified.
     """
-    found = table.EXTENDED.struct.iter_unpack(answer[table.CODE.size :])
+    found = EXTENDED.struct.iter_unpack(answer[CODE.size :])
     return [(int(one[0]), int(one[1]), int(one[2]), int(one[3]), int(one[4])) for one in found]
 
 
@@ -230,11 +395,11 @@ def grant(
         keys.outbox(p),
         keys.tenant_state(p, tenant_id),
         keys.organization_state(p, organization_id),
-        *budgets.account_keys(p, accounts, indexed=True),
+        *account_keys(p, accounts, indexed=True),
     ), (
-        table.GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
+        GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,
-        table.PLAN.pack(*plan(terms).values()) if terms else b"",
+        PLAN.pack(*plan(terms).values()) if terms else b"",
     )
 
 
@@ -246,25 +411,25 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
         case OrganizationDefinition():
             kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
             cap = -1 if definition.cap is None else definition.cap
-            packed = table.DEFINE_ORGANIZATION.pack(
+            packed = DEFINE_ORGANIZATION.pack(
                 *limits(definition.limits).values(), definition.credit_limit, cap, definition.organization_id
             )
         case TenantDefinition():
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
-            packed = table.DEFINE_TENANT.pack(
+            packed = DEFINE_TENANT.pack(
                 *limits(definition.limits).values(), *limits(definition.user_limits).values(),
                 definition.tenant_id, definition.organization_id, *plan(definition.terms).values(),
             )  # fmt: skip
         case KeyDefinition(key_id=id_):
             kind, state = KIND_KEY, keys.key_state(p, id_)
-            packed = table.DEFINE_KEY.pack(
+            packed = DEFINE_KEY.pack(
                 *limits(definition.limits).values(), definition.revoked, definition.expires_ms, id_
             )
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
-            packed = table.DEFINE_USER.pack(*limits(definition.limits).values())
+            packed = DEFINE_USER.pack(*limits(definition.limits).values())
     names = keys.marker(p), state, keys.outbox(p)
-    return names, (table.LOAD.pack(run_id, DEFINE, kind, version, create), packed, b"")
+    return names, (LOAD.pack(run_id, DEFINE, kind, version, create), packed, b"")
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
@@ -272,12 +437,12 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
     name = keys.marker(partition)
     verb, third = (VERIFY, keys.marked(partition)) if state == name else (REBUILD, keys.outbox(partition))
     written = packed if state == name else as_written(state, packed, marker)
-    return (name, state, third), (table.LOAD.pack(run_id, verb, 0, 0, 0), written, marker)
+    return (name, state, third), (LOAD.pack(run_id, verb, 0, 0, 0), written, marker)
 
 
 _BY_KIND = {
     "k": states.KEY, "u": states.USER, "t": states.TENANT, "o": states.ORGANIZATION,
-    "a": states.ACTIVATION, "h": states.HOLD, "b": windows.BUDGET,
+    "a": states.ACTIVATION, "h": states.HOLD, "b": states.BUDGET,
 }  # fmt: skip
 
 
@@ -302,8 +467,8 @@ def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> b
 
     What is written there from now on is of the `layout`.
     """
-    packed = table.MARKER.pack(LAYOUT, run_id, epoch, catalogue)
-    return packed if layout == LAYOUT else table.MARKER.earlier(packed)
+    packed = MARKER.pack(LAYOUT, run_id, epoch, catalogue)
+    return packed if layout == LAYOUT else MARKER.earlier(packed)
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:
@@ -312,10 +477,45 @@ def read_marker(raw: object) -> tuple[bytes, int, int]:
     NewerLayout where a newer version has written it: the partition is that one's.
     """
     try:
-        today = table.MARKER.today(raw) if isinstance(raw, bytes) else b""
+        today = MARKER.today(raw) if isinstance(raw, bytes) else b""
     except UnknownLayout as error:
         raise NewerLayout(f"the partition is a newer version's: {error}: run that one") from error
-    if len(today) != table.MARKER.size:
+    if len(today) != MARKER.size:
         return b"", 0, 0
-    _, run_id, epoch, catalogue = table.MARKER.struct.unpack(today)
+    _, run_id, epoch, catalogue = MARKER.struct.unpack(today)
     return run_id, int(epoch), int(catalogue)
+
+
+# Whether a state is already as a definition would have it: then nothing has to be written. Pure.
+
+
+_KINDS: dict[type[AccountDefinition], tuple[type[states.Account], Layout]] = {
+    KeyDefinition: (states.KeyState, DEFINE_KEY),
+    UserDefinition: (states.UserState, DEFINE_USER),
+    TenantDefinition: (states.TenantState, DEFINE_TENANT),
+    OrganizationDefinition: (states.OrganizationState, DEFINE_ORGANIZATION),
+}
+_PLAN_FIELDS = frozenset(one.name for one in PLAN.fields)
+
+
+def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | None) -> bool:
+    """Whether `load` would change nothing of what is stored but its version, by a packed definition.
+
+    What is of an older layout is written in today's. What cannot be read, the script says what it is.
+    """
+    if not stored or stored[0] != LAYOUT:
+        return False
+    of, layout = _KINDS[kind]
+    try:
+        state = states.unpack(of, stored)  # type: ignore[type-var]  # one of those that are stored
+    except struct.error:
+        return False
+    wanted = layout.read(packed)
+    if isinstance(state, states.UserState):
+        wanted["flags"] = int(any(wanted.values()))
+    if isinstance(state, states.TenantState):
+        if not (state.flags & states.HAS_PLAN and state.plan_id == wanted["plan_id"]):
+            wanted = {name: value for name, value in wanted.items() if name not in _PLAN_FIELDS}
+        elif state.reset_interval and not state.next_reset:  # when it ends is found out as well
+            return False
+    return all(getattr(state, name) == value for name, value in wanted.items())

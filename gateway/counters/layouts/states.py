@@ -7,13 +7,76 @@ that comes with a new number says so: `field(default=0, metadata={"since": 130})
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, fields
 from operator import attrgetter
 from typing import TypeVar, cast
 
+from gateway.core.accounts.budgets import DEFINED_WINDOW
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
-from gateway.counters.layouts.older import ORDERS, REORDERED
+
+# An account of budgets, packed: a header, its windows as they are defined, then their meters. Pure.
+
+
+# Of one for each how many calls in flight take from it: they may use what they do not hold, so it stays.
+# A window that is open is as it is defined, and has what its meter has.
+BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132")
+METER = Layout("METER", "f64 used held")
+WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held")
+WINDOW_LAYOUTS = BUDGET, METER, WINDOW
+
+
+@dataclass(slots=True)
+class WindowState:
+    """One budget of an account: as it is defined, and what is used and held of it; see
+    `gateway/core/accounts/budgets.py`.
+    """
+
+    budget_id: int
+    limit: int
+    start: int
+    next: int
+    after: int
+    flags: int
+    used: int = 0
+    held: int = 0
+
+
+def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
+    """An account of budgets as the scripts read it; one for each is forgotten when it `expires` (ms), or as
+    soon as it is unused, by `calls` in flight too.
+    """
+    defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
+    meters = (METER.pack(one.used, one.held) for one in windows)
+    return b"".join((BUDGET.pack(LAYOUT, 0, expires, calls), *defined, *meters))
+
+
+def unpack_windows(packed: bytes) -> list[WindowState]:
+    """The windows of an account of budgets as they are stored."""
+    whole = BUDGET.today(packed)
+    count = (len(whole) - BUDGET.size) // (DEFINED_WINDOW.size + METER.size)
+    meters_at = BUDGET.size + count * DEFINED_WINDOW.size
+    defined = DEFINED_WINDOW.struct.iter_unpack(whole[BUDGET.size : meters_at])
+    meters = METER.struct.iter_unpack(whole[meters_at:])
+    return [WindowState(*map(int, (*one, *meter))) for one, meter in zip(defined, meters, strict=True)]
+
+
+# What states had otherwise in layouts before: the order of their fields. Pure.
+#
+# In place of a tenant's limit stood what remained of it, and in place of used credits the balance.
+
+
+# The layout that put windows first.
+REORDERED = 132
+_HEAD = "layout flags version rpm tpm concurrency requests_used tokens_used at inflight"
+ORDERS = {
+    "TENANT": f"{_HEAD} total limit held used cycle next_reset anchor last_reset seq ledger_at plan_id"
+    " reset_interval overage_policy admission on_exhausted on_store_failure rollover_max total_amount"
+    " user_rpm user_tpm user_concurrency tenant_id organization_id",
+    "ORGANIZATION": f"{_HEAD} credits_used credits_held credit_limit credit_seq ahead credit_at"
+    " cap spent spend_held month spend_seq spend_at organization_id",
+}
+
 
 MANUAL_BLOCK, HAS_PLAN, FORGIVES = 1, 2, 4
 ACTIVE = 2

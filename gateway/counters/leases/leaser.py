@@ -15,11 +15,21 @@ from typing import cast
 
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts.packing import code_of
-from gateway.counters.leases.allowance import Allowance, Allowances
-from gateway.counters.leases.lease import GIVE_BACK, LEASED, NONE, NOTHING, UNKNOWN, Share, lease, leased
+from gateway.counters.leases.allowance import (
+    GIVE_BACK,
+    LEASED,
+    NONE,
+    NOTHING,
+    UNKNOWN,
+    Allowance,
+    Allowances,
+    Share,
+    lease,
+    leased,
+)
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import Wire, encode_script
-from gateway.counters.redis.wires import Wires
+from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.connection import Wire, encode_script
 from gateway.errors import CountersUnavailable
 
 TICK_S = 0.25

@@ -2,14 +2,97 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from gateway.core.certificate import TlsFiles
-from gateway.counters.redis.secured import Secured
+import hiredis
+
+from gateway.core.credentials import TlsFiles
+from gateway.core.wait import Within
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.keys import Place
+from gateway.counters.redis.scripts import library
 from gateway.errors import CountersUnavailable, SettingError
-from gateway.files import UrlFile
+from gateway.files import UrlFile, require_regular
+
+# TLS to Redis: read again when a file of it changes.
+#
+# Connections that are open stay as they are; the next new one is made with what the files hold by then. What
+# cannot be used changes nothing, and is told once.
+
+
+_log = logging.getLogger("tollkeeper.redis")
+_Seen = tuple[tuple[int, int, int] | None, ...]
+
+
+class Secured:
+    """What connections to Redis are made with; `SettingError` where a file cannot be used."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._seen = _seen(files)
+        self._context = _made(files)
+        self._why = ""
+
+    def context(self) -> ssl.SSLContext:
+        """For a connection that is made now."""
+        found = _seen(self._files)
+        if found != self._seen:
+            self._renew(found)
+        return self._context
+
+    def _renew(self, found: _Seen) -> None:
+        try:
+            self._context = _made(self._files)
+        except SettingError as error:  # tried again with the next connection: rights may change
+            if error.message != self._why:
+                _log.error("TLS to Redis is kept as it was", extra={"why": error.message})
+            self._why = error.message
+            return
+        self._seen, self._why = found, ""
+        _log.info("files of TLS to Redis read again")
+
+
+def _made(files: TlsFiles) -> ssl.SSLContext:
+    """Certificate and name are always verified; who may sign them can be said."""
+    try:
+        require_regular(files.authority)
+        context = ssl.create_default_context(cafile=files.authority or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingError(f"{_PREFIX}CA_FILE={files.authority!r} cannot be used: {_why(error)}") from error
+    if files.certificate:
+        try:
+            require_regular(files.certificate, files.key)
+            context.load_cert_chain(files.certificate, files.key or None, password="")
+        except (OSError, ssl.SSLError) as error:
+            shown = f"{_PREFIX}CERT_FILE={files.certificate!r} and {_PREFIX}KEY_FILE={files.key!r}"
+            raise SettingError(f"{shown} cannot be used: {_why(error)}") from error
+    return context
+
+
+def _why(error: OSError) -> str:
+    return "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
+
+
+def _seen(files: TlsFiles) -> _Seen:
+    """By which another content of files is known."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in filter(None, (files.authority, files.certificate, files.key)):
+        try:
+            there = os.stat(file)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
+    return tuple(found)
+
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 PLACES_MAX = 16
@@ -152,3 +235,284 @@ def why_not(error: Exception) -> str:
     if isinstance(error, CountersUnavailable) and error.message == CountersUnavailable().message:
         return NO_REDIS
     return str(error) or type(error).__name__
+
+
+# Questions on a connection of their own, apart from all calls: to sentinels, and to members of a cluster.
+
+
+ANSWER_S_MAX = 0.5
+# Who says nothing for so long is waited for together with the next one.
+NEXT_S = 0.05
+READ_BYTES = 65_536
+
+T = TypeVar("T")
+
+
+async def first_known(
+    places: Iterable[Place], ask: Callable[[Place], Coroutine[Any, Any, T | None]]
+) -> T | None:
+    """What the first of these says that knows, asked in their order; None where nobody does."""
+    left, asked = iter(places), set[asyncio.Task[T | None]]()
+    try:
+        while True:
+            place = next(left, None)
+            if place is not None:
+                asked.add(asyncio.create_task(ask(place)))
+            elif not asked:
+                return None
+            next_s = None if place is None else NEXT_S
+            done, asked = await asyncio.wait(asked, timeout=next_s, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                if (found := one.result()) is not None:
+                    return found
+    finally:
+        for one in asked:
+            one.cancel()
+
+
+async def ask_apart(
+    address: Address, place: Place, login: tuple[str, str], *commands: Sequence[str]
+) -> list[Reply]:
+    """The answers of whoever listens there, by the TLS of `address`; `login` is a user's name and password.
+
+    CountersUnavailable where it does not answer within `ANSWER_S_MAX`, or refuses.
+    """
+    user, password = login
+    asked = [*([("AUTH", *([user] if user else []), password)] if password else []), *commands]
+    try:
+        async with Within(ANSWER_S_MAX):
+            answers = await _answers(address, place, asked)
+    except (OSError, TimeoutError, UnicodeError, hiredis.ProtocolError) as error:
+        raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer: {why_not(error)}") from error
+    for one in answers:
+        if isinstance(one, hiredis.ReplyError):
+            raise CountersUnavailable(f"{place[0]}:{place[1]} refused: {str(one)[:200]}")
+    return cast("list[Reply]", answers[len(asked) - len(commands) :])
+
+
+async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]]) -> list[object]:
+    host, port = place
+    tls, name = (address.tls.context(), host) if address.tls else (None, None)
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name)
+    parser, answers = hiredis.Reader(), list[object]()
+    try:
+        # Its type is written as that of a single word.
+        writer.write(b"".join(hiredis.pack_command(cast("tuple[str]", tuple(one))) for one in asked))
+        while len(answers) < len(asked):
+            data = await reader.read(READ_BYTES)
+            if not data:
+                raise ConnectionError(NO_REDIS)
+            parser.feed(data)
+            while (answer := parser.gets()) is not False:
+                answers.append(answer)
+        return answers
+    finally:
+        writer.close()
+
+
+# Where a connection leads: to the address, or to the primary that its sentinels name, asked each time.
+
+
+# Who has not answered for so long may hang: whether it is the primary still is asked, so often.
+NAMED_LOOK_S = 0.5
+
+
+class Way:
+    """To an address. `reach` leads there, `leads_elsewhere` says that it would lead to another by now."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._address = Address("", 0)
+        self._place, self._elsewhere = ("", 0), False
+        self._asking: asyncio.Task[None] | None = None
+
+    async def reach(self, address: Address, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Connect a protocol, with TLS or without; OSError or CountersUnavailable where that fails."""
+        self.close()
+        self._address = address
+        if address.path:
+            await self._loop.create_unix_connection(protocol, address.path)
+            return
+        self._place = await primary(address) if address.sentinels else (address.host, address.port)
+        host, port = self._place
+        tls, name = (address.tls.context(), host) if address.tls else (None, None)
+        try:
+            await self._loop.create_connection(protocol, host, port, ssl=tls, server_hostname=name)
+        except UnicodeError as error:
+            raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
+
+    def leads_elsewhere(self, waited_s: float) -> bool:
+        """Whether sentinels name another, now that whoever was reached has been waited for so long."""
+        if not self._address.sentinels or waited_s < NAMED_LOOK_S:
+            self.close()
+            return False
+        if self._asking is None or self._asking.done():
+            self._asking = self._loop.create_task(self._look())
+        return self._elsewhere
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        self._elsewhere = False
+        if self._asking is not None:
+            self._asking.cancel()
+
+    async def _look(self) -> None:
+        with suppress(CountersUnavailable):
+            self._elsewhere = await primary(self._address) != self._place
+        await asyncio.sleep(NAMED_LOOK_S)
+
+
+async def primary(address: Address) -> Place:
+    """Host and port of the primary of that name, from the first sentinel that knows it.
+
+    CountersUnavailable where none of them answers in time or knows the name. Why one does not answer is said
+    where no other has answered.
+    """
+    who, faults = address.now(), list[CountersUnavailable]()
+    login = who.sentinel_username, who.sentinel_password
+    question = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.primary_name
+
+    async def named_by(sentinel: Place) -> Place | None:
+        try:
+            match await ask_apart(address, sentinel, login, question):
+                case [[bytes() as where, bytes() as number]]:
+                    return where.decode(), int(number)
+        except CountersUnavailable as error:
+            faults.append(error)
+        return None
+
+    if found := await first_known(address.sentinels, named_by):
+        return found
+    unknown = f"no sentinel knows a primary named {address.primary_name}"
+    if len(faults) < len(address.sentinels):
+        raise CountersUnavailable(unknown)
+    raise CountersUnavailable(f"{unknown}: {faults[-1]}") from faults[-1]
+
+
+# What is said first on a connection to Redis, and what the server says of itself.
+
+
+# Send one command by its parts, and wait for its answer.
+Ask = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who answers. `run_id` is the process; `promoted` says when it last began a history of its own behind
+    another server's (empty: never), `eviction` is its policy. `is_one`: keys of any slots may be in one call.
+    """
+
+    run_id: bytes
+    promoted: bytes
+    eviction: str
+    is_one: bool
+
+
+def why_evicts(policy: str) -> str:
+    """Why a server with this maxmemory-policy is not to be used; empty where it deletes nothing."""
+    if policy in ("", "noeviction"):
+        return ""
+    return f"Redis has maxmemory-policy {policy}, which deletes counters: set it to noeviction"
+
+
+def refuse_evicting(server: Server) -> None:
+    """CountersUnavailable where it would delete counters."""
+    if why := why_evicts(server.eviction):
+        raise CountersUnavailable(why)
+
+
+async def greet(address: Address, ask: Ask) -> Server:
+    """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours."""
+    login = address.now()
+    if login.password:
+        user = [login.username.encode()] if login.username else []
+        await ask(b"AUTH", *user, login.password.encode())
+    if address.database:
+        await ask(b"SELECT", b"%d" % address.database)
+    # All at once: on a busy machine each answer that is waited for takes its time.
+    server, replication, memory, loaded = await asyncio.gather(
+        ask(b"INFO", b"server"),
+        ask(b"INFO", b"replication"),
+        ask(b"INFO", b"memory"),
+        ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()),
+    )
+    run_id = said(server, b"run_id")
+    if not run_id:
+        raise CountersUnavailable("Redis does not say its run_id")
+    if (address.sentinels or address.members) and not is_primary(replication):
+        who = "the sentinels name" if address.sentinels else "the cluster names"
+        raise CountersUnavailable(f"{who} a primary that is not one (yet)")
+    policy = said(memory, b"maxmemory_policy")
+    behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
+    promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
+    # A full server refuses to load, but has what was loaded before.
+    if not loaded:
+        await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
+    mode = said(server, b"redis_mode") or said(server, b"server_mode")
+    return Server(run_id, promoted, policy.decode(), mode == b"standalone")
+
+
+def is_primary(replication: object) -> bool:
+    """Whether a server is one by its `INFO replication`; ROLE says the same, and some services refuse it."""
+    return said(replication, b"role") == b"master"
+
+
+def said(info: object, name: bytes) -> bytes:
+    """One line of what INFO says; empty where it is not there."""
+    if not isinstance(info, bytes):
+        return b""
+    return info.partition(name + b":")[2].partition(b"\r")[0]
+
+
+# What a server of Redis says of itself by INFO, and whether it takes calls by that.
+
+
+# The codes by which a server that is there refuses what it is told, and what is so then.
+WHY = {
+    "OOM": "its memory is full",
+    "MISCONF": "it cannot write its file",
+    "READONLY": "it is a replica",
+    "LOADING": "it still reads its file",
+    "MASTERDOWN": "it is a replica without its primary",
+    "NOREPLICAS": "too few replicas follow it",
+}
+
+
+def facts_of(answer: object) -> dict[str, str]:
+    """Each fact by its name."""
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def why_refused(facts: Mapping[str, str]) -> str:
+    """The code by which it refuses calls now; empty where it takes them, or does not say."""
+    if facts.get("loading") == "1":
+        return "LOADING"
+    if facts.get("role") == "slave":
+        return "READONLY"
+    if "append_only" in files_failing(facts):
+        return "MISCONF"
+    names = ("used_memory", "mem_not_counted_for_evict", "maxmemory")
+    used, aside, most = (int(facts.get(name) or 0) for name in names)
+    return "OOM" if 0 < most <= used - aside else ""
+
+
+def files_failing(facts: Mapping[str, str]) -> list[str]:
+    """Which of its files it could not write when it last tried; with a failed snapshot it may refuse."""
+    aof = facts.get("aof_enabled") == "1" and facts.get("aof_last_write_status") == "err"
+    return ["append_only"] * aof + ["snapshot"] * (facts.get("rdb_last_bgsave_status") == "err")
+
+
+def replica_lags(facts: Mapping[str, str]) -> list[int]:
+    """For how many seconds each replica that follows it has said nothing."""
+    found = []
+    for name, value in facts.items():
+        if name.startswith("slave") and name[5:].isdigit():
+            said = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
+            found += [int(said["lag"])] if said.get("lag", "").isdigit() else []
+    return found
+
+
+def refusal_in(text: str) -> str:
+    """The code in what a server answered; empty where there is none of these."""
+    return next((word for word in text.split() if word in WHY), "")

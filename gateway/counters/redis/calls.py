@@ -7,14 +7,29 @@ for itself is in `lua/lib/calls.lua`. Pure.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import TimerHandle
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, cast
 
 import hiredis
 
+from gateway.core.lru import InUse, Kept, the_one
+from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.core.wait import Wait
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.accounts import service_flags, tiers_of
+from gateway.counters.layouts.packing import (
+    NEED,
+    PAID,
+    RESERVE,
+    SETTLEMENT,
+    budgets_need,
+    budgets_paid,
+    need_packed,
+)
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
@@ -297,3 +312,229 @@ class Batch:
         said.append(bulks(shape))
         said += [arguments for _, _, _, arguments in calls]
         return Each(calls, parts), b"".join(said), len(calls)
+
+
+# Which calls leave at once, and which are gathered: those that come while writes before them are unanswered.
+#
+# Where Redis is busy, more come together that way, and each costs it less; where it is not, nothing waits.
+# What is gathered leaves with the next answer, or command of another kind, once it is as much as one command
+# takes, and after a short time in any case: a Redis that is far away or stands still delays a call by no more
+# than that. It knows nothing of connections.
+
+
+# While one write is answered, the next one lies before Redis already: it does not wait for this process.
+FLIGHTS_MAX = 2
+GATHER_S_MAX = 0.004
+
+
+class Gathering:
+    """The calls of one wire that have not left, and which of its writes are not answered.
+
+    Commands are known by their number, of all that the wire ever asked. `leave` has the calls leave, of which
+    none waits longer than `gather_s`.
+    """
+
+    __slots__ = (
+        "_bytes", "_flights", "_gather_s", "_leave", "_looked_at", "_looking", "_loop", "_turn", "calls",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, leave: Callable[[], None], gather_s: float = GATHER_S_MAX
+    ) -> None:
+        self.calls: list[Call] = []
+        self._loop, self._leave, self._gather_s = loop, leave, gather_s
+        self._bytes = 0
+        # Of each write that is not answered: its last command of calls.
+        self._flights: deque[int] = deque()
+        # How often calls were taken, also when somebody looked last whether they wait too long.
+        self._turn = self._looked_at = 0
+        self._looking: asyncio.TimerHandle | None = None
+
+    def add(self, call: Call) -> None:
+        """One call more."""
+        self.calls.append(call)
+        self._bytes += len(call[3])
+
+    def is_due(self) -> bool:
+        """Whether the calls leave now; if not, they will within `gather_s`."""
+        if (
+            len(self._flights) < FLIGHTS_MAX
+            or len(self.calls) >= CALLS_MAX
+            or self._bytes >= ARGUMENT_BYTES_MAX
+        ):
+            return True
+        if self._looking is None:
+            self._look_again()
+        return False
+
+    def take(self) -> list[Call]:
+        """All that were gathered: they leave, or fail."""
+        calls, self.calls = self.calls, []
+        self._bytes = 0
+        self._turn += 1
+        return calls
+
+    def left(self, last: int) -> None:
+        """A write has left whose last command of calls is this one; 0 where it had none."""
+        if last:
+            self._flights.append(last)
+
+    def answered(self, last: int) -> bool:
+        """All commands up to this one are answered. Whether there are calls that leave now."""
+        flights = self._flights
+        while flights and flights[0] <= last:
+            flights.popleft()
+        return len(self.calls) > 0 and self.is_due()
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _look_again(self) -> None:
+        """Twice within the time that calls may wait: those that were there at one look leave at the next."""
+        self._looked_at = self._turn
+        self._looking = self._loop.call_later(self._gather_s / 2, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if not self.calls:
+            return
+        if self._looked_at == self._turn:
+            self._leave()
+        else:
+            self._look_again()
+
+
+# The wire bytes that all calls of one caller share, made once: the hot path fills in what changes.
+#
+# Whoever has a key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that
+# came last, so that a key with many users does not push out another's that comes now and then.
+
+
+TOMBSTONE_MS = 3_600_000
+NO_ID = "0" * 36
+# What is given back leaves before what is taken.
+RANKS = {"settle": 0, "reserve": 1}
+# How the packed argument begins on the wire, and where in a settlement's begins what the log keeps.
+RESERVE_HEAD = b"$%d\r\n" % RESERVE.size
+SETTLE_HEAD = b"$%d\r\n" % SETTLEMENT.size
+_NEED_HEAD = b"$%d\r\n" % NEED.size
+KEPT_AT: Final = len(SETTLE_HEAD) + packing.BATCH_BYTES
+NO_BUDGETS: Final[tuple[str, ...]] = ()
+
+
+# Texts that frames share: of each organization in use, and of its budgets. Each has some hundred bytes.
+TEXTS_MAX: Final = 4_096
+# How many accounts of budgets a frame has room for that is no larger than most are.
+FREE_ACCOUNTS: Final = 4
+
+
+class Frames:
+    """The frames of the last callers, by key, user, service and the budget accounts they take from.
+
+    Callers say who they are, so what there may be is bounded by size: `most` frames of up to four accounts,
+    of 7 KB each, and fewer of larger ones.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self, most: int) -> None:
+        self._known: InUse[tuple[int, str, int, tuple[str, ...]], Frame] = InUse(most * FREE_ACCOUNTS)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def frame_of(
+        self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
+    ) -> Frame:
+        """The frame of these calls: a service that was resolved again has another one."""
+        key = caller.key_id, user, service.id, budgets
+        frame = self._known.find(key)
+        if frame is None or frame.service is not service:
+            frame = Frame(caller, user, service, budgets)
+            self._known.put(key, frame, max(FREE_ACCOUNTS, len(budgets)))
+        return frame
+
+
+class Frame(Kept):
+    """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
+
+    `names` are those of budgets' accounts, behind that which their windows count.
+    """
+
+    __slots__ = (
+        "_defined",
+        "_defined_of",
+        "_reserve_end",
+        "flags",
+        "names",
+        "reserve",
+        "service",
+        "settle",
+        "settle_end",
+        "settle_user",
+        "who",
+    )
+
+    def __init__(
+        self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
+    ) -> None:
+        request = HoldRequest(caller, NO_ID, user, service, 0, 0)
+        request.budgets = tuple(BudgetAccount(name, b"", False) for name in budgets)
+        self.service = service
+        self.flags = service_flags(request)
+        keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
+        self.reserve = _form("reserve", caller.partition, keys, len(arguments))
+        # What budgets need, and their definitions, are the last arguments.
+        end = b"\r\n" + bulks(*arguments[1 : len(arguments) - len(budgets_need(request))])
+        self._reserve_end = end if user else _shared(end)
+        release = Settlement(caller, NO_ID, user, service, charge=False, budgets=budgets)
+        self.who = packing.settle_who(release, TOMBSTONE_MS)
+        keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
+        self.settle = _form("settle", caller.partition, keys, len(arguments), self.reserve)
+        # What was last said of budgets' accounts: as they are defined, in one tuple, and that on the wire.
+        self._defined_of: tuple[BudgetAccount, ...] = ()
+        self._defined = b""
+        # Attribution and metadata stand between the user and the tiers; last is what budgets count.
+        named = b"\r\n" + bulks(arguments[1])
+        self.settle_user = named if user else _shared(named)
+        before, _, self.names = bulks(*budgets_paid(release)).partition(PAID.pack(0, 0, 0))
+        self.settle_end = _shared(bulks(*tiers_of(release)) + before)
+
+    def end_of(self, request: HoldRequest) -> bytes:
+        """What stands behind that which changes: last what windows hold and what accounts are."""
+        accounts = request.budgets
+        if not accounts:
+            return self._reserve_end
+        if accounts is not self._defined_of:
+            self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
+        held = need_packed(
+            request.money, request.money_most, request.money_least,
+            request.raw_tokens, request.raw_most, request.raw_least,
+        )  # fmt: skip
+        return b"%b%b%b\r\n%b" % (self._reserve_end, _NEED_HEAD, held, self._defined)
+
+
+def _shared(text: bytes) -> bytes:
+    """The one text of these bytes: callers of one organization have the same definitions, one by one, and
+    all callers without a user the same ends.
+    """
+    return the_one(_texts, text, text, TEXTS_MAX)
+
+
+_texts: Final[dict[bytes, bytes]] = {}
+
+
+def _form(
+    verb: str, partition: int, keys: tuple[str, ...], arguments: int, other: Form | None = None
+) -> Form:
+    shared = packing.SHARED[verb]
+    group = _group(verb, partition, keys[:shared], keys[-1].removesuffix(NO_ID))
+    return Form(group, keys[shared:-1], arguments, other)
+
+
+@cache
+def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
+    """One of each verb and partition."""
+    return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

@@ -17,7 +17,7 @@ from importlib.resources import files
 
 from gateway.core.layout import Layout
 from gateway.counters.layouts import lua
-from gateway.counters.layouts.table import LAYOUTS
+from gateway.counters.layouts.packing import LAYOUTS
 
 VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park")
 DIGEST_LENGTH = 12

@@ -6,16 +6,18 @@ process and on another connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from gateway.core.billing.pricing import Pricing
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.accounts.holds import Movement, movements
+from gateway.core.billing.money import Pricing, read_tiers
 from gateway.core.model import Caller, Service, Settlement
-from gateway.counters.layouts.budgets import read_paid
-from gateway.counters.layouts.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
+from gateway.core.wait import in_task
+from gateway.counters.layouts import states
+from gateway.counters.layouts.accounts import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
+from gateway.counters.layouts.packing import ACKNOWLEDGED, GONE, GRANTED, KEPT, SETTLED, read_paid
 from gateway.counters.layouts.states import held_budgets, unpack_hold
-from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis import keys
+from gateway.counters.redis.connection import Wire, encode
 
 _FLAGS_AT = KEPT.offset("flags")
 _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset("organization_id")
@@ -110,3 +112,129 @@ def _texts(encoded: bytes) -> list[bytes]:
         found.append(encoded[begins:ends])
         at = ends + 2
     return found
+
+
+# What answers of `settle` and `grant` acknowledge: the epoch, and which seqs of which accounts moved.
+#
+# A settlement that is sent again is answered again, and may be forgotten again before a keeper has seen what
+# it says of the first answer. So the log notes what earlier answers acknowledged behind the latest one.
+
+
+# How many earlier answers of one settlement are kept: so often it is sent again, and forgotten again.
+EARLIER_MAX = 4
+_SEQS = tuple(one.name for one in ACKNOWLEDGED.fields)
+# Of another size an answer acknowledges nothing; no two of these have the same one.
+_MOVING = {one.size: one for one in (SETTLED, GRANTED)}
+# What the log notes is one of these, and so many of ACKNOWLEDGED: its size says which.
+_NOTED = {one.size % ACKNOWLEDGED.size: one for one in (SETTLED, GONE)}
+
+
+def epoch_of(noted: bytes) -> int:
+    """The epoch a settlement was answered under last, by what the log noted."""
+    layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
+    epoch: int = layout.read(noted[: layout.size])["epoch"]
+    return epoch
+
+
+def noted(answer: bytes, before: bytes) -> bytes:
+    """An answer as the log notes it; `before` is what it had noted of the settlement, if anything."""
+    return answer + _moves(before)[: EARLIER_MAX * ACKNOWLEDGED.size] if before else answer
+
+
+def argument(noted: bytes) -> bytes:
+    """What `settle` acknowledged, as `settle` takes it to recover it: of each answer, the latest first, its
+    epoch, seq, moved, the other seqs.
+    """
+    return _moves(noted) or ACKNOWLEDGED.pack(epoch_of(noted), 0, 0, 0, 0)
+
+
+def acknowledged(caller: Caller, answer: bytes) -> tuple[Movement, ...]:
+    """The movements of an answer; none where nothing moved."""
+    layout = _MOVING.get(len(answer))
+    return _movements(caller, layout.read(answer)) if layout else ()
+
+
+def recovered(caller: Caller, argument: bytes) -> tuple[Movement, ...]:
+    """The movements of the argument made of what was noted; none of one that nobody can read."""
+    size = ACKNOWLEDGED.size
+    if len(argument) % size:
+        return ()
+    parts = (argument[at : at + size] for at in range(0, len(argument), size))
+    return tuple(one for part in parts for one in _movements(caller, ACKNOWLEDGED.read(part)))
+
+
+def _moves(noted: bytes) -> bytes:
+    """Of each answer what it moved, the latest first; nothing of one that moved nothing."""
+    layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
+    if layout is GONE:
+        return noted[GONE.size :]
+    found = SETTLED.read(noted[: SETTLED.size])
+    latest = any(found[name] for name in _SEQS[2:])
+    return (ACKNOWLEDGED.pack(*(found[name] for name in _SEQS)) if latest else b"") + noted[SETTLED.size :]
+
+
+def _movements(caller: Caller, found: dict[str, int]) -> tuple[Movement, ...]:
+    moved = {name: found[name] for name in _SEQS if name in found}
+    return movements(caller.partition, caller.tenant_id, caller.organization_id, **moved)
+
+
+# How far accounts have moved by a log of acknowledged settlements: data that is not as far is older data.
+
+
+READ_BATCH_MAX = 500
+
+
+class Positions:
+    """The newest movement of each account, of those acknowledged under the present `epochs` of partitions.
+
+    What was acknowledged before has another epoch than its partition, and is sent again for that.
+    """
+
+    def __init__(self, epochs: Sequence[int]) -> None:
+        self._epochs = epochs
+        self._newest: dict[int, dict[str, int]] = {}
+        self._later: set[int] = set()
+
+    def add(self, partition: int, epoch: int, moved: Iterable[Movement]) -> None:
+        """Take up one acknowledged settlement; what earlier answers moved is of earlier epochs."""
+        present = self._epochs[partition]
+        if 0 < present < epoch:
+            self._later.add(partition)
+        if epoch == present:
+            newest = self._newest.setdefault(partition, {})
+            for one in (each for each in moved if each.epoch == epoch):
+                newest[one.account] = max(newest.get(one.account, 0), one.last_seq)
+
+    async def are_ahead(self, wire: Wire) -> bool:
+        """Whether an account has moved less far in the data of a wire's server, or an epoch is to come there
+        that has been.
+        """
+        mine = set(wire.part.partitions)
+        for partition in self._newest.keys() & mine:
+            newest = self._newest[partition]
+            accounts = list(newest)
+            for start in range(0, len(accounts), READ_BATCH_MAX):
+                batch = accounts[start : start + READ_BATCH_MAX]
+                names = [_state(partition, one).encode() for one in batch]
+                found = await in_task(wire.send(encode(b"MGET", *names)))
+                assert isinstance(found, list)
+                if any(_seq(one, raw) < newest[one] for one, raw in zip(batch, found, strict=True)):
+                    return True
+        return not mine.isdisjoint(self._later)
+
+
+def _state(partition: int, account: str) -> str:
+    kind, _, number = account.partition(":")
+    name = keys.tenant_state if kind == "tenant" else keys.organization_state
+    return name(partition, int(number))
+
+
+def _seq(account: str, packed: object) -> int:
+    """How far an account has moved by its state; 0 where there is none."""
+    if not isinstance(packed, bytes):
+        return 0
+    kind = account.partition(":")[0]
+    if kind == "tenant":
+        return states.unpack(states.TenantState, packed).seq
+    found = states.unpack(states.OrganizationState, packed)
+    return found.credit_seq if kind == "credits" else found.spend_seq

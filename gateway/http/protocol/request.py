@@ -7,18 +7,232 @@ Ambiguous means refused, never repaired. Pure functions: no route, no caller, no
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import httptools
 
-from gateway.core.calls.paths import CHARACTER, TWO_READINGS
+from gateway.core.calls.routes import CHARACTER, TWO_READINGS
+from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
-from gateway.errors import InvalidRequest, RequestTooLarge
-from gateway.http.protocol.fields import AMBIGUOUS, FieldKind, field_kind, known_fields
-from gateway.http.protocol.framing import LENGTH_DIGITS_MAX, decimal
+from gateway.core.lru import InUse, Kept
+from gateway.core.traces import FIELD as TRACE_FIELD
+from gateway.errors import InvalidRequest, Refusal, RequestTooLarge
+from gateway.http.protocol.framing import (
+    ANSWERED,
+    BARE,
+    BEGUN,
+    BODY,
+    CLOSED,
+    DISCARDING,
+    ENDED,
+    FAULT,
+    HEAD_END,
+    IDLE,
+    INCOMING,
+    LENGTH_DIGITS_MAX,
+    WHOLE,
+    ChunkedBody,
+    IllegalEvent,
+    Malformed,
+    decimal,
+    has_bare_newline,
+)
+
+# What was worked out once and is looked up again: bounded in bytes, the oldest goes first.
+#
+# What is remembered here is often a stranger's choice. So an entry has a size, a newcomer makes
+# only the room it takes, and an entry that is renewed makes nobody go. What is kept by its use goes
+# by when it was used last: strangers cannot make those go who come all the time.
+
+
+K = TypeVar("K", bound="bytes | str")
+V = TypeVar("V")
+U = TypeVar("U", bound=Kept)
+
+
+class Remembered(Generic[K, V]):
+    """Values by the text they were read from; `known` is for reading, `keep` alone writes to it.
+
+    A key longer than `key_bytes_max` is not kept. An entry counts `copies` times its key, for the
+    value has parts of it, and `entry_bytes` for what each has around it.
+    """
+
+    __slots__ = ("_bytes_max", "_copies", "_entry_bytes", "_key_bytes_max", "_order", "held_bytes", "known")
+
+    def __init__(self, bytes_max: int, key_bytes_max: int, copies: int, entry_bytes: int) -> None:
+        self.known: dict[K, V] = {}
+        self.held_bytes = 0
+        self._order: deque[K] = deque()
+        self._bytes_max = bytes_max
+        self._key_bytes_max = key_bytes_max
+        self._copies = copies
+        self._entry_bytes = entry_bytes
+
+    def keep(self, key: K, value: V) -> None:
+        """Remember a value, in place of the oldest ones where there is no room."""
+        size = self._size(key)
+        if len(key) > self._key_bytes_max or size > self._bytes_max:
+            return
+        known = self.known
+        if key not in known:
+            self.held_bytes += size
+            while self.held_bytes > self._bytes_max:
+                oldest = self._order.popleft()
+                self.held_bytes -= self._size(oldest)
+                del known[oldest]
+            self._order.append(key)
+        known[key] = value
+
+    def _size(self, key: K) -> int:
+        return len(key) * self._copies + self._entry_bytes
+
+
+class KeptInUse(InUse[K, U]):
+    """The same, in which the oldest is the one that was used longest ago."""
+
+    __slots__ = ("_copies", "_entry_bytes", "_key_bytes_max")
+
+    def __init__(self, bytes_max: int, key_bytes_max: int, copies: int, entry_bytes: int) -> None:
+        super().__init__(bytes_max)
+        self._key_bytes_max = key_bytes_max
+        self._copies = copies
+        self._entry_bytes = entry_bytes
+
+    def keep(self, key: K, value: U) -> None:
+        """Remember a value, in place of those used longest ago where there is no room."""
+        size = len(key) * self._copies + self._entry_bytes
+        if len(key) <= self._key_bytes_max and size <= self._most:
+            self.put(key, value, size)
+
+
+# What a request's field is to a gateway, by its name: whether it passes, and what it is read for.
+#
+# RFC 9110, 7.6.1: hop-by-hop fields end here. So do credentials, forwarded fields and everything
+# of ours. Each spelling of a short name is looked at once and remembered, within bounds: who sends
+# it is not known yet.
+
+
+CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials)
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
+    b"transfer-encoding upgrade http2-settings".split()
+)
+OURS_PREFIX = b"x-tollkeeper-"
+# By which clients name the session a call is of, and which their upstreams get too.
+_ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
+SESSION_FIELDS = {one.name: (*_ANY_CALL, *filter(None, (one.own_session,))) for one in ALL}
+_SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in names)
+NAMES_BYTES_MAX = 256 * 1024
+NAME_BYTES_MAX = 64
+
+_READ_AND_PASSED = frozenset(
+    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *_SESSIONS}
+) | {one.spoken_by for one in ALL if one.spoken_by}
+_READ = CREDENTIAL_FIELDS | frozenset(
+    b"connection transfer-encoding upgrade host content-length expect".split()
+)
+_ENDED = HOP_BY_HOP | frozenset(
+    b"x-request-id forwarded x-real-ip x-client-ip client-ip true-client-ip cf-connecting-ip "
+    b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via".split()
+)
+# An underscore must not smuggle in a second spelling of a name that decides something.
+_CONTROLLED = _READ | _ENDED | frozenset({b"content-type", b"content-encoding"})
+
+UNITS_FIELD = OURS_PREFIX + b"units"
+OVERRIDES = frozenset(
+    {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
+)
+# What a body is, and its digests: not what it was once it is written again.
+OF_BODIES = frozenset(b"content-type content-encoding content-md5 digest content-digest repr-digest".split())
+# Parts of an answer instead of it, or another form of it.
+_OF_ANSWERS = frozenset(
+    b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im want-digest "
+    b"want-content-digest".split()
+)
+WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
+# System parameters may be fields as well; what a library says of itself is none of them.
+_WITHHELD_PREFIXES = (
+    *(prefix for one in ALL for prefix in one.withheld_prefixes),
+    # By which gateways in front of a provider choose another model, cache or credential.
+    b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
+)  # fmt: skip
+# By which whatever is behind the gateway gives up early: it has read the input by then, and is not paid.
+_GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
+_PASSED = frozenset(one.spoken_by for one in ALL)
+_WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
+# Named by whoever traces, retries or forwards a request: nearly each one has another value.
+_VARYING = frozenset(
+    b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "
+    b"uber-trace-id x-amzn-trace-id x-cloud-trace-context x-datadog-trace-id x-datadog-parent-id "
+    b"x-datadog-tags x-request-id x-client-request-id x-correlation-id idempotency-key x-idempotency-key "
+    b"x-envoy-attempt-start-time x-request-start x-queue-start cf-ray x-amz-cf-id x-vercel-id "
+    b"fly-request-id content-length date".split()
+)
+
+# What the lines of a field do, by its name. PASSES: they go on, where nothing withholds them. DECIDES: how
+# the request is routed depends on them. PROVES: they carry its credential. SAYS: they say something of it.
+# TRACES: they say which trace it is of. VARIES: not worth remembering. AMBIGUOUS: they refuse the request.
+PASSES, DECIDES, PROVES, SAYS, TRACES, VARIES, AMBIGUOUS = 1, 2, 4, 8, 16, 32, 64
+
+
+class FieldKind(NamedTuple):
+    """`lower` is the name as it is compared, `plain` the one that an upstream may take it for.
+
+    It `passes` to the upstream, is `read` here, or `shadows` one of ours. `role` is what its lines do, of the
+    constants above.
+    """
+
+    lower: bytes
+    plain: bytes
+    passes: bool
+    read: bool
+    shadows: bool
+    role: int
+
+
+_names: Remembered[bytes, FieldKind] = Remembered(NAMES_BYTES_MAX, NAME_BYTES_MAX, 3, 384)
+known_fields = _names.known
+
+
+def field_kind(name: bytes) -> FieldKind:
+    """What a field of this name is."""
+    lower = name.lower()
+    plain = lower.replace(b"_", b"-")
+    ours = lower.startswith(OURS_PREFIX)
+    ended = ours or lower in _READ or lower in _ENDED or lower.startswith(b"x-forwarded-")
+    read = ours or lower in _READ or lower in _READ_AND_PASSED
+    shadows = plain != lower and (plain in _CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-")))
+    if read:
+        role = _purpose(lower)
+    else:
+        role = AMBIGUOUS if shadows else DECIDES if is_withheld(plain, _WITHHELD_SOMEWHERE) else 0
+    role |= (VARIES if lower in _VARYING else 0) | (0 if ended else PASSES)
+    kind = FieldKind(lower, plain, not ended, read, shadows, role)
+    _names.keep(name, kind)
+    return kind
+
+
+def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
+    """Whether a field is one of these that do not pass on a route, or is named as none may that passes."""
+    return plain not in _PASSED and (
+        plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
+    )
+
+
+def _purpose(lower: bytes) -> int:
+    """What the lines of a field that is read here do."""
+    if lower == TRACE_FIELD:
+        return TRACES
+    if lower in CREDENTIAL_FIELDS:
+        return PROVES
+    if (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD) or lower in _SESSIONS:
+        return SAYS
+    return DECIDES
+
 
 # The values of fields by their names in lower case, in order, without the whitespace around them.
 Values = Mapping[bytes, list[bytes]]
@@ -256,3 +470,182 @@ def _read_connection(head: RequestHead) -> None:
         if [value.lower() for value in expectations] != [b"100-continue"]:
             raise ExpectationFailed
         head.expects = True
+
+
+# Request ids: UUIDs of version 7 as text (RFC 9562), made a batch at a time, so that they order by time.
+#
+# The ids of a batch share the millisecond it was made in and their first 26 random bits. They differ in the
+# last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there
+# were.
+
+
+BATCH: Final = 64
+TAIL_DIGITS: Final = 12
+# A batch is thrown away after so long: an id says when its request began, to the second.
+BATCH_S_MAX: Final = 1.0
+
+
+class RequestIds:
+    """Give request ids; `random` is `os.urandom`, or what returns as many bytes; `clock` tells Unix time."""
+
+    __slots__ = ("_clock", "_drawn_at", "_random", "_ready")
+
+    def __init__(self, random: Callable[[int], bytes], clock: Callable[[], float]) -> None:
+        self._random = random
+        self._clock = clock
+        self._ready: list[str] = []
+        self._drawn_at = 0.0
+
+    def next_id(self, now: float) -> str:
+        """A new id of 36 characters; `now` in seconds of any clock that goes on."""
+        if not self._ready or now - self._drawn_at > BATCH_S_MAX:
+            self._refill()
+            self._drawn_at = now
+        return self._ready.pop()
+
+    def _refill(self) -> None:
+        drawn = self._random(4 + BATCH * TAIL_DIGITS // 2)
+        at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
+        version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F
+        time = f"{at:012x}"
+        prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
+        tails = drawn[4:].hex()
+        whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
+        self._ready = list({prefix + tails[start : start + TAIL_DIGITS] for start in whole})
+
+
+# A client's side of a connection, framing alone: bytes go in, heads and payloads come out.
+#
+# Where a request ends is decided here and nowhere else. Whether its client is still there, what the
+# request means and what becomes of its answer is not known here; there is no socket and no clock.
+
+
+_UNREAD = (IDLE, WHOLE)
+_READ_ON = (BODY, DISCARDING)
+
+
+class ClientSide:
+    """The requests of one connection, one after the other. `state` is one of `INCOMING`.
+
+    `waiting` are bytes that are not read yet: of a head, or of whatever comes behind the present
+    request. `fresh` says that the part of a head that is here has only just begun.
+    """
+
+    __slots__ = ("_chunked", "_left", "_limits", "_scanned", "fresh", "state", "waiting")
+
+    def __init__(self, limits: HttpLimits) -> None:
+        self._limits = limits
+        self.waiting = b""
+        self._scanned = 0
+        self.fresh = False
+        self._left = 0
+        self._chunked: ChunkedBody | None = None
+        self.state = IDLE
+
+    @property
+    def droppable(self) -> bool:
+        """Whether what is left of the present request can be read and dropped, within bounds."""
+        if self.state == BODY:
+            return self._chunked is None and self._left <= self._limits.discarded_bytes_max
+        return self.state == WHOLE
+
+    def receive(self, data: bytes) -> bytes:
+        """Take in bytes; the payload in them, if a body is due. `MalformedRequest` for a broken body."""
+        state = self.state
+        if state in _UNREAD:
+            self.waiting = self.waiting + data if self.waiting else data
+        elif state in _READ_ON:
+            return self._payload(data)
+        return b""
+
+    def head(self) -> bytes:
+        """The next request's head with its blank line; empty while more is needed.
+
+        Raises the `Refusal` of bytes that will never be one, and of an event that is out of turn
+        `IllegalEvent`. A head is followed by `request`.
+        """
+        if self.state != IDLE:
+            raise IllegalEvent(f"a head while a request is {self.state}")
+        data = self.waiting
+        if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
+            data = data[2:]
+        end = data.find(HEAD_END, self._scanned)
+        if end < 0 or end > self._limits.head_bytes_max:
+            self._check_part(data)
+            return b""
+        self.waiting = data[end + 4 :]
+        self._scanned = 0
+        return data[: end + 4]
+
+    def request(self, length: int, chunked: bool) -> bytes:
+        """Begin a request framed like this; the payload that is here already, or `MalformedRequest`."""
+        data = self.waiting
+        if not chunked:
+            if len(data) >= length:
+                self.state = INCOMING[self.state][BARE]
+                self.waiting = data[length:]
+                return data[:length]
+            self._left = length
+        else:
+            self._chunked = ChunkedBody(self._limits, self._limits.small_chunks_max)
+        self.state = INCOMING[self.state][BEGUN]
+        self.waiting = b""
+        return self._payload(data)
+
+    def refuse(self) -> None:
+        """Nothing after this can be read: the present request is never complete."""
+        self.state = INCOMING[self.state][FAULT]
+        self._forget()
+
+    def answered(self) -> None:
+        """The present request has its answer."""
+        self.state = INCOMING[self.state][ANSWERED]
+
+    def close(self) -> None:
+        """No request follows, and what is left of this one is not read."""
+        self.state = INCOMING[self.state][CLOSED]
+        self._forget()
+
+    def _check_part(self, data: bytes) -> None:
+        """Keep the beginning of a head, unless it can be refused already."""
+        limits = self._limits
+        self.fresh = self._scanned == 0
+        self._scanned = max(1, len(data) - 3)
+        line_max = limits.request_line_bytes_max
+        refusal: Refusal | None = None
+        if len(data) > line_max and b"\r\n" not in data[: line_max + 2]:
+            refusal = TargetTooLong()
+        elif len(data) > limits.head_bytes_max:
+            refusal = FieldsTooLarge()
+        elif (data and not data[:1].isalpha() and data != b"\r") or has_bare_newline(data):
+            refusal = MalformedRequest()
+        self.waiting = data
+        if refusal is not None:
+            raise refusal
+
+    def _payload(self, data: bytes) -> bytes:
+        chunked = self._chunked
+        if chunked is not None:
+            try:
+                data = chunked.feed(data)
+            except Malformed as error:
+                self.refuse()
+                raise MalformedRequest(f"The body is not chunked as it says: {error}.") from error
+            if chunked.done:
+                self.waiting, self._chunked = chunked.rest, None
+                self.state = INCOMING[self.state][ENDED]
+            return data
+        left = self._left - len(data)
+        if left <= 0:
+            if left < 0:
+                self.waiting = data[left:]
+                data = data[:left]
+            left = 0
+            self.state = INCOMING[self.state][ENDED]
+        self._left = left
+        return data
+
+    def _forget(self) -> None:
+        self.waiting = b""
+        self._chunked = None
+        self._scanned = 0

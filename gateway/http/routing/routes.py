@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from urllib.parse import unquote
 
-from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.route import Route
-from gateway.core.calls.templates import REST, expression_of
-from gateway.core.families.registry import ALL, FAMILIES
-from gateway.core.model import GENERIC, Family
+from gateway.core.calls import binding
+from gateway.core.calls.binding import UNREAD_METERS, Binding
+from gateway.core.calls.call import Call, check_names, read_document, write_document
+from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
+from gateway.core.families.controlled import Document
+from gateway.core.families.family import ApiFamily
+from gateway.core.families.objects import chosen_name, named, places_of
+from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
+from gateway.core.model import GENERIC, Caller, Family, Service
+from gateway.core.text import names_in
+from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute
+from gateway.http.ports import Directory, Log
+from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
 USAGE_PATH = "/.tollkeeper/usage"
 _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
@@ -157,3 +166,258 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
     if "GET" in methods:
         methods.setdefault("HEAD")
     return tuple(methods)
+
+
+# Where calls under `/services/` go now: the configuration's word over the catalogue as it is.
+#
+# A binding stays the same object while the catalogue does, so a plan made under it need not be made again.
+
+
+TOLD_MAX = 1000
+
+
+class Bindings:
+    """The bindings of one worker's configuration. What is wrong with them is logged once.
+
+    `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
+    with a list of models may call.
+    """
+
+    def __init__(
+        self,
+        routes: tuple[Route, ...],
+        targets: Mapping[str, UpstreamTarget],
+        rules: ServiceRules,
+        directory: Directory,
+        log: Log,
+    ) -> None:
+        self.upstreams, self.unread = dict(rules.upstreams), rules.unread
+        self._configured = routes, targets, rules
+        self._directory = directory
+        self._log = log
+        self._catalogue: Mapping[str, Service] | None = None
+        self._bindings = binding.Bindings(*self._configured, {})
+        self._known: dict[tuple[str, str], Binding | None] = {}
+        self._told: set[tuple[str, ...]] = set()
+        self._services: dict[str, tuple[str, ...]] = {}
+        for route in routes:
+            goes = self.upstreams.get(route.service, route.upstream)
+            known = self._services.get(goes, ())
+            if route.service and route.service not in known:
+                self._services[goes] = (*known, route.service)
+
+    def binding_of(self, key: str, route: Route) -> Binding | None:
+        """The binding of a service on a route, None for none; CountersUnavailable before a catalogue."""
+        catalogue = self._directory.catalogue()
+        if catalogue is not self._catalogue:
+            self._catalogue, self._known = catalogue, {}
+            self._bindings = binding.Bindings(*self._configured, catalogue)
+        upstream = "" if "{service_key}" in route.path else route.upstream
+        found = self._known.get((key, upstream))
+        if found is None and key in catalogue:
+            found = self._known[key, upstream] = self._bindings.of(key, upstream)
+            assert found is not None
+            self._tell(found, catalogue)
+        return found
+
+    def services_at(self, upstream: str) -> tuple[str, ...]:
+        """The services whose own routes go to an upstream."""
+        return self._services.get(upstream, ())
+
+    def check_price(self, bound: Binding, service: Service, caller: Caller) -> None:
+        """UnknownRoute where the caller could have the same paths at another price."""
+        for key in bound.overlapping:
+            try:
+                other = self._directory.resolve(caller, key)
+            except ServiceNotIncluded:
+                continue
+            if other is not None and not service.costs_as(other):
+                raise UnknownRoute(
+                    f"The services {service.key} and {key} share paths of an upstream at different prices: "
+                    "both are refused until each has paths of its own."
+                )
+
+    def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
+        service = bound.service
+        if not bound.upstream and service.upstream:
+            self._tell_once("service_without_upstream", service.key, upstream=service.upstream)
+        for key in bound.overlapping:
+            if key in catalogue and not service.costs_as(catalogue[key]):
+                self._tell_once("services_share_paths", service.key, shares_with=key)
+
+    def _tell_once(self, event: str, service: str, **other: str) -> None:
+        told = (event, service, *other.values())
+        if len(self._told) < TOLD_MAX and told not in self._told:
+            self._told.add(told)
+            self._log(event, service=service, level="error", **other)
+
+
+# What may come with the body of a call to an API family: its content type, its query, its fields.
+#
+# What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
+# no meter reads it, or make another call of it. So what a query may have is on a list, and fields known to
+# do such things never pass.
+
+
+JSON_TYPE = b"content-type: application/json"
+_JSON = re.compile(
+    rb"application/(?:json|[a-z0-9][a-z0-9!#$&^_.-]*\+json)"
+    rb"[ \t]*(?:;[ \t]*charset=(?:utf-8|\"utf-8\")[ \t]*)?",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(rb"[A-Za-z0-9._~-]{0,64}")
+
+# What the families' references have on routes that cost nothing: pages and filters of lists, parts of an
+# object. Clients of several families ask for one path, so all of them are on all.
+_OF_LISTS = frozenset(
+    b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
+    b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
+    b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
+    b" created_before".split()
+)
+_EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
+_LISTS = ("[]", "%5B%5D", "%5b%5d")
+_NONE: frozenset[bytes] = frozenset()
+
+
+def check_content_type(head: RequestHead) -> None:
+    """A metered body is JSON in UTF-8: nothing else is read here as its upstream would read it."""
+    types = head.all(b"content-type")
+    if len(types) > 1 or (types and _JSON.fullmatch(types[0]) is None):
+        raise InvalidRequest(
+            "The content type must be application/json, or one that ends in +json, in UTF-8.",
+            param="content-type",
+        )
+    if any(value.lower() != b"identity" for value in head.all(b"content-encoding")):
+        raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
+
+
+def check_query(query: bytes, route: Route) -> None:
+    """Refuse a parameter that its family does not document on such a route, nor the route names."""
+    family = _family(route)
+    if not query or family.name == GENERIC:
+        return
+    free = route.meter == "none"
+    known, of_lists = (_EVERYWHERE, _OF_LISTS) if free else (family.queries, _NONE)
+    seen: set[bytes] = set()
+    for pair in query[1:].split(b"&"):
+        name, _, value = pair.partition(b"=")
+        text = name.decode("ascii")
+        if b";" in pair or (name not in known and name not in of_lists and text not in route.queries):
+            right = ", ".join([*(one.decode() for one in (*known, *sorted(of_lists))), *route.queries])
+            raise InvalidRequest(
+                f"The query parameter {text} is not accepted on this route: {right}.", param=text or None
+            )
+        if name in seen and not text.endswith(_LISTS):
+            raise InvalidRequest(f"The query parameter {text} appears twice.", param=text)
+        seen.add(name)
+        values = known.get(name)
+        if values is not None and value not in values:
+            right = " or ".join(sorted(one.decode() for one in values))
+            raise InvalidRequest(f"The query parameter {text} must be {right}.", param=text)
+        if values is None and name in known and _PLAIN.fullmatch(value) is None:
+            raise InvalidRequest(f"The query parameter {text} must be a plain word.", param=text)
+
+
+def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
+    """Names of this request's fields that do not pass on this route."""
+    family = _family(route)
+    if family.name == GENERIC:
+        return _NONE
+    names = OVERRIDES if route.meter == "none" else WITHHELD | family.withheld
+    if not is_rewritten(route):
+        names -= OF_BODIES
+    return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
+
+
+def is_rewritten(route: Route) -> bool:
+    """Whether a call's body is read and written again: then its type and digests are not its caller's."""
+    return route.meter not in UNREAD_METERS
+
+
+def _family(route: Route) -> ApiFamily:
+    """Whose API a route is: what meters its answers says it, else the route itself."""
+    return OF_METER.get(route.meter) or FAMILIES[route.family]
+
+
+# Stored objects as one request meets them: what its path is about, and what its body names.
+#
+# A list of all objects of a kind would show every organization's, so it is 404 for everybody. Bodies of
+# free routes are read as those of metered ones are, but for forms where files are taken.
+
+
+# Collections whose API takes files as forms, in which it takes no ids.
+_WITH_FORMS = frozenset({"files", "uploads", "skills"})
+_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
+    the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
+    for what it names; `bare` that it may have none. With `makes` it makes an object, whose
+    name is not its own to choose.
+    """
+
+    ids: tuple[str, ...]
+    keeps: Callable[[Document], bool] | None
+    reads: bool = False
+    bare: bool = False
+    makes: bool = False
+
+
+def owned_by(head: RequestHead, route: Route) -> Owned | None:
+    """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
+    if route.objects != "owned" or route.family == GENERIC:
+        return None
+    places = places_of(route.family, head.path.decode("ascii"))
+    ids = tuple(dict.fromkeys(place.id for place in places if place.id))
+    if route.meter != "none":
+        shape = SHAPES.get(route.meter)
+        return Owned(ids, None if shape is None else shape.keeps)
+    has_body = head.method in _WITH_BODY
+    is_list = not all(place.id for place in places)
+    if is_list and not has_body:
+        raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
+    reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
+    if head.method == b"POST":
+        tells = bool(places) and all(place.makes for place in places)
+    else:
+        tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
+    return Owned(ids, _always if tells else None, reads, bare=not has_body, makes=is_list)
+
+
+def _always(_: Document) -> bool:
+    return True
+
+
+def _is_json(head: RequestHead, *, forms: bool) -> bool:
+    """Whether a body is JSON and not a form, where a form names no object; anything else is refused."""
+    types = head.all(b"content-type")
+    if not types:
+        return True  # if there is a body at all
+    media = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
+    if media == b"application/json" or media.endswith(b"+json"):
+        return True
+    if not forms or media != b"multipart/form-data":
+        allowed = "application/json or multipart/form-data" if forms else "application/json"
+        raise InvalidRequest(f"The content-type must be {allowed}.", param="content-type")
+    return False
+
+
+def read_objects(owned: Owned, call: Call) -> None:
+    """Note the ids of all objects a request names, and whether its answer may tell of some."""
+    if owned.reads and call.body:
+        call.document = read_document(call.body)
+        written = write_document(call.document)
+        check_names(call.body, written, 0)
+        call.body, call.names = written, names_in(call.document)
+        chosen = chosen_name(call.family, call.document) if owned.makes else None
+        if chosen is not None:
+            raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
+    document = call.document
+    call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
+    call.named = owned.ids
+    if document is not None:
+        ids, call.brought = named(call.family, call.body, call.names, document)
+        call.named += ids

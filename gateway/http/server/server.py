@@ -7,35 +7,231 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, Refusal, StartError
-from gateway.http.clock import Clock
-from gateway.http.faults import FaultLog
-from gateway.http.large_bodies import LargeBodies
+from gateway.http.fair_share import LargeBodies, Shares, Turns
+from gateway.http.identity import key_digests
 from gateway.http.ports import Ports
-from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import given_up, proxy
-from gateway.http.reply import refuse
-from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.call_head import CallHead
-from gateway.http.routing.cors import Cors
-from gateway.http.routing.head_reader import HeadReader
-from gateway.http.routing.identity import key_digests
-from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.server.access import accessed
+from gateway.http.reply import FaultLog, refuse
+from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
+from gateway.http.routing.routes import Bindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
-from gateway.http.server.exchange import Exchange
-from gateway.http.server.listening import Listening, listen
-from gateway.http.server.stopping import Stopping
-from gateway.http.shares import Shares
-from gateway.http.turns import Turns
+from gateway.http.server.exchange import ClientGone, Exchange, Worker
+from gateway.http.tally import Clock
 from gateway.http.upstream.pool import Upstream
-from gateway.http.worker import Worker
+
+# Where a worker accepts clients: at its own sockets, and at those of workers that let clients wait.
+#
+# A worker that is dead, hangs or is busy accepts nobody. The supervisor holds its socket, so clients wait
+# there; the other workers take them after a moment.
+
+
+BACKLOG = 4_096
+# A client that its own worker has not accepted by then is another's.
+WAITS_S_MAX = 0.05
+# So many are taken at once, then the loop turns.
+TAKEN_MAX = 64
+
+Made = Callable[[], Any]
+
+
+class Listening:
+    """The sockets of a worker, until it closes them."""
+
+    def __init__(self, servers: Sequence[asyncio.Server], others: Sequence[Waiting]) -> None:
+        self._servers, self._others = servers, others
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """Those of its own."""
+        return [one for server in self._servers for one in server.sockets]
+
+    def close(self) -> None:
+        """Accept no more."""
+        for server in self._servers:
+            server.close()
+        for other in self._others:
+            other.close()
+
+
+async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listening:
+    """Accept clients by `made`: at its `own` sockets alone, at `others` where their worker does not."""
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(made, sock=one, backlog=BACKLOG) for one in own]
+    return Listening(servers, [Waiting(one, made, loop) for one in others])
+
+
+class Waiting:
+    """Takes clients who wait at the socket of another worker. Their own one is faster where it is well."""
+
+    def __init__(
+        self, there: socket.socket, made: Made, loop: asyncio.AbstractEventLoop,
+        waits_s_max: float = WAITS_S_MAX,
+    ) -> None:  # fmt: skip
+        self._there, self._made, self._loop, self._waits_s_max = there, made, loop, waits_s_max
+        self._later: asyncio.TimerHandle | None = None
+        self._taken: set[asyncio.Task[Any]] = set()
+        loop.add_reader(there, self._wait)
+
+    def close(self) -> None:
+        """Take no more."""
+        if self._later is not None:
+            self._later.cancel()
+        self._loop.remove_reader(self._there)
+        self._there.close()
+
+    def _wait(self) -> None:
+        self._loop.remove_reader(self._there)
+        self._later = self._loop.call_later(self._waits_s_max, self._take)
+
+    def _take(self) -> None:
+        self._later = None
+        with suppress(OSError):  # nobody waits any more, or no file can be opened
+            for _ in range(TAKEN_MAX):
+                client, _ = self._there.accept()
+                client.setblocking(False)
+                task = self._loop.create_task(self._begin(client))
+                self._taken.add(task)
+                task.add_done_callback(self._taken.discard)
+        self._loop.add_reader(self._there, self._wait)
+
+    async def _begin(self, client: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._made, client)
+        except OSError:  # gone meanwhile
+            client.close()
+
+
+# How a data plane ends: clients are told to leave, calls have their grace, what is left is broken off.
+#
+# In order, and within a time that no client can stretch: whoever is not served any more and does not read is
+# left behind.
+
+
+QUIET_TIMES_MAX = 5
+STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
+
+
+class Stopping:
+    """The end of what a worker serves: `connections`, and `orphans`, calls whose clients are gone.
+
+    Both are the data plane's, which calls `changed` when one of them is gone.
+    """
+
+    def __init__(
+        self,
+        connections: set[ClientConnection],
+        orphans: set[Exchange],
+        clock: Clock,
+        seconds: Callable[[], float],
+    ) -> None:
+        self._connections, self._orphans = connections, orphans
+        self._clock, self._seconds = clock, seconds
+        self._empty = asyncio.Event()
+
+    def changed(self) -> None:
+        """One of them is gone."""
+        if not self._connections and not self._orphans:
+            self._empty.set()
+
+    async def run(self, grace_s: float, limits: HttpLimits, shut: Callable[[], None]) -> bool:
+        """Let calls end within the grace, break off what is left; whether all of it is settled.
+
+        First every answer says that its connection ends with it, until whoever is left has been idle for
+        a while: a request that is on its way to a connection that is being closed would be lost. `shut`
+        is called then, to accept no more. It is over `counters_s` after the grace.
+        """
+        began = self._seconds()
+        await self._quiet(grace_s, limits)
+        shut()
+        for connection in list(self._connections):
+            connection.shut()
+        if await self._emptied(grace_s - (self._seconds() - began)):
+            return True
+        return await self._broken_off(limits)
+
+    async def _quiet(self, grace_s: float, limits: HttpLimits) -> None:
+        seconds, quiet_s = self._seconds, limits.quiet_s
+        end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
+        while seconds() < end:  # it is quiet when nothing happens, so nobody tells
+            now = self._clock.now
+            if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
+                return
+            await asyncio.sleep(limits.tick_s)
+
+    async def _broken_off(self, limits: HttpLimits) -> bool:
+        """End every call here and now: its client is told in the API's own shape, where it can be.
+
+        Who has been told has `linger_s` to take it. A call that is being admitted or charged is not
+        interrupted: what is left of it is, a tick later.
+        """
+        now = self._seconds()
+        end, told = now + limits.counters_s, set[Exchange]()
+        leaves = {one: now for one in self._connections if one.exchange is None}
+        while True:
+            for exchange in [*self._orphans, *(one.exchange for one in self._connections)]:
+                if exchange is not None and exchange not in told and not exchange.shielded:
+                    told.add(exchange)
+                    exchange.interrupt(
+                        ClientGone() if exchange.gone else Overloaded(STOPPING, retry_after_s=1)
+                    )
+            now = self._seconds()
+            for connection in list(self._connections):
+                if (
+                    connection.exchange is None
+                    and leaves.setdefault(connection, now + limits.linger_s) <= now
+                ):
+                    connection.transport.abort()
+            if await self._emptied(min(limits.tick_s, end - now)):
+                return True
+            if self._seconds() >= end:
+                break
+        for connection in list(self._connections):
+            connection.transport.abort()
+        return False
+
+    async def _emptied(self, within_s: float) -> bool:
+        """Whether every connection and every call without a client is over in time."""
+        if self._connections or self._orphans:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), max(0.0, within_s))
+            except TimeoutError:
+                return False
+        return True
+
+
+# What the log says of a request where it says something of each: who called what, and how it went.
+#
+# Never what was asked or answered, nor a credential. A caller is known by the ids of its tenant and
+# organization.
+
+
+def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, object]:
+    """The facts of one line, in milliseconds; those of a caller or an upstream where there is one."""
+    caller, call, routed = exchange.caller, exchange.call, exchange.routed
+    facts: dict[str, object] = {
+        "request_id": exchange.request_id,
+        "route": routed.label,
+        "status": exchange.status,
+        "reason": exchange.reason,
+        "duration_ms": round(took_s * 1000, 3),
+    }
+    if caller is not None:
+        facts |= {"organization_id": caller.organization_id, "tenant_id": caller.tenant_id}
+    if call is not None:
+        facts["model"] = call.model
+    if upstream_s > 0.0:
+        facts |= {"upstream": routed.upstream, "upstream_ms": round(upstream_s * 1000, 3)}
+    return facts
 
 
 class DataPlane:

@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from gateway.core.accounts.facts import read_facts
+from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.calls.trace import Kind, Span, Trace, Value
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
+from gateway.core.traces import Kind, Span, Trace, Value
 from gateway.http.ports import Counters, Ports, Tracer
-from gateway.http.routing.call_head import CallHead
+from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.server.server import DataPlane

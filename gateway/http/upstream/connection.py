@@ -14,12 +14,10 @@ from typing import Any, Protocol
 from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, UpstreamTimeout, UpstreamUnreachable
-from gateway.http.clock import NEVER, Clock
-from gateway.http.protocol.answer import AnswerHead
-from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.states import AWAITED, BODY, COMPLETE, OWED
-from gateway.http.protocol.upstream_side import UpstreamSide
-from gateway.http.turns import Turns
+from gateway.http.fair_share import Turns
+from gateway.http.protocol.answer import AnswerHead, UpstreamSide
+from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
+from gateway.http.tally import NEVER, Clock
 
 
 class _BodySource(Protocol):

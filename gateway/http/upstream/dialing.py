@@ -7,10 +7,175 @@ first is taken, and the others are dropped.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import math
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from typing import Any
 
-from gateway.http.upstream.names import place_of
+from gateway.core.circuit_breaker import is_said
+from gateway.core.http_limits import HttpLimits
+from gateway.http.tally import Clock
+
+# The addresses behind an upstream's name: looked up again while it is used, kept a while when that fails.
+#
+# The system's own look-up is asked, so that /etc/hosts and search domains count. It may hang for half a
+# minute, so it has a thread of its own, one a name at a time; nothing else ever waits for it.
+
+
+# Of one answer; and of those that were seen, which connections may still go to.
+ADDRESSES_MAX = 16
+SEEN_MAX = 256
+# A call with an address from before waits no longer for the next one; behind a failure it is asked so often.
+PATIENCE_S_MAX = 1.0
+RETRY_S = 1.0
+
+
+# Blocks, and says the addresses of a host as text, the preferred one first; OSError where it cannot.
+LookUp = Callable[[str], Sequence[str]]
+
+
+def by_system(host: str) -> Sequence[str]:
+    """What this machine's resolver says, in its own order (RFC 6724)."""
+    return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+class Names:
+    """The addresses of one upstream. `told` hears of changes and failures, `failed` of each failure.
+
+    An address that the name no longer leads to `stands` for `upstream_address_s` after it was seen last.
+    """
+
+    __slots__ = (
+        "_asked_at", "_asking", "_clock", "_failed", "_failing", "_failures", "_found_at", "_host",
+        "_known", "_limits", "_look_up", "_next", "_told", "seen",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
+        self, host: str, clock: Clock, limits: HttpLimits, look_up: LookUp, told: Callable[..., None],
+        failed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._host, self._clock, self._limits = host, clock, limits
+        self._look_up, self._told, self._failed = look_up, told, failed
+        self._known: tuple[str, ...] = _literal(host)
+        self._found_at = math.inf if self._known else -math.inf  # what is no name is never looked up
+        self._asked_at = -math.inf
+        self._failing = False
+        self._failures = self._next = 0
+        self._asking: asyncio.Future[None] | None = None
+        self.seen: dict[str, float] = dict.fromkeys(self._known, math.inf)
+
+    async def addresses(self) -> list[str]:
+        """Where to connect, families in turns (RFC 8305, 4), each time another first; OSError if unknown."""
+        now = self._clock.now
+        if not self._known or now - self._found_at > self._limits.upstream_resolve_s:
+            await self._renewed()
+        if not self._known:
+            raise socket.gaierror(f"{self._host} has no address")
+        self._next += 1
+        return in_turns(self._known, self._next)
+
+    def check(self, now: float, in_use: bool) -> None:
+        """Look up again in time what is in use; forget addresses that the name left long ago."""
+        if in_use and now - self._found_at >= self._limits.upstream_resolve_s:
+            self._ask(now)
+        if self._failing and now - self._found_at > self._limits.upstream_resolve_stale_s:
+            self._known = ()
+        if len(self.seen) > len(self._known):
+            oldest = now - self._limits.upstream_address_s
+            for address in [each for each, at in self.seen.items() if at < oldest]:
+                if address not in self._known:
+                    del self.seen[address]
+
+    async def _renewed(self) -> None:
+        """Wait for a look-up: with addresses from before for a moment, behind a failure not at all."""
+        asking = self._ask(self._clock.now)
+        if asking is None or (self._known and self._failing):
+            return
+        await asyncio.wait({asking}, timeout=PATIENCE_S_MAX if self._known else None)
+        if not asking.done():
+            self._failing = True
+
+    def _ask(self, now: float) -> asyncio.Future[None] | None:
+        if self._asking is not None:
+            return self._asking
+        if self._failing and now - self._asked_at < RETRY_S:  # was answered, and by a failure
+            return None
+        self._asked_at = now
+        loop = asyncio.get_running_loop()
+        self._asking = asking = loop.create_future()
+
+        def ask() -> None:
+            found: Sequence[str] | Exception
+            try:
+                found = self._look_up(self._host)
+            except Exception as error:  # noqa: BLE001  # told as what it is, in the loop
+                found = error
+            with suppress(RuntimeError):  # the loop is gone, and with it whoever asked
+                loop.call_soon_threadsafe(self._answered, asking, found)
+
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+        return asking
+
+    def _answered(self, asking: asyncio.Future[None], found: Sequence[str] | Exception) -> None:
+        self._asking = None
+        if isinstance(found, Exception) or not found:
+            self._failing = True
+            self._failures += 1
+            self._failed()
+            if is_said(self._failures):
+                why = str(found) if isinstance(found, Exception) else "no address"
+                kept = list(self._known)
+                self._told("upstream_lookup_failed", host=self._host, why=why, kept=kept, level="warning")
+        else:
+            self._take_over(tuple(dict.fromkeys(found))[:ADDRESSES_MAX])
+        if not asking.done():
+            asking.set_result(None)
+
+    def _take_over(self, found: tuple[str, ...]) -> None:
+        now = self._clock.now
+        before, self._known, self._found_at = self._known, found, now
+        self._failing, self._failures = False, 0
+        for address in found:
+            self.seen.pop(address, None)
+            self.seen[address] = now
+        for address in list(self.seen)[: max(0, len(self.seen) - SEEN_MAX)]:
+            del self.seen[address]
+        if before and set(before) != set(found):
+            self._told("upstream_addresses", host=self._host, addresses=list(found), before=list(before))
+
+
+def in_turns(addresses: Sequence[str], turn: int) -> list[str]:
+    """The preferred family first, then one of each in turns; within a family another one begins each time."""
+    families: dict[bool, list[str]] = {}  # the one whose address stands first begins
+    for address in addresses:
+        families.setdefault(":" in address, []).append(address)
+    turned = [each[turn % len(each) :] + each[: turn % len(each)] for each in families.values()]
+    return [address for row in zip_longest(*turned, fillvalue="") for address in row if address]
+
+
+def _literal(host: str) -> tuple[str, ...]:
+    try:
+        return (str(ipaddress.ip_address(host)),)
+    except ValueError:
+        return ()
+
+
+def place_of(address: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Family and socket address; a link-local one has its interface behind a `%`."""
+    plain, _, scope = address.partition("%")
+    if ":" not in plain:
+        return socket.AF_INET, (plain, port)
+    return socket.AF_INET6, (plain, port, 0, _interface(scope))
+
+
+def _interface(scope: str) -> int:
+    if not scope or scope.isdecimal():
+        return int(scope or 0)
+    return socket.if_nametoindex(scope)
 
 
 async def dial(addresses: Sequence[str], port: int, delay_s: float) -> tuple[socket.socket, str]:

@@ -26,16 +26,450 @@ import hashlib
 import json
 import re
 import signal
+import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import product
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 from gateway.errors import StartError
-from gateway.local.demo import answers
-from gateway.local.demo.reply import Reply, send, zipped
-from gateway.local.demo.request import Asked, read
-from gateway.local.demo.turn import Turn, prompt_of, read_turn, tokens_in
+
+# One request to the demo upstream, read from a socket: enough HTTP/1.1 for a demonstration.
+
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+DELAY_MAX_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    raw_headers: list[tuple[str, str]]
+    content: bytes
+
+    @property
+    def path(self) -> str:
+        """The decoded path."""
+        return unquote(self.target.partition("?")[0])
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The query's parameters."""
+        return parse_qs(self.target.partition("?")[2])
+
+    def json(self) -> dict[str, Any]:
+        """The body as an object; empty for anything else."""
+        try:
+            found = json.loads(self.content)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def number(self, name: str) -> int | None:
+        """A whole number a request asks for, None where it asks for none."""
+        value = self.headers.get(name, "")
+        return int(value) if value.isdecimal() else None
+
+    def seconds(self, name: str) -> float:
+        """A pause a request asks for."""
+        try:
+            return min(max(float(self.headers.get(name, "0")), 0.0), DELAY_MAX_S)
+        except ValueError:
+            return 0.0
+
+
+async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked | None:
+    """The request that begins with this head; None for what cannot be one."""
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3:
+        return None
+    raw = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    headers = {name.lower(): value for name, value in raw}
+    if headers.get("expect", "").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        content = await _chunked(reader)
+    else:
+        length = int(headers.get("content-length", "0"))
+        if length > BODY_BYTES_MAX:
+            return None
+        content = await reader.readexactly(length)
+    return Asked(words[0], words[1], headers, raw, content)
+
+
+async def _chunked(reader: asyncio.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    total = 0
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        total += size
+        if total > BODY_BYTES_MAX:
+            raise OSError("body too large")
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+    while (await reader.readline()).strip():
+        pass
+    return b"".join(parts)
+
+
+# One call to the demo upstream as every API needs it: what is answered and what it cost. Pure.
+#
+# Token counts are deterministic: words and punctuation marks of what is sent and answered, unless
+# the request dictates them.
+
+
+WORD = re.compile(r"\w+|[^\w\s]")
+OUTPUT_TOKENS_MAX = 16
+OPENING_PIECES = 2  # said before a stream's first sign of life in between
+WORDS_MAX = 100_000
+THOUGHT = "The user said something."
+UNREPORTED = "none"
+PROMPTS = ("messages", "input", "prompt", "contents", "requests", "content")
+# What stands for the result of a tool: a type in most APIs, a role in chats, a name in Gemini's.
+RESULTS = frozenset({"tool_result", "function_call_output", "custom_tool_call_output", "tool"})
+UNHEARD = frozenset({"system", "developer"})  # who says how to answer, and not what
+SAYING = ("content", "text", "parts", "output")
+ARGUMENTS_FIRST = 9  # characters of a tool's arguments in the first piece of them
+COUNTS = ("input", "output", "cached", "reasoning", "created")
+STATUSES = {"incomplete": "incomplete", "failed": "failed"}
+
+
+@dataclass(slots=True)
+class Turn:
+    """One call and its answer: `values` and `lists` are what the holes of a recorded answer name.
+
+    `spoken` counts the output tokens sent so far, `announced` those reported before any was sent. It is
+    `over` once nothing more is sent, `complete` if that was everything.
+    """
+
+    asked: Asked
+    values: dict[str, Any]
+    lists: dict[str, Sequence[Any]]
+    spoken: int = 0
+    announced: int = 0
+    over: bool = False
+    complete: bool = False
+
+    def finish(self) -> None:
+        """Everything was produced, sent or not."""
+        self.spoken = self.values["output"]
+        self.values["status"] = STATUSES.get(self.values["end"], "completed")
+
+    def told(self) -> dict[str, Any]:
+        """The call as JSON. A broken one cost its input and what was sent of its output."""
+        values = self.values
+        cached = values["cached"] + values["created"] if self.asked.path == "/v1/messages" else 0
+        sent = max(self.spoken, self.announced)
+        output = values["output"] if self.complete and not values["end"] else sent
+        return {
+            "request_id": self.asked.headers.get("x-request-id", ""),
+            "path": self.asked.path,
+            "model": values["model"],
+            "body_sha256": hashlib.sha256(self.asked.content).hexdigest(),
+            "body_bytes": len(self.asked.content),
+            "input": values["input"] + cached,
+            "output": output,
+            "total": values["input"] + cached + output,
+            "sent": sent,
+            "reported": values["reports"],
+            "over": self.over,
+            "complete": self.complete,
+        }
+
+
+def tokens_in(value: Any) -> int:
+    """Words and punctuation marks of every text inside a JSON value; a number is a token of its own."""
+    if isinstance(value, str):
+        return len(WORD.findall(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 1
+    if isinstance(value, list):
+        return sum(map(tokens_in, value))
+    if isinstance(value, dict):
+        return sum(tokens_in(item) for name, item in value.items() if name not in {"role", "type"})
+    return 0
+
+
+def prompt_of(body: dict[str, Any]) -> Any:
+    """What is asked, in whichever API."""
+    return next((body[name] for name in PROMPTS if name in body), "")
+
+
+def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
+    """Read a call of any API and what it dictates; embeddings do not speak."""
+    body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
+    said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
+    words = min(asked.number("x-demo-words") or 0, WORDS_MAX)
+    said = [" and"] * words or said
+    stated = _output_max(body)
+    pieces = said[: words or min(stated or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)]
+    choices = range(int(body.get("n") or 1))
+    usage, end = dictates("x-demo-usage", ""), dictates("x-demo-end", "")
+    thinks = "x-demo-thinking" in asked.headers
+    tool = "x-demo-tool" in asked.headers and not _has_result(prompt)
+    called, arguments = _called(dictates("x-demo-tool", ""))
+    counts = [tokens_in(prompt), len(pieces) * len(choices)]
+    if usage not in {"", UNREPORTED}:
+        counts = [int(each) for each in usage.split(",")]
+    used = dict(zip(COUNTS, counts + [0] * (5 - len(counts)), strict=True))
+    used["output"] *= speaks
+    values = used | {
+        "id": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24],
+        "model": model or str(body.get("model", "demo-small")),
+        "text": "".join(pieces),
+        "final": pieces[-1],
+        "longer": len(pieces) > OPENING_PIECES,
+        "thought": THOUGHT,
+        "thinks": thinks,
+        "tool": tool,
+        "called": called,
+        "given": json.loads(arguments),
+        "arguments": arguments,
+        "arguments_begun": arguments[:ARGUMENTS_FIRST],
+        "arguments_rest": arguments[ARGUMENTS_FIRST:],
+        "at": int(thinks),  # where the answer stands after its thoughts, and what follows it
+        "after": int(thinks) + 1,
+        "end": end,
+        "broken": bool(end),
+        "failing": end == "error",
+        "stop": "tool" if tool else "length" if len(said) > len(pieces) == stated else "end",
+        "status": "in_progress",
+        "reports": usage != UNREPORTED,
+        "asked": bool((body.get("stream_options") or {}).get("include_usage")),
+        "encoding": str(body.get("encoding_format", "")),
+        "total": used["input"] + used["output"],
+        "visible": used["output"] - used["reasoning"],
+        "caches": used["cached"] > 0,
+        "reasons": used["reasoning"] > 0,
+    }
+    many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    lists: dict[str, Sequence[Any]] = {
+        "choice": choices,
+        "piece": pieces,
+        "early": pieces if end else pieces[:-1],
+        "opening": pieces[:OPENING_PIECES],
+        "rest": pieces[OPENING_PIECES:],
+        "text_at": range(len(prompt) if many else 1),
+    }
+    return Turn(asked, values, lists)
+
+
+def _called(asked: str) -> tuple[str, str]:
+    """The tool to call, and its arguments as JSON: `NAME {…}`, or `look_up` where none is named."""
+    if asked in {"", "1"}:
+        return "look_up", '{"place":"here"}'
+    name, _, arguments = asked.partition(" ")
+    return name, json.dumps(json.loads(arguments or "{}"), separators=(",", ":"))
+
+
+def _has_result(value: Any) -> bool:
+    """Whether what is sent has the result of a tool in it: it was called, and is not called again."""
+    if isinstance(value, list):
+        return any(map(_has_result, value))
+    if not isinstance(value, dict):
+        return False
+    if value.get("type") in RESULTS or value.get("role") in RESULTS or "functionResponse" in value:
+        return True
+    return any(_has_result(value.get(name)) for name in ("content", "parts"))
+
+
+def _output_max(body: dict[str, Any]) -> int | None:
+    generation = body.get("generationConfig")
+    stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
+    stated += [generation.get("maxOutputTokens")] if isinstance(generation, dict) else []
+    return next((int(each) for each in stated if isinstance(each, int) and each > 0), None)
+
+
+def _of_people(prompt: Any) -> Any:
+    """What was said by anybody but the program that asks, where there is such."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
+
+
+def _last_text(value: Any) -> str:
+    """The last text said, however it is wrapped."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return _last_text(value[-1])
+    if isinstance(value, dict):
+        return _last_text(next((value[name] for name in SAYING if name in value), ""))
+    return ""
+
+
+# The recorded answers of `answers/` and how they are filled for one call. Pure.
+#
+# A file is what a provider once wrote, with holes:
+#
+#     "$name"                     the value of that name as it is; as text inside other text
+#     {"$name": {"case": …}}      what stands at its value or at `*`; left out where nothing does
+#     {"$each": "name", …}        in a list: one for each of them
+#     "$whole"                    in a stream: the answer of the same name that is no stream
+#
+# In a stream, a comment before an event says when it is sent: `each piece`, `if tool`, `unless tool`;
+# `counted` if it is output, `announced` if it reports a token before any is sent, `last` if nothing follows.
+
+
+HOLE = re.compile(r"\$(\w+)")
+GONE = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream: its name, its data, and the rules by which it is sent."""
+
+    name: str
+    data: Any
+    rules: tuple[tuple[str, str], ...]
+
+    def named(self, rule: str) -> list[str]:
+        """What a rule names, in the order of the comment."""
+        return [name for word, name in self.rules if word == rule]
+
+    def marked(self, mark: str) -> bool:
+        """Whether the comment says this of the event."""
+        return (mark, "") in self.rules
+
+
+def _event(block: str) -> Event:
+    fields = {name: value for name, _, value in (line.partition(": ") for line in block.splitlines())}
+    rules = tuple(rule.partition(" ")[::2] for rule in fields.get("", "").split(", "))
+    data = fields["data"]
+    return Event(fields.get("event", ""), json.loads(data) if data.startswith("{") else data, rules)
+
+
+_texts = {path.name: path.read_text("utf-8") for path in files(__package__).joinpath("answers").iterdir()}
+WHOLE = {name[:-5]: json.loads(text) for name, text in _texts.items() if name.endswith(".json")}
+STREAMS = {
+    name[:-4]: [
+        _event(block.replace('"$whole"', json.dumps(WHOLE.get(name[:-4])))) for block in text.split("\n\n")
+    ]
+    for name, text in _texts.items()
+    if name.endswith(".sse")
+}
+
+
+def whole_answer(name: str, turn: Turn) -> bytes:
+    """An answer in one piece."""
+    turn.finish()
+    return written_answer(fill_answer(WHOLE[name], turn.values, turn.lists)).encode()
+
+
+def stream_answer(name: str, turn: Turn) -> Iterator[tuple[str, str]]:
+    """Events, each with its name and data, made as they are sent; `turn` knows how much of it was said."""
+    values, number = turn.values, 0
+    for event in STREAMS[name]:
+        wanted = all(values[name] for name in event.named("if"))
+        if wanted and not any(values[name] for name in event.named("unless")):
+            loops = event.named("each")
+            for found in product(*(turn.lists[name] for name in loops)):
+                values |= zip(loops, found, strict=True)
+                values["number"], number = number, number + 1
+                turn.spoken += event.marked("counted")
+                turn.announced += event.marked("announced") and turn.values["reports"]
+                yield (
+                    fill_answer(event.name, values, {}),
+                    written_answer(fill_answer(event.data, values, turn.lists)),
+                )
+            if event.marked("last"):
+                return
+        elif event.marked("last"):
+            turn.finish()
+
+
+def written_answer(content: Any) -> str:
+    """JSON as it is sent; text as it is."""
+    return content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
+
+
+def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) -> Any:
+    """The template with its holes filled, `GONE` for a choice that has no such case."""
+    if isinstance(template, str):
+        hole = HOLE.fullmatch(template)
+        return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
+    if isinstance(template, list):
+        made = (fill_answer(*each, lists) for item in template for each in _each(item, values, lists))
+        return [item for item in made if item is not GONE]
+    if not isinstance(template, dict):
+        return template
+    name, cases = next(iter(template.items()), ("", None))
+    if name.startswith("$") and isinstance(cases, dict):
+        return fill_answer(cases.get(str(values[name[1:]]).lower(), cases.get("*", GONE)), values, lists)
+    filled = {name: fill_answer(item, values, lists) for name, item in template.items() if name != "$each"}
+    return {name: item for name, item in filled.items() if item is not GONE}
+
+
+def _each(item: Any, values: dict[str, Any], lists: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    if not isinstance(item, dict) or "$each" not in item:
+        return [(item, values)]
+    return [(item, {**values, item["$each"]: one}) for one in lists[item["$each"]]]
+
+
+# How an answer of the demo upstream leaves: whole, in pieces, compressed, or broken off as asked.
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: a whole body, or pieces of a stream. `turn` is the call it answers, if it is one."""
+
+    body: bytes | Iterable[bytes]
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+    turn: Turn | None = None
+
+
+async def send(asked: Asked, body: bytes | Iterable[bytes], writer: asyncio.StreamWriter) -> bool:
+    """Send the body, or as much of it as is asked for; whether that was all."""
+    cut_at = asked.number("x-demo-cut")
+    bytes_left = asked.number("x-demo-cut-bytes")
+    pause_s = asked.seconds("x-demo-pause-s")
+    if isinstance(body, bytes):
+        if asked.method != "HEAD":
+            writer.write(body if bytes_left is None else body[:bytes_left])
+        await writer.drain()
+        return cut_at is None and (bytes_left is None or bytes_left >= len(body))
+    if cut_at == 0:
+        await writer.drain()
+        return False
+    for number, piece in enumerate(body, 1):
+        if bytes_left is not None and bytes_left < len(piece):
+            writer.write(b"%x\r\n%b" % (len(piece), piece[:bytes_left]))
+            await writer.drain()
+            return False
+        bytes_left = None if bytes_left is None else bytes_left - len(piece)
+        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        await writer.drain()
+        if number == cut_at:
+            return False
+        if pause_s:
+            await asyncio.sleep(pause_s)
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+    return True
+
+
+def zipped(body: bytes | Iterable[bytes]) -> bytes | Iterator[bytes]:
+    """The body compressed, a stream piece by piece."""
+    packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    if isinstance(body, bytes):
+        return packer.compress(body) + packer.flush()
+
+    def pieces() -> Iterator[bytes]:
+        for piece in body:
+            yield packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
+        yield packer.flush()
+
+    return pieces()
+
 
 HEAD_BYTES_MAX = 65_536
 KEEP_ALIVE_S = 75.0
@@ -164,9 +598,9 @@ def _routed(asked: Asked) -> Reply:
 def _answered(asked: Asked, route: str, model: str) -> Reply:
     name = ANSWERS[route]
     turn = read_turn(asked, model, speaks=not name.startswith("embedding"))
-    if name not in answers.STREAMS or not (asked.json().get("stream") or route == ":streamGenerateContent"):
-        return Reply(answers.whole(name, turn), turn=turn)
-    events = answers.stream(name, turn)
+    if name not in STREAMS or not (asked.json().get("stream") or route == ":streamGenerateContent"):
+        return Reply(whole_answer(name, turn), turn=turn)
+    events = stream_answer(name, turn)
     if name != "content":
         return Reply(_events(events, b"\n"), content_type="text/event-stream", turn=turn)
     if asked.query.get("alt") == ["sse"]:
@@ -192,7 +626,7 @@ def _array(events: Iterable[tuple[str, str]]) -> Iterator[bytes]:
 def _models(asked: Asked, *, gemini: bool, name: str | None) -> Reply:
     maker = "gemini" if gemini else "anthropic" if "anthropic-version" in asked.headers else "openai"
     models = {"model": MODELS if name is None else (name,)}
-    listed = answers.fill(answers.WHOLE[f"models_{maker}"], {}, models)
+    listed = fill_answer(WHOLE[f"models_{maker}"], {}, models)
     return _json(listed if name is None else listed["models" if gemini else "data"][0])
 
 
@@ -212,4 +646,4 @@ def _echo(asked: Asked) -> Reply:
 
 
 def _json(content: Any, status: int = 200) -> Reply:
-    return Reply(answers.written(content).encode(), status)
+    return Reply(written_answer(content).encode(), status)

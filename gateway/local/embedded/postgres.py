@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
-from gateway.local.child import Program, missing_library
 from gateway.local.embedded.unprivileged import Borrowed, borrow
+from gateway.local.processes import Program, missing_library
 
 DATABASE = "tollkeeper"
 USER = "tollkeeper"

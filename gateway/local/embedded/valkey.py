@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
-from gateway.local.child import Program
+from gateway.local.processes import Program
 
 READY_WAIT_S = 1.0
 # Where it keeps what it is told: `appenddirname` as it is by default.

@@ -8,20 +8,77 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import IO
 
-from gateway.errors import BackupFailed
-from gateway.ops.backup.manifest import FORMAT, Manifest
-from gateway.ops.backup.ports import Backup, Backups, Growing
-from gateway.ops.backup.programs import major_of, program
+from gateway.errors import BackupFailed, StartError
+from gateway.local.embedded import postgres
+from gateway.ops.backup.storage import FORMAT, Backup, Backups, Growing, Manifest
 from persistence.schema import backups
 from persistence.schema import version as schema
+
+# PostgreSQL's own programs, of a server's major version: those of another write what it cannot read.
+
+
+# Where systems keep several versions beside each other: Debian, Red Hat, Homebrew, Alpine.
+PLACES = (
+    "/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/opt/homebrew/opt/postgresql@{}/bin",
+    "/usr/libexec/postgresql{}",
+)  # fmt: skip
+ANSWER_S_MAX = 20.0
+_VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
+
+
+def major_of(server_version: str) -> int:
+    """The major version of a server: 15 of `15.18 (Debian 15.18-1)`."""
+    return int(re.split(r"\D", server_version, maxsplit=1)[0] or 0)
+
+
+def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
+    """Where a program of this major version is; `BackupFailed` says which ones are there instead."""
+    seen: list[int] = []
+    for path in _candidates(name, major, places):
+        found = _version_of(path)
+        if found == major:
+            return str(path)
+        if found:
+            seen.append(found)
+    there = f", and not {', '.join(map(str, sorted(set(seen))))}" if seen else ""
+    said = f"{name} {major} is needed, as the server is{there}"
+    raise BackupFailed(f"{said}: install the client programs of PostgreSQL {major}")
+
+
+def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
+    for place in places:
+        yield Path(place.format(major)) / name
+    on_path = shutil.which(name)
+    if on_path is not None:
+        yield Path(on_path)
+    try:
+        yield postgres.binaries() / name
+    except StartError:
+        return
+
+
+def _version_of(path: Path) -> int:
+    """The major version a program says it has; 0 where it is not there or says none."""
+    try:
+        said = subprocess.run(  # noqa: S603  # a program of PostgreSQL, by its place
+            [str(path), "--version"], capture_output=True, text=True, timeout=ANSWER_S_MAX, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = _VERSION.search(said.stdout)
+    return int(found[1]) if found else 0
+
 
 CHUNK_BYTES = 1 << 20
 SAID_BYTES_MAX = 65_536
@@ -106,3 +163,51 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
             said.seek(0)
             lines = said.read(SAID_BYTES_MAX).decode(errors="replace").strip().splitlines()
             raise BackupFailed(lines[0] if lines else f"{arguments[0]} ended with {process.returncode}")
+
+
+# Whether a backup can be restored: it is, into a database made for it on the same server, and checked.
+#
+# What was backed up and proven is noted in the database itself, so that metrics tell how old the last one is.
+
+
+def note(url: str, backup: Backup, manifest: Manifest) -> int:
+    """Note in the database that a backup of it was written; the number of the note."""
+    taken_at = datetime.fromisoformat(manifest.taken_at)
+    return backups.note_backup(url, backups.BackupRow(backup.name, taken_at, manifest.bytes, manifest.sha256))
+
+
+def refuse_unless_provable(url: str) -> None:
+    """`BackupFailed` where no backup of a database could be proven, before one is written."""
+    backups.refuse_unless_provable(url)
+
+
+def last_proven(url: str, there: Backups) -> tuple[str, ...]:
+    """The name of the latest backup of a place that was proven, by the database, and by the place itself."""
+    noted = backups.last_proven(url, there.names())
+    return tuple(filter(None, (noted, *(there.proven() or ())[-1:])))
+
+
+def prove(url: str, there: Backups, backup: Backup, number: int) -> None:
+    """Restore a backup beside the database and check it, then note that; `BackupFailed` where it is wrong."""
+    with backups.database_beside(url) as beside:
+        _, wrong = restore(beside, backup, ids_ahead=0)
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise BackupFailed(
+            f"{backup.address} was restored, and its rows contradict each other: {wrong[0]}{more}"
+        )
+    there.note_proof(backup.name)
+    backups.note_proof(url, number)
+
+
+def drop_older(there: Backups, keep: int, spared: tuple[str, ...] = ()) -> list[str]:
+    """Remove the oldest backups of a place beyond as many as are kept, by the times in their names.
+
+    None goes that is `spared`: others go instead of it. The addresses of those that went.
+    """
+    ours = there.names()
+    excess = max(0, len(ours) - keep)
+    dropped = [name for name in ours if name not in spared][:excess]
+    for name in dropped:
+        there.remove(name)
+    return [there.address(name) for name in dropped]

@@ -3,14 +3,125 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
-from gateway.errors import StartError
-from gateway.local import ports
-from gateway.local.child import Program
+from gateway.background.flushing.share import HELD_S
+from gateway.core.credentials import TlsFiles
+from gateway.errors import SettingError, StartError
+from gateway.local import ports, processes
+from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.embedded import postgres, valkey
-from gateway.run.supervisor.options import Options
-from gateway.run.supervisor.supervisor import Supervisor
+from gateway.local.ports import HeldPort, Voice
+from gateway.local.processes import Child, Program
+from gateway.run.schema import admit_writer, migrate
+from gateway.run.serving import command
+from gateway.run.tls_port import check_files
+from gateway.settings.checking import PREFIXES
+from gateway.settings.settings import PREFIX, Settings
+from gateway.tls.certificates import pinned
+
+# The running children of one data directory: who they are, and the order in which they stop.
+
+
+class Supervisor:
+    """The running children of one data directory, in the order they are stopped."""
+
+    STOP_ORDER = ("gateway", "demo upstream", "keeper", "redis", "postgres")
+
+    def __init__(self, data: DataDirectory, voice: Voice) -> None:
+        self.data = data
+        self.voice = voice
+        self.held: HeldPort | None = None
+        self._children: list[tuple[str, Child]] = []
+        self._complete = False
+
+    async def run(self, role: str, program: Program) -> None:
+        """Start a program and keep it running until `stop`."""
+        child = Child(program, self.voice.say, self._note)
+        self._children.append((role, child))
+        try:
+            await child.start()
+        except StartError:
+            self._children.remove((role, child))
+            raise
+
+    async def tell(self, role: str, line: bytes) -> None:
+        """Tell every program of a role other settings."""
+        await asyncio.gather(*(child.tell(line) for child in self.children(role)))
+
+    def pids(self) -> dict[str, Any]:
+        """Current process ids by role; None for what is not run here or is just starting again."""
+
+        def of(role: str) -> list[int]:
+            return [child.pid for child in self.children(role) if child.pid is not None]
+
+        return {
+            "gateway": of("gateway"),
+            **{role: next(iter(of(role)), None) for role in ("keeper", "redis", "postgres")},
+        }
+
+    def children(self, role: str) -> list[Child]:
+        """Those of a role."""
+        return [child for each, child in self._children if each == role]
+
+    async def stop(self) -> None:
+        """Stop all children, role by role. The gateway's port is its workers' alone from now on."""
+        if self.held is not None:
+            self.held.close()
+        for role in self.STOP_ORDER:
+            async with AsyncExitStack() as stack:
+                for each, child in self._children:
+                    if each == role:
+                        stack.push_async_callback(child.stop)
+        for name in ("pids.json", "processes.json"):
+            self.data.forget(name)
+
+    def _note(self) -> None:
+        self.data.write("pids.json", self.pids())
+        ours = [
+            processes.noted_child(child.pid)
+            for role, child in self._children
+            if role not in {"redis", "postgres"}
+        ]
+        self.data.write("processes.json", {"programs": [note for note in ours if note]})
+
+
+# What `up` is asked to do, and what it runs for that.
+
+
+# So long a keeper is still listed that was killed; with room.
+LISTED_S = HELD_S + 1.0
+
+
+def _migrate(url: str) -> object:
+    return migrate(url, wait_s=LISTED_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person asked for. Empty URLs mean "embedded", of the owner "the same"; port 0 is any free one.
+
+    `demo_upstream` starts one unless `upstream` is given, the base URL of every upstream. `command` makes
+    the command line of a process of ours; `migrate` and `admit_writer` block, and may raise anything.
+    `read` reads the settings again, for secrets that change.
+    """
+
+    settings: Settings
+    upstream: str
+    demo: bool
+    demo_upstream: bool
+    command: Callable[..., tuple[str, ...]] = command
+    migrate: Callable[[str], object] = _migrate
+    admit_writer: Callable[[str, str], str] = admit_writer
+    read: Callable[[], Settings] | None = None
+
 
 EXTERNAL_WAIT_S = 5.0
 SHARED_MEMORY_TRIES = 20
@@ -43,7 +154,7 @@ async def _redis(supervisor: Supervisor, theirs: str, password: str) -> tuple[st
         return theirs, theirs
     data = supervisor.data
     supervisor.voice.step("starting Valkey")
-    port = ports.free(int(data.read("ports.json").get("redis", 0)))
+    port = ports.free_port(int(data.read("ports.json").get("redis", 0)))
     path = valkey.socket_of(data.redis)
     await supervisor.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password, path))
     data.write("ports.json", data.read("ports.json") | {"redis": port})
@@ -65,7 +176,7 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
         "starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster"
     )
     await asyncio.to_thread(postgres.initialise, data.postgres, password)
-    port = ports.free(int(data.read("ports.json").get("postgres", 0)))
+    port = ports.free_port(int(data.read("ports.json").get("postgres", 0)))
     program = postgres.program(data.postgres, data.logs / "postgres.log", port)
     for left in reversed(range(SHARED_MEMORY_TRIES)):
         try:
@@ -83,10 +194,10 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
 async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
-    port = ports.free(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
+    port = ports.free_port(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
 
     async def ready(_pid: int) -> bool:
-        return await ports.answers("127.0.0.1", port, 1.0)
+        return await ports.port_answers("127.0.0.1", port, 1.0)
 
     argv = options.command("demo-upstream", str(port), "--worker")
     await supervisor.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
@@ -101,9 +212,67 @@ async def _reachable(url: str, what: str, option: str) -> None:
     usual = DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
     places = [urlsplit(f"//{one}") for one in parts.netloc.rpartition("@")[2].split(",")]
     for place in places:
-        if place.hostname and await ports.answers(
+        if place.hostname and await ports.port_answers(
             place.hostname, place.port or usual, EXTERNAL_WAIT_S / len(places)
         ):
             return
     shown = ", ".join(f"{place.hostname}:{place.port or usual}" for place in places)
     raise StartError(f"{what} at {shown} ({option}) does not answer")
+
+
+# The embedded PostgreSQL of a data directory, started for one command and without the rest.
+
+
+@asynccontextmanager
+async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
+    """Start it, lend its URL, stop it."""
+    with opened(data_dir) as data:
+        supervisor = Supervisor(data, Voice())
+        try:
+            yield await start_postgres(supervisor, data.secrets()["database_password"])
+        finally:
+            await supervisor.stop()
+
+
+# The ports of what `up` runs, as `up` itself reaches them: their URLs, and which certificate is trusted.
+
+
+# The variables of the certificate that commands show to the Admin API.
+SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
+
+
+def check(settings: Settings) -> None:
+    """`SettingError` where a file of TLS cannot be used, or what is started here could not be reached."""
+    check_files(settings, "gateway", "admin")
+    if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
+        said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
+        raise SettingError(f"{said}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
+    opener_of(settings, "admin")
+
+
+def gateway_url_of(settings: Settings) -> str:
+    """Where this machine reaches the gateway."""
+    host = ports.reachable_host(settings.gateway_host)
+    return settings.url_of("gateway", host, settings.gateway_port)
+
+
+def admin_url_of(settings: Settings) -> str:
+    """Where this machine reaches the Admin API."""
+    return settings.url_of("admin", ports.reachable_host(settings.admin_host), settings.admin_port)
+
+
+def opener_of(settings: Settings, port: str) -> OpenerDirector:
+    """What a port is called with: it must have the very certificate that settings name."""
+    files = settings.tls_files(port)
+    if files is None:
+        return build_opener(ProxyHandler({}))
+    shown = [os.environ.get(name, "") for name in SHOWN] if files.authority else ["", ""]
+    trusted = f"{PREFIX}{PREFIXES[port].upper()}CERT_FILE"
+    tls = pinned(TlsFiles(files.certificate, *shown), f"{PREFIX}ADMIN_", trusted)
+    return build_opener(ProxyHandler({}), HTTPSHandler(context=tls))
+
+
+def ca_file_of(settings: Settings) -> dict[str, str]:
+    """What commands beside the data directory trust, where the Admin API speaks TLS."""
+    files = settings.tls_files("admin")
+    return {"admin_ca_file": str(Path(files.certificate).absolute())} if files is not None else {}

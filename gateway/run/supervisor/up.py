@@ -17,13 +17,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gateway.core.upstreams.proxies import DIRECT, Proxies
+from gateway.core.network import DIRECT, Proxies
 from gateway.errors import StartError, TollkeeperError
-from gateway.local import leftovers, ports
-from gateway.local.announce import JsonVoice, Voice
-from gateway.local.child import Program
+from gateway.local import ports, processes
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
+from gateway.local.ports import JsonVoice, Voice
+from gateway.local.processes import Program
+from gateway.run.health import few_files
+from gateway.run.lifecycle import forever, run_to_end, until_stopped
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,
@@ -41,12 +43,16 @@ from gateway.run.serving import (
     tell_overruled,
     tell_restarts,
 )
-from gateway.run.stopping import forever, run_to_end, until_stopped
-from gateway.run.supervisor.options import Options
-from gateway.run.supervisor.own_ports import admin_url_of, ca_file_of, check, gateway_url_of, opener_of
-from gateway.run.supervisor.servers import start_servers
-from gateway.run.supervisor.supervisor import Supervisor
-from gateway.run.vitals import few_files
+from gateway.run.supervisor.servers import (
+    Options,
+    Supervisor,
+    admin_url_of,
+    ca_file_of,
+    check,
+    gateway_url_of,
+    opener_of,
+    start_servers,
+)
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import logs
@@ -124,10 +130,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     check(settings)
     ports.refuse_unknown((settings.gateway_port,))
     held = supervisor.held = locks.enter_context(gateway_port(settings))
-    with ports.held(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as admin:
+    with ports.held_port(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as admin:
         admin_port = admin.number
     if data.read("processes.json"):
-        await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
+        await asyncio.to_thread(processes.stop_leftovers, data, voice.say)
     secrets = data.secrets()
     warming = asyncio.create_task(asyncio.to_thread(import_module, "persistence.schema.migrate"))
     redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, secrets)

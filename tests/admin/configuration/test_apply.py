@@ -12,8 +12,8 @@ import pytest
 
 from gateway.admin.configuration.applying import Configurator, Wish
 from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.administration import ADMIN as ADMIN_ROLE
 from gateway.core.accounts.administration import Actor
-from gateway.core.accounts.roles import ADMIN as ADMIN_ROLE
 from gateway.errors import Unprocessable
 from persistence import engine as engines
 from tests.admin.configuration.world import Objects, apply, plan, refused, world

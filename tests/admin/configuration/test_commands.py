@@ -15,8 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from gateway.admin.configuration.words import KINDS, schema
-from gateway.cli.admin.configuration.documents import documents, written
-from gateway.cli.admin.configuration.secrets import Form, Keeping
+from gateway.cli.admin.configuration import Form, Keeping, documents, written
 from gateway.cli.admin.program import mount
 from tests.admin.configuration.world import world
 from tests.admin.conftest import ADMIN, Api

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin.configuration.dated import Dated
+from gateway.admin.configuration.objects import Dated
 
 MOMENTS = st.integers(0, 12)
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli.admin.client import CommandFailed
-from gateway.cli.admin.configuration.documents import documents, written
-from gateway.cli.admin.configuration.sources import BYTES_MAX, read
+from gateway.cli.admin.configuration import BYTES_MAX, documents, read_sources, written
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -97,7 +96,7 @@ def test_what_is_wrong_has_its_own_place_behind_a_file_that_names_the_kind_and_n
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("# none yet\ntenants: []\nplans:\n")
     second.write_text("tenants:\n  - name: A\n  - nme: B\n")
-    sources = read([str(tmp_path)])
+    sources = read_sources([str(tmp_path)])
     assert sources.located("tenants.1.nme: unknown field") == (
         f"{second}, document 1, line 3, tenants, nme: unknown field"
     )
@@ -110,20 +109,20 @@ def test_what_is_wrong_has_its_own_place_behind_a_file_that_names_the_kind_and_n
 def test_of_files_and_bytes_there_are_so_many_at_most(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_bytes(b"#" * (BYTES_MAX + 1))
     with pytest.raises(CommandFailed, match="too much"):
-        read([str(tmp_path)])
+        read_sources([str(tmp_path)])
     (tmp_path / "big.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(CommandFailed, match="UTF-8"):
-        read([str(tmp_path)])
+        read_sources([str(tmp_path)])
     (tmp_path / "big.yaml").unlink()
     with pytest.raises(CommandFailed, match=r"no \.yaml"):
-        read([str(tmp_path)])
+        read_sources([str(tmp_path)])
     for number in range(1_001):
         (tmp_path / f"{number}.yaml").touch()
     with pytest.raises(CommandFailed, match="too much"):
-        read([str(tmp_path)])
+        read_sources([str(tmp_path)])
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(CommandFailed, match="document 1: must be kinds"):
-        read([str(tmp_path / "list.yaml")])
+        read_sources([str(tmp_path / "list.yaml")])
     (tmp_path / "list.yaml").write_text("---\n---\ntenants: 5")
     with pytest.raises(CommandFailed, match="document 2, line 3: tenants must be a list"):
-        read([str(tmp_path / "list.yaml")])
+        read_sources([str(tmp_path / "list.yaml")])

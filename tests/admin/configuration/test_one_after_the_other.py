@@ -11,20 +11,18 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from gateway.admin.api import turns
-from gateway.admin.configuration import exporting
-from gateway.admin.configuration.identity import Which
-from gateway.admin.configuration.objects import Reference, Wanted
-from gateway.admin.configuration.referring import Names
+from gateway.admin.api import views
+from gateway.admin.configuration import planning
+from gateway.admin.configuration.objects import Reference, Wanted, Which
+from gateway.admin.configuration.references import Names
 from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.access import ApiKeyCreate
-from gateway.core.accounts.administration import Row
-from gateway.core.accounts.declaration import Mark, New
+from gateway.admin.resources.people import ApiKeyCreate
+from gateway.core.accounts.administration import Mark, New, Row
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Overloaded
+from persistence import apply_transaction
 from persistence import engine as engines
-from persistence import turns_to_apply
-from persistence.applying import Applying
+from persistence.apply_transaction import Applying
 from persistence.engine import plain_url
 from persistence.store import Store
 from tests.admin.configuration.world import WORLD, Objects, apply, exported, plan
@@ -92,7 +90,7 @@ async def test_staff_wait_for_no_organization_that_they_touch_nothing_of(
     busy, theirs = await operator_of(api, "Busy")
     _, others = await operator_of(api, "Quiet")
     with psycopg.connect(plain_url(admin_database)) as other:
-        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(busy),))
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(busy),))
         slow = asyncio.create_task(apply(theirs, {"tenants": [{"name": "Theirs"}]}))
         await eventually(lambda: waiting_for_a_turn(other) == 1)
         assert (await apply(api, {**PRO, "organizations": [{"name": "New"}]}))["applied"]
@@ -112,7 +110,7 @@ async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_
     wanted: Objects = {"api-keys": [{"tenant": {"organization": "Acme", "name": "Web"}, "name": "CI"}]}
     planned = await plan(api, wanted)
     with psycopg.connect(plain_url(admin_database)) as other:
-        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(organization_id),))
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(organization_id),))
         done = {"objects": wanted, "digest": planned["digest"]}
         asked = asyncio.create_task(api.post("configuration", done))
         await eventually(lambda: waiting_for_a_turn(other) == 1)
@@ -127,16 +125,16 @@ async def test_staff_who_touch_something_of_an_organization_wait_their_turn_and_
 
 async def test_one_turn_of_an_organization_is_as_long_as_staff_wait(api: Api, admin_database: str) -> None:
     organization_id, _ = await operator_of(api, "Acme")
-    assert turns.ORGANIZATION.work_s_max < turns_to_apply.LOCK_WAIT_S
+    assert views.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
     pool = engines.create(admin_database, connections_max=1)
     staff, touched = Store(pool, partition_of), [("organizations", organization_id, {})]
     with psycopg.connect(plain_url(admin_database)) as other:
-        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (turns_to_apply.of(organization_id),))
+        other.execute("SELECT pg_advisory_xact_lock(7809, %s)", (apply_transaction.of(organization_id),))
         with pytest.raises(Overloaded, match="Somebody else is applying"):
             await staff.applying(lambda session: session.hold_touched(touched, wait_s=1), keep=True)
         within = staff.within(organization_id + 1)
         assert not await within.applying(lambda session: session.hold_touched(touched), keep=True)
-        many = [("organizations", number, {}) for number in range(1, turns_to_apply.ORGANIZATIONS_MAX + 2)]
+        many = [("organizations", number, {}) for number in range(1, apply_transaction.ORGANIZATIONS_MAX + 2)]
         assert not await staff.applying(lambda session: session.hold_touched(many), keep=True)
     assert not await staff.applying(lambda session: session.hold_touched(touched), keep=True)
     await pool.dispose()
@@ -181,7 +179,7 @@ async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names
         (("webhooks", hook, {}), set()),
     ):
         async with pool.connect() as connection:
-            assert await turns_to_apply._owners(connection, [touched]) == found, touched
+            assert await apply_transaction._owners(connection, [touched]) == found, touched
     await pool.dispose()
 
 
@@ -198,7 +196,7 @@ def waiting_for_a_turn(connection: psycopg.Connection[object]) -> int:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Of which kinds, and among how many rows of one name, the one that is meant was looked for."""
     found: list[tuple[str, int]] = []
-    meant, among = exporting.meant, Names._among
+    meant, among = planning.meant, Names._among
 
     def counted(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
         if len(rows) > 1:
@@ -209,7 +207,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         found.append((kind, len(rows)))
         return among(names, kind, name, rows)
 
-    monkeypatch.setattr(exporting, "meant", counted)
+    monkeypatch.setattr(planning, "meant", counted)
     monkeypatch.setattr(Names, "_among", counted_too)
     return found
 
@@ -245,5 +243,5 @@ async def test_many_rows_of_one_name_are_looked_for_once_as_they_are_left_out(
         )
     told = await exported(api)
     assert [one["name"] for one in told["objects"]["api-keys"]] == ["Own"]
-    assert len(told["left_out"]) == exporting.LEFT_OUT_MAX + 1
+    assert len(told["left_out"]) == planning.LEFT_OUT_MAX + 1
     assert ("api-keys", SOME) in looked

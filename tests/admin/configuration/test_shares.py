@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.api import turns
-from gateway.admin.api.turns import (
+from gateway.admin.api import views
+from gateway.admin.api.views import (
     ORGANIZATION,
     ORGANIZATIONS_AT_ONCE_MAX,
     ORGANIZATIONS_THERE_MAX,
@@ -21,11 +21,11 @@ from gateway.admin.api.turns import (
 )
 from gateway.admin.configuration import objects
 from gateway.admin.configuration.words import KINDS
-from gateway.admin.http import body
+from gateway.admin.http import requests
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 from persistence.engine import ORGANIZATIONS_CONNECTIONS_MAX, STAFF_CONNECTIONS_MAX
-from persistence.keeper.pushes import PUSHES_AT_ONCE_MAX
+from persistence.keeper.definitions import PUSHES_AT_ONCE_MAX
 from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
 from tests.waiting import eventually
@@ -130,7 +130,7 @@ async def test_what_only_reads_ends_with_whoever_asked() -> None:
         transport = None
 
     with pytest.raises(ConnectionResetError):
-        await turns.while_asked(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
+        await views.while_asked(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
     await eventually(ended.is_set)
 
 
@@ -148,10 +148,10 @@ async def test_a_share_has_so_many_bytes_and_values(api: Api) -> None:
     assert (await api.call("POST", "configuration", data=many)).status == 422, (
         "of staff it is read: no objects"
     )
-    usual = b'{"name":[' + b"[]," * (body.VALUES_MAX // 2) + b"[]]}"
+    usual = b'{"name":[' + b"[]," * (requests.VALUES_MAX // 2) + b"[]]}"
     with pytest.raises(Unprocessable) as refused:
-        body.parse(usual)
-    assert f"more than {body.VALUES_MAX} values" in refused.value.errors[0][1]
+        requests.parse_body(usual)
+    assert f"more than {requests.VALUES_MAX} values" in refused.value.errors[0][1]
 
 
 def errors_of(sent: Any) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.admin.configuration.objects import ERRORS_MAX, read
 from gateway.admin.configuration.planning import Planner
-from gateway.admin.configuration.suggesting import CHARS_MAX, SUGGESTED_MAX
+from gateway.admin.configuration.words import CHARS_MAX, SUGGESTED_MAX
 from gateway.admin.ports import Applying
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Unprocessable

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from gateway.core.issuers.issuer import Issuer
-from gateway.core.issuers.sign_in import Provider, SignIn
-from gateway.issuers.key_set import Endpoints
-from gateway.issuers.redeeming import ask_for_tokens
+from gateway.core.issuers import Issuer, Provider, SignIn
+from gateway.issuers.fetching import redeem
+from gateway.issuers.keys import Endpoints
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import Api, api_of
 from tests.admin.console.conftest import Person
@@ -35,7 +34,7 @@ class Held:
         with self._one:
             self.times += 1
         assert self.goes_on.wait(60)
-        return ask_for_tokens(provider, endpoints, form)
+        return redeem(provider, endpoints, form)
 
 
 @dataclass

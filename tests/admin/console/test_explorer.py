@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.console import spending
-from gateway.admin.console.explorer import Asked
+from gateway.admin.console import reports
+from gateway.admin.console.reports import Asked
 from gateway.core.accounts.usage import UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
@@ -126,8 +126,8 @@ async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, A
     engine = engines.create(api.url)
     store = Store(engine, partition_of)
     # Fourteen items over time, thirteen groups.
-    whole = await spending.spent(store, asked, "cost")
-    apart = await spending.spent(store, asked, "cost", items_max=13)
+    whole = await reports.spent(store, asked, "cost")
+    apart = await reports.spent(store, asked, "cost", items_max=13)
     assert apart.chart == whole.chart
     assert [row["cost"] for row in apart.totals] == [row["cost"] for row in whole.totals] == [129]
     assert [row["cost"] for row in apart.groups] == [row["cost"] for row in whole.groups]
@@ -136,7 +136,7 @@ async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, A
     sums = {name: sum(column.parts[at] for column in chart.columns) for at, name in enumerate(chart.series)}
     assert sums == {"no model": 50, "x11": 13, "x10": 11, "x9": 10, "x8": 9, "everything else": 36}
     with pytest.raises(Unprocessable):
-        await spending.spent(store, asked, "cost", items_max=12)
+        await reports.spent(store, asked, "cost", items_max=12)
     await engine.dispose()
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.console.records import CHANGE, DELETE, address_of
+from gateway.admin.console.records import address_of
 from gateway.admin.console.screens import SCREENS
+from gateway.core.accounts.administration import CHANGE, DELETE
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.admin.console.test_pages import furnish, well_formed

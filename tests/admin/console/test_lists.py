@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.admin.console.exports import ROWS_MAX
+from gateway.admin.console.console import ROWS_MAX
 from gateway.admin.console.screens import SCREENS
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gateway.admin.console.screens import SCREENS
-from gateway.core.visible import hidden_in
-from persistence.resources.figures import Figures
+from gateway.core.text import hidden_in
+from persistence.resources.usage import Figures
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from multidict import MultiDict
 
-from gateway.admin.console import cells, charts, forms, shown
-from gateway.admin.console.live import Live
+from gateway.admin.console import formatting
+from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.fields import fields_of
+from gateway.admin.resources.resource import fields_of
 from gateway.core.accounts.administration import Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, Kind
 
@@ -30,7 +30,7 @@ from gateway.core.integrity.reconciliation import NO_FAULTS, Kind
     ],
 )
 def test_numbers(value: int | None, text: str) -> None:
-    assert shown.number(value) == text
+    assert formatting.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_numbers(value: int | None, text: str) -> None:
     ],
 )  # fmt: skip
 def test_short_numbers(value: float, text: str) -> None:
-    assert shown.short(value) == text
+    assert formatting.short(value) == text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_short_numbers(value: float, text: str) -> None:
     ],
 )  # fmt: skip
 def test_money(value: str | None, currency: str, text: str) -> None:
-    assert shown.money(value, currency) == text
+    assert formatting.money(value, currency) == text
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_money(value: str | None, currency: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_money_at_a_glance(value: str, text: str) -> None:
-    assert shown.about(value, "USD") == text
+    assert formatting.about_url(value, "USD") == text
 
 
 def test_money_in_a_column_has_its_decimals_below_each_other() -> None:
-    assert shown.money_parts("12.345678", "USD", 6) == ("$12.34", "5678", "")
-    assert shown.money_parts("0.000354", "USD", 6) == ("$0.000354", "", "")
-    assert shown.money_parts("0", "USD", 6) == ("$0.00", "0000", "")
-    assert shown.money_parts("7", "CHF", 2) == ("7.00", "", " CHF")
+    assert formatting.money_parts("12.345678", "USD", 6) == ("$12.34", "5678", "")
+    assert formatting.money_parts("0.000354", "USD", 6) == ("$0.000354", "", "")
+    assert formatting.money_parts("0", "USD", 6) == ("$0.00", "0000", "")
+    assert formatting.money_parts("7", "CHF", 2) == ("7.00", "", " CHF")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_money_in_a_column_has_its_decimals_below_each_other() -> None:
     ],
 )  # fmt: skip
 def test_spans_of_time(seconds: float, text: str) -> None:
-    assert shown.span(seconds) == text
+    assert formatting.time_span(seconds) == text
 
 
 def test_every_resource_has_its_place_in_the_menu() -> None:
@@ -111,10 +111,10 @@ def test_every_resource_has_its_place_in_the_menu() -> None:
 @pytest.mark.parametrize("name", ["credit-transactions", "feature-usage"])
 def test_a_use_leads_to_its_call(name: str) -> None:
     request = "0190aaaa-0000-7000-8000-000000000001"
-    found = cells.cell(SCREENS[name], {"request_id": request}, "request_id", {})
+    found = formatting.cell(SCREENS[name], {"request_id": request}, "request_id", {})
     assert (found.text, found.href) == (request, f"/calls?request_id={request}")
-    assert cells.cell(SCREENS["calls"], {"request_id": request}, "request_id", {}).href == ""
-    assert cells.cell(SCREENS[name], {"request_id": None}, "request_id", {}).kind == "none"
+    assert formatting.cell(SCREENS["calls"], {"request_id": request}, "request_id", {}).href == ""
+    assert formatting.cell(SCREENS[name], {"request_id": None}, "request_id", {}).kind == "none"
 
 
 def test_fields_come_from_the_model() -> None:
@@ -146,7 +146,7 @@ def test_fields_come_from_the_model() -> None:
 )  # fmt: skip
 def test_whole_numbers_are_read_only_where_they_are_sure(typed: str, sent: object) -> None:
     model: Any = RESOURCES["token-plans"].create
-    body = forms.body_of(
+    body = formatting.body_of(
         fields_of(RESOURCES["token-plans"], model), MultiDict(name="x", total_amount=typed), changes=False
     )
     assert body["total_amount"] == sent
@@ -156,7 +156,7 @@ def test_a_body_holds_what_was_filled_in() -> None:
     model: Any = RESOURCES["api-keys"].create
     posted = MultiDict(tenant_id="7", name="", models="a\r\n\r\n b ", expires_at="2030-01-31T10:00")
     posted["limits.concurrency"] = "3"
-    assert forms.body_of(fields_of(RESOURCES["api-keys"], model), posted, changes=False) == {
+    assert formatting.body_of(fields_of(RESOURCES["api-keys"], model), posted, changes=False) == {
         "tenant_id": 7,
         "models": ["a", "b"],
         "expires_at": "2030-01-31T10:00:00Z",
@@ -173,9 +173,9 @@ def test_a_change_holds_what_differs() -> None:
     same = {**former, "models": "a\r\nb", "expires_at": "2030-01-31T10:00"}
     was = {f"was.{name}": value for name, value in former.items()}
     fields = fields_of(RESOURCES["api-keys"], model)
-    assert forms.body_of(fields, MultiDict({**same, **was}), changes=True) == {}
+    assert formatting.body_of(fields, MultiDict({**same, **was}), changes=True) == {}
     other = {**same, "user": "", "limits.concurrency": "", "expires_at": ""}
-    assert forms.body_of(fields, MultiDict({**other, **was}), changes=True) == {
+    assert formatting.body_of(fields, MultiDict({**other, **was}), changes=True) == {
         "user": None, "expires_at": None, "limits": {"requests_per_minute": 60},
     }  # fmt: skip
 
@@ -185,7 +185,7 @@ DAYS = [date(2026, 1, day) for day in (1, 2, 3)]
 
 def test_use_is_stacked_by_day() -> None:
     used = [(DAYS[0], 1, 30), (DAYS[0], 2, 10), (DAYS[2], 2, 20)]
-    chart = charts.stacked(used, DAYS, {1: "a", 2: "b"}, unit="tokens")
+    chart = formatting.stacked(used, DAYS, {1: "a", 2: "b"}, unit="tokens")
     assert (chart.series, chart.top, chart.total) == (("a", "b"), 40, 60)
     assert [(column.total, column.parts) for column in chart.columns] == [
         (40, (30, 10)),
@@ -197,14 +197,14 @@ def test_use_is_stacked_by_day() -> None:
         (1, 0.0, 25.0),
     ]
     assert chart.columns[1].seconds == 1767312000
-    assert charts.stacked([], DAYS, {}, unit="tokens").is_empty
+    assert formatting.stacked([], DAYS, {}, unit="tokens").is_empty
 
 
 def test_many_series_become_a_few_and_money_stays_exact() -> None:
     used = [(DAYS[0], n, Decimal(f"{100 - n}.000000001")) for n in range(20)]
-    chart = charts.stacked(used, DAYS[:1], {n: f"m{n}" for n in range(20)}, unit="cost", currency="USD")
-    assert len(chart.series) == charts.SERIES_MAX
-    assert chart.legend[-1] == (charts.SERIES_MAX, charts.REST)
+    chart = formatting.stacked(used, DAYS[:1], {n: f"m{n}" for n in range(20)}, unit="cost", currency="USD")
+    assert len(chart.series) == formatting.SERIES_MAX
+    assert chart.legend[-1] == (formatting.SERIES_MAX, formatting.REST)
     assert sum(chart.columns[0].parts) == chart.total == sum(amount for _, _, amount in used)
     assert chart.said(chart.total) == "$1,810.00000002"
 
@@ -214,7 +214,7 @@ def test_many_series_become_a_few_and_money_stays_exact() -> None:
 )
 def test_times_are_named_by_their_interval(interval: str, label: str) -> None:
     at = datetime(2026, 1, 31, 13, tzinfo=UTC)
-    chart = charts.stacked([(at, 1, 1)], [at], {1: "a"}, unit="tokens", interval=interval)
+    chart = formatting.stacked([(at, 1, 1)], [at], {1: "a"}, unit="tokens", interval=interval)
     assert chart.label(chart.columns[0]) == label
 
 
@@ -253,6 +253,6 @@ async def test_no_numbers_are_no_error() -> None:
 
 
 def test_each_kind_of_what_differs_is_set_in_a_tone_and_faults_in_that_of_faults() -> None:
-    tones = {kind: shown.tone(kind) for kind in Kind}
+    tones = {kind: formatting.status_tone(kind) for kind in Kind}
     assert {kind for kind, tone in tones.items() if tone == "bad"} == {*Kind} - NO_FAULTS
     assert "plain" not in tones.values()

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.issuers.sealing import opened
-from persistence.resources.console_sessions import (
+from gateway.issuers.sign_in import opened
+from persistence.resources.access import (
     SESSIONS_EACH_MAX,
     SESSIONS_MAX,
     SESSIONS_OF_ORGANIZATION_MAX,

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.admin.console.search import reduced
+from gateway.admin.console.lists import reduced
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 from tests.admin.console.test_pages import HOSTILE, well_formed

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.admin import credentials
-from gateway.core.failures import FREE_MAX
+from gateway.core.credentials import FREE_MAX
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.waiting import eventually
@@ -84,7 +84,7 @@ async def test_the_door_leads_nowhere_else(nobody: Person, wanted: str, sent_to:
 
 async def test_wrong_tokens_wait_and_a_right_one_never_does(nobody: Person, api: Api) -> None:
     api.failures.free_max = FREE_MAX
-    wrong = credentials.mint(credentials.ADMIN_TOKEN).secret
+    wrong = credentials.mint_credential(credentials.ADMIN_TOKEN).secret
     slow = [asyncio.create_task(nobody.sign_in(wrong)) for _ in range(20)]
     await eventually(lambda: api.failures.delayed >= 3)
     assert (await nobody.sign_in(ADMIN)).status == 303

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from gateway.core.issuers.sign_in import SignIn
+from gateway.core.issuers import SignIn
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import api_of
 from tests.admin.console.elsewhere import configured

@@ -13,11 +13,11 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from gateway.admin.console.begun import Begun, read_begun
-from gateway.core.issuers.sign_in import SignIn
-from gateway.core.peppers import Peppers
+from gateway.admin.console.sign_in import Begun, read_begun
+from gateway.core.credentials import Peppers
+from gateway.core.issuers import SignIn
 from gateway.issuers.sign_in import SignIns
-from persistence.resources.console_sessions import USED_MAX
+from persistence.resources.access import USED_MAX
 from tests.admin.conftest import ADMIN, PEPPERS
 from tests.admin.console.conftest import Person
 from tests.admin.console.elsewhere import (

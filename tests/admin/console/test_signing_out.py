@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gateway.core.issuers.sign_in import SignIn
-from gateway.issuers.leaving import HINT_BYTES_MAX
+from gateway.core.issuers import SignIn
+from gateway.issuers.sign_in import HINT_BYTES_MAX
 from tests.admin.conftest import ADMIN
 from tests.admin.console.conftest import Page, Person
 from tests.admin.console.elsewhere import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from gateway.core.accounts.usage import SPANS
-from gateway.core.billing.vector import KINDS
-from persistence.ledger.usage_spans import start_of
+from gateway.core.billing.price_book import KINDS
+from persistence.ledger.rollup import start_of
 from tests.admin.conftest import Api
 
 NANO = 10**9

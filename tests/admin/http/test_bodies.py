@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
 
-from gateway.admin.http.answers import API, Answers
-from gateway.admin.http.body import check, parse
 from gateway.admin.http.guard import guard
-from gateway.admin.http.listing import LIMIT_MAX, read_query
+from gateway.admin.http.requests import LIMIT_MAX, check_body, parse_body, read_query
+from gateway.admin.http.server import API, Answers
 from gateway.admin.resources import RESOURCES
-from gateway.core.failures import Failures
+from gateway.core.credentials import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin.conftest import ADMIN, Api
 
@@ -52,7 +51,7 @@ MALFORMED = [
 @pytest.mark.parametrize("raw", MALFORMED, ids=lambda raw: repr(raw[:24]))
 def test_what_is_not_one_unambiguous_object_is_malformed(raw: bytes) -> None:
     with pytest.raises(AdminRefusal) as refused:
-        parse(raw)
+        parse_body(raw)
     assert refused.value.status == 400
 
 
@@ -219,7 +218,7 @@ def test_no_body_is_beyond_the_checks(sent: tuple[str, str, Any]) -> None:
     model = RESOURCES[name].create if verb == "POST" else RESOURCES[name].patch
     assert model is not None
     with suppress(AdminRefusal):
-        check(model, parse(json.dumps(body).encode()), known=RESOURCES[name].known)
+        check_body(model, parse_body(json.dumps(body).encode()), known=RESOURCES[name].known)
 
 
 async def test_no_body_gives_a_500(api: Api) -> None:

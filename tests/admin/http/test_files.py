@@ -8,11 +8,10 @@ import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.admin.http.answers import Answers
-from gateway.admin.http.files import CSV, Files
-from gateway.admin.http.guard import guard
+from gateway.admin.http.guard import CSV, Files, guard
+from gateway.admin.http.server import Answers
 from gateway.core.accounts.administration import Actor
-from gateway.core.failures import Failures
+from gateway.core.credentials import Failures
 from gateway.errors import Unprocessable
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin.http.places import Places, Room, Whose
+from gateway.admin.http.concurrency import Places, Room, Whose
 from gateway.errors import Overloaded, TooManyRequests
 
 ROOM = Room(staff_max=2, own_max=2, others_max=3, all_max=4, waiting_max=2, wait_s=None)

@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.admin.application import build
 from gateway.admin.http.server import IDENTIFIED, Bounds, listen
 from gateway.tls.certificates import Certificates
-from gateway.tls.gate import Gate
+from gateway.tls.session import TlsGate
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 from tests.certificates import issued, trusting, workload
@@ -110,7 +110,7 @@ async def test_a_connection_takes_no_request_after_the_certificate_of_its_client
     now, clients = [time.time()], trustme.CA()
     files = issued(tmp_path, clients, clients=clients)
     context = trusting(clients, workload(clients, "spiffe://example.org/a"))
-    gate = Gate("admin", Certificates(files, "TOLLKEEPER_ADMIN_TLS_"), wall=lambda: now[0])
+    gate = TlsGate("admin", Certificates(files, "TOLLKEEPER_ADMIN_TLS_"), wall=lambda: now[0])
     made = Port()
     listening = await listen(made.application(), "127.0.0.1", 0, wrapped=gate.wrapped)
     try:

@@ -13,10 +13,18 @@ from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.application import build
-from gateway.admin.http import metered
-from gateway.admin.http.auth import COSTLY, COSTLY_FILES, HOURS
-from gateway.admin.http.places import Room
-from gateway.core.accounts.hours import HOUR_S, METER, Hour, HourlyBudget, Hours, Meter, count_rows
+from gateway.admin.http import guard
+from gateway.admin.http.concurrency import Room
+from gateway.admin.http.requests import COSTLY, COSTLY_FILES, HOURS
+from gateway.core.accounts.administration import (
+    HOUR_S,
+    METER,
+    Hour,
+    HourlyBudget,
+    Hours,
+    Meter,
+    count_rows,
+)
 from gateway.errors import HourSpent
 from persistence import engine as engines
 from tests.admin.conftest import Api, MemoryCounters, ports_over
@@ -151,7 +159,7 @@ def test_an_hour_ends_an_hour_after_it_began(spent: dict[str, Any]) -> None:
 
 
 async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_others_do_is_not() -> None:
-    metered.count_tasks(asyncio.get_running_loop())
+    guard.count_tasks(asyncio.get_running_loop())
     meter, other = Meter(Hour(0.0)), Meter(Hour(0.0))
 
     def work() -> None:
@@ -162,7 +170,7 @@ async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_other
 
     async def asks() -> int:
         METER.set(meter)
-        await asyncio.gather(asyncio.create_task(alone()), metered.in_thread(work))
+        await asyncio.gather(asyncio.create_task(alone()), guard.in_thread(work))
         count_rows(3)
         return 7
 
@@ -176,7 +184,7 @@ async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_other
     assert (found, meter.hour.rows) == (7, 3)
     assert meter.hour.cpu_s > 5 * other.hour.cpu_s
     with pytest.raises(ZeroDivisionError):
-        await metered.Metered(_fails(), meter)
+        await guard.Metered(_fails(), meter)
 
 
 async def _fails() -> None:

@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.http_exceptions import BadStatusLine
 
-from gateway.admin.http.server import listen
-from gateway.admin.http.unreadable import TOLD_EACH_S, Unreadable
+from gateway.admin.http.server import TOLD_EACH_S, Unreadable, listen
 from gateway.telemetry.logs import JsonLines
 
 GARBAGE = (

@@ -7,8 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gateway.admin.invoices.electronic import FACTUR_X, UBL, xml
-from gateway.admin.invoices.renderer import InvoiceRenderer
+from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer, electronic_invoice
 from tests.admin.invoices.made import BUYER, SELLER, invoice, note
 from tests.admin.invoices.rules import broken
 
@@ -53,13 +52,15 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
 @pytest.mark.parametrize("case", CASES)
 def test_every_rule_of_the_norm_is_kept(case: str, syntax: str) -> None:
-    assert broken(xml(CASES[case], syntax), syntax) == []
+    assert broken(electronic_invoice(CASES[case], syntax), syntax) == []
 
 
 @pytest.mark.parametrize("syntax", [FACTUR_X, UBL])
 def test_the_rules_find_what_is_wrong(syntax: str) -> None:
     wrong = invoice(total_amount="69.61")
-    assert any("BR-CO-15" in rule or "BT-112" in rule for rule in broken(xml(wrong, syntax), syntax))
+    assert any(
+        "BR-CO-15" in rule or "BT-112" in rule for rule in broken(electronic_invoice(wrong, syntax), syntax)
+    )
 
 
 def texts(content: bytes, name: str) -> list[str]:
@@ -68,7 +69,7 @@ def texts(content: bytes, name: str) -> list[str]:
 
 
 def test_an_invoice_says_what_it_is() -> None:
-    made = xml(CASES["two rates"], FACTUR_X)
+    made = electronic_invoice(CASES["two rates"], FACTUR_X)
     assert texts(made, "TypeCode")[0] == "380"
     supplied = ["20260401", "20260430"]
     head = ["20260430", *supplied, "20260515"]
@@ -85,7 +86,7 @@ def test_an_invoice_says_what_it_is() -> None:
 
 @pytest.mark.parametrize(("syntax", "quantity"), [(FACTUR_X, "BilledQuantity"), (UBL, "CreditedQuantity")])
 def test_a_credit_note_gives_back_above_zero_and_names_its_invoice(syntax: str, quantity: str) -> None:
-    made = xml(note(), syntax)
+    made = electronic_invoice(note(), syntax)
     assert texts(made, quantity) == ["1000", "1"]
     assert "381" in made.decode()
     assert "2026-000007" in made.decode()
@@ -101,7 +102,7 @@ def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
     syntax: str, names: tuple[str, str]
 ) -> None:
     found = CASES["credit was applied"]
-    assert [texts(xml(found, syntax), name) for name in names] == [["20.00"], ["49.60"]]
+    assert [texts(electronic_invoice(found, syntax), name) for name in names] == [["20.00"], ["49.60"]]
     on_paper = InvoiceRenderer().content(found)
     assert [(each["description"], each["amount"]) for each in on_paper["taxes"]] == [
         ("Tax 20.0 %", "11.60"), ("Total", "69.60"), ("Credit applied", "\N{MINUS SIGN}20.00"),
@@ -112,6 +113,6 @@ def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
 def test_the_pdf_carries_the_xml_to_the_byte() -> None:
     from facturx import get_xml_from_pdf
 
-    content = xml(invoice(), FACTUR_X)
+    content = electronic_invoice(invoice(), FACTUR_X)
     pdf = InvoiceRenderer().pdf(invoice(), content)
     assert get_xml_from_pdf(pdf, check_xsd=False) == ("factur-x.xml", content)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.admin.http.places import Room
-from gateway.admin.http.problem import refusal
+from gateway.admin.http.concurrency import Room
+from gateway.admin.http.requests import refusal
 from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
 from gateway.admin.ports import InvoiceRenderer, Store
 from gateway.core.accounts.administration import Actor

@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.admin.invoices import press
-from gateway.admin.invoices.electronic import FACTUR_X, UBL
-from gateway.admin.invoices.missing_glyphs import missing_glyphs
 from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX
-from gateway.admin.invoices.renderer import InvoiceRenderer
+from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer, missing_glyphs
 from gateway.core.billing.e_invoice import legible
 from gateway.errors import Conflict
-from persistence.billing.kept_documents import DOCUMENT_BYTES_MAX
+from persistence.billing.invoice_build import DOCUMENT_BYTES_MAX
 from tests.admin.invoices.made import BUYER, SELLER, invoice, line
 
 RENDERER = InvoiceRenderer()

@@ -13,10 +13,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.admin.resources.integrity import DeadLetter
-from gateway.core.accounts.facts import CallFacts, write_facts
-from gateway.core.accounts.ledger import CARRIED, ENTRY, HEAD, PRICED, VERSION, EventFlag
-from gateway.core.billing.pricing import Tier
-from gateway.core.billing.tiers import pack_tiers
+from gateway.core.accounts.outbox import (
+    CARRIED,
+    ENTRY,
+    HEAD,
+    PRICED,
+    VERSION,
+    CallFacts,
+    EventFlag,
+    write_facts,
+)
+from gateway.core.billing.money import Tier, pack_tiers
 
 FIELDS = [field for field in ENTRY.fields if not field.is_text and field.name != "version"]
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,10 +13,10 @@ import pytest
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.core.accounts.holds import LateSettlement
 from gateway.core.model import Caller, Settled, Settlement
-from gateway.core.moments import DAY_MS, ms_of
+from gateway.core.times import DAY_MS, ms_of
 from gateway.counters.redis import keys
 from gateway.errors import Conflict, Unprocessable
-from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.protocol.request import RequestIds
 from persistence import engine as engines
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Truths

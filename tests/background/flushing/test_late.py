@@ -13,7 +13,7 @@ import pytest
 
 from gateway.background.flushing.late import LateSettlements
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb, correction_id, refund_id
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.model import Caller, Settled, Settlement
 from gateway.counters.redis import keys
 from persistence.keeper.sweeps import Sweeps

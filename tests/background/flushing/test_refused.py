@@ -12,15 +12,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.flushing.refused import RefusedDrain
-from gateway.background.isolation import Isolation
+from gateway.background.flushing.late import RefusedDrain
+from gateway.background.loops import Isolation
 from gateway.core.accounts.refusals import Refusals, RefusedBatch, RefusedCall
-from gateway.counters.admission.refused import RefusedCalls
-from gateway.counters.keeper.refused import RefusedStream
+from gateway.counters.admission.refusals import RefusedCalls
+from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.redis import keys
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
-from persistence.ledger.refused import NAMED_A_DAY_MAX, RefusedJournal
+from persistence.ledger.redrive import NAMED_A_DAY_MAX, RefusedJournal
 from tests.background.backend import Backend, backend_at
 from tests.builders import World, new_id
 from tests.persistence.scenario import broken, rows_of

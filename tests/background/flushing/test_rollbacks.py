@@ -12,16 +12,16 @@ from pathlib import Path
 import psycopg
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.flushing.rollbacks import Rollbacks
-from gateway.core.accounts.ledger import Place
+from gateway.background.flushing.late import Rollbacks
+from gateway.core.accounts.outbox import Place
 from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.ops.backup.folder import Folder
+from gateway.ops.backup.storage import Folder
 from gateway.ops.backup.taking import back_up, restore
-from persistence.keeper.reconciliations import Accounts
-from persistence.resources.quarantine import Quarantines
+from persistence.keeper.verification import Accounts
+from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World

@@ -8,8 +8,7 @@ from typing import cast
 
 import pytest
 
-from gateway.background.isolation import Isolation
-from gateway.background.loops import Loop
+from gateway.background.loops import Isolation, Loop
 from gateway.errors import StoreUnavailable
 from gateway.run.timed_loops import month_ends
 from persistence.ledger.checkpoints import Checkpoints

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.core.accounts.budgets import bounds
-from gateway.core.accounts.zones import HOUR_MS, Clock, clock_of
+from gateway.core.times import HOUR_MS, Clock, clock_of
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import clock_changes
-from persistence.keeper.clock_changes import ToldClocks
+from persistence.keeper.definitions import ToldClocks
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 

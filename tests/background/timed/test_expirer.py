@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from gateway.background.loops import Loop
-from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
-from gateway.core.integrity.verified import AccountHead
+from gateway.core.integrity.recovery import AccountHead
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.run.timed_loops import expirer
-from persistence.billing.allocations import Allocations
+from persistence.billing.credit_balances import Allocations
 
 
 class FakeLedger:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.background.timed.failures import FailureTeller
-from gateway.core.failures import Failures, Told
+from gateway.background.loops import FailureTeller
+from gateway.core.credentials import Failures, Told
 from persistence import engine as engines
-from persistence.resources import audit
+from persistence.resources import access
 
 
 async def test_a_line_a_site_and_a_row_where_there_is_a_file() -> None:
@@ -33,7 +33,9 @@ async def test_a_line_a_site_and_a_row_where_there_is_a_file() -> None:
 async def test_rows_of_the_audit_log(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
-        await audit.note_failures(engine, [Told("192.0.2.1", 3, {"unknown": 3}), Told("", 1, {"missing": 1})])
+        await access.note_failures(
+            engine, [Told("192.0.2.1", 3, {"unknown": 3}), Told("", 1, {"missing": 1})]
+        )
         async with engine.connect() as connection:
             rows = (
                 await connection.exec_driver_sql(

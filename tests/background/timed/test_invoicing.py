@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 
 from gateway.background.timed.invoicing import Claim, Invoicing
-from gateway.core.billing.due import (
+from gateway.core.billing.invoice import (
     CONFLICT,
     COUNTERS,
     INCOMPLETE,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.background.timed.price_list import PriceList
+from gateway.background.timed.invoicing import PriceList
 from gateway.core.accounts.administration import Row
 
 ROWS: Sequence[Row] = ({"model": "m"},)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.background.isolation import Isolation
+from gateway.background.loops import Isolation
 from gateway.background.timed.pusher import ACCOUNTS_AT_ONCE_MAX, Pusher
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.core.model import INTEGER_MAX, Verdict

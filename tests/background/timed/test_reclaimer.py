@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from gateway.background.timed.reclaimer import Reclaimer
+from gateway.background.timed.pusher import Reclaimer
 from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
-from gateway.core.accounts.ledger import EventNote
-from gateway.core.billing.rate import TokenRate
+from gateway.core.accounts.outbox import EventNote
+from gateway.core.billing.cost import TokenRate
 from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Settlement, Verdict
-from gateway.counters.leases.lease import lease
+from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.background.backend import Backend, backend_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 

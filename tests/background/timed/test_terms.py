@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.pricing import Tier
+from gateway.core.billing.money import Tier
 from gateway.core.model import Service
-from gateway.counters.admission.terms import Terms
+from gateway.counters.admission.catalogue import Terms
 from gateway.counters.redis import keys
 from gateway.errors import ServiceNotIncluded
 from tests.background.backend import Backend, backend_at

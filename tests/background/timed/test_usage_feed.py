@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.background.isolation import Isolation
-from gateway.background.timed.usage_feed import UsageFeedSender
+from gateway.background.loops import Isolation
+from gateway.background.timed.deliveries import UsageFeedSender
 from gateway.core.billing import usage_feed
 from gateway.core.billing.usage_feed import Pause, Sent, Terms, UsageEvent
 from gateway.errors import StoreUnavailable

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from gateway.background.timed.webhooks import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
-from gateway.core.alerts.webhook import Delivery, Outcome
+from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
+from gateway.core.alerts.messages import Delivery, Outcome
 from tests.waiting import eventually
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)

@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.verifying.rewinds import Rewinds
+from gateway.background.verifying.admission_gate import Rewinds
 from gateway.background.verifying.verifier import Verifier
-from gateway.counters.fence import Fence
-from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.history_guard import Fence
+from gateway.counters.keeper.outbox import Outbox, StrayReader
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.verification import Truths
-from persistence.resources.quarantine import Quarantines
+from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend
 from tests.builders import World
 

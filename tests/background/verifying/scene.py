@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from gateway.background.verifying.admission_gate import AdmissionGate
-from gateway.background.verifying.verifier import Verified, Verifier
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.integrity.recovery import Verified
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable

@@ -14,23 +14,22 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.verifying import budgets as verifying
+from gateway.background.verifying import reconciler as verifying
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of, bounds, defined
-from gateway.core.accounts.ledger import Budgeted, EventKind
+from gateway.core.accounts.outbox import Budgeted, EventKind
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, Settled, Verdict
-from gateway.counters.keeper.left_alone import NAMES_MAX
+from gateway.counters.keeper.client import NAMES_MAX
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.windows import WindowState, pack_windows, unpack_windows
+from gateway.counters.layouts.states import WindowState, pack_windows, unpack_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper import definitions
-from persistence.keeper.budget_uses import BudgetUses
-from persistence.keeper.reconciliations import Accounts
-from persistence.resources.reconciliation_results import Results
+from persistence.keeper.verification import Accounts, BudgetUses
+from persistence.resources.integrity import Results
 from tests.background.backend import Backend, backend_at
 from tests.builders import Call, World, encode
 from tests.persistence.scenario import BLANK, stop

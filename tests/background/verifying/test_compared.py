@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.recovery import Truth
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.layouts import states

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.background.verifying.groups import TOGETHER_MAX, in_turns, together
+from gateway.background.verifying.verifier import TOGETHER_MAX, in_turns, together
 from tests.waiting import eventually
 
 

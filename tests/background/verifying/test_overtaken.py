@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gateway.background.verifying.overtaken import OVERTAKEN_S, Overtaken
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.verifying.verifier import OVERTAKEN_S, Overtaken, Verifier
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing

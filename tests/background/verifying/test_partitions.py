@@ -13,11 +13,11 @@ import pytest
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.accounts.definitions import AccountDefinition, UserDefinition
-from gateway.core.integrity.verified import Truth
+from gateway.core.integrity.recovery import Truth
 from gateway.core.model import PARTITIONS, Limits, Verdict
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.layouts import states, table
+from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from persistence.keeper.verification import Truths
@@ -240,10 +240,10 @@ async def test_a_definition_is_written_where_any_of_it_differs_and_nowhere_else(
             keys.user_state(world.p, caller.tenant_id, "its user"),
         ]  # fmt: skip
         kinds = (
-            (states.OrganizationState, table.DEFINE_ORGANIZATION),
-            (states.TenantState, table.DEFINE_TENANT),
-            (states.KeyState, table.DEFINE_KEY),
-            (states.UserState, table.DEFINE_USER),
+            (states.OrganizationState, packing.DEFINE_ORGANIZATION),
+            (states.TenantState, packing.DEFINE_TENANT),
+            (states.KeyState, packing.DEFINE_KEY),
+            (states.UserState, packing.DEFINE_USER),
         )
         definitions, later = [*definitions_of(truth), user], truth.version + 1
         assert await backend.counters.define_all([user], truth.version) == []

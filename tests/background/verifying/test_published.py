@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.background.verifying.published import WHOLE_EACH, PublishedLists
+from gateway.background.verifying.admission_gate import WHOLE_EACH, PublishedLists
 from gateway.counters.admission.stored import decode_catalogue, encode_catalogue, version_standing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of

@@ -13,19 +13,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.timed.closing import AccountClosing
-from gateway.background.verifying.reconciler import KEEP_S, LedgerAccount, Reconciler
-from gateway.core.accounts.ledger import decode
-from gateway.core.integrity.reconciliation import Item, Kind
+from gateway.background.timed.invoicing import AccountClosing
+from gateway.background.verifying.reconciler import KEEP_S, Reconciler
+from gateway.core.accounts.outbox import decode
+from gateway.core.integrity.reconciliation import Item, Kind, LedgerAccount
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from persistence import engine
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
-from persistence.resources.reconciliation_results import Results
+from persistence.resources.integrity import Results
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World, encode
 from tests.persistence.scenario import broken

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from gateway.background.verifying.verifier import Verified, Verifier
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.integrity.recovery import Verified
 from gateway.core.model import PARTITIONS, Service, Settled, Verdict
 from gateway.core.wait import in_task
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.layouts import packing
-from gateway.counters.leases.lease import lease
+from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import encode
+from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.accounts.activity import NOBODY, bounded, busiest
+from gateway.core.accounts.refusals import NOBODY, bounded, busiest
 
 COUNTS = {
     (7, "requests"): 5, (7, "tokens"): 500, (8, "requests"): 2, (8, "rate_limited"): 9,

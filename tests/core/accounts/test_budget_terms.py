@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budget_terms import (
+from gateway.core.accounts.budgets import (
     MONEY_MAX,
+    Budget,
     read_budget,
     wrong_amount,
     wrong_raise,
     wrong_window,
 )
-from gateway.core.accounts.budgets import Budget
 from gateway.core.model import INTEGER_MAX
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as replaced
 
-from gateway.core.accounts.facts import (
+from gateway.core.accounts.outbox import (
     CallFacts,
     corrected,
+    decode,
     facts_in,
     read_facts,
     told_of,
     write_facts,
 )
-from gateway.core.accounts.ledger import decode
-from gateway.core.billing.vector import NO_COUNTS
+from gateway.core.billing.price_book import NO_COUNTS
 from tests.builders import BLANK, encode
 
 CALL = CallFacts(

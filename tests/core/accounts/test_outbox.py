@@ -5,8 +5,18 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
-from gateway.core.accounts.ledger import BUDGETED, HEAD, HEAD_BEFORE, Budgeted, EventKind, EventNote, decode
-from gateway.core.accounts.outbox import FlushReport, control_id, fan_out
+from gateway.core.accounts.outbox import (
+    BUDGETED,
+    HEAD,
+    HEAD_BEFORE,
+    Budgeted,
+    EventKind,
+    EventNote,
+    FlushReport,
+    control_id,
+    decode,
+    fan_out,
+)
 from tests.builders import encode
 from tests.persistence.scenario import Account, entry_id
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from gateway.core.accounts.plan_terms import TERMS, PlanTerms, plan_payload, read_terms
-from gateway.core.accounts.zones import CLOCK_OF_UTC, Clock
-from gateway.core.moments import HOUR_MS
+from gateway.core.accounts.plans import TERMS, PlanTerms, plan_payload, read_terms
+from gateway.core.times import CLOCK_OF_UTC, HOUR_MS, Clock
 
 ROW = {
     "id": 4, "name": "Team", "total_amount": 500, "reset_interval": "daily", "overage_policy": "bill",

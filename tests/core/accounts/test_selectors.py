@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budgets import Asked, Budget
-from gateway.core.accounts.selectors import (
+from gateway.core.accounts.budgets import (
     BUDGETS_MAX,
+    Asked,
+    Budget,
     Selector,
     may_meet_more,
     selector_of,

@@ -8,9 +8,9 @@ from math import ceil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.weights import ONE, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Weights, millionths
-from gateway.core.billing.pricing import ENDLESS
-from gateway.core.billing.vector import FALLBACK, KINDS
+from gateway.core.accounts.plans import ONE, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Weights, millionths
+from gateway.core.billing.money import ENDLESS
+from gateway.core.billing.price_book import FALLBACK, KINDS
 
 SAID = st.dictionaries(st.sampled_from(KINDS), st.integers(0, WEIGHT_MAX * ONE))
 TOKENS = st.integers(0, 10**8)

@@ -7,15 +7,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.core.accounts.zones import (
+from gateway.core.times import (
     APART_MS,
     CLOCK_OF_UTC,
+    DAY_MS,
+    HOUR_MS,
     Clock,
     clock_of,
     offset_at,
     wrong_calendar,
 )
-from gateway.core.moments import DAY_MS, HOUR_MS
 
 
 def ms(text: str) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.alerts.bodies import body_of
-from gateway.core.alerts.webhook import Delivery
+from gateway.core.alerts.messages import Delivery, body_of
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 HOSTILE = "<!channel> *x* [y](https://evil.example) &\n@here :skull:"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import INTERVALS, bounds
-from gateway.core.alerts.budgets import (
+from gateway.core.alerts.thresholds import (
     LOOK_BACK_MS,
     TOTAL_AHEAD_MS,
     RunningWindow,
@@ -20,7 +20,7 @@ from gateway.core.alerts.budgets import (
     exhausted_ms,
     remembered,
 )
-from gateway.core.moments import DAY_MS, HOUR_MS
+from gateway.core.times import DAY_MS, HOUR_MS
 
 PARTS = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
 NEVER = Samples()

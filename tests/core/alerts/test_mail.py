@@ -10,9 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.alerts.mail import RECIPIENTS_MAX, is_mail, mail_of, recipients_of, refusal
-from gateway.core.alerts.webhook import Delivery
-from gateway.core.alerts.wording import worded
+from gateway.core.alerts.messages import (
+    RECIPIENTS_MAX,
+    Delivery,
+    is_mail,
+    mail_of,
+    recipient_refusal,
+    recipients_of,
+    worded,
+)
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 FROM = "tollkeeper@example.com"
@@ -33,7 +39,7 @@ def delivery(url: str = "mailto:a@example.com", event: str = "tenant.unblocked",
 )
 def test_addresses_as_they_are_usually_written(url: str) -> None:
     assert is_mail(url)
-    assert refusal(url, private=False) is None
+    assert recipient_refusal(url, private=False) is None
 
 
 @pytest.mark.parametrize(
@@ -53,18 +59,18 @@ def test_addresses_as_they_are_usually_written(url: str) -> None:
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(url: str) -> None:
-    assert refusal(url, private=False) is not None
+    assert recipient_refusal(url, private=False) is not None
 
 
 def test_domains_of_a_local_network_where_private_addresses_are_allowed() -> None:
-    assert refusal("mailto:root@box.local", private=True) is None
-    assert refusal("mailto:root@box.local\r\n", private=True) is not None
+    assert recipient_refusal("mailto:root@box.local", private=True) is None
+    assert recipient_refusal("mailto:root@box.local\r\n", private=True) is not None
 
 
 @given(st.text(alphabet=st.sampled_from("ab.@,+\r\n\0<>%!\"' :;()[]\\é")))
 def test_what_passes_ends_no_line_and_is_one_address_each(text: str) -> None:
     url = f"mailto:{text}"
-    if refusal(url, private=True) is None:
+    if recipient_refusal(url, private=True) is None:
         for each in recipients_of(url):
             assert each.count("@") == 1
             assert each.isascii()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.alerts.sudden import COST_LEAST, Hour, is_sudden, same_hours
+from gateway.core.alerts.thresholds import COST_LEAST, Hour, is_sudden, same_hours
 
 NOW = datetime(2026, 11, 24, 13, 20, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=100)

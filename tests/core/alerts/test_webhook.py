@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gateway.core.alerts.webhook import (
-    RETRIES,
-    Delivery,
-    Outcome,
-    headers_of,
-    signature,
-)
+from gateway.core.alerts.messages import RETRIES, Delivery, Outcome, headers_of, signature
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 

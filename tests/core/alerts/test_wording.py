@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.alerts.webhook import EVENTS, TEST_EVENT
-from gateway.core.alerts.wording import FACTS_MAX, TITLE_CHARS_MAX, VALUE_CHARS_MAX, plain, spoken, worded
-from gateway.core.visible import hidden_in
+from gateway.core.alerts.messages import (
+    EVENTS,
+    FACTS_MAX,
+    TEST_EVENT,
+    TITLE_CHARS_MAX,
+    VALUE_CHARS_MAX,
+    plain,
+    spoken,
+    worded,
+)
+from gateway.core.text import hidden_in
 
 BUDGET = {
     "budget_id": 4, "budget": "Team A", "organization_id": 2, "organization": "Acme", "each": "user",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.allocation import Allocation, Allocator, Grant, Outflow, settled
+from gateway.core.billing.charges import Allocation, Allocator, Grant, Outflow, settled
 
 DAY_MS = 86_400_000
 

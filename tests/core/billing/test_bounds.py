@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.bounds import (
+from gateway.core.billing.charges import (
     INVOICE_MAX,
     INVOICE_UNITS_MAX,
     PRODUCT_MAX,
+    PURCHASE,
+    Charge,
     borne,
     left_out,
     too_dear,
     too_many,
 )
-from gateway.core.billing.charge import PURCHASE, Charge
 from gateway.core.billing.subscription import midnight
 
 PRICES = st.decimals(0, 999_999_999_999, places=9)

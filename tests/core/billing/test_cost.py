@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.cost import FREE_TOOLS, cost_nano, lines, money, unpriced
-from gateway.core.billing.price_book import read_price
-from gateway.core.billing.pricing import NANO
-from gateway.core.billing.vector import KINDS, Price, Vector
+from gateway.core.billing.money import NANO
+from gateway.core.billing.price_book import KINDS, Price, Vector, read_price
 from tests.core.billing.prices import price_row
 
 OPUS = price_row(

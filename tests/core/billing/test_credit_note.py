@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.credit_note import partial_note, whole_note
-from gateway.core.billing.invoice import Line, bill
+from gateway.core.billing.invoice import Line, bill, partial_note, whole_note
 from gateway.errors import Conflict, Unprocessable
 from tests.core.billing.test_invoice import totals, worked_example
 

@@ -7,8 +7,7 @@ from decimal import Decimal
 import iso4217
 import pytest
 
-from gateway.core.billing.currencies import MINOR_DIGITS
-from gateway.core.billing.pricing import rounded
+from gateway.core.billing.money import MINOR_DIGITS, rounded
 
 
 def test_the_table_is_that_of_iso_4217() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.early_use import (
+from gateway.core.billing.proration import (
     ALL,
     Ahead,
     Ended,

@@ -11,7 +11,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.charge import (
+from gateway.core.billing.charges import (
     ADDITION,
     FEE,
     OVERAGE,
@@ -25,10 +25,10 @@ from gateway.core.billing.charge import (
     gathered,
     spread_amount,
 )
+from gateway.core.billing.document import Dated, Tax
 from gateway.core.billing.invoice import Bill, Facts, Fee, bill, span
-from gateway.core.billing.pricing import NANO, ONE_NANO, Portion, Tier, rounded, spread
+from gateway.core.billing.money import NANO, ONE_NANO, Portion, Tier, rounded, spread
 from gateway.core.billing.subscription import Segment, Subscription, begin, change_now, cycle_of, midnight
-from gateway.core.billing.tax import Dated, Tax
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
 TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.outlook import looked_at_since, outlook
+from gateway.core.billing.finance import looked_at_since, outlook
 
 
 def days(first: date, *amounts: str) -> dict[date, Decimal]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.payment import Receivable, due_on, require_payable, require_returnable
+from gateway.core.billing.payments import Receivable, due_on, require_payable, require_returnable
 from gateway.errors import Unprocessable
 
 DUE = date(2026, 5, 14)

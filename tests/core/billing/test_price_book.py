@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import MAKERS, PriceBook, choose, read_price
-from gateway.core.billing.vector import Price
+from gateway.core.billing.price_book import MAKERS, Price, PriceBook, choose, read_price
 from tests.core.billing.prices import price_row
 
 NOON_MS = 1_768_392_000_000

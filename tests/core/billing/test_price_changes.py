@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_changes import A_MOMENT, changes
+from gateway.core.billing.price_book import A_MOMENT, changes
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

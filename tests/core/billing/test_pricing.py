@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.pricing import (
+from gateway.core.billing.money import (
     IN_MONEY,
     NO_PRICING,
     AtCost,

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.early_use import TokenTerms
-from gateway.core.billing.sold import Said, sold_with
+from gateway.core.billing.proration import Said, TokenTerms, sold_with
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 BEGINS = datetime(2026, 1, 1, tzinfo=UTC)

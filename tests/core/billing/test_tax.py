@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.tax import Dated, Tax, in_force
+from gateway.core.billing.document import Dated, Tax, in_force
 
 DAY = date(2026, 7, 1)
 

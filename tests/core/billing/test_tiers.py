@@ -6,8 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.pricing import Tier
-from gateway.core.billing.tiers import pack_tiers, read_tiers
+from gateway.core.billing.money import Tier, pack_tiers, read_tiers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.calls.binding import Binding, Bindings, makes_batches
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.model import Family, Service
 from gateway.settings.config_file import DEFAULT_ROUTES
 

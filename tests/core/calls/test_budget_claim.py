@@ -7,12 +7,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.rate import TokenRate
-from gateway.core.billing.vector import KINDS, Vector
-from gateway.core.calls.budget_claim import BudgetClaim, budget_bound, budget_claim
+from gateway.core.billing.cost import TokenRate, cost_nano
+from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.claims import BudgetClaim, Estimate, budget_bound, budget_claim
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
 
 MILLION = 1_000_000

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.reading import limit_output, read_call
-from gateway.core.calls.route import Route
+from gateway.core.calls.claims import limit_output, read_call
+from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ELSEWHERE
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest

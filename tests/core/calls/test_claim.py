@@ -11,17 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.pricing import NO_PRICING, AtCost, Pricing, TokenPrice, whole_credits
-from gateway.core.billing.rate import Asks, TokenRate
-from gateway.core.billing.vector import KINDS, Vector
+from gateway.core.billing.cost import Asks, TokenRate, cost_nano
+from gateway.core.billing.money import NO_PRICING, AtCost, Pricing, TokenPrice, whole_credits
+from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.claim import asks_of, claimed, dearest_of, output_bound
-from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.claims import Estimate, asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.tariff import charge_of
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import GENERIC, Decision, Family, Service, Usage, Verdict
-from gateway.core.names import names_in
+from gateway.core.text import names_in
 from tests.builders import credits_of, prices_of
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.document import (
+from gateway.core.calls.call import (
     BACKSLASHES_MAX,
     NAMED_PARTS_MAX,
     OBJECTS_MAX,

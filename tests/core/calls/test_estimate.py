@@ -9,11 +9,17 @@ import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.calls.call import Call
-from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimate, Estimator
-from gateway.core.calls.tool_uses import MODEL_USES, limit_models
+from gateway.core.calls.claims import (
+    CEILING,
+    MODEL_USES,
+    OUTPUT_TOKENS_FIRST,
+    Estimate,
+    Estimator,
+    limit_models,
+)
 from gateway.core.families.controlled import models_beside
 from gateway.core.model import INTEGER_MAX, Family, Usage
-from gateway.core.names import names_in
+from gateway.core.text import names_in
 from gateway.errors import InvalidRequest
 
 

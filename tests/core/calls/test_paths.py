@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.calls.paths import place_of, plain, read_pattern
+from gateway.core.calls.routes import place_of, plain, read_pattern
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.pricing import (
+from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.money import (
     ENDLESS,
     NANO,
     NO_PRICING,
@@ -20,8 +21,7 @@ from gateway.core.billing.pricing import (
     TokenPrice,
     whole_credits,
 )
-from gateway.core.billing.rate import TokenRate
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.price_book import Vector
 from gateway.core.calls.tariff import (
     charge_of,
     covered,

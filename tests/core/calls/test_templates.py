@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.templates import REST, expression_of
+from gateway.core.calls.routes import REST, expression_of
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.request import read_request_head
 

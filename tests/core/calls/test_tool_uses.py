@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.vector import KINDS, Vector
+from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import Call
-from gateway.core.calls.tool_uses import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
+from gateway.core.calls.claims import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
 from gateway.core.model import Family
 
 CHAT, MESSAGES, RESPONSES, GEMINI = (

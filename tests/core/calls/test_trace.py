@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.trace import IDS_BYTES, Parent, begin_trace, read_parent, read_usual_line
+from gateway.core.traces import IDS_BYTES, Parent, begin_trace, read_parent, read_usual_line
 
 TRACE, SPAN = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
 VALID = b"00-" + TRACE + b"-" + SPAN + b"-01"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.families.gemini.limits import retry_told
+from gateway.core.families.gemini.answers import retry_told
 
 RETRY = b'{"error":{"code":429,"details":[{"@type":"x","violations":[]},{"@type":"y","retryDelay":"%b"}]}}'
 

@@ -14,9 +14,8 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from gateway.core.calls.reading import read_call
-from gateway.core.calls.route import Route
-from gateway.core.families.numbers import HARMLESS, TEXTS, check_numbers
+from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
+from gateway.core.calls.routes import Route
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest

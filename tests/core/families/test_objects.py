@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.families.family import ID_CHARACTERS_MAX
-from gateway.core.families.objects import NAMED_MAX, Place, named, places_of
-from gateway.core.families.objects_told import told
+from gateway.core.families.objects import NAMED_MAX, Place, named, places_of, told
 from gateway.core.model import Family
-from gateway.core.names import names_in
+from gateway.core.text import names_in
 from gateway.errors import InvalidRequest
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.budgets import Budget, account_of, defined
-from gateway.core.accounts.ledger import Budgeted, EventKind
-from gateway.core.integrity.budget_accounts import (
+from gateway.core.accounts.budgets import Budget, LiveWindow, account_of, defined
+from gateway.core.accounts.outbox import Budgeted, EventKind
+from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
+    Kind,
+    Reconciled,
     as_they_should_be,
     differences,
     differing,
@@ -16,7 +17,6 @@ from gateway.core.integrity.budget_accounts import (
     waiting_in,
     windows_at,
 )
-from gateway.core.integrity.reconciliation import Kind, Reconciled
 from gateway.core.model import INTEGER_MAX
 from tests.builders import encode
 from tests.persistence.scenario import BLANK

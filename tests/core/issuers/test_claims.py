@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.issuers.claims import SUBJECTS_MAX, read_claims
-from gateway.core.issuers.issuer import Issuer, known_as, may_be_asked, may_lead_to
+from gateway.core.issuers import SUBJECTS_MAX, Issuer, known_as, may_be_asked, may_lead_to, read_claims
 from gateway.errors import InvalidApiKey
 from tests.signing import AUDIENCE, ISSUER, issuer
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.administration import KnownPerson
-from gateway.core.issuers.issuer import Issuer, known_as
-from gateway.core.issuers.sign_in import Person, Provider, read_person
+from gateway.core.issuers import Issuer, Person, Provider, known_as, read_person
 from gateway.errors import InvalidApiKey
 from tests.signing import ISSUER, claims
 

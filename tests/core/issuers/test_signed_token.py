@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.issuers.signed_token import TOKEN_BYTES_MAX, is_token, may_be_read, read_token
+from gateway.core.issuers import TOKEN_BYTES_MAX, is_token, may_be_read, read_token
 from gateway.errors import InvalidApiKey
 from tests.signing import claims, encoded, encoded_json, rsa_key, token
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import Call
-from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.route import Route
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.calls.claims import Estimator
+from gateway.core.calls.routes import Route
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Family, Usage
 from tests.core.meter.recorded import SSE, call, frame
 
@@ -149,7 +149,7 @@ def test_what_nobody_can_read_is_charged_the_ceiling(meter: str, content_type: b
     ],
 )
 def test_a_route_may_say_whether_its_upstream_always_reports(meter: str, stated: str, reports: bool) -> None:
-    from gateway.core.calls.reading import read_call
+    from gateway.core.calls.claims import read_call
 
     route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter, usage=stated)
     assert read_call(route, {"model": "m"}, b'{"model":"m"}').reports is reports

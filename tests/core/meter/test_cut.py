@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering.making import make_meter
-from gateway.core.metering.sse import Splitter, data_of
+from gateway.core.metering.meters import make_meter
+from gateway.core.metering.stream import Splitter, data_of
 from tests.core.meter.recorded import (
     CHAT_FRAMES,
     GEMINI_ARRAY,

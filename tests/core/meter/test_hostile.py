@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering.making import make_meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.price_book import read_price
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.billing.prices import price_row
 from tests.core.meter.recorded import JSON, SSE, call, frame

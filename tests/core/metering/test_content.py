@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.metering.content import content_bytes
-from gateway.core.metering.making import make_meter
 from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
+from gateway.core.metering.report import content_bytes
 from tests.core.meter.recorded import SSE, call, chat_chunk, frame
 
 INPUT = 100  # of 300 bytes

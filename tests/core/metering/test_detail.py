@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.metering.detail import TOOLS_MAX, Detail
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering.meter import TOOLS_MAX, Detail
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Usage
 from tests.core.meter.recorded import JSON, call, frame
 

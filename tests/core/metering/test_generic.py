@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Family, Usage
 
 

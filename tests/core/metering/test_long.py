@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from tests.core.meter.recorded import JSON, SSE, call, frame
 
 MIB = 1 << 20

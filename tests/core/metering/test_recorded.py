@@ -24,12 +24,11 @@ from genai_prices.data import providers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
+from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.price_book import PriceBook, read_price
-from gateway.core.billing.vector import KINDS
+from gateway.core.billing.price_book import KINDS, PriceBook, read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
 from tests.recorded.answers import Answer, Expected, answers, table

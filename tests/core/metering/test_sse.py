@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.metering.sse import Splitter, data_of
+from gateway.core.metering.stream import Splitter, data_of
 
 
 def events_of(stream: bytes, cuts: list[int]) -> tuple[list[bytes], bytes]:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX
+from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import Usage
 from tests.core.meter.recorded import (

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering.making import make_meter
 from gateway.core.metering.meter import SLIM_BYTES_MAX
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import Usage
 from tests.core.meter.recorded import (
     CHAT_USAGE,

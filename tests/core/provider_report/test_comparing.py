@@ -9,18 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.provider_report.comparing import (
+from gateway.core.provider_report.comparison import (
+    FIELDS,
+    BadReport,
     By,
+    Line,
+    Report,
     Tolerance,
     Verdict,
-    compare,
+    bare,
+    compare_reports,
     counted,
-    lost,
+    groups,
+    is_dated,
+    lost_rows,
     read_tolerance,
     total,
 )
-from gateway.core.provider_report.names import bare, groups, is_dated
-from gateway.core.provider_report.report import FIELDS, BadReport, Line, Report
 
 DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NONE = Tolerance()
@@ -41,13 +46,13 @@ def verdicts(
     ours: Report, theirs: Report, tolerance: Tolerance = NONE, **answered: set[str]
 ) -> dict[str, str]:
     asked = {name.replace("_", "-"): names for name, names in answered.items()}
-    return {row.model: row.verdict.value for row in compare(ours, theirs, tolerance, asked)}
+    return {row.model: row.verdict.value for row in compare_reports(ours, theirs, tolerance, asked)}
 
 
 def test_each_day_and_model_has_its_verdict() -> None:
     ours, theirs = report(a=1, b=2, c=3), report(a=1, b=5, d=4)
     assert verdicts(ours, theirs) == {"a": "matched", "b": "differs", "c": "ours only", "d": "theirs only"}
-    rows = compare(ours, theirs, NONE, {})
+    rows = compare_reports(ours, theirs, NONE, {})
     assert counted(rows) == {"matched": 1, "differs": 1, "ours only": 1, "theirs only": 1}
     assert (rows[1].difference("input"), rows[1].percent("input")) == (Decimal(-3), Decimal("-60.00"))
     assert rows[2].percent("input") is None
@@ -56,7 +61,7 @@ def test_each_day_and_model_has_its_verdict() -> None:
         Verdict.DIFFERS, {"input": Decimal(6)}, {"input": Decimal(10)},
     )  # fmt: skip
     theirs.rows[NEXT, "a"] = {"input": Decimal(1)}
-    assert [(row.day, row.model) for row in compare(ours, theirs, NONE, {})][-1] == (NEXT, "a")
+    assert [(row.day, row.model) for row in compare_reports(ours, theirs, NONE, {})][-1] == (NEXT, "a")
 
 
 def test_only_what_their_report_says_is_compared() -> None:
@@ -70,7 +75,7 @@ def test_only_what_their_report_says_is_compared() -> None:
 def test_calls_that_used_nothing_are_no_row() -> None:
     ours = report()
     ours.add(DAY, Line("mistyped", {"requests": Decimal(3), "input": Decimal(0), "cost": Decimal(0)}))
-    assert compare(ours, report(mistyped=0), NONE, {}) == []
+    assert compare_reports(ours, report(mistyped=0), NONE, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_what_was_asked_without_a_version_is_compared_with_all_that_may_have_ans
     for model, tokens in (("gpt-4o-2024-08-06", 60), ("gpt-4o-2024-11-20", 50)):
         theirs.add(DAY, Line(model, {"input": Decimal(tokens)}))
     ours.add(DAY, Line("gpt-4o-2024-11-20", {"input": Decimal(10)}))
-    row, other = compare(ours, theirs, NONE, {})
+    row, other = compare_reports(ours, theirs, NONE, {})
     assert (row.model, row.verdict, row.by, other.by) == ("gpt-4o", Verdict.MATCHED, By.DATE, By.NAME)
     assert row.our_names == ("gpt-4o", "gpt-4o-2024-11-20")
     assert row.their_names == ("gpt-4o-2024-08-06", "gpt-4o-2024-11-20")
@@ -112,12 +117,12 @@ def test_versions_that_are_all_named_are_never_mixed() -> None:
 
 def test_the_journal_says_which_model_answered() -> None:
     ours, theirs = report(house=7), report(gpt_5=7)
-    assert lost(compare(ours, theirs, NONE, {})) == {"house"}
-    [row] = compare(ours, theirs, NONE, {"house": {"gpt-5", "gpt-unknown"}})
+    assert lost_rows(compare_reports(ours, theirs, NONE, {})) == {"house"}
+    [row] = compare_reports(ours, theirs, NONE, {"house": {"gpt-5", "gpt-unknown"}})
     assert (row.verdict, row.by, row.our_names, row.their_names) == (
         Verdict.MATCHED, By.ANSWERED, ("house",), ("gpt-5",),
     )  # fmt: skip
-    assert lost(compare(ours, report(), NONE, {})) == set()
+    assert lost_rows(compare_reports(ours, report(), NONE, {})) == set()
 
 
 @pytest.mark.parametrize(("requests", "verdict"), [(9, "matched"), (10, "matched"), (11, "differs")])
@@ -130,7 +135,7 @@ def test_requests_that_failed_are_ours_alone(requests: int, verdict: str) -> Non
 
 def test_costs_of_two_currencies_are_not_compared() -> None:
     with pytest.raises(BadReport, match="Our costs are in EUR, theirs in USD"):
-        compare(report("EUR", a="1"), report("USD", a="1"), NONE, {})
+        compare_reports(report("EUR", a="1"), report("USD", a="1"), NONE, {})
 
 
 def test_rounding_to_nano_units_is_no_difference() -> None:
@@ -187,7 +192,7 @@ def test_every_amount_of_both_sides_is_in_one_row(
     answered: dict[str, set[str]],
 ) -> None:
     ours, theirs = made(mine), made(its)
-    rows = compare(ours, theirs, NONE, answered)
+    rows = compare_reports(ours, theirs, NONE, answered)
     whole = total(rows, FIELDS)
     for name in FIELDS[1:]:
         assert whole.ours.get(name, 0) == sum(said[name] for *_, said in mine)
@@ -203,7 +208,7 @@ def test_every_amount_of_both_sides_is_in_one_row(
 
 @given(lines)
 def test_a_report_matches_itself(mine: list[tuple[date, str, dict[str, Decimal]]]) -> None:
-    assert {row.verdict for row in compare(made(mine), made(mine), NONE, {})} <= {Verdict.MATCHED}
+    assert {row.verdict for row in compare_reports(made(mine), made(mine), NONE, {})} <= {Verdict.MATCHED}
 
 
 @given(st.sets(names), st.dictionaries(names, st.sets(names)))

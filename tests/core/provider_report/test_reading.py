@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.provider_report.comparison import COUNT_MAX, BadReport, Line, Report, money
 from gateway.core.provider_report.reading import FORMATS, Place, add_page, read_file, within
-from gateway.core.provider_report.report import COUNT_MAX, BadReport, Line, Report, money
 
 SAMPLES = Path(__file__).parent / "samples"
 FIRST, SECOND = date(2026, 3, 1), date(2026, 3, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.upstreams.cooling import (
+from gateway.core.circuit_breaker import (
     COOLING_S_MIN,
     ENTRIES_MAX,
     FIELDS_BYTES_MAX,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.upstreams.failing import TELL_EACH_S, Failing
+from gateway.core.circuit_breaker import TELL_EACH_S, Failing
 
 
 def test_the_first_failure_is_told_and_the_others_once_in_a_while_with_their_number() -> None:

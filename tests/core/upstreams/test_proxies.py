@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.upstreams.proxies import DIRECT, Proxies, Proxy, read_exempt
+from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt
 
 ONE, OTHER = Proxy("proxy.test", 3128), Proxy("tls.proxy.test", 443, secured=True)
 

@@ -11,8 +11,7 @@ import pytest
 
 from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, bounds, defined
 from gateway.core.model import Attribution, BudgetAccount, Caller
-from gateway.counters.admission.budget_usage import BUDGETS_TOLD_MAX
-from gateway.counters.admission.usage import Usages
+from gateway.counters.admission.usage import BUDGETS_TOLD_MAX, Usages
 from gateway.errors import RateLimited
 from tests.builders import World, driven
 from tests.counters.conftest import Connect

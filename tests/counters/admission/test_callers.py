@@ -15,15 +15,12 @@ from hypothesis import strategies as st
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.callers import IDENTITY_S, KNOWN_S_MAX
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.known import Bounds, Turns
-from gateway.counters.admission.rereading import AGAIN_S
+from gateway.counters.admission.cache import HEARD, Bounds, Turns
+from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, KNOWN_S_MAX, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey, Overloaded
 from tests.builders import CREDITS, driven
 from tests.counters.admission.held_relay import HeldRelay

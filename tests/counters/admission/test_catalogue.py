@@ -14,7 +14,7 @@ import redis
 
 from gateway.core.accounts.definitions import OrganizationTerms
 from gateway.core.model import Caller, Service
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.stored import (
     encode_catalogue,
     encode_head,

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.admission.changes import HEARD, NEVER, Changes
+from gateway.counters.admission.cache import HEARD, NEVER, Changes
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersUnavailable
 from tests.builders import driven
 from tests.waiting import eventually

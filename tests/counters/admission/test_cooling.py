@@ -9,8 +9,8 @@ import time
 import msgspec
 import pytest
 
-from gateway.core.upstreams.cooling import ENTRIES_MAX, EVERYBODY
-from gateway.counters.admission.cooling import SharedCooling
+from gateway.core.circuit_breaker import ENTRIES_MAX, EVERYBODY
+from gateway.counters.admission.refusals import SharedCooling
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.builders import World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.core.accounts.budgets import OTHERS
-from gateway.counters.admission.crowded import TELL_INTERVAL_S, Crowded
+from gateway.counters.admission.quota import TELL_INTERVAL_S, Crowded
 from tests.lua.windows import NAME, OTHER_NAME, account, window
 
 

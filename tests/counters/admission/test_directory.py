@@ -15,9 +15,9 @@ from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import Call
 from gateway.core.model import GENERIC, Attribution, Caller, Service
-from gateway.counters.admission.callers import IDENTITY_S
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.known import Bounds, known_bytes
+from gateway.counters.admission.cache import Bounds, known_bytes
+from gateway.counters.admission.callers import IDENTITY_S, Directory
+from gateway.counters.admission.catalogue import TERMS_BYTES
 from gateway.counters.admission.stored import (
     decode_terms,
     encode_catalogue,
@@ -26,10 +26,9 @@ from gateway.counters.admission.stored import (
     encode_prices,
     encode_terms,
 )
-from gateway.counters.admission.terms import TERMS_BYTES
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
 from tests.builders import CREDITS, driven
 from tests.core.billing.prices import price_row

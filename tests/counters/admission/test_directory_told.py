@@ -9,15 +9,13 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.admission.callers import IDENTITY_S
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.known import Bounds
+from gateway.counters.admission.cache import HEARD, Bounds
+from gateway.counters.admission.callers import IDENTITY_S, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import InvalidApiKey
 from tests.builders import CREDITS, driven
 from tests.counters.admission.test_directory import CALLER, DIGEST, ONE, Clock, Desk, negotiate

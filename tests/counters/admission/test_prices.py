@@ -12,10 +12,9 @@ import pytest
 import redis
 
 from gateway.core.accounts.definitions import PricesDefinition
-from gateway.core.billing.price_book import read_price
-from gateway.core.billing.vector import Price
+from gateway.core.billing.price_book import Price, read_price
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import CATALOGUE_S
-from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
 from gateway.counters.keeper.control import Control
 from gateway.counters.redis import keys

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.rate import TokenRate
+from gateway.core.billing.cost import TokenRate
 from gateway.core.model import (
     NO_SERVICE,
     BudgetAccount,
@@ -28,14 +28,13 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.live import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS
-from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Counters
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.frame import Frames
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.calls import Frames
+from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersUnavailable
 from tests.builders import (

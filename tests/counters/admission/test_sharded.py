@@ -15,26 +15,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.model import HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import in_task
-from gateway.counters.admission.cooling import SharedCooling
-from gateway.counters.admission.crowded import Crowded
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.live import LiveHolds
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.objects import Objects
-from gateway.counters.admission.quota import Counters
-from gateway.counters.admission.sharded import ShardedCounters
+from gateway.counters.admission.quota import Counters, Crowded, LiveHolds, ShardedCounters
+from gateway.counters.admission.refusals import SharedCooling
 from gateway.counters.admission.usage import Usages
-from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import Moves, taken_up
+from gateway.counters.keeper.status import Activity
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
-from gateway.counters.redis.shards import Shards
-from gateway.counters.redis.wire import Wire, encode, encode_script
+from gateway.counters.redis.calls import TOMBSTONE_MS
+from gateway.counters.redis.cluster import Shards
+from gateway.counters.redis.connection import Wire, encode, encode_script
 from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log

@@ -12,15 +12,13 @@ import pytest
 
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.callers import IDENTITY_S
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import Directory
-from gateway.counters.admission.rereading import AGAIN_S
+from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
-from gateway.counters.redis.shards import Shards
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.cluster import Shards
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import CHAT, CREDITS, driven
 from tests.valkey_cluster import Member, ValkeyCluster

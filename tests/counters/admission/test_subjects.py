@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gateway.core.accounts.definitions import KeyDefinition
-from gateway.core.issuers.issuer import known_as
+from gateway.core.credentials import Peppers
+from gateway.core.issuers import known_as
 from gateway.core.model import Caller, Limits
-from gateway.core.peppers import Peppers
-from gateway.counters.admission.changes import HEARD
-from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.stored import decode_identity, encode_identity
-from gateway.counters.keeper.filling import Filling
+from gateway.counters.keeper.control import Filling
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.errors import InvalidApiKey
-from gateway.http.routing.identity import key_digest
+from gateway.http.identity import key_digest
 from gateway.issuers.callers import TokenCallers
+from gateway.issuers.fetching import read_key_set
 from gateway.issuers.keys import AllKeys
-from gateway.issuers.signatures import read_key_set
 from tests.builders import World, driven
 from tests.counters.conftest import Connect
 from tests.signing import ISSUER, claims, issuer, jwks, token

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
-from gateway.core.billing.pricing import Pricing, Tier, TokenPrice
+from gateway.core.billing.money import Pricing, Tier, TokenPrice
 from gateway.core.model import Service
+from gateway.counters.admission.catalogue import Terms
 from gateway.counters.admission.stored import encode_terms, version_of
-from gateway.counters.admission.terms import Terms
 from gateway.errors import ServiceNotIncluded
 
 CHAT = Service(1, "chat", "subscription", counts_tokens=False)

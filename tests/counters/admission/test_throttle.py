@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.counters.admission.throttle import Throttle
+from gateway.counters.admission.refusals import Throttle
 from gateway.counters.admission.usage import Usages
 from gateway.errors import RateLimited
 from tests.builders import World, driven

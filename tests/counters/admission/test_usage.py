@@ -7,7 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.counters.admission.usage import usage
 from tests.builders import UNITS, World, driven
 from tests.counters.conftest import Connect

@@ -7,13 +7,12 @@ import random
 
 import pytest
 
-from gateway.core.accounts.weights import Weights, millionths
+from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.calls.call import Call
-from gateway.core.calls.claim import output_bound
-from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.claims import Estimate, output_bound
 from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settled, Settlement, Verdict
+from gateway.counters.admission.catalogue import Weighing
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.admission.weighing import Weighing
 from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable

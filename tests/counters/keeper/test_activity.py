@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.accounts.activity import busiest
-from gateway.counters.keeper.activity import BUCKET_S, KEPT_S, TENANTS_TOLD_MAX, Activity
+from gateway.core.accounts.refusals import busiest
+from gateway.counters.keeper.status import BUCKET_S, KEPT_S, TENANTS_TOLD_MAX, Activity
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.builders import World

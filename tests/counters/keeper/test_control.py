@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budget_figures import LiveWindow
-from gateway.core.accounts.budgets import DEFINED_WINDOW
+from gateway.core.accounts.budgets import DEFINED_WINDOW, LiveWindow
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     ControlWrite,
@@ -18,16 +17,15 @@ from gateway.core.accounts.definitions import (
     OrganizationTerms,
     TenantDefinition,
 )
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
-from gateway.counters.keeper.control import Control
-from gateway.counters.keeper.filling import Filling
+from gateway.counters.keeper.control import Control, Filling
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.windows import WindowState, pack_windows
+from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id

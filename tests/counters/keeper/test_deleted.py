@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.deleted import KEPT_S, DeletedEntries
-from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.outbox import KEPT_S, DeletedEntries, Outbox
 from gateway.counters.redis import keys
 from tests.builders import World
 from tests.counters.conftest import Connect

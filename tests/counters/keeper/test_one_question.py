@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.one_question import are_any_there, entries_of, markers_of, with_late
-from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.parked import park
-from gateway.counters.late.keeping import Keeping
+from gateway.counters.keeper.client import Client, are_any_there, entries_of, markers_of, with_late
+from gateway.counters.keeper.outbox import Outbox, park
+from gateway.counters.late import Keeping
 from gateway.counters.redis import keys
 from gateway.errors import CountersRefused
 from tests.builders import World

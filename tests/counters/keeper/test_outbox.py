@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.ledger import VERSION
+from gateway.core.accounts.outbox import VERSION
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing

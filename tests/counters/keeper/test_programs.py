@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from gateway.core.layout import LAYOUT
-from gateway.counters.keeper.programs import Programs
+from gateway.counters.keeper.status import Programs
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire
-from gateway.run.program import this_program
+from gateway.counters.redis.connection import Wire
+from gateway.run.lifecycle import this_program
 from tests.builders import World
 from tests.counters.conftest import Connect
 from tests.waiting import eventually

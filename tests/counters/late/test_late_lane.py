@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import HEAD_BEFORE, decode
+from gateway.core.accounts.outbox import HEAD_BEFORE, decode
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.parked import park
+from gateway.counters.keeper.outbox import park
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.keeping import Keeping
-from gateway.counters.late.late_lane import LOOK_ENTRIES, LateLane
+from gateway.counters.late import LOOK_ENTRIES, Keeping, LateLane
 from gateway.counters.redis import keys
 from tests.builders import BLANK, Call, World, encode
 from tests.counters.conftest import Connect

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing, Tier
-from gateway.core.billing.rate import TokenRate
+from gateway.core.accounts.plans import PlanTerms
+from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.layout import KINDS, LAYOUT, Field, Layout
 from gateway.core.model import HoldRequest, Limits, Service
-from gateway.counters.layouts import lua, packing, states, table
-from gateway.counters.leases import lease
+from gateway.counters.layouts import lua, packing, states
+from gateway.counters.leases import allowance
 from gateway.counters.redis import keys, scripts
 from tests.builders import BY_TOKEN, CHAT, ONE_TIME, Call, World
 
@@ -49,7 +49,7 @@ ANSWERS = {
     "reserve": ("ADMITTED", "REFUSED", "CODE"), "settle": ("SETTLED", "GONE", "CODE"),
     "grant": ("GRANTED", "CODE"), "lease": ("LEASED", "NO_LEASE", "CODE"), "load": ("CODE",),
 }  # fmt: skip
-TODAY = {one.name: one for one in table.LAYOUTS}
+TODAY = {one.name: one for one in packing.LAYOUTS}
 Where = Callable[[Layout], int]
 PLACES: dict[str, Where] = {
     "first": lambda layout: begin(layout) + 0,
@@ -67,15 +67,15 @@ def begin(layout: Layout) -> int:
 def changed(where: Where) -> dict[str, Layout]:
     """Every layout with a field more; what layouts share they share still."""
     made = {}
-    for one in table.LAYOUTS:
+    for one in packing.LAYOUTS:
         places = {where(one)}
         if one.shared:
             places = {where(states.ACCOUNT), *(place for place in places if place > one.shared)}
-        if one is table.PLAN:
+        if one is packing.PLAN:
             places = set()
         if one.name.startswith("DEFINE_"):  # which begin with limits, and the tenant's ends with a plan
-            last = one.index("plan_id") if one is table.DEFINE_TENANT else len(one.fields)
-            places = {min(where(table.DEFINE_KEY), last)}
+            last = one.index("plan_id") if one is packing.DEFINE_TENANT else len(one.fields)
+            places = {min(where(packing.DEFINE_KEY), last)}
         fields = list(one.fields)
         places = {place + (place in windows(one)) for place in places}
         for place in sorted(places, reverse=True):
@@ -86,7 +86,7 @@ def changed(where: Where) -> dict[str, Layout]:
 
 def windows(layout: Layout) -> set[int]:
     """Where no field may be put: what is held of a window is right behind what is used."""
-    return {layout.index(used) + 1 for name, used in table.RECORDS.values() if name == layout.name}
+    return {layout.index(used) + 1 for name, used in packing.RECORDS.values() if name == layout.name}
 
 
 def as_it_is(packed: bytes, of: Layout, into: Layout) -> bytes:
@@ -135,7 +135,7 @@ class Changed(World):
         if verb == "extend" and at > 1:
             name = "EXTEND"
         if verb == "load" and at > 0:
-            kind = table.LOAD.read(arguments[0])["kind"]
+            kind = packing.LOAD.read(arguments[0])["kind"]
             name = DEFINITIONS.get(kind, "MARKER") if at == 1 else None
         return as_it_is(one, TODAY[name], self.layouts[name]) if name else one
 
@@ -207,8 +207,8 @@ def everything(world: Changed) -> list[Any]:
     reserve(30, request_id=raised.id, raises=True)
     said.append(raised.reclaim(tokens=11))
     said.append(raised.settle(tokens=12))  # reclaimed before: into the late queue
-    share = lease.lease(world.run_id, world.caller, next(ids), 30_000, fraction=0.1)
-    said.append(lease.leased(world.run("lease", share)))
+    share = allowance.lease(world.run_id, world.caller, next(ids), 30_000, fraction=0.1)
+    said.append(allowance.leased(world.run("lease", share)))
     said.append(world.grant("adjust", -7000, write_id=next(ids)))
     reserve(10)  # refused: nothing is left
     return said
@@ -233,7 +233,7 @@ def continued(world: Changed) -> list[Any]:
     said: list[Any] = []
     for name, service, used in (("tokens", CHAT, {"tokens": 60}), ("units", TIERED, {"units": 12})):
         request = HoldRequest(world.caller, RECORDED["ids"][name], "", service, 0, 0)
-        call = Call(world, request, packing.decision(table.CODE.pack(0), service))
+        call = Call(world, request, packing.decision(packing.CODE.pack(0), service))
         said += [call.extend(70, 5), call.settle(**used)]
     said.append(world.reserve(10, user="own", request_id=RECORDED["ids"]["own"], raises=True).decision)
     said.append(world.grant("recharge", 5, write_id=next(number_of())))
@@ -282,4 +282,4 @@ def test_what_counts_bytes_is_seen(said: str) -> None:
 )
 def test_what_no_layout_has_is_not_assembled(script: str) -> None:
     with pytest.raises((ValueError, KeyError)):
-        lua.expanded(script, table.LAYOUTS)
+        lua.expanded(script, packing.LAYOUTS)

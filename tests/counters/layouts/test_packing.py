@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Scope, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
+from gateway.counters.redis.connection import encode_script
 from gateway.counters.redis.scripts import DIGEST_LENGTH, VERBS, library
-from gateway.counters.redis.wire import encode_script
 from tests.builders import CHAT
 
 INTEGERS = st.integers(-INTEGER_MAX, INTEGER_MAX)

@@ -17,17 +17,17 @@ from typing import Any, cast
 import pytest
 import redis
 
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.layout import FIRST, LAYOUT, UnknownLayout
 from gateway.core.model import PARTITIONS, HoldRequest, Service, Settled, Verdict
-from gateway.counters.keeper.left_alone import KINDS
+from gateway.counters.keeper.client import KINDS
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late.late_entry import late_settlement, read_entry
+from gateway.counters.late import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
-from gateway.counters.leases import lease
+from gateway.counters.leases import allowance
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import NEWER_CODE
-from gateway.counters.settlement_log.segment import BLOCK_BYTES, HEADER_BYTES, RECORD_BYTES
+from gateway.counters.settlement_log.log import BLOCK_BYTES, HEADER_BYTES, RECORD_BYTES
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from tests.builders import BY_TOKEN, CHAT, ONE_TIME, TTL_MS, Call, World
 from tests.counters.conftest import Connect
@@ -130,8 +130,8 @@ def test_calls_of_before_end_as_they_would_have(ours: World) -> None:
     assert call(ours, "by_token", BY_TOKEN).settle(credits=7) is Settled.DONE
     assert call(ours, "reclaimed").settle(tokens=12) is Settled.RECLAIMED
     assert ours.late()[-1][b"charged"] == b"11"
-    given_back = lease.lease(ours.run_id, ours.caller, IDS["lease"], lease.GIVE_BACK)
-    assert packing.code_of(ours.run("lease", given_back)) == lease.NONE
+    given_back = allowance.lease(ours.run_id, ours.caller, IDS["lease"], allowance.GIVE_BACK)
+    assert packing.code_of(ours.run("lease", given_back)) == allowance.NONE
     # One call's hold was forgotten before: its slots and three tokens.
     assert ours.slots("ann") == [1, 0, 1, 1]
     assert (ours.tenant.held, ours.tenant.remaining) == (3, remaining - 70)

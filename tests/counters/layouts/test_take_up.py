@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.accounts.ledger import VERSION
+from gateway.core.accounts.outbox import VERSION
 from gateway.core.layout import LAYOUT
 from tests import newer
 from tests.layout_player import USED, Other, Player, Step, history

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.money import Pricing, Tier
 from gateway.core.model import (
     Observed,
     Settled,

@@ -15,11 +15,11 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.table import KEPT
+from gateway.counters.layouts.packing import KEPT
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, RENEW_S
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from gateway.errors import CountersUnavailable
 from tests.builders import (
     CHAT,

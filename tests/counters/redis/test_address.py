@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.members import view_apart
-from gateway.counters.redis.sentinel import primary
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.address import parse_url, primary
+from gateway.counters.redis.cluster import view_apart
+from gateway.counters.redis.connection import Wire
 from gateway.errors import CountersUnavailable, SettingError
 from tests.waiting import eventually
 

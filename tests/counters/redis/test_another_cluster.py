@@ -12,10 +12,9 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.members import ANOTHER_S, Views
-from gateway.counters.redis.shards import Shards
-from gateway.counters.redis.slots import Owned, SlotMap
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.cluster import ANOTHER_S, Shards, Views
+from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.keys import Owned, SlotMap
 from tests.counters.redis.test_shards import port_of
 from tests.valkey_cluster import ValkeyCluster
 from tests.waiting import eventually

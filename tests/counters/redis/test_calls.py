@@ -27,7 +27,7 @@ from gateway.counters.redis.calls import (
     commands,
     refused,
 )
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 from tests.builders import CHAT, World, driven, new_id, together
 from tests.conftest import ValkeyServer

@@ -18,9 +18,18 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.calls import ARGUMENT_BYTES_MAX, CALLS_MAX, Form, Group, Reply, bulks
-from gateway.counters.redis.gathering import FLIGHTS_MAX, GATHER_S_MAX, Gathering
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.calls import (
+    ARGUMENT_BYTES_MAX,
+    CALLS_MAX,
+    FLIGHTS_MAX,
+    GATHER_S_MAX,
+    Form,
+    Gathering,
+    Group,
+    Reply,
+    bulks,
+)
+from gateway.counters.redis.connection import Wire, encode
 from gateway.errors import CountersUnavailable
 from tests.counters.fake_redis import FakeRedis, bulk, fake_redis
 from tests.waiting import eventually

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.greeting import Ask, Server
-from gateway.counters.redis.wire import SWEEP_S, Wire
+from gateway.counters.redis.address import Ask, Server, parse_url
+from gateway.counters.redis.connection import SWEEP_S, Wire
 from gateway.errors import CountersUnavailable
 from tests.counters.fake_redis import bulk, fake_redis
 from tests.waiting import eventually

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.counters.redis.info import WHY, facts_of, files_failing, refusal_in, replica_lags, why_refused
+from gateway.counters.redis.address import (
+    WHY,
+    facts_of,
+    files_failing,
+    refusal_in,
+    replica_lags,
+    why_refused,
+)
 
 WELL = {
     "loading": "0", "role": "master", "aof_enabled": "1", "aof_last_write_status": "ok",

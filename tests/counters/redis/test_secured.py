@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.core.certificate import TlsFiles
-from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.asking import ask_apart
+from gateway.core.credentials import TlsFiles
+from gateway.counters.redis.address import ask_apart, parse_url
 from gateway.errors import CountersUnavailable, SettingError
 
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.redis.wire import encode
+from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary
 from tests.counters.conftest import Connect

@@ -13,14 +13,13 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters.fence import Fence
-from gateway.counters.fences import Fences
+from gateway.counters.history_guard import Fence, Fences
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
-from gateway.counters.redis.shards import Shards
-from gateway.counters.redis.slots import PRIMARIES_MAX, SLOT_OF_PARTITION, SLOTS, Owned, SlotMap, slot_of
-from gateway.counters.redis.wire import Wire, encode
+from gateway.counters.redis.cluster import Shards
+from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.keys import PRIMARIES_MAX, SLOT_OF_PARTITION, SLOTS, Owned, SlotMap, slot_of
 from gateway.errors import CountersRefused, CountersUnavailable
 from gateway.files import UrlFile
 from tests.conftest import free_port

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationDefinition, TenantDefinition
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_identity
-from gateway.counters.fence import Fence
+from gateway.counters.history_guard import Fence
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.slots import (
+from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.keys import (
     PRIMARIES_MAX,
     SLOT_OF_PARTITION,
     WHOLE,
@@ -37,7 +38,6 @@ from gateway.counters.redis.slots import (
     read_slots,
     slot_of,
 )  # fmt: skip
-from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, NO_LIMITS, World
 from tests.valkey_cluster import Member, ValkeyCluster

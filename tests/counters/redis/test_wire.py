@@ -19,7 +19,7 @@ from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Wire, encode, encode_script
+from gateway.counters.redis.connection import PENDING_MAX, SWEEP_S, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer

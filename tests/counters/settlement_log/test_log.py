@@ -19,10 +19,8 @@ from typing import Any
 import pytest
 
 from gateway.core.wait import in_task
-from gateway.counters.settlement_log import segment
-from gateway.counters.settlement_log.bounds import Bounds
-from gateway.counters.settlement_log.log import SettlementLog
-from gateway.counters.settlement_log.segment import SUFFIX
+from gateway.counters.settlement_log import log as settlement_log_log
+from gateway.counters.settlement_log.log import SUFFIX, Bounds, SettlementLog
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.segments import answered, contents_of
@@ -297,7 +295,7 @@ async def test_a_file_that_makes_room_while_it_is_read_is_read_to_its_end(begin:
     with closing(file.reading()) as reading:
         log._drop(file)
         (found,) = reading.piece()
-        assert [one.arguments for one in segment.records_in(found)] == [b"one"]
+        assert [one.arguments for one in settlement_log_log.records_in(found)] == [b"one"]
 
 
 def test_a_worker_that_can_keep_nothing_does_not_start(tmp_path: Path) -> None:
@@ -342,7 +340,9 @@ async def test_files_of_another_format_are_named_and_left_alone(begin: Open, tmp
 async def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being_adopted(
     begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = segment.HEADER + segment.block(segment.SPOOLED, 1, segment.records([(b"", b"one")]))
+    good = settlement_log_log.HEADER + settlement_log_log.block(
+        settlement_log_log.SPOOLED, 1, settlement_log_log.records([(b"", b"one")])
+    )
     for name in ("a", "b"):
         (tmp_path / f"{name}{SUFFIX}").write_bytes(good)
     said: list[str] = []
@@ -362,9 +362,13 @@ async def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being
 
 
 async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) -> None:
-    data = bytearray(segment.HEADER + segment.block(segment.SPOOLED, 1, b"x" * 50))
+    data = bytearray(
+        settlement_log_log.HEADER + settlement_log_log.block(settlement_log_log.SPOOLED, 1, b"x" * 50)
+    )
     data[40] ^= 1
-    good = segment.block(segment.SPOOLED, 1, segment.records([(b"", b"one")]))
+    good = settlement_log_log.block(
+        settlement_log_log.SPOOLED, 1, settlement_log_log.records([(b"", b"one")])
+    )
     (tmp_path / f"damaged{SUFFIX}").write_bytes(bytes(data) + good)
     said: list[dict[str, Any]] = []
     log = begin(say=lambda event, **facts: said.append(facts))

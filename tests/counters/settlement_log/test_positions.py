@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.accounts.losses import movements
+from gateway.core.accounts.holds import movements
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.positions import Positions
+from gateway.counters.settlement_log.settlement_record import Positions
 from tests.builders import CREDITS, UNITS, World
 from tests.counters.conftest import Connect
 

@@ -17,12 +17,10 @@ from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire
-from gateway.counters.settlement_log.acknowledged import EARLIER_MAX
-from gateway.counters.settlement_log.bounds import Bounds
-from gateway.counters.settlement_log.positions import Positions
+from gateway.counters.redis.connection import Wire
+from gateway.counters.settlement_log.log import HEADER_BYTES, MAGIC, PIECE_BYTES, Bounds
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
-from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC, PIECE_BYTES
+from gateway.counters.settlement_log.settlement_record import EARLIER_MAX, Positions
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
 from tests.conftest import ValkeyServer

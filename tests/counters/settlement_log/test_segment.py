@@ -14,26 +14,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.layout import LAYOUT
-from gateway.counters.layouts.table import KEPT
-from gateway.counters.settlement_log import segment
-from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
+from gateway.counters.layouts.packing import KEPT
+from gateway.counters.settlement_log import log
+from gateway.counters.settlement_log.log import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
 from tests.counters.segments import Contents, answered, blocks_of, contents_of
 
 ANSWER = b"a" * 24
 
 
 def spooled(*arguments: bytes, ms: int = 5) -> bytes:
-    return segment.block(SPOOLED, ms, segment.records([(b"", one) for one in arguments]))
+    return log.block(SPOOLED, ms, log.records([(b"", one) for one in arguments]))
 
 
 def acknowledged(*arguments: bytes, ms: int = 5) -> bytes:
-    return segment.block(ACKNOWLEDGED, ms, segment.records([(ANSWER, one) for one in arguments]))
+    return log.block(ACKNOWLEDGED, ms, log.records([(ANSWER, one) for one in arguments]))
 
 
 def waiting(data: bytes) -> list[bytes]:
     """The arguments of what waits in a file, in order."""
     blocks = [block for block in blocks_of(data) if block.kind == SPOOLED]
-    records = {one.offset: one for block in blocks for one in segment.records_in(block)}
+    records = {one.offset: one for block in blocks for one in log.records_in(block)}
     return [records[at].arguments for at in contents_of(data).waiting]
 
 
@@ -58,8 +58,8 @@ WRITTEN = bytes.fromhex(
 def test_files_that_were_written_before_are_read_and_written_alike() -> None:
     assert struct.pack("<8sHHH2x", b"TKSETTLE", 1, LAYOUT, KEPT.size) == HEADER
     data = HEADER + spooled(b"one", b"two three")
-    data += segment.block(ACKNOWLEDGED, 1_790_000_000_123, segment.records([(ANSWER, b"four")]))
-    data += segment.block(DONE, 9, segment.offsets([len(HEADER) + BLOCK_BYTES]))
+    data += log.block(ACKNOWLEDGED, 1_790_000_000_123, log.records([(ANSWER, b"four")]))
+    data += log.block(DONE, 9, log.offsets([len(HEADER) + BLOCK_BYTES]))
     assert data == HEADER + WRITTEN
     assert waiting(data) == [b"two three"]
     assert [(one.answer, one.arguments) for one in answered(data)] == [(ANSWER, b"four")]
@@ -68,9 +68,9 @@ def test_files_that_were_written_before_are_read_and_written_alike() -> None:
 def test_what_is_done_waits_no_more() -> None:
     data = HEADER + spooled(b"one", b"two")
     first, second = contents_of(data).waiting
-    data += segment.block(DONE, 6, segment.offsets([first]))
+    data += log.block(DONE, 6, log.offsets([first]))
     assert waiting(data) == [b"two"]
-    assert waiting(data + segment.block(DONE, 7, segment.offsets([second, first]))) == []
+    assert waiting(data + log.block(DONE, 7, log.offsets([second, first]))) == []
 
 
 @given(st.data())
@@ -123,14 +123,14 @@ def test_after_any_crash_what_waits_is_what_was_whole_and_not_done(steps: Sequen
             at = len(data) + BLOCK_BYTES
             for name in names:
                 expected[at] = name
-                at += segment.RECORD_BYTES + len(name)
+                at += log.RECORD_BYTES + len(name)
             data += spooled(*names)
         elif verb == "note":
             data += acknowledged(*names)
         else:
             gone = list(expected)[:count]
             expected = {at: name for at, name in expected.items() if at not in gone}
-            data += segment.block(DONE, 5, segment.offsets(gone))
+            data += log.block(DONE, 5, log.offsets(gone))
         history.append((len(data), dict(expected)))
     kept = data[: max(len(HEADER), cut)]
     survived = [state for size, state in history if size <= len(kept)]
@@ -155,7 +155,7 @@ def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject,
     kept = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     expected = contents_of(kept), blocks_of(kept)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(segment, "PIECE_BYTES", piece_bytes)
+        patched.setattr(log, "PIECE_BYTES", piece_bytes)
         assert (contents_of(kept), blocks_of(kept)) == expected
 
 
@@ -175,18 +175,18 @@ def test_what_follows_the_last_sound_block_is_read_in_pieces_and_is_torn(
     monkeypatch.setattr(os, "pread", counted)
     contents = contents_of(data)
     assert (contents.torn_bytes, contents.damaged_blocks) == (len(tail), 0)
-    assert most[0] <= segment.PIECE_BYTES
+    assert most[0] <= log.PIECE_BYTES
     assert waiting(data) == [b"one"]
 
 
 def test_a_file_of_which_a_full_disk_took_less_is_read_as_far_as_it_is(tmp_path: Path) -> None:
-    file = segment.create(tmp_path, 0.0)
+    file = log.create(tmp_path, 0.0)
     for data in (spooled(b"one"), spooled(b"two")):
         file.write(file.place(len(data), 0.0), data)
     os.truncate(file.path, file.size - 1)
     file.place(1 << 30, 0.0)
     with closing(file.reading()) as reading:
         (offset,) = reading.waiting()
-    file.keep({offset: segment.RECORD_BYTES + 3})
+    file.keep({offset: log.RECORD_BYTES + 3})
     assert (file.record(offset).arguments, reading.torn_bytes) == (b"one", len(spooled(b"two")) - 1)
     file.leave()

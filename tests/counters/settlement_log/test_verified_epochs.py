@@ -11,7 +11,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.verified_epochs import VerifiedEpochs
+from gateway.counters.settlement_log.resubmission import VerifiedEpochs
 from gateway.errors import CountersUnavailable
 from tests.builders import World
 from tests.counters.conftest import Connect

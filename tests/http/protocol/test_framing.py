@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
-from gateway.core.request_time import began
+from gateway.core.times import began
 from gateway.http.protocol.answer import read_answer_head
 from gateway.http.protocol.framing import (
     LENGTH_DIGITS_MAX,
@@ -22,8 +22,7 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import MalformedRequest, cut_length, read_request_head
-from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.protocol.request import MalformedRequest, RequestIds, cut_length, read_request_head
 
 LIMITS = HttpLimits()
 FEW = HttpLimits(chunk_extension_bytes_max=1024, trailer_bytes_max=1024)

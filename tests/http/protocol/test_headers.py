@@ -7,11 +7,11 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
-from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.routing.head import HeadRouter
+from gateway.http.routing.routes import Bindings
 from tests.http.fakes import AUTH, CHAT, KEY, ROUTES, FakeDirectory, answer, get, post, told
 from tests.http.stage import staged
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http.protocol import answer, fields
-from gateway.http.protocol.fields import field_kind
-from gateway.http.protocol.remembered import KeptInUse, Remembered
-from gateway.http.routing.call_head import Line
+from gateway.http.protocol import answer, request
+from gateway.http.protocol.request import KeptInUse, Remembered, field_kind
+from gateway.http.routing.head import Line
 
 
 def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
@@ -72,10 +71,10 @@ def test_an_entry_larger_than_the_whole_budget_is_not_kept() -> None:
 def test_names_of_fields_stay_within_their_bytes(length: int) -> None:
     for n in range(2000):
         field_kind((b"x-%d-" % n).ljust(length, b"x"))
-    assert fields._names.held_bytes <= fields.NAMES_BYTES_MAX
-    assert all(len(name) <= 64 for name in fields.known_fields)
+    assert request._names.held_bytes <= request.NAMES_BYTES_MAX
+    assert all(len(name) <= 64 for name in request.known_fields)
     assert field_kind(b"Content-Type").passes
-    assert fields.known_fields[b"Content-Type"].lower == b"content-type"
+    assert request.known_fields[b"Content-Type"].lower == b"content-type"
 
 
 def test_lines_of_answers_stay_within_their_bytes() -> None:

@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
-from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.states import ANSWER, BODY, COMPLETE, OUTGOING, OWED, SENT, IllegalEvent
-from gateway.http.protocol.upstream_side import UpstreamSide
+from gateway.http.protocol.answer import UpstreamSide
+from gateway.http.protocol.framing import (
+    ANSWER,
+    BODY,
+    COMPLETE,
+    OUTGOING,
+    OWED,
+    SENT,
+    IllegalEvent,
+    Malformed,
+)
 
 OPENING = b"POST /x HTTP/1.1\r\nhost: x\r\n"
 ANSWERS = (

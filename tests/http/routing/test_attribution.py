@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.core.accounts.facts import read_facts
+from gateway.core.accounts.outbox import read_facts
 from tests.http.fakes import post
 from tests.http.stage import staged
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.route import Route, ServiceRules
+from gateway.core.calls.routes import Route, ServiceRules
 from gateway.core.model import Service
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
 from tests.http.fakes import ROUTES, SERVICES, get, post

@@ -11,19 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.calls.trace import FIELD, STATE_FIELD, read_parent
+from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution
+from gateway.core.traces import FIELD, STATE_FIELD, read_parent
 from gateway.errors import Refusal
+from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, read_request_head
-from gateway.http.routing.attribution import read_attribution
-from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.call_head import CallHead
-from gateway.http.routing.family_rules import withheld
-from gateway.http.routing.head_reader import NEW_LINES_MAX, HeadReader
-from gateway.http.routing.identity import credential_of, key_digest
-from gateway.http.routing.routed_head import HeadRouter
+from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter
+from gateway.http.routing.routes import Bindings, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import staged
 

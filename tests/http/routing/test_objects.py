@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.model import Family
 from gateway.counters.admission.objects import Objects
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
+from gateway.counters.redis.connection import Wire
 from tests.http.fakes import (
     AUTH,
     CALLER,

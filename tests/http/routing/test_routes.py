@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.http.routing.routes import RouteTable
 from gateway.settings.settings import load
 from tests.http.fakes import get, post

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.server.reading import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
+from gateway.http.server.connection import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
 from tests.http.fakes import answer, chunks, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually

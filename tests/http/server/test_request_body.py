@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.http_limits import HttpLimits
 from gateway.http.server.buffers import Buffers
-from gateway.http.server.request_body import RequestBody
+from gateway.http.server.exchange import RequestBody
 from tests.http.fakes import CALLER
 from tests.waiting import eventually
 

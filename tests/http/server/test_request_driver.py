@@ -6,7 +6,7 @@ import asyncio
 import weakref
 
 from gateway.core.wait import OVER, Wait
-from gateway.http.server.request_driver import RequestDriver
+from gateway.http.server.buffers import RequestDriver
 
 
 class Told(RequestDriver):

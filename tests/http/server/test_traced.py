@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.calls.trace import Kind, Parent, Span, Trace, begin_trace
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Settled
+from gateway.core.traces import Kind, Parent, Span, Trace, begin_trace
 from tests.http.fakes import (
     ANSWER,
     CHAT,

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
-from gateway.http.clock import Clock
-from gateway.http.upstream.dialing import dial
-from gateway.http.upstream.names import ADDRESSES_MAX, RETRY_S, Names, by_system, in_turns
+from gateway.http.tally import Clock
+from gateway.http.upstream.dialing import ADDRESSES_MAX, RETRY_S, Names, by_system, dial, in_turns
 from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, USAGE_EVENT, answer, chunks, post
 from tests.http.stage import FakeUpstream, Stage, staged
 from tests.waiting import eventually

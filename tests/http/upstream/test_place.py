@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.core.calls.route import UpstreamTarget
-from gateway.http.upstream.place import LOOK_S, Place, place_of
+from gateway.core.calls.routes import UpstreamTarget
+from gateway.http.upstream.pool import LOOK_S, Place, place_of
 from tests.certificates import issued, write
 
 AUTHORITIES = (trustme.CA(), trustme.CA())

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.local.demo import answers
-from gateway.local.demo.request import Asked
-from gateway.local.demo.turn import Turn, read_turn
+from gateway.local.demo import upstream
+from gateway.local.demo.upstream import Asked, Turn, read_turn
 
 VALUES: dict[str, Any] = {"name": "demo", "count": 3, "thinks": False, "absent": None}
 
@@ -35,15 +34,18 @@ def turn(body: dict[str, Any], **headers: str) -> Turn:
     ],
 )
 def test_holes_are_filled(template: Any, filled: Any) -> None:
-    assert answers.fill(template, VALUES, {"at": range(2)}) == filled
+    assert upstream.fill_answer(template, VALUES, {"at": range(2)}) == filled
 
 
 def test_what_a_caller_says_is_no_template() -> None:
     said = turn({"messages": [{"role": "user", "content": "$model"}]})
-    assert json.loads(answers.whole("chat", said))["choices"][0]["message"]["content"] == "You said: $model"
+    assert (
+        json.loads(upstream.whole_answer("chat", said))["choices"][0]["message"]["content"]
+        == "You said: $model"
+    )
 
 
-@pytest.mark.parametrize("name", sorted(answers.WHOLE.keys() | answers.STREAMS.keys()))
+@pytest.mark.parametrize("name", sorted(upstream.WHOLE.keys() | upstream.STREAMS.keys()))
 def test_every_answer_can_be_filled_whatever_is_dictated(name: str) -> None:
     for usage, end, *flags in itertools.product(
         ("1,2,3,4,5", "none"), ("", "incomplete", "failed", "error"), (True, False), (True, False)
@@ -53,19 +55,19 @@ def test_every_answer_can_be_filled_whatever_is_dictated(name: str) -> None:
             {"input": ["a", "b"], "stream_options": {"include_usage": True}}, usage=usage, end=end, **wanted
         )
         asked.lists["model"] = ("demo",)
-        texts = [data for _, data in answers.stream(name, asked)] if name in answers.STREAMS else []
-        texts += [answers.whole(name, asked).decode()] if name in answers.WHOLE else []
+        texts = [data for _, data in upstream.stream_answer(name, asked)] if name in upstream.STREAMS else []
+        texts += [upstream.whole_answer(name, asked).decode()] if name in upstream.WHOLE else []
         assert all(json.loads(text) for text in texts if text != "[DONE]")
         assert "$" not in "".join(texts)
 
 
-@pytest.mark.parametrize("name", sorted(answers.STREAMS))
+@pytest.mark.parametrize("name", sorted(upstream.STREAMS))
 def test_a_stream_knows_what_was_said_so_far(name: str) -> None:
     asked = turn({"input": "a b"}, usage="4,500")
-    said = [asked.spoken for _ in answers.stream(name, asked)]
+    said = [asked.spoken for _ in upstream.stream_answer(name, asked)]
     assert said == sorted(said)
     assert said[-1] == 500
     assert set(said) >= {1, 2, 3}
     broken = turn({"input": "a b"}, usage="4,500", end="error")
-    assert list(answers.stream(name, broken))
+    assert list(upstream.stream_answer(name, broken))
     assert broken.spoken == 5  # "You", " said", ":", " a", " b"

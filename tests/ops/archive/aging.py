@@ -17,12 +17,12 @@ import pytest
 
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
-from gateway.ops.archive import manifest
+from gateway.ops.archive import archiving
 from gateway.ops.archive.archiving import Archived, archive
 from gateway.ops.archive.retention import Retention
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from gateway.run.timed_loops import charge
-from persistence.billing.allocations import Allocations
+from persistence.billing.credit_balances import Allocations
 from persistence.store import Store
 from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
@@ -59,8 +59,8 @@ def held(url: str, place: Place) -> Counter[tuple[str, object, object]]:
     found = Counter[tuple[str, object, object]]()
     gone = {(ledger, month) for ledger, month in rows_of(url, "SELECT ledger, month FROM archived_month")}
     for ledger, owner in LEDGERS.items():
-        for month in manifest.months(place, ledger):
-            said = manifest.read(place, month, ledger)
+        for month in archiving.months_in(place, ledger):
+            said = archiving.read_manifest(place, month, ledger)
             assert said is not None
             one = said.file
             table = pq.read_table(place.open(one.file))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.ops.archive.archiving import archive
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from persistence import engine
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from tests.ops.archive.aging import Clones, clones, months_made
 from tests.persistence.billing.drawn import some

@@ -19,15 +19,14 @@ from gateway.cli.main import run
 from gateway.core.billing.finance import Asked
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed
-from gateway.ops.archive import manifest
-from gateway.ops.archive.archiving import Archived, archive
-from gateway.ops.archive.manifest import Manifest
-from gateway.ops.archive.proving import prove
-from gateway.ops.place import Place
+from gateway.ops.archive import archiving
+from gateway.ops.archive.archiving import Archived, Manifest, archive
+from gateway.ops.archive.reading import prove
+from gateway.ops.storage import Place
 from persistence import engine as engines
-from persistence.archive import closed
-from persistence.archive.cut import Stored
+from persistence.archive import months as archive_months
 from persistence.archive.months import BY_NAME, Connection
+from persistence.archive.rows import Stored
 from persistence.store import Store
 from tests.ops.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
 from tests.persistence.billing.drawn import some
@@ -169,7 +168,7 @@ async def test_rows_that_come_while_a_month_is_written_are_written_as_well(old: 
     came: list[str] = []
     done = await old.archive(Late(str(old.root)))
     calls = next(
-        one for one in done.files if one.file == manifest.file_of("call", BEGINS.date().replace(day=1))
+        one for one in done.files if one.file == archiving.file_of("call", BEGINS.date().replace(day=1))
     )
     said = pq.read_table(old.root / calls.file)["reason"].to_pylist()
     assert said.count('a "line",\nand another') == 1
@@ -213,17 +212,17 @@ async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) ->
     place, february = Place(str(old.root)), date(2026, 2, 1)
     january = (await asyncio.to_thread(archive, old.url, place, old.today, february)).files
     assert {one.month for one in january} == {date(2026, 1, 1)}
-    name = manifest.file_of("token_ledger", february)
+    name = archiving.file_of("token_ledger", february)
     theirs = old.root / name
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"the only rows there are")
     size, digest = place.digest(name)
     said = Manifest(uuid4(), february, Stored("token_ledger", february, place.url, name, 1, size, digest, {}))
-    manifest.write(place, said)
+    archiving.write_manifest(place, said)
     with pytest.raises(ArchiveFailed, match="2026-02 of another database: archive into another place"):
         await old.archive()
     assert theirs.read_bytes() == b"the only rows there are"
-    assert manifest.read(place, february, "token_ledger") == said
+    assert archiving.read_manifest(place, february, "token_ledger") == said
 
 
 OPENS = {
@@ -269,7 +268,7 @@ SELECT o.id, made.id, '2026-01-30', '2026-02-02', 1, '2026-01-30', 'monthly' FRO
 
 def why_open(connection: Connection, month: date) -> list[str]:
     """Of all ledgers."""
-    return [one for ledger in BY_NAME.values() for one in closed.why_open(connection, ledger, month)]
+    return [one for ledger in BY_NAME.values() for one in archive_months.why_open(connection, ledger, month)]
 
 
 async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
@@ -286,7 +285,7 @@ async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
 
 
 async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Aging) -> None:
-    january, more = BEGINS.date().replace(day=1), closed.NAMED_MAX + 3
+    january, more = BEGINS.date().replace(day=1), archive_months.NAMED_MAX + 3
     use = (
         OPENS["use that no invoice has: USD"]
         .replace("SELECT id, ", "SELECT n, ")
@@ -298,11 +297,14 @@ async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Agin
         connection.execute("SET session_replication_role = replica")
         connection.execute(use.encode())
         said = why_open(connection, january)
-    named = [f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + closed.NAMED_MAX)]
-    assert said[: closed.NAMED_MAX + 1] == [*named, "and 3 more like it"]
+    named = [
+        f"organization {n} has use that no invoice has: USD 2"
+        for n in range(11, 11 + archive_months.NAMED_MAX)
+    ]
+    assert said[: archive_months.NAMED_MAX + 1] == [*named, "and 3 more like it"]
     async with pool.connect() as asked:
-        assert await closed.why_unbilled(asked, date(2026, 2, 1)) == named[0]
-        assert await closed.why_unbilled(asked, january) == ""
+        assert await archive_months.why_unbilled(asked, date(2026, 2, 1)) == named[0]
+        assert await archive_months.why_unbilled(asked, january) == ""
     await pool.dispose()
 
 

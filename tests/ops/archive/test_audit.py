@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive import manifest
+from gateway.ops.archive import archiving
 from gateway.ops.archive.archiving import Archived, archive
-from gateway.ops.archive.proving import prove
-from gateway.ops.archive.reading import Asked, rows
-from gateway.ops.place import Place
+from gateway.ops.archive.reading import Asked, prove, rows
+from gateway.ops.storage import Place
 from tests.ops.archive.aging import Clones, clones, months_made
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -61,7 +60,7 @@ def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path:
     ]  # fmt: skip
     assert rows_of(old, ALL) == before[4:]
     assert archived(old, tmp_path, date(2026, 5, 1)).files == []
-    assert manifest.months(Place(str(tmp_path)), "token_ledger") == []  # no month of the ledgers
+    assert archiving.months_in(Place(str(tmp_path)), "token_ledger") == []  # no month of the ledgers
     # What comes later has its place, and an id that nobody had.
     ((number,),) = rows_of(old, ENTRY, ["9", None, None, None, datetime.now(UTC)])
     assert number not in {row[0] for row in before}

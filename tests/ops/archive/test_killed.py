@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 import psycopg
 
 from gateway.ops.archive.reading import Asked, rows
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of

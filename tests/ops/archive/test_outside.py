@@ -9,17 +9,16 @@ import psycopg
 import pytest
 
 from gateway.errors import ArchiveFailed
-from gateway.ops import doctor_months
+from gateway.ops import doctor
 from gateway.ops.archive.archiving import Archived, archive
-from gateway.ops.archive.proving import prove
+from gateway.ops.archive.reading import prove
 from gateway.ops.archive.retention import Retention
 from gateway.ops.doctor import examine
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from gateway.settings.settings import Settings
 from persistence import engine as engines
-from persistence.archive import cut, outside
-from persistence.archive.behind import behind
-from persistence.archive.months import BY_NAME, connected
+from persistence.archive import rows as archive_rows
+from persistence.archive.months import BY_NAME, behind, connected
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -83,7 +82,7 @@ async def test_killed_before_its_end_it_has_moved_nothing(
     def ended(*_: object) -> None:
         raise ArchiveFailed("the machine is gone")
 
-    monkeypatch.setattr(outside, "put_in", ended)
+    monkeypatch.setattr(archive_rows, "put_in", ended)
     with pytest.raises(ArchiveFailed, match="the machine is gone"):
         await asyncio.to_thread(archived, old)
     assert rows_of(old.url, f"SELECT count(*) FROM ({OUTSIDE}) AS o") == [(sum(gone.values()),)]
@@ -93,7 +92,7 @@ async def test_killed_before_its_end_it_has_moved_nothing(
 
 async def test_no_more_are_moved_at_once_than_readers_can_wait_for(old: Aging, gone: dict[str, int]) -> None:
     with connected(old.url) as connection:
-        moved = outside.bring_in(connection, min(gone.values()))
+        moved = archive_rows.bring_in_rows(connection, min(gone.values()))
     few = {name: rows for name, rows in gone.items() if rows == min(gone.values())}
     assert {one.ledger: one.rows for one in moved} == few
 
@@ -109,7 +108,7 @@ async def test_they_are_told_as_months_that_nobody_archives(
     for month in ("2026-01", "2026-03"):
         for ledger in gone:
             noted = (ledger, f"{month}-01", "/a", "b", 0, 0, 0, "c")
-            rows_of(old.url, cut._NOTE + " RETURNING 1", noted)
+            rows_of(old.url, archive_rows._NOTE + " RETURNING 1", noted)
     rows_of(old.url, "INSERT INTO archive_identity DEFAULT VALUES RETURNING 1")
     found = await behind(engine, Retention().due, datetime(2026, 5, 1, 12, tzinfo=UTC))
     # February was due on 1 April; April will be on 1 June.
@@ -124,10 +123,10 @@ async def test_doctor_tells_of_which_months_they_are(old: Aging, gone: dict[str,
     assert found.keys() == {f"{ledger}_default" for ledger in gone}
     assert f"{gone['token_ledger']} of 2026-02: " in found["token_ledger_default"]
     assert "run tollkeeper archive" in found["token_ledger_default"]
-    assert [rows for *_, rows in outside.told(old.url, rows_max=1)] == [1] * len(gone)
+    assert [rows for *_, rows in archive_rows.told(old.url, rows_max=1)] == [1] * len(gone)
     await old.settle()
     await asyncio.to_thread(archived, old)
-    assert doctor_months.of(old.url) == []
+    assert doctor.months_findings(old.url) == []
 
 
 async def test_what_comes_for_an_archived_month_of_calls_stays_where_it_is(old: Aging) -> None:
@@ -138,4 +137,4 @@ async def test_what_comes_for_an_archived_month_of_calls_stays_where_it_is(old: 
     assert rows_of(old.url, "SELECT count(*) FROM call_default") == [(1,)]
     done = await asyncio.to_thread(archived, old)
     assert (done.moved, rows_of(old.url, "SELECT count(*) FROM call_default")) == ([], [(1,)])
-    assert doctor_months.of(old.url) == []
+    assert doctor.months_findings(old.url) == []

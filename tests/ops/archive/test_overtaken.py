@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive import manifest
+from gateway.ops.archive import archiving
 from gateway.ops.archive.archiving import archive
-from gateway.ops.archive.proving import prove
-from gateway.ops.archive.reading import Asked, rows
-from gateway.ops.place import Place
+from gateway.ops.archive.reading import Asked, prove, rows
+from gateway.ops.storage import Place
 from tests.ops.archive.aging import Aging, clones, old
 from tests.ops.archive.test_reading import CALL
 from tests.ops.archive.test_retention import NEVER
@@ -27,7 +26,7 @@ __all__ = ["clones", "old", "template"]
 
 END = "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7810"
 CALLS = replace(NEVER, calls=1)
-FILE = manifest.file_of("call", date(2026, 1, 1))
+FILE = archiving.file_of("call", date(2026, 1, 1))
 
 
 class Overtaken(Place):

@@ -17,9 +17,9 @@ import pytest
 
 from gateway.cli.main import run
 from gateway.errors import ArchiveFailed
-from gateway.ops.archive.proving import Proof, compare, prove
-from gateway.ops.place import Place
-from persistence.archive.kept import KeptRun
+from gateway.ops.archive.reading import Proof, compare, prove
+from gateway.ops.storage import Place
+from persistence.archive.rows import KeptRun
 from tests.ops.archive.aging import LEDGERS, Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of

@@ -25,7 +25,7 @@ from gateway.core.accounts.administration import Query
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed
 from gateway.ops.archive.reading import LEDGERS, Asked, rows
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from persistence.store import Store
 from tests.ops.archive.aging import Aging, Clones, clones, lived
 from tests.persistence.migrated import template

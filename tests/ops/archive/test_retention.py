@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 
 from gateway.cli.main import run
 from gateway.errors import PlaceFailed
-from gateway.ops.archive import manifest
+from gateway.ops.archive import archiving
 from gateway.ops.archive.archiving import Archived, archive
-from gateway.ops.archive.proving import prove
-from gateway.ops.archive.reading import Asked, rows
+from gateway.ops.archive.reading import Asked, prove, rows
 from gateway.ops.archive.retention import Retention
-from gateway.ops.place import Place
+from gateway.ops.storage import Place
 from gateway.settings.settings import Settings
 from persistence import engine as engines
-from persistence.archive.behind import behind
-from persistence.archive.months import AUDIT, BY_NAME, CALLS, CREDITS, LEDGERS, SPENDS, TOKENS
+from persistence.archive.months import AUDIT, BY_NAME, CALLS, CREDITS, LEDGERS, SPENDS, TOKENS, behind
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -206,7 +204,7 @@ async def test_what_one_ledger_lacks_keeps_no_other(old: Aging) -> None:
 def as_before(root: Path, months: set[date]) -> None:
     """Have manifests as programs wrote them that knew one of all ledgers."""
     for month in months:
-        said = [manifest.name_of(month, one.name) for one in LEDGERS]
+        said = [archiving.name_of(month, one.name) for one in LEDGERS]
         documents = [json.loads((root / name).read_text()) for name in said if (root / name).exists()]
         files = [each for document in documents for each in document["files"]]
         (root / f"manifests/{month:%Y-%m}.json").write_text(json.dumps({**documents[0], "files": files}))
@@ -244,7 +242,7 @@ async def test_what_a_program_of_before_left_half_done_is_gone_on_with(old: Agin
     january, place = date(2026, 1, 1), Place(str(old.root))
     as_before(old.root, {january})
     assert rows_of(old.url, "SELECT count(*) FROM archived_month") == [(0,)]
-    whole = {one.name: old.root / manifest.file_of(one.name, january) for one in LEDGERS}
+    whole = {one.name: old.root / archiving.file_of(one.name, january) for one in LEDGERS}
     whole[SPENDS.name].write_bytes(b"torn")
     written = {name: path.stat().st_mtime_ns for name, path in whole.items()}
     await old.archive()

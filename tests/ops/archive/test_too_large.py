@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import ArchiveFailed
 from gateway.ops.archive.archiving import outgrown
-from gateway.ops.place import STORED_BYTES_MAX, Place
+from gateway.ops.storage import STORED_BYTES_MAX, Place
 from tests.ops.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 

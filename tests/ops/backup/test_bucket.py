@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from gateway.cli.backup import backup as command
 from gateway.cli.backup import restore as restore_command
 from gateway.errors import BackupFailed, PlaceFailed
-from gateway.ops.backup import manifest as manifests
-from gateway.ops.backup import proving
-from gateway.ops.backup.bucket import Bucket, PiecesBackup, named
-from gateway.ops.backup.manifest import FORMAT, Manifest
+from gateway.ops.backup import storage as manifests
+from gateway.ops.backup import taking
+from gateway.ops.backup.storage import FORMAT, Bucket, Manifest, PiecesBackup, named
 from gateway.ops.backup.taking import back_up, restore
-from gateway.ops.place import Place
-from persistence.schema import migrate, proofs
+from gateway.ops.storage import Place
+from persistence.schema import backups, migrate
 from persistence.schema import version as schema
 from tests.ops.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
@@ -38,7 +37,7 @@ _TABLES = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnames
 _SLOW = """
 import sys
 from datetime import datetime
-from gateway.ops.backup.bucket import Bucket
+from gateway.ops.backup.storage import Bucket
 from gateway.ops.backup.taking import back_up
 back_up(sys.argv[1], Bucket(sys.argv[2], piece_bytes=200), datetime.fromisoformat(sys.argv[3]))
 """
@@ -88,7 +87,7 @@ def test_the_command_proves_and_keeps_there(
     there = Bucket(store)
     old, proven = (back_up(filled, there, NOW - timedelta(days=days))[0] for days in (9, 8))
     there.note_proof(proven.name)
-    with proofs.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
+    with backups.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
         command(to=store, database_url=filled, prove=True, keep=1)
     assert old.name not in there.names()
     assert proven.name in there.names()  # the new one is not sure yet
@@ -217,5 +216,5 @@ def test_the_oldest_go_and_nothing_of_others(store: str) -> None:
             )
     place.write_bytes("notes.json", b"{}")
     place.write_bytes("others/of.dump", b"x")
-    assert proving.drop_older(there, 1, (names[0],)) == [there.address(name) for name in names[1:]]
+    assert taking.drop_older(there, 1, (names[0],)) == [there.address(name) for name in names[1:]]
     assert all_of(store) == {"notes.json", "others", f"{names[0]}.json", names[0]}

@@ -10,9 +10,8 @@ import pytest
 
 from gateway.errors import BackupFailed
 from gateway.local.embedded import postgres
-from gateway.ops.backup.folder import Folder
-from gateway.ops.backup.programs import PLACES, major_of, program
-from gateway.ops.backup.taking import back_up, restore
+from gateway.ops.backup.storage import Folder
+from gateway.ops.backup.taking import PLACES, back_up, major_of, program, restore
 from persistence.schema import migrate
 from tests.conftest import postgres_of
 from tests.ops.backup.test_taking import NOW

@@ -17,12 +17,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from gateway.cli.backup import backup as command
 from gateway.errors import BackupFailed
-from gateway.ops.backup import proving
-from gateway.ops.backup.folder import Folder
+from gateway.ops.backup import taking
+from gateway.ops.backup.storage import Folder
 from gateway.ops.backup.taking import back_up
 from persistence import engine as engines
-from persistence.keeper import watch
-from persistence.schema import migrate, proofs
+from persistence.keeper import sweeps
+from persistence.schema import backups, migrate
 from persistence.schema import version as schema
 from tests.ops.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
@@ -55,12 +55,12 @@ def filled(database: str) -> str:
 async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_path: Path) -> None:
     engine = engines.create(filled)
     try:
-        assert await watch.backed_up(engine) == {}
+        assert await sweeps.backed_up(engine) == {}
         file, manifest = back_up(filled, Folder(tmp_path), NOW)
-        number = proving.note(filled, file, manifest)
-        assert await watch.backed_up(engine) == {"backup_timestamp_seconds": NOW.timestamp()}
-        await asyncio.to_thread(proving.prove, filled, Folder(tmp_path), file, number)
-        told = await watch.backed_up(engine)
+        number = taking.note(filled, file, manifest)
+        assert await sweeps.backed_up(engine) == {"backup_timestamp_seconds": NOW.timestamp()}
+        await asyncio.to_thread(taking.prove, filled, Folder(tmp_path), file, number)
+        told = await sweeps.backed_up(engine)
         assert told.keys() == {"backup_timestamp_seconds", "backup_proof_timestamp_seconds"}
     finally:
         await engine.dispose()
@@ -72,12 +72,12 @@ def test_a_backup_that_cannot_be_restored_proves_nothing_and_leaves_nothing(
     filled: str, tmp_path: Path
 ) -> None:
     file, manifest = back_up(filled, Folder(tmp_path), NOW)
-    number = proving.note(filled, file, manifest)
+    number = taking.note(filled, file, manifest)
     path = Path(file.address)
     whole = path.read_bytes()
     path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
     with pytest.raises(BackupFailed, match="is damaged"):
-        proving.prove(filled, Folder(tmp_path), file, number)
+        taking.prove(filled, Folder(tmp_path), file, number)
     assert rows_of(filled, _NOTES) == [(file.name, False)]
     assert rows_of(filled, _PROOFS) == [(0,)]
 
@@ -85,17 +85,17 @@ def test_a_backup_that_cannot_be_restored_proves_nothing_and_leaves_nothing(
 def test_an_owner_who_may_make_no_database_is_told_what_to_grant(filled: str, tmp_path: Path) -> None:
     role = f"owner_{os.getpid()}"
     file, manifest = back_up(filled, Folder(tmp_path), NOW)
-    number = proving.note(filled, file, manifest)
+    number = taking.note(filled, file, manifest)
     with psycopg.connect(filled, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN".encode())
         connection.execute(f"GRANT UPDATE, SELECT ON backup_run TO {role}".encode())
         try:
             url = filled.replace("postgres@", f"{role}@")
             with pytest.raises(BackupFailed, match="CREATEDB"):
-                proving.prove(url, Folder(tmp_path), file, number)
+                taking.prove(url, Folder(tmp_path), file, number)
             connection.execute(f"GRANT SELECT ON alembic_version TO {role}".encode())
             with pytest.raises(BackupFailed, match="CREATEDB"):
-                proving.refuse_unless_provable(url)
+                taking.refuse_unless_provable(url)
         finally:
             connection.execute(f"DROP OWNED BY {role}".encode())
             connection.execute(f"DROP ROLE {role}".encode())
@@ -128,7 +128,7 @@ def test_failing_proofs_fill_no_volume_and_spare_the_last_that_was_proven(
     with psycopg.connect(filled, autocommit=True) as connection:
         connection.execute(noted, (proven, NOW, "0" * 64))
         # So no proof can begin.
-        with proofs.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
+        with backups.database_beside(filled), pytest.raises(BackupFailed, match="is being proven"):
             command(to=str(tmp_path), database_url=filled, prove=True, keep=keep)
     stay = {path.name for path in tmp_path.glob("*.tar")}
     assert proven in stay
@@ -147,7 +147,7 @@ def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> N
         for name in (left, used, foreign):
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
         try:
-            with psycopg.connect(filled, dbname=used), proofs.database_beside(filled):
+            with psycopg.connect(filled, dbname=used), backups.database_beside(filled):
                 assert {*rows_of(filled, there)} == {(foreign,), (used,)}
         finally:
             for name in (left, used, foreign):
@@ -164,7 +164,7 @@ def test_a_database_that_was_left_goes_and_one_of_others_stays(filled: str) -> N
 )
 def test_a_proof_is_beside_the_database_however_that_is_addressed(filled: str, shape: str) -> None:
     url = shape.format(**conninfo_to_dict(filled))
-    with proofs.database_beside(url) as beside:
+    with backups.database_beside(url) as beside:
         ((name,),) = rows_of(beside, "SELECT current_database()")
         assert str(name).startswith("tollkeeper_proof_")
     assert rows_of(filled, _PROOFS) == [(0,)]
@@ -195,9 +195,9 @@ def test_the_oldest_go_and_nothing_that_is_no_backup(tmp_path: Path) -> None:
     for name in (*names, "tollkeeper-mine.tar", "notes.txt"):
         (tmp_path / name).touch()
     gone = [str(tmp_path / name) for name in names[:2]]
-    assert proving.drop_older(Folder(tmp_path), 2) == gone
+    assert taking.drop_older(Folder(tmp_path), 2) == gone
     assert {path.name for path in tmp_path.iterdir()} == {*names[2:], "tollkeeper-mine.tar", "notes.txt"}
-    assert proving.drop_older(Folder(tmp_path), 2) == []
+    assert taking.drop_older(Folder(tmp_path), 2) == []
 
 
 def test_the_command_takes_proves_and_keeps(filled: str, tmp_path: Path) -> None:

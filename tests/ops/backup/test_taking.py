@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from gateway.errors import BackupFailed
-from gateway.ops.backup.folder import Folder, TarBackup
+from gateway.ops.backup.storage import Folder, TarBackup
 from gateway.ops.backup.taking import back_up, restore
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate

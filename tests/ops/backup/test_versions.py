@@ -24,9 +24,8 @@ import psycopg
 import pytest
 
 from gateway.errors import BackupFailed
-from gateway.ops.backup.folder import Folder
-from gateway.ops.backup.programs import PLACES
-from gateway.ops.backup.taking import back_up, restore
+from gateway.ops.backup.storage import Folder
+from gateway.ops.backup.taking import PLACES, back_up, restore
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of

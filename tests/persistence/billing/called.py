@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http import body
-from gateway.admin.resources.prices import PriceCreate
-from gateway.core.accounts.facts import CallFacts, write_facts
-from gateway.core.accounts.ledger import EventKind, EventNote
+from gateway.admin.http import requests
+from gateway.admin.resources.catalogue import PriceCreate
+from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
 from gateway.core.billing import events
-from gateway.core.billing.pricing import IN_MONEY, Tier
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.billing.money import IN_MONEY, Tier, read_tiers
 from gateway.errors import Conflict
 from tests.persistence.april import April, service
 from tests.persistence.billing.papers import Paper, half_up
@@ -183,7 +181,7 @@ class Called(WholeHistory):
             "model": MODEL, "currency": "USD", "input": per_million[0], "output": per_million[1],
             "effective_from": at.isoformat(),
         }  # fmt: skip
-        await self.april.do("prices", "create", **body.check(PriceCreate, asked))
+        await self.april.do("prices", "create", **requests.check_body(PriceCreate, asked))
         billed = {told for paper in self.papers.values() if not paper.is_void for told in paper.at_cost}
         self.prices.append((at, rate))
         moved: dict[str, int] = {}

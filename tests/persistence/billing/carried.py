@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.outbox import Event, EventFlag, EventKind
 from tests.persistence.scenario import Account
 
 CARRY = "carry"

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from operator import itemgetter
 
-from gateway.core.billing.pricing import Tier
+from gateway.core.billing.money import Tier
 from tests.persistence.billing.carried import Carried, Lot
 
 NANO = 10**9

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charging
+from persistence.billing import charges
 from tests.persistence.april import April, april, at, invoiced, opened, plan
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.owed import Term, days
@@ -29,7 +29,7 @@ __all__ = ["april"]
 
 
 async def to_charge(april: April) -> Sequence[int]:
-    return await april.store.run(lambda connection: charging.due(connection, april.now.date(), 0, 10))
+    return await april.store.run(lambda connection: charges.charges_due(connection, april.now.date(), 0, 10))
 
 
 BEGINS, DAY = date(2026, 4, 1), timedelta(days=1)

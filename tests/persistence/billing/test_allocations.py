@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.billing.charges import ExpiredGrant
 from persistence import engine
-from persistence.billing.allocations import Allocations
+from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import Writer
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty

@@ -10,10 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.core.billing.pricing import Tier
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.billing.money import Tier, read_tiers
 from gateway.errors import Conflict, Unprocessable
-from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.protocol.request import RequestIds
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_events import send

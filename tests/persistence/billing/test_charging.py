@@ -9,7 +9,7 @@ from decimal import Decimal
 import psycopg
 
 from gateway.run.timed_loops import billing_loops
-from persistence.billing import charging
+from persistence.billing import charges
 from persistence.store import Store
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.scenario import broken
@@ -36,9 +36,7 @@ async def three(april: April) -> list[int]:
 
 async def free(april: April, owners: Sequence[int]) -> Sequence[int]:
     partition, today = april.store.partition(owners[0]), april.now.date()
-    return await april.store.run(
-        lambda connection: charging.charge_free(connection, owners, partition, today)
-    )
+    return await april.store.run(lambda connection: charges.charge_free(connection, owners, partition, today))
 
 
 async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(april: April) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence.billing.coverage import Cover, boxes
+from persistence.billing.invoice_build import Cover, boxes
 
 FIRST = datetime(2026, 4, 1, tzinfo=UTC)
 DAYS, SEQS = 6, 12

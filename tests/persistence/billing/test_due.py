@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from gateway.errors import Conflict, LedgerUnavailable
 from tests.persistence.april import April, april, at, invoiced, plan, set_up, use
 from tests.persistence.credits import give

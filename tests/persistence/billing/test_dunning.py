@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict
 from tests.persistence.april import April, april, at
 from tests.persistence.credits import give

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.billing.dunning import DunningSchedule
 from gateway.core.billing.finance import Asked
+from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict
 from tests.persistence.april import April
 from tests.persistence.billing.called import Called

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from gateway.core.billing.finance import Asked, tax_by_month
-from gateway.core.billing.pricing import Tier
+from gateway.core.billing.money import Tier
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_due import customer

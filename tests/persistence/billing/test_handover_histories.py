@@ -12,10 +12,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.handovers import Handovers
+from gateway.background.timed.deliveries import Handovers
 from gateway.errors import Conflict, Unprocessable
-from gateway.handover.stripe_api import StripeApi
-from gateway.handover.stripe_invoices import StripeInvoices
+from gateway.handover.stripe_billing import StripeApi, StripeInvoices
 from persistence.keeper.handovers import HandoverQueue
 from tests.persistence.april import at, opened
 from tests.persistence.billing.drawn import some

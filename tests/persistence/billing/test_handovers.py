@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.handovers import Handovers
+from gateway.background.timed.deliveries import Handovers
 from gateway.core.billing.handover import RETRIES, Collected
 from gateway.errors import Conflict
-from gateway.handover.stripe_api import StripeApi
-from gateway.handover.stripe_invoices import StripeInvoices
+from gateway.handover.stripe_billing import StripeApi, StripeInvoices
 from persistence import engine
-from persistence.keeper import watch
+from persistence.keeper import sweeps
 from persistence.keeper.handovers import HandoverQueue
 from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.billing.test_payments import bought, pay, stands
@@ -237,7 +236,7 @@ async def test_what_is_refused_waits_or_is_for_a_person(
     assert (desk.said[0]["state"], desk.said[0]["error"]) == (state, row[3])
     desk.stripe.refuse = lambda _: None
     if state == "failed":
-        counted = await watch.handed_over(desk.queue._engine)
+        counted = await sweeps.handed_over(desk.queue._engine)
         assert counted["handovers"] == [("waiting", 0), ("failed", 1)]
         [(handover_id,)] = rows_of(desk.april.url, "SELECT id FROM handover")
         await desk.april.do("handovers", "retry", handover_id)

@@ -13,8 +13,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.ledger import EventKind
-from gateway.core.billing.pricing import Tier
+from gateway.core.accounts.outbox import EventKind
+from gateway.core.billing.money import Tier
 from gateway.errors import Conflict
 from tests.persistence.april import April, opened, plan, service
 from tests.persistence.billing.carried import CARRY, Watched

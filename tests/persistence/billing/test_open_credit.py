@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.billing.dunning import DunningSchedule
+from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer

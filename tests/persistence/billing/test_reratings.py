@@ -5,10 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from gateway.admin.http import body
-from gateway.admin.resources.prices import PriceCreate
-from gateway.core.billing.vector import KINDS
-from persistence.billing.reratings import PIECE_CALLS_MAX
+from gateway.admin.http import requests
+from gateway.admin.resources.catalogue import PriceCreate
+from gateway.core.billing.price_book import KINDS
+from persistence.billing.amendments import PIECE_CALLS_MAX
 from tests.persistence.april import April, april, at
 from tests.persistence.scenario import rows_of
 
@@ -35,7 +35,7 @@ RETURNING 1"""
 
 async def price(april: April, model: str, rate: str, day: int) -> int:
     asked = {"model": model, "currency": "USD", "input": rate, "effective_from": at(4, day).isoformat()}
-    return int((await april.do("prices", "create", **body.check(PriceCreate, asked)))["id"])
+    return int((await april.do("prices", "create", **requests.check_body(PriceCreate, asked)))["id"])
 
 
 async def used(april: April) -> dict[str, Any]:

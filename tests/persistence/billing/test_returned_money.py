@@ -10,8 +10,7 @@ import pytest
 
 from gateway.core.billing.handover import Collected, Returned
 from gateway.errors import CollectorUnavailable
-from gateway.handover.stripe_api import StripeApi
-from gateway.handover.stripe_returns import StripeReturns
+from gateway.handover.stripe_billing import StripeApi, StripeReturns
 from tests.persistence.billing.test_handovers import Desk, april, desk, handed, noted
 from tests.persistence.billing.test_payments import pay
 from tests.persistence.scenario import broken, rows_of

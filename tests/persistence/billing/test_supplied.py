@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.billing import events
-from gateway.core.billing.tiers import read_tiers
-from persistence.billing import charging
+from gateway.core.billing.money import read_tiers
+from persistence.billing import charges
 from tests.persistence.april import TIERS, April, april, at, invoiced, set_up
 from tests.persistence.billing.test_usage_file import adds_up, of, read
 from tests.persistence.scenario import broken, document, rows_of
@@ -184,7 +184,7 @@ async def test_what_is_taken_back_before_it_is_billed_leaves_no_tax(
     # All of it comes and goes on one day, so the day's own sum stands still: still it is charged.
     await amended(april, await told(april, at(4, 10), 3_000), 3_000)
     async with april.pool.connect() as connection:
-        due = await connection.run_sync(charging.due, april.now.date(), 0, 9)
+        due = await connection.run_sync(charges.charges_due, april.now.date(), 0, 9)
     assert due == [ids["organization"]]
     await april.charge(ids["organization"])
     here = (

@@ -18,10 +18,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.facts import CallFacts, write_facts
-from gateway.core.accounts.ledger import EventKind, EventNote
-from gateway.core.billing.pricing import Tier
-from gateway.core.moments import ms_of
+from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
+from gateway.core.billing.money import Tier
+from gateway.core.times import ms_of
 from tests.persistence.april import plan
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, Term, days

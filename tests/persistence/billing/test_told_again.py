@@ -16,8 +16,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event
 
-from gateway.core.accounts.ledger import EventKind
-from persistence.billing import charging
+from gateway.core.accounts.outbox import EventKind
+from persistence.billing import charges
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, billed, customer
 from tests.persistence.billing.test_early_use import BEGINS, BLOCKS, use
@@ -71,7 +71,7 @@ def counted(april: April) -> None:
 async def due_by_use(april: April) -> Sequence[int]:
     """Who has something to charge that is not of days."""
     async with april.pool.connect() as connection:
-        return await connection.run_sync(charging.due, date.min, 0, 9)
+        return await connection.run_sync(charges.charges_due, date.min, 0, 9)
 
 
 async def early(april: April, ids: dict[str, int]) -> Decimal:

@@ -14,8 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.facts import CallFacts, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.errors import NotFound
 from persistence import engine
 from persistence.billing.invoice_usage import InvoiceUsage

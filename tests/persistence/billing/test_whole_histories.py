@@ -20,7 +20,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from gateway.errors import Conflict
 from tests.persistence.april import April
 from tests.persistence.billing.carried import Told

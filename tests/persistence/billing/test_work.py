@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import event
 
-from gateway.admin.resources.finance import ITEMS
-from gateway.core.billing.dunning import DunningSchedule
+from gateway.admin.resources.reports import ITEMS
 from gateway.core.billing.finance import Asked
+from gateway.core.billing.payments import DunningSchedule
 from tests.persistence.april import April, april, at, invoiced, opened, plan, service, use
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.billing.test_top_ups import post

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine
-from persistence.keeper import budget_news
+from persistence.keeper import news as keeper_news
 from persistence.keeper.news import WAITING_MAX
 from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
@@ -58,10 +58,10 @@ class Desk:
         )  # fmt: skip
 
     async def look(self, now: datetime = NOW) -> None:
-        await budget_news.reached(self.pool, now)
+        await keeper_news.reached_budgets(self.pool, now)
 
     async def foresee(self, now: datetime) -> list[str]:
-        await budget_news.foresee(self.pool, now)
+        await keeper_news.foresee_budgets(self.pool, now)
         return [data["exhausted_local"] for event, data in self.told() if event == "budget.forecast"]
 
     def told(self) -> list[tuple[str, dict[str, Any]]]:
@@ -106,7 +106,7 @@ async def test_a_restart_and_deleted_messages_tell_nothing_again(desk: Desk, mig
     await desk.look()
     desk.do("DELETE FROM webhook_delivery")
     again = engine.create(migrated)
-    await budget_news.reached(again, NOW + timedelta(days=5))
+    await keeper_news.reached_budgets(again, NOW + timedelta(days=5))
     await again.dispose()
     assert desk.said() == []
 
@@ -140,10 +140,10 @@ async def test_more_accounts_than_fit_a_page(desk: Desk) -> None:
     desk.do(
         "INSERT INTO budget_use (budget_id, start, value, used)"
         " SELECT %s, %s, 'u' || n, 5 FROM generate_series(1, %s) AS n",
-        budget, MONTH, budget_news.ACCOUNTS_MAX + 10,
+        budget, MONTH, keeper_news.ACCOUNTS_MAX + 10,
     )  # fmt: skip
     await desk.look()
-    assert len(desk.told()) == budget_news.ACCOUNTS_MAX + 10
+    assert len(desk.told()) == keeper_news.ACCOUNTS_MAX + 10
 
 
 async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:
@@ -273,7 +273,7 @@ async def test_two_keepers_tell_once(desk: Desk, migrated: str) -> None:
     other = engine.create(migrated)
     async with asyncio.TaskGroup() as both:
         for pool in (desk.pool, other):
-            both.create_task(budget_news.reached(pool, NOW))
+            both.create_task(keeper_news.reached_budgets(pool, NOW))
     await other.dispose()
     assert len(desk.told()) == 50 * 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from persistence import engine as engines
-from persistence.keeper.budget_uses import KEPT_DAYS, SESSIONS_KEPT_DAYS, forget
+from persistence.keeper.verification import KEPT_DAYS, SESSIONS_KEPT_DAYS, forget_budget_uses
 from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
 
@@ -26,8 +26,8 @@ async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
                     (budget, days, days),
                 )
     pool = engines.create(migrated)
-    assert await forget(pool) == 5
-    assert await forget(pool) == 0
+    assert await forget_budget_uses(pool) == 5
+    assert await forget_budget_uses(pool) == 0
     await pool.dispose()
     kept = "SELECT b.name, count(*) FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id GROUP BY 1"
     assert dict(rows_of(migrated, kept)) == {"year": 3, "each": 3, "total": 4, "users": 4, "sessions": 1}

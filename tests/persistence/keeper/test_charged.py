@@ -15,22 +15,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import TextClause, text
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.holds import Charged, LateSettlement
-from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
+from gateway.core.accounts.outbox import CallFacts, EventFlag, EventKind, EventNote, corrected, write_facts
 from gateway.core.model import Caller, Settlement
-from gateway.core.moments import DAY_MS, moment_of
-from gateway.core.request_time import AHEAD_MAX, began
+from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
 from gateway.counters.redis.keys import partition_of
-from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.protocol.request import RequestIds
 from persistence import engine as engines
-from persistence.billing import amended
-from persistence.keeper.request_rows import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
+from persistence.billing import amendments
+from persistence.keeper.retention import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, Truths
 from persistence.ledger import redrive, statements
 from persistence.ledger.writer import Writer
-from persistence.subjects import SUBJECTS
+from persistence.registry import SUBJECTS
 from tests.builders import CHAT
 from tests.databases import own_database
 from tests.persistence.explaining import told
@@ -122,9 +120,9 @@ OF_REQUESTS = {
     "refund": (statements.REFUND_CALL, {"call"}),
     "amend": (statements.AMEND_CALL, {"call"}),
     "correct": (statements.CORRECT_CALL, {"call"}),
-    "amended call": (amended._CALL, {"call"}),
-    "amended tokens": (amended._TOKENS, {"token_ledger"}),
-    "amended units": (amended._UNITS, {"feature_usage"}),
+    "amended call": (amendments._CALL, {"call"}),
+    "amended tokens": (amendments._TOKENS, {"token_ledger"}),
+    "amended units": (amendments._UNITS, {"feature_usage"}),
 }
 
 

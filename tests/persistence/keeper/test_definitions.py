@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import EventKind
 from persistence.keeper import definitions
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer

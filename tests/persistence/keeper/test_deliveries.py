@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from persistence import engine
-from persistence.keeper.deliveries import Deliveries
+from persistence.keeper.news import Deliveries
 from tests.persistence.scenario import rows_of
 
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg import errors
 
 from persistence import engine as engines
-from persistence.keeper.explained import forget_events, forget_reratings
+from persistence.keeper.retention import forget_events, forget_reratings
 from persistence.ledger.writer import Writer
 from tests.persistence.explaining import rerated, told
 from tests.persistence.scenario import batch_of, rows_of, settle_in

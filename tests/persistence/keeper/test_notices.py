@@ -8,12 +8,10 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from gateway.background.timed.webhooks import WebhookDeliveries
-from gateway.core.alerts.mail import Mail
-from gateway.core.alerts.webhook import Delivery, Outcome
+from gateway.background.timed.deliveries import WebhookDeliveries
+from gateway.core.alerts.messages import Delivery, Mail, Outcome
 from persistence import engine
-from persistence.keeper.deliveries import Deliveries
-from persistence.keeper.notices import Notices
+from persistence.keeper.news import Deliveries, Notices
 from persistence.ledger.writer import Writer
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in

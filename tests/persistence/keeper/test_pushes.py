@@ -8,10 +8,10 @@ import psycopg
 
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite, KeyDefinition
-from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Limits
 from persistence import engine as engines
-from persistence.keeper.pushes import WRITES_MAX, Pushes
+from persistence.keeper.definitions import WRITES_MAX, Pushes
 from tests.persistence.scenario import settle_in
 
 

@@ -13,8 +13,8 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import StoreUnavailable
 from persistence import engine
 from persistence.keeper import sweeps, verification
-from persistence.keeper.reconciliations import Accounts
-from persistence.resources.reconciliation_results import Results
+from persistence.keeper.verification import Accounts
+from persistence.resources.integrity import Results
 
 # Nobody listens there.
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -16,7 +16,7 @@ from gateway.core.accounts.outbox import Assigned
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
-from persistence.keeper.shares import Shares
+from persistence.keeper.sweeps import Shares
 from tests.waiting import eventually
 
 ALL = range(PARTITIONS)

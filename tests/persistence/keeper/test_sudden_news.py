@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine
-from persistence.keeper import sudden_news
+from persistence.keeper import news
 from tests.persistence.scenario import Account, one, rows_of, settle_in
 
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -82,11 +82,11 @@ async def test_sudden_use_is_told_once_an_hour_and_subject(migrated: str, pool: 
     for day in range(1, 8):
         spend(migrated, account, key, 2 * UNIT, HOUR - timedelta(days=day))
     spend(migrated, account, key, 6 * UNIT - 1)
-    await sudden_news.look(pool, NOW)
+    await news.look_for_sudden_use(pool, NOW)
     assert told(migrated) == []
     spend(migrated, account, key, 1)
     for _ in range(2):
-        await sudden_news.look(pool, NOW)
+        await news.look_for_sudden_use(pool, NOW)
         assert scopes(migrated) == ["api_key", "organization", "tenant"]
     [of_key] = [data for data in told(migrated) if data["scope"] == "api_key"]
     assert of_key == {
@@ -96,7 +96,7 @@ async def test_sudden_use_is_told_once_an_hour_and_subject(migrated: str, pool: 
         "hour": HOUR.isoformat().replace("+00:00", "Z"), "cost": "6", "usual": "2", "currency": "USD",
     }  # fmt: skip
     spend(migrated, account, key, 99 * UNIT, HOUR + timedelta(hours=1))
-    await sudden_news.look(pool, NOW + timedelta(hours=1))
+    await news.look_for_sudden_use(pool, NOW + timedelta(hours=1))
     assert len(told(migrated)) == 6
 
 
@@ -107,7 +107,7 @@ async def test_one_key_among_others(migrated: str, pool: AsyncEngine) -> None:
     for day in range(1, 8):
         spend(migrated, account, key + 1_000, 10 * UNIT, HOUR - timedelta(days=day))
     spend(migrated, account, key, 10 * UNIT)
-    await sudden_news.look(pool, NOW)
+    await news.look_for_sudden_use(pool, NOW)
     assert scopes(migrated) == ["api_key"]
 
 
@@ -116,7 +116,7 @@ async def test_what_was_there_an_hour_earlier_last_week_is_usual(migrated: str, 
     account, key = settled(migrated)
     spend(migrated, account, key, 10 * UNIT, HOUR - timedelta(days=7, hours=1))
     spend(migrated, account, key, 20 * UNIT)
-    await sudden_news.look(pool, NOW)
+    await news.look_for_sudden_use(pool, NOW)
     assert told(migrated) == []
 
 
@@ -131,7 +131,7 @@ async def test_of_newcomers_and_small_numbers_nothing_is_told(migrated: str, poo
         )
         connection.execute("UPDATE tenant SET created_at = now() WHERE id = %s", [account.tenant_id])
     spend(migrated, old, old_key, UNIT - 1)
-    await sudden_news.look(pool, NOW)
+    await news.look_for_sudden_use(pool, NOW)
     assert told(migrated) == []
 
 
@@ -141,5 +141,5 @@ async def test_nobody_is_looked_at_whom_nobody_wants_to_hear_of(migrated: str, p
         connection.execute("""UPDATE webhook SET events = '["quota.50"]'""")
     account, key = settled(migrated)
     spend(migrated, account, key, 99 * UNIT)
-    await sudden_news.look(pool, NOW)
+    await news.look_for_sudden_use(pool, NOW)
     assert told(migrated) == []

@@ -9,9 +9,8 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.billing.usage_feed import Terms
 from gateway.core.model import Caller, Settlement
 from persistence.keeper.sweeps import Sweeps

@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.administration import Actor, Command
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.billing.usage_feed import Terms
 from gateway.errors import Conflict
 from persistence import engine
-from persistence.keeper import usage_feed, watch
+from persistence.keeper import sweeps, usage_feed
 from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
 from persistence.store import Store
@@ -290,10 +289,10 @@ async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
 ) -> None:
     async with fed(migrated) as feed:
         account = await ended(feed, writer, 7)
-        assert (await watch.usage_feeds(feed.pool))["usage_feed_events"] == [("waiting", 7), ("failed", 0)]
+        assert (await sweeps.usage_feeds(feed.pool))["usage_feed_events"] == [("waiting", 7), ("failed", 0)]
         [(feed_id,)] = rows_of(migrated, NEWEST)
         await do(feed, "drop")
-        counted = await watch.usage_feeds(feed.pool)
+        counted = await sweeps.usage_feeds(feed.pool)
         assert counted["usage_feed_events"] == [("waiting", 0), ("failed", 0)]
         assert counted["usage_feed_oldest_seconds"] == 0.0
         await feed.drain()
@@ -318,6 +317,6 @@ async def test_events_beyond_those_that_are_counted_are_told_by_their_places(
         used(account, 9)
         await writer.write(batch_of(account))
         for most in (3, 9, 100):
-            found = await watch.usage_feeds(feed.pool, counted_max=most)
+            found = await sweeps.usage_feeds(feed.pool, counted_max=most)
             assert found["usage_feed_events"] == [("waiting", 9), ("failed", 0)]
         assert found["usage_feed_oldest_seconds"] > 0.0  # type: ignore[operator]  # a float

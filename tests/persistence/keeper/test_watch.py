@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from gateway.core.billing.due import LEFT_REASONS
+from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.integrity.reconciliation import UNASKED, Item, Kind, Reconciled
 from gateway.counters.redis.keys import partition_of
 from persistence import engine as engines
-from persistence.keeper.watch import (
+from persistence.keeper.sweeps import (
     certificate_end,
     dead_letters,
     differing,
@@ -20,7 +20,7 @@ from persistence.keeper.watch import (
     next_ends,
     waiting_messages,
 )
-from persistence.resources.reconciliation_results import Results
+from persistence.resources.integrity import Results
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');

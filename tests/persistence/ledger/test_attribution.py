@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from persistence.ledger import statements
-from persistence.ledger.attribution import REFUSED_S, Users
+from persistence.ledger.copying import REFUSED_S, Users
 from persistence.ledger.guard import Placed
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 

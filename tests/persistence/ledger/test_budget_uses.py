@@ -9,9 +9,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import Budgeted, EventFlag, EventKind, EventNote
-from gateway.core.accounts.outbox import Batch
+from gateway.core.accounts.outbox import (
+    Batch,
+    Budgeted,
+    CallFacts,
+    EventFlag,
+    EventKind,
+    EventNote,
+    corrected,
+    write_facts,
+)
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, insert_budget, rows_of, settle_in, stop

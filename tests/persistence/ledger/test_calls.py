@@ -10,10 +10,9 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import SPANS, SUMS
-from gateway.core.moments import DAY_MS, HOUR_MS
+from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.ledger import EventFlag, EventKind, decode
+from gateway.core.accounts.outbox import EventFlag, EventKind, decode
 from gateway.core.integrity.reconciliation import Kind, Owner
 from persistence import engine as engines
-from persistence.keeper import reconciliations
-from persistence.keeper.reconciliations import Accounts
+from persistence.keeper import verification
+from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints, count_again
 from persistence.ledger.writer import Writer
 from tests.builders import encode
@@ -184,7 +184,7 @@ async def test_comparing_reads_the_open_month_alone(old: Past) -> None:
     }
     ledgers = ("token_ledger", "credit_transaction", "credit_posting", "feature_usage")
     for kind, owner in kinds.items():
-        _, sums = reconciliations._READS[kind]
+        _, sums = verification._READS[kind]
         async with old.pool.connect() as connection:
             explained = f"EXPLAIN (ANALYZE, TIMING off, FORMAT json) {sums.text}"
             found = await connection.exec_driver_sql(explained.replace(":ids", "%(ids)s"), {"ids": [owner]})

@@ -8,12 +8,19 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import Budgeted, EventFlag, EventKind, EventNote
+from gateway.core.accounts.outbox import (
+    Budgeted,
+    CallFacts,
+    EventFlag,
+    EventKind,
+    EventNote,
+    corrected,
+    write_facts,
+)
 from persistence import engine
-from persistence.billing.allocations import Allocations
-from persistence.keeper.reconciliations import Accounts
-from persistence.ledger import invariants
+from persistence.billing.credit_balances import Allocations
+from persistence.keeper.verification import Accounts
+from persistence.ledger import checkpoints
 from tests.ops.archive.aging import months_made
 from tests.persistence.ledger.test_budget_uses import budget_of
 from tests.persistence.ledger.test_checkpoints import Past
@@ -136,5 +143,8 @@ async def test_more_than_is_told_is_said(young: Past) -> None:
     rows_of(young.url, "UPDATE tenant_quota SET tokens_remaining = tokens_remaining + 1 RETURNING 1")
     pool = engine.create(young.url)
     async with pool.connect() as connection:
-        assert [one.invariant for one in await invariants.violations(connection, most=1)] == ["quota", "more"]
+        assert [one.invariant for one in await checkpoints.violations(connection, most=1)] == [
+            "quota",
+            "more",
+        ]
     await pool.dispose()

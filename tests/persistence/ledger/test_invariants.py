@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from persistence import engine
-from persistence.ledger import invariants
+from persistence.ledger import checkpoints
 from tests.persistence.scenario import settle_in
 
 TOKEN = (
@@ -100,7 +100,7 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", invariants.INVARIANTS)
+@pytest.mark.parametrize("name", checkpoints.INVARIANTS)
 async def test_a_contradiction_is_found(migrated: str, name: str) -> None:
     found = await _violations(migrated, CONTRADICTIONS[name])
     assert name in {violation.invariant for violation in found}
@@ -119,13 +119,13 @@ async def test_an_empty_database_contradicts_nothing(migrated: str) -> None:
     assert await _violations(migrated, []) == []
 
 
-async def _violations(url: str, statements: list[str]) -> list[invariants.Violation]:
+async def _violations(url: str, statements: list[str]) -> list[checkpoints.Violation]:
     [account] = settle_in(url, 100)
     with psycopg.connect(url) as connection:
         for statement in statements:
             connection.execute(statement.format(o=account.organization_id, t=account.tenant_id))
     pool = engine.create(url)
     async with pool.connect() as connection:
-        found = await invariants.violations(connection)
+        found = await checkpoints.violations(connection)
     await pool.dispose()
     return found

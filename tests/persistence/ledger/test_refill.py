@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from persistence.ledger.refill import Movement, misfit
+from persistence.ledger.guard import Movement, misfit
 
 ACCOUNT = "tenant:1"
 

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import SPANS
-from gateway.core.billing.pricing import IN_MONEY
+from gateway.core.billing.money import IN_MONEY
 from gateway.core.model import INTEGER_MAX
-from persistence.ledger.sums import SUM_MAX, added, bounded
+from persistence.ledger.statements import SUM_MAX, added, bounded
 from persistence.ledger.writer import Writer
 from tests.persistence.ledger.test_calls import rollup_in
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in

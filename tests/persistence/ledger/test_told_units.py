@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.accounts.facts import CallFacts
-from gateway.core.accounts.ledger import Event, EventKind
-from gateway.core.moments import DAY_MS, ms_of
-from persistence.ledger.told_units import supplied_day, told_day
+from gateway.core.accounts.outbox import CallFacts, Event, EventKind
+from gateway.core.times import DAY_MS, ms_of
+from persistence.ledger.rollup import supplied_day, told_day
 from tests.persistence.scenario import Account, document
 
 NOON = ms_of(datetime(2026, 5, 10, 12, tzinfo=UTC))

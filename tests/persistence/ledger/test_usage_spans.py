@@ -8,10 +8,9 @@ import uuid
 import msgspec
 import psycopg
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
-from persistence.ledger.usage_spans import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX
+from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX
 from persistence.ledger.writer import Writer
 from tests.persistence.ledger.test_calls import added, calls_in, rollup_in
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in

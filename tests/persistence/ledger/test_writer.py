@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.accounts.outbox import EventFlag, EventKind
 from persistence.ledger.writer import Writer
 from tests.builders import encode
 from tests.persistence.scenario import (

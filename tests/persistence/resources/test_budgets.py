@@ -13,11 +13,10 @@ import psycopg
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command, Committed, Query, Row
-from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.selectors import BUDGETS_MAX
+from gateway.core.accounts.budgets import BUDGETS_MAX, Budget
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines
-from persistence.keeper.named_accounts import of_accounts
+from persistence.keeper.definitions import of_accounts
 from persistence.store import Store
 
 ACTOR = Actor("builtin:admin", "admin")

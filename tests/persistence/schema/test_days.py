@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from persistence.schema.partitions import ENSURE
+from persistence.schema.partitions import ENSURE_PARTITIONS
 from tests.persistence.migrated import BY_MONTH
 from tests.persistence.scenario import rows_of
 
@@ -47,7 +47,7 @@ def connection(cloned: str) -> Iterator[psycopg.Connection[Any]]:
 
 def test_what_asks_for_months_is_what_the_keeper_asks(connection: psycopg.Connection[Any]) -> None:
     values = {"months_ahead": 0, "by": "month"}
-    statement = ENSURE.text.replace(":months_ahead", "%(months_ahead)s").replace(":by", "%(by)s")
+    statement = ENSURE_PARTITIONS.text.replace(":months_ahead", "%(months_ahead)s").replace(":by", "%(by)s")
     assert connection.execute(statement.encode(), values).fetchall() == []
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import CallFacts, write_facts
 from persistence import engine as engines
 from persistence.ledger.writer import Writer
 from persistence.schema import partitions

@@ -13,13 +13,12 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.facts import CallFacts, corrected, write_facts
-from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import SPANS, UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine as engines
-from persistence.ledger.usage_spans import MODELS_A_DAY_MAX
+from persistence.ledger.rollup import MODELS_A_DAY_MAX
 from persistence.ledger.writer import Writer
 from persistence.resources import usage
 from persistence.schema import partitions

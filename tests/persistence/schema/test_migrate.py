@@ -99,9 +99,11 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
     pool = engine.create(cloned)
-    made = await partitions.ensure(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2)
+    made = await partitions.ensure_partitions(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
-    assert await partitions.ensure(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2) == []
+    assert (
+        await partitions.ensure_partitions(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2) == []
+    )
     await pool.dispose()
 
 

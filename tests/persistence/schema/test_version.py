@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 
 from gateway.errors import StartError
 from persistence import engine
-from persistence.keeper.shares import Shares
+from persistence.keeper.sweeps import Shares
 from persistence.schema import migrate, roles
 from persistence.schema import version as schema
 

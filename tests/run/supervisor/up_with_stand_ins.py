@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.errors import StartError
-from gateway.local.announce import JsonVoice
+from gateway.local.ports import JsonVoice
 from gateway.run import serving
-from gateway.run.supervisor.options import Options
+from gateway.run.supervisor.servers import Options
 from gateway.run.supervisor.up import run_up
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs

@@ -12,11 +12,10 @@ import msgspec
 import pytest
 import trustme
 
-from gateway.core.calls.trace import Kind, Span
 from gateway.core.otel import Tracing
+from gateway.core.traces import Kind, Span
 from gateway.errors import StartError
-from gateway.telemetry.traces.exporter import Exporter
-from gateway.telemetry.traces.otlp import encoded_span
+from gateway.telemetry.traces import Exporter, encoded_span
 from tests.traces.collector import Collector, collecting
 from tests.waiting import wait_until
 

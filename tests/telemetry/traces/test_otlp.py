@@ -6,8 +6,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from gateway.core.calls.trace import Kind, Span, Value
-from gateway.telemetry.traces.otlp import encoded_request, encoded_resource, encoded_span
+from gateway.core.traces import Kind, Span, Value
+from gateway.telemetry.traces import encoded_request, encoded_resource, encoded_span
 from tests.traces.collector import attributes
 
 TRACE_ID, SPAN_ID, PARENT_ID = bytes(range(16)), bytes(range(8)), bytes(range(8, 16))

@@ -7,9 +7,9 @@ import os
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
-from gateway.core.calls.trace import Kind, Parent, Span
 from gateway.core.otel import Tracing
-from gateway.telemetry.traces.recorder import Recorder
+from gateway.core.traces import Kind, Parent, Span
+from gateway.telemetry.traces import Recorder
 
 TRACE_ID = bytes(15) + b"\1"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from gateway.core.blobs import MediaPart, MediaPlaces
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
-from gateway.core.families.anthropic.exclusions import EXCLUSIONS
-from gateway.core.families.anthropic.objects import OBJECTS
+from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.model import Family
 from gateway.errors import Refusal

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
@@ -15,6 +16,19 @@ from gateway.core.families.controlled import (
     model_name,
     stated_user,
 )
+from gateway.core.families.family import (
+    Exclusions,
+    Found,
+    Objects,
+    add_ids,
+    ids_of,
+    may_name_ids,
+    object_in,
+    objects_in,
+    only_own_tools,
+    only_text,
+)
+from gateway.core.text import Names as Names_
 
 _MESSAGES = Names("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = Names("user_id")
@@ -29,3 +43,96 @@ def read_messages(call: Call, document: Document, path_params: Mapping[str, str]
     metadata = inner(document, "metadata", _METADATA)
     if metadata is not None:
         call.user = stated_user(metadata.get("user_id"))
+
+
+# Which dear prices a call of Anthropic's messages cannot have.
+#
+# A cache is written where `cache_control` or `caching` says so. Sound is neither read nor made.
+
+
+FAST: Final = "fast"  # a speed with prices of its own, as a tier has
+US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
+
+
+def _no_media(document: Document, names: Names_) -> bool:
+    return (
+        only_own_tools(document)
+        and "mcp_servers" not in document
+        and "container" not in document
+        and only_text(document.get("messages"))
+        and only_text(document.get("system"))
+    )
+
+
+def _no_tier(document: Document, tier: str) -> bool:
+    if tier == FAST:
+        speed = document.get("speed")
+        return speed is None or speed == "standard"
+    if tier == US:
+        return document.get("inference_geo") == "global"
+    return document.get("service_tier") == "standard_only"
+
+
+EXCLUSIONS = Exclusions(
+    cache=lambda document, names: not names.caches,
+    media=_no_media,
+    sound=lambda document, names: True,
+    tier=_no_tier,
+)
+
+
+# Objects that Anthropic's upstreams keep: files, containers, skills, batches of messages.
+
+
+_CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
+_BUILT_IN_SKILLS = "anthropic"
+_TELL = (b'"container"', b'"file_id"')  # most answers tell of nothing
+
+
+def may_tell(data: bytes) -> bool:
+    """Whether an event is worth looking through for ids."""
+    return any(mark in data for mark in _TELL)
+
+
+def told_by_event(event: Document) -> Iterator[str]:
+    """The ids that one event of a stream tells of."""
+    for holder in (object_in(event, "message"), object_in(event, "delta")):
+        yield from ids_of(object_in(holder, "container").get("id"))
+    yield from _told_by_block(object_in(event, "content_block"))
+
+
+def _told(document: Document) -> Iterator[str]:
+    if document.get("type") != "message":
+        yield from ids_of(document.get("id"))
+    yield from ids_of(object_in(document, "container").get("id"))
+    for block in objects_in(document, "content"):
+        yield from _told_by_block(block)
+
+
+def _told_by_block(block: Document) -> Iterator[str]:
+    """Files that code of the API's own tools wrote."""
+    kind = block.get("type")
+    if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):
+        for output in objects_in(object_in(block, "content"), "content"):
+            yield from ids_of(output.get("file_id"))
+
+
+def _add_objects(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+    if name.lower() != "skill_id" or holder.get("type") != _BUILT_IN_SKILLS:
+        add_ids(name, inside, holder, place, found)
+
+
+def _is_free(name: str, holder: Document) -> bool:
+    """Whether a caller's model wrote it for a function of the caller's."""
+    kind = holder.get("type")
+    return name == "input" and isinstance(kind, str) and kind in _CALLS
+
+
+OBJECTS = Objects(
+    collections=("messages/batches", "files", "skills"),
+    may_name=may_name_ids,
+    add=_add_objects,
+    told=_told,
+    is_free=_is_free,
+    tell=_TELL,
+)

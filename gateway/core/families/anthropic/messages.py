@@ -11,15 +11,20 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.billing.vector import Counts
-from gateway.core.families.anthropic.exclusions import FAST, US
-from gateway.core.families.anthropic.objects import may_tell, told_by_event
-from gateway.core.metering.content import may_hold_more, see_content
-from gateway.core.metering.loose import count_text, is_there, loose_document
+from gateway.core.billing.price_book import Counts
+from gateway.core.families.anthropic.calls import FAST, US, may_tell, told_by_event
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.readable import UNREADABLE, decoded
-from gateway.core.metering.report import Report
-from gateway.core.metering.reported import NO_COUNT, Reports, summed
+from gateway.core.metering.reading import (
+    NO_COUNT,
+    UNREADABLE,
+    Reports,
+    count_text,
+    decoded,
+    is_there,
+    loose_document,
+    summed,
+)
+from gateway.core.metering.report import Report, may_hold_more, see_content
 
 
 class _CacheCreation(Report):

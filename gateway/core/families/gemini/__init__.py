@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 
 from gateway.core.blobs import MediaPart, MediaPlaces
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
-from gateway.core.families.gemini.exclusions import EXCLUSIONS
-from gateway.core.families.gemini.objects import OBJECTS
+from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
 from gateway.core.model import Family
 from gateway.errors import Refusal
 

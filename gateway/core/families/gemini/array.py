@@ -9,8 +9,8 @@ import re
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.gemini.answers import DIALECT, end_of, take
-from gateway.core.metering.long import Shortened
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
+from gateway.core.metering.stream import Shortened
 
 _OUTSIDE = re.compile(rb'["{}\]]')
 _INSIDE = re.compile(rb'["\\]')

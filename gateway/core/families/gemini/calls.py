@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeVar
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
@@ -11,10 +14,14 @@ from gateway.core.families.controlled import (
     Document,
     Names,
     choices,
+    id_in,
+    ids_in,
     inner,
     maximum,
     model_in_path,
 )
+from gateway.core.families.family import Exclusions, Found, Objects, object_in
+from gateway.core.text import Names as Names_
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -80,3 +87,151 @@ def _one(camel: T | None, snake: T | None, param: str) -> T | None:
     if camel is not None and snake is not None:
         raise InvalidRequest(f"The field {param} appears twice.", param=param)
     return snake if camel is None else camel
+
+
+# Which dear prices a call of Gemini's models cannot have.
+#
+# Its provider writes to caches by itself, so every call may. Enumerations of its JSON may be numbers, and
+# both spellings of a name count: a value that is not known rules nothing out.
+
+
+_PLAIN_TIERS: Final = frozenset({"standard", "flex", "SERVICE_TIER_STANDARD", "SERVICE_TIER_FLEX"})
+_TEXTUAL: Final = frozenset(
+    {
+        "text", "thought", "thoughtSignature", "thought_signature", "functionCall", "function_call",
+        "functionResponse", "function_response",
+    }
+)  # fmt: skip
+_FUNCTIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
+_KEPT: Final = frozenset({"cachedContent", "cached_content"})
+
+
+def _no_media(document: Document, names: Names_) -> bool:
+    if not _KEPT.isdisjoint(document):
+        return False
+    tools = document.get("tools")
+    own = tools is None or (
+        isinstance(tools, list) and all(isinstance(one, dict) and one.keys() <= _FUNCTIONS for one in tools)
+    )
+    said = (document.get(name) for name in ("contents", "systemInstruction", "system_instruction"))
+    return own and all(map(_is_text, said))
+
+
+def _is_text(said: object) -> bool:
+    """Whether a content, or a list of them, is known to have parts of text alone."""
+    if isinstance(said, list):
+        return all(map(_is_text, said))
+    if not isinstance(said, dict):
+        return True
+    parts = said.get("parts")
+    if not said.keys() <= {"role", "parts"}:
+        return False
+    return parts is None or (isinstance(parts, list | dict) and all(map(_is_text_part, _listed(parts))))
+
+
+def _is_text_part(part: object) -> bool:
+    if not isinstance(part, dict):
+        return True
+    for name in ("functionResponse", "function_response"):
+        answered = part.get(name)
+        if isinstance(answered, dict) and "parts" in answered:
+            return False
+    return part.keys() <= _TEXTUAL
+
+
+def _listed(value: list[object] | Document) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _no_sound(document: Document, names: Names_) -> bool:
+    """Text alone is what an answer is where nothing else is asked for."""
+    for name in ("generationConfig", "generation_config"):
+        config = document.get(name)
+        if not isinstance(config, dict):
+            continue
+        for field in ("responseModalities", "response_modalities"):
+            asked = config.get(field)
+            if asked is not None and not (isinstance(asked, list) and all(map(_is_silent, asked))):
+                return False
+    return True
+
+
+def _is_silent(modality: object) -> bool:
+    return isinstance(modality, str) and modality.upper() in {"TEXT", "IMAGE"}
+
+
+def _no_tier(document: Document, tier: str) -> bool:
+    said = [document[name] for name in ("serviceTier", "service_tier") if name in document]
+    return all(one is None or (isinstance(one, str) and one in _PLAIN_TIERS) for one in said)
+
+
+EXCLUSIONS = Exclusions(media=_no_media, sound=_no_sound, tier=_no_tier)
+
+
+# Objects that Gemini's upstreams keep: cached contents, files, file search stores, batches.
+#
+# Objects have names, which are their paths; ids number calls of functions. Names of fields are compared
+# without case and underscores, as the most lenient reader would.
+
+
+_NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
+_LIST = "filesearchstorenames"
+_COLLECTIONS = (
+    "cachedContents", "files", "batches", "fileSearchStores", "tunedModels", "corpora", "operations",
+)  # fmt: skip
+_MARK = re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":')
+_RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
+# What may stand before and behind it in a name that can be read in one way alone.
+_BEFORE = re.compile(r"(?:https?://[\w.:-]+/+)?/?(?:[\w-][\w.-]*/)*")
+_BEHIND = re.compile(r"(?::download(?:\?alt=media)?)?")
+_WEB = re.compile(r"https?://[^\\]*\Z")
+_GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
+
+
+def _told(document: Document) -> Iterator[str]:
+    for one in (document, object_in(document, "file")):
+        for name in ("name", "uri"):
+            value = one.get(name)
+            found = _RESOURCE.search(value) if isinstance(value, str) else None
+            if found is not None:
+                yield found[1]
+
+
+def _add(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+    folded = name.lower().replace("_", "")
+    if folded in _NAMES:
+        found.named.append(_normal(id_in(inside, name)))
+    elif folded == _LIST:
+        found.named += map(_normal, ids_in(inside, name))
+
+
+def _normal(value: object) -> object:
+    """An object's name as it is kept. A file may be named by its URL; other URLs name none."""
+    if not isinstance(value, str):
+        return value
+    found = _RESOURCE.search(value)
+    if found is not None:
+        before, behind = value[: found.start(1)], value[found.end(1) :]
+        return found[1] if _BEFORE.fullmatch(before) and _BEHIND.fullmatch(behind) else value
+    if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
+        return None
+    return value
+
+
+def _chosen(document: Document) -> str | None:
+    """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
+    for path, one in (("", document), ("file.", object_in(document, "file"))):
+        if one.get("name"):
+            return f"{path}name"
+    return None
+
+
+OBJECTS = Objects(
+    collections=_COLLECTIONS,
+    may_name=lambda body, names: _MARK.search(body) is not None,
+    add=_add,
+    told=_told,
+    is_free=lambda name, holder: name == "response",
+    chosen=_chosen,
+    by_path=True,
+)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.core.blobs import MediaPart, MediaPlaces
-from gateway.core.calls.route import Route
+from gateway.core.calls.routes import Route
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.openai import calls, chat, responses
-from gateway.core.families.openai.exclusions import EXCLUSIONS
-from gateway.core.families.openai.objects import OBJECTS, keeps_chat
+from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.model import Family
 from gateway.errors import Refusal
 

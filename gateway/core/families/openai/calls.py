@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.controlled import (
@@ -16,6 +17,18 @@ from gateway.core.families.controlled import (
     model_name,
     stated_user,
 )
+from gateway.core.families.family import (
+    Exclusions,
+    Objects,
+    add_ids,
+    ids_of,
+    may_name_ids,
+    object_in,
+    objects_in,
+    only_own_tools,
+    only_text,
+)
+from gateway.core.text import Names as Names_
 from gateway.errors import InvalidRequest
 
 _CHAT = Names(
@@ -84,3 +97,86 @@ def _prompts(prompt: object) -> int:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         return len(prompt)
     return 1
+
+
+# Which dear prices a call of OpenAI's APIs cannot have.
+#
+# Its provider writes to caches by itself, so every call may. A tier that is not said is the project's own.
+
+
+_PLAIN_TIERS: Final = frozenset({"default", "flex"})
+_SAID: Final = ("messages", "input", "instructions", "system")
+# What the upstream keeps may hold anything, and so may another source of content.
+_KEPT: Final = frozenset({"previous_response_id", "conversation", "plugins", "audio"})
+
+
+def _no_media(document: Document, names: Names_) -> bool:
+    if not _KEPT.isdisjoint(document) or isinstance(document.get("prompt"), dict):
+        return False
+    return only_own_tools(document) and all(only_text(document.get(name)) for name in _SAID)
+
+
+def _no_sound(document: Document, names: Names_) -> bool:
+    """Text alone is what an answer is where nothing else is asked for."""
+    asked = document.get("modalities")
+    if asked is None:
+        return "audio" not in document
+    return isinstance(asked, list) and all(one in {"text", "image"} for one in asked)
+
+
+def _no_tier(document: Document, tier: str) -> bool:
+    said = document.get("service_tier")
+    return isinstance(said, str) and said in _PLAIN_TIERS and "speed" not in document
+
+
+EXCLUSIONS = Exclusions(media=_no_media, sound=_no_sound, tier=_no_tier)
+
+
+# Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
+
+
+def _told(document: Document) -> Iterator[str]:
+    """Ids at the places where the API itself puts what it makes.
+
+    What a model or a tool wrote is no place, nor is a list, which may hold what a caller wrote. Nor is one of
+    what was there before, such as a response's conversation.
+    """
+    for name in ("id", "output_file_id", "error_file_id"):
+        yield from ids_of(document.get(name))
+    for item in objects_in(document, "output"):
+        yield from _told_by_item(item)
+    for choice in objects_in(document, "choices"):
+        yield from ids_of(object_in(object_in(choice, "message"), "audio").get("id"))
+
+
+def _told_by_item(item: Document) -> Iterator[str]:
+    yield from ids_of(item.get("id"))
+    if item.get("type") == "code_interpreter_call":
+        yield from ids_of(item.get("container_id"))
+    for part in objects_in(item, "content"):
+        for note in objects_in(part, "annotations"):
+            if note.get("type") == "container_file_citation":  # others are of files that were there
+                yield from ids_of(note.get("file_id"))
+                yield from ids_of(note.get("container_id"))
+
+
+def keeps_chat(chat: Document) -> bool:
+    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
+
+    An answer that is not stored has an id as well, of nothing.
+    """
+    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat
+
+
+OBJECTS = Objects(
+    collections=(
+        "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
+        "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
+    ),
+    may_name=may_name_ids,
+    add=add_ids,
+    told=_told,
+    results=frozenset({"batches"}),
+    refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
+    actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
+)  # fmt: skip

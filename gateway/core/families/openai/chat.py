@@ -11,20 +11,52 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.families.family import told_of
-from gateway.core.families.openai.objects import OBJECTS
+from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.shapes import (
     USAGE,
     Choice,
     Delta,
     Event,
+    InputDetails,
+    OutputDetails,
     read_event,
     read_whole,
 )
-from gateway.core.families.openai.use import any_count, note_parts, note_tools
-from gateway.core.metering.content import may_hold_more, see_content
-from gateway.core.metering.loose import count_text, is_there, loose_document
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.readable import UNREADABLE, decoded
+from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
+from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
+from gateway.core.metering.report import may_hold_more, see_content
+
+# What a report of use of OpenAI's APIs is made of, noted beside what is charged.
+
+
+def any_count(read: int | None, written: int | None) -> bool:
+    """Whether either of these is a number of tokens."""
+    return (read is not None and read >= 0) or (written is not None and written >= 0)
+
+
+def note_parts(detail: Detail, read: InputDetails | None, written: OutputDetails | None) -> tuple[int, int]:
+    """Note what tokens are made of, as far as a report says; those cached, and those of reasoning."""
+    cached = reasoning = 0
+    if read is not None:
+        cached, written_in_all = read.cached_tokens or 0, read.cache_write_tokens or 0
+        if read.cache_write_tokens_details is not None:
+            detail.cache_write_1h = read.cache_write_tokens_details.ttl_12h_tokens or 0
+        detail.cache_write = written_in_all - detail.cache_write_1h
+        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
+    if written is not None:
+        reasoning = written.reasoning_tokens or 0
+        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
+    return cached, reasoning
+
+
+def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
+    """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
+    if not uses:
+        return
+    for name, times in uses.items():
+        if not detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times):
+            detail.keep(raw)
+
 
 DONE = b"data: [DONE]\n\n"
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})

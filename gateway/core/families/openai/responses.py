@@ -13,16 +13,12 @@ from typing import Any
 import msgspec
 
 from gateway.core.families.family import object_in, told_of
-from gateway.core.families.openai.objects import OBJECTS
+from gateway.core.families.openai.calls import OBJECTS
+from gateway.core.families.openai.chat import any_count, note_parts, note_tools
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
-from gateway.core.families.openai.use import any_count, note_parts, note_tools
-from gateway.core.metering.content import UNCOUNTED, content_bytes, may_hold_more, see_content
-from gateway.core.metering.detail import Detail
-from gateway.core.metering.loose import count_text, is_there, loose_document
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.readable import UNREADABLE, decoded
-from gateway.core.metering.report import Report
-from gateway.core.metering.reported import Reports
+from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
+from gateway.core.metering.reading import UNREADABLE, Reports, count_text, decoded, is_there, loose_document
+from gateway.core.metering.report import UNCOUNTED, Report, content_bytes, may_hold_more, see_content
 
 
 class _Usage(Report):

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.metering.reading import Reports
 from gateway.core.metering.report import Report
-from gateway.core.metering.reported import Reports
 
 
 class Written(Report):

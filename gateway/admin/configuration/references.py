@@ -1,0 +1,582 @@
+"""Which rows are meant: objects and what they refer to, by name, among what is there and what will be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.admin.configuration.objects import (
+    ERRORS_MAX,
+    Errors,
+    Identity,
+    Objects,
+    Reference,
+    Wanted,
+    identity_of,
+    shown,
+    stored,
+    values_of,
+)
+from gateway.admin.configuration.objects import (
+    Which as Which_,
+)
+from gateway.admin.configuration.words import (
+    KINDS,
+    SUGGESTED_MAX,
+    declared,
+    references,
+    same,
+    suggestion,
+    word,
+)
+from gateway.admin.http.guard import in_thread
+from gateway.admin.ports import Applying
+from gateway.admin.resources.resource import Resource
+from gateway.core.accounts.administration import OWNER, Mark, New, Row
+from gateway.core.billing.price_book import folded
+from gateway.errors import Unprocessable
+
+# Whom names stand for: what objects refer to, among what is there and what will be.
+
+
+class _Unknown(LookupError):
+    """A name that nothing has: of which kind, and which."""
+
+    def __init__(self, kind: str, name: object) -> None:
+        super().__init__(f"{_there_is_no(kind, name)}; no object here makes one")
+        self.which = (kind, name)
+
+
+class Names:
+    """What is there or will be, kind by kind; objects that refer to it are resolved behind it."""
+
+    def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which_, Mark]) -> None:
+        # Rows that others may have the names of tomorrow, with their whole names.
+        self.referred: dict[Which_, Identity | None] = {}
+        # Objects that name what is not there any more: they wait, and nothing else does.
+        self.left: list[tuple[Wanted, str]] = []
+        # Ids that objects are about, and names of what was there before, by kind.
+        self.said: dict[str, set[object]] = defaultdict(set)
+        self.lost: dict[str, set[object]] = defaultdict(set)
+        self._own = own
+        self._errors = errors
+        self._marks = marks
+        self._unknown: list[tuple[int, str, object]] = []
+        # By the last part of names and by whole ones; which of them files gave, and all of a row's.
+        self._named: dict[str, dict[object, list[object]]] = defaultdict(lambda: defaultdict(list))
+        self._whole: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
+        self._called: set[tuple[str, object, object]] = set()
+        self._whole_of: dict[Which_, Identity] = {}
+        # What a name of a kind stands for: thousands of rows may have it, and thousands of objects say it.
+        self._known: dict[tuple[str, object], Sequence[object]] = {}
+
+    def know(self, resource: Resource, by: Row, row_id: object, *, called: bool = False) -> None:
+        """Have a row be there by its name; files `called` it so, whatever it is called now."""
+        kind, how = resource.name, declared(resource)
+        last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
+        if called:
+            self._whole_of[kind, row_id] = whole
+            is_known = row_id in self._whole[kind].get(whole, ())
+            self._called |= {(kind, last, row_id), (kind, whole, row_id)}
+            if is_known:
+                return
+        self._whole_of.setdefault((kind, row_id), whole)
+        self._named[kind][last].append(row_id)
+        self._whole[kind][whole].append(row_id)
+
+    def suggest(self) -> None:
+        """Say of the first names that are not there which ones may have been meant."""
+        for at, kind, name in self._unknown[:SUGGESTED_MAX]:
+            near = suggestion(name, self._named[kind])
+            if near is not None:
+                field, _ = self._errors[at]
+                self._errors[at] = (field, f"{_there_is_no(kind, name)}; did you mean {near!r}?")
+
+    def resolve(self, wanted: Wanted) -> bool:
+        """Find what an object refers to; False where something is not there, or enough is wrong already."""
+        wanted.ids.clear()  # whom they stood for in an earlier plan, others may not be by now
+        if len(self._errors) >= ERRORS_MAX:
+            return False
+        ids = references(wanted.resource)
+        if self._own is not None and OWNER in ids and wanted.names.get(OWNER) is None:
+            wanted.ids[OWNER] = self._own
+        for name in ids:
+            reference = wanted.names.get(name)
+            if reference is None:
+                if name in wanted.names:
+                    wanted.ids.setdefault(name, None)
+                continue
+            try:
+                wanted.ids[name] = self._find(reference, wanted.ids | dict(wanted.values))
+            except LookupError as error:
+                self._miss(wanted, name, reference, error)
+                return False
+        return True
+
+    def _miss(self, wanted: Wanted, field: str, reference: Reference, error: LookupError) -> None:
+        """Leave an object whose other was there before, with all that names it; else it is wrong."""
+        kind, said = reference.target.name, word(wanted.resource, field)
+        if reference.name in self.lost[kind]:
+            self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
+            self.lost[wanted.resource.name].add(values_of(wanted)[declared(wanted.resource).by[-1]])
+            return
+        if isinstance(error, _Unknown):
+            self._unknown.append((len(self._errors), *error.which))
+        self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
+
+    def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
+        """The id of a row that is named; of what both have, it has the same."""
+        how, target = declared(reference.target), reference.target
+        said = {
+            name: self._find(each, scope) if isinstance(each, Reference) else each
+            for name, each in reference.says.items()
+        }
+        shared = {name: scope[name] for name in how.by[:-1] if scope.get(name) is not None}
+        wanted = {**shared, **said}
+        named: Sequence[object] = self._named[target.name].get(reference.name, ())
+        name, found = reference.name, named
+        if wanted.keys() >= {*how.by}:
+            name = tuple(wanted[name] for name in how.by)
+            found = self._whole[target.name].get(name, ())
+        one = target.name.removesuffix("s")
+        found = self._decided(target.name, name, found)
+        if len(found) == 1:
+            if (how.known_by_id or len(how.by) > len(wanted)) and not isinstance(found[0], New):
+                which = target.name, found[0]
+                self.referred[which] = self._whole_of[which] if how.known_by_id else None
+            return found[0]
+        if found:
+            fields = ", ".join(word(target, name) for name in how.by)
+            more = f"say {{{fields}}}" if len(how.by) > len(wanted) else "give all but one another name"
+            raise LookupError(f"there are {len(found)} {target.name} named {reference.name!r}: {more}")
+        if named:
+            raise LookupError(f"there is {one} {reference.name!r}, but of another {word(target, how.by[0])}")
+        raise _Unknown(target.name, reference.name)
+
+    def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
+        """Of rows of one name the one that these objects are about, else the one that was meant before."""
+        if len(found) < 2:
+            return found
+        known = self._known.get((kind, name))
+        if known is None:
+            known = self._known[kind, name] = self._among(kind, name, found)
+        return known
+
+    def _among(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
+        for chosen in (
+            [each for each in found if each in self.said[kind]],
+            [each for each in found if (kind, name, each) in self._called],
+        ):
+            if chosen:
+                return chosen
+        return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
+
+
+def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which_, Mark]) -> Sequence[Row]:
+    """Of rows of one name the one that applying made, or took for its own: all of them where none is."""
+    if len(rows) < 2:
+        return rows
+    noted = [(row, marks[kind, row["id"]]) for row in rows if (kind, row["id"]) in marks]
+    made = [row for row, mark in noted if mark.made]
+    for known in (made, [row for row, _ in noted]):
+        if len(known) == 1:
+            return known
+    return rows
+
+
+def _there_is_no(kind: str, name: object) -> str:
+    return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
+
+
+# What is to be done about a row, and how it is told: by names, never by ids.
+
+
+Which = tuple[str, object]
+
+
+@dataclass(slots=True)
+class Planned:
+    """What is to be done about one row, and how it is told: `fields` are (before, after) by their words."""
+
+    verb: str
+    resource: Resource
+    at: str
+    number: int
+    # What it is named by, with the ids of others; and how people read that.
+    by: Row
+    row_id: int | None = None
+    name: str = ""
+    # What is written by which verb, in order.
+    writes: list[tuple[str, Row]] = field(default_factory=list)
+    # What was there of it, as it was read.
+    before: dict[str, object] = field(default_factory=dict)
+    fields: dict[str, tuple[object, object]] = field(default_factory=dict)
+    # Which fields named another row before: its kind and id.
+    others: dict[str, tuple[str, object]] = field(default_factory=dict)
+    # Why it stays although nothing wants it.
+    stays: str = ""
+
+    def told(self) -> Row:
+        """The same as JSON."""
+        told = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
+        return {
+            "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,
+            "id": self.row_id, "fields": told, "stays": self.stays,
+        }  # fmt: skip
+
+
+async def name_all(session: Applying, changes: Sequence[Planned]) -> None:
+    """Give each change the whole name of its row, and the names of what its fields named before."""
+    await in_thread(_name_all, changes, await _rows(session, changes))
+
+
+def _name_all(changes: Sequence[Planned], rows: Mapping[Which, Row]) -> None:
+    made: dict[int, Planned] = {each.number: each for each in changes}
+
+    def whole(resource: Resource, by: Row) -> str:
+        parts: list[object] = []
+        for name in declared(resource).by:
+            kind, value = references(resource).get(name), by[name]
+            if kind is None or value is None:
+                parts.append(value)
+            elif isinstance(value, New):
+                parts.append(whole(KINDS[kind], made[value.number].by))
+            else:
+                there = rows.get((kind, value))
+                parts.append(value if there is None else whole(KINDS[kind], there))
+        return " / ".join(str(part) for part in parts if part is not None)
+
+    for each in changes:
+        each.name = whole(each.resource, each.by)
+        for said, (kind, row_id) in each.others.items():
+            _, after = each.fields[said]
+            there = rows.get((kind, row_id))
+            before = row_id if there is None else there[declared(KINDS[kind]).by[-1]]
+            each.fields[said] = (before, after)
+
+
+async def _rows(session: Applying, changes: Sequence[Planned]) -> Mapping[Which, Row]:
+    """Rows that names are made of; those that refer to others before them."""
+    wanted: dict[str, set[object]] = defaultdict(set)
+
+    def want(resource: Resource, by: Row) -> None:
+        for name in declared(resource).by:
+            kind = references(resource).get(name)
+            if kind is not None and by[name] is not None and not isinstance(by[name], New):
+                wanted[kind].add(by[name])
+
+    for each in changes:
+        want(each.resource, each.by)
+        for kind, row_id in each.others.values():
+            if row_id is not None:
+                wanted[kind].add(row_id)
+    found: dict[Which, Row] = {}
+    for kind, resource in reversed(list(KINDS.items())):
+        ids = wanted[kind]
+        for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
+            found[kind, row["id"]] = row
+            want(resource, row)
+    return found
+
+
+# Rows that files were applied to before, by what the files called them: whoever renames one changes nothing.
+#
+# A key that another stands in the place of is that other one.
+
+
+# So often one may have taken the place of another since files were applied; after more it is made anew.
+FOLLOWED_MAX = 100
+
+
+@dataclass(slots=True)
+class Remembered:
+    """Of one kind: `rows` by their names in files, `marks` by the same, and names whose rows are `lost`.
+
+    `passed` are the ids of those in whose places the rows stand, `gone` of those that had the names.
+    """
+
+    rows: dict[Identity, Row] = field(default_factory=dict)
+    marks: dict[Identity, Mark] = field(default_factory=dict)
+    lost: set[Identity] = field(default_factory=set)
+    passed: dict[Identity, list[int]] = field(default_factory=dict)
+    gone: dict[Identity, list[int]] = field(default_factory=dict)
+
+
+async def remember(
+    session: Applying, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
+    last: Collection[object],
+) -> Remembered:  # fmt: skip
+    """Find the rows of these names, whole ones or the part that people know, as files said them before."""
+    mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
+    there = await _read(session, resource, [_id(mark) for mark in mine])
+    follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
+    for _ in range(FOLLOWED_MAX if follows else 0):
+        wanted = [*(await _read(session, resource, [row[follows] for row in wanted])).values()]
+        wanted = [row for row in wanted if row["id"] not in known]
+        known |= {row["id"]: row for row in wanted}
+        if not wanted:
+            break
+    return _sorted_out(resource, mine, known)
+
+
+def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> Remembered:
+    how, found = declared(resource), Remembered()
+    stands: dict[object, Identity] = {}
+    # A row is called what it was last: what is of itself, not of one before it, comes last; the newest last.
+    ends = [(mark, *_end(how.followed_by, known, _id(mark))) for mark in marks]
+    for mark, row, passed in sorted(ends, key=lambda each: (not each[2], each[0].made, _id(each[0]))):
+        name = mark.said if mark.said is not None else _name(resource, known.get(_id(mark)))
+        if name is None:
+            continue
+        if row is None or how.is_gone(row):
+            found.lost.add(name)
+            found.gone.setdefault(name, []).append(_id(mark))
+            continue
+        found.passed.setdefault(name, []).extend(passed)
+        earlier = stands.get(row["id"])
+        if earlier is not None and earlier != name and found.rows[earlier]["id"] == row["id"]:
+            del found.rows[earlier], found.marks[earlier]
+        stands[row["id"]] = name
+        found.rows[name], found.marks[name] = row, mark
+    found.lost -= found.rows.keys()
+    return found
+
+
+def _end(follows: str, known: Mapping[object, Row], row_id: int) -> tuple[Row | None, list[int]]:
+    """The row that stands for one by now, and those that it passed."""
+    row, passed = known.get(row_id), list[int]()
+    while row is not None and follows and row[follows] is not None and len(passed) < FOLLOWED_MAX:
+        passed.append(int(str(row["id"])))
+        row = known.get(row[follows])
+    return row, passed
+
+
+def _name(resource: Resource, row: Row | None) -> Identity | None:
+    return None if row is None else tuple(row[name] for name in declared(resource).by)
+
+
+def _id(mark: Mark) -> int:
+    assert not isinstance(mark.row_id, New)  # what is stored has an id
+    return mark.row_id
+
+
+async def _read(session: Applying, resource: Resource, ids: Collection[object]) -> dict[object, Row]:
+    wanted = {each for each in ids if each is not None}
+    rows = await session.find(resource.name, {"id": wanted}, len(wanted)) if wanted else ()
+    return {row["id"]: row for row in rows}
+
+
+# So many rows of a kind may have the names that are said; so many may be known to be of files of one name.
+ROWS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An object, and the rows that it may be about, oldest first: one where it is known which is meant.
+
+    `mark` is what was noted of the row before, `passed` are rows in whose place it stands.
+    """
+
+    wanted: Wanted
+    rows: Sequence[Row]
+    mark: Mark | None = None
+    passed: Sequence[int] = ()
+
+
+class Matching:
+    """Finds rows kind by kind, in the order in which they can be made.
+
+    `own` is the organization the caller is of: what says none of its own is of that one. `marks` say which
+    rows were meant before: those stay the ones meant, whatever others name theirs.
+    """
+
+    def __init__(
+        self, session: Applying, objects: Objects, own: int | None, errors: Errors,
+        marks: Mapping[Which_, Mark], *, rows_max: int = ROWS_MAX,
+    ) -> None:  # fmt: skip
+        self.names = Names(own, errors, marks)
+        # Rows that files meant, and whose names are those of other rows now.
+        self.replaced: set[Which_] = set()
+        self._marks = marks
+        self._marks_of: dict[str, list[Mark]] = defaultdict(list)
+        for mark in marks.values():
+            self._marks_of[mark.resource].append(mark)
+        self._session = session
+        self._objects = objects
+        self._errors = errors
+        self._rows_max = rows_max
+        self._asked: dict[str, set[object]] = defaultdict(set)
+        for wanted in (each for some in objects.by_kind.values() for each in some):
+            self._ask(wanted.names.values())
+
+    async def match(self, resource: Resource) -> list[Pair]:
+        """Find the rows that the objects of a kind name."""
+        objects = self._objects.by_kind.get(resource.name, ())
+        if not objects and resource.name not in self._asked:
+            return []
+        refused = len(self._errors)
+        whole = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
+        before = await self._before(resource, whole)
+        rows = await self._rows(resource, whole)
+        claimed = await self._claimed(resource, whole)
+        found = await in_thread(self._paired, resource, whole, rows, before, claimed)
+        return found if len(self._errors) == refused else []
+
+    async def _before(self, resource: Resource, objects: Sequence[Wanted]) -> Remembered:
+        """What these objects, and what is referred to, were before."""
+        if not declared(resource).known_by_id:
+            return Remembered()
+        names = {identity_of(resource, values_of(wanted)) for wanted in objects}
+        asked = self._asked.get(resource.name, set())
+        found = await remember(self._session, resource, self._marks_of[resource.name], names, asked)
+        self.names.lost[resource.name].update(name[-1] for name in found.lost)
+        return found
+
+    def _paired(
+        self,
+        resource: Resource,
+        whole: Sequence[Wanted],
+        rows: Sequence[Row],
+        before: Remembered,
+        claimed: Mapping[Identity, Row],
+    ) -> list[Pair]:
+        """The objects with the rows they are about, all of which may be referred to from now on."""
+        kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
+        names = [identity_of(resource, values_of(wanted)) for wanted in whole]
+        mine = {before.rows[name]["id"] for name in names if name in before.rows}
+        for row in rows:
+            if row["id"] not in mine:
+                by_name[identity_of(resource, row)].append(row)
+                self.names.know(resource, row, row["id"])
+        for name, row in before.rows.items():
+            self.names.know(resource, dict(zip(how.by, name, strict=True)), row["id"], called=True)
+        self._refuse_twice(resource, whole)
+        if not how.since:
+            for name, some in by_name.items():
+                by_name[name] = [*meant(kind, some, self._marks)]
+        found: list[Pair] = []
+        said: set[Identity] = set()
+        holders = {identity_of(resource, row): row for row in rows} if how.unique else {}
+        for wanted, name in zip(whole, names, strict=True):
+            if self._waits(wanted, holders.get(name), before.rows.get(name)):
+                continue
+            pair = self._pair(wanted, name, by_name.get(name, ()), before)
+            if self._waits_for_claimed(pair, claimed):
+                continue
+            if not pair.rows:
+                self.names.know(resource, values_of(wanted), New(wanted.number))
+            if name not in said or not pair.rows:
+                self.names.said[kind].update([row["id"] for row in pair.rows] or [New(wanted.number)])
+            said.add(name)
+            found.append(pair)
+        return found
+
+    def _waits(self, wanted: Wanted, holder: Row | None, own: Row | None) -> bool:
+        """Leave an object whose name another row has: there cannot be two of it."""
+        kind = wanted.resource.name
+        if holder is None or (own is not None and own["id"] == holder["id"]):
+            return False
+        never = never_becomes(wanted, holder)
+        if own is None and (not never or (kind, holder["id"]) in self._marks):
+            return False
+        what = f", whose {word(wanted.resource, never[0])} never changes" if never else ""
+        why = f"{kind} {holder['id']} has its name{what}: rename or delete that one"
+        self.names.left.append((wanted, why))
+        return True
+
+    def _waits_for_claimed(self, pair: Pair, claimed: Mapping[Identity, Row]) -> bool:
+        """Leave an object without a row, of whose claim another row has; who names it waits as well."""
+        wanted, kind, claims = pair.wanted, pair.wanted.resource.name, declared(pair.wanted.resource).claims
+        holder = claimed.get(tuple(wanted.values.get(name) for name in claims))
+        if holder is None or pair.rows:
+            return False
+        what = " and ".join(word(wanted.resource, name) for name in claims)
+        self.names.left.append((wanted, f"{kind} {holder['id']} has its {what}: revoke that one"))
+        self.names.lost[kind].add(values_of(wanted)[declared(wanted.resource).by[-1]])
+        return True
+
+    def _pair(self, wanted: Wanted, name: Identity, there: Sequence[Row], before: Remembered) -> Pair:
+        """The row that is an object's own; else those of its name, but for what others named so."""
+        kind = wanted.resource.name
+        passed = before.passed.get(name, ())
+        self.replaced.update((kind, row_id) for row_id in (*passed, *before.gone.get(name, ())))
+        if name in before.rows:
+            return Pair(wanted, [before.rows[name]], before.marks[name], passed)
+        known = self._marks.get((kind, there[0]["id"])) if len(there) == 1 else None
+        how = declared(wanted.resource)
+        if how.known_by_id and known is None:
+            is_others = (name in before.lost and not how.unique) or len(there) > 1
+            if is_others or any(never_becomes(wanted, row) for row in there):
+                return Pair(wanted, ())
+        return Pair(wanted, there, known)
+
+    def _ask(self, names: Iterable[object]) -> None:
+        for each in names:
+            if isinstance(each, Reference):
+                self._asked[each.target.name].add(each.name)
+                self._ask(each.says.values())
+
+    async def _rows(self, resource: Resource, objects: Sequence[Wanted]) -> list[Row]:
+        """Rows that may be meant, by the part of their names that tells most."""
+        how = declared(resource)
+        last, ids = how.by[-1], references(resource)
+        key = how.by[0] if last in ids else last
+        asked = self._asked.get(resource.name, set())
+        values = [values_of(each) for each in objects]
+        if how.folded:
+            names: set[object] = {folded(str(each)) for each in asked.union(each[key] for each in values)}
+            return await self._read(resource, [{key: names}])
+        # What others refer to may be of anybody; what objects say themselves is of those they name.
+        parents = [name for name in how.by if name != key and name in ids]
+        said = {name: _there(each[name] for each in values) for name in (key, *parents)}
+        said[key] -= asked
+        return await self._read(resource, [{key: asked}, said])
+
+    async def _claimed(self, resource: Resource, objects: Sequence[Wanted]) -> dict[Identity, Row]:
+        """The rows that have what objects claim, by what it is."""
+        claims = declared(resource).claims
+        some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
+        said = {name: {each.values[name] for each in some} for name in claims}
+        rows = await self._read(resource, [said]) if claims else ()
+        return {tuple(row[name] for name in claims): row for row in rows}
+
+    async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
+        """The rows that any of the searches finds and that are not gone; `Unprocessable` for too many."""
+        how, found = declared(resource), list[Row]()
+        for wanted in searches:
+            if all(wanted.values()):
+                left = self._rows_max - len(found)
+                found += await self._session.find(resource.name, wanted, left, folded=how.folded)
+            if len(found) > self._rows_max:
+                message = f"more than {self._rows_max} rows have these names: apply fewer objects at once"
+                raise Unprocessable(errors=((resource.name, message),))
+        return [row for row in found if not how.is_gone(row)]
+
+    def _refuse_twice(self, resource: Resource, objects: Sequence[Wanted]) -> None:
+        how = declared(resource)
+        first: dict[Identity, Wanted] = {}
+        for wanted in objects:
+            at = wanted.values.get(how.since) if how.since else None
+            other = first.setdefault((*identity_of(resource, values_of(wanted)), at), wanted)
+            if other is not wanted:
+                name = word(resource, how.by[-1])
+                self._errors.append((f"{wanted.at}.{name}", f"names the same as {other.at}"))
+
+
+def never_becomes(wanted: Wanted, row: Row) -> list[str]:
+    """The fields that an object says, and that a row never gets."""
+    resource, how = wanted.resource, declared(wanted.resource)
+    patch = resource.patch.model_fields if resource.patch is not None else {}
+    said = values_of(wanted)
+    return [
+        name
+        for name in wanted.fields
+        if name not in patch and name not in how.actions and name not in how.begins
+        and not same(said[name], stored(resource, row, name))
+    ]  # fmt: skip
+
+
+def _there(values: Iterable[object]) -> set[object]:
+    """Those that can be in a row by now."""
+    return {each for each in values if not isinstance(each, New)}

@@ -1,0 +1,725 @@
+"""How values look on a page: numbers, money, times, the state of things. Text in, text out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from itertools import groupby
+from typing import Any
+from uuid import uuid4
+
+from multidict import MultiMapping
+
+from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.resources import resource as typed_as
+from gateway.admin.resources.resource import Field, words
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import ENFORCE, SELECTING
+from gateway.core.accounts.budgets import MONEY as MONEY_
+from gateway.core.accounts.plans import TERMS
+from gateway.core.billing.price_book import KINDS
+from gateway.errors import AdminRefusal
+
+NOTHING_TO_SHOW = "—"
+# What a word says of its row: the tone its mark is set in.
+TONES: Mapping[str, str] = {
+    word: tone
+    for tone, words in {
+        "good": ("active", "within", "finalized", "delivered", "IN", "recharge", "redriven", "released",
+                 "admin", "paid", "done"),
+        "calm": ("draft", "pending", "future", "reset", "lag", "promotional", "readonly", "resolved",
+                 "waiting", "canceled"),
+        "warn": ("adjust", "nearly used up", "passed", "expired", "over", "refund", "correction", "delete",
+                 "full", "unasked"),
+        "bad": ("void", "failed", "blocked", "used up", "revoked", "drift", "gap", "excess", "open",
+                "conflict", "behind", "unknown_account", "overdue", "uncollectible", "contradiction", "more"),
+    }.items()
+    for word in words
+}  # fmt: skip
+# Currencies whose sign is nobody else's; others are said by their code.
+SYMBOLS: Mapping[str, str] = {"USD": "$", "EUR": "€", "GBP": "£"}
+CENTS = 2
+# Of an amount below one: how many digits are read at a glance.
+SMALL_DIGITS = 3
+STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+LIMITS = (
+    ("requests_per_minute", "requests/min"),
+    ("tokens_per_minute", "tokens/min"),
+    ("concurrency", "at once"),
+)
+
+
+def number(value: object) -> str:
+    """A number with its thousands set apart."""
+    if value is None:
+        return NOTHING_TO_SHOW
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{int(str(value)):,}".replace("-", "−")
+
+
+def short(value: float) -> str:
+    """A number in three figures: 1.23 M."""
+    size = abs(value)
+    # What rounds up to a thousand of one unit is one of the next.
+    step, unit = next((each for each in STEPS if size >= each[0] * 0.9995), (1, ""))
+    scaled = size / step
+    digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    text = f"{scaled:,.{digits}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return f"{'−' if value < 0 else ''}{text} {unit}".rstrip()
+
+
+def money(value: object, currency: str = "") -> str:
+    """An exact amount with its currency: its decimals stay, its thousands are set apart."""
+    return NOTHING_TO_SHOW if value is None else "".join(money_parts(value, currency))
+
+
+def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
+    """An exact amount in three pieces: what is read at a glance, further decimals, what follows.
+
+    A text keeps its decimals, a computed amount has as many as it needs. They are filled up to `places`, so
+    that amounts stand below each other.
+    """
+    amount = value.normalize() if isinstance(value, Decimal) else Decimal(str(value))
+    whole, _, part = f"{abs(amount):f}".partition(".")
+    minus, symbol = "−" if amount < 0 else "", SYMBOLS.get(currency, "")
+    part = part.ljust(max(places, CENTS if symbol and (part or isinstance(value, Decimal)) else 0), "0")
+    zeros = len(part) - len(part.lstrip("0"))
+    glance = CENTS if int(whole) or zeros == len(part) else max(CENTS, zeros + SMALL_DIGITS)
+    head = f"{minus}{symbol}{int(whole):,}" + (f".{part[:glance]}" if part else "")
+    return head, part[glance:], f" {currency}" if currency and not symbol else ""
+
+
+def plain(value: object) -> str:
+    """A number for programs: exact, without exponent and without zeros that say nothing."""
+    return f"{Decimal(str(value)).normalize():f}"
+
+
+def about_url(value: object, currency: str = "") -> str:
+    """An amount to be read at a glance: to cents, a small one to its first digits."""
+    amount = Decimal(str(value))
+    places = CENTS
+    if 0 < abs(amount) < 1:
+        places = max(CENTS, SMALL_DIGITS - 1 - amount.adjusted())
+    rounded = f"{amount.quantize(Decimal(1).scaleb(-places)):f}"
+    whole, _, part = rounded.partition(".")
+    return money(f"{whole}.{part[:CENTS]}{part[CENTS:].rstrip('0')}", currency)
+
+
+def percent(part: float, whole: float) -> float:
+    """A share of a whole, from 0 to 100."""
+    return min(100.0, max(0.0, 100.0 * part / whole)) if whole > 0 else 0.0
+
+
+def moment(value: object) -> str:
+    """An instant (RFC 3339 or a datetime) to the second, UTC."""
+    if value is None:
+        return NOTHING_TO_SHOW
+    at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def minute(value: object) -> str:
+    """An instant to the minute, UTC."""
+    return moment(value)[: len("2026-01-31 10:00")]
+
+
+def day(value: object) -> str:
+    """A date."""
+    if value is None:
+        return NOTHING_TO_SHOW
+    return str(value)[: len("2026-01-31")]
+
+
+def time_span(seconds: float) -> str:
+    """A length of time in one or two units, from milliseconds up."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    for size, unit, inner_size, inner in UNITS:
+        whole, rest = divmod(int(seconds), size)
+        if whole:
+            return f"{whole} {unit}" + (f" {rest // inner_size} {inner}" if rest // inner_size else "")
+    raise AssertionError
+
+
+def limits_in_words(value: Mapping[str, int] | None) -> str:
+    """Limits of one scope in a line."""
+    said = [f"{number(value[name])} {unit}" for name, unit in LIMITS if value and value.get(name) is not None]
+    return " · ".join(said) or "not limited"
+
+
+def document(value: object) -> str:
+    """JSON for reading."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def status_tone(word: Any) -> str:
+    """How a state is set."""
+    return TONES.get(str(word), "plain")
+
+
+# What is used of a budget, in words and as a bar: text and numbers in, text and shares out.
+
+
+NEARLY = 80.0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An account of a budget on a page: amounts as people read them, shares of the limit in per cent."""
+
+    used: str
+    held: str
+    left: str
+    limit: str
+    used_share: float
+    held_share: float
+    tone: str
+
+
+def use_of(budget: Row, account: Row | None = None) -> Use | None:
+    """What is used of a budget, or of one account of it; None of one with `each`, which has many."""
+    row = budget if account is None else account
+    if row["used"] is None:
+        return None
+    limit, used, held = (Decimal(str(each)) for each in (limit_of(budget), row["used"], row["held"]))
+    used_share = percent(float(used), float(limit))
+    tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
+    return Use(
+        bare(budget, row["used"]),
+        bare(budget, row["held"]),
+        bare(budget, row["remaining"]),
+        limit_said(budget),
+        round(used_share, 2),
+        round(min(percent(float(held), float(limit)), 100.0 - used_share), 2),
+        tone,
+    )
+
+
+def limit_of(budget: Row) -> object:
+    """What may be used now: the amount, or what it is raised to."""
+    return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
+
+
+def limit_said(budget: Row) -> str:
+    """The same as people read it."""
+    return amount(budget, limit_of(budget))
+
+
+def amount(budget: Row, value: object) -> str:
+    """An amount of a budget with its unit: money in its currency."""
+    if budget["unit"] == MONEY_:
+        return about_url(value, str(budget["currency"]))
+    return f"{number(value)} {budget['unit']}"
+
+
+def bare(budget: Row, value: object) -> str:
+    """An amount that stands beside one with its unit."""
+    return amount(budget, value) if budget["unit"] == MONEY_ else number(value)
+
+
+def budget_state_of(budget: Row) -> str:
+    """How a budget stands, in a word or two."""
+    use = use_of(budget)
+    if use is None:
+        return f"each {budget['each']}"
+    if use.tone == "bad":
+        return "used up" if budget["mode"] == ENFORCE else "passed"
+    return "nearly used up" if use.tone == "warn" else "within"
+
+
+def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> str:
+    """What a budget is of, in words: names where ids have them; `targets` are the resources of ids."""
+    parts = []
+    for name in SELECTING:
+        value: Any = budget[name]
+        if value is not None:
+            called = (
+                names.get((targets.get(name, ""), value), str(value)) if isinstance(value, int) else value
+            )
+            parts.append(f"{words(name).lower()} {called}".replace("api key", "API key"))
+    if budget["each"]:
+        parts.append(f"each {budget['each']}")
+    return ", ".join(parts) or "everything"
+
+
+# What stands in a cell: each field of a row as a kind, a text and perhaps an address.
+
+
+Names = Mapping[tuple[str, int], str]
+
+TIMES = frozenset({"timestamp", "last_reset", "effective_from", "raised_until"})
+MARKS = frozenset(
+    {
+        "status", "payment_status", "state", "category", "kind", "role", "transaction_type", "direction",
+        "meter",
+        "billing_interval", "service_type", "action", "resolution", "mode",
+        *(one.name for one in TERMS if one.choices),
+    }
+)  # fmt: skip
+MONEY = frozenset(
+    {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
+     "subtotal", "tax", "cost", "unit_price", "request", "amount", "raised_to", "used", "held", "remaining",
+     *KINDS}
+)  # fmt: skip
+CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
+UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
+LABELS = {
+    "id": "No.",
+    "quota": "Tokens left",
+    "use": "Used",
+    "of": "Of",
+    "after": "What",
+    "resource_id": "Row",
+    "timestamp": "When",
+    "credits_added": "Added",
+    "credits_remaining": "Left",
+    "negotiated_credits": "Credits",
+}
+ITEMS_MAX = 6
+MINUTE_CHARS = len("2026-01-31 10:00")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of a row.
+
+    `kind` is text, number, time, mark, code, document, quota, use or none; `tone` is how a mark is set.
+    """
+
+    kind: str
+    text: str
+    href: str = ""
+    tone: str = ""
+
+
+def label_of(column: str) -> str:
+    """A column's heading."""
+    return LABELS.get(column) or words(column)
+
+
+def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
+    """What a row has in a column."""
+    if column == "state":
+        word = state_of(screen.name, row)
+        return Cell("mark", word, tone=status_tone(word))
+    if column in {"quota", "use"}:
+        return Cell(column, "")
+    if column == "of":
+        targets = {name: screen.resource.target(name) for name in SELECTING}
+        return Cell("text", budget_selector(row, names, targets))
+    if column == "change":
+        sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
+        return Cell("number", f"{sign}{number(row['amount'])}", tone=tone)
+    value: Any = row.get(column)
+    if column == "resource_id":
+        return Cell("code", str(value or NOTHING_TO_SHOW), _page_of(row.get("resource"), value))
+    if column == "request_id" and value and screen.name != "calls":
+        return Cell("code", str(value), f"/calls?request_id={value}")
+    if column == "model" and column not in row:
+        metadata: Any = row.get("metadata") or {}
+        value = metadata.get("model") or metadata.get("reason")
+    target = screen.resource.target(column)
+    if target and isinstance(value, int):
+        known = SCREENS.get(target)
+        name = names.get((target, value)) or (f"{known.one} {value}" if known else str(value))
+        return Cell("text", name, f"/{target}/{value}" if known and known.has_page else "")
+    if value is None:
+        return Cell(
+            "none", "unlimited" if column in UNLIMITED and screen.name != "invoices" else NOTHING_TO_SHOW
+        )
+    return _of_value(screen, column, value, row)
+
+
+def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
+    """Every id that rows refer to, by resource."""
+    found: dict[str, set[int]] = {}
+    for row in rows:
+        for column, value in row.items():
+            target = screen.resource.target(column)
+            if target and isinstance(value, int):
+                found.setdefault(target, set()).add(value)
+    return found
+
+
+def state_of(name: str, row: Row) -> str:
+    """The state a row is in, in a word."""
+    if row.get("state"):
+        return str(row["state"])
+    if name == "budgets":
+        return budget_state_of(row)
+    if name == "tenants":
+        quota: Any = row.get("quota") or {}
+        if quota.get("manual_block"):
+            return "blocked"
+        return "used up" if quota.get("is_blocked") else "active"
+    if row.get("revoked_at"):
+        return "revoked"
+    if row.get("resolved_at"):
+        return str(row.get("resolution") or "resolved")
+    if row.get("released_at"):
+        return "released"
+    ends = row.get("expires_at")
+    if ends and datetime.fromisoformat(str(ends)) <= datetime.now(UTC):
+        return "expired"
+    return "open" if name in {"dead-letters", "quarantine"} else "active"
+
+
+def _page_of(resource: object, row_id: object) -> str:
+    """The page of a row that the audit log names; empty if it has none."""
+    screen = SCREENS.get(str(resource))
+    return f"/{resource}/{row_id}" if screen and screen.has_page and str(row_id).isdecimal() else ""
+
+
+def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
+    if isinstance(value, bool):
+        return Cell("mark", "yes" if value else "no", tone="good" if value else "plain")
+    if column in MONEY and isinstance(value, str):
+        return Cell("number", money(value, str(row.get("currency") or "")))
+    if column in MARKS:
+        return Cell("mark", str(value).replace("_", " "), tone=status_tone(value))
+    if column == "id":
+        return Cell("number", str(value))
+    if isinstance(value, int):
+        return Cell("number", number(value))
+    if column in TIMES or column.endswith("_at"):
+        text = moment(value) if "T" in str(value) else day(value)
+        in_order = not screen.has_page and column in {"timestamp", "created_at"}
+        return Cell("time", text if in_order else text[:MINUTE_CHARS])
+    if column.endswith("limits"):
+        return Cell("text", limits_in_words(value))
+    if column in {"weights", "thresholds"}:
+        text = ", ".join(_parts_of(value))
+        return Cell("text" if text else "none", text or NOTHING_TO_SHOW)
+    if column == "last_delivery":
+        return Cell("mark", f"{value['event']}: {value['state']}", tone=status_tone(value["state"]))
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        more = f" and {len(value) - ITEMS_MAX} more" if len(value) > ITEMS_MAX else ""
+        return Cell("text", (", ".join(value[:ITEMS_MAX]) + more) or "everything")
+    if isinstance(value, dict | list):
+        return Cell("document", document(value))
+    return Cell("code" if column in CODES else "text", str(value))
+
+
+def _parts_of(value: Any) -> Iterator[str]:
+    """Weights by kind, or thresholds, one by one."""
+    if isinstance(value, Mapping):
+        return (f"{words(kind).lower()} {weight}" for kind, weight in value.items())
+    return (f"{100 * part:g} %" for part in value)
+
+
+# What was used over time as stacked bars: heights for a drawing, exact amounts for the table beside it.
+
+
+SERIES_MAX = 6
+REST = "everything else"
+HEIGHT = 100.0
+MONTH_CHARS = len("2026-01")
+
+Amount = int | Decimal
+# When, of which series, how much.
+Used = tuple[date, Hashable, Amount]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One part of a time's bar: where it stands in a drawing that is 100 high."""
+
+    colour: int
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One time: what was used of each series, and in all."""
+
+    at: date
+    total: Amount
+    parts: tuple[Amount, ...]
+    bars: tuple[Bar, ...]
+
+    @property
+    def seconds(self) -> int:
+        """When it begins, in seconds since 1970."""
+        begins = self.at if isinstance(self.at, datetime) else datetime(*self.at.timetuple()[:3], tzinfo=UTC)
+        return int(begins.timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Times in order, the series' names, most used first, and the highest time.
+
+    `unit` is what is counted; where it is money, in which `currency`.
+    """
+
+    columns: tuple[Column, ...]
+    series: tuple[str, ...]
+    top: Amount
+    total: Amount
+    unit: str
+    currency: str
+    interval: str
+
+    @property
+    def legend(self) -> list[tuple[int, str]]:
+        """Each series with the number of its colour."""
+        return [(_colour(index, name), name) for index, name in enumerate(self.series)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was used at all."""
+        return not self.top
+
+    def said(self, amount: Amount) -> str:
+        """An exact amount."""
+        return money(amount, self.currency) if self.currency else number(amount)
+
+    def glance(self, amount: Amount) -> str:
+        """An amount at a glance."""
+        return about_url(amount, self.currency) if self.currency else short(float(amount))
+
+    def label(self, column: Column) -> str:
+        """How a time is called."""
+        if self.interval == "hour":
+            return minute(column.at)
+        return day(column.at)[: MONTH_CHARS if self.interval == "month" else None]
+
+
+def stacked(
+    used: Iterable[Used],
+    times: Sequence[date],
+    names: Mapping[Hashable, str],
+    *,
+    unit: str,
+    currency: str = "",
+    interval: str = "day",
+) -> Chart:
+    """Stack what was used at each of the times; of more than `SERIES_MAX` series the least are one."""
+    by_time: dict[date, dict[Hashable, Amount]] = {at: defaultdict(int) for at in times}
+    sums = defaultdict[Hashable, Amount](int)
+    for at, key, amount in used:
+        if at in by_time:
+            by_time[at][key] += amount
+            sums[key] += amount
+    ranked = sorted(
+        (key for key in sums if sums[key]), key=lambda key: (names[key] == REST, -sums[key], names[key])
+    )
+    apart = ranked if len(ranked) <= SERIES_MAX else ranked[: SERIES_MAX - 1]
+    rest = ranked[len(apart) :]
+    totals = {at: sum(parts.values()) for at, parts in by_time.items()}
+    top = max(totals.values(), default=0)
+    series = (*(names[key] for key in apart), *([REST] if rest else []))
+    columns = []
+    for at, parts in by_time.items():
+        amounts = [parts[key] for key in apart] + ([sum(parts[key] for key in rest)] if rest else [])
+        columns.append(Column(at, totals[at], tuple(amounts), _bars(series, amounts, top)))
+    return Chart(tuple(columns), series, top, sum(sums.values()), unit, currency, interval)
+
+
+def _bars(series: Sequence[str], amounts: Sequence[Amount], top: Amount) -> tuple[Bar, ...]:
+    bars, base = [], 0.0
+    for index, amount in enumerate(amounts):
+        if amount > 0:
+            height = HEIGHT * float(amount / top)
+            y, shown_height = round(HEIGHT - base - height, 3), round(max(height, 0.4), 3)
+            bars.append(Bar(_colour(index, series[index]), y, shown_height))
+            base += height
+    return tuple(bars)
+
+
+def _colour(index: int, name: str) -> int:
+    """The number of a series' colour: what is not told apart has one of its own."""
+    return SERIES_MAX if name == REST else index
+
+
+# Forms: the fields of a model with what is in them, and what was posted as the JSON body it stands for.
+#
+# Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed,
+# so that the resource's own model says what is wrong with it.
+
+
+FORMER = "was."
+# Fields that take a document; an example says more than a schema.
+EXAMPLES = {
+    "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
+    'or {"per_million": {"gpt-4o*": {"input": 500, "output": 1500}}, "markup": "1.2"}\n'
+    'or {"at_cost": {"markup": "1.2"}}',
+    "auto_top_up": '{"threshold": 1000, "credits": 10000, "unit_cost": "0.01", "monthly_max": 10}',
+    "tools": '{"web_search": "10"}',
+    "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
+    "service_tiers": '{"batch": "0.5"}',
+    "weights": '{"cache_read": "0.1"}',
+    "changes": '{"amount": 120}',
+}
+
+_MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form on a page: fields, what is in them, what is wrong with them.
+
+    What cannot be taken back is `confirmed` by a tick that says so.
+    `former` are the values a change starts from; `once` names this filling-in, so that sending
+    it twice does it once. `choices` lists what an id may refer to, where that is a short list.
+    """
+
+    action: str
+    title: str
+    submit: str
+    fields: Sequence[Field] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    former: Mapping[str, Any] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    message: str = ""
+    note: str = ""
+    choices: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    is_open: bool = False
+    is_dangerous: bool = False
+    confirmed: str = ""
+    once: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def groups(self) -> list[tuple[str, list[Field]]]:
+        """The fields in order, those that stand together under their heading."""
+        return [(group, list(fields)) for group, fields in groupby(self.fields, lambda each: each.group)]
+
+
+def fields_in_form(fields: Sequence[Field], row: Row) -> dict[str, Any]:
+    """A row's values as a form shows them: texts, and lists of texts for what has many."""
+    values: dict[str, Any] = {}
+    for each in fields:
+        outer, _, inner = each.name.partition(".")
+        value: Any = row.get(outer)
+        if inner:
+            value = value.get(inner) if isinstance(value, Mapping) else None
+        values[each.name] = _shown(each, value)
+    return values
+
+
+def defaults(fields: Sequence[Field]) -> dict[str, Any]:
+    """What a new form begins with."""
+    return {each.name: [] if each.kind == "many" else each.default for each in fields}
+
+
+def form_again(form: Form, posted: MultiMapping[Any], error: AdminRefusal) -> Form:
+    """A refused form as it was typed, with what is wrong beside its fields."""
+    values = {each.name: _typed(each, each.name, posted) for each in form.fields}
+    beside, others = _by_field(form.fields, error.errors)
+    message = "; ".join(others) if error.errors else error.message
+    return replace(form, values=values, errors=beside, message=message, is_open=True)
+
+
+def former_values(fields: Sequence[Field], posted: MultiMapping[Any]) -> dict[str, Any]:
+    """What a change began with."""
+    return {each.name: _typed(each, FORMER + each.name, posted) for each in fields}
+
+
+def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
+    """The JSON body a posted form stands for.
+
+    Where `changes`, only fields that differ from what the form began with; a field that was
+    emptied is null. Otherwise a field left empty is left out.
+    """
+    body: dict[str, object] = {}
+    nested: dict[str, dict[str, object]] = {}
+    touched: set[str] = set()
+    for each in fields:
+        if each.name not in posted:
+            continue
+        typed = _typed(each, each.name, posted)
+        differs = typed != _typed(each, FORMER + each.name, posted)
+        outer, _, inner = each.name.partition(".")
+        value = _value(each, typed)
+        if inner:
+            nested.setdefault(outer, {})
+            if value is not None:
+                nested[outer][inner] = value
+            if differs or (not changes and value is not None):
+                touched.add(outer)
+        elif (changes and differs) or (not changes and value is not None):
+            body[each.name] = value
+    body |= {outer: nested[outer] for outer in touched}
+    return body
+
+
+def _by_field(fields: Sequence[Field], errors: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Messages beside their fields, and those that belong to none of them."""
+    beside: dict[str, str] = {}
+    others: list[str] = []
+    for name, message in errors:
+        place = next(
+            (each.name for each in fields if name == each.name or name.startswith(f"{each.name}.")), None
+        )
+        if place is None:
+            others.append(f"{name}: {message}" if name else message)
+        else:
+            inner = name.removeprefix(place).lstrip(".")
+            plain = message.replace("Input should be ", "must be ").replace(
+                "a valid integer", "a whole number"
+            )
+            said = f"{inner}: {plain}" if inner else plain
+            beside[place] = f"{beside[place]}; {said}" if place in beside else said
+    return beside, others
+
+
+def _typed(each: Field, name: str, posted: MultiMapping[Any]) -> Any:
+    sent = [text for text in posted.getall(name, []) if isinstance(text, str)]
+    if each.kind == "many":
+        return [text for text in sent if text]
+    text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
+    # Browsers drop seconds that are zero.
+    return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
+
+
+def _value(each: Field, typed: Any) -> object:
+    if each.kind == "many":
+        return list(typed)
+    if typed == "":
+        return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
+    if each.kind == "whole":
+        count = typed_as.whole(typed)
+        return typed if count is None else count
+    if each.kind == "flag":
+        return {"true": True, "false": False}.get(typed, typed)
+    if each.kind == "instant" and _MINUTE.fullmatch(typed):
+        return f"{typed}:00Z" if len(typed) == 16 else f"{typed}Z"
+    if each.kind == "numbers":
+        return typed_as.numbers(typed)
+    if each.kind == "lines":
+        return [line.strip() for line in typed.split("\n") if line.strip()]
+    if each.kind == "json":
+        try:
+            return json.loads(typed)
+        except (ValueError, RecursionError):
+            return typed
+    return typed
+
+
+def _shown(each: Field, value: Any) -> Any:
+    if each.kind == "many":
+        return [str(item) for item in value or ()]
+    if value is None:
+        return ""
+    if each.kind == "flag":
+        return "true" if value else "false"
+    if each.kind == "instant":
+        return str(value)[:19]
+    if each.kind == "numbers":
+        return ", ".join(f"{item:g}" for item in value)
+    if each.kind == "lines":
+        return "\n".join(map(str, value))
+    if each.kind == "json":
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,564 @@
+"""What every page stands on: the operations, the templates, who is signed in, and errors as pages.
+
+`reading` and `writing` wrap a page's handler: nobody unknown gets to it, no forged form, and no write of
+whose role does not allow it. The desk a handler is given is its caller's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlsplit
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from multidict import MultiMapping
+
+from gateway.admin.console import formatting
+from gateway.admin.console.formatting import EXAMPLES
+from gateway.admin.console.screens import menu
+from gateway.admin.http import requests
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.requests import require_write
+from gateway.admin.operations import Asked, Operations
+from gateway.admin.ports import NOBODY, AdminPorts
+from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.resource import Answered, words
+from gateway.core.accounts.administration import (
+    Actor,
+    Claim,
+    Command,
+    ConsoleSession,
+    Query,
+    Row,
+    refused_write,
+)
+from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person
+from gateway.core.text import visible
+from gateway.errors import (
+    AdminRefusal,
+    Forged,
+    IssuerUnavailable,
+    SignInRefused,
+    StoreUnavailable,
+    TollkeeperError,
+    Unauthorized,
+    UnsupportedEncoding,
+)
+
+# Templates and static files: the only place that knows Jinja.
+#
+# Everything a page shows passes through autoescaping, and characters nobody sees are escaped too; nothing
+# is ever marked as safe.
+
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
+IMMUTABLE = "public, max-age=31536000, immutable"
+
+
+class Assets:
+    """The static files, under an address that changes with any of them."""
+
+    def __init__(self) -> None:
+        folder = files("gateway.admin.console") / "static"
+        self._files = {
+            entry.name: entry.read_bytes()
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+            if entry.name.rpartition(".")[2] in TYPES
+        }
+        mark = sha256()
+        for name, body in self._files.items():
+            mark.update(name.encode() + b"\0" + body)
+        self.mark = mark.hexdigest()[:12]
+
+    def address(self, name: str) -> str:
+        """Where a file is."""
+        assert name in self._files, name
+        return f"/static/{self.mark}/{name}"
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """`GET /static/<mark>/<name>`: kept by browsers for ever, because its address changes."""
+        name = request.match_info["name"]
+        if name not in self._files:
+            raise web.HTTPNotFound
+        kept = IMMUTABLE if request.match_info["mark"] == self.mark else "no-store"
+        return web.Response(
+            body=self._files[name],
+            content_type=TYPES[name.rpartition(".")[2]],
+            charset="utf-8",
+            headers={"Cache-Control": kept},
+        )
+
+
+class Pages:
+    """Makes answers of templates."""
+
+    def __init__(self, assets: Assets, *, version: str) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("gateway.admin.console", "templates"),
+            autoescape=select_autoescape(default=True, default_for_string=True),
+            finalize=_seen,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.globals.update(asset=assets.address, version=version, examples=EXAMPLES)
+        self._environment.filters.update(
+            number=formatting.number, short=formatting.short, money=formatting.money,
+            moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,
+            about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
+            span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
+            words=words, tone=formatting.status_tone, limit_of=formatting.limit_said,
+        )  # fmt: skip
+
+    def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:
+        """Render a template as an HTML answer."""
+        text = self._environment.get_template(template).render(**facts)
+        return web.Response(
+            status=status,
+            text=text,
+            content_type="text/html",
+            charset="utf-8",
+            headers={"Content-Security-Policy": CSP},
+        )
+
+
+def _seen(value: object) -> object:
+    """What an expression of a template shows; what is a part of the page already stays."""
+    return visible(value) if type(value) is str else value
+
+
+# What is looked up every few seconds, however many people look.
+#
+# Who looks gets what was found last; only the first one waits, and not for long.
+
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """An answer of the store, asked for anew by whoever looks when it is older than `fresh_s`."""
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[T]], clock: Callable[[], float], *, fresh_s: float, wait_s: float
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._wait_s = wait_s
+        self._asked_at = float("-inf")
+        self._found: T | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    async def now(self) -> T | None:
+        """What was found last; None while nothing was, or the store is away."""
+        if self._clock() - self._asked_at >= self._fresh_s and (self._asking is None or self._asking.done()):
+            self._asked_at = self._clock()
+            self._asking = asyncio.create_task(self._look())
+        if self._found is None and self._asking is not None:
+            await asyncio.wait([self._asking], timeout=self._wait_s)
+        return self._found
+
+    async def _look(self) -> None:
+        try:
+            self._found = await self._ask()
+        except StoreUnavailable:
+            self._found = None
+
+
+# Who is signed in: a cookie that only names a session, and proof that a form came from a page of ours.
+#
+# The cookie is random; the store keeps its digest and the digest of the token that was shown.
+# Each request looks the token up again, so a session ends with its token.
+
+
+COOKIE = "tollkeeper_session"
+SESSION_S = int(LIFE_MAX.total_seconds())
+# Of whom a provider named; as often as it vouches for them it lasts as long again.
+SESSION_ELSEWHERE_S = int(VOUCHED.total_seconds())
+SESSION_BYTES = 32
+# Whether browsers find the console over TLS, whatever a proxy says of a single request.
+OVER_TLS = web.AppKey("over_tls", bool)
+
+_NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask whoever administers it."
+_SESSION = re.compile(r"[\w-]{43}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Who is signed in; `form_token` is what the forms of this session carry.
+
+    `id_token` is what a provider is told when they sign out, sealed; empty for who came by none.
+    """
+
+    actor: Actor
+    session_id: int
+    form_token: str = field(repr=False)
+    id_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A new session: what its cookie holds, and how long it lasts."""
+
+    cookie: str = field(repr=False)
+    seconds: int
+
+
+class Sessions:
+    """Begins, finds and ends sessions."""
+
+    def __init__(self, ports: AdminPorts) -> None:
+        self._ports = ports
+        self._asking: set[asyncio.Task[None]] = set()
+
+    async def begin(self, request: web.Request, token: str) -> Session:
+        """Begin a session for who holds the token; `Unauthorized` if nobody does."""
+        actor, digest = await requests.known_token(self._ports, token)
+        await requests.take_place(request, actor.organization_id)
+        name = secrets.token_urlsafe(SESSION_BYTES)
+        return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
+
+    async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> Session:
+        """Begin a session for whom a provider named; `SignInRefused` if no admin token stands for them."""
+        person, sign_ins = arrival.person, self._ports.sign_ins
+        assert person is not None
+        assert sign_ins is not None
+        found = await requests.known_person(self._ports, person)
+        if found is None:
+            nobody = SignInRefused(_NOBODYS.format(person.who.name))
+            nobody.failure = SUBJECT_CLAIM
+            raise nobody
+        actor, digest = found
+        await requests.take_place(request, actor.organization_id)
+        who = person.who
+        values = {
+            "token_digest": digest,
+            "issuer": who.issuer,
+            "identity": who.identity,
+            "person": who.name,
+        }
+        name = secrets.token_urlsafe(SESSION_BYTES)
+        if arrival.id_token:
+            values["id_token"] = sign_ins.seal_id_token(arrival.id_token, name)
+        if arrival.renewal:
+            values["renewal"] = sign_ins.seal(arrival.renewal, name)
+        begun = await self._begin(request, actor, SESSION_ELSEWHERE_S, values, name)
+        # Its end moves on as often as the provider vouches for the person: the cookie must not end before.
+        return replace(begun, seconds=SESSION_S) if arrival.renewal else begun
+
+    async def _begin(
+        self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object], name: str
+    ) -> Session:
+        ends = datetime.now(UTC) + timedelta(seconds=seconds)
+        kept = {
+            **values,
+            "organization_id": actor.organization_id,
+            "digest": self._digest(name),
+            "expires_at": ends,
+        }
+        await self._ports.store.write(
+            Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, kept)
+        )
+        return Session(name, seconds)
+
+    async def signed_in(self, request: web.Request) -> Signed:
+        """Who sent the request; `Unauthorized` if nobody is signed in."""
+        name = request.cookies.get(cookie_of(request), "")
+        if not _SESSION.fullmatch(name):
+            raise Unauthorized
+        session = await self._ports.store.console_session(self._digest(name))
+        if session is None:
+            raise Unauthorized
+        actor = await requests.actor_of_digest(self._ports, session.token_digest)
+        await requests.take_place(request, actor.organization_id)
+        actor = replace(actor, person=session.person)
+        if session.is_due:
+            await self._ask_again(request, session, actor, name)
+        form_token = hmac.digest(name.encode(), b"form", "sha256").hex()
+        return Signed(actor, session.id, form_token, session.id_token or "")
+
+    async def end(self, request: web.Request, signed: Signed) -> None:
+        """End a session."""
+        await self._end(request, signed.actor, signed.session_id)
+
+    async def _end(self, request: web.Request, actor: Actor, session_id: int) -> None:
+        await self._ports.store.write(
+            Command("console-sessions", "end", actor, request[REQUEST_ID], _public, session_id)
+        )
+
+    async def _ask_again(
+        self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
+    ) -> None:
+        """Ask the provider whether a person still may come in; `Unauthorized`, and the end, where not.
+
+        One request does, and others go on meanwhile. While nobody answers, the session runs out by itself.
+        """
+        if not await self._ports.store.ask_of_session(session.id):
+            return
+        # What is asked with may be good once: who goes away meanwhile must not lose what comes in its place.
+        asking = asyncio.create_task(self._renew(request, session, actor, name))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        await asyncio.shield(asking)
+
+    async def _renew(self, request: web.Request, session: ConsoleSession, actor: Actor, name: str) -> None:
+        try:
+            arrival = await self._asked(session, name)
+        except IssuerUnavailable:
+            return
+        except SignInRefused as error:
+            await self._end(request, actor, session.id)
+            raise Unauthorized from error
+        assert self._ports.sign_ins is not None
+        renewal = self._ports.sign_ins.seal(arrival.renewal, name)
+        # Tokens alone do not say what groups a person is in now: only an ID token lets a session go on.
+        await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
+
+    async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
+        """What the provider says of who is signed in; `SignInRefused` where that is not for them."""
+        sign_ins = self._ports.sign_ins
+        if sign_ins is None or session.person is None or session.renewal is None:
+            raise SignInRefused
+        arrival = await sign_ins.renew(session.person.issuer, session.renewal, name)
+        if arrival.person is not None and not self._is_same(session, arrival.person):
+            raise SignInRefused
+        return arrival
+
+    def _is_same(self, session: ConsoleSession, person: Person) -> bool:
+        """Whether it is who signed in, and who still has what they came in by."""
+        digests = (one for known_as in person.known_as for one in self._ports.peppers.digests(known_as))
+        return person.who.is_who(session.person) and session.token_digest in digests
+
+    def _digest(self, name: str) -> str:
+        return self._ports.peppers.digest(f"session {name}")
+
+
+def set_cookie(request: web.Request, response: web.StreamResponse, session: Session) -> None:
+    """Hand the session's name to the browser: no script reads it, no other site sends it."""
+    response.set_cookie(
+        cookie_of(request), session.cookie, max_age=session.seconds, path="/", httponly=True,
+        samesite="Strict", secure=is_secure(request),
+    )  # fmt: skip
+
+
+def drop_cookie(request: web.Request, response: web.Response) -> None:
+    """Have the browser forget the session."""
+    response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
+
+
+def cookie_of(request: web.Request) -> str:
+    """The cookie's name: behind TLS one that no other host of the domain can set (RFC 6265bis, 4.1.3.2)."""
+    return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
+
+
+def is_secure(request: web.Request) -> bool:
+    """Whether the browser speaks TLS, to us or to the proxy before us: as it says, or as is configured."""
+    said = request.headers.get("X-Forwarded-Proto", "") == "https"
+    return request.secure or said or request.app.get(OVER_TLS, False)
+
+
+def require_own_origin(request: web.Request) -> None:
+    """Refuse a form that another site sent; browsers say where a form comes from."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        if site != "same-origin":
+            raise Forged
+        return
+    origin = request.headers.get("Origin", "")
+    if not origin or urlsplit(origin).netloc.lower() != request.host.lower():
+        raise Forged
+
+
+def require_form_token(signed: Signed, posted: Mapping[str, object]) -> None:
+    """Refuse a form that does not carry this session's token."""
+    sent = posted.get("form_token")
+    if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), signed.form_token.encode()):
+        raise Forged
+
+
+def _public(row: Row) -> Row:
+    said = {name: row[name] for name in ("issuer", "identity", "person") if row.get(name) is not None}
+    return {**said, "expires_at": str(row["expires_at"])} if "expires_at" in row else {}
+
+
+FORM = "application/x-www-form-urlencoded"
+THEME_COOKIE = "tollkeeper_theme"
+# What may be chosen from a list; of more, the id is asked for.
+CHOICES_MAX = 200
+# Rows that may be of any length are read without what makes them so.
+SHORT = {"invoices": "invoice-heads"}
+LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
+
+Posted = MultiMapping[Any]
+Reading = Callable[["Desk", web.Request, Signed], Awaitable[web.StreamResponse]]
+Writing = Callable[["Desk", web.Request, Signed, Posted], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Choices = dict[str, list[tuple[str, str]]]
+
+
+class Desk:
+    """The console's common ground."""
+
+    def __init__(self, ports: AdminPorts, pages: Pages, sessions: Sessions) -> None:
+        self.ports = ports
+        self.sessions = sessions
+        self.operations = {
+            name: Operations(ports, resource, read=SHORT.get(name)) for name, resource in RESOURCES.items()
+        }
+        self._pages = pages
+
+    def of(self, actor: Actor) -> Desk:
+        """The desk of who is signed in: what its role and organization let it see and do."""
+        return Desk(self.ports.of(actor), self._pages, self.sessions)
+
+    def reading(self, page: Reading) -> Handler:
+        """A page that is looked at."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            signed = None
+            try:
+                signed = await self.sessions.signed_in(request)
+                return await page(self.of(signed.actor), request, signed)
+            except TollkeeperError as error:
+                return self.refused(request, signed, error)
+
+        return handle
+
+    def writing(self, page: Writing, answered: Answered, verb: str) -> Handler:
+        """A form that changes something: sent by a page of ours, by somebody who may do that."""
+
+        async def posted(
+            desk: Desk, request: web.Request, signed: Signed, form: Posted
+        ) -> web.StreamResponse:
+            require_write(signed.actor, answered, verb)
+            return await page(desk, request, signed, form)
+
+        return self.asking(posted)
+
+    def asking(self, page: Writing) -> Handler:
+        """A form that was sent by a page of ours."""
+
+        async def posted(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
+            form = await read_form(request)
+            require_form_token(signed, form)
+            return await page(desk, request, signed, form)
+
+        return self.reading(posted)
+
+    def answer(
+        self, request: web.Request, signed: Signed | None, template: str, status: int = 200, **facts: Any
+    ) -> web.Response:
+        """Render a page with what every page has."""
+        return self._pages.answer(
+            template,
+            status,
+            path=request.path,
+            theme=theme_of(request),
+            signed=signed,
+            may=partial(_may, signed.actor if signed is not None else NOBODY),
+            form_token=signed.form_token if signed is not None else "",
+            menu=menu(signed.actor) if signed is not None else {},
+            here=request.path.strip("/").split("/")[0] or "overview",
+            done=request.query.get("done", ""),
+            later=request.query.get("later") == "1",
+            **facts,
+        )
+
+    def refused(
+        self, request: web.Request, signed: Signed | None, error: TollkeeperError
+    ) -> web.StreamResponse:
+        """Say an error on a page; who is not signed in is shown the door."""
+        if isinstance(error, Unauthorized):
+            wanted = request.path_qs if request.method == "GET" and request.path != "/" else ""
+            address = f"/sign-in?next={quote(wanted, safe='')}" if wanted else "/sign-in"
+            if "HX-Request" in request.headers:
+                return web.Response(status=401, headers={"HX-Redirect": "/sign-in"})
+            return see(address)
+        errors = error.errors if isinstance(error, AdminRefusal) else ()
+        response = self.answer(
+            request, signed, "error.html", error.status, message=error.message, errors=errors,
+            reason=error.reason, code=error.status,
+        )  # fmt: skip
+        if error.status in {429, 503}:
+            response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
+        return response
+
+    def asked(
+        self, request: web.Request, signed: Signed, posted: Posted, sent: requests.Body | None = None
+    ) -> Asked:
+        """Who asks for a write; a form with a body is done once, however often it is sent."""
+        once = posted.get("once")
+        claim = None
+        if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
+            key, digest = f"console:{once}", requests.body_digest(sent)
+            claim = Claim(signed.actor.claims_as, key, request.method, request.path, digest)
+        return Asked(request[REQUEST_ID], claim)
+
+    async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:
+        """The names of rows by (resource, id)."""
+        from_store = [name for name in wanted if name in self.ports.figures.named]
+        found = await asyncio.gather(
+            *(self.ports.figures.names(name, sorted(wanted[name])) for name in from_store)
+        )
+        return {
+            (resource, row_id): name
+            for resource, names in zip(from_store, found, strict=True)
+            for row_id, name in names.items()
+        }
+
+    async def choices(self, resources: set[str]) -> Choices:
+        """What an id may refer to, where that is a short list."""
+        wanted = sorted(resources & LISTED)
+        found = await asyncio.gather(*(self._short_list(name) for name in wanted))
+        return {name: rows for name, rows in zip(wanted, found, strict=True) if rows is not None}
+
+    async def _short_list(self, name: str) -> list[tuple[str, str]] | None:
+        rows, more = await self.operations[name].list(query(limit=CHOICES_MAX))
+        return [(str(row["id"]), str(row["name"])) for row in rows] if more is None else None
+
+
+def _may(actor: Actor, name: str, verb: str) -> bool:
+    """Whether a page offers to do something with a resource."""
+    return refused_write(actor, name, RESOURCES[name].access, verb) is None
+
+
+def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query:
+    """The first rows of a list under filters that are known to be good."""
+    return Query(filters, None, None, None, limit, newest_first)
+
+
+async def read_form(request: web.Request) -> Posted:
+    """Read a posted form that came from a page of ours."""
+    require_own_origin(request)
+    if request.content_type != FORM or (request.charset or "utf-8").lower() != "utf-8":
+        raise UnsupportedEncoding
+    try:
+        return await request.post()
+    except UnicodeDecodeError as error:
+        raise AdminRefusal("The form is not valid UTF-8 text.") from error
+
+
+def theme_of(request: web.Request) -> str:
+    """Light, dark, or whatever the machine is set to."""
+    chosen = request.cookies.get(THEME_COOKIE, "")
+    return chosen if chosen in {"light", "dark"} else ""
+
+
+def see(address: str) -> web.Response:
+    """Send the browser on, after a form that was taken."""
+    return web.Response(status=303, headers={"Location": address})

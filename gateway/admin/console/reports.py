@@ -1,0 +1,754 @@
+"""The first page: what is spent and where it leads to, what the gateway does now, and who used most today."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+from urllib.parse import urlencode
+
+from aiohttp import web
+from multidict import MultiDict
+
+from gateway.admin.api.usage import ITEMS_MAX, read
+from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
+from gateway.admin.console.home import Desk, Kept, Signed
+from gateway.admin.console.lists import Control
+from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.resources.reports import REPORTS, UsageAsked
+from gateway.admin.resources.resource import REFERS
+from gateway.admin.resources.values import show_instant
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.refusals import busiest
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, end_of, starts
+from gateway.core.billing.finance import Outlook, looked_at_since, outlook
+from gateway.core.histograms import quantile_of
+from gateway.core.processes import there
+from gateway.errors import CountersUnavailable, Forbidden, Unprocessable
+
+# What calls came to, for pages: by group over a whole span, and over time for a chart.
+#
+# Everything is read by the report of usage (`Store.used`), which the Admin API answers with.
+
+
+MEASURES = ("cost", "tokens", "requests")
+TIMES_MAX = 1_000
+# What a call has none of, as the roll-ups keep it.
+_NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
+_NONE = {"user": "no user", "project": "no project", "model": "no model", "service": "no service"}
+# Where a row of a group has its own page.
+PAGES = {name: REFERS[name] for name in GROUPS.values() if name in REFERS}
+_ONE_DAY = timedelta(days=1)
+# What each group is told by: its values and the currency.
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a span came to: `groups` are rows by group and currency, dearest first; `totals` by currency."""
+
+    groups: Sequence[Row]
+    totals: Sequence[Row]
+    chart: Chart | None
+
+
+async def spent(
+    store: Store, asked: UsageQuery, measure: str, currency: str = "", *, items_max: int = ITEMS_MAX
+) -> Spent:
+    """Add up what is asked; its interval is the chart's, by `measure`, if money in one currency.
+
+    Of more than `items_max` groups and times those with most are read by themselves; more groups are refused.
+    """
+    asked = replace(asked, rows_max=items_max + 1)
+    whole = replace(asked, interval="none")
+    if asked.interval == "none":
+        groups = added(await _some(store, whole), asked.groups)
+        return Spent(groups, added(groups, ()), None)
+    over_time = await store.used(asked)
+    found = over_time if len(over_time) <= items_max else await _some(store, whole)
+    groups = added(found, asked.groups)
+    totals = added(groups, ())
+    currency = currency or (str(totals[0]["currency"]) if totals and measure == "cost" else "")
+    drawn = [row for row in groups if measure != "cost" or row["currency"] == currency]
+    if found is not over_time:
+        top = sorted(drawn, key=lambda row: amount_of(row, measure), reverse=True)[: SERIES_MAX - 1]
+        used = await _most(store, asked, top, measure, currency)
+    else:
+        used = _told_apart(over_time, asked.groups, measure, currency)
+    names: dict[Hashable, str] = {(): REST}
+    names |= {group_key(row, asked.groups): name_of(row, asked.groups) for row in drawn}
+    chart = stacked(
+        used, list(starts(asked)), names,
+        unit=measure, currency=currency if measure == "cost" else "", interval=asked.interval,
+    )  # fmt: skip
+    return Spent(groups, totals, chart)
+
+
+def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
+    """Rows of the same groups and currency as one, the dearest first."""
+    sums: dict[Key, dict[str, Any]] = {}
+    for row in rows:
+        key = (*group_key(row, groups), row["currency"])
+        into = sums.get(key)
+        if into is None:
+            sums[key] = dict(row)
+        else:
+            for name in SUMS:
+                into[name] += row[name]
+    return sorted(sums.values(), key=lambda row: (row["cost"], row["tokens"]), reverse=True)
+
+
+def group_key(row: Row, groups: Sequence[str]) -> Key:
+    """What tells a row's group from others."""
+    return tuple(row[GROUPS[group]] for group in groups)
+
+
+def name_of(row: Row, groups: Sequence[str]) -> str:
+    """What a row's group is called."""
+    return " · ".join(part_name(row, group) for group in groups) or "everything"
+
+
+def part_name(row: Row, group: str) -> str:
+    """What one of its groups is called."""
+    value = row[GROUPS[group]]
+    if value is None:
+        return _NONE.get(group, f"no {group.replace('_', ' ')}")
+    named = str(value) if group == "model" else row.get(group)
+    return str(named) if named is not None else f"{group.replace('_', ' ')} {value}"
+
+
+def amount_of(row: Row, measure: str) -> Amount:
+    """How much of a measure a row has."""
+    amount: Any = row[measure]
+    return amount  # type: ignore[no-any-return]  # an integer, or a decimal
+
+
+def share_of_spend(part: Amount, whole: Amount) -> float:
+    """A part of a whole in per cent, to a tenth."""
+    return round(float(100 * part / whole), 1) if whole else 0.0
+
+
+def intervals_for(since: datetime, until: datetime) -> str:
+    """The interval that shows a span best."""
+    return "hour" if until - since <= 3 * _ONE_DAY else "day" if until - since <= 100 * _ONE_DAY else "month"
+
+
+async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
+    found = await store.used(whole)
+    if len(found) >= whole.rows_max:
+        reason = f"more than {whole.rows_max - 1:,} groups: ask for fewer, or for less of them"
+        raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
+    return found
+
+
+async def _most(
+    store: Store, asked: UsageQuery, top: Sequence[Row], measure: str, currency: str
+) -> list[Used]:
+    """A few groups over time, each asked for by itself, and what all others are beside them."""
+    everything = replace(asked, groups=())
+    each = [replace(everything, filters={**asked.filters, **_only(row, asked.groups)}) for row in top]
+    found = await asyncio.gather(*(store.used(query) for query in (everything, *each)))
+    used: list[Used] = _told_apart(found[0], (), measure, currency)
+    for row, rows in zip(top, found[1:], strict=True):
+        key = group_key(row, asked.groups)
+        for at, _, amount in _told_apart(rows, (), measure, currency):
+            used += [(at, key, amount), (at, (), -amount)]
+    return used
+
+
+def _only(row: Row, groups: Sequence[str]) -> dict[str, object]:
+    columns = [GROUPS[group] for group in groups]
+    return {name: row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns}
+
+
+def _told_apart(rows: Iterable[Row], groups: Sequence[str], measure: str, currency: str) -> list[Used]:
+    found: list[Used] = []
+    for row in rows:
+        if measure != "cost" or row["currency"] == currency:
+            at = row["start"]
+            assert isinstance(at, datetime)
+            found.append((at.astimezone(UTC), group_key(row, groups), amount_of(row, measure)))
+    return found
+
+
+# The explorer: what was used and what it cost, over any time, told apart and narrowed by anything.
+#
+# The address says everything that is shown, so it can be sent to others. The table is made of the report of
+# usage; the chart is drawn from the table of times below it.
+
+
+ROWS_MAX = 100
+RANGES = {
+    "24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days",
+    "today": "Today", "month": "This month", "last-month": "Last month",
+}  # fmt: skip
+USUAL_RANGE = "30d"
+USUAL_GROUP = "model"
+NO_GROUP = "none"
+SHAPES = ("stacked", "lines")
+INTERVALS = ("hour", "day", "month", "none")
+FILTERS = (*(name for name in UsageAsked.model_fields if name.endswith("_id")), "model", "currency")
+COLUMNS = ("cost", "requests", "refused", "tokens", "input", "cache_read", "cache_write", "output")
+_LOCAL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?", re.ASCII)
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of the table: names of its groups with where they lead, its share of the cost, its calls."""
+
+    row: Row
+    names: Sequence[tuple[str, str]]
+    share: float
+    calls: str
+
+
+class Asked:
+    """What an address asks; everything of it can be said again with a change."""
+
+    def __init__(self, sent: Mapping[str, str], groups: Sequence[str], now: datetime) -> None:
+        self.groups = tuple(groups)
+        self.filters = {name: sent[name] for name in FILTERS if sent.get(name)}
+        self.since, self.until = sent.get("from", ""), sent.get("to", "")
+        is_free = bool(self.since or self.until)
+        self.range = "" if is_free else sent.get("range", "") or USUAL_RANGE
+        self.interval = sent.get("interval", "")
+        self.measure = sent.get("measure", "") if sent.get("measure") in MEASURES else MEASURES[0]
+        self.shape = sent.get("shape", "") if sent.get("shape") in SHAPES else SHAPES[0]
+        self.sort = sent.get("sort", "") if sent.get("sort") in COLUMNS else COLUMNS[0]
+        self._now = now
+
+    @property
+    def span(self) -> tuple[str, str]:
+        """From when to when, as the report is asked; what cannot be read stays as it was typed."""
+        if self.range:
+            return _known_range(self.range, self._now)
+        since, until = _instant(self.since, 0), _instant(self.until, 1)
+        return since, until or show_instant(end_of("day", self._now))
+
+    def query(self) -> UsageQuery:
+        """The report that is asked for; `Unprocessable` names what is wrong with it."""
+        since, until = self.span
+        sent = MultiDict({**self.filters, "to": until} | ({"from": since} if since else {}))
+        if self.groups:
+            sent["group_by"] = ",".join(self.groups)
+        if self.interval:
+            sent["interval"] = self.interval
+        found = read(sent)
+        interval = self.interval or intervals_for(found.since, found.until)
+        if interval == "hour" and found.until - found.since > TIMES_MAX * _HOUR:
+            reason = f"of more than {TIMES_MAX} hours are not shown one by one: ask for days"
+            raise Unprocessable("Some query parameters are wrong.", (("interval", reason),))
+        return UsageQuery(found.since, found.until, interval, found.groups, found.filters, found.rows_max)
+
+    def address(self, **changes: object) -> str:
+        """This page with changes; what is None is left out."""
+        groups = ",".join(self.groups)
+        said: dict[str, object] = {
+            "range": self.range if self.range != USUAL_RANGE else "",
+            "from": self.since, "to": self.until,
+            "group_by": "" if groups == USUAL_GROUP else groups or NO_GROUP,
+            "interval": self.interval, **self.filters,
+            "measure": self.measure if self.measure != MEASURES[0] else "",
+            "shape": self.shape if self.shape != SHAPES[0] else "",
+            "sort": self.sort if self.sort != COLUMNS[0] else "",
+        }  # fmt: skip
+        kept = {name: value for name, value in (said | changes).items() if value not in {None, ""}}
+        return f"/usage?{urlencode(kept, safe=',:')}" if kept else "/usage"
+
+    def file(self, query: UsageQuery, suffix: str, interval: str) -> str:
+        """The same as a file."""
+        said = {
+            "from": show_instant(query.since), "to": show_instant(query.until), "interval": interval,
+            "group_by": ",".join(self.groups), **self.filters,
+        }  # fmt: skip
+        return f"/usage{suffix}?" + urlencode(
+            {name: value for name, value in said.items() if value}, safe=",:"
+        )
+
+
+async def show_explorer(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /usage`."""
+    sent = {name: text.strip() for name, text in request.query.items()}
+    groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
+    groups = [each for each in groups if each not in {"", NO_GROUP}]
+    asked = Asked(sent, groups, datetime.now(UTC))
+    errors: Mapping[str, str] = {}
+    typed = (asked.since, asked.until)
+    found, facts = Spent((), (), None), {}
+    try:
+        query = asked.query()
+        found = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
+        typed = ("", "") if asked.range else (_field(query.since), _field(query.until))
+        facts = {
+            "span": (query.since, query.until),
+            "files": [
+                (f"{file.suffix.removeprefix('.').upper()}{told}", asked.file(query, file.suffix, interval))
+                for file in REPORTS["usage"].documents
+                if file.suffix.startswith(".")
+                for told, interval in _files(query.interval)
+            ],
+        }
+    except Unprocessable as wrong:
+        errors = dict(wrong.errors)
+    lines = _lines(found, asked)
+    choices = await desk.choices({"services"})
+    return desk.answer(
+        request, signed, "usage.html", 422 if errors else 200,
+        asked=asked, errors=errors, found=found, lines=lines[:ROWS_MAX], more=max(0, len(lines) - ROWS_MAX),
+        places=_places(found.groups), labels=[(name, label_of(name)) for name in COLUMNS],
+        chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
+        ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
+        typed=typed, titles={group: label_of(column) for group, column in GROUPS.items()},
+        **({"span": None, "files": []} | facts),
+    )  # fmt: skip
+
+
+def _files(interval: str) -> list[tuple[str, str]]:
+    """What a file may hold: the table, and each of its rows over time."""
+    return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
+
+
+def _lines(found: Spent, asked: Asked) -> list[Line]:
+    whole = {row["currency"]: amount_of(row, "cost") for row in found.totals}
+    rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)
+    return [
+        Line(
+            row,
+            [(part_name(row, group), _narrowed(asked, row, group)) for group in asked.groups],
+            share_of_spend(amount_of(row, "cost"), whole[row["currency"]]),
+            _calls(asked, row),
+        )
+        for row in rows
+    ]
+
+
+def _narrowed(asked: Asked, row: Row, group: str) -> str:
+    """The explorer for one value of a group; empty for what has none."""
+    column = GROUPS[group]
+    if row[column] is None:
+        return ""
+    others = ",".join(each for each in asked.groups if each != group)
+    then = others or ("tenant" if group == USUAL_GROUP else None)
+    return asked.address(**{column: row[column], "group_by": then})
+
+
+def _calls(asked: Asked, row: Row) -> str:
+    """The calls behind a row; empty where a list of calls cannot be asked for them."""
+    columns = [GROUPS[group] for group in asked.groups]
+    if any(row[name] is None for name in columns) or "currency" in asked.filters:
+        return ""
+    wanted = {**asked.filters, **{name: row[name] for name in columns}}
+    since, until = asked.span
+    return f"/calls?{urlencode({**wanted, 'from': since, 'to': until}, safe=':')}"
+
+
+def _places(rows: Sequence[Row]) -> int:
+    """How many decimals stand below each other."""
+    exponents = [amount_of(row, "cost").normalize().as_tuple().exponent for row in rows]  # type: ignore[union-attr]  # decimals
+    return max((-int(each) for each in exponents), default=0)
+
+
+async def _chips(desk: Desk, asked: Asked, errors: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The filters in force: what they are called, of what, and the address without them."""
+    ids = {name: int(text) for name, text in asked.filters.items() if name in REFERS and text.isdecimal()}
+    wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
+    names = await desk.names(wanted)
+    return [
+        (
+            label_of(name),
+            names.get((REFERS.get(name, ""), ids.get(name, 0)), text),
+            asked.address(**{name: None}),
+        )
+        for name, text in asked.filters.items()
+    ]
+
+
+def _controls(
+    asked: Asked, choices: Mapping[str, Sequence[tuple[str, str]]], errors: Mapping[str, str]
+) -> list[Control]:
+    found = []
+    for name in FILTERS:
+        refers = REFERS.get(name, "")
+        offered = choices.get(refers, ())
+        kind = "choice" if offered else "named" if refers in {"organizations", "tenants"} else "id"
+        kind = kind if name.endswith("_id") else "text"
+        value, error = asked.filters.get(name, ""), errors.get(name, "")
+        found.append(Control(name, label_of(name), kind, value, offered, refers, error))
+    return found
+
+
+def _known_range(name: str, now: datetime) -> tuple[str, str]:
+    # Whole days, today's too: they are read from few rows.
+    end, hour = end_of("day", now), end_of("hour", now)
+    today, month = end - _DAY, (end - _DAY).replace(day=1)
+    spans = {
+        "24h": (hour - _DAY, hour), "today": (today, end), "month": (month, end),
+        "last-month": ((month - _DAY).replace(day=1), month),
+        **{f"{days}d": (end - days * _DAY, end) for days in (7, 30, 90)},
+    }  # fmt: skip
+    if name not in spans:
+        return name, show_instant(end)
+    since, until = spans[name]
+    return show_instant(since), show_instant(until)
+
+
+def _field(at: datetime) -> str:
+    """A time as a field of a form holds it."""
+    return at.strftime("%Y-%m-%dT%H:%M")
+
+
+def _instant(text: str, days: int) -> str:
+    """A time as it is typed into a field, UTC; of a whole day its beginning, or its end."""
+    if _LOCAL.fullmatch(text) is None:
+        return text
+    try:
+        at = datetime.fromisoformat(text).replace(tzinfo=UTC)
+        return show_instant(at if "T" in text else at + days * _DAY)
+    except (ValueError, OverflowError):
+        return text
+
+
+# The gateway's numbers as they move: samples of the last minutes, and rates between them.
+#
+# Samples are taken while somebody looks, and sparsely otherwise, so that a chart has a past.
+
+
+Snapshot = Mapping[str, Any]
+
+WATCHED_INTERVAL_S = 1.0
+IDLE_INTERVAL_S = 15.0
+WATCHED_S = 30.0
+SAMPLES_MAX = 600
+FRESH_S = 0.5
+RATE_S = 10.0
+SMOOTHED_S = 4.0
+MINUTE_S = 60.0
+REASONS_MAX = 12
+FACTS = ("holds", "outbox_entries", "outbox_oldest_seconds", "drift_tokens", "drift_credits")
+
+_log = logging.getLogger("tollkeeper.console")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sums since the start, at a moment; `facts` are the numbers of that moment."""
+
+    at: float
+    requests: int
+    tokens: int
+    reasons: Mapping[str, int]
+    request_buckets: Sequence[int]
+    overhead_buckets: Sequence[int]
+    bounds: Sequence[float]
+    facts: Mapping[str, float]
+
+    @property
+    def refused(self) -> int:
+        """Requests that were refused."""
+        return sum(self.reasons.values())
+
+
+class Live:
+    """Takes samples and answers what they say."""
+
+    def __init__(self, snapshot: Callable[[], Awaitable[Snapshot]], clock: Callable[[], float]) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self._watched_at = -WATCHED_S
+        self._taking = asyncio.Lock()
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take samples for ever."""
+        while True:
+            await self._sample()
+            self._woken.clear()
+            watched = self._clock() - self._watched_at < WATCHED_S
+            if watched:
+                await asyncio.sleep(WATCHED_INTERVAL_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), IDLE_INTERVAL_S)
+
+    async def now(self) -> dict[str, Any]:
+        """The numbers of this moment, and rates over the last seconds."""
+        await self._fresh()
+        if not self._samples:
+            return {"is_known": False, "is_of_all": False, "sees_gateways": False, "facts": {}, "reasons": []}
+        last = self._samples[-1]
+        return {
+            "is_known": True,
+            "is_of_all": False,
+            "sees_gateways": bool(last.bounds) and bool(last.request_buckets),
+            "requests": last.requests,
+            "facts": last.facts,
+            **rates(self._since(RATE_S), last),
+            **latencies(self._since(MINUTE_S), last),
+            "reasons": _reasons(self._since(MINUTE_S), last),
+        }
+
+    async def history(self) -> list[list[float | None]]:
+        """Columns for a chart: time, requests/s, refused/s, tokens/s, p50 and p99 in milliseconds."""
+        await self._fresh()
+        columns: list[list[float | None]] = [[] for _ in range(6)]
+        samples = list(self._samples)
+        before = 0
+        for after in range(1, len(samples)):
+            # Gateways tell their numbers once a second, which would make a comb of shorter steps.
+            while before + 1 < after and samples[after].at - samples[before + 1].at >= SMOOTHED_S:
+                before += 1
+            rate, late = rates(samples[before], samples[after]), latencies(samples[before], samples[after])
+            values = (
+                round(samples[after].at, 3), rate["requests_s"], rate["refused_s"], rate["tokens_s"],
+                _milli(late["p50"]), _milli(late["p99"]),
+            )  # fmt: skip
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        return columns
+
+    async def _fresh(self) -> None:
+        self._watched_at = self._clock()
+        self._woken.set()
+        if not self._samples or self._clock() - self._samples[-1].at >= FRESH_S:
+            await self._sample()
+
+    async def _sample(self) -> None:
+        async with self._taking:
+            now = self._clock()
+            if self._samples and now - self._samples[-1].at < FRESH_S:
+                return
+            try:
+                sample = sample_of(await self._snapshot(), now)
+            except Exception:  # noqa: BLE001  # a page without numbers is better than no page
+                _log.warning("no sample", exc_info=True)
+                return
+            if self._samples and sample.requests < self._samples[-1].requests:
+                self._samples.clear()  # counted again: what was before says nothing of it
+            self._samples.append(sample)
+
+    def _since(self, seconds: float) -> Sample:
+        """The last sample that is at least so old, else the oldest."""
+        edge = self._samples[-1].at - seconds
+        return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
+
+
+def sample_of(snapshot: Snapshot, at: float) -> Sample:
+    """Add up a snapshot of all workers."""
+    reasons = Counter[str]()
+    for _, _, reason, count in snapshot.get("requests", ()):
+        reasons[reason] += count
+    requests = reasons.total()
+    del reasons[""]
+    return Sample(
+        at,
+        requests,
+        sum(count for _, kind, count in snapshot.get("tokens", ()) if kind == "total"),
+        reasons,
+        snapshot.get("request_seconds", {}).get("buckets", ()),
+        snapshot.get("overhead_seconds", {}).get("buckets", ()),
+        snapshot.get("bounds", ()),
+        {name: snapshot[name] for name in FACTS if name in snapshot},
+    )
+
+
+def rates(before: Sample, after: Sample) -> dict[str, float]:
+    """What happened a second between two samples; zeros where they are one."""
+    seconds = after.at - before.at
+    more = {
+        "requests_s": after.requests - before.requests,
+        "refused_s": after.refused - before.refused,
+        "tokens_s": after.tokens - before.tokens,
+    }
+    return {name: round(max(0, n) / seconds, 3) if seconds > 0 else 0.0 for name, n in more.items()}
+
+
+def latencies(before: Sample, after: Sample) -> dict[str, float | None]:
+    """Quantiles of the requests between two samples, in seconds; None where there were none."""
+    found: dict[str, float | None] = {}
+    for prefix, new, old in (
+        ("", after.request_buckets, before.request_buckets),
+        ("overhead_", after.overhead_buckets, before.overhead_buckets),
+    ):
+        counts = [max(0, n - earlier) for n, earlier in zip_longest(new, old[: len(new)], fillvalue=0)]
+        for share, label in ((0.5, "p50"), (0.99, "p99")):
+            found[prefix + label] = quantile_of(counts, after.bounds, share)
+    return found
+
+
+def _reasons(before: Sample, after: Sample) -> list[tuple[str, int, int]]:
+    """Refusals by reason: in the last minute and since the start, most often first."""
+    found = [(name, count - before.reasons.get(name, 0), count) for name, count in after.reasons.items()]
+    return sorted(found, key=lambda each: (-each[1], -each[2], each[0]))[:REASONS_MAX]
+
+
+def _milli(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+BUSIEST = 10
+WINDOW_S = 60
+TODAY_FRESH_S = 5.0
+FIRST_WAIT_S = 0.1
+# What is spent moves by the minute, and adding it up takes longer.
+SPEND_FRESH_S = 30.0
+SPEND_WAIT_S = 1.0
+SPEND_ROWS_MAX = 1_000
+SPEND_BY = {"model": "By model", "tenant": "By tenant", "api_key": "By API key"}
+PARTS = 8
+# Organizations whose sums are kept, beside those of all.
+OWNERS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What pages of one organization, or of all, show for a while."""
+
+    today: Kept[Sequence[Row]]
+    spend: Kept[dict[str, Any]]
+
+
+class Overview:
+    """The pages and fragments of the overview."""
+
+    def __init__(self, ports: AdminPorts, live: Live, clock: Callable[[], float]) -> None:
+        self._ports = ports
+        self._live = live
+        self._clock = clock
+        # By organization, of those that somebody of one looked at last; None is all of them.
+        self._sums: dict[int | None, _Sums] = {}
+
+    async def show(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+        """`GET /`."""
+        facts, spend = await asyncio.gather(self._facts(desk), self._sums_of(desk).spend.now())
+        return desk.answer(request, signed, "overview.html", spend=spend, **facts)
+
+    async def spend(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+        """`GET /spend`: what is spent, alone, asked for now and then."""
+        return desk.answer(request, signed, "spend.html", spend=await self._sums_of(desk).spend.now())
+
+    async def fragment(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+        """`GET /live`: the numbers alone, asked for every second."""
+        _require_all(desk)
+        return desk.answer(request, signed, "fragment.html", **await self._facts(desk))
+
+    async def history(self, desk: Desk, _request: web.Request, _signed: Signed) -> web.Response:
+        """`GET /live/history`: columns for the chart."""
+        _require_all(desk)
+        columns = await self._live.history()
+        return web.Response(text=json.dumps(columns), content_type="application/json")
+
+    async def _facts(self, desk: Desk) -> dict[str, Any]:
+        """What everything does now, and who used most today; of one organization the latter alone."""
+        today = self._sums_of(desk).today
+        if _owner(desk) is not None:
+            return {"now": None, "busiest": await today.now() or ()}
+        now, most, (well, dependencies) = await asyncio.gather(
+            self._live.now(), today.now(), self._ports.ready()
+        )
+        if now["is_known"] and not now["sees_gateways"]:
+            now = {**now, **await self._elsewhere()}
+        return {
+            "now": now,
+            "busiest": most or (),
+            "well": well,
+            "dependencies": there(dependencies),
+            "at": datetime.now(UTC),
+        }
+
+    def _sums_of(self, desk: Desk) -> _Sums:
+        """What is kept for everybody with the same organization."""
+        owner, ports = _owner(desk), desk.ports
+        kept = self._sums.pop(owner, None) or _Sums(
+            Kept(partial(_busiest, ports), self._clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S),
+            Kept(partial(_spent, ports), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S),
+        )
+        self._sums[owner] = kept
+        if len(self._sums) > OWNERS_MAX:
+            del self._sums[next(iter(self._sums))]
+        return kept
+
+    async def _elsewhere(self) -> dict[str, Any]:
+        """What all gateways told Redis of the last minute, in place of what none of this machine did."""
+        try:
+            counts, seconds = await self._ports.activity.read(WINDOW_S)
+        except CountersUnavailable:
+            return {}
+        everybody, _ = busiest(counts, 0)
+        refused = sum(everybody.refused.values())
+        if not everybody.requests + refused or seconds <= 0:
+            return {}
+        return {
+            "is_of_all": True,
+            "requests": everybody.requests + refused,
+            "requests_s": (everybody.requests + refused) / seconds,
+            "tokens_s": everybody.tokens / seconds,
+            "refused_s": refused / seconds,
+            "reasons": [
+                (reason, count, None)
+                for reason, count in sorted(everybody.refused.items(), key=lambda each: (-each[1], each[0]))
+            ],
+        }
+
+
+def _owner(desk: Desk) -> int | None:
+    return desk.ports.actor.organization_id
+
+
+def _require_all(desk: Desk) -> None:
+    if _owner(desk) is not None:
+        raise Forbidden("What all gateways do is seen with a token of all organizations.")
+
+
+async def _busiest(ports: AdminPorts) -> Sequence[Row]:
+    return await ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
+
+
+async def _spent(ports: AdminPorts) -> dict[str, Any]:
+    """Today, this month and its end in each currency, and who and what the month's spend was for."""
+    now, store = datetime.now(UTC), ports.store
+    until = end_of("day", now)
+    whole = UsageQuery(looked_at_since(now), until, "day", (), {}, SPEND_ROWS_MAX)
+    month = replace(whole, since=(until - timedelta(days=1)).replace(day=1), interval="none")
+    by_day, *parts = await asyncio.gather(
+        store.used(whole),
+        *(store.used(replace(month, groups=(group,), rows_max=PARTS)) for group in SPEND_BY),
+    )
+    days: dict[str, dict[date, Decimal]] = {}
+    for row in by_day:
+        start, cost, currency = row["start"], row["cost"], str(row["currency"])
+        assert isinstance(start, datetime)
+        assert isinstance(cost, Decimal)
+        days.setdefault(currency, {})[start.astimezone(UTC).date()] = cost
+    sums = {currency: outlook(each, now) for currency, each in days.items()}
+    return {
+        "sums": sorted(sums.items(), key=lambda each: each[1].month, reverse=True),
+        "parts": [
+            (title, group, [_part(row, group, sums) for row in rows if row["cost"]])
+            for (group, title), rows in zip(SPEND_BY.items(), parts, strict=True)
+        ],
+    }
+
+
+def _part(row: Row, group: str, sums: Mapping[str, Outlook]) -> dict[str, Any]:
+    """One line of what the month's spend was for, with its share of its currency's."""
+    column, whole = GROUPS[group], sums[str(row["currency"])].month
+    page = PAGES.get(column) if row[column] is not None else None
+    return {
+        "name": part_name(row, group),
+        "href": f"/{page}/{row[column]}" if page else "",
+        "cost": row["cost"],
+        "currency": row["currency"],
+        "share": share_of_spend(amount_of(row, "cost"), whole),
+    }

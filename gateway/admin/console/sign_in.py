@@ -1,0 +1,345 @@
+"""Signing in with a token, and the door at which it begins."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import secrets
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from urllib.parse import quote
+
+from aiohttp import web
+
+from gateway.admin.console.home import (
+    Desk,
+    Posted,
+    Signed,
+    drop_cookie,
+    is_secure,
+    read_form,
+    require_form_token,
+    see,
+    set_cookie,
+)
+from gateway.admin.console.home import (
+    cookie_of as cookie_of_,
+)
+from gateway.admin.http.requests import slow_down
+from gateway.admin.ports import SignIns
+from gateway.core.credentials import Failures
+from gateway.errors import SignInRefused, TollkeeperError, Unauthorized
+
+_TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
+_LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)
+
+
+class Signing:
+    """The door of the console."""
+
+    def __init__(self, desk: Desk, failures: Failures) -> None:
+        self._desk = desk
+        self._failures = failures
+        sign_ins = desk.ports.sign_ins
+        self._providers = sign_ins.labels if sign_ins is not None else {}
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /sign-in`; who is signed in already goes on."""
+        try:
+            await self._desk.sessions.signed_in(request)
+        except Unauthorized:
+            return self.door(request)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return see(wanted_of(request))
+
+    async def sign_in(self, request: web.Request) -> web.StreamResponse:
+        """`POST /sign-in`."""
+        try:
+            posted = await read_form(request)
+            session = await self._desk.sessions.begin(request, _token(posted))
+        except Unauthorized as error:
+            await slow_down(self._failures, request, error.failure)
+            return self.door(request, 401, "This token is not known, or no longer valid.")
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        response = see(wanted_of(request))
+        set_cookie(request, response, session)
+        return response
+
+    def door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
+        """The page on which people sign in, with what went wrong."""
+        address = wanted_of(request)
+        wanted = "" if address == "/" else f"?next={quote(address, safe='')}"
+        return self._desk.answer(
+            request, None, "sign_in.html", status,
+            message=message, action=f"/sign-in{wanted}", wanted=wanted, providers=self._providers,
+        )  # fmt: skip
+
+
+def _token(posted: Posted) -> str:
+    token = posted.get("token", "")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token.strip()):
+        raise Unauthorized
+    return token.strip()
+
+
+def wanted_of(request: web.Request) -> str:
+    """The page that a request wants to see once somebody is signed in: one of ours, whatever it says."""
+    wanted = request.query.get("next", "")
+    return wanted if _LOCAL.fullmatch(wanted) else "/"
+
+
+# A sign-in that was begun in a browser and goes on at a provider: what its cookie holds, and proves.
+#
+# The cookie alone has what a sign-in is made of, so that any keeper ends it. It is signed under the pepper,
+# over in minutes, and made anew for each. Its `state` and `nonce` are shown to others, its
+# `verifier` to who asked. A sign-out that goes on there has one of its own, of which `farewell` is shown.
+
+
+BEGUN_S = 600
+SEED_BYTES = 32
+_WRITTEN = re.compile(r"([\w-]{1,4000})\.([0-9a-f]{64})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A sign-in at a provider that leads to an address of ours; `ends` is in seconds since the epoch."""
+
+    provider: str
+    address: str
+    ends: int
+    seed: str = field(repr=False)
+
+    @staticmethod
+    def now(provider: str, address: str, at: float) -> Begun:
+        """One that begins at a moment."""
+        return Begun(provider, address, int(at) + BEGUN_S, secrets.token_urlsafe(SEED_BYTES))
+
+    @property
+    def state(self) -> str:
+        """What comes back with the answer to this sign-in alone."""
+        return self._made("state")
+
+    @property
+    def farewell(self) -> str:
+        """What comes back from this sign-out alone: no sign-in takes it for a state."""
+        return self._made("farewell")
+
+    @property
+    def nonce(self) -> str:
+        """What stands in the ID token of this sign-in alone."""
+        return self._made("nonce")
+
+    @property
+    def verifier(self) -> str:
+        """What only who began can redeem the code with (RFC 7636, 4.1)."""
+        return self._made("verifier")
+
+    @property
+    def challenge(self) -> str:
+        """What is shown of the verifier beforehand (RFC 7636, 4.2)."""
+        return _encoded(sha256(self.verifier.encode()).digest())
+
+    def written(self, digest: Callable[[str], str]) -> str:
+        """What a cookie holds of it."""
+        said = json.dumps([self.provider, self.address, self.ends, self.seed], separators=(",", ":"))
+        text = _encoded(said.encode())
+        return f"{text}.{digest(_marked(text))}"
+
+    def _made(self, use: str) -> str:
+        return _encoded(hmac.digest(self.seed.encode(), use.encode(), "sha256"))
+
+
+def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> Begun | None:
+    """What a cookie holds; None where it is none of ours, or is over at this moment."""
+    found = _WRITTEN.fullmatch(written)
+    if found is None or not any(hmac.compare_digest(one, found[2]) for one in digests(_marked(found[1]))):
+        return None
+    text = found[1]
+    begun = Begun(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+    return begun if at < begun.ends else None
+
+
+def _marked(text: str) -> str:
+    """As no credential reads, so that its digest is nobody's."""
+    return f"signing in {text}"
+
+
+def _encoded(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+# Signing in at a provider of identities: there, and back.
+#
+# Who comes back is sent by another site, so the browser keeps the session's cookie to itself for that one
+# request, and all it is sent on to: the way back ends on a page of ours, which goes on by itself.
+
+
+COOKIE = "tollkeeper_signing"
+_CODE = re.compile(r"[ -~]{1,4096}", re.ASCII)
+_ERROR = re.compile(r"[a-z_]{1,64}", re.ASCII)
+_AGAIN = "This sign-in was not begun in this browser, or more than ten minutes ago. Begin again at {}."
+_USED = "This sign-in was used before. Begin again at {}."
+
+Door = Callable[[web.Request, int, str], web.Response]
+
+
+class SigningElsewhere:
+    """The door of the console to people whom a provider knows. `door` shows it, with what went wrong."""
+
+    def __init__(self, desk: Desk, sign_ins: SignIns, failures: Failures, door: Door) -> None:
+        self._desk, self._sign_ins, self._failures, self._door = desk, sign_ins, failures, door
+
+    async def leave(self, request: web.Request) -> web.StreamResponse:
+        """`GET /sign-in/{provider}`: send the browser there."""
+        name = request.match_info["provider"]
+        begun = Begun.now(name, wanted_of(request), time.time())
+        try:
+            address = await self._sign_ins.address(
+                name, state=begun.state, nonce=begun.nonce, challenge=begun.challenge
+            )
+        except TollkeeperError as error:
+            return self._door(request, error.status, error.message)
+        response = see(address)
+        response.set_cookie(
+            cookie_of(request), begun.written(self._desk.ports.peppers.digest), max_age=BEGUN_S, path="/",
+            httponly=True, samesite="Lax", secure=is_secure(request),
+        )  # fmt: skip
+        return response
+
+    async def come_back(self, request: web.Request) -> web.StreamResponse:
+        """`GET /sign-in/{provider}/back`: begin a session for who comes back."""
+        try:
+            begun = await self._begun(request)
+            arrival = await self._sign_ins.redeem(
+                begun.provider, code=_code(request), issuer=_one(request, "iss"),
+                verifier=begun.verifier, nonce=begun.nonce, address=request.remote or "",
+            )  # fmt: skip
+            session = await self._desk.sessions.begin_elsewhere(request, arrival)
+        except SignInRefused as error:
+            await slow_down(self._failures, request, error.failure)
+            response: web.StreamResponse = self._door(request, error.status, error.message)
+        except TollkeeperError as error:
+            response = self._door(request, error.status, error.message)
+        else:
+            response = self._desk.answer(request, None, "signed_in.html", address=begun.address)
+            set_cookie(request, response, session)
+        response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
+        return response
+
+    async def _begun(self, request: web.Request) -> Begun:
+        """The sign-in that a request is the answer to, used up with it.
+
+        `SignInRefused` where it is none of this browser's, or somebody came back from it before.
+        """
+        written = request.cookies.get(cookie_of(request), "")
+        begun = read_begun(written, self._desk.ports.peppers.digests, time.time())
+        state = _one(request, "state") or ""
+        if (
+            begun is None
+            or begun.provider != request.match_info["provider"]
+            or not hmac.compare_digest(state.encode(errors="replace"), begun.state.encode())
+        ):
+            raise SignInRefused(_AGAIN.format(self._sign_ins.console_url))
+        if not await self._desk.ports.store.use_sign_in(begun.state):
+            raise SignInRefused(_USED.format(self._sign_ins.console_url))
+        return begun
+
+
+def cookie_of(request: web.Request) -> str:
+    """The cookie's name, as that of a session."""
+    return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
+
+
+def _code(request: web.Request) -> str:
+    """The code that a provider gives; `SignInRefused` where it gives none, and says why."""
+    error, code = _one(request, "error"), _one(request, "code")
+    if error is not None:
+        why = f": {error}" if _ERROR.fullmatch(error) else ""
+        raise SignInRefused(f"The provider has not signed you in{why}.")
+    if code is None or not _CODE.fullmatch(code):
+        raise SignInRefused("The provider has sent no code.")
+    return code
+
+
+def _one(request: web.Request, name: str) -> str | None:
+    """A parameter of the query; `SignInRefused` where it stands there twice."""
+    said = request.query.getall(name, [])
+    if len(said) > 1:
+        raise SignInRefused(f"The provider's answer has {name} twice.")
+    return said[0] if said else None
+
+
+# Signing out: here first, then at the provider of identities.
+#
+# A form may not lead to another site, so the answer to it is a page that goes on by itself.
+
+
+SIGNED_OUT_COOKIE = "tollkeeper_leaving"
+HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"
+
+
+class SigningOut:
+    """The way out of the console."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def sign_out(self, request: web.Request) -> web.StreamResponse:
+        """`POST /sign-out`."""
+        response: web.Response = see(HERE)
+        try:
+            signed = await self._desk.sessions.signed_in(request)
+            require_form_token(signed, await read_form(request))
+            await self._desk.sessions.end(request, signed)
+            response = await self._leave(request, signed) or response
+        except Unauthorized:
+            pass
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        drop_cookie(request, response)
+        return response
+
+    async def _leave(self, request: web.Request, signed: Signed) -> web.Response | None:
+        """The page that goes on to the provider; None where people sign out nowhere else."""
+        sign_ins, person = self._desk.ports.sign_ins, signed.actor.person
+        name = sign_ins.name_of(person.issuer) if sign_ins is not None and person is not None else ""
+        if sign_ins is None or not name:
+            return None
+        begun = Begun.now(name, "/", time.time())
+        cookie = request.cookies.get(cookie_of_(request), "")
+        address = await sign_ins.sign_out_address(name, signed.id_token, cookie, state=begun.farewell)
+        if not address:
+            return None
+        label = sign_ins.labels.get(name, name)
+        response = self._desk.answer(request, None, "signed_out.html", address=address, label=label)
+        response.set_cookie(
+            _leaving(request), begun.written(self._desk.ports.peppers.digest), max_age=BEGUN_S, path="/",
+            httponly=True, samesite="Lax", secure=is_secure(request),
+        )  # fmt: skip
+        return response
+
+    async def come_back(self, request: web.Request) -> web.StreamResponse:
+        """`GET /sign-out/{provider}/back`: it changes nothing, so whoever sends people here gains nothing."""
+        begun = read_begun(
+            request.cookies.get(_leaving(request), ""), self._desk.ports.peppers.digests, time.time()
+        )
+        state = request.query.get("state", "").encode(errors="replace")
+        is_known = (
+            begun is not None
+            and begun.provider == request.match_info["provider"]
+            and hmac.compare_digest(state, begun.farewell.encode())
+        )
+        response = see(THERE if is_known else "/sign-in")
+        response.del_cookie(_leaving(request), path="/", secure=is_secure(request))
+        return response
+
+
+def _leaving(request: web.Request) -> str:
+    """The cookie's name, as that of a session."""
+    return f"__Host-{SIGNED_OUT_COOKIE}" if is_secure(request) else SIGNED_OUT_COOKIE

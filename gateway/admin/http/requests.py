@@ -1,0 +1,540 @@
+"""Who is asking, and may they: bearer tokens, compared in constant time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from http import HTTPStatus
+from typing import Any, NoReturn
+from uuid import UUID
+
+from aiohttp import web
+from multidict import MultiMapping
+from pydantic import BaseModel, ValidationError
+
+from gateway.admin import credentials
+from gateway.admin.http.concurrency import Places
+from gateway.admin.http.server import HELD, IDENTIFIED
+from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Answered, Filter, Whole
+from gateway.admin.resources.values import read_instant
+from gateway.core.accounts.administration import (
+    ADMIN,
+    METER,
+    READONLY,
+    Actor,
+    Claim,
+    Hour,
+    Hours,
+    Place,
+    Query,
+    refused_read,
+    refused_write,
+)
+from gateway.core.credentials import Failures
+from gateway.core.issuers import Person
+from gateway.errors import (
+    AdminRefusal,
+    Forbidden,
+    ReadOnly,
+    Refusal,
+    TollkeeperError,
+    TooManyRequests,
+    Unauthorized,
+    Unprocessable,
+    UnsupportedEncoding,
+)
+
+PLACES = web.AppKey("places", Places)
+HOURS = web.AppKey("hours", Hours)
+# What an address begins with that answers what may be of any size; and what one ends with that is a file.
+COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration"})
+COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
+_NAMED = re.compile(
+    rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
+)
+_BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
+
+
+async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
+    """The ports as the caller may use them, known by its `Authorization` header."""
+    return ports.of(await identify(ports, request))
+
+
+async def identify(ports: AdminPorts, request: web.Request) -> Actor:
+    """Name the caller by its `Authorization` header; `Unauthorized` if it is nobody."""
+    sent = request.headers.getall("Authorization", [])
+    match = _BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
+    if match is None:
+        nobody = Unauthorized()
+        nobody.failure = "malformed" if sent else "missing"
+        raise nobody
+    actor = await actor_of_token(ports, match[1])
+    await take_place(request, actor.organization_id)
+    return actor
+
+
+async def take_place(request: web.Request, organization_id: int | None) -> None:
+    """Note that a request is somebody's, and have it one of their places until it is answered.
+
+    There are some for each organization, and apart from all of these for staff: whatever some ask, nobody
+    else waits behind it. What costs much counts for the organization's hour, too.
+    """
+    request[IDENTIFIED] = True
+    counts = organization_id is not None and costs_much(request)
+    hour = request.app[HOURS].of(organization_id) if organization_id is not None and counts else None
+    await request[HELD].enter_async_context(request.app[PLACES].of(organization_id))
+    if hour is not None:
+        request[HELD].enter_context(_counted(hour))
+
+
+def costs_much(request: web.Request) -> bool:
+    """Whether who asks decides how much there is to do: for a report, a file, a document, a configuration."""
+    route = request.match_info.route.resource
+    path = "" if route is None else route.canonical.removeprefix("/admin/v1")
+    return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
+
+
+@contextmanager
+def _counted(hour: Hour) -> Iterator[None]:
+    meter, began = METER.get(), time.monotonic()
+    if meter is not None:
+        meter.hour = hour
+    try:
+        yield
+    finally:
+        hour.work_s += time.monotonic() - began
+
+
+async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:
+    """Count a wrong credential; whoever sends many waits for each answer."""
+    delay_s = failures.count(request.remote or "", reason)
+    if delay_s:
+        failures.delayed += 1
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            failures.delayed -= 1
+
+
+async def actor_of_token(ports: AdminPorts, token: str) -> Actor:
+    """Name who holds a token; `Unauthorized` if nobody does."""
+    return (await known_token(ports, token))[0]
+
+
+async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
+    """Name who holds a token, and by which of its digests; `Unauthorized` if nobody does."""
+    first, *earlier = ports.peppers.digests(token)
+    actor = _built_in(ports, first)
+    if actor is not None:
+        return actor, first
+    for digest in (first, *earlier) if _NAMED.fullmatch(token) else ():
+        actor = await ports.store.staff_token(digest)
+        if actor is not None:
+            return actor, digest
+    raise Unauthorized
+
+
+async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
+    """Name whose role a person has, and by which digest; None where no admin token stands for them.
+
+    Where that of their first subject has ended, the next one's does not stand for them.
+    """
+    for known_as in person.known_as:
+        digests = ports.peppers.digests(known_as)
+        for digest in digests:
+            actor = await ports.store.staff_token(digest)
+            if actor is not None:
+                return replace(actor, person=person.who), digest
+        for digest in digests:
+            if await ports.store.has_ended_token(digest):
+                return None
+    return None
+
+
+async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
+    """Name who holds the token of this digest; `Unauthorized` once nobody does any more."""
+    actor = _built_in(ports, digest) or await ports.store.staff_token(digest)
+    if actor is None:
+        raise Unauthorized
+    return actor
+
+
+def require_read(actor: Actor, answered: Answered) -> None:
+    """Refuse a caller whose role may not read something, or not of all organizations."""
+    refused = refused_read(actor, answered.name, answered.access)
+    if refused is not None:
+        raise Forbidden(refused)
+
+
+def require_write(actor: Actor, answered: Answered, verb: str, sent: Collection[str] = ()) -> None:
+    """Refuse a caller whose role may not do something, or not with these fields."""
+    refused = refused_write(actor, answered.name, answered.access, verb, sent)
+    if refused is not None:
+        raise ReadOnly(refused) if actor.role == READONLY else Forbidden(refused)
+
+
+def may_write(actor: Actor, answered: Answered, verb: str) -> bool:
+    """Whether a caller may do something with some fields."""
+    return refused_write(actor, answered.name, answered.access, verb) is None
+
+
+def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
+    # Digests have one length and hide the tokens': comparing them leaks neither.
+    found = None
+    for role, token in ((ADMIN, ports.built_in.admin), (READONLY, ports.built_in.readonly)):
+        if token and hmac.compare_digest(digest, ports.peppers.digest(token)) and found is None:
+            found = Actor(f"builtin:{role}", role)
+    return found
+
+
+# Reading a request's JSON body without guessing, and checking it against a resource's fields.
+
+
+ERRORS_MAX = 50
+# What a body may hold, however deep: each takes many times the memory that it takes as JSON.
+VALUES_MAX = 50_000
+# What pydantic adds where a name itself is wrong, not what it names.
+_OF_A_NAME = "[key]"
+
+Body = dict[str, object]
+NONE_KNOWN: Mapping[str, str] = {}
+
+
+async def read_body(request: web.Request, *, needed: bool = False) -> Body:
+    """Read the JSON object that was sent plain; nothing at all is `{}`, or refused where one is `needed`."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    raw = await request.read()
+    if needed and not raw.strip():
+        raise AdminRefusal("The body must be a JSON object that names the fields to change.")
+    return parse_body(raw)
+
+
+def parse_body(raw: bytes, values_max: int = VALUES_MAX) -> Body:
+    """Read a JSON object; `AdminRefusal` for anything that is not exactly one.
+
+    Nothing at all counts as `{}`: an action without arguments needs no body.
+    """
+    if not raw.strip():
+        return {}
+    value = parse_any_body(raw, values_max)
+    if not isinstance(value, dict):
+        raise AdminRefusal("The body must be a JSON object.")
+    return value
+
+
+def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
+    """Read a JSON value; `AdminRefusal` where it is ambiguous, or none.
+
+    What may hold more than `values_max` values is not read at all. Commas of texts count as well.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > values_max:
+        raise Unprocessable(errors=(("", f"holds more than {values_max} values: send less at once"),))
+    try:
+        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
+        canonical(value)
+    except RecursionError as error:
+        raise AdminRefusal("The body is nested too deeply.") from error
+    except UnicodeError as error:
+        raise AdminRefusal("The body is not valid UTF-8 text.") from error
+    except ValueError as error:
+        raise AdminRefusal(f"The body is not valid JSON: {error}.") from error
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """Write a JSON value so that equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def body_digest(body: Mapping[str, object]) -> str:
+    """Name a body by its content: hex SHA-256."""
+    return sha256(canonical(body)).hexdigest()
+
+
+def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] = NONE_KNOWN) -> Body:
+    """Check a body against a model and return the fields that were sent.
+
+    `known` are the resource's fields, and what is said of one that the model lacks.
+    Raises `Unprocessable`, field by field.
+    """
+    try:
+        checked = model.model_validate(body)
+    except ValidationError as error:
+        raise Unprocessable(errors=errors_of(error, known)) from error
+    return checked.model_dump(exclude_unset=True)
+
+
+def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What a model found wrong, as (field, message) pairs."""
+    found = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
+        field = ".".join(str(part) for part in item["loc"] if part != _OF_A_NAME)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = known.get(field, "unknown field")
+        elif item["type"] == "missing":
+            message = "required"
+        found.append((field, message))
+    return tuple(found)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> Body:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is named twice")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+# Reading a list's query string: limit, cursor, order, filters and a span of time.
+#
+# A cursor names the last row seen, for one resource under one set of filters; it is opaque to
+# the caller and refused anywhere else.
+
+
+LIMIT_DEFAULT = 100
+LIMIT_MAX = 1_000
+FILTER_CHARS_MAX = 200
+WHOLE_CHARS_MAX = 16
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
+    """Turn a query string into a query; `Unprocessable` names what is wrong with it."""
+    errors: list[tuple[str, str]] = []
+    values: dict[str, object] = {}
+    for name in dict.fromkeys(sent):
+        given = sent.getall(name)
+        try:
+            if len(given) > 1:
+                raise ValueError("given twice")  # noqa: TRY301  # collected with the others
+            values[name] = _read(name, given[0], filters)
+        except ValueError as error:
+            errors.append((name, str(error)))
+    if errors:
+        raise Unprocessable("Some query parameters are wrong.", tuple(errors))
+    wanted = {name: values[name] for name in filters if name in values}
+    after = values.get("cursor")
+    limit = values.get("limit", LIMIT_DEFAULT)
+    descending = values.get("order") == "desc"
+    mark = fingerprint(resource, wanted, descending=descending)
+    return Query(
+        filters=wanted,
+        since=values.get("from"),  # type: ignore[arg-type]  # read by _read
+        until=values.get("to"),  # type: ignore[arg-type]  # read by _read
+        after=decode_cursor(str(after), mark) if after is not None else None,
+        limit=limit if isinstance(limit, int) else LIMIT_DEFAULT,
+        descending=descending,
+    )
+
+
+def read_numbers(numbers: Mapping[str, Whole], sent: MultiMapping[str]) -> dict[str, int]:
+    """The numbers a report is asked with; `Unprocessable` names one that is wrong."""
+    errors = _twice(sent) + [(name, "unknown parameter") for name in sent.keys() - numbers.keys()]
+    found = {}
+    for name, wanted in numbers.items():
+        try:
+            found[name] = _whole(sent.get(name, str(wanted.default)), wanted.least, wanted.most)
+        except ValueError as error:
+            errors.append((name, str(error)))
+    if errors:
+        raise Unprocessable("Some query parameters are wrong.", tuple(errors))
+    return found
+
+
+def read_once(sent: MultiMapping[str]) -> dict[str, str]:
+    """A query string whose values a model checks; `Unprocessable` where a name is given twice."""
+    twice = _twice(sent)
+    if twice:
+        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
+    return dict(sent)
+
+
+def _twice(sent: MultiMapping[str]) -> list[tuple[str, str]]:
+    return [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
+
+
+def with_plus(text: str) -> str:
+    """A time as it was meant: a plus sign that was not escaped arrives as a space."""
+    return text.replace(" ", "+")
+
+
+def number_or_text(text: str) -> object:
+    """A whole number; what is none stays as it is, for its field to refuse."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
+
+
+def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:
+    """Name a list, so that a cursor of another one is not taken for its own."""
+    return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]
+
+
+def encode_cursor(after: Place, mark: str) -> str:
+    """Write a cursor."""
+    return base64.urlsafe_b64encode(json.dumps([mark, *after]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, mark: str) -> Place:
+    """Read a cursor of this list back; `Unprocessable` if it is not one."""
+    with suppress(binascii.Error, ValueError, RecursionError):
+        padded = text + "=" * (-len(text) % 4)
+        read = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        if isinstance(read, list) and len(read) > 1 and read[0] == mark and all(map(_is_key, read[1:])):
+            return tuple(read[1:])
+    raise Unprocessable(
+        "Some query parameters are wrong.",
+        (("cursor", "is not a next_cursor of this list with these filters"),),
+    )
+
+
+def _is_key(part: object) -> bool:
+    if isinstance(part, str):
+        return _UNSTORABLE.search(part) is None
+    return type(part) is int and abs(part) <= 2**63 - 1
+
+
+def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
+    if name == "limit":
+        return _whole(text, 1, LIMIT_MAX)
+    if name == "cursor":
+        if not 0 < len(text) <= CURSOR_CHARS_MAX:
+            raise ValueError("is not a cursor")
+        return text
+    if name == "order":
+        if text not in {"asc", "desc"}:
+            raise ValueError("must be asc or desc")
+        return text
+    if name in {"from", "to"}:
+        return read_instant(with_plus(text) if len(text) < 40 else text)
+    if name not in filters:
+        raise ValueError("unknown parameter")
+    return _read_filter(filters[name], text)
+
+
+def _read_filter(wanted: Filter, text: str) -> object:
+    if wanted.kind in {"id", "count"}:
+        return _whole(text, int(wanted.kind == "id"), wanted.most)
+    if wanted.kind == "uuid":
+        return UUID(text)
+    if wanted.kind == "flag":
+        if text not in {"true", "false"}:
+            raise ValueError("must be true or false")
+        return text == "true"
+    if wanted.choices and text not in wanted.choices:
+        raise ValueError(f"must be one of {', '.join(wanted.choices)}")
+    if not 0 < len(text) <= FILTER_CHARS_MAX or _UNSTORABLE.search(text):
+        raise ValueError(f"must be 1 to {FILTER_CHARS_MAX} characters")
+    return text
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
+# `Idempotency-Key`: what a caller claims with it, and that nothing else is asked under one.
+#
+# The first answer itself is the store's to keep, in the transaction of the write.
+
+
+KEY_CHARS_MAX = 255
+KEY_PARAMETER: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Kept for 30 days: the same key and body give the first answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+}
+
+_KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)
+
+
+def claim_of(request: web.Request, actor: Actor, sent: Body) -> Claim | None:
+    """What a request claims; None without a key, `AdminRefusal` for what is not exactly one."""
+    keys = request.headers.getall("Idempotency-Key", [])
+    if not keys:
+        return None
+    key = keys[0].strip()
+    if len(keys) > 1 or not _KEY.fullmatch(key):
+        raise AdminRefusal(
+            f"Idempotency-Key must be sent once, as 1 to {KEY_CHARS_MAX} printable ASCII characters."
+        )
+    return Claim(actor.claims_as, key, request.method, request.path, body_digest(sent))
+
+
+async def checked(
+    store: Store,
+    model: type[BaseModel],
+    sent: Body,
+    claim: Claim | None,
+    *,
+    known: Mapping[str, str] = NONE_KNOWN,
+) -> Body:
+    """Check a body as `body.check` does; under a key that stands for another request it is a `Conflict`."""
+    try:
+        return check_body(model, sent, known=known)
+    except Unprocessable:
+        if claim is not None:
+            await store.refuse_other(claim)
+        raise
+
+
+# Every error answer of the Admin API: RFC 9457 problem+json, made in one place.
+
+
+CONTENT_TYPE = "application/problem+json"
+
+
+def problem(
+    status: int,
+    reason: str,
+    detail: str,
+    *,
+    instance: str,
+    errors: tuple[tuple[str, str], ...] = (),
+    headers: dict[str, str] | None = None,
+) -> web.Response:
+    """Make an error answer; `errors` are (field, message) pairs."""
+    body: dict[str, object] = {
+        "type": f"urn:tollkeeper:problem:{reason}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+    }
+    if errors:
+        body["errors"] = [{"field": field, "message": message} for field, message in errors]
+    return web.Response(
+        status=status, body=json.dumps(body).encode(), content_type=CONTENT_TYPE, headers=headers
+    )
+
+
+def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
+    """Answer with what an error says of itself."""
+    headers = None
+    errors: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, AdminRefusal):
+        errors = error.errors
+    if error.status == 401:
+        headers = {"WWW-Authenticate": 'Bearer realm="tollkeeper"'}
+    elif error.status in {429, 503}:
+        after_s = error.retry_after_s if isinstance(error, Refusal | TooManyRequests) else None
+        headers = {"Retry-After": str(after_s or 1)}
+    return problem(
+        error.status, error.reason, error.message, instance=instance, errors=errors, headers=headers
+    )

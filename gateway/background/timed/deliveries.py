@@ -1,0 +1,331 @@
+"""Tells webhooks what is written down for them, and tries again with longer and longer pauses.
+
+Everything that waits is in PostgreSQL, so nothing is forgotten by a restart. A receiver may get the same
+message twice and knows it by its id. One that answers late keeps no other waiting: each has a few messages
+under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Protocol
+
+from gateway.background.loops import Isolation
+from gateway.core.alerts.messages import Delivery, Mail, Outcome, body_of, headers_of, is_mail, mail_of
+from gateway.core.billing import usage_feed
+from gateway.core.billing.handover import DONE, Handover
+from gateway.core.billing.handover import Outcome as Outcome_
+from gateway.core.billing.usage_feed import (
+    BATCH_EVENTS_MAX,
+    BATCHES_AT_ONCE,
+    Pause,
+    Sent,
+    Terms,
+    UsageEvent,
+)
+from gateway.errors import Conflict
+
+INTERVAL_S = 1.0
+DELIVERIES_AT_ONCE = 32
+DELIVERIES_EACH = 4
+DELIVERED, FAILED = "delivered", "failed"
+
+
+class Queue(Protocol):
+    """PostgreSQL."""
+
+    async def claim_due(self, count: int, each: int, busy: Collection[int]) -> Sequence[Delivery]:
+        """Deliveries that are due, at most `each` of a webhook, none of busy ones; an attempt is counted."""
+
+    async def done(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Keep what came of an attempt."""
+
+
+class Sender(Protocol):
+    """The way out."""
+
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+        """Post once; never raises for what the other side does."""
+
+
+class Mailer(Protocol):
+    """The way out for mails; `sender` is whom they are from."""
+
+    sender: str
+
+    async def send(self, mail: Mail) -> Outcome:
+        """Hand over once; never raises for what the other side does."""
+
+
+class WebhookDeliveries:
+    """The clock's side of webhooks."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        sender: Sender,
+        clock: Callable[[], datetime],
+        *,
+        mailer: Mailer | None = None,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._isolation = isolation or Isolation()
+        self._queue = queue
+        self._sender = sender
+        self._clock = clock
+        self._mailer = mailer
+        # By webhook.
+        self._under_way: Counter[int] = Counter()
+        self._came_to: Counter[str] = Counter()
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Deliver whatever is due, until cancelled."""
+        self._under_way.clear()
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._ended.clear()
+                for delivery in await self.claim():
+                    attempts.create_task(self.attempt(delivery))
+                # More may be due as soon as one is done.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._ended.wait()
+
+    async def claim(self) -> Sequence[Delivery]:
+        """Take what is due, as much as may be under way at once."""
+        room = DELIVERIES_AT_ONCE - self._under_way.total()
+        if room <= 0:
+            return ()
+        due = await self._queue.claim_due(room, DELIVERIES_EACH, (+self._under_way).keys())
+        self._under_way.update(delivery.webhook_id for delivery in due)
+        return due
+
+    async def attempt(self, delivery: Delivery) -> None:
+        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
+        try:
+            await self._isolation.tried(
+                "webhooks", delivery, self._attempt, name=lambda one: f"delivery {one.id}"
+            )
+        finally:
+            self._under_way[delivery.webhook_id] -= 1
+            self._ended.set()
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        outcome = await self._sent(delivery)
+        self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
+        await self._queue.done(delivery, outcome)
+
+    def figures(self) -> list[list[object]]:
+        """What came of the attempts so far, for metrics."""
+        return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
+
+    async def _sent(self, delivery: Delivery) -> Outcome:
+        now = self._clock()
+        if not is_mail(delivery.url):
+            body = body_of(delivery)
+            return await self._sender.send(delivery.url, headers_of(delivery, body, now), body)
+        if self._mailer is None:
+            return Outcome(None, "mail is not set up")
+        return await self._mailer.send(mail_of(delivery, self._mailer.sender, now))
+
+
+# Hands over what is due, some at a time, and tries again with longer and longer pauses.
+#
+# Everything that waits is in PostgreSQL, so nothing is forgotten by a restart; the other side is asked first
+# what is there, so nothing is made twice.
+
+
+AT_ONCE = 4
+
+Log = Callable[..., None]
+
+
+class HandoverQueue(Protocol):
+    """PostgreSQL."""
+
+    async def claim(self, count: int) -> Sequence[Handover]:
+        """What is due, each for one sender; an attempt of each is counted."""
+
+    async def note(self, handover: Handover, remote_id: str) -> None:
+        """Keep what was made of it there."""
+
+    async def ended(self, handover: Handover, outcome: Outcome_) -> None:
+        """Keep what came of an attempt."""
+
+
+class Collector(Protocol):
+    """The billing service."""
+
+    async def hand_over(self, handover: Handover, note: Callable[[str], Awaitable[None]]) -> Outcome_:
+        """Make one attempt; never raises for what the other side does."""
+
+
+class Handovers:
+    """The clock's side of what is handed over."""
+
+    def __init__(
+        self,
+        queue: HandoverQueue,
+        collector: Collector,
+        log: Log,
+        *,
+        at_once: int = AT_ONCE,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._queue, self._isolation = queue, isolation or Isolation()
+        self._collector = collector
+        self._log = log
+        self._at_once = at_once
+        self._under_way = 0
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Hand over whatever is due, until cancelled."""
+        self._under_way = 0
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._ended.clear()
+                for handover in await self.claim():
+                    attempts.create_task(self.attempt(handover))
+                # What waited behind one is due as soon as that is done.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._ended.wait()
+
+    async def claim(self) -> Sequence[Handover]:
+        """Take what is due, as much as may be under way at once."""
+        room = self._at_once - self._under_way
+        due = await self._queue.claim(room) if room > 0 else ()
+        self._under_way += len(due)
+        return due
+
+    async def attempt(self, handover: Handover) -> None:
+        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
+        try:
+            await self._isolation.tried(
+                "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"
+            )
+        finally:
+            self._under_way -= 1
+            self._ended.set()
+
+    async def _attempt(self, handover: Handover) -> None:
+        outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
+        await self._queue.ended(handover, outcome)
+        if outcome.state != DONE:
+            told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
+            self._log("not handed over", **told, error=outcome.error, level="warning")
+
+
+# Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
+#
+# Everything that waits is in PostgreSQL. What was sent and not noted is sent again, and counts once there.
+# An event that cannot be sent at all is set aside, as one that is refused: those behind it do not wait.
+
+
+LOOP = "usage feed"
+
+
+class UsageEventQueue(Protocol):
+    """PostgreSQL."""
+
+    async def begin(self, terms: Terms) -> bool:
+        """Have use told from now on, unless it is already; False where a person ended the service's feed.
+
+        `Conflict` where it cannot begin now.
+        """
+
+    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
+        """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
+
+    async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
+        """Forget those that were taken, set aside those that were refused."""
+
+    async def pause(self, pause: Pause) -> None:
+        """Send nothing for a while."""
+
+
+class Service(Protocol):
+    """The billing service."""
+
+    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+        """Have a batch taken; never raises for what the other side does."""
+
+
+class UsageFeedSender:
+    """The clock's side of usage feeds."""
+
+    def __init__(
+        self, queue: UsageEventQueue, service: Service, terms: Terms, log: Log, *,
+        batch: int = BATCH_EVENTS_MAX,
+        at_once: int = BATCHES_AT_ONCE, isolation: Isolation | None = None,
+    ) -> None:  # fmt: skip
+        self._isolation = isolation or Isolation()
+        self._queue, self._service, self._terms, self._log = queue, service, terms, log
+        self._batch, self._at_once = batch, at_once
+
+    async def run(self) -> None:
+        """Tell whatever waits, until cancelled."""
+        if not await self._begin():
+            self._log("usage feed has ended", service=self._terms.service, level="warning")
+        while True:
+            if not await self.turn():
+                await asyncio.sleep(INTERVAL_S)
+
+    async def _begin(self) -> bool:
+        """Have use told; again and again while what is used is being stored or billed."""
+        told = False
+        while True:
+            try:
+                return await self._queue.begin(self._terms)
+            except Conflict as busy:
+                if not told:
+                    self._log("usage feed waits to begin", error=str(busy), level="warning")
+                told = True
+            await asyncio.sleep(INTERVAL_S)
+
+    async def turn(self) -> bool:
+        """Send some batches, and keep what came of them; whether more may be sent at once."""
+        events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
+        batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
+        told = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
+        pauses = list[Pause]()
+        for each in told:  # of all batches, what came of it is kept by now
+            if isinstance(each, BaseException):
+                raise each
+            pauses += each
+        if pauses:
+            pause = max(pauses, key=lambda one: one.seconds)
+            await self._queue.pause(pause)
+            self._log("usage feed pauses", error=pause.reason, level="warning")
+        return bool(batches) and not pauses
+
+    async def _tell(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
+        """Send a batch, by halves where that fails; the pauses that the other side wants."""
+        try:
+            return await self._send(batch)
+        except Exception as error:
+            if self._isolation.is_everybodys(error):
+                raise
+            if len(batch) == 1:
+                await self._set_aside(batch[0], error)
+                return []
+        half = len(batch) // 2
+        return await self._tell(batch[:half]) or await self._tell(batch[half:])
+
+    async def _send(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
+        sent = await self._service.send(batch)
+        await self._queue.keep(sent.taken, sent.refused)
+        for id_, why in sent.refused.items():
+            self._log("usage event refused", event=id_, error=why, level="warning")
+        return [] if sent.pause is None else [sent.pause]
+
+    async def _set_aside(self, event: UsageEvent, error: Exception) -> None:
+        """Count an event that cannot be sent, and keep it for a person."""
+        self._isolation.item_failed(LOOP, str(event.id), error)
+        await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})

@@ -1,0 +1,502 @@
+"""`tollkeeper apply`, `diff` and `export`: what files say is planned on the server, shown, and done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from gateway import yaml_reader
+from gateway.admin.configuration.words import KINDS, schema
+from gateway.admin.resources.integrity import DEFAULT_NAME
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, say, waiting
+from gateway.yaml_reader import Document, UnreadableYaml
+
+# YAML of configuration that is applied: read as all YAML is here, and written so that it reads the same.
+
+
+_DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
+
+
+def documents(text: str, file: str) -> Iterator[Document]:
+    """The documents of a file; `CommandFailed` names the line of what is wrong."""
+    try:
+        yield from yaml_reader.documents(text, file)
+    except UnreadableYaml as error:
+        if not error.document:
+            raise CommandFailed(f"{file}, line {error.line}: not valid YAML ({error.said}).") from error
+        place = f"{file}, document {error.document}, line {error.line}"
+        raise CommandFailed(f"{place}: {error.said}.") from error
+
+
+def written(value: Json) -> str:
+    """A document as text, in its own order."""
+    made: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return made
+
+
+class _Dumper(_DUMPER):  # type: ignore[misc]  # whichever there is
+    """Writes what is there twice twice."""
+
+    def ignore_aliases(self, _: object) -> bool:
+        return True
+
+
+# Where credentials go that are shown once: a file each that only its owner can read, never the screen.
+#
+# Files are there, empty, before anything is made: what cannot be kept is not made.
+
+
+NAME_CHARS_MAX = 48
+# Files that are written at once: most of the time of each is the disk's.
+WRITTEN_AT_ONCE = 32
+
+
+class Form(StrEnum):
+    """How a secret is written: as it is, or as a Secret of Kubernetes."""
+
+    FILE = "file"
+    KUBERNETES = "kubernetes"
+
+
+@contextmanager
+def keep_secrets(directory: Path | None, form: Form, coming: Sequence[Json]) -> Iterator[Keeping]:
+    """Have a place for the secret of each object that is to be made; places nobody used are gone after it."""
+    if coming and directory is None:
+        names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
+        raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
+    keeping = Keeping(directory or Path(), form)
+    try:
+        for each in coming:
+            keeping.prepare(each)
+        yield keeping
+    finally:
+        keeping.tidy()
+
+
+class Keeping:
+    """Files of secrets in a directory."""
+
+    def __init__(self, directory: Path, form: Form) -> None:
+        self._directory = directory
+        self._form = form
+        self._waiting: dict[Path, Path] = {}
+
+    def prepare(self, each: Json) -> None:
+        """Have room for a secret."""
+        try:
+            self._make(self.path_of(each))
+        except OSError as error:
+            raise CommandFailed(
+                f"{error.filename} cannot be made: {error.strerror}. Nothing was applied."
+            ) from error
+
+    def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
+        """Write each that can be written: those with their paths, and of each other one that it is lost."""
+        with ThreadPoolExecutor(WRITTEN_AT_ONCE) as writers:
+            kept = list(zip(secrets, writers.map(self._kept, secrets), strict=True))
+        paths = [(secret, path) for secret, path in kept if isinstance(path, Path)]
+        return paths, [why for _, why in kept if isinstance(why, str)]
+
+    def _kept(self, secret: Json) -> Path | str:
+        """Write one: where it is, or that it is lost."""
+        try:
+            return self._keep(secret)
+        except OSError as error:
+            return (
+                f"The secret of {secret['resource']} {secret['name']} could not be written"
+                f" ({error.strerror}) and is lost: revoke or delete it, and apply again."
+            )
+
+    def _make(self, path: Path) -> Path:
+        """An empty file that only its owner can read, to be renamed to `path`."""
+        waiting = path.with_name(f".{path.name}.{os.getpid()}")
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        self._waiting[path] = waiting
+        return waiting
+
+    def _keep(self, secret: Json) -> Path:
+        path = self.path_of(secret)
+        waiting = self._waiting.get(path) or self._make(path)
+        with waiting.open("w", encoding="utf-8") as file:
+            file.write(self._text(path, secret))
+            file.flush()
+            os.fsync(file.fileno())
+        waiting.replace(path)
+        del self._waiting[path]
+        return path
+
+    def tidy(self) -> None:
+        """Take away what waits."""
+        for path in self._waiting.values():
+            with suppress(OSError):
+                path.unlink()
+
+    def path_of(self, each: Json) -> Path:
+        """Where the secret of an object goes."""
+        suffix = ".yaml" if self._form is Form.KUBERNETES else ""
+        return self._directory / f"{_name(each)}{suffix}"
+
+    def _text(self, path: Path, secret: Json) -> str:
+        if self._form is Form.FILE:
+            return f"{secret['value']}\n"
+        return written(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": path.stem, "labels": {"app.kubernetes.io/managed-by": "tollkeeper"}},
+                "type": "Opaque",
+                "stringData": {secret["field"]: secret["value"]},
+            }
+        )
+
+
+def _name(each: Json) -> str:
+    """A name that is a file's and a Secret's, and no other object's."""
+    said = f"{each['resource']} {each['name']}"
+    plain = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:NAME_CHARS_MAX].strip("-")
+    return f"{plain}-{sha256(said.encode()).hexdigest()[:8]}"
+
+
+# Files of configuration: which there are, the objects in them, and where each of them stands.
+
+
+FILES_MAX = 1_000
+BYTES_MAX = 12 * 1024 * 1024
+SUFFIXES = (".yaml", ".yml", ".json")
+STANDARD_INPUT = "-"
+
+# An object as the Admin API names it, and a field of it.
+_AT = re.compile(r"\b(?P<kind>[a-z][a-z-]*)\.(?P<index>\d+)(?:\.(?P<field>[a-z_]+)(?P<rest>[\w.]*))?")
+_KIND = re.compile(r"^  (?P<kind>[\w-]+): ", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an object stands: its document, and where in that."""
+
+    document: Document
+    index: int
+
+
+@dataclass(slots=True)
+class Sources:
+    """All objects by kind, in the order of the files, the place of each, and the first of each kind."""
+
+    objects: dict[str, list[object]] = field(default_factory=dict)
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    kinds: dict[str, Document] = field(default_factory=dict)
+
+    def take(self, document: Document) -> None:
+        """Add a document's objects."""
+        value, place = document.value, f"{document.file}, document {document.number}"
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            raise CommandFailed(f"{place}: must be kinds with a list of objects each, such as tenants: […].")
+        for kind, some in value.items():
+            if not isinstance(some, list | None):
+                line = document.lines[(kind,)]
+                raise CommandFailed(f"{place}, line {line}: {kind} must be a list of objects.")
+            objects = some or []
+            self.objects.setdefault(kind, []).extend(objects)
+            self.places.setdefault(kind, []).extend(Place(document, index) for index in range(len(objects)))
+            self.kinds.setdefault(kind, document)
+
+    def located(self, message: str) -> str:
+        """A message of the Admin API that says where in the files things stand."""
+        return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
+
+    def _of_object(self, found: re.Match[str]) -> str:
+        kind, index = found["kind"], int(found["index"])
+        if kind not in self.places or index >= len(self.places[kind]):
+            return found[0]
+        place = self.places[kind][index]
+        lines, path = place.document.lines, (kind, place.index)
+        name = found["field"]
+        line = lines.get((*path, name), lines[path]) if name else lines[path]
+        said = f", {name}{found['rest']}" if name else ""
+        return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{said}"
+
+    def _of_kind(self, found: re.Match[str]) -> str:
+        document = self.kinds.get(found["kind"])
+        if document is None:
+            return found[0]
+        line = document.lines[(found["kind"],)]
+        return f"  {document.file}, document {document.number}, line {line}, {found['kind']}: "
+
+
+def read_sources(names: Sequence[str]) -> Sources:
+    """Read files and directories; `CommandFailed` names what of them is wrong."""
+    sources, count, size = Sources(), 0, 0
+    for name in names:
+        for file, text in _texts(name):
+            count, size = count + 1, size + len(text)
+            if count > FILES_MAX or size > BYTES_MAX:
+                raise CommandFailed(
+                    f"There is too much: at most {FILES_MAX} files of {BYTES_MAX} bytes in all."
+                )
+            for document in documents(_decoded(file, text), file):
+                sources.take(document)
+    if not count:
+        raise CommandFailed(f"There is no {', '.join(SUFFIXES)} file in {', '.join(names)}.")
+    return sources
+
+
+def body_of(sources: Sources) -> Json:
+    """What is sent of them."""
+    return {"objects": sources.objects}
+
+
+def _texts(name: str) -> Iterator[tuple[str, bytes]]:
+    """The files that a name stands for; hidden ones, such as those of git, are none of them."""
+    path = Path(name)
+    try:
+        if name == STANDARD_INPUT:
+            yield "standard input", sys.stdin.buffer.read(BYTES_MAX + 1)
+        elif path.is_dir():
+            for each in sorted(path.rglob("*")):
+                shown = each.relative_to(path)
+                hidden = any(part.startswith(".") for part in shown.parts)
+                if each.suffix in SUFFIXES and not hidden and each.is_file():
+                    yield str(each), _start(each)
+        else:
+            yield name, _start(path)
+    except OSError as error:
+        raise CommandFailed(f"{name} cannot be read: {error.strerror}.") from error
+
+
+def _start(path: Path) -> bytes:
+    """A file, as far as may be read of all."""
+    with path.open("rb") as file:
+        return file.read(BYTES_MAX + 1)
+
+
+def _decoded(file: str, text: bytes) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{file}: is not UTF-8 text (at byte {error.start}).") from error
+
+
+# How plans are shown: a line a row and a line a field for people, JSON for programs.
+
+
+SHOWN_MAX = 1_000
+MARKS = {"create": ("green", "+"), "delete": ("red", "-")}
+CHANGED = ("yellow", "~")
+
+
+def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
+    """Show what would be done; nothing is shown of what is as it should be."""
+    if as_json:
+        for each in found["changes"]:
+            each["at"] = wanted.located(each["at"])
+        print_json(found)
+        return
+    out = console()
+    for each in found["changes"][:SHOWN_MAX]:
+        out.print(_line(each), highlight=False, soft_wrap=True)
+    more = len(found["changes"]) - SHOWN_MAX
+    if more > 0:
+        out.print(f"and {more:,} more", highlight=False)
+    for each in found["taken"]:
+        line = f"{escape(each['resource'])} {escape(each['name'])}: {each['id']}, which no file made"
+        out.print(f"[yellow]=[/] takes {line}", highlight=False, soft_wrap=True)
+    more = found["taken_count"] - len(found["taken"])
+    if more > 0:
+        out.print(f"and takes {more:,} more", highlight=False)
+    out.print(_summary(found), highlight=False)
+    if found["changes"] and not found["tried"] and not found["applied"]:
+        say("It was compared, not tried: what PostgreSQL or its rules refuse shows when it is applied.")
+
+
+def print_done(found: Json, *, as_json: bool) -> None:
+    """Show what was done, behind its plan."""
+    if as_json:
+        print_json(found)
+        return
+    say("Applied.")
+    for each in found["secrets"]:
+        say(f"The secret of {escape(each['resource'])} {escape(each['name'])} is in {escape(each['path'])}.")
+    if found["pending"]:
+        say("Stored; not all of it is in force yet: gateways are told within seconds, once Redis answers.")
+
+
+def _line(each: Json) -> str:
+    colour, mark = MARKS.get(each["change"], CHANGED)
+    lines = [f"[{colour}]{mark}[/] {escape(each['resource'])} {escape(each['name'])}"]
+    for name, change in each["fields"].items():
+        before, after = _value(change["before"]), _value(change["after"])
+        said = after if each["change"] == "create" else f"{before} → {after}"
+        lines.append(f"    {escape(name)}: {escape(said)}")
+    if each["stays"]:
+        lines.append(f"    stays: {escape(each['stays'])}")
+    return "\n".join(lines)
+
+
+def _kind_of(each: Json) -> str:
+    if each["stays"]:
+        return "waits" if each["at"] else "stays"
+    return each["change"] if each["change"] in MARKS else "change"
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _summary(found: Json) -> str:
+    counts = Counter(map(_kind_of, found["changes"]))
+    gone = f", {found['forgotten']:,} that apply made are gone already" if found["forgotten"] else ""
+    if not counts:
+        return f"Nothing to change: {found['unchanged']:,} are as they should be{gone}."
+    told = f"{counts['create']:,} to make, {counts['change']:,} to change, {counts['delete']:,} to delete"
+    stays = f", {counts['stays']:,} stay although no file says them" if counts["stays"] else ""
+    stays += f", {counts['waits']:,} cannot be" if counts["waits"] else ""
+    return f"{told}{stays}; {found['unchanged']:,} are as they should be{gone}."
+
+
+TIMEOUT_S = 320.0
+WHERE = "configuration"
+DIFFERENT, FAILED = 1, 2
+
+Files = Annotated[
+    list[str], typer.Option("--file", "-f", help="A file, a directory, or - for what comes in.")
+]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Delete what apply made under this name and files no longer say.")
+]
+Name = Annotated[str, typer.Option("--name", help="Whose files these are, where there are several.")]
+
+
+def apply(
+    *,
+    file: Files,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do it, show it, and undo it.")] = False,
+    prune: Prune = False,
+    name: Name = DEFAULT_NAME,
+    secrets_dir: Annotated[
+        Path | None, typer.Option(help="Where keys and webhooks' secrets go that are made: a file each.")
+    ] = None,
+    secrets_as: Annotated[
+        Form, typer.Option(help="As they are, or as manifests of Kubernetes Secrets.")
+    ] = Form.FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Make what is there as files say it: all of it, or nothing."""
+    with _files(file, failed=1) as (api, wanted):
+        asked = {**body_of(wanted), "prune": prune, "name": name}
+        with waiting("Planning"):
+            plan = api.post(WHERE, {**asked, "trial": True})
+        if dry_run or not (plan["changes"] or plan["noted"] or plan["forgotten"]):
+            print_plan(plan, wanted, as_json=as_json)
+            return
+        if not as_json:
+            print_plan(plan, wanted, as_json=False)
+        with keep_secrets(secrets_dir, secrets_as, _with_secrets(plan)) as keeping:
+            with waiting("Applying"):
+                done = api.post(WHERE, {**asked, "digest": plan["digest"]})
+            done.pop("_later", None)
+            paths, lost = keeping.keep_all(done["secrets"])
+        done["secrets"] = [
+            {"resource": each["resource"], "name": each["name"], "path": str(path)} for each, path in paths
+        ]
+        print_done(done, as_json=as_json)
+        if done["refused"]:
+            lost.append(f"It is stored, but not in force. {done['refused']}")
+        if left := sum(bool(each["stays"] and each["at"]) for each in plan["changes"]):
+            lost.append(f"{left:,} of the objects stay undone: see why above. All else was applied.")
+        if lost:
+            raise CommandFailed("\n".join(lost))
+
+
+def diff(*, file: Files, prune: Prune = False, name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
+    """Show what apply would do: exit code 1 where there is something, 0 where not, 2 where it fails."""
+    with _files(file, failed=FAILED) as (api, wanted):
+        asked = {**body_of(wanted), "prune": prune, "name": name}
+        with waiting("Comparing"):
+            plan = api.post(WHERE, asked)
+        print_plan(plan, wanted, as_json=as_json)
+    if any(each["at"] or not each["stays"] for each in plan["changes"]):
+        raise typer.Exit(DIFFERENT)
+
+
+def export(
+    *,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="A directory for a file of each kind; else all is printed.")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only these, such as tenants.")] = None,
+    only_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of files instead, for editors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write down all that is configuration, as apply reads it; secrets are not part of it."""
+    if only_schema:
+        typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return
+    with admin() as api:
+        unknown = [each for each in kind or () if each not in KINDS]
+        if unknown:
+            raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")
+        found = replace(api, timeout_s=TIMEOUT_S).get(WHERE)
+        objects = {each: some for each, some in found["objects"].items() if not kind or each in kind}
+        for line in found["left_out"]:
+            say(f"Not written down: {line}")
+        if as_json:
+            print_json(objects)
+        elif to is None:
+            typer.echo(written(objects), nl=False)
+        else:
+            _write(to, objects)
+
+
+def _write(to: Path, objects: Mapping[str, object]) -> None:
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for each, some in objects.items():
+            (to / f"{each}.yaml").write_text(written({each: some}), encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(f"{error.filename} cannot be written: {error.strerror}.") from error
+    say(f"{len(objects)} files are in {to}.")
+
+
+@contextmanager
+def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sources]]:
+    """The Admin API, and what files say; what is wrong with them is told by its place."""
+    with admin(failed=failed) as api:
+        wanted = read_sources(names)
+        try:
+            yield replace(api, timeout_s=TIMEOUT_S), wanted
+        except CommandFailed as refused:
+            raise CommandFailed(wanted.located(refused.message)) from refused
+
+
+def _with_secrets(plan: Json) -> list[Json]:
+    """The objects that are to be made and have a secret."""
+    return [
+        each
+        for each in plan["changes"]
+        if each["change"] == "create"
+        and (secret := KINDS[each["resource"]].secret) is not None
+        and secret.is_made({name: field["after"] for name, field in each["fields"].items()})
+    ]
+
+
+# Configuration in files: `apply`, `diff` and `export`.

@@ -1,1 +1,0 @@
-"""Configuration in files: `apply`, `diff` and `export`."""

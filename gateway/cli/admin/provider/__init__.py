@@ -1,1 +1,0 @@
-"""`tollkeeper reconcile-provider`: a report of a provider beside our own."""

@@ -1,0 +1,203 @@
+"""A token plan's terms: each field of a plan that the counters go by, once.
+
+The Admin API's fields, the columns of the table, what a control write carries and what a tenant's state
+holds are made from these. What a term does is said in the scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from operator import mul
+from types import NoneType
+from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
+
+from gateway.core.billing.cost import apart
+from gateway.core.billing.money import ENDLESS
+from gateway.core.billing.price_book import KINDS, WHOLES, filled
+from gateway.core.times import CLOCK_OF_UTC, Clock, clock_of
+
+
+def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
+    """A field with what the Admin API says of it, and the default of a new plan where it is another one."""
+    of_new = default if of_new is None else of_new
+    return field(default=default, metadata={"default": of_new, "description": description})
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTerms:
+    """A token plan as a tenant follows it; `plan_id` 0 is "no plan".
+
+    `anchor` is the tenant's: the day on which its months begin where the plan says none. `clock` is what the
+    scripts are told of the zone. They know a choice by its place, from 0: a new one goes to the end.
+    """
+
+    plan_id: int = 0
+    anchor: int = 1
+    clock: Clock = CLOCK_OF_UTC
+    total_amount: int | None = _term(None, "Tokens a cycle; null is unlimited.")
+    reset_interval: Literal["none", "daily", "weekly", "monthly"] = _term("none", of_new="monthly")
+    overage_policy: Literal["block", "carry", "bill"] = _term(
+        "block", "block: debt is forgiven at reset; carry: it is kept; bill: never refused."
+    )
+    rollover_max: int = _term(0, "Most unused tokens a reset carries over.")
+    time_zone: str = _term("UTC", "An IANA name: whose days it counts.")
+    anchor_day: int | None = _term(
+        None,
+        "The day a cycle begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week. Null is the day the"
+        " organization's subscription began on, else 1.",
+    )
+    admission: Literal["available", "strict"] = _term("available")
+    on_exhausted: Literal["finish", "cut"] = _term("finish")
+    on_store_failure: Literal["deny", "allow"] = _term("deny")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One field of a plan: a number, one of some choices, or a text. `default` is that of a new plan."""
+
+    name: str
+    choices: tuple[str, ...]
+    is_text: bool
+    nullable: bool
+    default: object
+    description: str
+
+    @property
+    def counts(self) -> bool:
+        """The scripts have it as a number."""
+        return bool(self.choices) or not self.is_text
+
+
+def _terms() -> tuple[Term, ...]:
+    hints = get_type_hints(PlanTerms)
+    return tuple(
+        Term(
+            one.name,
+            get_args(hints[one.name]) if get_origin(hints[one.name]) is Literal else (),
+            get_origin(hints[one.name]) is Literal or hints[one.name] is str,
+            NoneType in get_args(hints[one.name]),
+            **one.metadata,
+        )
+        for one in fields(PlanTerms)
+        if one.metadata
+    )
+
+
+TERMS = _terms()
+SINCE_MS = "since_ms"
+_STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
+
+
+def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
+    """Terms of a row or a control write that has the fields by their names; without a plan, those of none.
+
+    A field that is not there is one that the version which committed it did not know. The clock is what is
+    told at this moment.
+    """
+    terms = _stated(row)
+    return replace(terms, clock=clock_of(terms.time_zone, at_ms))
+
+
+def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
+    """What a control write of verb `plan` carries of a token plan, a row of the table; None is no plan.
+
+    `since_ms` is when that was decided: cycles that were over by then end by the plan before.
+    """
+    terms = _stated({**(plan or {}), "plan_id": plan and plan["id"], "anchor": anchor})
+    stated = {name: getattr(terms, name) for name in _STATED}
+    return stated | {"plan_id": terms.plan_id or None, SINCE_MS: since_ms}
+
+
+def _stated(row: Mapping[str, Any]) -> PlanTerms:
+    if row["plan_id"] is None:
+        return PlanTerms(anchor=row["anchor"])
+    return PlanTerms(**{name: row[name] for name in _STATED if name in row})
+
+
+# What tokens of a kind count toward a tenant's quota: a cached read a tenth of one, say. Pure.
+#
+# Quotas alone go by weights. Limits a minute, the journal of calls, reports and prices know the tokens that
+# providers report. Weights are whole millionths here, so a count is exact up to the one rounding of a call,
+# up.
+
+
+WEIGHT_MAX: Final = 1_000
+WEIGHT_DIGITS_MAX: Final = 6
+WEIGHTED_PLANS_MAX: Final = 1_000  # every gateway carries the weights of all plans
+ONE: Final = 10**WEIGHT_DIGITS_MAX
+_INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
+_WRITTEN: Final = frozenset({"output", "reasoning", "audio_output", "image_output"})
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a token of each kind counts, in millionths by `KINDS`.
+
+    `read` and `written` are the largest of what a call reads and of what it writes.
+    """
+
+    by_kind: tuple[int, ...]
+    read: int
+    written: int
+
+    @classmethod
+    def of(cls, millionths: Mapping[str, int]) -> Self:
+        """Weights by the kinds that are named; another one counts as what its price falls back to, or 1."""
+        by_kind = dict(zip(KINDS, filled(millionths, ONE), strict=True))
+        read = max(weight for kind, weight in by_kind.items() if kind not in _WRITTEN)
+        return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
+
+    def count(self, counts: Sequence[int], total: int) -> int:
+        """How many tokens of a quota a call of `total` tokens counts, rounded up once.
+
+        `counts` are by `KINDS`. What a provider reports beyond its kinds counts as input or output, whichever
+        is more; and never more is counted than all of it at the largest weight.
+        """
+        by_kind = self.by_kind
+        millionths: int = sum(map(mul, apart(counts), by_kind))
+        beyond = total - sum(counts[:WHOLES])
+        if beyond > 0:
+            millionths += beyond * max(by_kind[_INPUT], by_kind[_OUTPUT])
+        most = total * max(self.read, self.written)
+        return min(-(-min(millionths, most) // ONE), ENDLESS)
+
+    def at_most(self, tokens: int, read: int) -> int:
+        """Return the most that so many tokens count, of which `read` at most are input, of any kind."""
+        read = min(tokens, read)
+        return min(-(-(read * self.read + (tokens - read) * self.written) // ONE), ENDLESS)
+
+    def covered(self, counted: int, read: int) -> int:
+        """Return the most tokens that count no more than this, `read` of them input."""
+        left = counted * ONE - read * self.read
+        if left < 0:
+            return counted * ONE // self.read
+        return min(ENDLESS, read + left // self.written) if self.written else ENDLESS
+
+
+def millionths(document: Mapping[str, str] | None) -> dict[str, int]:
+    """A plan's weights as they are stored, decimal strings by kind, in millionths."""
+    return {kind: int(Decimal(weight).scaleb(WEIGHT_DIGITS_MAX)) for kind, weight in (document or {}).items()}
+
+
+# A tenant's quota as administration looks at it.
+
+
+@dataclass(frozen=True, slots=True)
+class LiveQuota:
+    """A tenant's token account as the counters hold it now.
+
+    `tokens_remaining` is settled (holds apart) and None where unlimited; `next_reset_ms` is 0
+    where the plan never resets. Tokens are counted as its plan weighs them.
+    """
+
+    tokens_used: int
+    tokens_remaining: int | None
+    tokens_held: int
+    is_blocked: bool
+    manual_block: bool
+    last_reset_ms: int
+    next_reset_ms: int
+    cycle: int
+    seq: int

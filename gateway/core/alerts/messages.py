@@ -1,0 +1,540 @@
+"""Webhooks: which events are told, how a message is signed, when it is tried again.
+
+Signed as the Standard Webhooks specification has it, so that its libraries verify what arrives:
+HMAC-SHA-256 over `id.timestamp.body` under the key inside `whsec_<base64>`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from gateway.core.circuit_breaker import Retries
+from gateway.core.network import URL_CHARS_MAX, is_full_name
+from gateway.core.text import visible
+from gateway.core.times import rfc3339
+
+EVENTS = (
+    "quota.50",
+    "quota.80",
+    "quota.100",
+    "credits.low",
+    "credits.topped_up",
+    "tenant.blocked",
+    "tenant.unblocked",
+    "invoice.finalized",
+    "invoice.paid",
+    "invoice.overdue",
+    "invoice.uncollectible",
+    "invoice.reminder",
+    "invoice.blocked",
+    "invoice.unblocked",
+    "subscription.ending",
+    "budget.threshold",
+    "budget.exceeded",
+    "budget.forecast",
+    "usage.sudden",
+)
+TEST_EVENT = "webhook.test"
+# An address is asked whether mail may come.
+CONSENT_EVENT = "webhook.consent"
+# So long it may agree by the link that it is sent.
+LINK_DAYS = 7
+# An hour: mails, and messages that try a webhook; of one webhook of an organization, and of all of them.
+HOURLY_OF_WEBHOOK_MAX, HOURLY_OF_ORGANIZATION_MAX = 60, 200
+SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
+
+# Some sixteen hours in all.
+RETRIES = Retries(attempts_max=10, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one address; `attempts` counts this one."""
+
+    id: int
+    url: str
+    secret: str
+    event: str
+    data: Mapping[str, object]
+    happened: datetime
+    attempts: int
+    webhook_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
+
+    status: int | None
+    error: str | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the receiver took it."""
+        return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is answered to a message: its status, or why there is none, the beginning of its body, and for how
+    long the other side wants to be left alone, as it says it.
+    """
+
+    status: int | None
+    error: str | None = None
+    body: bytes = b""
+    retry_after: str = ""
+
+
+def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
+    """The fields of an attempt made now."""
+    identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "tollkeeper",
+        "webhook-id": identity,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{signature(delivery.secret, identity, timestamp, body)}",
+    }
+
+
+def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
+    """Sign a body: base64 of the HMAC."""
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    signed = f"{identity}.{timestamp}.".encode() + body
+    return base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+# Events as people read them: a title, a sentence, and facts. Pure.
+#
+# Names in them are other people's: a user's is whatever a call said. They are shortened and made visible
+# here, and escaped where a format has signs of its own.
+
+
+Data = Mapping[str, object]
+
+TITLE_CHARS_MAX: Final = 120
+VALUE_CHARS_MAX: Final = 200
+FACTS_MAX: Final = 20
+
+
+class Worded(NamedTuple):
+    """An event in words; facts are pairs of a name and a value."""
+
+    title: str
+    sentence: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def worded(event: str, data: Data) -> Worded:
+    """Say an event in words. `data` may lack anything: a message may have waited through an upgrade."""
+    title, sentence = _SAID.get(event, _nameless)(data)
+    shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
+    facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
+    return Worded(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
+
+
+def plain(value: object) -> str:
+    """A value on one line, with whatever hides in it shown; nothing of what is no single value."""
+    if value is None or isinstance(value, Mapping | list | tuple):
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return _cut(visible(" ".join(text[: VALUE_CHARS_MAX + 1].split())))
+
+
+def spoken(moment: object, time_zone: object = "UTC") -> str:
+    """A moment (RFC 3339) by the clocks of a zone; as it is where one of them is none."""
+    zone = str(time_zone or "UTC")
+    try:
+        at = datetime.fromisoformat(str(moment)).astimezone(ZoneInfo(zone))
+    except (ValueError, KeyError):
+        return plain(moment)
+    return f"{at.day} {at:%B %Y, %H:%M} ({zone})"
+
+
+def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _who(data: Data, kind: str) -> str:
+    """Somebody by name, else by id."""
+    return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
+
+
+def _quota(data: Data) -> tuple[str, str]:
+    percent, who = plain(data.get("percent")), _who(data, "tenant")
+    used, left = plain(data.get("tokens_used")), plain(data.get("tokens_remaining"))
+    again = data.get("next_reset_at")
+    until = f" It begins again on {spoken(again)}." if again else ""
+    return (
+        f"{percent} % of the tokens are used: {who}",
+        f"{who} has used {percent} % of its tokens: {used} are used, {left} remain.{until}",
+    )
+
+
+def _blocked(data: Data) -> tuple[str, str]:
+    who = _who(data, "tenant")
+    why = "by hand" if data.get("manual_block") else "as nothing remains of its tokens"
+    return f"Blocked: {who}", f"Calls of {who} are refused from now on: it was blocked {why}."
+
+
+def _unblocked(data: Data) -> tuple[str, str]:
+    who = _who(data, "tenant")
+    return f"No longer blocked: {who}", f"Calls of {who} are admitted again."
+
+
+def _credits(data: Data) -> tuple[str, str]:
+    who, left = _who(data, "organization"), plain(data.get("credit_balance"))
+    added = plain(data.get("last_added"))
+    return f"Credits are low: {who}", f"{who} has {left} credits left, of {added} last added."
+
+
+def _topped_up(data: Data) -> tuple[str, str]:
+    who, added = _who(data, "organization"), plain(data.get("credits_added"))
+    left = plain(data.get("credit_balance"))
+    price = f"{plain(data.get('unit_cost'))} {plain(data.get('currency'))} each"
+    when = "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now"
+    month = f"number {plain(data.get('of_month'))} of {plain(data.get('monthly_max'))} this month"
+    return (
+        f"Credits are bought: {who}",
+        f"{who} had {left} credits left and gets {added} {when}, at {price}: {month}.",
+    )
+
+
+def _invoice(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    total = f"{plain(data.get('total_amount'))} {plain(data.get('currency'))}"
+    return f"Invoice {number} is final", f"Invoice {number} of {who} is final: {total}."
+
+
+def _paid(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Invoice {number} is paid", f"Nothing is left to pay of invoice {number} of {who}."
+
+
+def _overdue(data: Data) -> tuple[str, str]:
+    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
+    return f"Invoice {number} is overdue", f"Invoice {number} of {who} was to be paid by {due}."
+
+
+def _given_up(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Invoice {number} is given up", f"What is left to pay of invoice {number} of {who} is given up."
+
+
+def _reminded(data: Data) -> tuple[str, str]:
+    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
+    rest = f"{plain(data.get('amount_due'))} {plain(data.get('currency'))}"
+    block = plain(data.get("block_date"))
+    until = f" Calls are refused from {block} on." if block else ""
+    return (
+        f"Please pay invoice {number}",
+        f"Of invoice {number} of {who}, {rest} were to be paid by {due} and are not.{until}",
+    )
+
+
+def _unpaid_block(data: Data) -> tuple[str, str]:
+    number, who = plain(data.get("number")), _who(data, "organization")
+    return f"Blocked: {who}", f"Calls of {who} are refused from now on: invoice {number} is not paid."
+
+
+def _unpaid_no_more(data: Data) -> tuple[str, str]:
+    who = _who(data, "organization")
+    return f"No longer blocked: {who}", f"Calls of {who} are no more refused for what was not paid."
+
+
+def _ending(data: Data) -> tuple[str, str]:
+    who, end = _who(data, "organization"), plain(data.get("end_date"))
+    return f"A subscription ends: {who}", f"The subscription of {who} ends on {end}."
+
+
+def _test(_: Data) -> tuple[str, str]:
+    return "A test", "Messages arrive here: this one was sent to try it."
+
+
+def _consent(data: Data) -> tuple[str, str]:
+    who, address, link = _who(data, "organization"), plain(data.get("address")), data.get("link")
+    wants = f"{who} wants messages about its use and bills to be sent to {address}."
+    return (
+        f"May {who} have messages sent to you?",
+        f"{wants} If you agree, say so within {LINK_DAYS} days:\n\n{link}\n\nIf you do not, do nothing.",
+    )
+
+
+def _budget_of(data: Data) -> str:
+    whom, each = plain(data.get("account")), plain(data.get("each"))
+    of = f" of {each} {whom}" if whom else ""
+    return f"“{_who(data, 'budget')}”{of} ({_who(data, 'organization')})"
+
+
+def _so_much(data: Data) -> str:
+    unit = plain(data.get("currency")) or plain(data.get("unit"))
+    return f"{plain(data.get('used'))} of {plain(data.get('amount'))} {unit}"
+
+
+def _again(data: Data) -> str:
+    resets = data.get("resets_at")
+    return f" It begins again on {spoken(resets, data.get('time_zone'))}." if resets else ""
+
+
+def _threshold(data: Data) -> tuple[str, str]:
+    budget, percent = _budget_of(data), plain(data.get("percent"))
+    return (
+        f"{percent} % of a budget are used: {budget}",
+        f"Of the budget {budget}, {_so_much(data)} are used, {percent} % or more.{_again(data)}",
+    )
+
+
+def _exceeded(data: Data) -> tuple[str, str]:
+    budget, refused = _budget_of(data), " Its calls are refused." if data.get("mode") == "enforce" else ""
+    return (
+        f"A budget is used up: {budget}",
+        f"Of the budget {budget}, {_so_much(data)} are used.{refused}{_again(data)}",
+    )
+
+
+def _forecast(data: Data) -> tuple[str, str]:
+    budget, end = _budget_of(data), spoken(data.get("exhausted_at"), data.get("time_zone"))
+    return (
+        f"A budget will not last: {budget}",
+        f"At this pace the budget {budget} is used up on {end}: {_so_much(data)} are used.{_again(data)}",
+    )
+
+
+def _sudden(data: Data) -> tuple[str, str]:
+    kind = plain(data.get("scope"))
+    who, currency = f"{kind.replace('_', ' ')} {_who(data, kind)}", plain(data.get("currency"))
+    usual = f"in the last 7 days it was {plain(data.get('usual'))} {currency} at most at this time of day"
+    return (
+        f"Sudden use: {who}",
+        f"The {who} has used {plain(data.get('cost'))} {currency} since {spoken(data.get('hour'))}; {usual}.",
+    )
+
+
+def _nameless(_: Data) -> tuple[str, str]:
+    return "", ""
+
+
+_SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
+    "quota.50": _quota,
+    "quota.80": _quota,
+    "quota.100": _quota,
+    "credits.low": _credits,
+    "credits.topped_up": _topped_up,
+    "tenant.blocked": _blocked,
+    "tenant.unblocked": _unblocked,
+    "invoice.finalized": _invoice,
+    "invoice.paid": _paid,
+    "invoice.overdue": _overdue,
+    "invoice.uncollectible": _given_up,
+    "invoice.reminder": _reminded,
+    "invoice.blocked": _unpaid_block,
+    "invoice.unblocked": _unpaid_no_more,
+    "subscription.ending": _ending,
+    "budget.threshold": _threshold,
+    "budget.exceeded": _exceeded,
+    "budget.forecast": _forecast,
+    "usage.sudden": _sudden,
+    "webhook.test": _test,
+    "webhook.consent": _consent,
+}
+
+
+# The body of a message, as whoever is at its address reads it.
+#
+# Everybody gets the fields of Standard Webhooks and a `text`. Slack and Teams show what is in fields of their
+# own; what everybody gets stands beside, as `tollkeeper`. Names in a message are somebody's: they are text to
+# both (`plain_text`, `TextRun`), and never mention, link or format anything. Sources: Slack's Block Kit and
+# its escaping of text; Microsoft's "Create incoming webhooks with Workflows", and the schema of Adaptive
+# Cards 1.4.
+
+
+SLACK_HOSTS: Final = ("hooks.slack.com", "hooks.slack-gov.com")
+# Of connectors, and of workflows before and after they had addresses of their own.
+TEAMS_DOMAINS: Final = (".webhook.office.com", ".logic.azure.com", ".powerplatform.com")
+# Slack's own maximum of a section's fields.
+FIELDS_MAX: Final = 10
+CARD: Final = "application/vnd.microsoft.card.adaptive"
+
+Content = dict[str, Any]
+
+
+def body_of(delivery: Delivery) -> bytes:
+    """The body of an attempt; the same for every attempt."""
+    said = worded(delivery.event, delivery.data)
+    content = _reader_of(delivery.url)(_ours(delivery, said), said)
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _reader_of(url: str) -> Callable[[Content, Worded], Content]:
+    """What makes the body for a URL, by its host alone."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host in SLACK_HOSTS:
+        return _slack
+    return _teams if host.endswith(TEAMS_DOMAINS) else _anybody
+
+
+def _ours(delivery: Delivery, said: Worded) -> Content:
+    return {
+        "type": delivery.event,
+        "timestamp": rfc3339(delivery.happened),
+        "text": f"{said.title}. {said.sentence}".strip(),
+        "data": delivery.data,
+    }
+
+
+def _anybody(ours: Content, _: Worded) -> Content:
+    return ours
+
+
+def _slack(ours: Content, said: Worded) -> Content:
+    """`text` is what notifications show; the blocks are the message."""
+    blocks: list[Content] = [{"type": "header", "text": _plain_text(said.title)}]
+    if said.sentence:
+        blocks.append({"type": "section", "text": _plain_text(said.sentence)})
+    fields = [_plain_text(f"{name}\n{value}") for name, value in said.facts]
+    blocks += ({"type": "section", "fields": some} for some in _in_parts(fields))
+    return {"text": _escaped(ours["text"]), "blocks": blocks, "tollkeeper": ours}
+
+
+def _in_parts(fields: list[Content]) -> Iterable[list[Content]]:
+    return (fields[at : at + FIELDS_MAX] for at in range(0, len(fields), FIELDS_MAX))
+
+
+def _plain_text(text: str) -> Content:
+    return {"type": "plain_text", "text": text, "emoji": False}
+
+
+def _escaped(text: str) -> str:
+    """Text in which Slack finds neither mentions nor links."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _teams(ours: Content, said: Worded) -> Content:
+    body = [_text(_run(said.title, size="Large", weight="Bolder"))]
+    if said.sentence:
+        body.append(_text(_run(said.sentence)))
+    body += (_text(_run(f"{name}: ", weight="Bolder"), _run(value)) for name, value in said.facts)
+    card = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "body": body,
+    }
+    attachment = {"contentType": CARD, "contentUrl": None, "content": card}
+    return {"type": "message", "summary": said.title, "attachments": [attachment], "tollkeeper": ours}
+
+
+def _text(*runs: Content) -> Content:
+    return {"type": "RichTextBlock", "inlines": list(runs)}
+
+
+def _run(text: str, **style: str) -> Content:
+    return {"type": "TextRun", "text": text, **style}
+
+
+# Messages by mail: which addresses a `mailto:` URL may name, and the mail an event is.
+#
+# An address is taken as it is usually written and not otherwise: no header fields behind a `?`, no escapes,
+# no routes, nothing quoted. So nothing in one can end a line of a command or of a header, and nothing in a
+# title can. Sources: RFC 6068, RFC 5321 section 4.5.3.1, RFC 3834, RFC 2047.
+
+
+SCHEME: Final = "mailto:"
+RECIPIENTS_MAX: Final = 10
+ADDRESS_CHARS_MAX, LOCAL_CHARS_MAX = 254, 64
+# Addresses that people of an organization have asked an hour, and times that a mailbox is asked a day.
+ASKED_OF_ORGANIZATION_MAX, ASKED_OF_MAILBOX_MAX = 20, 3
+
+_ATOM = r"[A-Za-z0-9_+'=~-]+"
+_LOCAL = re.compile(rf"{_ATOM}(\.{_ATOM})*", re.ASCII)
+
+
+class Mail(NamedTuple):
+    """A mail, and to whom and from whom it goes."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes
+
+
+def is_mail(url: str) -> bool:
+    """Whether messages to this URL go by mail."""
+    return url[: len(SCHEME)].lower() == SCHEME
+
+
+def recipients_of(url: str) -> tuple[str, ...]:
+    """The addresses of a `mailto:` URL that `refusal` has nothing against."""
+    return tuple(url[len(SCHEME) :].split(","))
+
+
+def mailbox_of(address: str) -> str:
+    """Who reads an address, as most servers have it: in any case, and with any tag behind a `+`."""
+    local, _, domain = address.lower().rpartition("@")
+    return f"{local.partition('+')[0]}@{domain}"
+
+
+def digest_of(token: str) -> str:
+    """What is kept of the link that somebody agrees by."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def recipient_refusal(url: str, *, private: bool) -> str | None:
+    """Say why no mail may go to a URL; None if it may. `private` allows domains of a local network."""
+    if len(url) > URL_CHARS_MAX:
+        return f"must be at most {URL_CHARS_MAX} characters"
+    recipients = recipients_of(url)
+    if len(recipients) > RECIPIENTS_MAX:
+        return f"must name at most {RECIPIENTS_MAX} recipients"
+    if all(is_address(each, private=private) for each in recipients):
+        return None
+    return "must be mailto: and addresses such as name@example.com, with commas between and nothing else"
+
+
+def is_address(text: str, *, private: bool) -> bool:
+    """Whether text is somebody's address, as it is usually written."""
+    local, _, domain = text.rpartition("@")
+    fits = len(text) <= ADDRESS_CHARS_MAX and len(local) <= LOCAL_CHARS_MAX
+    named = not domain.endswith(".") and is_full_name(domain.lower(), private=private)
+    return fits and named and _LOCAL.fullmatch(local) is not None
+
+
+def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
+    """The mail of an attempt; it has the same id in every attempt."""
+    said = worded(delivery.event, delivery.data)
+    recipients = recipients_of(delivery.url)
+    message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
+    message["From"] = Address("Tollkeeper", addr_spec=sender)
+    message["To"] = [Address(addr_spec=each) for each in recipients]
+    message["Subject"] = _unencoded(f"[Tollkeeper] {said.title}")
+    message["Date"] = format_datetime(now)
+    domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
+    message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
+    # Nobody's absence note answers it.
+    message["Auto-Submitted"] = "auto-generated"
+    message["X-Tollkeeper-Event"] = delivery.event
+    lines = [said.sentence or said.title, "", *(f"{name}: {value}" for name, value in said.facts)]
+    message.set_content("\n".join(lines) + "\n")
+    return Mail(sender, recipients, message.as_bytes())
+
+
+def _unencoded(text: str) -> str:
+    """A line in which nothing reads as an encoded word (RFC 2047).
+
+    Whoever reads one decodes it, the library that writes the header too: a name could end the line with it.
+    """
+    return text.replace("=?", "= ?")

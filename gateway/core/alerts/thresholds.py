@@ -1,0 +1,163 @@
+"""When a budget is told of: what is crossed of its amount, and when it is used up at this pace. Pure.
+
+The pace is that of the window so far. Where a window is old enough to have a past, it is that of its last
+hours or days instead: of at least `LOOK_BACK` and at most twice that, so that a week has its weekend in it. A
+pace is believed from a hundredth of the window on, and from a tenth of the amount.
+
+What is crossed is told once. An amount that is raised is another one: what is crossed of it beyond the
+amounts that were told is told as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from gateway.core.accounts.budgets import DAY, HOUR, MONTH, QUARTER, TOTAL, WEEK, YEAR
+from gateway.core.billing.money import NANO
+from gateway.core.times import DAY_MS, HOUR_MS
+
+LOOK_BACK_MS: Final = {
+    HOUR: HOUR_MS // 6, DAY: 3 * HOUR_MS, WEEK: DAY_MS, MONTH: 7 * DAY_MS, QUARTER: 7 * DAY_MS,
+    YEAR: 7 * DAY_MS, TOTAL: 7 * DAY_MS,
+}  # fmt: skip
+# Of the amount, and of the window's length: before them a pace says nothing.
+USED_LEAST: Final = 10
+PASSED_LEAST: Final = 100
+# What never begins again has no length, and its end is told this far ahead.
+TOTAL_PASSED_LEAST_MS: Final = HOUR_MS
+TOTAL_AHEAD_MS: Final = 7 * DAY_MS
+
+
+class RunningWindow(NamedTuple):
+    """One account of a budget in one window, counted since `began_ms`; `next_ms` is 0 where it never ends."""
+
+    interval: str
+    began_ms: int
+    next_ms: int
+    limit: int
+    used: int
+
+
+class Sample(NamedTuple):
+    """What was used of a window at a moment."""
+
+    used: int
+    at_ms: int
+
+
+class Samples(NamedTuple):
+    """What is remembered of a window: a moment its pace is counted from, and the one that follows it."""
+
+    before: Sample | None = None
+    seen: Sample | None = None
+
+
+class Told(NamedTuple):
+    """What was told of a window: the highest part of its limit, the largest amount that was reached, and
+    whether that it is used up.
+    """
+
+    part: Decimal = Decimal()
+    level: Decimal = Decimal()
+    exceeded: bool = False
+
+    def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> Told:
+        """The same after these parts of a limit are told, and that it is used up."""
+        level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
+        return Told(max([self.part, *parts]), level, self.exceeded or exceeded)
+
+
+def crossed(thresholds: Iterable[Decimal], told: Told, used: int, limit: int) -> list[Decimal]:
+    """The thresholds (parts of the limit) that are reached and were not told, lowest first."""
+    return sorted(
+        part
+        for part in set(thresholds)
+        if used >= part * limit and (part > told.part or part * limit > told.level)
+    )
+
+
+def exceeds(told: Told, used: int, limit: int) -> bool:
+    """Whether a limit is used up that was not told as such."""
+    return used >= limit and (not told.exceeded or limit > told.level)
+
+
+def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
+    """What is to be remembered from now on: another sample a look-back, and none of before a reset."""
+    now = Sample(window.used, now_ms)
+    if samples.seen is None or window.used < samples.seen.used:
+        return Samples(None, now)
+    if now_ms - samples.seen.at_ms < LOOK_BACK_MS[window.interval]:
+        return samples
+    return Samples(samples.seen, now)
+
+
+def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
+    """The moment at which a window is used up at its pace; None where that is not before it begins again.
+
+    None too where it is used up already, or where its pace says nothing yet.
+    """
+    if window.used >= window.limit or window.used * USED_LEAST < window.limit:
+        return None
+    if now_ms - window.began_ms < _passed_least_ms(window):
+        return None
+    since = samples.before or Sample(0, window.began_ms)
+    passed, spent = now_ms - since.at_ms, window.used - since.used
+    if spent <= 0 or passed <= 0:
+        return None
+    end_ms = now_ms + (window.limit - window.used) * passed // spent
+    return end_ms if end_ms < (window.next_ms or now_ms + TOTAL_AHEAD_MS) else None
+
+
+def _passed_least_ms(window: RunningWindow) -> int:
+    if not window.next_ms:
+        return TOTAL_PASSED_LEAST_MS
+    return (window.next_ms - window.began_ms) // PASSED_LEAST
+
+
+# Sudden use: an hour that costs many times what is usual at this time of day. Pure.
+#
+# Usual is the most that this hour, the one before or the one after it cost on any of the last seven days:
+# what comes once a week is usual, and what comes an hour late as well. Sudden is three times that. Small
+# numbers say nothing: it is at least one unit of the currency, and a hundredth of what the organization
+# spends on an average day. Nobody is told of who is known for less than three days. The running hour counts
+# as far as it is.
+
+
+DAYS: Final = 7
+TIMES: Final = 3
+COST_LEAST: Final = NANO
+OF_A_DAY: Final = 100
+KNOWN_LEAST: Final = timedelta(days=3)
+_HOUR: Final = timedelta(hours=1)
+
+
+class Hour(NamedTuple):
+    """What somebody has cost in a running hour, in nano-units, and what is known of before.
+
+    `usual` is the most that hours at this time of day cost, `average_day` what the organization spends on a
+    day.
+    """
+
+    cost: int
+    usual: int
+    average_day: int
+    known_since: datetime
+
+
+def same_hours(hour: datetime) -> list[datetime]:
+    """The hours of the last days that are compared with one."""
+    days = (hour - timedelta(days=day) for day in range(1, DAYS + 1))
+    return [same + shift for same in days for shift in (-_HOUR, timedelta(), _HOUR)]
+
+
+def is_sudden(hour: Hour, now: datetime) -> bool:
+    """Whether it is to be told."""
+    return (
+        now - hour.known_since >= KNOWN_LEAST
+        and hour.cost >= COST_LEAST
+        and hour.cost * OF_A_DAY >= hour.average_day
+        and hour.cost >= TIMES * hour.usual
+    )

@@ -1,0 +1,416 @@
+"""A charge: money that is owed for something supplied, exact, written when the fact is known.
+
+Charges are only added. What takes one back is a charge of its own, with the sign turned. Pure: where they
+are kept, and which invoice has one, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from gateway.core.billing.money import EXACT, NANO, ONE_NANO, times
+from gateway.core.billing.subscription import ADVANCE, ARREARS, Segment, cycle_of, midnight
+
+FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", "usage"
+DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
+EARLY_USE = "early_use"
+SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
+SUBSCRIPTION, DEBT = "organization_subscription", "credit_debt"
+KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
+# What counts toward a minimum.
+COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
+# Why a charge is there: what takes another one back, or owes it again, is none of the facts.
+REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
+ONE_DAY = timedelta(days=1)
+# A kind, its source and which row of it, a tenant and a service, from when to when.
+Supply = tuple[str, str, int | None, int | None, int | None, datetime, datetime]
+# A source, and which row of it: None is all of them.
+Wanted = tuple[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Something supplied from `start` to `end` (not included), and what is owed for it.
+
+    `source` and `source_id` name the rows it is for. `place` is where it lies in what it is of: a tenant's
+    cycle, the first unit of its month. `id` is 0 until it is stored.
+    """
+
+    kind: str
+    start: datetime
+    end: datetime
+    quantity: Decimal
+    unit_price: Decimal
+    amount: Decimal
+    source: str
+    source_id: int | None = None
+    tenant_id: int | None = None
+    service_id: int | None = None
+    place: int | None = None
+    id: int = 0
+
+    @property
+    def day(self) -> date:
+        """The UTC day it begins on."""
+        return self.start.astimezone(UTC).date()
+
+    @property
+    def supply(self) -> Supply:
+        """What was supplied, whichever way it is charged."""
+        of = (self.source, self.source_id, self.tenant_id, self.service_id)
+        return (self.kind, *of, self.start, self.end)
+
+
+def day_fee(segment: Segment, day: date) -> Decimal:
+    """What a day of a segment costs, in whole nano-units: a cycle's days add up to its cost, however cut."""
+    if segment.is_free(day):
+        return Decimal(0)
+    first, following = cycle_of(segment.anchor, segment.interval, day)
+    return part_of(segment.cost, (day - first).days, 1, (following - first).days)
+
+
+def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
+    """What some days of a cycle come to, behind the first ones: in whole nano-units."""
+    return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
+
+
+def day_fees(segment: Segment, since: date, until: date) -> Iterator[Charge]:
+    """A segment's days from one to another (not included), a charge each, and one of what is off."""
+    day = max(since, segment.start)
+    while day < min(until, segment.end):
+        fee = day_fee(segment, day)
+        yield fee_charge(FEE, segment.id, day, Decimal(1), fee)
+        off = EXACT.multiply(fee, segment.discount_of(day))
+        if off:
+            yield fee_charge(DISCOUNT, segment.id, day, Decimal(1), -off)
+        day += ONE_DAY
+
+
+def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> Charge:
+    """A day of a segment, or its discount, charged or taken back."""
+    price = abs(amount)
+    return Charge(kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id)
+
+
+def charged_until(segment: Segment, until: date, begun: date) -> date:
+    """Up to which day a segment is charged by who reaches a day.
+
+    In advance these are whole cycles: those that began before that day, or before `begun`.
+    """
+    if segment.terms.billing == ADVANCE and segment.start < max(until, begun):
+        return segment.term_of(min(max(until, begun), segment.end) - ONE_DAY)[1]
+    return min(segment.end, until)
+
+
+def due(charge: Charge, segments: Mapping[int, Segment]) -> datetime:
+    """From which end of a period on an invoice takes it: a fee that is charged as one waits for its term.
+
+    In advance that is the first day that is not free, in arrears the last one; of all else its own end.
+    A day that its segment lost waits with what stands in its place.
+    """
+    segment = _segment(charge, segments)
+    if segment is not None and charge.day >= segment.end:
+        segment = _replacement(charge, segments)
+    if segment is None or not segment.terms.billing:
+        return charge.end
+    first, following = segment.term_of(charge.day)
+    if segment.terms.billing == ARREARS:
+        return midnight(following)
+    return midnight(max(first, min(segment.terms.trial_end or first, charge.day)) + ONE_DAY)
+
+
+def gathered(
+    charges: Sequence[Charge], until: date, segments: Mapping[int, Segment], only: Wanted | None = None
+) -> list[Charge]:
+    """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
+
+    What is due until then; and of later supply what is to be given back, since it was billed ahead. Of days
+    that a segment has lost also what is owed again although its return is billed. A fee in advance that
+    another one replaces is given back together with that one, never before it and never as one segment's.
+    """
+    if only is not None:
+        charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
+    ends, alone = midnight(until), only is not None and only[1] is not None
+    replaced = [_replacement(charge, segments) is not None for charge in charges]
+    waits = [
+        due(charge, segments) > ends or (is_replaced and alone)
+        for charge, is_replaced in zip(charges, replaced, strict=True)
+    ]
+    later: defaultdict[object, Decimal] = defaultdict(Decimal)
+    for charge, is_later in zip(charges, waits, strict=True):
+        if is_later:
+            later[charge.supply] += -charge.amount if charge.kind == DISCOUNT else charge.amount
+    return [
+        charge
+        for charge, is_later, is_replaced in zip(charges, waits, replaced, strict=True)
+        if not is_later
+        or (later[charge.supply] < 0 and not is_replaced)
+        or (later[charge.supply] > 0 and _is_lost(charge, segments))
+    ]
+
+
+def _segment(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+    return segments.get(charge.source_id or 0) if charge.source == SEGMENT else None
+
+
+def _replacement(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+    """The segment that has a day which another one lost, where both are charged by the cycle in advance."""
+    lost = _segment(charge, segments)
+    if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
+        return None
+    for each in segments.values():
+        is_alike = each.terms.billing == ADVANCE and each.interval == lost.interval
+        if is_alike and each.start <= charge.day < each.end:
+            return each
+    return None
+
+
+def _is_lost(charge: Charge, segments: Mapping[int, Segment]) -> bool:
+    """Whether it is of a day that its segment does not have any more: all of that comes to nothing."""
+    segment = _segment(charge, segments)
+    return segment is not None and charge.day >= segment.end
+
+
+def spread_amount(amount: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
+    """Cut an amount into parts as large as the weights say, in whole nano-units; they add up to it."""
+    total = sum(map(abs, weights), Decimal(0))
+    if not total:
+        return [amount, *[Decimal(0)] * (len(weights) - 1)] if weights else []
+    parts, given, seen = [], Decimal(0), Decimal(0)
+    for weight in weights:
+        seen += abs(weight)
+        upto = amount if seen == total else _nano(EXACT.divide(EXACT.multiply(amount, seen), total))
+        parts.append(upto - given)
+        given = upto
+    return parts
+
+
+def _part(cost: Decimal, days: int, whole: int) -> Decimal:
+    """Nano-units of so many days of a cycle, half-up: one division of whole numbers."""
+    twice = EXACT.multiply(cost, Decimal(2 * NANO * days))
+    return EXACT.divide_int(twice + whole, Decimal(2 * whole))
+
+
+def _nano(amount: Decimal) -> Decimal:
+    return amount.quantize(ONE_NANO, context=EXACT)
+
+
+# Which grant of credits paid for which use: priority, then expiry, then promotional before paid, then id.
+#
+# Movements come in the order of their seq, which is the order of their time. What no grant covers
+# is debt, and the next grant covers it first. Exact: every outflow is allocated to the last
+# credit, no grant gives more than it has, and none gives after its moment of expiry.
+
+
+NEVER = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Credits that were added. A lower `priority` is used first; `expires_ms` None is never."""
+
+    id: int
+    amount: int
+    priority: int = 100
+    expires_ms: int | None = None
+    promotional: bool = False
+
+    @property
+    def order(self) -> tuple[int, int, bool, int]:
+        """Its place among the grants that could pay."""
+        return (self.priority, self.until_ms, not self.promotional, self.id)
+
+    @property
+    def until_ms(self) -> int:
+        """The first millisecond it no longer pays."""
+        return NEVER if self.expires_ms is None else self.expires_ms
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredGrant:
+    """A grant whose moment of expiry has passed, and whose it is."""
+
+    id: int
+    organization_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outflow:
+    """Credits that left at a place of the account. `grant_id` where they are one grant's expiry."""
+
+    seq: int
+    at_ms: int
+    amount: int
+    grant_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Part of an outflow and the grant that covers it; None is debt.
+
+    A negative amount takes debt back that a later grant covers.
+    """
+
+    seq: int
+    grant_id: int | None
+    amount: int
+
+
+@dataclass(slots=True)
+class Allocator:
+    """The grants of one account with what is left of them, and its debts, oldest first."""
+
+    rests: dict[int, int] = field(default_factory=dict)
+    _queue: list[tuple[tuple[int, int, bool, int], Grant]] = field(default_factory=list)
+    _debts: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def resume(cls, grants: Iterable[tuple[Grant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
+        """Go on where an earlier run ended: grants with what is left, debts as (seq, amount)."""
+        allocator = cls(_debts=sorted(debts))
+        for grant, rest in grants:
+            allocator.rests[grant.id] = rest
+            if rest > 0:
+                heappush(allocator._queue, (grant.order, grant))
+        return allocator
+
+    def left_of(self, grant_id: int) -> int:
+        """What a grant has not paid for."""
+        return self.rests.get(grant_id, 0)
+
+    def add_grant(self, grant: Grant, first: Collection[int] = ()) -> list[Allocation]:
+        """Add a grant: it covers debts, those `first` of which it says the seq; the rest pays from now on."""
+        assert grant.amount > 0
+        assert grant.id not in self.rests
+        rest, covered = grant.amount, []
+        if first:
+            self._debts.sort(key=lambda debt: (debt[0] not in first, debt))
+        while rest and self._debts:
+            seq, owed = self._debts[0]
+            part = min(rest, owed)
+            covered += [Allocation(seq, None, -part), Allocation(seq, grant.id, part)]
+            rest -= part
+            if part == owed:
+                self._debts.pop(0)
+            else:
+                self._debts[0] = (seq, owed - part)
+        if first:
+            self._debts.sort()
+        self.rests[grant.id] = rest
+        if rest:
+            heappush(self._queue, (grant.order, grant))
+        return covered
+
+    def pay(self, outflow: Outflow) -> list[Allocation]:
+        """Allocate an outflow to the grants that pay at its time; what is left is debt."""
+        left, found = outflow.amount, list[Allocation]()
+
+        def pay_from(grant_id: int) -> None:
+            nonlocal left
+            if part := min(left, self.left_of(grant_id)):
+                self.rests[grant_id] -= part
+                left -= part
+                found.append(Allocation(outflow.seq, grant_id, part))
+
+        if outflow.grant_id is not None:
+            pay_from(outflow.grant_id)
+        while left and self._queue:
+            grant = self._queue[0][1]
+            if grant.until_ms <= outflow.at_ms or not self.rests[grant.id]:
+                heappop(self._queue)
+            else:
+                pay_from(grant.id)
+        if left:
+            self._debts.append((outflow.seq, left))
+            found.append(Allocation(outflow.seq, None, left))
+        return found
+
+
+def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:
+    """Add allocations up by outflow and grant; what came to nothing is left out."""
+    sums: dict[tuple[int, int | None], int] = {}
+    for each in allocations:
+        place = (each.seq, each.grant_id)
+        sums[place] = sums.get(place, 0) + each.amount
+    return {place: amount for place, amount in sums.items() if amount}
+
+
+# How much money there may be in one place, so that whatever is taken in can be billed. Pure.
+#
+# A price and a quantity that people say are looked at together: what they come to has a maximum. So has an
+# invoice: what is beyond it waits for another one. Sums below both are exact, and fit their columns.
+
+
+# What a price and a quantity that somebody says come to at most, in units of their currency.
+PRODUCT_MAX = 10**12
+# What one event, amendment or adjustment has used beyond a plan or a balance comes to at most.
+MOVE_MAX = 10**10
+# What a token beyond a plan costs at most.
+TOKEN_PRICE_MAX = 1_000
+# What the charges of one invoice come to at most, those that bill and those that give back each; and how many
+# units they are for. Columns of lines have room for ten times as much: tax comes on top.
+INVOICE_MAX = 10**15
+INVOICE_UNITS_MAX = 10**17
+
+
+def too_many(quantity: int, unit_price: Decimal | None, most: int = PRODUCT_MAX) -> str | None:
+    """Why a quantity is too large at a price, and what would be right; None where it is not."""
+    if unit_price is None or times(abs(quantity), unit_price) <= most:
+        return None
+    right = EXACT.divide_int(Decimal(most), unit_price)
+    return f"must be at most {right:f} at {unit_price:f} each: no more than {most} can be billed of it"
+
+
+def too_dear(unit_price: Decimal | None, quantity: int, most: int = PRODUCT_MAX) -> str | None:
+    """Why a price is too high for a quantity, and what would be right; None where it is not."""
+    if unit_price is None or times(abs(quantity), unit_price) <= most:
+        return None
+    right = EXACT.normalize(EXACT.divide_int(Decimal(most * NANO), Decimal(abs(quantity))).scaleb(-9))
+    return f"must be at most {right:f} for {abs(quantity)}: no more than {most} can be billed of it"
+
+
+class Borne(NamedTuple):
+    """Charges that one invoice has, and those that are left for another one."""
+
+    taken: Sequence[Charge]
+    left: Sequence[Charge]
+
+
+NOTHING = Borne((), ())
+
+
+def borne(charges: Sequence[Charge]) -> Borne:
+    """What one invoice bears of charges: the first of them first, each that there is room for."""
+    taken, left = [], []
+    room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))
+    for charge in charges:
+        is_back = charge.amount < 0
+        money = EXACT.subtract(room[is_back][0], abs(charge.amount))
+        units = EXACT.subtract(room[is_back][1], abs(charge.quantity))
+        if min(money, units) < 0:
+            left.append(charge)
+        else:
+            room[is_back] = (money, units)
+            taken.append(charge)
+    return Borne(taken, left)
+
+
+def left_out(charges: Sequence[Charge], currency: str) -> str:
+    """What an invoice says of charges that it left; empty where it left none."""
+    if not charges:
+        return ""
+    total = Decimal(0)
+    for charge in charges:
+        total = EXACT.add(total, charge.amount)
+    named = f"charge {charges[0].id}" if charges[0].id else f"a charge of {charges[0].day}"
+    first = named if len(charges) == 1 else f"{len(charges)} charges, the first of them {named}"
+    return (
+        f"Not on this invoice: {first}, {EXACT.normalize(total):f} {currency} in all."
+        f" One invoice bears at most {INVOICE_MAX:,} {currency}."
+    )

@@ -1,0 +1,734 @@
+"""What a call claims of tokens and credits before it is made, and to how much output its hold binds it.
+
+Pure. Under a strict plan the hold in tokens is the call's limit, and where credits are paid by token the hold
+in credits is: a call that states no maximum is then sent with one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.core.accounts.budgets import MONEY, TOKENS
+from gateway.core.billing.cost import Asks, TokenRate, dearest_kinds, dearest_rate, prices_within
+from gateway.core.billing.money import ENDLESS
+from gateway.core.billing.price_book import NO_COUNTS, Vector
+from gateway.core.blobs import BLOB_TOKENS, MEDIA_BYTES_MIN, media_in
+from gateway.core.calls.call import (
+    BYTES_PER_TOKEN,
+    DEFAULT_BOUNDS,
+    Bounds,
+    Call,
+    check_names,
+    read_document,
+    write_document,
+)
+from gateway.core.calls.routes import Route
+from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
+from gateway.core.families import controlled
+from gateway.core.families.controlled import (
+    Document,
+    Tokenizer,
+    elements,
+    flag,
+    inner,
+    models_beside,
+    models_of,
+)
+from gateway.core.families.registry import ALL, OF_METER, SHAPES
+from gateway.core.lru import InUse, Kept
+from gateway.core.model import INTEGER_MAX, Decision, Service, Usage
+from gateway.core.text import names_in
+from gateway.errors import InvalidRequest
+
+# How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.
+#
+# Pure. A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
+# none is sent with the ceiling where its API has such a field. Which tools have no price goes by their kind
+# alone: a name is the caller's own.
+
+
+# Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
+# providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
+# the usual price. And the most one may say.
+TOOL_USES: Final = 50
+TOOL_USES_MAX: Final = 1_000_000
+# What makes an answer search beside `tools`: fields of a body, and what stands in names of models.
+_SEARCH_OPTIONS: Final = "web_search_options"
+_SEARCH_PARAMETERS: Final = "search_parameters"
+_SEARCH: Final = "web_search"
+# Times that a model of a tool may answer where a call does not say it: an advisor is asked once or twice.
+MODEL_USES: Final = 4
+_ADVISOR: Final = "advisor"  # begins the kind of a tool that keeps to its maximum
+# Tools whose models are paid by what they make, not by tokens of an answer.
+_MAKERS: Final = frozenset({"image_generation", "openrouter:image_generation"})
+_COMPACTION: Final = "compact"
+_MANAGEMENT: Final = "context_management"
+_GROUP: Final = "namespace"  # a tool that is others
+_DIGITS: Final = "0123456789"  # of the date that a kind ends with
+_SEARCHING_MODELS: Final = ("search", "sonar", ":online")
+MODELS_REMEMBERED_MAX: Final = 4_096
+# Where a provider keeps tools that a body names by an id: any of them may be there.
+_KEPT: Final = ("cachedContent", "cached_content")
+# Without any of these a body asks for no tool and no search.
+_ASKING: Final = frozenset({"tools", "prompt", "plugins", _SEARCH_PARAMETERS, _SEARCH_OPTIONS, *_KEPT})
+# Tools that are the client's own, whatever their names.
+_OF_CLIENT: Final = ("function", "custom")
+
+
+@dataclass(slots=True)
+class Within:
+    """Answers within a call beside its own: `models` says how often one may answer and with how much, None
+    for all it can; `compactions` are of the call's model, each of the input.
+    """
+
+    models: list[tuple[str, int, int | None]]
+    compactions: int = 0
+
+
+def answers_within(call: Call) -> Within | None:
+    """What may answer within a call, each of the whole input; None where it is the asked model alone."""
+    document = call.document
+    if document is None or not (call.models_beside or _MANAGEMENT in document):
+        return None
+    shape, found = SHAPES.get(call.meter), Within([], _compactions(document))
+    field = shape.tool_uses if shape is not None else ""
+    for tool in elements(document, "tools") if call.models_beside else ():
+        kind = tool.get("type")
+        if isinstance(kind, str) and kind in _MAKERS:
+            continue
+        advisor = bool(field) and _is_advisor(tool)
+        uses = _stated(tool.get(field)) if advisor else None
+        most = _stated(tool.get("max_tokens")) if advisor else None
+        found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
+    for plugin in elements(document, "plugins") if call.models_beside else ():
+        found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
+    return found if found.models or found.compactions else None
+
+
+def limit_models(call: Call) -> None:
+    """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
+    document, shape = call.document, SHAPES.get(call.meter)
+    if document is None or shape is None or not (shape.tool_uses and call.models_beside):
+        return
+    for tool in elements(document, "tools"):
+        if _is_advisor(tool) and _stated(tool.get(shape.tool_uses)) is None:
+            tool[shape.tool_uses] = MODEL_USES
+            call.changed = True
+
+
+def _is_advisor(tool: Document) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and kind.startswith(_ADVISOR)
+
+
+def _compactions(document: Document) -> int:
+    """How often a call's input may be made shorter by its model; both APIs that do name its kind so."""
+    managed = document.get(_MANAGEMENT)
+    if isinstance(managed, dict):
+        edits = elements(managed, "edits", f"{_MANAGEMENT}.")
+    else:
+        edits = elements(document, _MANAGEMENT)
+    kinds = [edit.get("type") for edit in edits]
+    return sum(isinstance(kind, str) and kind.startswith(_COMPACTION) for kind in kinds)
+
+
+def priced_tools(vectors: Vectors) -> Collection[str]:
+    """The names of tools that have a price."""
+    if len(vectors) == 1:
+        return vectors[0].tools
+    return {name for one in vectors for name in one.tools}
+
+
+def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str, int]:
+    """Uses of priced tools that a call may make."""
+    found: dict[str, int] = {}
+    shape = SHAPES.get(call.meter)
+    if not priced or shape is None:
+        return found
+    if _ASKING.isdisjoint(document) and not _models_search(call):
+        return found
+    tools, searches = elements(document, "tools"), _searches(call, document)
+    names_kept = _names_kept(document)
+    if not tools and not searches and not names_kept:
+        return found
+    total = document.get(shape.uses) if shape.uses else None
+    for tool in tools:
+        said = _said(tool)
+        uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
+        for name in priced:
+            if _plain(name) in said:
+                found[name] = min(found.get(name, 0) + uses, TOOL_USES_MAX)
+    for name in priced:
+        if searches and "search" in name and "file" not in name:
+            found.setdefault(name, searches)
+        if names_kept:
+            found.setdefault(name, _uses(total))
+    return found
+
+
+def unpriced_tools(call: Call, vectors: Vectors) -> list[str]:
+    """Provider tools that a call may use, and that have no price for at least one model that may answer."""
+    document, family = call.document, OF_METER.get(call.meter)
+    if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
+        return []
+    asked = [*_kinds(elements(document, "tools")), *_plugins(elements(document, "plugins"))]
+    free = family.free_tools
+    kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
+    if _searches(call, document, by_plugin=False):
+        kinds[_SEARCH] = _plain(_SEARCH)
+    return [kind for kind, plainly in kinds.items() if not all(_has_price(plainly, one) for one in vectors)]
+
+
+def _has_price(kind: str, vector: Vector) -> bool:
+    """Whether a model's price has one of a kind of tool; that of a call has its search in it."""
+    return any(_plain(name) in kind for name in vector.tools) or (
+        kind == _plain(_SEARCH) and vector.request > 0
+    )
+
+
+def _kinds(tools: list[Document], *, inside: bool = False) -> Iterator[str]:
+    """The kinds of a call's tools: what their type says, else the names of their members."""
+    for tool in tools:
+        kind = tool.get("type")
+        if kind == _GROUP and not inside:
+            yield from _kinds(elements(tool, "tools", "tools."), inside=True)
+        elif isinstance(kind, str):
+            yield kind
+        elif kind is not None or "input_schema" not in tool:
+            yield from tool
+
+
+def _plugins(plugins: list[Document]) -> Iterator[str]:
+    """The kinds of OpenRouter's plugins."""
+    for plugin in plugins:
+        said = plugin.get("id")
+        yield _SEARCH if said == "web" else str(said)
+
+
+def limit_uses(call: Call, vectors: Vectors) -> None:
+    """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
+    document, shape = call.document, SHAPES.get(call.meter)
+    if document is None or shape is None or not (shape.uses or shape.tool_uses):
+        return
+    priced = priced_tools(vectors)
+    if not priced:
+        return
+    if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
+        document[shape.uses] = TOOL_USES
+        call.changed = True
+    for tool in elements(document, "tools") if shape.tool_uses else ():
+        kind = tool.get("type")
+        if (
+            isinstance(kind, str)
+            and kind.startswith(shape.limited_tools)
+            and tool.get(shape.tool_uses) is None
+        ):
+            tool[shape.tool_uses] = TOOL_USES
+            call.changed = True
+
+
+def _searches(call: Call, document: Document, *, by_plugin: bool = True) -> int:
+    """Searches that a call may make without a tool, 0 for none."""
+    options = document.get(_SEARCH_PARAMETERS)
+    stated = options.get("max_search_results") if isinstance(options, dict) else None
+    if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
+        return _uses(stated)
+    if document.get(_SEARCH_OPTIONS) is not None or (by_plugin and document.get("plugins") is not None):
+        return TOOL_USES
+    return TOOL_USES if _models_search(call) else 0
+
+
+def _models_search(call: Call) -> bool:
+    """Whether a model that may answer searches by itself."""
+    return _may_search(call.model) or any(_may_search(model) for model in call.models_beside)
+
+
+def _may_search(model: str) -> bool:
+    """Whether a model searches by itself; remembered for up to `MODELS_REMEMBERED_MAX` names."""
+    found = _searching.get(model)
+    if found is None:
+        name = model.lower()
+        if len(_searching) >= MODELS_REMEMBERED_MAX:
+            _searching.clear()
+        found = _searching[model] = any(word in name for word in _SEARCHING_MODELS)
+    return found
+
+
+_searching: Final[dict[str, bool]] = {}
+
+
+def _names_kept(document: Document) -> bool:
+    return any(field in document for field in _KEPT) or isinstance(document.get("prompt"), dict)
+
+
+def _said(tool: Document) -> str:
+    """What says which tool it is: its type, its fields and, unless it is the client's own, its name."""
+    kind = tool.get("type", "")
+    named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
+    return _plain(f"{kind} {named} {' '.join(tool)}")
+
+
+def _plain(said: str) -> str:
+    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`."""
+    return said.lower().replace("_", "").replace("google", "web")
+
+
+def _uses(stated: object) -> int:
+    return _stated(stated) or TOOL_USES
+
+
+def _stated(most: object) -> int | None:
+    """A maximum that a tool states, None where it states none."""
+    if isinstance(most, int) and not isinstance(most, bool) and most > 0:
+        return min(most, TOOL_USES_MAX)
+    return None
+
+
+# How many tokens to hold for a call before it is made, learned from calls before it.
+#
+# What an answer that reports nothing is counted by is learned here too: means, where holds are
+# high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
+# itself is never second-guessed. What one organization's calls teach is never another's estimate.
+
+
+LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
+LEARNED_SHARE = 500  # of one organization, least recently used first out
+OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
+INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
+WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
+BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
+RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
+MEAN_OVER = 32  # calls a mean looks back over
+CEILING = 65_536
+
+# The most one answer of a model can hold, by the longest prefix of its name, as the
+# providers document it; `CEILING` where none fits.
+MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
+_PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
+
+    `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
+    the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
+    the call has choices. `beside` is the most that other models may write.
+    """
+
+    need: int = 0
+    ceiling: int = 0
+    least: int = 0
+    read: int = 0
+    answers: int = 0
+    beside: int = 0
+
+    def bound(self, most: int, call: Call) -> int:
+        """The most tokens of one answer within a hold of so many."""
+        return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
+
+
+NO_ESTIMATE: Final = Estimate()
+
+
+@dataclass(slots=True)
+class _Learned(Kept):
+    """What was seen of one organization's calls to one model behind one service."""
+
+    ceiling: int
+    output: float
+    dearer: int = 1
+    input_ratio: float = INPUT_RATIO_FIRST
+    input_mean: float = INPUT_RATIO_FIRST
+    answers: int = 0
+    texts: int = 0
+    bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
+
+
+class _Share(Kept):
+    """What was learned of one organization's calls, by service and model."""
+
+    __slots__ = ("models",)
+
+    def __init__(self, most: int) -> None:
+        self.models: InUse[tuple[str, str], _Learned] = InUse(most)
+
+
+class Estimator:
+    """Holds by what a call states, else by what was learned.
+
+    Memory is bounded by `learned_max`, and by `share` for one organization: made-up names displace nobody
+    else's. Only an answer that taught something is kept.
+    """
+
+    def __init__(
+        self,
+        ceilings: dict[str, int] | None = None,
+        learned_max: int = LEARNED_MAX,
+        tokenizer: Tokenizer | None = None,
+        share: int = LEARNED_SHARE,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
+        self._share = share
+        self._shares: InUse[int, _Share] = InUse(learned_max)
+
+    def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
+        """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
+
+        The most goes by size: what was learned of other prompts never makes it less.
+        """
+        if not call.input_bytes and not call.blob_tokens:
+            return NO_ESTIMATE
+        learned = self._learned_of(call, organization_id, service_key) or self._first(call.model)
+        call.output_bytes_per_token = learned.bytes_per_output_token
+        call.input_tokens_per_byte = learned.input_mean
+        if self._tokenizer is not None:
+            call.tokens_of = self._tokenizer(call.model)
+        blobs, choices = call.blob_tokens, call.choices
+        used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
+        worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
+        # What a body names and does not hold is taken for an image.
+        read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
+        call.input_ceiling, call.output_ceiling = read, learned.ceiling
+        answers, beside, stated = choices, 0, call.output_max
+        within = answers_within(call)
+        if within is not None:
+            answers += within.compactions
+            for model, uses, most in within.models:
+                beside += uses * (self._ceiling(model) if most is None else most)
+            readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
+            read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
+        if stated is not None:
+            ceiling = min(read + stated * answers + beside, INTEGER_MAX)
+            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read, answers, beside)
+        need = min(used + math.ceil(learned.output) * choices, INTEGER_MAX)
+        ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
+        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside)
+
+    def learn(self, call: Call, organization_id: int, service_key: str, usage: Usage) -> None:
+        """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
+        if not usage.reported or usage.estimated or not call.input_bytes:
+            return
+        if usage.input <= call.blob_tokens and usage.output <= 0:
+            return
+        learned = self._learned_of(call, organization_id, service_key)
+        if learned is None:
+            learned = self._first(call.model)
+            self._keep(organization_id, (service_key, call.model), learned)
+        if usage.input > call.blob_tokens:
+            ratio = (usage.input - call.blob_tokens) / call.input_bytes
+            # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
+            ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
+            learned.input_ratio = _quantile(learned.input_ratio, ratio)
+            learned.answers = min(learned.answers + 1, MEAN_OVER)
+            learned.input_mean += (ratio - learned.input_mean) / learned.answers
+        if usage.output > 0:
+            produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
+            learned.output = _quantile(learned.output, produced)
+            visible = usage.output - usage.reasoning
+            if call.text_bytes > 0 and visible > 0:
+                learned.texts = min(learned.texts + 1, MEAN_OVER)
+                bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
+                learned.bytes_per_output_token += (
+                    bytes_per_token - learned.bytes_per_output_token
+                ) / learned.texts
+
+    def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned | None:
+        share = self._shares.find(organization_id)
+        return None if share is None else share.models.find((service_key, call.model))
+
+    def _first(self, model: str) -> _Learned:
+        """The first values of a model."""
+        ceiling = self._ceiling(model)
+        return _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(model))
+
+    def _keep(self, organization_id: int, name: tuple[str, str], learned: _Learned) -> None:
+        share = self._shares.find(organization_id) or _Share(self._share)
+        share.models.put(name, learned)
+        self._shares.put(organization_id, share, len(share.models))
+
+    def _ceiling(self, model: str) -> int:
+        fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
+        return self._ceilings[max(fitting, key=len)] if fitting else CEILING
+
+
+def _dearer(model: str) -> int:
+    """How many times what an image costs as a rule one of this model's may cost."""
+    fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
+    return -(-max(fitting) // BLOB_TOKENS) if fitting else 1
+
+
+def _quantile(level: float, sample: float) -> float:
+    """Move `level` towards a sample, fast up and slowly down: it settles near the 95th percentile."""
+    return level + (sample - level) * (RISE if sample > level else FALL)
+
+
+def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
+    """The most a call could cost by its tokens; None where they do not set the price."""
+    if not vectors:
+        return None
+    asks = asks_of(call, vectors, estimate.read)
+    return dearest_rate(vectors, estimate.read, asks, factor_of(service), in_money=is_in_money(service))
+
+
+def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
+    """Credits of all a call could use, the least they may be cut to (0: they are held whole), and units."""
+    if rate is None:
+        credits_, _, units = charge_of(service, (), NO_COUNTS, None, units)
+        return credits_, 0, units
+    most = max(estimate.read, estimate.ceiling)
+    if rate.in_money:
+        return 0, 0, rate.seen(most)
+    return rate.credits(most), rate.credits(estimate.least) if estimate.least else 0, units
+
+
+def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decision: Decision) -> int | None:
+    """The most tokens of one answer that the hold covers; None where nothing binds the call."""
+    most = ENDLESS
+    if decision.bounded:
+        held, weights = decision.held_tokens, decision.weights
+        most = held if weights is None else weights.covered(held, estimate.read)
+    if rate is not None:
+        most = min(most, rate.covered(decision.held_credits))
+    return None if most >= ENDLESS else estimate.bound(most, call)
+
+
+def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
+    """Which prices a call may have that reads so many tokens: all but what its family excludes.
+
+    Where no request can be read, all. What makes no call of these prices dearer is not looked for.
+    """
+    document, names, family = call.document, call.names, OF_METER.get(call.meter)
+    if document is None or family is None:
+        return Asks()
+    caches = blobs = sound = tools = False
+    for one in vectors:
+        tools = tools or bool(one.tools)
+        for prices in prices_within(one, read):
+            dearest = dearest_kinds(prices)
+            caches, blobs = caches or dearest.caches > dearest.text, blobs or dearest.blobs > dearest.text
+            sound = sound or dearest.sound > dearest.written
+    excluded = family.exclusions
+    tiers = {tier for one in vectors for tier in one.service_tiers if not excluded.tier(document, tier)}
+    return Asks(
+        caches and not excluded.cache(document, names),
+        blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
+        sound and not excluded.sound(document, names),
+        tiers,
+        uses_of(call, document, priced_tools(vectors)) if tools else None,
+    )
+
+
+# What a call claims of budgets before it is made, and to how much output its hold of them binds it. Pure.
+#
+# Money is counted at the dearest of the prices the call may have. Where its plan admits what is available,
+# windows hold what is likely; where it is strict, the most the call could use.
+
+
+@dataclass(slots=True)
+class BudgetClaim:
+    """What windows hold of a call: `money` in nano-units and `raw_tokens` are likely, `…_most` is all it
+    could use.
+
+    Money may be cut to `money_least`, 0 where the call states its maximum. `dearest` is what the call could
+    cost at most; None where no price is known.
+    """
+
+    money: int = 0
+    money_most: int = 0
+    money_least: int = 0
+    raw_tokens: int = 0
+    raw_most: int = 0
+    dearest: TokenRate | None = None
+
+
+def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: Call) -> BudgetClaim:
+    """What a call claims; `vectors` are the prices of all models that may answer it, none for no money."""
+    need, fewest, read = estimate.need, estimate.least, estimate.read
+    ceiling = max(read, estimate.ceiling)
+    if not vectors:
+        return BudgetClaim(raw_tokens=need, raw_most=ceiling)
+    dearest = dearest_rate(vectors, read, asks_of(call, vectors, read), in_money=True)
+    most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
+    likely_read = min(read, need)
+    likely_read = min(likely_read, call.input_estimate)
+    likely = min(dearest.cost(likely_read, need - likely_read), most)
+    least = min(dearest.cost(read, fewest - read), likely) if fewest else 0
+    return BudgetClaim(likely, most, least, need, ceiling, dearest)
+
+
+def budget_bound(
+    claim: BudgetClaim, call: Call, estimate: Estimate, decision: Decision, enforced: Collection[str]
+) -> int | None:
+    """The most tokens of one answer that budgets let it have; None where nothing binds the call.
+
+    It is bound where a window of the units `enforced` holds not just what is likely: it was cut to what was
+    free, or is all the call could use.
+    """
+    most = ENDLESS
+    if MONEY in enforced and claim.dearest is not None and decision.money_held != claim.money:
+        most = claim.dearest.paid(decision.money_held)
+    if TOKENS in enforced and decision.raw_held != claim.raw_tokens:
+        most = min(most, decision.raw_held)
+    return None if most >= ENDLESS else estimate.bound(most, call)
+
+
+# From a body to a call: read into a document, decided on, and sent written again.
+#
+# What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
+
+
+# Lists whose objects are priced and held one by one.
+_ELEMENTS = ("tools", "plugins")
+_NOT_ASCII = bytes(range(128, 256))
+# Without any of these in a body nobody has to look for media at their places.
+_MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
+
+
+def read_call(
+    route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds = DEFAULT_BOUNDS
+) -> Call:
+    """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
+
+    The meters `generic` and `none` read no body: theirs may be of any type and streamed.
+    """
+    shape = SHAPES.get(route.meter)
+    if shape is None:
+        return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
+    document = read_document(body)
+    call = Call(route.meter, route.family, b"", document=document)
+    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
+    shape.read(call, document, path_params, bounds)
+    for name in _ELEMENTS:
+        elements(document, name)
+    call.models_beside = models_beside(document)
+    call.gives_up = "timeout" in " ".join(document).lower()
+    added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
+    written = call.body = write_document(document)
+    check_names(body, written, added)
+    call.names = names_in(document)
+    call.input_bytes = len(written)
+    if not written.isascii():
+        call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
+    if len(written) > MEDIA_BYTES_MIN and any(mark in written for mark in _MEDIA_MARKS):
+        media = media_in(document, shape.media)
+        call.input_bytes -= media.size
+        call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
+    return call
+
+
+def limit_output(call: Call, tokens: int) -> None:
+    """Write a maximum of one choice, in tokens, into a call that states none and produces some.
+
+    A maximum of 0 is written as 1, which it counts as.
+    """
+    shape = SHAPES.get(call.meter)
+    document = call.document
+    if document is None or shape is None or not shape.maximum:
+        return
+    place = document if shape.place is None else shape.place(document)
+    if call.output_max is None:
+        place[shape.maximum] = call.output_max = tokens
+        call.changed = True
+    for name in shape.numbers:
+        if place.get(name) == 0 and name != shape.uses:
+            place[name] = 1
+            call.changed = True
+
+
+def _ask_for_usage(call: Call, document: Document) -> int:
+    """Set `stream_options.include_usage` unless the client did itself; how many members that adds."""
+    options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
+    if options is None:
+        added = 1 if "stream_options" in document else 2
+        options = document["stream_options"] = {}
+    elif flag(options, "include_usage", "stream_options."):
+        return 0
+    else:
+        added = 0 if "include_usage" in options else 1
+    options["include_usage"] = call.strip_usage = True
+    return added
+
+
+# What could make more of a bound call than is held: numbers that nobody knows, and chats in one.
+#
+# A server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`.
+# So where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
+# references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
+# its `numbers`.
+
+
+HARMLESS = frozenset(
+    {
+        # sampling
+        "temperature", "top_p", "top_k", "top_a", "min_p", "typical_p", "tfs_z", "top_n_sigma", "seed",
+        "random_seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "repeat_penalty",
+        "repeat_last_n", "length_penalty", "no_repeat_ngram_size", "dynatemp_range", "dynatemp_exponent",
+        "mirostat", "mirostat_tau", "mirostat_eta", "dry_multiplier", "dry_base", "dry_allowed_length",
+        "dry_penalty_last_n", "xtc_probability", "xtc_threshold", "topP", "topK", "presencePenalty",
+        "frequencyPenalty",
+        # what is told of tokens
+        "logprobs", "top_logprobs", "prompt_logprobs", "n_probs", "top_n_tokens", "responseLogprobs",
+        # less of the prompt, less of thinking, at least so much output, of what is bounded anyway
+        "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_tokens", "min_keep",
+        "n_indent",
+        "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget", "dimensions",
+        # where and how long it runs
+        "id_slot", "priority", "timeout", "request_timeout", "stream_timeout", "keep_alive", "num_ctx",
+        "num_batch", "num_gpu", "num_thread", "t_max_prompt_ms", "t_max_predict_ms", "data_parallel_rank",
+        # lists of tokens
+        "stop_token_ids", "allowed_token_ids", "bad_words_ids",
+    }
+)  # fmt: skip
+# Texts that may be digits. Several of these servers read a body by pydantic, which takes other such texts for
+# numbers.
+TEXTS = frozenset(
+    {
+        "model", "user", "input", "prompt", "suffix", "stop", "instructions", "system", "conversation",
+        "previous_response_id", "safety_identifier", "prompt_cache_key", "service_tier", "container",
+        "inference_geo", "workspace_id", "user_profile_id", "session_id", "request_id", "rid", "trace_id",
+        "cachedContent", "cached_content",
+    }
+)  # fmt: skip
+_FLOAT_CHARACTERS_MAX: Final = 64
+_NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
+
+
+def check_numbers(call: Call, allowed: frozenset[str]) -> None:
+    """Refuse a number that may overrule the maximum of a bound call, unless `allowed`, and chats in one."""
+    shape, document = SHAPES.get(call.meter), call.document
+    if shape is None or document is None or not shape.maximum:
+        return
+    elements(document, "messages")  # of lists in it some servers make a chat each
+    known = shape.numbers | HARMLESS | allowed
+    parts = [document] if shape.place is None else [document, shape.place(document)]
+    for name in (name for part in parts for name in _numbers_in(part) if name not in known):
+        raise InvalidRequest(
+            f"{name}: nobody here knows what this number does, and this call must not use more than is held."
+            " Leave it out, or have the operator allow it by `fields` of the upstream.",
+            param=name,
+        )
+
+
+def _numbers_in(document: Document) -> list[str]:
+    return [name for name, value in document.items() if name not in TEXTS and _is_number(value)]
+
+
+def _is_number(value: object) -> bool:
+    """Whether a lenient server may take it for a number: a text of one, or a list with one in it."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        if len(value) > _FLOAT_CHARACTERS_MAX:
+            return _NUMBER_DIGITS.fullmatch(value) is not None
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return type(value) in {int, float}

@@ -1,0 +1,339 @@
+"""The nouns of the allow-list: what is served, and where it is forwarded to.
+
+Apart from `model.py`, because settings are read straight into these.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import unquote, urlsplit
+
+from gateway.core.model import GENERIC, Family
+from gateway.core.network import Proxies, Proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One entry of the allow-list.
+
+    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), `{+name}` one or
+    more with the slashes between them, a last `{path…}` takes the rest. `service` is a service key, empty
+    for a free route; a route whose template holds `{service_key}` takes its service from the path.
+    `units_pointer` is a JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for
+    none. `queries` are query parameters that pass beside those its family has. `objects` are `owned` by the
+    organization whose call made them, or `shared` where each has an upstream account of its own. `models` is
+    `unread` where a key with a list of models may call what is metered without reading which one is asked.
+    """
+
+    methods: tuple[str, ...]
+    path: str
+    upstream: str
+    service: str = ""
+    family: Family = GENERIC
+    meter: str = "none"
+    on_disconnect: str = "drain"
+    settle: str = "before_end"
+    trust_client_units: bool = False
+    units_pointer: str = ""
+    queries: tuple[str, ...] = ()
+    usage: str = ""
+    objects: str = "owned"
+    models: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRules:
+    """Where a configuration has calls of `/services/{key}/…` go.
+
+    `upstreams` has the name of an upstream by service key, `paths` the patterns its calls must be within.
+    `shared` names the upstream of every service that has none of its own; empty where each must have one.
+    `unread` are those that keys with a list of models may call all the same, wherever they go.
+    """
+
+    upstreams: tuple[tuple[str, str], ...] = ()
+    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    shared: str = ""
+    unread: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTarget:
+    """Where a route is forwarded to. `headers` carry the upstream's own credential.
+
+    `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
+    of its own: its whole `account`, or the `caller` alone. `proxies` are its own where it names any;
+    `via` is the one that connections go through, None where they go straight there. `fields` are numbers in
+    bodies that may go there unread.
+    """
+
+    name: str
+    base_url: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ca_file: str | None = None
+    limits: str = "account"
+    cert_file: str | None = None
+    key_file: str | None = None
+    proxies: Proxies | None = None
+    via: Proxy | None = None
+    fields: frozenset[str] = frozenset()
+
+
+# Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
+#
+# Pure. A path is compared as it is sent, and in the plainest form that any upstream could read it in:
+# decoded, without dots, parameters and empty segments, in one case. What could be read as forbidden is
+# forbidden.
+
+
+PATHS_MAX = 100
+PATTERN_CHARACTERS_MAX = 256
+DECODINGS_MAX = 8
+READINGS_MAX = 4096  # a catalogue has the same ones again and again
+ANY = "*"
+VERSION = re.compile(r"v[0-9][a-z0-9]*")
+
+Plain = tuple[str, ...]
+
+# What a segment of a request's path is made of (RFC 3986, 3.3), without the ; that some read as its end.
+CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})"
+# Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
+TWO_READINGS = r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
+_PATTERN = re.compile(f"/(?:{CHARACTER}|/)*")
+_NEVER_SENT = re.compile(TWO_READINGS)
+# Of a template: whether it takes slashes too, its name, and whether it takes the rest.
+PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
+_USUAL_PORTS = {80, 443}
+HERE = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Paths such as `/v1/sms/*`: a last `*` is whatever follows, one before it a whole segment.
+
+    `written` is an expression of a path as it is sent, `segments` with `rest` its plain form.
+    """
+
+    written: str
+    segments: Plain
+    rest: bool
+
+    def takes(self, path: str, plainly: Plain) -> bool:
+        """Whether a path is within it, in every reading."""
+        more = len(plainly) - len(self.segments)
+        if re.fullmatch(self.written, path) is None or more < 0 or (more and not self.rest):
+            return False
+        return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, plainly, strict=False))
+
+    def below(self, prefix: Plain) -> Pattern:
+        """The same paths where they stand behind a base URL's own path."""
+        return Pattern(self.written, prefix + self.segments, self.rest)
+
+    def meets(self, other: Pattern) -> bool:
+        """Whether any path could be within both."""
+        for mine, theirs in zip(self.segments, other.segments, strict=False):
+            if mine != theirs and ANY not in (mine, theirs):
+                return False
+        more = len(self.segments) - len(other.segments)
+        return more == 0 or (other.rest if more > 0 else self.rest)
+
+
+EVERY_PATH = Pattern(".*", (), True)
+
+
+@lru_cache(READINGS_MAX)
+def read_pattern(text: str) -> Pattern:
+    """Read a pattern; ValueError says what would be one."""
+    if len(text) > PATTERN_CHARACTERS_MAX:
+        raise ValueError(f"must be at most {PATTERN_CHARACTERS_MAX} characters")
+    if _PATTERN.fullmatch(text) is None:
+        raise ValueError("must be a path that begins with /, such as /v1/sms/*, without query")
+    refuse_never_sent(text)
+    segments = text[1:].split("/")
+    if any(ANY in segment and segment != ANY for segment in segments):
+        raise ValueError("must have * as a whole segment: one in the middle, the rest at the end")
+    rest = segments[-1] == ANY
+    named = segments[:-1] if rest else segments
+    written = "".join("/[^/]+" if segment == ANY else f"/{re.escape(segment)}" for segment in named)
+    plainly = tuple(ANY if segment == ANY else part for segment in named for part in _plain_part(segment))
+    return Pattern(written + "/.*" if rest else written, plainly, rest)
+
+
+def refuse_never_sent(path: str) -> None:
+    """ValueError where a path, or a pattern of some, has what is refused before any route is looked for."""
+    if _NEVER_SENT.search(path) is not None:
+        raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
+
+
+def of_template(template: str) -> Pattern:
+    """The paths of a route's template, and everything that lies below them."""
+    names = [each for each in template.replace("...", "…").split("/") if each]
+    if any("…" in each for each in names):
+        return EVERY_PATH  # only the rest is sent on
+    plainly = tuple(ANY if "{" in each else part for each in names for part in _plain_part(each))
+    return Pattern(".*", plainly, True)
+
+
+def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
+    """What matches a plain path, `shown`, that a route behind a prefix takes, or one below it.
+
+    What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same
+    call behind any other front: compatible APIs and deployments have theirs.
+    """
+    names = [each for each in template.replace("...", "…").split("/") if each]
+    parts: list[str] = []
+    for name in names if not any("…" in each for each in names) else ():
+        literals = PARAMETER.split(name)[:: 1 + PARAMETER.groups]
+        parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
+    tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
+    if len(tail) > 1:
+        return re.compile("(?:/.*)?" + "".join(f"/{part}" for part in tail) + "(?:/.*)?", re.DOTALL)
+    front = [re.escape(each) for each in prefix]
+    return re.compile("".join(f"/{part}" for part in front + parts) + "(?:/.*)?", re.DOTALL)
+
+
+def shown(path: Plain) -> str:
+    """A plain path in one line."""
+    return "/" + "/".join(path)
+
+
+def plain(path: str) -> Plain | None:
+    """The plainest reading of a path; None where it is encoded over and over, which nobody needs."""
+    found = decoded_segments(path)
+    return None if found is None else tuple([segment.casefold() for segment in found])
+
+
+def decoded_segments(path: str) -> Plain | None:
+    """The same in the case it is written in, which decides in ids."""
+    for _ in range(DECODINGS_MAX):
+        decoded = unquote(path)
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return None
+    normal = unicodedata.normalize("NFKC", path).replace("\\", "/")
+    found: list[str] = []
+    for segment in re.split(r"[?#]", normal, maxsplit=1)[0].split("/"):
+        name = segment.partition(";")[0].strip()
+        if name == ".." and found:
+            found.pop()
+        elif name.strip("."):
+            found.append(name.rstrip(". "))
+    return tuple(found)
+
+
+@lru_cache(READINGS_MAX)
+def place_of(base_url: str) -> tuple[str, Plain]:
+    """Who answers at a base URL, however its host is spelled, and the plain path in front of every path.
+
+    The usual ports of http and https count as one, for behind them is one server as a rule; so does whatever
+    means this machine.
+    """
+    parts = urlsplit(base_url)
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        host = unicodedata.normalize("NFKC", host).casefold()
+    else:
+        inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        address = inner or address
+        host = HERE if address.is_loopback or address.is_unspecified else str(address)
+    port = parts.port
+    usual = port is None or port in _USUAL_PORTS
+    return host if usual else f"{host}:{port}", plain(parts.path) or ()
+
+
+def _plain_part(segment: str) -> Plain:
+    """A segment of a pattern in its plain form: none where it is empty."""
+    return (segment,) if segment == ANY else plain(segment) or ()
+
+
+# Names as lists have them: exact, or a pattern in which `*` stands for any characters.
+
+
+def on_list(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
+
+    No pattern holds a name with a comma: some upstreams take that for several names.
+    """
+    return "," not in name and any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
+
+
+class Patterns:
+    """The patterns of a list, taken apart once for many names."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        self._parts = [one.split("*") for one in listed if "*" in one]
+
+    def hold(self, name: str) -> bool:
+        """Whether `on_list` says so of this name."""
+        return "," not in name and any(_fits(name, parts) for parts in self._parts)
+
+
+def _fits(name: str, parts: list[str]) -> bool:
+    first, *middle, last = parts
+    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
+        return False
+    at, end = len(first), len(name) - len(last)
+    for part in middle:
+        found = name.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
+# Templates of paths on the allow-list: what one may be written like, and what matches it.
+#
+# Pure. Settings and the data plane read them by this one reader, so what was checked is what is served.
+
+
+_LITERAL = re.compile(f"(?:{CHARACTER}|/)*")
+REST = "rest_of_path"
+
+
+def expression_of(template: str, segment: str) -> str:
+    """A regular expression of a path template; ValueError says what would be one.
+
+    `{name}` takes what `segment` matches, `{+name}` slashes too, `{name…}` at the end the rest, as `REST`.
+    """
+    parts: list[str] = []
+    literals: list[str] = []
+    names: set[str] = set()
+    at = 0
+    for match in PARAMETER.finditer(template):
+        if literals and match.start() == at:
+            raise ValueError("must have a character between two parameters")
+        literals.append(template[at : match.start()])
+        several, name, rest = match.groups()
+        if name in names or name == REST:
+            raise ValueError(f"must name each parameter once and none {REST}: {{{name}}}")
+        if rest and (several or match.end() != len(template)):
+            raise ValueError(f"must have the rest, {{{name}…}}, at its end and without a +")
+        names.add(name)
+        taken = f"{segment}(?:/{segment})*" if several else segment
+        parts += re.escape(literals[-1]), f"(?P<{REST}>.*)" if rest else f"(?P<{name}>{taken})"
+        at = match.end()
+    literals.append(template[at:])
+    _check_literals(literals)
+    return "".join((*parts, re.escape(literals[-1])))
+
+
+def _check_literals(literals: list[str]) -> None:
+    """ValueError where what stands between parameters could be in no request's path."""
+    for literal in literals:
+        if "{" in literal or "}" in literal:
+            raise ValueError("must name parameters by letters and _: {name}, {+name} or a last {name…}")
+        if _LITERAL.fullmatch(literal) is None:
+            raise ValueError("must be a path without query or ;, other characters are written as %XX")
+    if ANY in "x".join(literals).split("/"):
+        raise ValueError("must not have * as a segment, which stands for itself: write {name} or {path…}")
+    refuse_never_sent("x".join(literals))

@@ -1,0 +1,331 @@
+"""Which upstreams are left alone, and until when: the table of one worker. Pure.
+
+An upstream that refused says how long it wants not to be asked. What it limits is an account, which is the
+address and credential that all callers share, and a model. Where it says that a limit is spent, nobody asks
+for that meanwhile. Else the call itself may be the reason: its organization alone waits, and everybody once a
+second organization was refused. Models are callers' words and waits are strangers': entries and times have a
+maximum, and of too many the one that ends first goes.
+Times are seconds of the worker's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+ENTRIES_MAX = 64
+NAME_CHARACTERS_MAX = 256
+FIELDS_BYTES_MAX = 1024
+COOLING_S_MAX = 60.0
+COOLING_S_MIN = 0.1  # what is shorter is over before it is told
+TOLD_S_MAX = 366 * 86_400.0
+_LINE = re.compile(rb"[A-Za-z0-9-]+:[\x20-\x7e]*")
+
+
+EVERYBODY = 0
+
+
+class Cooled(NamedTuple):
+    """Nobody of an organization, or of all, asks before `until`; the upstream itself said `told_until`, and
+    its limits in `fields`.
+    """
+
+    until: float
+    told_until: float
+    fields: tuple[bytes, ...]
+    organization_id: int = EVERYBODY
+
+    def concerns(self, organization_id: int) -> bool:
+        """Whether calls of this organization wait."""
+        return self.organization_id in {EVERYBODY, organization_id}
+
+
+class Cooling:
+    """The entries by their names, none where `s_max` is 0. `begun` hears of those that begin here."""
+
+    __slots__ = ("_begun", "entries", "s_max")
+
+    def __init__(self, s_max: float = COOLING_S_MAX, begun: Callable[[], None] = lambda: None) -> None:
+        self.entries: dict[str, Cooled] = {}
+        self.s_max = s_max
+        self._begun = begun
+
+    def bound(self, s_max: float, now: float) -> None:
+        """Have another maximum, for what is in the table too."""
+        self.s_max = s_max
+        self.entries = {
+            name: one._replace(until=min(one.until, now + s_max)) for name, one in self.entries.items()
+        }
+        self.sweep(now)
+
+    def begin(  # which upstream, for how long, and who waits
+        self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
+    ) -> float:
+        """An upstream wants to be left alone: for how many seconds more than before it is."""
+        told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
+        self.take(name, Cooled(told_until, told_until, _within(fields), organization_id), now)
+        one = self.of(name, now)
+        if one is None or one == known:
+            return 0.0
+        self._begun()
+        before = known.until if known is not None and known.organization_id == one.organization_id else now
+        return one.until - before
+
+    def take(self, name: str, one: Cooled, now: float) -> None:
+        """Have an entry, unless there is one that ends later, or is of no use.
+
+        One of another organization makes it everybody's, for as long as both have heard.
+        """
+        until = min(one.until, now + self.s_max)
+        known, entries = self.of(name, now), self.entries
+        if known is not None and known.concerns(one.organization_id):
+            if known.until >= until or known.organization_id != one.organization_id:
+                return
+        elif known is not None and one.organization_id != EVERYBODY:
+            until, one = min(known.until, until), one._replace(organization_id=EVERYBODY)
+        if until - now < COOLING_S_MIN or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
+            return
+        if name not in entries and len(entries) >= ENTRIES_MAX:
+            self.sweep(now)
+            if len(entries) >= ENTRIES_MAX:
+                soonest = min(entries, key=lambda each: entries[each].until)
+                if entries[soonest].until >= until:
+                    return
+                del entries[soonest]
+        entries[name] = one._replace(until=until)
+
+    def of(self, name: str, now: float) -> Cooled | None:
+        """The entry of this name, while it lasts."""
+        one = self.entries.get(name)
+        return one if one is not None and one.until > now else None
+
+    def sweep(self, now: float) -> None:
+        """Forget what is over."""
+        for name in [name for name, one in self.entries.items() if one.until <= now]:
+            del self.entries[name]
+
+
+def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The fields that are plain text, as many as are kept."""
+    kept, left = [], FIELDS_BYTES_MAX
+    for line in fields:
+        left -= len(line)
+        if left >= 0 and _LINE.fullmatch(line):
+            kept.append(line)
+    return tuple(kept)
+
+
+# How often something is tried again, after how long, and which of its failures are said.
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """At most so many attempts; the first pause, how many times as long the next one is, and the longest."""
+
+    attempts_max: int
+    first_s: float
+    factor: float
+    longest_s: float
+
+    def after_s(self, attempts: int) -> float | None:
+        """Seconds until the next attempt after so many, 1 or more; None when it is given up."""
+        if attempts >= self.attempts_max:
+            return None
+        return min(self.longest_s, self.first_s * self.factor ** (attempts - 1))
+
+
+def is_said(failures: int) -> bool:
+    """Which of many failures are said: the first, the second, the fourth … What lasts fills no disk."""
+    return failures & (failures - 1) == 0
+
+
+# For how long another side wants to be left alone, as `Retry-After` says it (RFC 9110, 10.2.3). Pure.
+#
+# Every value is a stranger's: what is negative, no number and no date says nothing.
+
+
+# A longer value is not read. A number may have as many digits: who waits has a maximum of its own.
+VALUE_CHARS_MAX = 64
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def retry_after_s(value: str, now_s: float) -> float | None:
+    """Seconds from `now_s` (the time of day), fractions too, as some send; None where nothing is said."""
+    if len(value) > VALUE_CHARS_MAX:
+        return None
+    seconds = number_of(value)
+    if seconds is not None:
+        return seconds
+    at = date_s(value)
+    return None if at is None else max(0.0, at - now_s)
+
+
+def number_of(value: str) -> float | None:
+    """A number that is not negative, in ASCII digits; None where it is none."""
+    return float(value) if _NUMBER.fullmatch(value) else None
+
+
+def date_s(value: str) -> float | None:
+    """The moment of an HTTP date (RFC 9110, 5.6.7), which is in UTC; None where it is none."""
+    try:
+        at = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+
+
+# How long an upstream that refused a call asks to be left alone, read from the fields of its answer. Pure.
+#
+# Every value is a stranger's: what is negative, no number and no time says nothing, and neither does what is
+# said twice in two ways. Source: what the families' own APIs document of their rate limits (`retry-after-ms`,
+# resets such as `6m0s` or by RFC 3339, `unified`).
+
+
+# What is left of a limit counts as nothing below this part of it.
+LEFT_MIN = 0.01
+_MARK = b"ratelimit-"
+_ROLES = frozenset({"limit", "remaining", "reset", "status"})
+_BEYOND = "overage"  # what may be had beyond a subscription: it may be rejected while much of that is left
+_SPAN = re.compile(
+    r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+(?:\.[0-9]+)?)ms)?"
+)
+_SPAN_UNITS_S = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
+# A number this large is a time since the epoch, in seconds; or in milliseconds.
+_EPOCH_S, _EPOCH_MS = 10**9, 10**12
+
+
+@dataclass(slots=True)
+class _Limit:
+    """One limit as the upstream tells of it; None is what it does not say."""
+
+    limit: float | None = None
+    remaining: float | None = None
+    wait_s: float | None = None
+    rejects: bool = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether nobody can have anything of it."""
+        return self.rejects or (self.remaining is not None and self.remaining <= LEFT_MIN * (self.limit or 0))
+
+
+def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
+    """Seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
+
+    `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the
+    time of day. Where no limit is spent, but fewer tokens are left than that, only this call was too large.
+    Else `Retry-After` counts. Without one the latest reset of what is spent does, or the first of all where
+    nothing is said of what is left. Where none is spent, the call itself may be the reason.
+    """
+    fields = _said(lines)
+    now_s = date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it
+    limits = _limits(fields, now_s)
+    spent = [one for one in limits.values() if one.spent]
+    left = [one.remaining for name, one in limits.items() if "token" in name and one.remaining is not None]
+    if not spent and left and min(left) < tokens:
+        return 0.0, False
+    retry = _retry_s(fields, now_s)
+    if retry is not None:
+        return retry, bool(spent)
+    if spent:
+        return max((one.wait_s for one in spent if one.wait_s is not None), default=0.0), True
+    if any(one.remaining is not None for one in limits.values()):
+        return 0.0, False
+    return min((one.wait_s for one in limits.values() if one.wait_s is not None), default=0.0), False
+
+
+def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
+    """Values by name, in lower case; empty where one is too long or there are two."""
+    said: dict[bytes, str] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        value = value.strip(b" \t")
+        name = name.lower()
+        text = value.decode("latin-1") if len(value) <= VALUE_CHARS_MAX else ""
+        said[name] = text if said.get(name, text) == text else ""
+    return said
+
+
+def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
+    """The limits by what they count: `requests`, `input-tokens`, `unified` and so on."""
+    limits: dict[str, _Limit] = {}
+    for field, value in fields.items():
+        words = field.partition(_MARK)[2].decode("latin-1").split("-")
+        role = next((word for word in (words[-1], words[0]) if word in _ROLES), "")
+        if not role or not value or _BEYOND in words:
+            continue
+        words.remove(role)
+        one = limits.setdefault("-".join(words), _Limit())
+        if role == "reset":
+            one.wait_s = _reset_s(value, now_s)
+        elif role == "remaining":
+            one.remaining = number_of(value)
+        elif role == "limit":
+            one.limit = number_of(value)
+        else:
+            one.rejects = value == "rejected"
+    return limits
+
+
+def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
+    """What `Retry-After` says; None where it says nothing that can be read."""
+    milliseconds = number_of(fields.get(b"retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    return retry_after_s(fields.get(b"retry-after", ""), now_s)
+
+
+def _reset_s(value: str, now_s: float) -> float | None:
+    """Seconds until a reset that is a span, a number, or a time."""
+    number = number_of(value)
+    if number is not None:
+        if number < _EPOCH_S:
+            return number
+        return max(0.0, (number if number < _EPOCH_MS else number / 1000) - now_s)
+    span = _SPAN.fullmatch(value)
+    if span is not None:
+        return sum(float(part or 0) * unit for part, unit in zip(span.groups(), _SPAN_UNITS_S, strict=True))
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s)
+
+
+# Why upstreams fail: causes of a few words, told at a bounded rate.
+#
+# Causes are labels of a metric and words of a log line; `gateway/outbound/tunnel.py` finds them in errors.
+
+
+REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET = "refused", "unresolved", "tls", "unroutable", "reset"
+TIMEOUT, CONNECT_TIMEOUT, BROKEN, OTHER = "timeout", "connect_timeout", "broken", "other"
+PROXY = "proxy"  # on the way to the upstream: it cannot be reached, refuses, or speaks no HTTP
+CAUSES = (REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, PROXY, OTHER)
+# One line of each upstream and cause within so many seconds; it says how many there were.
+TELL_EACH_S = 10.0
+
+
+class Failing:
+    """How many failures of an upstream and cause are not told yet, and when one was told last."""
+
+    __slots__ = ("_untold",)
+
+    def __init__(self) -> None:
+        self._untold: dict[tuple[str, str], list[float]] = {}
+
+    def note(self, upstream: str, cause: str, now: float) -> int:
+        """Count a failure; how many there were since the last telling where it is time to tell, else 0."""
+        known = self._untold.get((upstream, cause))
+        if known is None:
+            self._untold[upstream, cause] = [now + TELL_EACH_S, 0.0]
+            return 1
+        known[1] += 1
+        if now < known[0]:
+            return 0
+        count = int(known[1])
+        known[0], known[1] = now + TELL_EACH_S, 0.0
+        return count

@@ -1,0 +1,232 @@
+"""Certificates: the files a TLS connection is made with, and until when one that was met is valid.
+
+The latter is read from the certificate itself: Python's own `ssl` tells it only of those it has verified.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Protocol
+
+from gateway.core.issuers import FAILURES
+from gateway.errors import TollkeeperError
+
+VERSION, UTC_TIME = 0xA0, 0x17
+# What a transport is asked for: the one URI of its client's certificate, empty once that is over.
+WORKLOAD = "workload"
+
+
+class UnreadableCertificate(TollkeeperError):
+    """This is no X.509 certificate."""
+
+    reason = "unreadable_certificate"
+    status = 502
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a TLS connection, by path. Empty: the system's authorities, and no certificate of ours."""
+
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
+class Connection(Protocol):
+    """What a transport is asked here."""
+
+    def get_extra_info(self, name: str, /) -> Any:
+        """Whatever is known of the connection by this name."""
+
+
+def end_of(connection: Connection) -> float | None:
+    """Until when, Unix time, the certificate of the other side is valid; None where it showed none.
+
+    None too where that cannot be read: a connection that is good otherwise does not fail for it.
+    """
+    session = connection.get_extra_info("ssl_object")
+    certificate = session.getpeercert(binary_form=True) if session is not None else None
+    try:
+        return not_after(certificate) if certificate else None
+    except UnreadableCertificate:
+        return None
+
+
+def not_after(certificate: bytes) -> float:
+    """The last second, Unix time, at which a DER certificate is valid (RFC 5280, 4.1.2.5)."""
+    try:
+        (_, whole), *_ = _parts(certificate)
+        (_, signed), *_ = _parts(whole)
+        fields = [(kind, value) for kind, value in _parts(signed) if kind != VERSION]
+        # serial number, signature's algorithm, issuer, validity
+        _, (kind, moment) = _parts(fields[3][1])
+        return _seconds(kind, moment.decode("ascii"))
+    except (ValueError, IndexError) as error:
+        raise UnreadableCertificate from error
+
+
+def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """The elements side by side in some DER: tag and content of each."""
+    at = 0
+    while at < len(der):
+        kind, length, at = der[at], der[at + 1], at + 2
+        if length & 0x80:
+            size = length & 0x7F
+            length, at = int.from_bytes(der[at : at + size]), at + size
+        if at + length > len(der):
+            raise ValueError("an element ends after its end")
+        yield kind, der[at : at + length]
+        at += length
+
+
+def _seconds(kind: int, text: str) -> float:
+    """Unix time of a UTCTime (two digits of the year, 1950 to 2049) or GeneralizedTime."""
+    if kind == UTC_TIME:
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+# Wrong credentials at one port: counted, told at a bounded rate, and answered later with each.
+#
+# Whoever sends a right one never waits, whoever shares the address. An address stands for its site: of
+# IPv6, one customer's line.
+
+
+REASONS = ("missing", "malformed", "unknown", "revoked", *FAILURES)
+FREE_MAX = 5  # failures of a site within the window that are answered at once
+WINDOW_S = 60.0
+DELAY_S_FIRST = 0.1
+DELAY_S_MAX = 1.0
+DELAYED_MAX = 256  # answers that wait at once: memory is worth more than their senders' time
+SITES_MAX = 10_000
+TOLD_MAX = 10  # sites that are told of by name at a time
+IPV6_SITE_BITS = 64
+
+
+@dataclass(slots=True)
+class Told:
+    """Failures of a site since the last telling; `site` is empty for all those beyond the maximum."""
+
+    site: str
+    attempts: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+class Failures:
+    """The failures at a port. `clock` is monotonic; `counts` are by reason, `delayed` answers wait now.
+
+    The first `free_max` failures of a site within a window are answered at once.
+    """
+
+    def __init__(self, clock: Callable[[], float], free_max: int = FREE_MAX) -> None:
+        self.free_max = free_max
+        # From the start, so that whoever watches a count sees its first failure too.
+        self.counts = dict.fromkeys(REASONS, 0)
+        self.delayed = 0
+        self._clock = clock
+        # How many failures of a site its running window holds, and when that began.
+        self._sites: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._untold: dict[str, Told] = {}
+
+    def count(self, address: str, reason: str) -> float:
+        """Count a failure; how many seconds its answer is to wait."""
+        site = site_of(address)
+        self.counts[reason] += 1
+        self._note(site, reason)
+        now = self._clock()
+        failed, since = self._sites.pop(site, (0, now))
+        if now - since > WINDOW_S:
+            failed, since = 0, now
+        self._sites[site] = failed + 1, since
+        if len(self._sites) > SITES_MAX:
+            self._sites.popitem(last=False)
+        if failed < self.free_max or self.delayed >= DELAYED_MAX:
+            return 0.0
+        return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
+
+    def take_told(self) -> list[Told]:
+        """What is to be told since this was called last, the busiest sites first."""
+        untold, self._untold = self._untold, {}
+        return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
+
+    def rows(self, port: str) -> list[tuple[str, str, int]]:
+        """The counts as rows of a metric."""
+        return [(port, reason, count) for reason, count in self.counts.items()]
+
+    def _note(self, site: str, reason: str) -> None:
+        known = site in self._untold or len(self._untold) < TOLD_MAX
+        told = self._untold.setdefault(site if known else "", Told(site if known else ""))
+        told.attempts += 1
+        told.reasons[reason] = told.reasons.get(reason, 0) + 1
+
+
+def site_of(address: str) -> str:
+    """The site an address belongs to."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(IPv6Address(int(parsed) >> IPV6_SITE_BITS << IPV6_SITE_BITS))
+    return str(parsed)
+
+
+# Peppers: the keys under which credentials are digested. New digests are of the current one.
+#
+# Digests of earlier ones are taken as long as those are named: no credential is issued again for another
+# pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
+
+
+class Settings(Protocol):
+    """What is set of them."""
+
+    @property
+    def key_pepper(self) -> str:
+        """The current one."""
+
+    @property
+    def earlier_key_peppers(self) -> str:
+        """Those before it."""
+
+
+EARLIER_MAX = 3
+ID_DIGITS = 12
+_ID_OF = b"the id of this pepper"
+
+
+@dataclass(frozen=True, slots=True)
+class Peppers:
+    """The current pepper and the earlier ones, the latest first."""
+
+    current: bytes
+    earlier: tuple[bytes, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What each is called, the current one first."""
+        return tuple(_digest(one, _ID_OF)[:ID_DIGITS] for one in (self.current, *self.earlier))
+
+    def digest(self, credential: str) -> str:
+        """What a new credential is kept as: hex HMAC-SHA-256."""
+        return _digest(self.current, credential.encode())
+
+    def digests(self, credential: str) -> tuple[str, ...]:
+        """What a credential may be kept as, by the current pepper first."""
+        return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
+
+
+def peppers_of(settings: Settings) -> Peppers:
+    """As settings have them: the earlier ones with a space between two."""
+    earlier = settings.earlier_key_peppers.split()
+    return Peppers(settings.key_pepper.encode(), tuple(one.encode() for one in earlier))
+
+
+def _digest(pepper: bytes, credential: bytes) -> str:
+    return hmac.digest(pepper, credential, "sha256").hex()

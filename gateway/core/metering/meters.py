@@ -1,0 +1,499 @@
+"""What an answer used, by API family. `make_meter` chooses; the meters count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
+from gateway.core.families.family import Shape
+from gateway.core.families.objects import may_tell, told
+from gateway.core.families.registry import SHAPES
+from gateway.core.metering.encoded import EncodedMeter, OpaqueMeter
+from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Detail, Dialect, Meter, slim
+from gateway.core.metering.reading import (
+    BRACKETS_MAX,
+    UNREADABLE,
+    decoded,
+    integer,
+    is_object,
+    loose_document,
+    text_bytes,
+    texts_in,
+)
+from gateway.core.metering.stream import CODED_BYTES, Shortened, StreamMeter, Tail
+from gateway.core.model import Usage
+from gateway.errors import UpstreamUnreachable
+
+# An answer of which its caller sees a part: a list of models, kept whole, passed at its end.
+
+
+LISTED_BYTES_MAX = 2 << 20
+
+
+class NarrowedMeter(Meter):
+    """Keep the document until it is whole, then pass what the call lets through of it.
+
+    What is too long to be read, compressed, or no list is not passed: `UpstreamUnreachable` says why. A long
+    list is `behind` once it is whole: it is looked through in turns.
+    """
+
+    __slots__ = ("_coded", "_kept", "_kept_bytes", "_turns")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, content_encoding: bytes) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._coded = content_encoding.strip().lower() not in {b"", b"identity"}
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._turns: Iterator[bytes] | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Keep the chunk and pass nothing; fed nothing once it is whole, go on."""
+        if self._turns is not None:
+            return self._go_on(self._turns)
+        self._kept_bytes += len(chunk)
+        if self._coded or self._kept_bytes > LISTED_BYTES_MAX:
+            why = "is compressed unasked" if self._coded else f"has more than {LISTED_BYTES_MAX} bytes"
+            raise UpstreamUnreachable(f"The upstream's list of models {why}.")
+        self._kept.append(chunk)
+        return b""
+
+    def finish(self) -> bytes:
+        """The document is whole: return the part to pass on, or nothing where that takes several turns."""
+        self.ended = True
+        document, self._kept = b"".join(self._kept), []
+        narrow = self.call.narrow
+        assert narrow is not None
+        self._turns = narrow(document)
+        return self._go_on(self._turns)
+
+    def _go_on(self, turns: Iterator[bytes]) -> bytes:
+        passed = next(turns)
+        self.behind = not passed
+        return passed
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return self._kept_bytes
+
+    @property
+    def known(self) -> bool:
+        """True: it costs nothing."""
+        return True
+
+    def usage(self) -> Usage:
+        """Return no use at all."""
+        return Usage(units=0)
+
+
+# Any HTTP API: units, not tokens.
+#
+# One unit an answer, or the amount its upstream states in `x-usage-amount`, or the number a JSON
+# pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks: an answer that
+# is then no document is `unread`, and its client is not given the end of it.
+
+
+UNITS_MAX = 1_000_000_000
+_NO_DOCUMENT = object()
+
+
+class GenericMeter(Meter):
+    """Count units; the body passes unread, through `tail` where its own bytes tell its end."""
+
+    __slots__ = ("_document", "_passed", "_pointer", "_tail", "_units")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes, tail: Tail | None) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._tail = tail
+        self._passed = False
+        self._units = 1 if 200 <= status < 300 else 0
+        self._pointer = ""
+        if stated:
+            self._take(stated)
+        elif call.units_pointer and self._units:
+            self._pointer = call.units_pointer
+            self._document = Shortened(bounds.kept_bytes_max)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Pass the chunk on."""
+        self._passed = True
+        if self._pointer:
+            self._document.feed(chunk)
+        if self._tail is None:
+            return chunk
+        passed = self._tail.feed(chunk)
+        self.withheld, self.surplus = len(self._tail.rest), self._tail.surplus
+        return passed
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take a complete answer, of which nothing has to wait."""
+        self._tail = None
+        passed = self.feed(answer)
+        self.finish()
+        return passed
+
+    def finish(self) -> bytes:
+        """Find the units in the document, where they are asked for."""
+        self.ended = True
+        if self._pointer:
+            value = _read(self._document.document)
+            self.unread = value is _NO_DOCUMENT and self._passed
+            found = integer(_at(value, self._pointer))
+            if found is None or found < 0:
+                self.marked = True
+            else:
+                self.reported, self.marked = True, found > UNITS_MAX
+                self._units = min(found, UNITS_MAX)
+        return b"" if self._tail is None else self._tail.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return self._document.kept if self._pointer else 0
+
+    @property
+    def produced(self) -> bool:
+        """True once some of a good answer passed, or its upstream stated an amount."""
+        return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
+
+    @property
+    def known(self) -> bool:
+        """True once anything passed, unless the document itself says its units."""
+        return self.produced and not self._pointer
+
+    def usage(self) -> Usage:
+        """Return the units this answer is charged."""
+        units = self._units if self.produced else 0
+        return Usage(units=units, reported=self.reported, estimated=self.marked)
+
+    def _take(self, stated: bytes) -> None:
+        """Believe a plain number; clamp a huge one; anything else leaves one unit, marked."""
+        text = stated.strip()
+        if not text.isdigit():
+            self.marked = True
+            return
+        digits = text.lstrip(b"0") or b"0"
+        self.marked = len(digits) > len(str(UNITS_MAX)) or int(digits) > UNITS_MAX
+        self._units = UNITS_MAX if self.marked else int(digits)
+        self.reported = True
+
+
+class FreeMeter(Meter):
+    """Pass an answer that costs nothing; the end of one that may tell of objects waits until it is read."""
+
+    __slots__ = ("_kept", "_kept_bytes", "_tail")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, tail: Tail | None) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._tail = tail if call.keeps and 200 <= status < 300 else None
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Pass the chunk on."""
+        if self._tail is None:
+            return chunk
+        self._kept_bytes += len(chunk)
+        if self._kept_bytes <= self.bounds.kept_bytes_max:
+            self._kept.append(chunk)
+        passed = self._tail.feed(chunk)
+        self.surplus = self._tail.surplus
+        return passed
+
+    def finish(self) -> bytes:
+        """Read what objects the document tells of."""
+        self.ended = True
+        if self._tail is None:
+            return b""
+        self.told += told(self.call.family, loose_document(b"".join(self._kept)))
+        self._kept = []
+        return self._tail.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return min(self._kept_bytes, self.bounds.kept_bytes_max)
+
+    @property
+    def known(self) -> bool:
+        """True: it costs nothing."""
+        return True
+
+    def usage(self) -> Usage:
+        """Return no use at all."""
+        return Usage(units=0)
+
+
+def _read(document: bytes) -> object:
+    try:
+        return decoded(msgspec.json.decode, document)
+    except UNREADABLE:
+        return _NO_DOCUMENT
+
+
+def _at(value: object, pointer: str) -> object:
+    """What a JSON pointer (RFC 6901) finds, None where there is nothing."""
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
+# Meter an answer that is one JSON document: kept while it passes, read at its end.
+#
+# A document longer than `kept_bytes_max` is kept without its long texts; a broken one is judged by the
+# text that came.
+
+
+class WholeMeter(Meter):
+    """Keep the document, pass it on, read it at the end."""
+
+    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_shortened")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._dialect = dialect
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._shortened: Shortened | None = None
+        self._end = Tail()
+        self._examined = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Keep the chunk and pass it on, but for the byte that may be the document's last."""
+        self._keep(chunk)
+        passed = self._end.feed(chunk)
+        self.withheld = len(self._end.rest)
+        self.surplus = self._end.surplus
+        return passed
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take a complete document, of which nothing has to wait."""
+        self._keep(answer)
+        self.finish()
+        return answer
+
+    def finish(self) -> bytes:
+        """Read the document."""
+        self.ended = True
+        document = self._document()
+        self._dialect.read_whole(self, document)
+        if self._shortened is not None and not document:
+            self._shortened.read_ends(self, self._dialect)
+        elif self.call.keeps and may_tell(self.call.family, document):
+            self.told += told(self.call.family, loose_document(document), self.call.named)
+        if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
+            ends = Shortened(0)
+            ends.feed(document)
+            ends.read_ends(self, self._dialect)
+        self._examine()
+        if not self.reported and (document or self._shortened is None):
+            self._judge(document.strip())
+        self._kept = []
+        self._shortened = None
+        return self._end.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return self._kept_bytes if self._shortened is None else self._shortened.kept
+
+    def slim(self) -> None:
+        """Keep no long texts from now on; what tells of objects is read whole all the same."""
+        if not self.call.keeps:
+            self.bounds = slim(self.bounds)
+
+    @property
+    def produced(self) -> bool:
+        """True once text was seen or use was reported."""
+        self._examine()
+        return self.reported or self.text_bytes > 0
+
+    def observed(self) -> int:
+        """Tokens seen so far: nothing is known of the output before the end."""
+        if self.reported:
+            return self.total
+        if not self._kept_bytes or not 200 <= self.status < 300:
+            return 0
+        # Who asked for a stream has it as it comes.
+        passed = self._kept_bytes if self.call.streamed else 0
+        return self.call.input_estimate + int(passed // self.call.output_bytes_per_token)
+
+    def _judge(self, document: bytes) -> None:
+        """An empty answer is none; one that is no JSON object is counted by its size."""
+        if document and not is_object(document):
+            self.unreadable(max(len(document) - self.text_bytes, 1))
+        self.failed = self.failed or not (document or self.unread)
+
+    def _document(self) -> bytes:
+        """What was kept of the document."""
+        if self._shortened is not None:
+            return self._shortened.document
+        return self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+
+    def _examine(self) -> None:
+        """Count the text that came, for an answer that is broken or does not say what it used."""
+        if (self.reported and not self.uncounted) or self._examined == self._kept_bytes:
+            return
+        self._examined = self._kept_bytes
+        document = self._document()
+        left_out = 0 if self._shortened is None else self._shortened.text_bytes
+        self.text_bytes = max(self.text_bytes, left_out + text_bytes(document))
+        if left_out:
+            self.texts = None
+        elif self.texts is not None and self.text_bytes <= TOKENIZED_BYTES_MAX:
+            self.texts = texts_in(document)
+
+    def _keep(self, chunk: bytes) -> None:
+        self._kept_bytes += len(chunk)
+        if self._shortened is not None:
+            self._shortened.feed(chunk)
+        elif self._kept_bytes <= self.bounds.kept_bytes_max:
+            self._kept.append(chunk)
+        else:
+            self._shortened = Shortened(self.bounds.kept_bytes_max)
+            self._shortened.feed(b"".join((*self._kept, chunk)))
+            self._kept = []
+
+
+__all__ = ["AnswerMeter", "make_meter"]
+
+
+class AnswerMeter(Protocol):
+    """What the data plane needs of a meter."""
+
+    @property
+    def produced(self) -> bool:
+        """True once the first content or the first report of use was seen."""
+
+    @property
+    def known(self) -> bool:
+        """True once nothing that may still come changes what is charged."""
+
+    @property
+    def phase(self) -> int:
+        """OPEN while more is to come; else the answer has said that it is over."""
+
+    @property
+    def told(self) -> list[str]:
+        """Ids of objects the upstream keeps, as far as the answer told of them."""
+
+    @property
+    def detail(self) -> Detail:
+        """What the answer says of itself beside what is charged, as far as it came."""
+
+    @property
+    def surplus(self) -> bool:
+        """True once more came behind the end of the answer than is kept."""
+
+    @property
+    def unread(self) -> bool:
+        """True where nobody can read some of it."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the answer that are kept in memory."""
+
+    def slim(self) -> None:
+        """Keep no more than is needed to charge: memory is short."""
+
+    @property
+    def behind(self) -> bool:
+        """True where more is to be done with what was fed: feed nothing, at one's turn."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the answer; return those to pass on now.
+
+        By what is returned nobody can know that the answer is complete.
+        """
+
+    def finish(self) -> bytes:
+        """The answer is complete; return what is left to pass on, but for that of which it is `behind`.
+
+        Not called for a broken one.
+        """
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take an answer that is complete already, in place of `feed` and `finish`."""
+
+    def cut(self) -> bytes:
+        """Return bytes that end the answer here; empty where it cannot be ended at this byte."""
+
+    def fail(self, body: bytes) -> bytes:
+        """Return bytes that say a refusal's body in the middle of the answer; empty where it cannot."""
+
+    def observed(self) -> int:
+        """Tokens seen so far, zero before anything was produced."""
+
+    def so_far(self) -> Usage:
+        """What these tokens are, as far as it is told."""
+
+    def usage(self) -> Usage:
+        """Return what this answer is charged, as far as it came."""
+
+
+_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+
+def make_meter(
+    call: Call,
+    status: int,
+    content_type: bytes = b"",
+    content_encoding: bytes = b"",
+    bounds: Bounds = DEFAULT_BOUNDS,
+    *,
+    usage_amount: bytes = b"",
+) -> AnswerMeter:
+    """Choose the meter for one answer by the call and the answer's head.
+
+    `content_type`, `content_encoding` and `usage_amount` (the value of `x-usage-amount`) are
+    field values as they came, empty where absent. Feed it the body without its transfer
+    coding; call `finish` only where the answer came to its proper end.
+    """
+    shape = SHAPES.get(call.meter)
+    if shape is None:
+        if call.narrow is not None and 200 <= status < 300:
+            return NarrowedMeter(call, status, bounds, content_encoding)
+        if call.meter == "generic":
+            coding = content_encoding.strip().lower()
+            if call.units_pointer and coding in _CODINGS:
+                decoded = GenericMeter(call, status, bounds, usage_amount, _tail(content_type, b""))
+                return EncodedMeter(decoded, coding != b"deflate")
+            return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
+        return FreeMeter(call, status, bounds, _tail(content_type, content_encoding) if call.keeps else None)
+    coding = content_encoding.strip().lower() if content_encoding else b""
+    if not coding or coding == b"identity":
+        return _plain(call, status, content_type, bounds, shape)
+    if coding in _CODINGS:
+        return EncodedMeter(_plain(call, status, content_type, bounds, shape), coding != b"deflate")
+    return OpaqueMeter(call, status, bounds)
+
+
+def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
+    """How an answer nobody here reads tells its end: a document by itself, all else by its framing."""
+    media = content_type.partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        return None
+    return Tail(CODED_BYTES if content_encoding.strip().lower() not in {b"", b"identity"} else 0)
+
+
+def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, shape: Shape) -> Meter:
+    dialect = shape.dialect
+    if content_type == b"application/json" and not call.streamed:
+        return WholeMeter(call, status, bounds, dialect)
+    media = content_type.partition(b";")[0].strip().lower()
+    if media == b"text/event-stream":
+        return StreamMeter(call, status, bounds, dialect)
+    if shape.unframed is not None and 200 <= status < 300:
+        return shape.unframed(call, status, bounds)
+    if call.streamed and 200 <= status < 300 and media != b"application/json":
+        return StreamMeter(call, status, bounds, dialect)
+    return WholeMeter(call, status, bounds, dialect)

@@ -1,0 +1,283 @@
+"""A report of use, as an API writes it: of its documented shape, or as much of it as can be read.
+
+What it says beyond that shape is kept as it came: it may be what the provider bills next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from math import ceil, floor
+from typing import Any, Final, Generic, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec.structs import fields
+
+from gateway.core.metering.meter import CLOSED, Meter
+
+# Read an upstream's JSON that is odd in places: its counts do not answer for what they stand among.
+#
+# A text that is cut inside a letter ends in half a pair of surrogates, some servers write `NaN` for a
+# probability or a tab as it is, and what a model hands to a tool may be nested without end. No strict
+# decoder takes such a document. Here each such place alone is made plain: half a letter reads U+FFFD, what
+# is no number reads `true`, which is no count and no name either, and what is nested too deep is an empty
+# text. All else stays as it came and is decoded as strictly as ever.
+#
+# The scan is linear; what has more such places than `ODD_MAX` stays unreadable.
+
+
+ReadableT = TypeVar("ReadableT")
+
+ODD_MAX = 1 << 18  # places in a document
+DEPTH_MAX = 100  # objects and lists inside each other
+BRACKETS_MAX = 1 << 18  # looked at, where a document is nested too deep
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+# No control character may stand in a text, and elsewhere each is as good as white space.
+_CONTROLS = bytes.maketrans(bytes(range(32)), b" " * 32)
+# Alike in a text and outside of it, so that nobody has to know where texts begin.
+_NO_NUMBER = re.compile(rb"(?<=[:,\[ ])(?:-?Infinity|NaN)(?=[,\]} ])")
+_HEX = rb"[0-9a-fA-F]"
+_HIGH, _LOW = rb"u[dD][89abAB]" + _HEX + rb"{2}", rb"u[dD][c-fC-F]" + _HEX + rb"{2}"
+_ODD_ESCAPE = re.compile(
+    rb"\\(?<!\\\\)((?:\\\\)*+)"
+    rb"(?:" + _HIGH + rb"(?!\\" + _LOW + rb")|(?<!\\" + _HIGH + rb"\\)" + _LOW
+    + rb"|u(?!" + _HEX + rb'{4})|(?!["\\/bfnrtu]))'
+)  # fmt: skip
+_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.DOTALL)
+
+
+def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
+    """What a decoder makes of a document, or of what is readable of it; raises one of `UNREADABLE`."""
+    try:
+        return decode(document)
+    except msgspec.ValidationError:
+        raise
+    except UNREADABLE:
+        pass
+    plain = readable(document)
+    try:
+        return decode(plain)
+    except RecursionError:
+        return decode(_flat(plain))
+
+
+def readable(document: bytes) -> bytes:
+    """The document with each place that no decoder takes made plain."""
+    if not document.isascii():
+        document = document.decode("utf-8", "replace").encode()
+    document = document.translate(_CONTROLS)
+    document = _ODD_ESCAPE.sub(rb"\1\\ufffd", document, ODD_MAX)
+    if b"NaN" in document or b"Infinity" in document:
+        document = _NO_NUMBER.sub(b"true", document, ODD_MAX)
+    return document
+
+
+def _flat(document: bytes) -> bytes:
+    """The document without what is nested too deep."""
+    kept: list[bytes] = []
+    depth = start = 0
+    for brackets, match in enumerate(_BRACKET.finditer(document)):
+        if brackets == BRACKETS_MAX:
+            break
+        if match[1] in b"[{":
+            depth += 1
+            if depth == DEPTH_MAX:
+                kept.append(document[start : match.end() - 1])
+        else:
+            depth -= 1
+            if depth == DEPTH_MAX - 1:
+                kept.append(b'""')
+                start = match.end()
+    return b"".join((*kept, document[start:]))
+
+
+# Read what can be read of an upstream's answer that is not of its documented types.
+#
+# An upstream may be wrong in any way; a meter never fails for it and never believes it blindly.
+
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# The fields that hold produced text in any of the APIs, complete or broken off.
+_TEXT = re.compile(
+    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|thinking|partial_json|delta)"'
+    rb'[ \t\r\n]*+:[ \t\r\n]*+"((?:[^"\\]++|\\.)*+)',
+    re.DOTALL,
+)
+# What says in any of the APIs that a choice, or the whole answer, is finished.
+_FINISH = re.compile(
+    rb'"(?:finish_reason|stop_reason|finishReason|blockReason)"[ \t\r\n]*+:[ \t\r\n]*+(?!null\b)'
+)
+_CLOSE = re.compile(
+    rb'"type"[ \t\r\n]*+:[ \t\r\n]*+"(?:message_stop|response\.(?:completed|incomplete|failed|cancelled))"'
+)
+
+
+def loose_document(document: bytes) -> dict[str, object]:
+    """Return the JSON object, or an empty one where there is none."""
+    try:
+        read = decoded(msgspec.json.decode, document)
+    except UNREADABLE:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def is_object(document: bytes) -> bool:
+    """Whether a document is a JSON object, as far as it can be made readable."""
+    try:
+        decoded(_object, document)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
+    """Whether a field is there and not null."""
+    return raw is not msgspec.UNSET and bytes(raw) != b"null"
+
+
+def integer(value: object) -> int | None:
+    """Return a number of tokens written as an integer or as a float, None for else. A part of one is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return ceil(value) if value > 0 else floor(value)
+
+
+def text_bytes(document: bytes) -> int:
+    """Bytes of produced text in a document, complete or broken off."""
+    return sum(match.end(1) - match.start(1) for match in _TEXT.finditer(document))
+
+
+def texts_in(document: bytes) -> list[str]:
+    """Produced text in a document, complete or broken off, as it reads."""
+    return [_as_it_reads(match[1]) for match in _TEXT.finditer(document)]
+
+
+def _as_it_reads(raw: bytes) -> str:
+    try:
+        return msgspec.json.decode(b'"' + raw + b'"', type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return raw.decode("utf-8", "replace")
+
+
+def count_text(meter: Meter, data: bytes) -> None:
+    """Count the text of an event that could not be decoded, and see whether it ends the answer."""
+    size = text_bytes(data)
+    if size:
+        meter.text_bytes += size
+        meter.content_events += 1
+    if _FINISH.search(data) is not None:
+        meter.finished += 1
+    if _CLOSE.search(data) is not None:
+        meter.phase = CLOSED
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+NO_COUNT: Final = -1  # what stands where a number should: whoever takes it counts by himself
+_SAYS_NOTHING = frozenset({b"null", b"0", b"0.0", b"false", b'""', b"{}", b"[]"})
+
+
+class Reports(Generic[T]):
+    """Read reports of one documented shape."""
+
+    def __init__(self, shape: type[T]) -> None:
+        self._shape = shape
+        self._decode = msgspec.json.Decoder(shape).decode
+
+    def read(self, meter: Meter, raw: bytes) -> T | None:
+        """The report; None where there is none. What is not of the documented types marks the use."""
+        try:
+            return self._decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass
+        said = _read(_parts, raw)
+        if not said:
+            return None
+        fit = _Fit()
+        report: T = fit.struct(self._shape, said)
+        if fit.unknown:
+            meter.detail.keep(raw)
+        if fit.wrong:
+            meter.marked = True
+        return report
+
+
+# A value stays as it came until it is known what it is to be: one nobody reads cannot be wrong.
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
+
+
+class _Fit:
+    """Put a document into a shape.
+
+    `unknown` and `wrong` say that something had no place or no right type.
+    """
+
+    def __init__(self) -> None:
+        self.unknown = self.wrong = False
+
+    def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
+        """A structure of the fields that can be read."""
+        places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
+        self.unknown = self.unknown or any(
+            bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
+        )
+        read = {place: self._value(kind, said.get(name)) for name, (place, kind) in places.items()}
+        return shape(**read)
+
+    def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
+        """A value of its documented type; None where it is null or cannot be one."""
+        if raw is None or bytes(raw) == b"null" or kind is Any:
+            return None
+        value = self._of_kind(kind, bytes(raw))
+        self.wrong = self.wrong or (value is None and kind is not str)
+        return value
+
+    def _of_kind(self, kind: Any, raw: bytes) -> Any:
+        if kind is int:
+            number = _read(msgspec.json.decode, raw)
+            count = integer(number)
+            self.wrong = self.wrong or count is None or not isinstance(number, int)
+            return NO_COUNT if count is None else count
+        if kind is str:
+            return _read(_text, raw)
+        if get_origin(kind) is list:
+            elements = _read(_elements, raw)
+            return elements and self._each(get_args(kind)[0], elements)
+        parts = _read(_parts, raw)
+        if get_origin(kind) is dict:
+            return parts and {name: self._value(int, count) or 0 for name, count in parts.items()}
+        return None if parts is None else self.struct(kind, parts)
+
+    def _each(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
+        read = [self._value(kind, element) for element in elements]
+        return [one for one in read if one is not None]
+
+
+def summed(*counts: int | None) -> int:
+    """All of what is there; `NO_COUNT` where one of it is none."""
+    there = [count for count in counts if count is not None]
+    return NO_COUNT if there and min(there) < 0 else sum(there)
+
+
+@cache
+def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
+    """The fields of a shape by the names they travel under: each with its name and its type but for None."""
+    types = get_type_hints(shape)
+    return {
+        field.encode_name: (
+            field.name,
+            next(one for one in (*get_args(types[field.name]), types[field.name]) if one is not type(None)),
+        )
+        for field in fields(shape)
+    }
+
+
+def _read(decode: Any, raw: bytes) -> Any:
+    """What it is; None where it is not of the decoder's type."""
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,393 @@
+"""What we counted beside what a provider counted: a row a day and model, with a verdict.
+
+Compared is what the provider's report says: no requests where it has none, no cost where it has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation, Overflow
+from enum import StrEnum
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from gateway.core.billing.money import ONE_NANO
+from gateway.errors import TollkeeperError
+
+# What somebody counted: amounts by day and model, each exact. Both sides of a comparison are one.
+
+
+# What is compared. `input` is without what a cache had; those that are written to it for an hour are part of
+# those that are. All but the cost are counts.
+FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
+ROWS_MAX: Final = 100_000  # days and models of one report
+COUNT_MAX: Final = 2**53 - 1
+NAME_CHARACTERS_MAX: Final = 512
+MONEY_DIGITS_MAX: Final = 15  # before the point
+MONEY_DECIMALS_MAX: Final = 40
+
+# Wide enough for a share of a sum of as many rows as there may be: nothing is ever rounded unseen.
+EXACT: Final = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow])
+ZERO: Final = Decimal(0)
+_MONEY = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
+
+Amounts = dict[str, Decimal]
+
+
+class BadReport(TollkeeperError):
+    """The report cannot be read."""
+
+    reason = "bad_report"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one line of a report says of a model; the currency is empty where it says no cost."""
+
+    model: str
+    amounts: Mapping[str, Decimal]
+    currency: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """Amounts by day and model. `states` are the fields it says anything of; `days` those it covers."""
+
+    rows: dict[tuple[date, str], Amounts] = field(default_factory=dict)
+    days: set[date] = field(default_factory=set)
+    states: set[str] = field(default_factory=set)
+    currency: str = ""
+    rows_max: int = ROWS_MAX
+
+    def add(self, day: date, line: Line) -> None:
+        """Add one line to its day and model; `BadReport` where costs are in two currencies."""
+        if len(line.model) > NAME_CHARACTERS_MAX:
+            raise BadReport(f"the name of a model must have at most {NAME_CHARACTERS_MAX} characters")
+        if line.currency and self.currency and line.currency != self.currency:
+            raise BadReport(f"costs must be in one currency, not in {self.currency} and in {line.currency}")
+        self.currency = self.currency or line.currency
+        self.states.update(line.amounts)
+        self.days.add(day)
+        # Providers write names in one case; what callers ask for may be in any.
+        sums = self.rows.setdefault((day, line.model.lower()), {})
+        if len(self.rows) > self.rows_max:
+            raise BadReport(f"a report may have at most {self.rows_max:,} days and models: ask for less time")
+        for name, amount in line.amounts.items():
+            sums[name] = EXACT.add(sums.get(name, ZERO), amount)
+
+
+def money(text: str) -> Decimal:
+    """Read a decimal number exactly; ValueError says what would be right."""
+    amount = Decimal(text) if _MONEY.fullmatch(text) else None
+    if amount is not None and amount == 0:
+        return ZERO
+    exponent = amount.as_tuple().exponent if amount is not None else None
+    if amount is None or not isinstance(exponent, int):
+        raise ValueError("must be a decimal number such as 12.50")
+    if amount.adjusted() >= MONEY_DIGITS_MAX or exponent < -MONEY_DECIMALS_MAX:
+        raise ValueError(
+            f"must have at most {MONEY_DIGITS_MAX} digits before the point and {MONEY_DECIMALS_MAX} behind it"
+        )
+    return amount
+
+
+def count(text: str) -> int:
+    """Read a count as spreadsheets write one, such as 12 or 12.0; ValueError says what would be right."""
+    found = re.fullmatch(r"([0-9]{1,16})(?:\.0+)?", text, re.ASCII)
+    if found is None or int(found[1]) > COUNT_MAX:
+        raise ValueError(f"must be a whole number from 0 to {COUNT_MAX}")
+    return int(found[1])
+
+
+# Which names of models mean the same: callers ask for `gpt-4o`, providers bill `gpt-4o-2024-08-06`.
+
+
+# What a name ends in where it names one version: 2024-08-06, 20250514, 0613.
+_DATED: Final = re.compile(
+    r"(?<=.)[-@](?:20\d\d-[01]\d-[0-3]\d|20\d\d[01]\d[0-3]\d|[01]\d[0-3]\d)\Z", re.ASCII
+)
+_NEWEST: Final = "-latest"
+
+
+def bare(name: str) -> str:
+    """The name of all versions of a model; one written for people, as `Claude Haiku 4.5`, is an id's too."""
+    return _DATED.sub("", _id(name).removesuffix(_NEWEST))
+
+
+def is_dated(name: str) -> bool:
+    """Whether a name is of one version alone."""
+    return _DATED.search(_id(name)) is not None
+
+
+def _id(name: str) -> str:
+    return (re.sub(r"[ .]+", "-", name) if " " in name else name).lower()
+
+
+def groups(names: Collection[str], answered: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """Names, together where they may mean the same model.
+
+    Versions stay apart as long as each is named. Where a name without a version is among them, nobody can
+    tell what of it was which: then all of them are one. So are a name and those which `answered` for it.
+    """
+    parent = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    def join(some: Iterable[str]) -> None:
+        first, *others = map(root, some)
+        for other in others:
+            parent[root(other)] = root(first)
+
+    versions: dict[str, list[str]] = {}
+    for name in names:
+        versions.setdefault(bare(name), []).append(name)
+    for some in versions.values():
+        if not all(map(is_dated, some)):
+            join(some)
+    for name in names:
+        join([name, *(other for other in answered.get(name, ()) if other in parent)])
+    found: dict[str, set[str]] = {}
+    for name in names:
+        found.setdefault(root(name), set()).add(name)
+    return list(found.values())
+
+
+SHOWN: Final = Decimal("0.01")  # of a percentage
+_SHOWING: Final = Context(prec=200, rounding=ROUND_HALF_UP)
+
+
+class Verdict(StrEnum):
+    """What came of comparing."""
+
+    MATCHED = "matched"
+    DIFFERS = "differs"
+    OURS_ONLY = "ours only"
+    THEIRS_ONLY = "theirs only"
+
+
+class By(StrEnum):
+    """How the names of a row were found to be of one model."""
+
+    NAME = "name"
+    DATE = "date"
+    ANSWERED = "answered"
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How much may differ, by field: `percent` of theirs, or `amount`; the larger one counts."""
+
+    percent: Mapping[str, Decimal] = field(default_factory=dict)
+    amount: Mapping[str, Decimal] = field(default_factory=dict)
+
+    def allows(self, name: str, ours: Decimal, theirs: Decimal) -> bool:
+        """Whether so much may differ."""
+        share = EXACT.multiply(abs(theirs), EXACT.scaleb(self.percent.get(name, ZERO), Decimal(-2)))
+        return abs(EXACT.subtract(ours, theirs)) <= max(share, self.amount.get(name, ZERO))
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A day's model on both sides; a side is empty where it has none of it. `model` is its plainest name."""
+
+    day: date | None
+    model: str
+    verdict: Verdict
+    by: By
+    our_names: tuple[str, ...]
+    their_names: tuple[str, ...]
+    ours: Mapping[str, Decimal]
+    theirs: Mapping[str, Decimal]
+
+    def difference(self, name: str) -> Decimal:
+        """Ours less theirs."""
+        return EXACT.subtract(self.ours.get(name, ZERO), self.theirs.get(name, ZERO))
+
+    def percent(self, name: str) -> Decimal | None:
+        """The difference in hundredths of theirs, to two places; None where theirs is nothing."""
+        theirs = self.theirs.get(name, ZERO)
+        if not theirs:
+            return None
+        share = _SHOWING.divide(EXACT.scaleb(self.difference(name), Decimal(2)), theirs)
+        return _SHOWING.quantize(share, SHOWN)
+
+
+def compare_reports(
+    ours: Report, theirs: Report, tolerance: Tolerance, answered: Mapping[str, Collection[str]]
+) -> list[Compared]:
+    """Every day and model of either side, by day and name; `BadReport` where costs cannot be compared.
+
+    `answered` has the names of the models that answered for one that was asked for.
+    """
+    if ours.currency and theirs.currency and ours.currency != theirs.currency:
+        raise BadReport(
+            f"Our costs are in {ours.currency}, theirs in {theirs.currency}: compare usage without costs, or "
+            "price the calls in the provider's currency"
+        )
+    mine, its = _by_day(ours), _by_day(theirs)
+    rows = []
+    for day in sorted(mine.keys() | its.keys()):
+        here, there = mine.get(day, {}), its.get(day, {})
+        for names in groups(here.keys() | there.keys(), answered):
+            found = _beside(day, names, here, there, answered)
+            if found.verdict is Verdict.DIFFERS:
+                found = replace(found, theirs=_of(found.theirs, theirs.states))
+                if _alike(found.ours, found.theirs, tolerance):
+                    found = replace(found, verdict=Verdict.MATCHED)
+            rows.append(found)
+    return sorted(rows, key=lambda row: (str(row.day), row.model))
+
+
+def total(rows: Sequence[Compared], states: Collection[str]) -> Compared:
+    """All rows as one, matched where each of them is."""
+    alike = all(row.verdict is Verdict.MATCHED for row in rows)
+    ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
+    verdict = Verdict.MATCHED if alike else Verdict.DIFFERS
+    return Compared(None, "total", verdict, By.NAME, (), (), ours, _of(theirs, states))
+
+
+def counted(rows: Iterable[Compared]) -> dict[str, int]:
+    """How many rows have which verdict."""
+    found = Counter(row.verdict for row in rows)
+    return {verdict.value: found[verdict] for verdict in Verdict}
+
+
+def lost_rows(rows: Iterable[Compared]) -> set[str]:
+    """Names that only we have, on days on which the provider has others that we have not."""
+    rows = list(rows)
+    days = {row.day for row in rows if row.verdict is Verdict.THEIRS_ONLY}
+    return {
+        name for row in rows if row.verdict is Verdict.OURS_ONLY and row.day in days for name in row.our_names
+    }
+
+
+def read_tolerance(texts: Iterable[str]) -> Tolerance:
+    """Read `1%`, `cost=0.01` or `requests=5%`; without a field it is of each."""
+    percent: dict[str, Decimal] = {}
+    amount: dict[str, Decimal] = {}
+    for text in texts:
+        name, is_named, said = text.rpartition("=")
+        if is_named and name not in FIELDS:
+            raise ValueError(f"must be of one of {', '.join(FIELDS)}, not of {name!r}")
+        most = money(said.removesuffix("%"))
+        if most < 0:
+            raise ValueError(f"must not be negative, as {text!r} is")
+        found = percent if said.endswith("%") else amount
+        found.update(dict.fromkeys((name,) if is_named else FIELDS, most))
+    return Tolerance(percent, amount)
+
+
+def _by_day(report: Report) -> dict[date, dict[str, Amounts]]:
+    """A report's models of each day that used anything: a call that failed may have used nothing."""
+    found: dict[date, dict[str, Amounts]] = {}
+    for (day, model), amounts in report.rows.items():
+        if any(amount for name, amount in amounts.items() if name != "requests"):
+            found.setdefault(day, {})[model] = amounts
+    return found
+
+
+def _beside(
+    day: date,
+    names: set[str],
+    here: Mapping[str, Amounts],
+    there: Mapping[str, Amounts],
+    answered: Mapping[str, Collection[str]],
+) -> Compared:
+    """What both sides have under some names of a day; where both have any, it differs until compared."""
+    mine, its = sorted(names & here.keys()), sorted(names & there.keys())
+    verdict, by = Verdict.DIFFERS, By.NAME
+    if not its:
+        verdict = Verdict.OURS_ONLY
+    elif not mine:
+        verdict = Verdict.THEIRS_ONLY
+    elif mine != its:
+        by = By.ANSWERED if any(set(answered.get(name, ())) & set(its) for name in mine) else By.DATE
+    plainest = min(names, key=lambda name: (len(name), name))
+    ours, theirs = _sum(here[name] for name in mine), _sum(there[name] for name in its)
+    return Compared(day, plainest, verdict, by, tuple(mine), tuple(its), ours, theirs)
+
+
+def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance: Tolerance) -> bool:
+    # Ours is rounded once a call, to a whole nano-unit of money.
+    rounded = {"cost": EXACT.multiply(ONE_NANO, max(ours.get("requests", ZERO), Decimal(1)))}
+    return all(
+        tolerance.allows(name, ours.get(name, ZERO), amount)
+        or abs(EXACT.subtract(ours.get(name, ZERO), amount)) <= rounded.get(name, ZERO)
+        # Ours are failed ones as well, of which a provider says nothing.
+        or (name == "requests" and ours.get(name, ZERO) >= amount)
+        for name, amount in theirs.items()
+    )
+
+
+def _of(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
+    """What a report says of each field that it says anything of."""
+    return {name: amounts.get(name, ZERO) for name in FIELDS if name in states}
+
+
+def _sum(some: Iterable[Mapping[str, Decimal]]) -> Amounts:
+    added: Amounts = {}
+    for amounts in some:
+        for name, amount in amounts.items():
+            added[name] = EXACT.add(added.get(name, ZERO), amount)
+    return added
+
+
+# What differs between the reports of one provider and another's: an object each, in a file of its own.
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+# Reads one result of a bucket; msgspec.ValidationError and ValueError say what is wrong with it.
+ReadResult = Callable[[bytes], Line]
+# Reads one row of a table; the line is None where it only says that its day had nothing.
+ReadRow = Callable[[Mapping[str, str]], tuple[date, Line | None]]
+# A question of the API without its span: its path and its other parameters.
+Question = tuple[str, Mapping[str, str]]
+
+DAYS_A_PAGE: Final = 31
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A CSV export: it is known by the column `mark` and must have all `columns`."""
+
+    mark: str
+    columns: tuple[str, ...]
+    read: ReadRow
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The reports of one provider.
+
+    `bucket` takes a bucket apart: its first moment, the one behind its last, and its results. `wanted` says
+    which reports can be read. `questions` are those of its API, `span` writes their time, `headers` its key.
+    """
+
+    name: str
+    wanted: str
+    bucket: Callable[[bytes], tuple[datetime, datetime, list[msgspec.Raw]]]
+    result: ReadResult
+    tables: tuple[Table, ...]
+    url: str
+    key_variable: str
+    questions: tuple[Question, ...]
+    span: Callable[[date, date], Mapping[str, str]]
+    headers: Callable[[str], Mapping[str, str]]
+
+
+def cell(row: Mapping[str, str], name: str, read: Callable[[str], _Read]) -> _Read:
+    """What stands in a column; ValueError names it."""
+    try:
+        return read(row[name])
+    except ValueError as error:
+        raise ValueError(f"column {name} {error}") from error

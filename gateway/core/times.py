@@ -1,0 +1,150 @@
+"""Moments as they are counted: in milliseconds since 1970, UTC. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
+from typing import Final, NamedTuple
+from zoneinfo import ZoneInfo, available_timezones
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def ms_of(moment: datetime | None) -> int:
+    """The millisecond a moment is nearest to; 0 for none, which is never."""
+    return 0 if moment is None else round(moment.timestamp() * 1000)
+
+
+def rfc3339(moment: datetime, timespec: str = "auto") -> str:
+    """A moment as RFC 3339 writes it, in UTC: `2026-01-31T10:00:00Z`, as far as `isoformat` is told to."""
+    return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def moment_of(at_ms: int) -> datetime:
+    """The moment of a millisecond."""
+    return EPOCH + at_ms * MILLISECOND
+
+
+# When requests began, by their ids: those that gateways give are UUIDs of version 7. Pure.
+
+
+VERSION_AT: Final = 14
+VERSION: Final = "7"
+GIVEN: Final = ("4", VERSION)
+# By so much a gateway's clock may be ahead of Redis': what is more is noted by the day.
+AHEAD_MAX_MS: Final = DAY_MS
+AHEAD_MAX: Final = timedelta(milliseconds=AHEAD_MAX_MS)
+
+
+def is_of_gateway(request_id: str) -> bool:
+    """Whether a gateway gave it to a request, this version or one before; leases have others."""
+    return request_id[VERSION_AT : VERSION_AT + 1] in GIVEN
+
+
+def says_when(request_id: str) -> bool:
+    """Whether it is an id that says when its request began."""
+    return request_id[VERSION_AT : VERSION_AT + 1] == VERSION
+
+
+def began_ms(request_id: str) -> int:
+    """The millisecond that such an id says, by its gateway's clock."""
+    return int(request_id[:8] + request_id[9:13], 16)
+
+
+def began(request_id: str) -> datetime | None:
+    """The moment an id says; None where it says none, or one that no calendar has."""
+    if not says_when(request_id):
+        return None
+    try:
+        return moment_of(began_ms(request_id))
+    except (ValueError, OverflowError):
+        return None
+
+
+# Time zones: whose days and months are counted. Pure.
+#
+# The scripts know no zones, but by how much clocks are before those of UTC: what they are told of one is
+# exact until its clocks change for the second time.
+
+
+# Intervals of budgets and of token plans that begin on an anchor's day.
+WEEKS: Final = frozenset({"week", "weekly"})
+MONTHS: Final = frozenset({"month", "quarter", "year", "monthly"})
+DAYS_OF_WEEK: Final = 7
+# How far apart the clocks of a keeper and of Redis may be: for so long what was before a change is told.
+APART_MS: Final = DAY_MS
+# How far ahead a change is looked for, and in what steps: clocks that change keep that for weeks.
+_AHEAD_MS: Final = 400 * DAY_MS
+_STEP_MS: Final = DAY_MS
+_ZONES_KEPT: Final = 1_024
+
+
+class Clock(NamedTuple):
+    """How many milliseconds a zone's clocks are before those of UTC, when they change (0 never), to what."""
+
+    offset: int = 0
+    turns_at: int = 0
+    offset_after: int = 0
+
+
+CLOCK_OF_UTC: Final = Clock()
+
+
+def clock_of(time_zone: str, at_ms: int) -> Clock:
+    """A zone's clocks as the scripts are told of them at a moment; ZoneInfoNotFoundError: nobody knows it."""
+    return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
+
+
+def offset_at(zone: ZoneInfo, at_ms: int) -> int:
+    """By how many milliseconds a zone's clocks are before those of UTC."""
+    offset = moment_of(at_ms).astimezone(zone).utcoffset()
+    assert offset is not None
+    return offset // MILLISECOND
+
+
+@cache
+def _zones() -> frozenset[str]:
+    # What only names files of a system is no zone that another one knows.
+    return frozenset(available_timezones()) - {"localtime", "posixrules", "Factory"}
+
+
+def is_zone(name: str) -> bool:
+    """Whether a time zone is known by this name."""
+    return name in _zones()
+
+
+def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with days that are counted in a zone, from an anchor: field by field."""
+    if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
+        yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
+    if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:
+        yield "anchor_day", f"there is none of the interval {interval}: leave it out"
+    if not is_zone(time_zone):
+        yield "time_zone", "must be a name of the IANA's, such as Europe/Berlin"
+
+
+@lru_cache(_ZONES_KEPT)
+def _clock(time_zone: str, hour: int) -> Clock:
+    zone, since = ZoneInfo(time_zone), hour * HOUR_MS
+    offset = offset_at(zone, since)
+    for until in range(since + _STEP_MS, since + _AHEAD_MS, _STEP_MS):
+        if offset_at(zone, until) != offset:
+            turns_at = _turn(zone, until - _STEP_MS, until)
+            return Clock(offset, turns_at, offset_at(zone, turns_at))
+    return Clock(offset, 0, offset)
+
+
+def _turn(zone: ZoneInfo, before: int, after: int) -> int:
+    """The moment at which clocks change between two that differ."""
+    offset = offset_at(zone, before)
+    while after - before > 1:
+        middle = (before + after) // 2
+        if offset_at(zone, middle) == offset:
+            before = middle
+        else:
+            after = middle
+    return after

@@ -1,0 +1,446 @@
+"""The detector of exchanged data: that the process is the same proves nothing, its data may be another.
+
+The data carries the name of its history (`tk:history:…`): a generation, and a nonce. Whoever notices that the
+data is not a continuation of what it knew begins the next generation; markers are of another history then, so
+nobody is served before a keeper has verified again. It is noticed by what the data itself says:
+
+- the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
+  FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
+- each process leaves a pulse, a number that only rises, and looks for it again: over a new connection, and
+  behind a sleep, older data has an older one. It goes by the server's time, so that no process with a wrong
+  clock has another's forgotten, nor its own;
+- the server's replication says when it last began a history of its own behind another's: data that it has
+  from another one since, and that still goes by what was verified here before, may be older, unless a keeper
+  says in it that it has looked since;
+- who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
+
+Of generation 0, as all data is until it is exchanged once, the history is named by the process alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import sha1
+from secrets import token_hex
+from typing import cast
+
+from gateway.core.layout import LAYOUT
+from gateway.core.wait import Wait, in_task
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import Ask, Server
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.connection import Wire, encode, script_parts
+from gateway.errors import CountersRefused, CountersUnavailable
+
+# The markers of a server's partitions: which history they name, and having none of them name another one.
+
+
+# What stands in a marker that nobody is served under.
+NOBODY = b"." * 40
+
+
+async def are_verified(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> bool:
+    """Whether any of these partitions goes by what was verified under this history."""
+    return run_id in {packing.read_marker(raw)[0] for raw in (await _markers(ask, partitions)).values()}
+
+
+async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
+    """Have nobody served under another history, also who has not heard of this one yet."""
+    closing = []
+    for partition, raw in (await _markers(ask, partitions)).items():
+        named, epoch, catalogue = packing.read_marker(raw)
+        if named not in (run_id, NOBODY):
+            new = packing.marker(NOBODY, epoch, catalogue, packing.layout_of(raw))
+            call = packing.rebuild(run_id, partition, keys.marker(partition), new, raw)
+            closing.append(ask(*script_parts("load", *call)))
+    await asyncio.gather(*closing)
+
+
+async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
+    """Write a key that is as it was read; False where it is not."""
+    arguments = packing.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
+    answer = await ask(*script_parts("load", (key.decode(),) * 3, arguments))
+    return packing.code_of(cast("bytes", answer)) == 1
+
+
+async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
+    """Those that this version can read, by their partitions."""
+    found = await asyncio.gather(*(ask(b"GET", keys.marker(one).encode()) for one in partitions))
+    there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
+    return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
+
+
+def _is_whole(raw: bytes) -> bool:
+    return len(packing.MARKER.today(raw)) == packing.MARKER.size
+
+
+# The names of data: which history it is of, and how often it was exchanged before.
+
+
+def history(run_id: bytes, name: bytes) -> bytes:
+    """What markers are compared with: the process, and from its second history on which one it is."""
+    if generation(name) == 0:
+        return run_id
+    return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
+
+
+def generation(name: bytes) -> int:
+    """How often the data was exchanged; 0 where it has no name yet."""
+    number, _, nonce = name.partition(b":")
+    return int(number) if nonce and number.isdigit() else 0
+
+
+def fresh(number: int) -> bytes:
+    """A name of this generation that no other data has."""
+    return b"%d:%b" % (number, token_hex(16).encode())
+
+
+TRIES_MAX = 5
+LEFT_MAX = 64
+# Of a process that is silent for so long nothing is looked for any more.
+PULSE_S_MAX = 30 * 86_400
+OLDER, FOLLOWED = "it is older than what this process left in it", "its server was another's replica"
+
+
+class Fence:
+    """Guards one wire: its `run_id` is the history's from the first moment of each connection.
+
+    `pulse` names this process among all; `clock` is monotonic. `noticed` counts the exchanges of data that
+    this process was the first to say. `promoted` is what servers said of their replication last, by run id:
+    it outlives the wire to one that is replaced, and is a primary again.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        pulse: str,
+        clock: Callable[[], float],
+        say: Callable[..., None] = lambda *_, **__: None,
+        promoted: dict[bytes, bytes] | None = None,
+    ) -> None:
+        self.noticed = 0
+        self._promoted = {} if promoted is None else promoted
+        self._wire, self._pulse, self._clock, self._say = wire, pulse.encode(), clock, say
+        self._looking = asyncio.Lock()
+        self._server = Server(b"", b"", "", is_one=False)
+        self._left: dict[bytes, bytes] = {}
+        self._name = b""
+        self._trouble = ""
+        self._beat = self._floor = self._known = 0
+        # By how much the server's time of day is ahead of the clock, in seconds.
+        self._ahead_s = 0.0
+        self._anchor = wire.part.anchor
+        self._full = False
+        wire.identify = self._greeted
+
+    @property
+    def _named(self) -> bytes:
+        return keys.history(self._anchor).encode()
+
+    @property
+    def _pulses(self) -> bytes:
+        return keys.pulses(self._anchor).encode()
+
+    async def check_history(self, *commands: bytes) -> None:
+        """Make sure that all that was read on this connection until now is of the history `run_id` names.
+
+        If it is, `commands` run all together. An EXEC ends the watch, so no other transaction may run here.
+        CountersUnavailable where that cannot be known, or the data is not the one that commands were given
+        for; CountersRefused where the server refuses one. Who has read before compares `run_id` afterwards.
+        """
+        async with self._looking:
+            if self._anchor != self._wire.part.anchor:
+                await self._follow_anchor()
+            name, trouble, refused = await self._looked(commands)
+            self._trouble = self._trouble or trouble
+            if self._trouble or name != self._name:
+                await self._another(self._ask, name)
+                refused = CountersUnavailable("the data in Redis was replaced since it was looked at")
+            if commands and refused is not None:
+                raise refused
+
+    async def announce(self, trouble: str) -> None:
+        """Somebody knows that this data is older than it was, without having seen it exchanged."""
+        async with self._looking:
+            self._trouble = self._trouble or trouble
+            await self._another(self._ask, self._name)
+
+    async def keep_promotion(self, run_id: bytes) -> None:
+        """Say in the data behind which promotion of its server it is verified, for who hears of it late.
+
+        Nothing is said of another history: nobody looked at that one.
+        """
+        if self._server.promoted and self._anchor >= 0 and self._wire.run_id == run_id:
+            await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
+
+    async def _follow_anchor(self) -> None:
+        """Have the data's name, which is the same for all who knew it, stand beside the anchor of now."""
+        anchor = self._wire.part.anchor
+        if anchor < 0:
+            raise CountersUnavailable("this server of a cluster has no partition")
+        key = keys.history(anchor).encode()
+        found = _text(await self._ask(b"GET", key))
+        name = self._name or found or fresh(0)
+        if found != name and not await replace(self._ask, key, found, name):
+            raise CountersUnavailable("the data in Redis is being named")
+        self._name, self._anchor, self._known, self._floor = name, anchor, 0, 0
+        self._wire.run_id = history(self._server.run_id, name)
+        if await _watched(self._ask, key) != name:
+            raise CountersUnavailable("the data in Redis was replaced once more")
+
+    async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
+        """The name as it stands, what is wrong with the data (empty: nothing), and why commands did not run.
+
+        Only data that was not exchanged since the last look takes the next pulse.
+        """
+        beat = self._beat = max(self._beat + 1, self._now_ms())
+        # Commands are of a partition, whose slot may be another than that of the pulses: they go alone.
+        beats = not self._full and not commands
+        pulse = [encode(b"ZADD", self._pulses, b"GT", b"%d" % beat, self._pulse)] if beats else []
+        waits = self._wire.send_together(
+            encode(b"ZSCORE", self._pulses, self._pulse),
+            encode(b"MULTI"), *pulse, *commands, encode(b"EXEC"),
+            encode(b"WATCH", self._named), encode(b"GET", self._named),
+        )  # fmt: skip
+        floor = self._floor
+        if beats:
+            self._floor = beat  # what was sent on this connection comes before whatever is sent next
+        score = _number(await in_task(waits[0]))
+        refused: CountersUnavailable | None = None
+        try:
+            for wait in waits[1:-3]:
+                await in_task(wait)
+            done = cast("list[object] | None", await in_task(waits[-3]))
+            unbroken = done is not None
+            failed = [str(one) for one in done or () if isinstance(one, Exception)]
+            refused = CountersRefused(f"Redis refused: {failed[0][:200]}") if failed else None
+        except CountersRefused as error:  # a full server takes no pulse
+            self._floor, self._full, unbroken, refused = floor, True, True, error
+        else:
+            self._full = False
+        await in_task(waits[-2])
+        name = _text(await in_task(waits[-1]))
+        if not unbroken:
+            return name, "its keys were replaced", refused
+        if score < floor:
+            return name, OLDER, refused
+        self._known = self._floor
+        return name, "", refused
+
+    async def _greeted(self, server: Server, ask: Ask) -> bytes:
+        """The history behind a new connection, before anybody uses it."""
+        before, anchor = self._server, self._wire.part.anchor
+        self._ahead_s = _seconds(await ask(b"TIME")) - self._clock()
+        if anchor < 0:
+            self._server = server
+            return server.run_id
+        moved, self._anchor = anchor != self._anchor, anchor
+        forgotten = self._now_ms() - PULSE_S_MAX * 1000
+        if self._known <= forgotten:  # others had it forgotten: that says nothing of the data
+            self._known = 0
+        forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", b"%d" % forgotten)
+        _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
+        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
+        if server.run_id == before.run_id and not moved:
+            followed = await self._followed(server, before.promoted, ask)
+            self._trouble = self._trouble or _since(followed, name == self._name, score >= self._known)
+        else:
+            name = await self._arrive(server, name, ask)
+        self._server, self._floor, self._full = server, self._known, False
+        self._beat = max(self._beat, score)
+        if self._trouble:
+            await self._another(ask, name)
+        _keep(self._promoted, server.run_id, server.promoted)  # behind it: else nobody would notice again
+        return history(server.run_id, self._name)
+
+    async def _arrive(self, server: Server, name: bytes, ask: Ask) -> bytes:
+        """Take up another server's history; one that was left went on without what others did since."""
+        if self._server.run_id:
+            _keep(self._left, self._server.run_id, self._name)
+        self._known, returns = 0, server.run_id in self._left
+        self._trouble = "others were served by another server since" if returns else ""
+        if not name and not returns:
+            await replace(ask, self._named, b"", fresh(0))
+            name = await _watched(ask, self._named)
+        self._name = self._left.pop(server.run_id, name)
+        before = self._promoted.get(server.run_id, server.promoted)
+        vouched, partitions = history(server.run_id, name), self._wire.part.partitions
+        if await self._followed(server, before, ask) and await are_verified(ask, vouched, partitions):
+            self._trouble = self._trouble or FOLLOWED
+        return name
+
+    async def _followed(self, server: Server, before: bytes, ask: Ask) -> bool:
+        """Whether a server had another's data since it was known, and nobody began to verify it since."""
+        if server.promoted in (b"", before):
+            return False
+        kept = b""
+        with suppress(CountersRefused):  # whose user may not read it goes without
+            kept = _text(await ask(b"GET", keys.promotion(self._anchor).encode()))
+        return kept != server.promoted
+
+    async def _another(self, ask: Ask, name: bytes) -> None:
+        """Go by another history: by the later one somebody began since, or by one that begins here."""
+        for _ in range(TRIES_MAX):
+            if generation(name) > generation(self._name):
+                break
+            new = fresh(max(generation(name), generation(self._name)) + 1)
+            if await replace(ask, self._named, name, new):
+                name, self.noticed = new, self.noticed + 1
+                said = {"why": self._trouble, "generation": generation(new)}
+                self._say("redis data was replaced", **said, level="error")
+                break
+            name = _text(await ask(b"GET", self._named))
+        else:
+            raise CountersUnavailable("the data in Redis is replaced again and again")
+        self._name, self._trouble, self._known, self._floor = name, "", 0, 0
+        run_id = history(self._server.run_id, name)
+        if ask == self._ask:
+            self._wire.run_id = run_id
+            self._wire.hearing.again()
+        await close(ask, run_id, self._wire.part.partitions)
+        if await _watched(ask, self._named) != name:
+            raise CountersUnavailable("the data in Redis was replaced once more")
+
+    def _now_ms(self) -> int:
+        """The time of day at the server."""
+        return int((self._clock() + self._ahead_s) * 1000)
+
+    async def _ask(self, *parts: bytes) -> Reply:
+        return await in_task(self._wire.send_together(encode(*parts))[0])
+
+
+def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
+    """What happened to the data of one process between two connections; empty: nothing."""
+    if followed:
+        return FOLLOWED
+    if not same_name:
+        return "its name is another"
+    return "" if keeps_pulse else OLDER
+
+
+async def _watched(ask: Ask, key: bytes) -> bytes:
+    """The name, watched from now on whoever wrote it.
+
+    Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
+    """
+    for _ in range(TRIES_MAX):
+        before, _, _, name = await asyncio.gather(
+            ask(b"GET", key), ask(b"UNWATCH"), ask(b"WATCH", key), ask(b"GET", key)
+        )
+        if name == before:
+            return _text(name)
+    raise CountersUnavailable("the data in Redis is named again and again")
+
+
+def _keep(last: dict[bytes, bytes], run_id: bytes, what: bytes) -> None:
+    """Note what was last known of a server; of the `LEFT_MAX` newest."""
+    last.pop(run_id, None)
+    last[run_id] = what
+    while len(last) > LEFT_MAX:
+        del last[next(iter(last))]
+
+
+def _text(answer: Reply) -> bytes:
+    return answer if isinstance(answer, bytes) else b""
+
+
+def _seconds(time: Reply) -> float:
+    """What TIME answers (https://valkey.io/commands/time/)."""
+    seconds, micros = (int(part) for part in cast("list[bytes]", time))
+    return seconds + micros / 1e6
+
+
+def _number(answer: Reply) -> int:
+    return int(float(answer)) if isinstance(answer, bytes | float) else 0
+
+
+# The fence of each wire of a process: what becomes of one server's data is nothing to the others.
+
+
+LOOK_S = 0.5
+# While nothing is asked that anybody is served by.
+IDLE_S = 30.0
+
+
+class Fences:
+    """`guard` makes the one of a wire before that connects; `pulse` names this process among all."""
+
+    def __init__(
+        self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
+    ) -> None:
+        self._pulse, self._clock, self._say = pulse, clock, say
+        self._fences: dict[Wire, Fence] = {}
+        self._promoted: dict[bytes, bytes] = {}
+        self._noticed_before = 0
+
+    @property
+    def noticed(self) -> int:
+        """The exchanges of data that this process was the first to say."""
+        return self._noticed_before + sum(one.noticed for one in self._fences.values())
+
+    def guard(self, wire: Wire) -> None:
+        """Make the fence of a wire; those of wires that are closed are forgotten."""
+        for closed in [one for one in self._fences if one.closed]:
+            self._noticed_before += self._fences.pop(closed).noticed
+        self._fences[wire] = Fence(wire, self._pulse, self._clock, self._say, self._promoted)
+
+    def of(self, wire: Wire) -> Fence:
+        """The fence of a wire."""
+        return self._fences[wire]
+
+    async def announce(self, wire: Wire, trouble: str) -> None:
+        """Somebody knows that the data behind a wire is older than it was."""
+        await self._fences[wire].announce(trouble)
+
+    async def keep_looking(self) -> None:
+        """Have each look twice a second, whatever holds up another, until cancelled."""
+        looking: dict[Wire, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for wire in [one for one in looking if one.closed]:
+                    looking.pop(wire).cancel()
+                for wire, fence in self._fences.items():
+                    if wire in looking and looking[wire].done():
+                        looking.pop(wire).result()
+                    if wire not in looking and wire.part.partitions and not wire.closed:
+                        looking[wire] = asyncio.create_task(keep_looking(wire, fence))
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for task in looking.values():
+                task.cancel()
+
+
+async def keep_looking(wire: Wire, fence: Fence) -> None:
+    """Look twice a second until cancelled; seldom while nobody is served by what is asked of this server.
+
+    What is asked is followed by a look within half a second, and so is the word that anything may have
+    changed. Who asks nothing is misled by nothing.
+    """
+    seen, idle_s = (0, 0), IDLE_S
+    while True:
+        now = wire.used, wire.hearing.since
+        if seen != now or idle_s >= IDLE_S:
+            seen, idle_s = now, IDLE_S  # it looks again soon where it is not answered
+            with suppress(CountersUnavailable):
+                await fence.check_history()
+                idle_s = 0.0
+        await asyncio.sleep(LOOK_S)
+        idle_s += LOOK_S
+
+
+# The word of a server that a keeper has verified all that it has: whatever is not there does not exist.
+
+
+def ask_word(wire: Wire) -> Wait[Reply]:
+    """Ask for the history under which all of it was verified."""
+    return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
+
+
+async def says_verified(wire: Wire, word: Wait[Reply]) -> bool:
+    """Whether its word names the history it has now; False where it does not answer."""
+    with suppress(CountersUnavailable):
+        return await in_task(word) == wire.run_id
+    return False

@@ -1,0 +1,622 @@
+"""Expired holds and the late queue, as reclaimer and poster use them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import cast
+
+from gateway.core.accounts.budgets import account_of, accounts_of, defined
+from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb, correction_id
+from gateway.core.accounts.outbox import (
+    ENTRY,
+    HEAD_BEFORE,
+    LAYOUTS,
+    StreamPlace,
+    corrected,
+    is_newer,
+    stream_place,
+)
+from gateway.core.billing.money import are_money
+from gateway.core.model import Caller, Settlement
+from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.stored import decode_terms
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, are_any_there, each, with_late
+from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.packing import KEPT
+from gateway.counters.leases.allowance import IF_OVER, NONE, lease
+from gateway.counters.redis import keys
+from gateway.counters.redis.calls import TOMBSTONE_MS, AnotherType, Reply
+from gateway.counters.settlement_log.settlement_record import (
+    acknowledged,
+    record_of,
+    recovered,
+    release_of,
+    settlement_of,
+)
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
+
+# One entry of the late queue: where it is, whose it is, what was used. Of the outbox, place and owner.
+
+
+START: StreamPlace = (0, 0)
+# Whose an outbox entry is; one that a newer version has written may be anybody's.
+_OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
+ANYBODYS = -1
+# What every entry of the queue has; see `late` in lua/lib/settlement.lua.
+_FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
+
+
+@dataclass(frozen=True, slots=True)
+class LateEntry:
+    """One entry of the queue, read as far as it takes to know whose it is."""
+
+    place: StreamPlace
+    organization_id: int
+    request_id: str
+    fields: dict[bytes, bytes]
+
+
+def place_of(entry: Reply) -> StreamPlace:
+    """The place of an entry as XRANGE answers it."""
+    assert isinstance(entry, list)
+    return stream_place(cast("bytes", entry[0]))
+
+
+def id_of(place: StreamPlace) -> bytes:
+    """A place as commands take it."""
+    return b"%d-%d" % place
+
+
+def next_of(place: StreamPlace) -> StreamPlace:
+    """The first place after this one."""
+    return place[0], place[1] + 1
+
+
+def owner_of(entry: Reply) -> int:
+    """The organization of an outbox entry, or `ANYBODYS`; 0 of one that nobody can read, in nobody's way."""
+    assert isinstance(entry, list)
+    fields = entry[1]
+    packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
+    if isinstance(packed, bytes) and is_newer(packed):
+        return ANYBODYS
+    if not isinstance(packed, bytes) or len(packed) < HEAD_BEFORE.size or packed[0] not in LAYOUTS:
+        return 0
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return int(owner) if isfinite(owner) else 0
+
+
+def read_entry(raw: Reply) -> LateEntry | None:
+    """One of the queue; None of one that no script of this version, or one before, has written."""
+    assert isinstance(raw, list)
+    flat = cast("list[bytes]", raw[1])
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    if not fields.keys() >= _FIELDS:
+        return None
+    try:
+        kept = KEPT.read(KEPT.today(fields[b"a"]))
+        owner, request_id = kept["organization_id"], kept["request_id"].decode()
+        int(fields[b"charged"])
+        return LateEntry(place_of(raw), owner, request_id, fields)
+    except (ValueError, OverflowError, struct.error):
+        return None
+
+
+def late_settlement(entry: LateEntry) -> LateSettlement:
+    """What an entry says was used, by whom and of what."""
+    fields = entry.fields
+    settlement = settlement_of(
+        fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
+        paid=fields.get(b"b", b""),
+    )  # fmt: skip
+    moved = recovered(settlement.caller, fields.get(b"acknowledged", b""))
+    charged, record = int(fields[b"charged"]), record_of(fields)
+    return LateSettlement(id_of(entry.place), settlement, charged, moved, record)
+
+
+# Which settlements of the late queue can be decided: nothing of their organization waits from before them.
+#
+# Before and behind are places in streams, never times: within one stream ids only rise, whatever the
+# clock does, and of two streams only who was read first says which entry was there first. Reads alone.
+
+
+# Entries one command brings.
+LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
+# Entries of one partition that a pass looks at; the next pass goes on from there.
+LANE_LOOK_MAX = 10_000
+OUTBOX_LOOK_MAX = 100_000
+# Remembered of one partition: what is forgotten is looked at again, or waits a little longer.
+MARKS_MAX = 1_000
+ORGANIZATIONS_MAX = 10_000
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was seen of one partition.
+
+    `marks`: queue entries up to the first place came behind outbox entries up to the second, at most.
+    `clear`: by organization, the place before which the outbox has nothing of it.
+    `left`: by organization, its oldest queue entry that was there when it was last looked at.
+    """
+
+    under: tuple[bytes, bytes, int] | None = None
+    seen: StreamPlace = START
+    marks: list[tuple[StreamPlace, StreamPlace]] = field(default_factory=list)
+    clear: dict[int, StreamPlace] = field(default_factory=dict)
+    left: dict[int, StreamPlace] = field(default_factory=dict)
+
+    def emptied(self) -> _Known:
+        """What is still worth knowing once the queue is empty."""
+        return _Known(self.under, clear=self.clear)
+
+    def behind(self, lane: StreamPlace) -> StreamPlace:
+        """The newest outbox entry that may have been there before this one of the queue."""
+        return self.marks[bisect_left(self.marks, (lane, START))][1]
+
+    def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
+        """Note that queue entries up to a place are there, and the outbox's newest entry now."""
+        if not self.marks or self.marks[-1][0] < lane:
+            self.marks.append((lane, outbox))
+        oldest = min(self.left.values(), default=lane)
+        while len(self.marks) > 1 and (self.marks[0][0] < oldest or len(self.marks) > MARKS_MAX):
+            del self.marks[0]
+
+    def ready(self, organization_id: int, lane: StreamPlace) -> bool:
+        """Whether nothing of an organization is in the outbox that was there before this entry."""
+        return self.clear.get(organization_id, START) > self.behind(lane)
+
+
+class LateLane:
+    """The late queues of all partitions, looked through for what can be decided."""
+
+    def __init__(
+        self, client: Client, *, look_entries_min: int = LOOK_ENTRIES_MIN, lane_look_max: int = LANE_LOOK_MAX
+    ) -> None:
+        self._client = client
+        self._look_entries_min, self._lane_look_max = look_entries_min, lane_look_max
+        self._known: dict[int, _Known] = {}
+
+    async def decidable(self, count: int) -> list[LateSettlement]:
+        """Up to `count` late settlements, shared between partitions, in the order of each queue.
+
+        Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
+        knows what to do with another one. A partition whose streams are broken keeps no other waiting.
+        """
+        lanes = [one for one, first in await with_late(self._client) if isinstance(first, list)]
+        for partition in self._known.keys() - set(lanes):
+            self._known[partition] = self._known[partition].emptied()
+            self._client.left_alone.keep("settlement", (), f"{partition} ")
+        share = max(1, count // max(1, len(lanes)))
+        looks = (self._look(partition, share) for partition in lanes)
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        decidable: list[LateSettlement] = []
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, CountersRefused):
+                raise one
+            decidable += [] if isinstance(one, BaseException) else one
+        return decidable[:count]
+
+    async def _look(self, partition: int, count: int) -> list[LateSettlement]:
+        """One pass over one queue, from the first entry that may have become decidable."""
+        known = self._known.setdefault(partition, _Known())
+        waiting = {one: known.behind(at) for one, at in known.left.items()}
+        await self._advance(partition, known, waiting)
+        blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
+        blocked |= await self._parked(partition, known.left.keys() - blocked)
+        start = min([at for one, at in known.left.items() if one not in blocked] + [next_of(known.seen)])
+        found: list[LateSettlement] = []
+        left: dict[int, StreamPlace] = {}
+        seen, taken = known.seen, set[str]()
+        size, looked = min(LOOK_ENTRIES, max(self._look_entries_min, count)), 0
+        while len(found) < count and looked < self._lane_look_max:
+            entries, last, more = await self._page(partition, known, start, size)
+            seen = last or seen
+            mine = [one for one in entries if one.organization_id not in blocked]
+            for one in mine:
+                left.setdefault(one.organization_id, one.place)
+            free = await self._free(partition, known, mine)
+            for one in free:
+                # Another entry of the same call waits for this one's row.
+                if one.request_id not in taken and len(found) < count:
+                    taken.add(one.request_id)
+                    with self._client.left_alone.reading("settlement", name_of(partition, one.place)):
+                        found.append(late_settlement(one))
+            if last is None or not more:
+                break
+            start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)
+        # Both or neither: what was seen and is not left is looked at by nobody any more.
+        known.seen = seen
+        known.left = {one: at for one, at in known.left.items() if one in blocked} | left
+        if len(known.clear) > ORGANIZATIONS_MAX:
+            known.clear = {one: at for one, at in known.clear.items() if one in known.left}
+        return found
+
+    async def _page(
+        self, partition: int, known: _Known, start: StreamPlace, size: int
+    ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
+        """Entries of a queue from a place on, the last one's place, and whether there may be more.
+
+        The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
+        where that cannot be said: a stream is broken, or its Redis was rebuilt.
+        """
+        page, newest, marker = await self._client.ask_each(
+            (
+                (b"XRANGE", keys.late(partition).encode(), id_of(start), b"+", b"COUNT", b"%d" % size),
+                (b"XREVRANGE", keys.outbox(partition).encode(), b"+", b"-", b"COUNT", b"1"),
+                (b"GET", keys.marker(partition).encode()),
+            )
+        )
+        run_id, epoch, _ = packing.read_marker(marker)
+        under = (self._client.run_id, run_id, epoch)
+        if known.under not in (None, under):
+            del self._known[partition]
+            raise CountersRefused("Redis is another server, or was rebuilt: its streams are not the same")
+        if not isinstance(page, list) or not isinstance(newest, list):
+            raise CountersRefused("the queue or the outbox is no stream")
+        known.under = under
+        if not page:
+            return [], None, False
+        last = place_of(page[-1])
+        known.mark(last, place_of(newest[0]) if newest else START)
+        return self._read(partition, page), last, len(page) == size
+
+    def _read(self, partition: int, page: Sequence[Reply]) -> list[LateEntry]:
+        """Those that can be read; the others stay in the queue."""
+        read = []
+        for raw in page:
+            entry = read_entry(raw)
+            if entry is not None:
+                read.append(entry)
+            else:
+                name = name_of(partition, place_of(raw))
+                self._client.left_alone.note("settlement", name, "it cannot be read")
+        return read
+
+    async def _free(self, partition: int, known: _Known, entries: Sequence[LateEntry]) -> list[LateEntry]:
+        """Those of which nothing waits any more, neither from before them nor of themselves."""
+        waiting = {one.organization_id: known.behind(one.place) for one in entries}
+        await self._advance(partition, known, waiting)
+        free = [one for one in entries if known.ready(one.organization_id, one.place)]
+        parked = await self._parked(partition, {one.organization_id for one in free})
+        free = [one for one in free if one.organization_id not in parked]
+        if not free:
+            return []
+        # Requests that were posted or corrected, and are not in PostgreSQL yet.
+        names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
+        known_ids, length = await self._client.ask_each(
+            ((b"HMGET", keys.control(partition).encode(), *names), (b"XLEN", keys.outbox(partition).encode()))
+        )
+        if not isinstance(known_ids, list):
+            raise CountersRefused("the ids of control writes are no hash")
+        if length == 0:  # an id whose entry is gone is a row
+            return free
+        pairs = zip(free, known_ids[::2], known_ids[1::2], strict=True)
+        return [one for one, *ids in pairs if not any(ids)]
+
+    async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
+        """Of organizations that have nothing in the outbox, those of which something was moved aside."""
+        asked = sorted(organizations)
+        if not asked:
+            return set()
+        names = [b"%d" % one for one in asked]
+        (counts,) = await self._client.ask_each([(b"HMGET", keys.parked(partition).encode(), *names)])
+        if not isinstance(counts, list):
+            raise CountersRefused("the number of entries set aside is no hash")
+        return {one for one, count in zip(asked, counts, strict=True) if count}
+
+    async def _advance(self, partition: int, known: _Known, until: Mapping[int, StreamPlace]) -> None:
+        """Look in the outbox for each organization's oldest entry, as far as it matters."""
+        clear = known.clear
+        open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
+        open_ -= await self._still_there(partition, {one: clear[one] for one in open_ if one in clear})
+        looked = 0
+        while open_ and looked < OUTBOX_LOOK_MAX:
+            start = min(clear.get(one, START) for one in open_)
+            name, count = keys.outbox(partition).encode(), b"%d" % LOOK_ENTRIES
+            page = await self._client.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", count)
+            entries = page if isinstance(page, list) else []
+            for raw in entries:
+                owner = owner_of(raw)
+                for one in open_ if owner == ANYBODYS else open_ & {owner}:
+                    clear[one] = place_of(raw)
+                open_ = set() if owner == ANYBODYS else open_ - {owner}
+            end = next_of(place_of(entries[-1])) if entries else start
+            for one in open_:
+                # At the end of the stream, whatever comes yet comes after all that ever was in it.
+                ended = len(entries) < LOOK_ENTRIES
+                clear[one] = max(clear.get(one, START), end, next_of(until[one]) if ended else START)
+            open_ = {one for one in open_ if clear[one] <= until[one]}
+            looked += LOOK_ENTRIES
+
+    async def _still_there(self, partition: int, oldest: Mapping[int, StreamPlace]) -> set[int]:
+        """Of organizations and where their oldest entry was: those that have it in the outbox still."""
+        name = keys.outbox(partition).encode()
+        pages = await self._client.ask_each((b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values())
+        return {
+            organization_id
+            for organization_id, page in zip(oldest, pages, strict=True)
+            if isinstance(page, list) and page and owner_of(page[0]) in (organization_id, ANYBODYS)
+        }
+
+
+def name_of(partition: int, place: StreamPlace) -> str:
+    """How people are told of an entry."""
+    return f"{partition} {id_of(place).decode()}"
+
+
+# The windows of budgets as they are now, for settlements that come late: nobody has those of their time.
+
+
+async def windows(
+    client: Client, late: Collection[Settlement]
+) -> tuple[Mapping[str, bytes], Collection[int]]:
+    """What the windows of budget accounts are now, by the part of their names before the colon; and the
+    organizations of which nobody can read that.
+
+    CountersUnavailable where one is not known, and may only not be there yet.
+    """
+    owners = {one.caller.organization_id for one in late if one.budgets}
+    if not owners:
+        return {}, ()
+    now_ms, found, unread = await client.now_ms(), dict[str, bytes](), set[int]()
+    for organization_id in owners:
+        name = keys.organization_terms(organization_id)
+        unread.add(organization_id)
+        try:
+            raw = await client.ask(b"GET", name.encode())
+        except AnotherType as error:
+            client.left_alone.note("account", name, str(error))
+            continue
+        with client.left_alone.reading("account", name):
+            for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
+                found[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
+            unread.discard(organization_id)
+    readable = [one for one in late if one.caller.organization_id not in unread]
+    known = all(name.partition(":")[0] in found for one in readable for name in one.budgets)
+    verified = keys.verified(client.wire.part.anchor).encode()
+    if not known and await client.ask(b"GET", verified) != client.run_id:
+        raise CountersUnavailable("which budgets there are is not known yet")
+    return found, unread
+
+
+CORRECTED = "settled after its hold was reclaimed"
+# What a ledger's row does not tell of a call that is taken back: its units, and how many tokens there were
+# where its plan weighs them.
+RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
+RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
+# Holds of a partition that one look goes through, and less than a page more, for those that can be read.
+LOOK_MAX = 2_000
+_FIRST = b"-inf"
+# No name of ours is of other bytes than UTF-8: it is asked for as it is, found to be none, and removed.
+STRANGE = "surrogateescape"
+
+
+class Keeping:
+    """What reclaiming and late posting ask and write, over the keeper's connection."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lane = LateLane(client)
+        self._looked_under = b""
+        self._begun: dict[int, tuple[bytes, bool]] = {}
+
+    async def expired(self, count: int) -> Sequence[ExpiredHold]:
+        """Up to `count` holds past their deadline by Redis' own clock of each partition.
+
+        One that cannot be read is left where it is, and the others behind it are found all the same.
+        """
+        until = b"%d" % await self._client.now_ms()
+        asked = list(self._client.partitions)
+        begin = {one: self._begun.get(one, (_FIRST, False))[0] for one in asked}
+        due: list[Reply] = [None] * len(asked)
+        if await are_any_there(self._client, [keys.deadlines(one) for one in asked]):
+            due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
+        found: list[ExpiredHold] = []
+        for partition, first in zip(asked, due, strict=True):
+            found += await self._look_through(partition, first, until, count)
+        return found
+
+    async def _look_through(
+        self, partition: int, first: Reply, until: bytes, count: int
+    ) -> list[ExpiredHold]:
+        """What can be read of one partition, by pages. Each begins with the deadline that ended the last one,
+        without what that one had of it: what others remove meanwhile shifts nothing.
+        """
+        found, left, ties = list[ExpiredHold](), set[str](), frozenset[str]()
+        page, asked, looked, behind = _deadlines(first), count, 0, _FIRST
+        while page:
+            names = [name for name, _ in page if name not in ties]
+            read, unread = await self._read(partition, names)
+            found, left, looked = found + read, left | unread, looked + len(names)
+            if len(page) < asked or len(found) >= count:
+                break
+            last = page[-1][1]
+            if looked >= LOOK_MAX:
+                behind = last
+                break
+            ties = frozenset(name for name, deadline in page if deadline == last)
+            asked = count + len(ties)
+            page = _deadlines(await self._client.ask(*_due(partition, last, until, asked)))
+        if self._is_whole(partition, behind):
+            self._client.left_alone.keep("hold", left, f"{partition} ")
+        return found
+
+    def _is_whole(self, partition: int, behind: bytes) -> bool:
+        """Whether that look began at the first; notes where the next one begins, if more is `behind`.
+
+        Two looks in a row go through the same, since a hold is taken back that two found.
+        """
+        since, again = self._begun.pop(partition, (_FIRST, False))
+        if since == behind == _FIRST:
+            return True
+        if not again:
+            self._begun[partition] = since, True
+        elif behind != _FIRST:  # more of one deadline than a look goes through is passed by
+            self._begun[partition] = behind if behind != since else b"(" + behind, False
+        return False
+
+    async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
+        """Holds that are there, and the names of those that cannot be read. Deadlines of none are removed."""
+        found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
+        asked = (keys.hold(partition, one).encode(errors=STRANGE) for one in names)
+        stored = await each([self._client.send(b"GET", one) for one in asked])
+        for name, packed in zip(names, stored, strict=True):
+            if isinstance(packed, CountersRefused):
+                raise packed
+            if not isinstance(packed, bytes):
+                gone.append(name.encode(errors=STRANGE))
+                continue
+            unread.add(told := f"{partition} {name}")
+            with self._client.left_alone.reading("hold", told):
+                found.append(_expired(name, packed))
+                unread.discard(told)
+        if gone:
+            await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), *gone)
+        return found, unread
+
+    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
+        """Charge so much for a call, give the rest of its hold back, leave a tombstone.
+
+        A lease is only given back, if nobody renewed it meanwhile.
+        """
+        if hold.lease:
+            call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
+            return packing.code_of(await self._client.run("lease", call)) == NONE
+        units = hold.said_units if charge.requests else 0
+        said = RECLAIMED % units if charge.weighed is None else RECLAIMED_WEIGHED % (units, charge.tokens)
+        settlement = replace(
+            hold.release, charge=True, metadata=said,
+            tokens=charge.tokens, credits=charge.credits, units=charge.units, weighed=charge.weighed,
+            money=charge.money, raw_tokens=charge.raw_tokens,
+        )  # fmt: skip
+        call = packing.settle(
+            self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM, requests=charge.requests
+        )
+        try:
+            code = packing.code_of(await self._client.run("settle", call))
+        except NewerLayout as error:
+            name = f"{hold.release.caller.partition} {hold.release.request_id}"
+            self._client.left_alone.note("hold", name, error.message)
+            return False
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        return code == APPLIED  # known to nobody else: a loss of it is one
+
+    async def late(self, count: int) -> Sequence[LateSettlement]:
+        """Late settlements that can be decided: what came before them is on its way no more."""
+        self._looked_under = self._client.run_id
+        return await self._lane.decidable(count)
+
+    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+        """Deal with late settlements in one write, each once by its entry; which were dealt with.
+
+        False where an account is not known, the counters refuse this one alone, or nobody can read which
+        budgets its organization has. CountersUnavailable
+        where some could not be asked; the others are dealt with. So too behind a restart: entries that
+        are there again may have been dealt with by another keeper, since the ledger was asked.
+        """
+        if self._client.run_id != self._looked_under:
+            raise CountersUnavailable("Redis was restarted since these settlements were looked at")
+        charges = [one for one in endings if one.verb is not Verb.DROP]
+        defined, unread = await windows(self._client, [one.late.settlement for one in charges])
+        charged = dict.fromkeys([one for one in charges if _waits(one, unread)], False)
+        charges = [one for one in charges if one not in charged]
+        waits = [self._charge(one, defined) for one in charges]
+        gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
+        unavailable = None
+        for one, wait in zip(charges, waits, strict=True):
+            try:
+                charged[one] = self._applied(one.late.settlement.caller, cast("bytes", await in_task(wait)))
+            except CountersRefused:
+                charged[one] = False
+            except CountersUnavailable as error:
+                unavailable = error
+        for removed in gone:
+            await in_task(removed)
+        if unavailable is not None:
+            raise unavailable
+        return [charged.get(one, True) for one in endings]
+
+    def _charge(self, ending: Ending, definitions: Mapping[str, bytes]) -> Wait[Reply]:
+        """Send a post, which needs no hold, or what was used beyond what a reclaim charged.
+
+        Budgets that are no more are left out.
+        """
+        late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
+        if ending.verb is Verb.CORRECT:
+            said = corrected(late.metadata, late.request_id, CORRECTED)
+            late, mode = replace(late, metadata=said), packing.MODE_CORRECT
+        charge = replace(
+            late, tokens=used.tokens, credits=used.credits, units=used.units,
+            over=used.over, weighed=used.weighed, money=used.money, raw_tokens=used.raw_tokens,
+            budgets=tuple(one for one in late.budgets if one.partition(":")[0] in definitions),
+        )  # fmt: skip
+        call = packing.settle(
+            self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id, requests=used.requests,
+            definitions=tuple(definitions[one.partition(":")[0]] for one in charge.budgets),
+        )  # fmt: skip
+        return self._client.send_script("settle", call)
+
+    def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
+        """Send the removal of entries that are charged already: one command a queue."""
+        by_lane: dict[int, list[bytes]] = {}
+        for one in late:
+            by_lane.setdefault(one.settlement.caller.partition, []).append(one.entry_id)
+        return [
+            self._client.send(b"XDEL", keys.late(partition).encode(), *ids)
+            for partition, ids in by_lane.items()
+        ]
+
+    def _applied(self, caller: Caller, answer: bytes) -> bool:
+        """Whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
+        code = packing.code_of(answer)
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        self._client.moved += acknowledged(caller, answer)
+        return code == APPLIED
+
+
+def _expired(request_id: str, packed: bytes) -> ExpiredHold:
+    """A hold as it is stored."""
+    state, _, tiers = states.unpack_hold(packed)
+    # What tokens set the price of costs what was seen; any other price is known beforehand.
+    uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
+    if uses:
+        held, credits_, units = 0, 0, units if state.seen < 0 else state.seen
+    else:
+        credits_ = held if state.seen < 0 else state.seen
+    lease = bool(state.flags & states.HOLD_LEASE)
+    release = release_of(request_id, packed)
+    return ExpiredHold(
+        release, state.observed, credits_, units, state.tokens, lease, held,
+        state.weighed if state.weighed >= 0 else None,
+        max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
+        state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
+    )  # fmt: skip
+
+
+def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes, ...]:
+    """The command for so many deadlines that are over, in their order, from one on."""
+    limits = b"BYSCORE", b"LIMIT", b"0", b"%d" % count, b"WITHSCORES"
+    return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
+
+
+def _waits(ending: Ending, unread: Collection[int]) -> bool:
+    """Whether it counts in budgets that nobody can read."""
+    late = ending.late.settlement
+    return bool(late.budgets) and late.caller.organization_id in unread
+
+
+def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
+    """Names with their deadlines, as they are answered."""
+    flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
+    return [
+        (name.decode(errors=STRANGE), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)
+    ]
+
+
+# Settlements that came after their hold had ended.

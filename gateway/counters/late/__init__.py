@@ -1,1 +1,0 @@
-"""Settlements that came after their hold had ended."""

@@ -1,0 +1,591 @@
+"""The primaries of a cluster, a wire to each, and which of them has a partition.
+
+Who has what is asked of the members themselves (CLUSTER SLOTS), in the background, and at once where one of
+them says that a key moved, or is away. A wire keeps its own breaker, queue, library and run id: what becomes
+of one primary is nothing to the partitions of the others. It knows nothing of limits or ledgers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Protocol
+
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import Wait, Within, in_task
+from gateway.counters.redis.address import Address, ask_apart, first_known, is_primary, said
+from gateway.counters.redis.calls import Each, Hop, Reply
+from gateway.counters.redis.connection import CALL_S, Asked, Wire, encode
+from gateway.counters.redis.keys import (
+    NOTHING,
+    PRIMARIES_MAX,
+    SLOT_OF_PARTITION,
+    Place,
+    SlotMap,
+    are_doubtful,
+    newest,
+    part_of,
+    read_redirection,
+    read_slots,
+    slot_of,
+)
+from gateway.errors import CountersUnavailable
+
+# Who has which slots, as members of a cluster say: primaries over their wires, others apart.
+#
+# A member counts that says `cluster_state:ok`: one that is cut off from most of the others does not.
+
+
+# Who hangs is not waited for, however long calls may take: others know better by then.
+VIEW_S_MAX = 1.0
+# Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
+LEFT_OUT_S = 1.0
+# Another cluster, such as one that was built anew, is gone to where nobody of the known one has said anything
+# for so long. Before that, its members may be away for a moment, and another's may be at a place of theirs.
+ANOTHER_S = 10.0
+
+
+class Views:
+    """What primaries say, and who of them does not say anything just now. `places` are those of wires."""
+
+    def __init__(self, places: Mapping[Wire, Place]) -> None:
+        self._places, self._loop = places, asyncio.get_running_loop()
+        self._silent: dict[Wire, float] = {}
+        self._said_at = 0.0
+
+    def is_later(self, found: SlotMap, known: SlotMap) -> bool:
+        """Whether to go by a map from now on: none of the known cluster that is older, nor the same, and none
+        of another one while somebody of the known one says anything.
+        """
+        now, is_of_known = self._loop.time(), found.is_of(known)
+        if not is_of_known and now - self._said_at < ANOTHER_S:
+            return False
+        self._said_at = now
+        return not is_of_known or (found.epoch >= known.epoch and found != known)
+
+    def heard(self, wires: Collection[Wire]) -> list[Wire]:
+        """Those of them that there is a word to be had of."""
+        now = self._loop.time()
+        self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
+        return [one for one in wires if one.connected and one not in self._silent]
+
+    def are_heard(self, wires: Collection[Wire]) -> bool:
+        """Whether there are any, and there is a word to be had of all of them."""
+        return 0 < len(wires) == len(self.heard(wires))
+
+    async def newest(
+        self, asked: Sequence[Wire], there: Callable[[], tuple[SlotMap, Collection[Wire]]]
+    ) -> SlotMap | None:
+        """The newest map of those asked, or of all; None where nobody says any. `there` are the map that is
+        known by now, and all its primaries.
+        """
+        views = await self._of(asked)
+        known, everybody = there()
+        if are_doubtful(views, known):  # who is asked alone may hang, or lag behind
+            views = await self._of(self.heard(everybody))
+        return newest(views, there()[0])
+
+    async def _of(self, asked: Sequence[Wire]) -> list[SlotMap]:
+        """What these say within `VIEW_S_MAX`."""
+        said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
+        silent = [one for one, view in zip(asked, said, strict=True) if view is None]
+        self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
+        return [view for view in said if view is not None]
+
+
+async def _in_time(wire: Wire, place: Place) -> SlotMap | None:
+    with suppress(TimeoutError):
+        async with Within(VIEW_S_MAX):
+            return await view_of(wire, place)
+    return None
+
+
+async def view_of(wire: Wire, place: Place) -> SlotMap | None:
+    """What a primary says; None where it does not, or is cut off from most of the others."""
+    with suppress(CountersUnavailable, ValueError):
+        info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
+        slots = wire.send(encode(b"CLUSTER", b"SLOTS"), upkeep=True)
+        return _read(await in_task(info), await in_task(slots), place)
+    return None
+
+
+async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
+    """What the first of these members says that knows; CountersUnavailable where none does."""
+    who, faults = address.now(), [""]
+    login = who.username, who.password
+
+    async def view_from(place: Place) -> SlotMap | None:
+        try:
+            answers = await ask_apart(address, place, login, ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"))
+            return _read(answers[0], answers[1], place)
+        except (CountersUnavailable, ValueError) as error:
+            faults.append(f": {error}")
+        return None
+
+    if found := await first_known(places, view_from):
+        return found
+    raise CountersUnavailable(f"no member of the cluster knows who has which slots{faults[-1]}")
+
+
+def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
+    """A map, where who was asked is in touch with the others; ValueError where it says none."""
+    epoch = said(info, b"cluster_current_epoch")
+    if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
+        return None
+    return read_slots(int(epoch), slots, asked)
+
+
+# Commands that a server of a cluster did not take, on their way to the one that does, within their time.
+#
+# None of them was executed, so each may be sent again. What was MOVED waits until its server has said what it
+# is now: only a primary gives slots away. A server that was replaced says MOVED too, and whoever replaced it
+# may lack what was acknowledged before. So nothing goes on to it that was meant for another, nor to anybody
+# who was not there before the slot moved.
+
+
+# From one server to the next; TRYAGAIN, which time alone bounds, is none.
+HOPS_MAX = 8
+PAUSE_S = 0.02
+# Commands on their way at once.
+UNDER_WAY_MAX = 20_000
+
+
+class Redirects:
+    """Of one cluster. `place_of` says where a wire leads, `at` is the wire of a place. `gave_away` asks the
+    server of a wire whether it is a primary still. A command has `call_s` seconds in all.
+    """
+
+    def __init__(
+        self,
+        call_s: float,
+        *,
+        place_of: Callable[[Wire], Place],
+        at: Callable[[Place], Wire],
+        gave_away: Callable[[Wire], Awaitable[bool]],
+    ) -> None:
+        self._call_s, self._place_of, self._at, self._gave_away = call_s, place_of, at, gave_away
+        self._loop = asyncio.get_running_loop()
+        self._under_way = 0
+        # What was moved away from a wire's place, and who finds out what that means.
+        self._moved: dict[Wire, list[Callable[[bool], None]]] = {}
+        self._asking: dict[Wire, asyncio.Task[None]] = {}
+
+    def take(self, source: Wire, asked: Asked, message: str) -> bool:
+        """Have a command go on that was answered with an error; False where that is another error."""
+        wait, command, calls, waited_s = asked
+        to = read_redirection(message, self._place_of(source))
+        if to is None or not command or self._under_way >= UNDER_WAY_MAX:
+            return False
+        hop = wait if isinstance(wait, Hop) else self._begin(wait, waited_s)
+        if to.word == "TRYAGAIN":
+            self._loop.call_later(PAUSE_S, self._send, source, hop, command, calls, False)
+            return True
+        hop.hops += 1
+        if hop.hops > HOPS_MAX:
+            hop.fail(CountersUnavailable("a key has no place: servers name one another"))
+        elif to.word == "ASK":
+            self._send(self._at(to.place), hop, command, calls, True)
+        else:
+            there = self._at(to.place)
+            known = there if there.connected else None
+            self._wait_for_word(source, partial(self._moved_on, known, hop, command, calls))
+        return True
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for task in self._asking.values():
+            task.cancel()
+
+    def _begin(self, wait: Wait[Reply] | Each, waited_s: float) -> Hop:
+        self._under_way += 1
+        hop = Hop(wait, self._ended)
+        hop.timer = self._loop.call_later(max(0.0, self._call_s - waited_s), hop.is_late)
+        return hop
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+
+    def _wait_for_word(self, source: Wire, go_on: Callable[[bool], None]) -> None:
+        self._moved.setdefault(source, []).append(go_on)
+        if source not in self._asking:
+            self._asking[source] = self._loop.create_task(self._find_out(source))
+
+    async def _find_out(self, source: Wire) -> None:
+        """Have everything go on that was moved until its server answers; what comes later asks again."""
+        given = False
+        try:
+            with suppress(CountersUnavailable):
+                given = await self._gave_away(source)
+        finally:
+            del self._asking[source]
+            for go_on in self._moved.pop(source):
+                go_on(given)
+
+    def _send(self, wire: Wire, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
+        """Send it now, or as soon as there is a connection; nobody waits beyond its time."""
+        if hop.done or wire.take_over(hop, command, calls, asking=asking):
+            return
+        self._loop.call_later(PAUSE_S, self._send, wire, hop, command, calls, asking)
+
+    def _moved_on(self, to: Wire | None, hop: Hop, command: bytes, calls: int, given: bool) -> None:
+        if given and to is not None:
+            self._send(to, hop, command, calls, False)
+        else:
+            hop.fail(CountersUnavailable("a key moved to a server that has to be verified first"))
+
+
+LOOK_S = 1.0
+# While a primary is away, or a key was found elsewhere.
+LOOK_SOON_S = 0.1
+# A wire that leads to no primary any more is closed when whoever waits there was answered.
+LINGER_S = 5.0
+# Wires to others than primaries with slots, such as those that linger. Each primary has one besides.
+OTHERS_MAX = PRIMARIES_MAX
+# A keeper sees a move with its next look, and takes the partition up with a look of its own behind that.
+HAND_OVER_S_MAX, HAND_OVER_LOOK_S = 3 * LOOK_S, 0.02
+
+
+class Shards:
+    """Of one cluster, which `address.members` lead to. `make` makes a wire to a place, `begun` is told of it
+    before it connects; calls wait `call_s` in all, wherever they are sent.
+
+    A primary that gives a partition away is asked for it until `taken_up` says that it is verified under the
+    history of the other one, or for `hand_over_s_max`: it says MOVED, and the call goes on.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        make: Callable[[Address], Wire],
+        *,
+        begun: Callable[[Wire], None] = lambda _: None,
+        taken_up: Callable[[Wire, int], Awaitable[bool]] | None = None,
+        call_s: float = CALL_S,
+        look_s: float = LOOK_S,
+        hand_over_s_max: float = HAND_OVER_S_MAX,
+    ) -> None:
+        self.map = SlotMap()
+        self._address, self._make, self._begun = address, make, begun
+        self._loop = asyncio.get_running_loop()
+        self._wires: dict[Place, Wire] = {}
+        self._places: dict[Wire, Place] = {}
+        # Where nobody has a slot: it never connects, so whatever is asked of it fails at once.
+        self._nobody = make(replace(address, host="nobody.invalid", port=1))
+        self._nobody.part = NOTHING
+        self._by_partition = [self._nobody] * len(SLOT_OF_PARTITION)
+        self._redirects = Redirects(
+            call_s, place_of=self._places.__getitem__, at=self._at, gave_away=self._gave_away
+        )
+        # By partition: to whom it is given, and until when it is asked for where it was.
+        self._given: dict[int, tuple[Wire, float]] = {}
+        self._awaited: dict[int, list[Wait[None]]] = {}
+        self._taken_up = taken_up
+        self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
+        self._views, self._turns, self._fault = Views(self._places), count(), ""
+        self._listeners: list[Callable[[bytes], None]] = []
+        self._soon, self._found = asyncio.Event(), asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._handing: asyncio.Task[None] | None = None
+
+    # --- who has what -------------------------------------------------------------------
+
+    def of(self, partition: int) -> Wire:
+        """The wire to the primary of a partition."""
+        return self._by_partition[partition]
+
+    def of_key(self, name: bytes) -> Wire:
+        """The wire to the primary of any key."""
+        place = self.map.place_of(slot_of(name))
+        return self._nobody if place is None else self._wires[place]
+
+    def place_of(self, wire: Wire) -> Place:
+        """Where a wire leads."""
+        return self._places[wire]
+
+    def handed_over(self, partition: int) -> Wait[None]:
+        """Wait until a partition is asked for where it is, at most for `hand_over_s_max`."""
+        wait: Wait[None] = Wait()
+        if partition in self._given:
+            self._awaited.setdefault(partition, []).append(wait)
+        else:
+            wait.set(None)
+        return wait
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """All of them, also where nobody has one just now."""
+        return range(PARTITIONS)
+
+    @property
+    def wires(self) -> list[Wire]:
+        """The wires to all primaries that have slots."""
+        return [self._wires[place] for place in dict.fromkeys(one.place for one in self.map.owned)]
+
+    # --- its life -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find the primaries and connect in the background, trying until closed."""
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._keep_looking())
+
+    async def open(self) -> None:
+        """Find the primaries once, or raise CountersUnavailable; then as `start`."""
+        await self.look()
+        self.start()
+
+    async def connected_within(self, seconds: float) -> bool:
+        """Wait, bounded, for a connection to each primary; whether there is one."""
+        until = self._loop.time() + seconds
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._found.wait(), seconds)
+        for wire in self.wires:
+            await wire.connected_within(max(0.0, until - self._loop.time()))
+        return self.connected
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to each primary."""
+        return bool(self.map.owned) and all(one.connected for one in self.wires)
+
+    @property
+    def away(self) -> int:
+        """Of how many partitions calls fail at once."""
+        return sum(not one.available for one in self._by_partition)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection to one of them, or why nobody knows who they are."""
+        return next((one.trouble for one in self.wires if one.trouble), self._fault)
+
+    def hear(self, changed: Callable[[bytes], None]) -> None:
+        """Have the name of each key told that changed, whichever wire hears of it."""
+        self._listeners.append(changed)
+
+    def refuse_eviction(self) -> None:
+        """StartError where one of them would throw counters away when its memory is full."""
+        for wire in self.wires:
+            wire.refuse_eviction()
+
+    async def close(self) -> None:
+        """Close for good."""
+        for task in (self._looking, self._handing):
+            if task is not None:
+                task.cancel()
+        self._redirects.close()
+        for partition, (wire, _) in list(self._given.items()):
+            self._ask_at(partition, wire)
+        for wire in [*self._wires.values(), self._nobody]:
+            await wire.close()
+
+    # --- looking ------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Learn who has what; CountersUnavailable where no member knows."""
+        found = await self._views.newest(self._asked_now(), lambda: (self.map, self.wires))
+        if found is None:
+            places = dict.fromkeys((*self.map.members, *self._address.members))
+            found = await view_apart(self._address, places)
+        self._apply(found)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            try:
+                await self.look()
+                self._fault = ""
+            except CountersUnavailable as error:
+                self._fault = error.message
+            except Exception as error:  # noqa: BLE001  # whatever fails, who moves is looked for again
+                if self._fault != repr(error):
+                    told = {"message": "nobody could look who has which slots", "exception": error}
+                    self._loop.call_exception_handler(told)
+                self._fault = repr(error)
+            with suppress(TimeoutError):
+                calm = self._views.are_heard(self.wires)
+                await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
+
+    def _asked_now(self) -> list[Wire]:
+        """Whom to ask: everybody who answers, or one after another while all is well."""
+        heard, soon = self._views.heard(self.wires), self._soon.is_set()
+        self._soon.clear()
+        if soon or not self._views.are_heard(self.wires):
+            return heard
+        return [heard[next(self._turns) % len(heard)]]
+
+    async def _gave_away(self, wire: Wire) -> bool:
+        """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
+        place = self._places.get(wire)
+        if place is None:  # it was closed meanwhile
+            return False
+        replication = wire.send(encode(b"INFO", b"replication"))
+        found = await view_of(wire, place)
+        self._soon.set()
+        said = await in_task(replication)
+        if found is None or not is_primary(said):
+            return False
+        self._apply(found)
+        return any(one.place == place for one in found.owned)
+
+    # --- wires --------------------------------------------------------------------------
+
+    def _apply(self, found: SlotMap) -> None:
+        """Go by this map, unless a later one is known."""
+        if not self._views.is_later(found, self.map):
+            return
+        before, self.map = {one.place for one in self.map.owned}, found
+        self._found.set()
+        owners = list(dict.fromkeys(one.place for one in found.owned))
+        for place in {*owners} - before:
+            self._leave(place, again=True)  # who was no primary says anew what its data is
+        there = {one for one in self._wires.values() if one.connected}
+        for place in owners:
+            self._at(place)
+        for place, wire in list(self._wires.items()):
+            before_here, wire.part = wire.part.partitions, part_of(found.partitions_of(place))
+            if not set(before_here) <= set(wire.part.partitions):
+                wire.hearing.again()  # of what was moved away it may have told nothing
+            if place not in owners:
+                self._loop.call_later(LINGER_S, self._leave, place)
+        serving = {self._wires[place] for place in owners} & there
+        for partition, slot in enumerate(SLOT_OF_PARTITION):
+            owner = found.place_of(slot)
+            self._give(partition, self._nobody if owner is None else self._wires[owner], serving)
+
+    def _give(self, partition: int, wire: Wire, serving: Container[Wire]) -> None:
+        """Have a partition asked for where it is; later, where one that serves gave it to another of them."""
+        before = self._by_partition[partition]
+        if wire is not before and self._taken_up and before in serving and wire in serving:
+            self._given[partition] = wire, self._loop.time() + self._hand_over_s_max
+            if self._handing is None or self._handing.done():
+                self._handing = self._loop.create_task(self._hand_over(self._taken_up))
+            return
+        self._ask_at(partition, wire)
+
+    async def _hand_over(self, taken_up: Callable[[Wire, int], Awaitable[bool]]) -> None:
+        """Ask the new primaries for partitions that were given to them, as soon as they are taken up."""
+        while self._given:
+            for partition, (wire, until) in list(self._given.items()):
+                done = self._loop.time() >= until or not wire.connected
+                with suppress(CountersUnavailable):
+                    done = done or await taken_up(wire, partition)
+                if done and self._given.get(partition) == (wire, until):
+                    self._ask_at(partition, wire)
+            await asyncio.sleep(HAND_OVER_LOOK_S)
+
+    def _ask_at(self, partition: int, wire: Wire) -> None:
+        self._given.pop(partition, None)
+        self._by_partition[partition] = wire
+        for wait in self._awaited.pop(partition, ()):
+            wait.set(None)
+
+    def _at(self, place: Place) -> Wire:
+        """The wire to a place: that of a primary, or of whom a primary names."""
+        wire = self._wires.get(place)
+        if wire is None:
+            owners = {one.place for one in self.map.owned}
+            if place not in owners and len(self._wires.keys() - owners) >= OTHERS_MAX:
+                return self._nobody
+            wire = self._make(replace(self._address, host=place[0], port=place[1]))
+            self._wires[place], self._places[wire] = wire, place
+            wire.part = part_of(self.map.partitions_of(place))
+            wire.redirected, wire.hearing.listeners = self._redirects.take, self._listeners
+            self._begun(wire)
+            wire.start()
+            self._loop.call_later(LINGER_S, self._leave, place)
+        return wire
+
+    def _leave(self, place: Place, *, again: bool = False) -> None:
+        """Close a wire that leads to no primary any more, or to one again."""
+        if place in self._wires and (again or all(one.place != place for one in self.map.owned)):
+            wire = self._wires.pop(place)
+            closing = self._loop.create_task(wire.close())
+            closing.add_done_callback(lambda _: self._places.pop(wire, None))
+
+
+# Whom to ask what is of a partition, or of a key of everybody: one server, or the primary that has it.
+#
+# Whoever is handed these knows no more of a cluster than that. What there has to be one of for each server,
+# such as its fence, is made for each of `wires`.
+
+
+class Wires(Protocol):
+    """One wire, or the shards of a cluster."""
+
+    @property
+    def wires(self) -> list[Wire]:
+        """The wires to all servers that have partitions."""
+        ...
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The partitions that they have."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to each of them."""
+        ...
+
+    @property
+    def away(self) -> int:
+        """Of how many partitions calls fail at once."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection to one of them; empty where there is."""
+        ...
+
+    def of(self, partition: int) -> Wire:
+        """The wire to who has a partition."""
+        ...
+
+    def of_key(self, name: bytes) -> Wire:
+        """The wire to who has a key."""
+        ...
+
+    def hear(self, changed: Callable[[bytes], None]) -> None:
+        """Have the name of each key told that changed, whichever wire hears of it, beside other listeners."""
+        ...
+
+    def start(self) -> None:
+        """Connect in the background, trying until closed."""
+        ...
+
+    async def open(self) -> None:
+        """Connect, or raise CountersUnavailable; later losses are mended in the background."""
+        ...
+
+    async def connected_within(self, seconds: float) -> bool:
+        """Wait, bounded, for a connection to each of them; whether there is one."""
+        ...
+
+    def refuse_eviction(self) -> None:
+        """StartError where one of them would throw counters away when its memory is full."""
+        ...
+
+    async def close(self) -> None:
+        """Close for good."""
+        ...
+
+
+# The wires to where an address leads: one, or those to all primaries of a cluster.
+
+
+def wires_to(
+    address: Address,
+    make: Callable[[Address], Wire],
+    *,
+    begun: Callable[[Wire], None] = lambda _: None,
+    taken_up: Callable[[Wire, int], Awaitable[bool]] | None = None,
+    call_s: float = CALL_S,
+) -> Wires:
+    """Not connected yet. `make` makes each wire, `begun` is told of it; `taken_up` is of `Shards`."""
+    if address.members:
+        return Shards(address, make, begun=begun, taken_up=taken_up, call_s=call_s)
+    wire = make(address)
+    begun(wire)
+    return wire

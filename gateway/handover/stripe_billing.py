@@ -1,0 +1,591 @@
+"""Hands final documents over to Stripe: an invoice is drafted, filled, compared to the cent and finalized.
+
+Each step looks at what is there. What was made before is found by its mark, also where no answer came of it,
+and where Stripe has forgotten the key of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time as time_
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Literal
+
+import stripe
+
+from gateway.core.billing.handover import (
+    ATTEMPT_S_MAX,
+    CANCELED,
+    DONE,
+    ERROR_CHARS_MAX,
+    FAILED,
+    WAITING,
+    Collected,
+    Handover,
+    Line,
+    Outcome,
+    Returned,
+    folded,
+)
+from gateway.core.billing.handover import (
+    LINES_MAX as LINES_AT_ONCE,
+)
+from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
+from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
+
+# Stripe by its own library: one client, every request in bounded time, every failure an `Outcome`.
+#
+# The library keeps no secret out of its messages by promise, so what is kept of one is bounded and masked
+# here.
+
+
+REQUEST_S_MAX = 20.0
+PAGE = 100
+PAGES_MAX = 20
+# On each thing that is made: which hand-over made it.
+MARK = "tollkeeper_handover"
+_KEY = re.compile(r"\b(?:sk|rk|whsec|pk)_[\w*]+")
+
+Params = dict[str, Any]
+Object = Mapping[str, Any]
+
+
+class Unfinished(Exception):
+    """What stands there is not what it should be; a person has to look."""
+
+
+class StripeApi:
+    """The account that money is collected for, by the key of now.
+
+    `connector` makes connections where they are no plain ones.
+    """
+
+    def __init__(
+        self, api_key: Callable[[], str], base_url: str = "", connector: object | None = None
+    ) -> None:
+        self._http = stripe.AIOHTTPClient(timeout=REQUEST_S_MAX, connector=connector)
+        stripe.set_app_info("Tollkeeper", version=version("tollkeeper"))
+        self._now, self._base_url, self._api_key = api_key, base_url.rstrip("/"), api_key()
+        self._client = self._with(self._api_key)
+        # An answer that broke off: the library passes on what its own client raises.
+        self.broken_off = (self._http.aiohttp.ClientError, TimeoutError, OSError)
+
+    @property
+    def v1(self) -> Any:
+        """What Stripe is asked by."""
+        if (api_key := self._now()) != self._api_key:
+            self._api_key, self._client = api_key, self._with(api_key)
+        return self._client.v1
+
+    def _with(self, api_key: str) -> stripe.StripeClient:
+        return stripe.StripeClient(
+            api_key,
+            base_addresses={"api": self._base_url} if self._base_url else None,
+            http_client=self._http,
+            # Attempts are counted, and repeated, where hand-overs are kept.
+            max_network_retries=0,
+        )
+
+    async def settled(self, attempt: Awaitable[Outcome]) -> Outcome:
+        """What comes of an attempt; what it fails by is told, not raised."""
+        try:
+            return await attempt
+        except Unfinished as error:
+            return Outcome(FAILED, shown(str(error)), anew=True)
+        except stripe.APIConnectionError as error:
+            return Outcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
+        except stripe.StripeError as error:
+            return _told(error)
+        except self.broken_off as error:
+            return Outcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
+
+    async def aclose(self) -> None:
+        """Let go of all connections."""
+        await self._http.close_async()
+
+
+def once(handover: Handover, step: str) -> Params:
+    """What makes a request of a hand-over once, however often it is sent."""
+    return {"idempotency_key": f"tollkeeper-{handover.key}-{handover.version}-{step}"}
+
+
+def marks(handover: Handover) -> dict[str, str]:
+    """What is written on whatever is made of a hand-over."""
+    return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
+
+
+async def made(handover: Handover, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
+    """What a hand-over has made before, among what a list of Stripe's has."""
+    async for one in every(page):
+        if (one.get("metadata") or {}).get(MARK) == handover.key:
+            return one
+    return None
+
+
+async def existing(request: Awaitable[Any]) -> Object | None:
+    """What a request finds; None where Stripe has it no more."""
+    try:
+        found: Object = (await request).to_dict()
+    except stripe.InvalidRequestError as error:
+        if error.http_status == 404:
+            return None
+        raise
+    return None if found.get("deleted") else found
+
+
+async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Object]:
+    """All of a list, page by page; `Unfinished` where it has no end."""
+    asked: Params = {"limit": PAGE}
+    for _ in range(PAGES_MAX):
+        found = (await page(asked)).to_dict()
+        for one in found["data"]:
+            yield one
+        if not found["has_more"]:
+            return
+        asked = {"limit": PAGE, "starting_after": found["data"][-1]["id"]}
+    raise Unfinished(f"Stripe lists more than {PAGES_MAX * PAGE} of the customer's; it is not looked further")
+
+
+def _told(error: Any) -> Outcome:
+    """What an answer that is an error means: an account that lets nobody in or is busy is asked again."""
+    status = error.http_status or 0
+    if status == 401:
+        return Outcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
+    named = f" ({error.request_id})" if error.request_id else ""
+    said = shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
+    if status in {409, 429}:
+        return Outcome(WAITING, said)
+    if isinstance(error, stripe.IdempotencyError) or status == 403 or status >= 500 or not status:
+        return Outcome(WAITING, said, anew=True)
+    return Outcome(FAILED, said, anew=True)
+
+
+def _cause(error: Exception) -> str:
+    return type(error.__cause__ or error).__name__
+
+
+def shown(text: str) -> str:
+    """A text of Stripe's as it may be kept: bounded, without keys."""
+    return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
+
+
+# Money as Stripe counts it: whole numbers of a currency's smallest unit, of which it has its own idea.
+#
+# https://docs.stripe.com/currencies: sixteen currencies have no decimals, some of them two by ISO 4217. Two
+# that have none by it are counted in hundredths, and those with three end in a zero.
+
+
+_WITHOUT_DECIMALS = frozenset(
+    ("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF")
+)
+_IN_HUNDREDTHS = frozenset(("ISK", "UGX"))
+
+
+class Unspeakable(ValueError):
+    """An amount that Stripe has no number for."""
+
+
+def to_stripe(amount: Decimal, currency: str) -> int:
+    """An amount as Stripe counts it; `Unspeakable` where it has no such amounts."""
+    number = amount.scaleb(_digits(currency))
+    step = 10 if _digits(currency) == 3 else 100 if currency in _IN_HUNDREDTHS else 1
+    if number % step:
+        raise Unspeakable(f"Stripe has no amounts such as {currency} {amount.normalize():f}")
+    return int(number)
+
+
+def from_stripe(number: int, currency: str) -> Decimal:
+    """The amount that a number of Stripe's stands for."""
+    return Decimal(number).scaleb(-_digits(currency))
+
+
+def _digits(currency: str) -> int:
+    if currency in _WITHOUT_DECIMALS:
+        return 0
+    return 2 if currency in _IN_HUNDREDTHS else MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)
+
+
+Collection = Literal["charge_automatically", "send_invoice"]
+# Stripe's clock and ours: what a hand-over made is not much older than itself.
+SINCE = timedelta(days=1)
+DESCRIPTION_CHARS_MAX = 500
+POSITION = "tollkeeper_line"
+
+# Tells which document there a hand-over is about, as soon as that is known.
+Note = Callable[[str], Awaitable[None]]
+
+
+class StripeInvoices:
+    """The way of documents to Stripe."""
+
+    def __init__(
+        self,
+        api: StripeApi,
+        collection: Collection,
+        now: Callable[[], datetime],
+        *,
+        lines_at_once: int = LINES_AT_ONCE,
+    ) -> None:
+        self._api = api
+        self._collection = collection
+        self._now = now
+        self._lines_at_once = lines_at_once
+
+    async def hand_over(self, handover: Handover, note: Note) -> Outcome:
+        """Make one attempt; whatever the other side does is told, not raised."""
+        try:
+            async with asyncio.timeout(ATTEMPT_S_MAX):
+                return await self._api.settled(self._handed(handover, note))
+        except TimeoutError:
+            return Outcome(WAITING, f"not done within {ATTEMPT_S_MAX:g} seconds")
+
+    async def _handed(self, handover: Handover, note: Note) -> Outcome:
+        try:
+            if handover.kind == "invoice":
+                return await self._invoice(handover, note)
+            if handover.kind == "credit_note":
+                return await self._credit_note(handover)
+            if handover.about is None:
+                return Outcome(CANCELED, "what it is about was never handed over")
+            if handover.kind == "void" and handover.paper.kind == "credit_note":
+                return await self._void_note(handover, handover.about)
+            return await self._ended(handover, handover.about)
+        except Unspeakable as error:
+            raise Unfinished(str(error)) from error
+
+    async def _invoice(self, handover: Handover, note: Note) -> Outcome:
+        paper = handover.paper
+        there = await self._known(handover)
+        if paper.status == "void" and (there is None or there["status"] == "draft"):
+            if there is not None:
+                await self._api.v1.invoices.delete_async(there["id"])
+            return Outcome(CANCELED, "made void before it was handed over")
+        is_new = there is None
+        if there is None:
+            asked = self._draft(handover)
+            there = (await self._api.v1.invoices.create_async(asked, once(handover, "create"))).to_dict()
+        await note(there["id"])
+        if there["status"] == "draft":
+            there = await self._filled(handover, there, set() if is_new else await self._positions(there))
+        _compare(handover, there)
+        if there["status"] == "void":
+            raise Unfinished(f"somebody made {there['id']} void at Stripe")
+        if there["status"] == "draft":
+            advance = {"auto_advance": True}
+            final = self._api.v1.invoices.finalize_invoice_async
+            there = (await final(there["id"], advance, once(handover, "finalize"))).to_dict()
+        return Outcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
+
+    async def _known(self, handover: Handover) -> Object | None:
+        """What this hand-over made before, as it stands now."""
+        if handover.remote_id is not None:
+            there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
+            if there is not None:
+                return there
+            # Somebody deleted the draft: it is looked for, and made again.
+        since = int((handover.created_at - SINCE).timestamp())
+        of = {"customer": handover.customer, "created": {"gte": since}}
+        return await made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
+
+    def _draft(self, handover: Handover) -> Params:
+        paper = handover.paper
+        last = paper.period_end - timedelta(days=1)
+        asked: Params = {
+            "customer": handover.customer,
+            "currency": paper.currency.lower(),
+            "number": paper.number,
+            "description": f"{paper.period_start} to {last}",
+            # Not before it is whole: Stripe would finalize a draft within the hour.
+            "auto_advance": False,
+            "automatic_tax": {"enabled": False},
+            "collection_method": self._collection,
+            # Nothing is taken off, and nothing put in, that is not on our paper.
+            "discounts": "",
+            "pending_invoice_items_behavior": "exclude",
+            "effective_at": int(paper.finalized_at.timestamp()),
+            "metadata": marks(handover),
+        }
+        if self._collection == "send_invoice":
+            asked |= self._due(handover)
+        return asked
+
+    def _due(self, handover: Handover) -> Params:
+        """Until when it is to be paid; Stripe takes no day that is over."""
+        day = handover.paper.due_date
+        if day is None:
+            return {"days_until_due": 0}
+        end = datetime.combine(day, time(23, 59, 59), UTC)
+        return {"due_date": int(end.timestamp())} if end > self._now() else {"days_until_due": 0}
+
+    async def _positions(self, there: Object) -> set[str]:
+        """The lines of ours that a draft has already."""
+        lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
+        return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
+
+    async def _filled(self, handover: Handover, there: Object, has: set[str]) -> Object:
+        """Put in the lines that a draft has not yet."""
+        currency = handover.paper.currency
+        lines = [line for line in folded(handover.paper.lines) if str(line.position) not in has]
+        for at in range(0, len(lines), self._lines_at_once):
+            some = [_line(line, currency) for line in lines[at : at + self._lines_at_once]]
+            step = once(handover, f"lines-{some[0]['metadata'][POSITION]}")
+            there = (
+                await self._api.v1.invoices.add_lines_async(there["id"], {"lines": some}, step)
+            ).to_dict()
+        return there
+
+    async def _credit_note(self, handover: Handover) -> Outcome:
+        currency, amount = handover.paper.currency, -handover.paper.total
+        if handover.about is None:
+            return await self._to_balance(handover, -to_stripe(amount, currency))
+        there = await made(
+            handover, lambda page: self._api.v1.credit_notes.list_async({"invoice": handover.about} | page)
+        )
+        if there is None:
+            if handover.paper.status == "void":
+                return Outcome(CANCELED, "made void before it was handed over")
+            invoice = (await self._api.v1.invoices.retrieve_async(handover.about)).to_dict()
+            asked = _note(handover, to_stripe(amount, currency), int(invoice["amount_remaining"]))
+            there = (await self._api.v1.credit_notes.create_async(asked, once(handover, "create"))).to_dict()
+        credited = from_stripe(int(there.get("post_payment_amount") or 0), currency)
+        return Outcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
+
+    async def _to_balance(self, handover: Handover, amount: int) -> Outcome:
+        """What gives back days of several invoices is no note of one: the customer's next invoice is less."""
+        if handover.paper.status == "void" and handover.kind == "credit_note":
+            return Outcome(CANCELED, "made void before it was handed over")
+        moves = self._api.v1.customers.balance_transactions
+        there = await made(handover, partial(moves.list_async, handover.customer))
+        if there is None:
+            asked = {
+                "amount": amount, "currency": handover.paper.currency.lower(),
+                "description": f"Credit note {handover.paper.number}", "metadata": marks(handover),
+            }  # fmt: skip
+            done = await moves.create_async(handover.customer, asked, once(handover, "create"))
+            there = done.to_dict()
+        return Outcome(DONE, remote_id=there["id"])
+
+    async def _void_note(self, handover: Handover, about: str) -> Outcome:
+        if about.startswith("cbtxn_"):
+            return await self._to_balance(handover, to_stripe(-handover.paper.total, handover.paper.currency))
+        there = (await self._api.v1.credit_notes.retrieve_async(about)).to_dict()
+        if there["status"] != "void":
+            await self._api.v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
+        return Outcome(DONE, remote_id=about)
+
+    async def _ended(self, handover: Handover, about: str) -> Outcome:
+        """Bring an invoice to the end it has here: void, paid to somebody else, or given up."""
+        there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
+        invoices, key = self._api.v1.invoices, once(handover, handover.kind)
+        stands = "deleted" if there.get("deleted") else there["status"]
+        if handover.kind == "void" and stands == "draft":
+            await invoices.delete_async(about)
+        elif handover.kind == "void" and stands in {"open", "uncollectible"}:
+            await invoices.void_invoice_async(about, {}, key)
+        elif handover.kind == "paid" and stands in {"open", "uncollectible"}:
+            await invoices.pay_async(about, {"paid_out_of_band": True}, key)
+        elif handover.kind == "uncollectible" and stands == "open":
+            await invoices.mark_uncollectible_async(about, {}, key)
+        elif stands == "paid" and handover.kind == "void":
+            raise Unfinished(f"{about} is paid at Stripe: give the money back there, or record it here")
+        return Outcome(DONE, remote_id=about)
+
+
+def _compare(handover: Handover, there: Object) -> None:
+    """`Unfinished` where Stripe would collect something else than the document says."""
+    paper = handover.paper
+    total = from_stripe(int(there["total"]), paper.currency)
+    if there["currency"].upper() != paper.currency or total != paper.total:
+        found = f"{there['currency'].upper()} {total.normalize():f}"
+        wanted = f"{paper.currency} {paper.total.normalize():f}"
+        raise Unfinished(f"{there['id']} comes to {found} instead of {wanted}")
+
+
+def _line(line: Line, currency: str) -> Params:
+    asked = {
+        "amount": to_stripe(line.amount, currency),
+        "description": line.description[:DESCRIPTION_CHARS_MAX],
+        "discountable": False,
+        "metadata": {POSITION: str(line.position)},
+    }
+    if line.start is None or line.end is None:
+        return asked
+    # Both are within it: it ends with the last second of its last day.
+    end = datetime.combine(line.end, time(), UTC) - timedelta(seconds=1)
+    start = datetime.combine(line.start, time(), UTC)
+    return asked | {"period": {"start": int(start.timestamp()), "end": int(end.timestamp())}}
+
+
+def _note(handover: Handover, amount: int, remaining: int) -> Params:
+    """A credit note; what was paid already goes to the customer's balance."""
+    asked: Params = {
+        "invoice": handover.about,
+        "amount": amount,
+        "memo": f"Credit note {handover.paper.number}",
+        "metadata": marks(handover),
+    }
+    paid = amount - max(0, min(amount, remaining))
+    return asked | ({"credit_amount": paid} if paid else {})
+
+
+# What Stripe tells of invoices and money: its own library verifies the signature before it is believed.
+
+
+TOLERANCE_S = 300
+# An invoice's name may be put behind it.
+NAME_CHARS_MAX = 255
+# What money goes back by.
+_RETURNS = frozenset({"charge", "refund", "dispute"})
+_RETURNED = ("charge.refund", "refund.", "charge.dispute.")
+
+
+class StripeEvents:
+    """Reads what comes to the endpoint that Stripe was given, signed with the secret of now."""
+
+    def __init__(
+        self,
+        secret: Callable[[], str],
+        *,
+        tolerance_s: int = TOLERANCE_S,
+        clock: Callable[[], float] = time_.time,
+    ) -> None:
+        self._secret, self._clock = secret, clock
+        self._tolerance_s = tolerance_s
+
+    def read(self, body: bytes, signature: str) -> Collected | Returned | None:
+        """What is told; None where it is about no invoice and no money that went back.
+
+        `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
+        """
+        try:
+            stripe.WebhookSignature.verify_header(body, signature, self._secret(), self._tolerance_s)
+            if _signed_at(signature) > self._clock() + self._tolerance_s:
+                raise Unauthorized("The signature is of the future.")
+        except (stripe.SignatureVerificationError, UnicodeDecodeError) as error:
+            raise Unauthorized("The signature is not Stripe's, or it is too old.") from error
+        try:
+            event = json.loads(body)
+            about = event["data"]["object"]["object"]
+            if about in _RETURNS:
+                return _returned(event)
+            return _collected(event) if about == "invoice" else None
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise AdminRefusal("The body is no event of Stripe's.") from error
+
+
+def _signed_at(signature: str) -> int:
+    """The moment of a verified signature, in seconds: its library looks no further than its age."""
+    return int(next(part[2:] for part in signature.split(",") if part.startswith("t=")))
+
+
+def _collected(event: Any) -> Collected | None:
+    invoice, name, kind = event["data"]["object"], str(event["id"]), str(event["type"])
+    if not invoice.get("id") or not kind.startswith("invoice.") or len(name) > NAME_CHARS_MAX:
+        return None
+    return Collected(
+        name, kind, str(invoice["id"]), mark_of(invoice), str(invoice["currency"]).upper(),
+        settled_of(invoice), given_up=kind == "invoice.marked_uncollectible", void=kind == "invoice.voided",
+    )  # fmt: skip
+
+
+def _returned(event: Any) -> Returned | None:
+    """Of which payment money went back; None where it is of none that invoices have."""
+    payment, name, kind = event["data"]["object"].get("payment_intent"), str(event["id"]), str(event["type"])
+    if not payment or not kind.startswith(_RETURNED) or len(name) > NAME_CHARS_MAX:
+        return None
+    return Returned(name, kind, str(payment))
+
+
+def mark_of(invoice: Mapping[str, Any]) -> str:
+    """Which hand-over made an invoice; empty where none did."""
+    return str((invoice.get("metadata") or {}).get(MARK, ""))
+
+
+def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
+    """What was paid of an invoice; None where nothing was."""
+    if invoice["status"] != "paid" and int(invoice["amount_paid"]) <= 0:
+        return None
+    # What is neither to be paid any more nor was taken back: by card, from a balance, or elsewhere.
+    less = int(invoice["amount_remaining"]) + int(invoice["pre_payment_credit_notes_amount"])
+    return from_stripe(int(invoice["total"]) - less, str(invoice["currency"]).upper())
+
+
+# Money that went back to customers at Stripe, by refunds and disputes: what it is of each invoice by now.
+#
+# A message of Stripe's says of which payment it is, and a payment may be of several invoices. So Stripe is
+# asked what each of them stands at: messages may come twice, late and in any order.
+
+
+# The money stayed, or came back.
+_NOT_GIVEN = frozenset({"failed", "canceled"})
+_WON = frozenset({"won", "prevented", "warning_closed", "warning_needs_response", "warning_under_review"})
+
+
+class StripeReturns:
+    """Looks up what became of payments."""
+
+    def __init__(self, api: StripeApi) -> None:
+        self._api = api
+
+    async def look_up(self, told: Returned) -> Sequence[Collected]:
+        """What each invoice of a payment stands at; `CollectorUnavailable` where Stripe does not say."""
+        try:
+            invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
+            return [await self._stands(told, invoice) for invoice in invoices]
+        except (stripe.StripeError, Unfinished, *self._api.broken_off) as error:
+            why = shown(str(error) or type(error).__name__)
+            raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
+
+    async def _stands(self, told: Returned, invoice_id: str) -> Collected:
+        invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
+        currency = str(invoice["currency"]).upper()
+        back = 0
+        async for each in self._paid({"invoice": invoice_id, "status": "paid"}):
+            payment = each["payment"].get("payment_intent")
+            if payment is not None:
+                back += await self._share(payment, invoice_id)
+        name = f"{told.name}:{invoice_id}"
+        return Collected(
+            name, told.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
+            given_back=from_stripe(back, currency),
+        )  # fmt: skip
+
+    async def _share(self, payment: str, invoice_id: str) -> int:
+        """What of an invoice went back of a payment; of several invoices, of one after the other."""
+        left = await self._given_back(payment)
+        async for each in self._paid(_by(payment)):
+            part = min(left, int(each["amount_paid"] or 0))
+            if each["invoice"] == invoice_id:
+                return part
+            left -= part
+        return 0
+
+    async def _given_back(self, payment: str) -> int:
+        of = {"payment_intent": payment}
+        refunds = self._api.v1.refunds.list_async
+        disputes = self._api.v1.disputes.list_async
+        given = [
+            int(each["amount"])
+            async for each in every(lambda page: refunds(of | page))
+            if each["status"] not in _NOT_GIVEN
+        ]
+        given += [
+            int(each["amount"])
+            async for each in every(lambda page: disputes(of | page))
+            if each["status"] not in _WON
+        ]
+        return sum(given)
+
+    def _paid(self, of: Params) -> AsyncIterator[Object]:
+        listed = self._api.v1.invoice_payments.list_async
+        return every(lambda page: listed(of | page))
+
+
+def _by(payment: str) -> Params:
+    return {"payment": {"type": "payment_intent", "payment_intent": payment}, "status": "paid"}

@@ -1,0 +1,188 @@
+"""A bounded amount that many share: connections or bytes, and the share that one of them may have.
+
+Nobody is ever stopped in what it has; only more is refused. Pure: no clock, no socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Generic, TypeVar
+
+
+class Shares:
+    """`most` of something, of which one of its users has `each` at most. Users are numbers.
+
+    Where `each` is less than the whole, nobody takes more than would then be left for all others
+    (the dynamic threshold of Choudhury and Hahne, 1998): where a few have much, a newcomer gets some.
+    """
+
+    __slots__ = ("_has", "each", "most", "used")
+
+    def __init__(self, most: int, each: int) -> None:
+        self.most = most
+        self.each = max(1, each)
+        self.used = 0
+        self._has: dict[int, int] = {}
+
+    def allows(self, who: int, amount: int) -> bool:
+        """Whether a user may have so much more."""
+        had = self._has.get(who, 0)
+        has, left = had + amount, self.most - self.used - amount
+        return has <= self.each and left >= 0 and (not had or has <= left or self.each >= self.most)
+
+    def acquire(self, who: int, amount: int = 1) -> bool:
+        """Whether a user may have so much more; then it has it until `release`."""
+        if not self.allows(who, amount):
+            return False
+        self.add(who, amount)
+        return True
+
+    def add(self, who: int, amount: int) -> None:
+        """A user has so much more, whether it may or not."""
+        self._has[who] = self._has.get(who, 0) + amount
+        self.used += amount
+
+    def release(self, who: int, amount: int = 1) -> None:
+        """A user has so much less."""
+        left = self._has[who] - amount
+        if left:
+            self._has[who] = left
+        else:
+            del self._has[who]
+        self.used -= amount
+
+    def used_by(self, who: int) -> int:
+        """How much a user has now."""
+        return self._has.get(who, 0)
+
+
+# Turns of one worker: whoever has much to be done waits until others had some, so that nobody has the loop.
+#
+# The kernel hands over as much of a fast connection as it has, thirty reads in a row. What is new goes
+# first (a head, the beginning of an answer); more of the same is done at once while there is little of
+# it, and else in order, for a moment of every turn of the loop.
+
+
+# Done at once between two turns, bytes of answers: a millisecond where they are many small events.
+AT_ONCE_BYTES_MAX = 32 * 1024
+TURN_S_MAX = 0.001
+
+
+class Turns:
+    """Ask with `take_now`; where that says no, `wait_for` one."""
+
+    __slots__ = ("_left", "_loop", "_scheduled", "_seconds", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._left = AT_ONCE_BYTES_MAX
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def take_now(self, size: int) -> bool:
+        """Whether so many bytes may be dealt with at once."""
+        left = self._left - size
+        if left < 0 or self._waiting:
+            return False
+        self._left = left
+        return True
+
+    def wait_for(self, go_on: Callable[[], None]) -> None:
+        """Go on when it is one's turn; it may be in vain by then."""
+        self._waiting.append(go_on)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Let those go on who wait now, one after the other, for a moment."""
+        waiting, until = self._waiting, self._seconds() + TURN_S_MAX
+        for _ in range(len(waiting)):
+            waiting.popleft()()
+            if self._seconds() >= until:
+                break
+        if waiting:
+            self._loop.call_soon(self._turn)
+        else:
+            self._left = AT_ONCE_BYTES_MAX
+            self._scheduled = False
+
+
+# Large bodies of one worker: one at a time is read, by turns of organizations, in a share of its time.
+#
+# Reading one takes milliseconds, in which nothing else of the process runs. So whoever sends many waits for
+# itself, and all of them together leave most of the time to others.
+
+
+T = TypeVar("T")
+
+# Of a worker's time, what reading large bodies may take while others have calls too.
+TIME_SHARE = 0.25
+REST_S_MAX = 0.5  # after one body
+
+_READER = ThreadPoolExecutor(1, "bodies")
+
+
+class _Waiting(Generic[T]):
+    """One who waits for a turn; nobody does any more where `read` is None."""
+
+    __slots__ = ("read", "result")
+
+    def __init__(self, read: Callable[[], T], result: asyncio.Future[T]) -> None:
+        self.read: Callable[[], T] | None = read
+        self.result = result
+
+
+class LargeBodies(Generic[T]):
+    """Ask with `read`: it is read in a thread when it is its organization's turn. `turns` counts these."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._waiting: dict[int, deque[_Waiting[T]]] = {}
+        self._taken = False
+        self.turns = 0
+
+    async def read(self, organization_id: int, read: Callable[[], T]) -> T:
+        """What `read` returns, once it had its turn."""
+        one = _Waiting(read, self._loop.create_future())
+        self._waiting.setdefault(organization_id, deque()).append(one)
+        if not self._taken:
+            self._next()
+        try:
+            result: T = await one.result
+            return result
+        finally:
+            one.read = None  # whoever left has no turn, and its body is let go
+
+    def _next(self) -> None:
+        """Begin with the first of the organization whose turn it is; it is the last one to have another."""
+        self._taken = False
+        while self._waiting and not self._taken:
+            organization_id = next(iter(self._waiting))
+            waiting = self._waiting.pop(organization_id)
+            one = waiting.popleft()
+            if waiting:
+                self._waiting[organization_id] = waiting
+            if one.read is not None:
+                self._taken = True
+                self.turns += 1
+                doing = self._loop.run_in_executor(_READER, one.read)
+                doing.add_done_callback(partial(self._done, one, self._seconds()))
+
+    def _done(self, one: _Waiting[T], began: float, doing: asyncio.Future[T]) -> None:
+        """Tell who waited, and rest: the next one begins once this one has taken no more than the share."""
+        took = self._seconds() - began
+        self._loop.call_later(min(REST_S_MAX, took * (1 / TIME_SHARE - 1)), self._next)
+        error = doing.exception()
+        if one.read is None:
+            return
+        if error is None:
+            one.result.set_result(doing.result())
+        else:
+            one.result.set_exception(error)

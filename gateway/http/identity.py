@@ -1,0 +1,205 @@
+"""The credential of a request, found in its head and turned into the digest it is known by.
+
+A key goes no further than its HMAC-SHA-256 under the pepper; a signed token is verified once besides.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from urllib.parse import unquote_to_bytes
+
+from gateway.core.calls.routes import Route
+from gateway.core.issuers import is_token, may_be_read
+from gateway.core.model import INTEGER_MAX, Attribution, Family
+from gateway.errors import InvalidApiKey, InvalidRequest
+from gateway.http.protocol.request import CREDENTIAL_FIELDS, OURS_PREFIX, SESSION_FIELDS, Values
+
+# Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
+_QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken idtoken jwt".split()) | {
+    name.replace(b"-", b"") for name in CREDENTIAL_FIELDS
+}
+_SEPARATOR = re.compile(rb"[&;]")
+_CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
+
+
+def check_query_names(query: bytes) -> None:
+    """`InvalidRequest` where a credential is in the query."""
+    for pair in _SEPARATOR.split(query[1:]) if query else ():
+        name = pair.partition(b"=")[0]
+        if _plain(name) in _QUERY_NAMES:
+            raise InvalidRequest(
+                "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
+            )
+
+
+def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
+    """The request's credential, and whether it is a signed token, where `tokens` are accepted.
+
+    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
+    """
+    found = {
+        _bearer(value) if name == b"authorization" else value
+        for name in CREDENTIAL_FIELDS & said.keys()
+        for value in said[name]
+        if value
+    }
+    if len(found) > 1:
+        raise InvalidRequest("The request carries two different credentials.")
+    sent, credential = bool(found), found.pop() if found else b""
+    signed = tokens and is_token(credential)
+    if not may_be_read(credential) if signed else _CREDENTIAL.fullmatch(credential) is None:
+        nobody = InvalidApiKey("The API key is malformed." if sent else "The request carries no API key.")
+        nobody.failure = "malformed" if sent else "missing"
+        raise nobody
+    return credential, signed
+
+
+def key_digest(credential: bytes, pepper: bytes) -> str:
+    """The hex digest that a credential is known by."""
+    return hmac.digest(pepper, credential, "sha256").hex()
+
+
+def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...]:
+    """The same under each pepper."""
+    return tuple([key_digest(credential, pepper) for pepper in peppers])
+
+
+def _plain(name: bytes) -> bytes:
+    """The name of a parameter as an API that is not strict with it may take it."""
+    plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
+    return plain.replace(b"_", b"").replace(b"-", b"")
+
+
+def _bearer(value: bytes) -> bytes:
+    """The token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
+    scheme, _, token = value.partition(b" ")
+    return token.strip(b" ") if scheme.lower() == b"bearer" else b" "
+
+
+# What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded.
+#
+# Its session it may also say in a field of another's: that passes, and what cannot be one is no session.
+
+
+USER_CHARACTERS_MAX = 128
+FEATURE_VERSION_CHARACTERS_MAX = 64
+SESSION_CHARACTERS_MAX = 128
+METADATA_BYTES_MAX = 2048
+METADATA_DEPTH_MAX = 32
+UNITS_MAX = 1_000_000
+# What only a row of our own may say of itself; views and roll-ups go by it.
+OUR_MARKERS = ("corrects", "forgiven", "forgives", "reclaimed", "supplied_on", "told_on", "unreadable")
+_NOTHING = Attribution()
+
+
+def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
+    """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
+    if not any(name.startswith(OURS_PREFIX) for name in said):
+        session = _their_session(said, family)
+        return Attribution(session=session) if session else _NOTHING, ""
+    user = _text(said, "user", USER_CHARACTERS_MAX)
+    content_id = _integer(said, "content-id")
+    project_id = _integer(said, "project-id")
+    feature_version = _text(said, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    metadata = _metadata(said)
+    session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said, family)
+    parts = (content_id, project_id, feature_version or None)
+    columns = (
+        "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
+    )
+    return Attribution(user, content_id, project_id, feature_version, metadata, session), columns
+
+
+def read_units(read: Values, route: Route) -> int:
+    """Units the client claims; only where the operator trusts it to set its own bill."""
+    name, value = _one(read, "units")
+    if value is None:
+        return 1
+    if not route.trust_client_units:
+        raise InvalidRequest(f"{name} is not accepted on this route.", param=name)
+    if not value.isdigit() or len(value) > 7 or not 1 <= int(value) <= UNITS_MAX:
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {UNITS_MAX}.", param=name)
+    return int(value)
+
+
+def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
+    """The whole name of a field, and its value if it is there."""
+    name = f"x-tollkeeper-{suffix}"
+    values = read.get(name.encode(), ())
+    if len(values) > 1:
+        raise InvalidRequest(f"The field {name} appears twice.", param=name)
+    return name, values[0] if values else None
+
+
+def _text(said: Values, suffix: str, characters_max: int) -> str:
+    name, value = _one(said, suffix)
+    if not value:
+        return ""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} must be UTF-8.", param=name) from error
+    if len(text) > characters_max or not text.isprintable():
+        right = f"printable text of at most {characters_max} characters"
+        raise InvalidRequest(f"{name} must be {right}.", param=name)
+    return text
+
+
+def _their_session(said: Values, family: Family) -> str:
+    """The session by a field of clients of this API, empty where none says one."""
+    values = [value for name in SESSION_FIELDS[family] for value in said.get(name, ())]
+    if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
+        text = values[0].decode("utf-8", "replace")
+        if text.isprintable() and text.isascii() and text:
+            return text
+    return ""
+
+
+def _integer(said: Values, suffix: str) -> int | None:
+    name, value = _one(said, suffix)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
+        raise InvalidRequest(f"{name} must be a whole number, not negative.", param=name)
+    return int(value)
+
+
+def _metadata(said: Values) -> bytes:
+    name, value = _one(said, "metadata")
+    if value is None:
+        return b""
+    if len(value) > METADATA_BYTES_MAX:
+        raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
+    try:
+        read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        if not isinstance(read, dict):
+            raise InvalidRequest(f"{name} must be a JSON object.", param=name)
+        if not _within(read, METADATA_DEPTH_MAX):
+            raise InvalidRequest(f"{name} may be {METADATA_DEPTH_MAX} levels deep.", param=name)
+        for marker in OUR_MARKERS:
+            read.pop(marker, None)
+        written = json.dumps(read, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} must be a JSON object.", param=name) from error
+    if b"\\u0000" in written:
+        raise InvalidRequest(f"{name} must be a JSON object without NUL.", param=name)
+    return written
+
+
+def _within(value: object, depth: int) -> bool:
+    """Whether it is nested no deeper: whoever reads it later has a stack to keep to as well."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("x-tollkeeper-metadata must have each name once.", param="x-tollkeeper-metadata")
+    return found
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)

@@ -1,0 +1,760 @@
+"""A call's head, read by its lines, and what is remembered of lines, bounded in bytes.
+
+A head is seldom the same twice, its lines mostly are: another trace, another user, all else as before. So
+each line is judged by itself, and judgments are kept: what the deciding lines mean (`RoutedHead`), whose
+credential a line carries (`Proof`), what others say of the call (`Said`), which ones only pass; and heads
+that came again as they were. What is kept changes nothing: a head is read the same with it and without.
+Nothing is kept before the credential was found good, nor of what is refused, nor what is new each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
+from gateway.core.calls.routes import Route, UpstreamTarget, place_of
+from gateway.core.families.registry import ALL, FAMILIES
+from gateway.core.http_limits import HttpLimits
+from gateway.core.issuers import TOKEN_BYTES_MAX
+from gateway.core.lru import Kept
+from gateway.core.model import GENERIC, Attribution, Family
+from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id, read_usual_line
+from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.http.identity import (
+    check_query_names,
+    credential_of,
+    key_digest,
+    key_digests,
+    read_attribution,
+    read_units,
+)
+from gateway.http.protocol.request import (
+    AMBIGUOUS,
+    DECIDES,
+    PASSES,
+    PROVES,
+    SAYS,
+    TRACES,
+    VARIES,
+    KeptInUse,
+    MalformedRequest,
+    RequestHead,
+    Values,
+    field_kind,
+    read_fields,
+    read_request_head,
+    role_of,
+)
+from gateway.http.routing.routes import (
+    JSON_TYPE,
+    MODELS,
+    Bindings,
+    Match,
+    Owned,
+    RouteTable,
+    check_content_type,
+    check_query,
+    family_of,
+    is_rewritten,
+    owned_by,
+    slashes_decoded,
+    withheld,
+)
+from gateway.http.server.buffers import bare
+
+# What one request head asks for, by the lines of it that decide something.
+#
+# Its route, the rules of that route, and where it goes are worked out here; who sends it and which lines only
+# pass is another's affair (`call_head.py`). A head of the deciding lines alone says all of this: clients
+# of one kind have it in common.
+
+
+# Of a path nobody serves, in what is said of it.
+PATH_CHARS_SHOWN = 200
+_SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
+
+
+@dataclass(slots=True)
+class RoutedHead(Kept):
+    """The deciding lines of a head, understood.
+
+    `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
+    `query_refusal` waits for its turn, `object_refusal` for the one after it, and `field_refusal` for that
+    of what the request says of itself. `opening` begins the head of the upstream's request, before the lines
+    that pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it,
+    but for what differs from one request to the next; `closing_plain` where no coding of the answer can
+    be had. A `metered` route charges something, and a `buffered` one reads its body before anything
+    is decided. One of `any_model` leads to where models are, and does not read which one is asked. A `bound`
+    head goes where its service is bound: it was read under `binding`, which may be another one by now.
+    """
+
+    family: Family
+    label: str = "unknown"
+    refusal: Refusal | None = None
+    fatal: bool = False
+    allow: tuple[str, ...] = ()
+    route: Route | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    service_key: str = ""
+    query_refusal: Refusal | None = None
+    object_refusal: Refusal | None = None
+    field_refusal: Refusal | None = None
+    units: int = 1
+    method: bytes = b""
+    minor: int = 1
+    length: int | None = None
+    chunked: bool = False
+    keep_alive: bool = False
+    expects: bool = False
+    upstream: str = ""
+    opening: bytes = b""
+    closing: bytes = b""
+    closing_plain: bytes = b""
+    withdrawn: tuple[bytes, ...] = ()
+    dropped: frozenset[bytes] = frozenset()
+    metered: bool = False
+    buffered: bool = False
+    any_model: bool = False
+    owned: Owned | None = None
+    bound: bool = False
+    binding: Binding | None = None
+
+
+class HeadRouter:
+    """Understand deciding lines, by one configuration."""
+
+    def __init__(
+        self,
+        routes: tuple[Route, ...],
+        targets: Mapping[str, UpstreamTarget],
+        bindings: Bindings,
+        limits: HttpLimits,
+    ) -> None:
+        self._table = RouteTable(routes)
+        self._targets = targets
+        self._places = {target.name: _place(target.base_url) for target in targets.values()}
+        self.bindings = bindings
+        self._limits = limits
+        self._of_models = {
+            place_of(targets[one.upstream].base_url)[0]
+            for one in routes
+            if one.family != GENERIC and one.upstream in targets
+        }
+
+    def route(self, head: bytes) -> RoutedHead:
+        """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
+        try:
+            read = read_request_head(head, self._limits)
+        except Refusal as refusal:
+            return RoutedHead(family_of_head(head), refusal=bare(refusal), fatal=True)
+        return self._routed(read)
+
+    def is_current(self, routed: RoutedHead) -> bool:
+        """Whether it would be understood the same now; where nobody knows, its own call is told so."""
+        if not routed.bound or routed.route is None:
+            return True
+        try:
+            return self.bindings.binding_of(routed.service_key, routed.route) is routed.binding
+        except CountersUnavailable:
+            return True
+
+    def _routed(self, head: RequestHead) -> RoutedHead:
+        path = head.path.decode("ascii")
+        shares = path == MODELS or path.startswith(f"{MODELS}/")
+        match = self._table.match(head.method.decode("ascii"), path)
+        unknown = match is None or match.route is None
+        spoken = _spoken(head) if shares or unknown else None
+        routed = RoutedHead(
+            family_of(path, spoken),
+            method=head.method,
+            minor=head.minor,
+            length=head.length,
+            chunked=head.chunked,
+            keep_alive=head.keep_alive,
+            expects=head.expects,
+        )
+        if match is None:
+            routed.refusal = _unknown(path, self._table.nearest(path))
+        elif match.route is None:
+            routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
+        else:
+            self._accept(routed, head, match, match.route, spoken)
+        return routed
+
+    def _accept(
+        self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
+    ) -> None:
+        routed.route, routed.params, routed.label = route, match.params, route.path
+        routed.service_key = match.params.get("service_key") or route.service
+        routed.metered = route.meter != "none"
+        routed.buffered = route.meter not in UNREAD_METERS
+        path = head.path if match.rest is None else b"/" + match.rest
+        if is_bound(route):
+            upstream = self._bind(routed, route, path)
+        else:
+            upstream = self.bindings.upstreams.get(routed.service_key, route.upstream)
+        if spoken is None or not FAMILIES[route.family].shares_paths or route.meter != "none":
+            routed.family = route.family
+        else:
+            upstream = self._table.upstreams.get(spoken, upstream)
+        routed.upstream = upstream
+        routed.any_model = self._is_of_any_model(routed, route)
+        try:
+            check_query_names(head.query)
+        except Refusal as refusal:
+            routed.query_refusal = bare(refusal)
+        try:
+            routed.owned = owned_by(head, route)
+            routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
+        except Refusal as refusal:
+            routed.object_refusal = bare(refusal)
+        try:
+            routed.units = read_units(head.read, route)
+            check_query(head.query, route)
+            if routed.buffered:
+                check_content_type(head)
+        except Refusal as refusal:
+            routed.field_refusal = bare(refusal)
+        if upstream in self._targets:
+            self._prepare(routed, head, self._targets[upstream], path, route)
+
+    def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
+        """Whether a route charges for calls where models are, and does not read which one is asked for."""
+        if not routed.metered or route.meter not in UNREAD_METERS or route.models:
+            return False
+        if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
+            return False
+        place, _ = place_of(self._targets[routed.upstream].base_url)
+        return route.family != GENERIC or place in self._of_models
+
+    def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
+        """The upstream that the service of a bound route goes to; empty where this path does not."""
+        routed.bound = True
+        try:
+            routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
+        except CountersUnavailable:
+            return ""  # nobody knows the services yet, and whoever asks for this one says so
+        why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."
+        if why:
+            routed.refusal = UnknownRoute(why)
+        return "" if binding is None else binding.upstream
+
+    def _prepare(
+        self, routed: RoutedHead, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route
+    ) -> None:
+        """Work out what of a head goes on to the upstream, and in which words it begins and ends."""
+        prefix, host = self._places[target.name]
+        routed.opening = b"%b %b%b%b HTTP/1.1\r\n%b\r\n" % (head.method, prefix, path, head.query, host)
+        ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
+        routed.dropped = frozenset(
+            name for name in head.nominated.union(ours) if field_kind(name).role & PASSES
+        )
+        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
+        if is_rewritten(route):
+            lines.append(JSON_TYPE)
+        taken = withheld(head, route)
+        # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.
+        is_read = routed.buffered or bool(route.units_pointer)
+        if is_read:
+            taken |= {b"accept-encoding"}
+        routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
+        routed.closing_plain = _with_coding(lines, b"identity")
+        routed.closing = routed.closing_plain if is_read else _ended(lines)
+
+
+def _spoken(head: RequestHead) -> Family | None:
+    """The family whose official clients send such fields, where a path is several families' at once."""
+    return next((family.name for family in _SPOKEN if family.spoken_by in head.read), None)
+
+
+def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
+    """These lines, asking for an answer in this content coding alone."""
+    others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
+    return _ended([*others, b"accept-encoding: " + coding])
+
+
+def _ended(lines: list[bytes]) -> bytes:
+    """These lines, each with its end."""
+    return b"".join([line + b"\r\n" for line in lines])
+
+
+def _place(base_url: str) -> tuple[bytes, bytes]:
+    """The path in front of every path at this base URL, and its Host line."""
+    parts = urlsplit(base_url)
+    return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()
+
+
+def family_of_head(head: bytes) -> Family:
+    """The family of a head that could not be read, as far as its request line tells."""
+    parts = head.split(b"\r\n", 1)[0].split(b" ")
+    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
+
+
+def _unknown(path: str, nearest: str) -> Refusal:
+    """Say which path is unknown, and which one was probably meant; or that it leads to two."""
+    if slashes_decoded(path) != path:
+        return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
+    shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
+    meant = f" Did you mean {nearest}?" if nearest else ""
+    return UnknownRoute(f"No route is configured for {shown}.{meant}")
+
+
+# One call's head as the data plane uses it, put together from what its lines mean.
+
+
+_NO_ATTRIBUTION = Attribution()
+
+
+class Proof(Kept):
+    """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it.
+
+    `others` are what it would be under other peppers that are taken.
+    """
+
+    __slots__ = ("digest", "others", "refusal", "token")
+
+    def __init__(
+        self,
+        digest: str = "",
+        refusal: Refusal | None = None,
+        token: bytes = b"",
+        others: tuple[str, ...] = (),
+    ) -> None:
+        self.digest = digest
+        self.others = others
+        self.refusal = refusal
+        self.token = token
+
+
+class Said(Kept):
+    """What some lines say of their call, and its `columns` as they travel to the rows; or a refusal."""
+
+    __slots__ = ("attribution", "columns", "refusal")
+
+    def __init__(
+        self, attribution: Attribution = _NO_ATTRIBUTION, columns: str = "", refusal: Refusal | None = None
+    ) -> None:
+        self.attribution = attribution
+        self.columns = columns
+        self.refusal = refusal
+
+
+UNPROVEN, NOTHING = Proof(), Said()
+
+
+class CallHead(Kept):
+    """One call's head, understood.
+
+    `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
+    are the lines that go on to the upstream, beside what `routed` has. `source` is there where a service is
+    bound, and the head may have to be read again; `news` is what is worth remembering of it, until it is.
+    `cors` are the lines that a page of another origin needs in the answer; empty where none may call.
+    """
+
+    __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said", "source")
+
+    def __init__(self, routed: RoutedHead, proof: Proof = UNPROVEN, said: Said = NOTHING) -> None:
+        self.routed = routed
+        self.proof = proof
+        self.said = said
+        self.attribution = said.attribution
+        self.parent: Parent | None = None
+        self.passed = self.source = self.cors = b""
+        self.news: Reading | None = None
+
+    @property
+    def identity_refusal(self) -> Refusal | None:
+        """Why nobody can be asked who sent it: told once its route is known."""
+        return self.routed.query_refusal or self.proof.refusal
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What its fields earn: told once its caller is known."""
+        return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
+
+
+class Line(Kept):
+    """A line that was judged: its role."""
+
+    __slots__ = ("role",)
+
+    def __init__(self, role: int) -> None:
+        self.role = role
+
+
+class Reading:
+    """A head that is read by its lines, sorted by what they do, and what was new of it.
+
+    Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
+    form. `whole` are all its bytes where every line was known, `new` lines that were not; `routed`, `proof`
+    and `said` are there where they had to be worked out. `said_as` is what that is kept under.
+    """
+
+    __slots__ = (
+        "deciding", "new", "passing", "proof", "proving", "routed", "said", "said_as", "saying", "trace_id",
+        "traces", "whole",
+    )  # fmt: skip
+
+    def __init__(self, head: bytes, request_line: bytes) -> None:
+        self.whole = head
+        self.deciding = [request_line]
+        self.passing: list[bytes] = []
+        self.proving = self.saying = self.said_as = b""
+        self.traces: list[bytes] = []
+        self.trace_id = ""
+        self.new: list[tuple[bytes, Line]] = []
+        self.routed: RoutedHead | None = None
+        self.proof: Proof | None = None
+        self.said: Said | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to remember."""
+        if self.whole or self.new:
+            return True
+        return self.routed is not None or self.proof is not None or self.said is not None
+
+
+def unreadable(head: bytes, refusal: Refusal) -> CallHead:
+    """The head of a call that is refused for bytes that are no request."""
+    return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
+
+
+# Pages of other origins that may call (CORS): what their browsers are told, as far as settings name them.
+#
+# Sources: the Fetch standard, "CORS protocol"; RFC 6454 (origins). A browser is never asked for credentials
+# of its own: an API key is sent by the page itself.
+
+
+PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
+ANY_ORIGIN = b"*"
+# Of what a preflight asks for: longer is no header that a browser sends.
+ASKED_BYTES_MAX = 8 * 1024
+# What a page may read of an answer's fields, beside those that any may.
+EXPOSED = (
+    b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
+    b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-budget",
+    b"x-tollkeeper-tokens-remaining", b"x-tollkeeper-credits-remaining",
+    b"ratelimit", b"ratelimit-policy",
+    b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
+    b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
+)  # fmt: skip
+_EXPOSED = b"access-control-expose-headers: " + b", ".join(EXPOSED)
+_VARIES = b"vary: Origin"
+_FIELDS = frozenset({b"origin", b"access-control-request-method", b"access-control-request-headers"})
+
+
+class Preflight(Refusal):
+    """A browser's question whether a page may call: answered here, by nobody else, and no refusal."""
+
+    reason = ""
+    status = 204
+
+
+class Cors:
+    """The origins that may call: exact ones, or any."""
+
+    def __init__(self, origins: frozenset[bytes]) -> None:
+        self._origins = origins
+        self._any = ANY_ORIGIN in origins
+
+    def lines(self, head: bytes) -> bytes:
+        """What every answer to this head carries: lines joined by CRLF."""
+        return self._lines(_asked(head).get(b"origin", b""))
+
+    def preflight(self, head: bytes, routed: RoutedHead) -> RoutedHead | None:
+        """How a preflight is answered; None where a head is none, or of an origin that is not named."""
+        if not head.startswith(b"OPTIONS ") or routed.fatal:
+            return None
+        asked = _asked(head)
+        method, origin = asked.get(b"access-control-request-method", b""), asked.get(b"origin", b"")
+        if not method or not self._allows(origin):
+            return None
+        answer = Preflight()
+        answer.fields = (
+            (b"access-control-allow-methods", method),
+            (b"access-control-max-age", b"%d" % PREFLIGHT_S),
+            (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers"),
+        )
+        names = asked.get(b"access-control-request-headers", b"")
+        if names:
+            answer.fields += ((b"access-control-allow-headers", names),)
+        return RoutedHead(
+            Family(routed.family),
+            "preflight",
+            refusal=answer,
+            method=routed.method,
+            minor=routed.minor,
+            length=routed.length,
+            chunked=routed.chunked,
+            keep_alive=routed.keep_alive,
+            expects=routed.expects,
+        )
+
+    def _lines(self, origin: bytes) -> bytes:
+        if self._any:
+            return b"access-control-allow-origin: *\r\n%b" % _EXPOSED
+        if not self._allows(origin):
+            return _VARIES
+        return b"access-control-allow-origin: %b\r\n%b\r\n%b" % (origin, _EXPOSED, _VARIES)
+
+    def _allows(self, origin: bytes) -> bool:
+        return bool(origin) and (self._any or origin in self._origins)
+
+
+def _asked(head: bytes) -> dict[bytes, bytes]:
+    """The fields of CORS in a head, by their names; one that stands twice says nothing."""
+    found: dict[bytes, bytes] = {}
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if name in _FIELDS:
+            found[name] = b"" if name in found or len(value) > ASKED_BYTES_MAX else value.strip(b" \t")
+    return found
+
+
+# Room for the credentials of 15,000 callers; where more of them call in turn, none is found again.
+BYTES_MAX = 24 * 1024 * 1024
+HEAD_BYTES_MAX = 4096
+# The lines of a credential, where that is the longest token that is read.
+PROOF_BYTES_MAX = TOKEN_BYTES_MAX + 256
+OTHER_DIGEST_BYTES = 128
+NEW_LINES_MAX = 32  # of one head; the others when it comes again
+
+
+class HeadReader:
+    """Read heads by one configuration, and remember `bytes_max` of them: `known` are those kept whole.
+
+    With `tokens` a credential may be a signed token of an issuer. `earlier` are peppers before this one.
+    """
+
+    def __init__(
+        self,
+        router: HeadRouter,
+        pepper: bytes,
+        limits: HttpLimits,
+        *,
+        traced: bool = False,
+        bytes_max: int = BYTES_MAX,
+        cors: Cors | None = None,
+        tokens: bool = False,
+        earlier: tuple[bytes, ...] = (),
+    ) -> None:
+        self._tokens = tokens
+        self._cors = cors
+        self.bindings = router.bindings
+        self._router = router
+        self._pepper = pepper
+        self._earlier = earlier
+        self._limits = limits
+        self._traced = traced
+        tenth = bytes_max // 10
+        # An entry has parts of its key again, as text up to four times as long. A head keeps what its
+        # lines mean as well, also when that is forgotten by itself.
+        self._heads: KeptInUse[bytes, CallHead] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 7, 2560)
+        self._lines: KeptInUse[bytes, Line] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 256)
+        self._routed: KeptInUse[bytes, RoutedHead] = KeptInUse(tenth, HEAD_BYTES_MAX, 3, 1536)
+        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(
+            3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
+        )
+        self._said: KeptInUse[bytes, Said] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 5, 512)
+        self.known = self._heads.known
+
+    def read(self, head: bytes) -> CallHead:
+        """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
+        return self._heads.find(head) or self.read_by_line(head)
+
+    def read_by_line(self, head: bytes) -> CallHead:
+        """The same for a head that is not known as a whole, or does not mean any more what it did."""
+        lines = head.split(b"\r\n")
+        reading = Reading(head, lines[0])
+        if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
+            call = self._refused(head)
+        else:
+            call = self._understand(head, reading)
+        if self._cors is not None:
+            self._tell_origin(call, head, self._cors)
+        return call
+
+    def remember(self, call: CallHead) -> None:
+        """The credential of this head is good: what was new of it is understood already from now on."""
+        news, call.news = call.news, None
+        if news is None:
+            return
+        for line, judged in news.new:
+            self._lines.keep(line, judged)
+        if news.routed is not None:
+            self._routed.keep(_joined(news.deciding), news.routed)
+        if news.proof is not None:
+            self._proofs.keep(news.proving, news.proof)
+        if news.said is not None:
+            self._said.keep(news.said_as, news.said)
+        if news.whole:
+            self._heads.keep(news.whole, call)
+
+    def _sort(self, lines: list[bytes], reading: Reading) -> bool:
+        """Sort lines by what they do; False where one of them cannot be read for itself."""
+        known_lines, due = self._lines.known, self._lines.due
+        passing = reading.passing
+        for line in lines[1:-2]:
+            known = known_lines.get(line)
+            if known is not None:
+                role = known.role
+                if known.kept_at < due:
+                    self._lines.renew(line, known)
+            else:
+                role = _judge(line, reading)
+            if role & PASSES:
+                passing.append(line)
+            if role == PASSES:
+                continue
+            if role & DECIDES:
+                reading.deciding.append(line)
+            elif role & PROVES:
+                reading.proving = _with(reading.proving, line)
+            elif role & SAYS:
+                reading.saying = _with(reading.saying, line)
+            elif role & TRACES:
+                reading.traces.append(line)
+            elif role & AMBIGUOUS:
+                return False
+        return True
+
+    def _understand(self, head: bytes, reading: Reading) -> CallHead:
+        routed = self._route(reading)
+        if routed.refusal is not None:
+            call = CallHead(routed)
+        else:
+            said = self._say(reading, routed.family) if reading.saying else NOTHING
+            call = CallHead(routed, self._prove(reading), said)
+            if reading.traces or self._traced:
+                self._trace(call, said, reading)
+            call.passed = _passed(routed, reading.passing)
+            if reading.is_news and call.refusal is None and call.identity_refusal is None:
+                call.news = reading
+        if routed.bound:
+            call.source = head
+        return call
+
+    def _tell_origin(self, call: CallHead, head: bytes, cors: Cors) -> None:
+        """Note what the browser of a page is told, be it asking for a page or for leave to ask."""
+        call.cors = cors.lines(head)
+        preflight = cors.preflight(head, call.routed)
+        if preflight is not None:
+            call.routed, call.news, call.source = preflight, None, b""
+
+    def _route(self, reading: Reading) -> RoutedHead:
+        deciding = _joined(reading.deciding)
+        routed = self._routed.find(deciding)
+        if routed is not None and self._router.is_current(routed):
+            return routed
+        reading.routed = routed = self._router.route(deciding + b"\r\n\r\n")
+        return routed
+
+    def _prove(self, reading: Reading) -> Proof:
+        proof = self._proofs.find(reading.proving)
+        if proof is not None:
+            return proof
+        try:
+            credential, signed = credential_of(_values(reading.proving), self._tokens)
+            token = credential if signed else b""
+            proof = Proof(key_digest(credential, self._pepper), token=token)
+            if not signed:
+                proof.others = key_digests(credential, self._earlier)
+        except Refusal as refusal:
+            proof = Proof(refusal=bare(refusal))
+        reading.proof = proof
+        return proof
+
+    def _say(self, reading: Reading, family: Family) -> Said:
+        # The same lines may say another thing in another API.
+        said_as = b"%b %b" % (family.encode(), reading.saying)
+        said = self._said.find(said_as)
+        if said is not None:
+            return said
+        try:
+            attribution, columns = read_attribution(_values(reading.saying), family)
+            said = Said(attribution, columns)
+        except Refusal as refusal:
+            said = Said(refusal=bare(refusal))
+        reading.said, reading.said_as = said, said_as
+        return said
+
+    def _trace(self, call: CallHead, said: Said, reading: Reading) -> None:
+        """Note which trace a call is part of. Where calls are traced here, another span goes on than came."""
+        traces = reading.traces
+        if len(traces) == 1 and reading.trace_id and not self._traced:
+            trace_id = reading.trace_id
+        else:
+            trace_id = self._take_spans(call, reading)
+        known = call.attribution
+        if trace_id and not known.session and said.refusal is None:
+            call.attribution = Attribution(
+                known.user,
+                known.content_id,
+                known.project_id,
+                known.feature_version,
+                known.metadata,
+                trace_id,
+            )
+
+    def _take_spans(self, call: CallHead, reading: Reading) -> str:
+        """The same of what is not one usual line, or is not passed on as it came."""
+        values = [line.partition(b":")[2] for line in reading.traces]
+        if self._traced:
+            call.parent = read_parent(values)
+            # Without a valid span its state means nothing.
+            taken = (FIELD,) if call.parent is not None else (FIELD, STATE_FIELD)
+            reading.passing = [
+                line for line in reading.passing if line.partition(b":")[0].lower() not in taken
+            ]
+        return read_trace_id(values)
+
+    def _refused(self, head: bytes) -> CallHead:
+        """What is wrong with a head that no line can be read for itself of."""
+        refusal: Refusal = MalformedRequest()
+        try:
+            read_request_head(head, self._limits)
+        except Refusal as found:
+            refusal = bare(found)
+        return unreadable(head, refusal)
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    return lines[0] if len(lines) == 1 else b"\r\n".join(lines)
+
+
+def _with(text: bytes, line: bytes) -> bytes:
+    """A text of lines with one more."""
+    return b"%b\r\n%b" % (text, line) if text else line
+
+
+def _values(text: bytes) -> Values:
+    _, values = read_fields(text.split(b"\r\n") if text else [])
+    return values
+
+
+def _judge(line: bytes, reading: Reading) -> int:
+    """The role of a line that is not known."""
+    reading.whole = b""
+    trace_id = read_usual_line(line)
+    if trace_id:
+        reading.trace_id = trace_id
+        return TRACES | PASSES | VARIES
+    role = role_of(line)
+    if not role & VARIES and len(reading.new) < NEW_LINES_MAX:
+        reading.new.append((line, Line(role)))
+    return role
+
+
+def _passed(routed: RoutedHead, lines: list[bytes]) -> bytes:
+    """Of these lines those that go on to the upstream, each with its end."""
+    for line in routed.withdrawn:
+        lines.remove(line)
+    dropped = routed.dropped
+    if dropped:
+        lines = [line for line in lines if line.partition(b":")[0].lower() not in dropped]
+    lines.append(b"")
+    return b"\r\n".join(lines)

@@ -1,0 +1,377 @@
+"""One child process: started, watched, started again when it dies or hangs, stopped in order.
+
+A child of ours gets its settings as the first line on its standard input and keeps that pipe
+open as long as the parent lives: when we are gone, however we went, the pipe ends and the child stops itself.
+What a child prints goes to our standard error or to its log, never to our standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+from typing import Any
+
+import psutil
+
+from gateway.errors import StartError
+from gateway.local import heartbeat
+from gateway.local.data_directory import DataDirectory
+from gateway.local.heartbeat import Heartbeat
+
+RESTART_DELAY_MIN_S = 0.1
+RESTART_DELAY_MAX_S = 5.0
+SETTLED_AFTER_S = 30.0
+POLL_S = 0.02
+LOG_TAIL_BYTES = 16_384
+# For a process that hangs to say where, before it is killed.
+LAST_WORDS_S = 1.0
+DIED, HUNG = "died", "hung"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run. `ready` says whether it answers; `reason` reads a log for why it did not.
+
+    One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long. It says itself
+    when it is ready, where nobody is to ask. It is started with the descriptors `given`.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    ready: Callable[[int], Awaitable[bool]] | None = None
+    ready_max_s: float = 60.0
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_max_s: float = 40.0
+    stdin: bytes | None = field(default=None, repr=False)
+    log: Path | None = None
+    cwd: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    given: tuple[int, ...] = ()
+    silent_s_max: float | None = None
+    last_words_s: float = LAST_WORDS_S
+    reason: Callable[[str], str | None] = lambda _: None
+
+
+class Child:
+    """A program kept running. `changed` is called whenever its process id changes.
+
+    `restarts` counts how often it had to be started again, since it died or since it hung.
+    """
+
+    def __init__(self, program: Program, say: Callable[[str], None], changed: Callable[[], None]) -> None:
+        self.program = program
+        self.pid: int | None = None
+        self.restarts = {DIED: 0, HUNG: 0}
+        self._heartbeat: Heartbeat | None = None
+        self._say = say
+        self._changed = changed
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs and has said that it is ready."""
+        return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
+
+    async def start(self) -> None:
+        """Start it and wait until it answers; `StartError`, on one line, if it does not."""
+        log_from = self._log_size()
+        process = await self._spawn()
+        try:
+            await self._until_ready(process, log_from)
+        except BaseException:
+            await asyncio.shield(self._end(process, 2.0))
+            raise
+        self._keeper = asyncio.create_task(self._keep(process))
+
+    async def tell(self, line: bytes) -> None:
+        """Say another line on its standard input, and to whatever is started in its place later."""
+        self.program = replace(self.program, stdin=line)
+        if self._process is not None and self._process.returncode is None:
+            await self._say_settings(self._process)
+
+    async def send(self, line: bytes) -> None:
+        """Say a line that is of now: whatever is started in its place is not told it."""
+        if self._process is not None and self._process.returncode is None:
+            await _written(self._process, line)
+
+    async def stop(self) -> None:
+        """Ask it to stop, wait its time, then kill it."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._process is not None:
+            await self._end(self._process, self.program.stop_max_s)
+        self._deafen()
+
+    async def _keep(self, process: asyncio.subprocess.Process) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = RESTART_DELAY_MIN_S
+        while True:
+            began = loop.time()
+            silent_s = await self._until_over(process)
+            self._gone()
+            if loop.time() - began > SETTLED_AFTER_S:
+                delay_s = RESTART_DELAY_MIN_S
+            how = f"hung for {silent_s:.0f} s and was killed" if silent_s else _ended(process.returncode)
+            over = f"{self.program.name} (process {process.pid}) {how}"
+            self._say(f"{over}; starting it again in {delay_s:g} s")
+            process, delay_s = await self._spawned_again(delay_s)
+            self.restarts[HUNG if silent_s else DIED] += 1
+            self._say(f"{self.program.name} started again (process {process.pid})")
+
+    async def _spawned_again(self, delay_s: float) -> tuple[asyncio.subprocess.Process, float]:
+        """Another process in place of one that is over, whenever it can be had; the delay before the next."""
+        while True:
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
+            try:
+                return await self._spawn(), delay_s
+            except StartError as error:
+                self._say(f"{error}; trying again in {delay_s:g} s")
+
+    async def _until_over(self, process: asyncio.subprocess.Process) -> float:
+        """Wait for its end, and bring that about where it hangs: for how many seconds it had, else 0."""
+        beats, program = self._heartbeat, self.program
+        if beats is None or program.silent_s_max is None:
+            await process.wait()
+            return 0.0
+        ending = asyncio.create_task(process.wait())
+        silent = asyncio.create_task(beats.lost(program.ready_max_s, program.silent_s_max))
+        try:
+            await asyncio.wait({ending, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return 0.0
+            self._say(f"{program.name} (process {process.pid}) hangs: {silent.result():.0f} s without a beat")
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGUSR2)
+                await asyncio.wait({ending}, timeout=program.last_words_s)
+                process.kill()
+            await ending
+            return silent.result()
+        finally:
+            ending.cancel()
+            silent.cancel()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        program = self.program
+        beats = self._listening()
+        said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *program.argv,
+                stdin=asyncio.subprocess.PIPE if program.stdin is not None else asyncio.subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                cwd=program.cwd,
+                env=os.environ | program.environment | beats,
+                pass_fds=[*program.given, *map(int, beats.values())],
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            )
+        except OSError as error:
+            raise StartError(
+                f"{program.name} cannot be started: {error.strerror} ({program.argv[0]})"
+            ) from error
+        finally:
+            os.close(said)
+            if self._heartbeat is not None:
+                self._heartbeat.started()
+        self._process = process
+        self.pid = process.pid
+        self._changed()
+        await self._say_settings(process)
+        return process
+
+    def _listening(self) -> dict[str, str]:
+        """Listen to whoever is started next; what tells it where it is heard."""
+        if self.program.silent_s_max is None:
+            return {}
+        self._deafen()
+        self._heartbeat = Heartbeat()
+        return {heartbeat.HEARTBEAT_VARIABLE: str(self._heartbeat.theirs)}
+
+    def _deafen(self) -> None:
+        beats, self._heartbeat = self._heartbeat, None
+        if beats is not None:
+            beats.close()
+
+    async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
+        line = self.program.stdin  # the latest: it may be told another one while it is being started
+        if line is not None:
+            await _written(process, line)
+
+    async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
+        exited = asyncio.create_task(process.wait())
+        try:
+            async with asyncio.timeout(self.program.ready_max_s):
+                while not exited.done():
+                    ready = self.program.ready
+                    if await ready(process.pid) if ready else self.is_ready:
+                        return
+                    await asyncio.wait({exited}, timeout=POLL_S)
+        except TimeoutError:
+            raise StartError(
+                f"{self.program.name} did not answer within {self.program.ready_max_s:g} s{self._see_log()}"
+            ) from None
+        finally:
+            exited.cancel()
+        raise StartError(self._why(process.returncode, log_from))
+
+    def _why(self, code: int | None, log_from: int) -> str:
+        """One line on why the program ended before it answered."""
+        said = self._log_since(log_from)
+        if library := missing_library(said):
+            return f"{self.program.name} cannot start: {library}"
+        reason = self.program.reason(said)
+        if reason is None:
+            lines = [line for line in said.splitlines() if line.strip()]
+            reason = lines[-1].strip() if lines else f"it {_ended(code)}"
+        return f"{self.program.name} cannot start: {reason}{self._see_log()}"
+
+    def _see_log(self) -> str:
+        return f" (log: {self.program.log})" if self.program.log else ""
+
+    def _log_size(self) -> int:
+        log = self.program.log
+        return log.stat().st_size if log is not None and log.exists() else 0
+
+    def _log_since(self, offset: int) -> str:
+        if self.program.log is None:
+            return ""
+        with self.program.log.open("rb") as file:
+            file.seek(max(offset, self.program.log.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+
+    async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(self.program.stop_signal)
+            try:
+                async with asyncio.timeout(within_s):
+                    await process.wait()
+            except TimeoutError:
+                self._say(f"{self.program.name} did not stop within {within_s:g} s and was killed")
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        self._gone()
+
+    def _gone(self) -> None:
+        self.pid = None
+        self._changed()
+
+
+async def _written(process: asyncio.subprocess.Process, line: bytes) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(line + b"\n")
+            await process.stdin.drain()
+
+
+def missing_library(said: str) -> str:
+    """What a program said of a shared library it needs, in a sentence; empty where it said nothing of one."""
+    found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
+    return f"the shared library {found[1]} is missing on this machine" if found else ""
+
+
+def _opened(log: Path) -> int:
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with status {code}"
+
+
+# Processes that a killed `up` left behind: found for certain, then stopped.
+#
+# A process id alone proves nothing, it may belong to somebody else by now. A process is ours
+# when its start time is the one we noted, or when it was started on our own data directory.
+
+
+STOP_MAX_S = 15.0
+SAME_START_S = 1.5
+
+
+def noted_child(pid: int | None) -> dict[str, float] | None:
+    """What identifies a process later: its id and when it started."""
+    if pid is None:
+        return None
+    with contextlib.suppress(psutil.Error):
+        return {"pid": pid, "started": psutil.Process(pid).create_time()}
+    return None
+
+
+def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
+    """Stop what is still running of an earlier `up`, gateways and keeper before the databases."""
+    processes = data.read("processes.json")
+    ours = [found for note in processes.get("programs", []) if (found := _same(note))]
+    _stop(ours, say)
+    valkey = _named(data.redis / "valkey.pid")
+    if valkey is not None and _works_on(valkey, "valkey-server", data.redis):
+        _stop([valkey], say)
+    lock = data.postgres / "postmaster.pid"
+    postmaster = _named(lock)
+    if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):
+        _stop([postmaster], say, SIGINT)
+    elif postmaster is not None and _works_on(postmaster, "", data.postgres) is False:
+        # Somebody else has the process id by now, and PostgreSQL would take him for one of its own.
+        with contextlib.suppress(OSError):
+            lock.unlink()
+
+
+def _same(note: Any) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int(note["pid"]))
+        if abs(process.create_time() - float(note["started"])) < SAME_START_S:
+            return process
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _named(pid_file: Path) -> psutil.Process | None:
+    """The process that has the id in this file, whoever it is."""
+    try:
+        return psutil.Process(int(pid_file.read_text().split()[0]))
+    except (psutil.Error, OSError, ValueError, IndexError):
+        return None
+
+
+def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
+    """Whether it is that program, started on that directory; None where that cannot be seen.
+
+    The command line is asked, not the working directory: in a container even root may not see
+    the latter of a process of another user.
+    """
+    try:
+        words = process.cmdline()
+        return process.name().startswith(name) and any(
+            word == str(directory) or word.startswith(f"{directory}/") for word in words
+        )
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return None
+
+
+def _stop(processes: list[psutil.Process], say: Callable[[str], None], how: int = SIGTERM) -> None:
+    for process in processes:
+        say(f"stopping process {process.pid}, left over from a start that was killed")
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(how)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_MAX_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_MAX_S)

@@ -1,0 +1,500 @@
+"""Backups as files: each is a tar of pg_dump's own format, and behind it the manifest.
+
+One is written beside its name and moved there when it is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from secrets import token_hex
+from typing import IO, Any, Protocol
+
+from gateway.core.text import read_json
+from gateway.errors import BackupFailed, PlaceFailed
+from gateway.ops.storage import Place, shown
+from persistence.schema import version as schema
+
+# What a backup says it holds. The same words in a file's last member and in a bucket's document.
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a dump that is a file of its own."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds: `rows` counts by table, `sha256` and `bytes` are of the dump."""
+
+    format: int
+    program_version: str
+    schema_version: str
+    server_version: str
+    taken_at: str
+    rows: Mapping[str, int]
+    bytes: int
+    sha256: str
+    # In their order; none where the dump is one file.
+    pieces: Sequence[Piece] = ()
+
+
+def as_document(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as it is written down: without pieces as every version has written it."""
+    document = asdict(manifest)
+    if not manifest.pieces:
+        del document["pieces"]
+    return document
+
+
+def read_manifest(found: Any, source: str) -> Manifest:
+    """A manifest as it was written down; `BackupFailed` where it is none, or none this program can read."""
+    try:
+        pieces = tuple(Piece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ()))
+        manifest = Manifest(**{**found, "pieces": pieces})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise no_backup_at(source) from error
+    if manifest.format != FORMAT or manifest.schema_version not in schema.KNOWN:
+        known = f"this program knows {schema.NEEDED} at most: use a newer one"
+        if manifest.schema_version < schema.KNOWN[0]:
+            known = f"this program begins at {schema.KNOWN[0]}: restore it with the one that made it"
+        raise BackupFailed(
+            f"{source} was made by Tollkeeper {manifest.program_version} with schema version"
+            f" {manifest.schema_version}; {known}"
+        )
+    return manifest
+
+
+def no_backup_at(source: str) -> BackupFailed:
+    """What is said of something that is no backup."""
+    return BackupFailed(f"{source} is not a backup of Tollkeeper, or not a whole one")
+
+
+def damaged_backup(source: str) -> BackupFailed:
+    """What is said of a backup whose bytes are others than were written."""
+    return BackupFailed(f"{source} is damaged: its dump is not the one that was written")
+
+
+CHUNK_BYTES = 1 << 20
+MANIFEST_BYTES_MAX = 1 << 20
+DUMP, MANIFEST, SUFFIX = "tollkeeper.dump", "manifest.json", ".tar"
+_OURS = re.compile(r"tollkeeper-\d{8}T\d{6}Z\.tar")
+_GROWING = re.compile(rf"\.{_OURS.pattern}\.\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class TarBackup:
+    """A file that is a backup, or says that it is."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What it is noted by."""
+        return self.path.name
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return str(self.path)
+
+    def manifest(self) -> Manifest:
+        """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        try:
+            with tarfile.open(self.path, "r:") as tar:
+                member = tar.extractfile(MANIFEST)
+                assert member is not None
+                found: Any = read_json(member.read(MANIFEST_BYTES_MAX))
+        except OSError as error:
+            raise BackupFailed(f"{self.path} cannot be read: {error.strerror}") from error
+        except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
+            raise no_backup_at(self.address) from error
+        return read_manifest(found, self.address)
+
+    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+        """Its dump, once all of it is known to be the one that was written."""
+        with tarfile.open(self.path, "r:") as tar:
+            member = tar.extractfile(DUMP)
+            assert member is not None
+            digest = hashlib.sha256()
+            while chunk := member.read(CHUNK_BYTES):
+                digest.update(chunk)
+            if digest.hexdigest() != manifest.sha256:
+                raise damaged_backup(self.address)
+            member.seek(0)
+            while chunk := member.read(CHUNK_BYTES):
+                yield chunk
+
+
+class Folder:
+    """A directory of such files, or one file: a path that ends in `.tar`, unless a directory is there."""
+
+    def __init__(self, to: Path) -> None:
+        self._to = to
+        self.is_file = to.suffix == SUFFIX and not to.is_dir()
+
+    @contextmanager
+    def growing(self, now: datetime) -> Iterator[_GrowingTar]:
+        """A file, or one under a name of the time in a directory, which is made; unfinished files go."""
+        target = self._to if self.is_file else self._to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}{SUFFIX}"
+        if self._to.is_file() and not self.is_file:
+            raise BackupFailed(f"{self._to} is a file: name a directory, or a file that ends in {SUFFIX}")
+        if target.exists():
+            raise BackupFailed(f"{target} is there already")
+        try:
+            if not self.is_file:
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        except OSError as error:
+            raise BackupFailed(f"{target.parent} cannot be written to: {error.strerror}") from error
+        growing = Path(name)
+        try:
+            with os.fdopen(descriptor, "r+b") as file:
+                with suppress(OSError):  # a volume without locks: what is left there stays
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _drop_left(target.parent)
+                yield _GrowingTar(file, growing, target)
+        except OSError as error:
+            raise BackupFailed(f"{target} cannot be written: {error.strerror}") from error
+        finally:
+            growing.unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Backups of the directory, the oldest first."""
+        if not self._to.is_dir():
+            raise BackupFailed(f"{self._to} is no directory of backups, nor a bucket")
+        return sorted(path.name for path in self._to.iterdir() if _OURS.fullmatch(path.name))
+
+    def address(self, name: str) -> str:
+        """Where a file is."""
+        return str(self._to / name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        (self._to / name).unlink()
+
+    def note_proof(self, name: str) -> None:
+        """The database says it."""
+
+    def proven(self) -> None:
+        """The database says it."""
+
+
+class _GrowingTar:
+    def __init__(self, file: IO[bytes], growing: Path, target: Path) -> None:
+        self._file = file
+        self._growing = growing
+        self._target = target
+        self._size = 0
+        file.write(bytes(tarfile.BLOCKSIZE))
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the dump."""
+        self._size += self._file.write(chunk)
+
+    def finish(self, manifest: Manifest) -> TarBackup:
+        """Say how long the dump was, append the manifest, and move the file to its name."""
+        file = self._file
+        file.write(bytes(-self._size % tarfile.BLOCKSIZE))
+        content = json.dumps(as_document(manifest), indent=1).encode()
+        file.write(_header(MANIFEST, len(content)))
+        file.write(content)
+        file.write(bytes(-len(content) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
+        file.seek(0)
+        file.write(_header(DUMP, self._size))
+        file.flush()
+        os.fsync(file.fileno())
+        self._growing.rename(self._target)
+        return TarBackup(self._target)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o600
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def _drop_left(folder: Path) -> None:
+    """Remove what others began in a directory and nobody writes to any more."""
+    for path in folder.iterdir():
+        if _GROWING.fullmatch(path.name):
+            with suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+# Backups in a bucket of an S3-compatible store: a folder of pieces each, and a document that names them.
+#
+# The document is written last, once every piece was read back: what has none is no backup. A piece fits into
+# memory, so that nothing waits on a disk, and none is as large as a store would refuse.
+
+
+PIECE_BYTES = 32 << 20
+PIECES_MAX = 1 << 15
+# Pieces without a document are of a backup that is being written, or by then of one that was killed.
+LEFT_AFTER = timedelta(days=2)
+NAMED_MAX = 5
+_NAME = re.compile(r"tollkeeper-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+_TIME = "%Y%m%dT%H%M%SZ"
+_DOCUMENT, _PROVEN = ".json", ".proven"
+
+
+@dataclass(frozen=True, slots=True)
+class PiecesBackup:
+    """A backup of a bucket, or what is said to be one."""
+
+    place: Place
+    name: str
+
+    @property
+    def address(self) -> str:
+        """Where it is, as `restore` takes it."""
+        return self.place.address(self.name)
+
+    def manifest(self) -> Manifest:
+        """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        found = self.place.read_json(self.name + _DOCUMENT)
+        if found is None:
+            raise BackupFailed(f"{self.address} is not there{_instead(self.place)}")
+        manifest = read_manifest(found, self.address)
+        sizes = [piece.bytes for piece in manifest.pieces]
+        if not sizes or len(sizes) > PIECES_MAX or max(sizes) > PIECE_BYTES or sum(sizes) != manifest.bytes:
+            raise no_backup_at(self.address)
+        return manifest
+
+    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+        """Its dump by pieces, each once it is known to be the one that was written."""
+        there = self.place.sizes(self.name)
+        lacking = [
+            file
+            for number, piece in enumerate(manifest.pieces)
+            if there.get(file := _file(number)) != piece.bytes
+        ]
+        if lacking:
+            raise BackupFailed(
+                f"{self.address} is damaged: {len(lacking)} of its {len(manifest.pieces)} files are not there"
+                f" as they were written, such as {lacking[0]}"
+            )
+        whole = hashlib.sha256()
+        for number, piece in enumerate(manifest.pieces):
+            content = self.place.read(f"{self.name}/{_file(number)}", piece.bytes)
+            whole.update(content)
+            last = number == len(manifest.pieces) - 1
+            if _digest(content) != piece.sha256 or (last and whole.hexdigest() != manifest.sha256):
+                raise damaged_backup(f"{self.address}/{_file(number)}")
+            yield content
+
+
+class Bucket:
+    """A folder of a bucket that has backups of one database."""
+
+    def __init__(
+        self, url: str, *, piece_bytes: int = PIECE_BYTES, left_after: timedelta = LEFT_AFTER
+    ) -> None:
+        self._place = Place(url)
+        self._piece_bytes = piece_bytes
+        self._left_after = left_after
+
+    @contextmanager
+    def growing(self, now: datetime) -> Iterator[_GrowingPieces]:
+        """Pieces under a name of the time that nobody else gives. What one that was killed left goes."""
+        name = f"tollkeeper-{now:{_TIME}}-{token_hex(4)}"
+        with suppress(PlaceFailed):  # one who may only add to a bucket leaves it to its rules
+            self._drop_left(now)
+        try:
+            yield _GrowingPieces(self._place, name, self._piece_bytes)
+        except BaseException:
+            # A store that does not answer keeps pieces without a document: they go another night.
+            with suppress(PlaceFailed):
+                self.remove(name)
+            raise
+
+    def names(self) -> list[str]:
+        """Backups that are there, the oldest first."""
+        return _ours(self._place.names(""), _DOCUMENT)
+
+    def address(self, name: str) -> str:
+        """Where a backup is, as `restore` takes it."""
+        return self._place.address(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a backup: first what makes it one."""
+        for ending in (_DOCUMENT, _PROVEN):
+            self._place.remove(name + ending)
+        self._place.remove_folder(name)
+
+    def note_proof(self, name: str) -> None:
+        """Say it beside the backup: whoever restores has no database to ask."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._place.write_json(name + _PROVEN, {"proved_at": at})
+
+    def proven(self) -> list[str]:
+        """Backups that were restored and are right."""
+        return _ours(self._place.names(""), _PROVEN)
+
+    def _drop_left(self, now: datetime) -> None:
+        """Remove pieces that no document names and nobody writes any more."""
+        whole = set(self.names())
+        for name in self._place.folders(""):
+            found = _NAME.fullmatch(name)
+            if found is None or name in whole:
+                continue
+            begun = datetime.strptime(found[1], _TIME).replace(tzinfo=UTC)
+            if begun < now - self._left_after:
+                self.remove(name)
+
+
+def named(url: str) -> PiecesBackup:
+    """The backup that an address names; `BackupFailed` says which there are where it names none."""
+    folder, name = Place.parted(url)
+    name = name.removesuffix(_DOCUMENT)
+    if not _NAME.fullmatch(name):
+        place = Place(url)
+        raise BackupFailed(
+            f"{shown(url)} names no backup{_instead(place if place.names('') else Place(folder))}"
+        )
+    return PiecesBackup(Place(folder), name)
+
+
+class _GrowingPieces:
+    def __init__(self, place: Place, name: str, piece_bytes: int) -> None:
+        self._place = place
+        self._name = name
+        self._piece_bytes = piece_bytes
+        self._waiting = bytearray()
+        self._pieces: list[Piece] = []
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the dump; a piece that is full is sent, and read back."""
+        self._waiting += chunk
+        while len(self._waiting) >= self._piece_bytes:
+            self._send(bytes(memoryview(self._waiting)[: self._piece_bytes]))
+            del self._waiting[: self._piece_bytes]
+
+    def finish(self, manifest: Manifest) -> PiecesBackup:
+        """Send what is left, then the document."""
+        if self._waiting:
+            self._send(bytes(self._waiting))
+        whole = replace(manifest, pieces=tuple(self._pieces))
+        self._place.write_json(self._name + _DOCUMENT, as_document(whole))
+        return PiecesBackup(self._place, self._name)
+
+    def _send(self, content: bytes) -> None:
+        if len(self._pieces) == PIECES_MAX:
+            raise BackupFailed(
+                f"the dump is larger than {PIECES_MAX * self._piece_bytes:,} bytes: back up by base backup"
+                " and WAL"
+            )
+        file = f"{self._name}/{_file(len(self._pieces))}"
+        piece = Piece(len(content), _digest(content))
+        self._place.write_bytes(file, content)
+        if self._place.digest(file) != (piece.bytes, piece.sha256):
+            raise BackupFailed(f"{self._place.address(file)} is not what was sent: the store changed it")
+        self._pieces.append(piece)
+
+
+def _file(number: int) -> str:
+    return f"{number + 1:06}.dump"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _ours(names: Sequence[str], ending: str) -> list[str]:
+    """The backups of which there is a file with this ending, in order."""
+    found = (name.removesuffix(ending) for name in names if name.endswith(ending))
+    return [name for name in found if _NAME.fullmatch(name)]
+
+
+def _instead(place: Place) -> str:
+    """Which backups a place has, the newest first, and which of them were proven."""
+    there = place.names("")
+    proven = set(_ours(there, _PROVEN))
+    newest = _ours(there, _DOCUMENT)[::-1]
+    if not newest:
+        return f": {place.address('')} has none; name one as s3://bucket/folder/tollkeeper-<time>-<mark>"
+    addresses = (f"{place.address(one)}{' (proven)' if one in proven else ''}" for one in newest[:NAMED_MAX])
+    more = f" and {len(newest) - NAMED_MAX} older ones" if len(newest) > NAMED_MAX else ""
+    return f"; there are {', '.join(addresses)}{more}"
+
+
+# What taking, restoring and proving need of where backups are kept.
+
+
+class Backup(Protocol):
+    """One that is there as a whole."""
+
+    @property
+    def name(self) -> str:
+        """What it is noted by."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where a person finds it."""
+        ...
+
+    def manifest(self) -> Manifest:
+        """What it says it holds; `BackupFailed` where it is none."""
+        ...
+
+    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+        """Its dump, in order; `BackupFailed` before a byte is lent that is not the one written."""
+        ...
+
+
+class Growing(Protocol):
+    """One that is being written: nobody takes it for a backup."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append to its dump."""
+        ...
+
+    def finish(self, manifest: Manifest) -> Backup:
+        """It is whole, and durable: from here on it is a backup."""
+        ...
+
+
+class Backups(Protocol):
+    """A place that has some."""
+
+    def growing(self, now: datetime) -> AbstractContextManager[Growing]:
+        """A new one; nothing of it stays that is not finished. What killed ones left goes."""
+        ...
+
+    def names(self) -> list[str]:
+        """Those that are there, the oldest first."""
+        ...
+
+    def address(self, name: str) -> str:
+        """Where a person finds one."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Take one away."""
+        ...
+
+    def note_proof(self, name: str) -> None:
+        """Say beside a backup that it was restored and is right, where the database alone is not enough."""
+        ...
+
+    def proven(self) -> list[str] | None:
+        """Those of which that is said there; None where only the database knows."""
+        ...

@@ -1,0 +1,250 @@
+"""Where files are kept: a directory, or a bucket of an S3-compatible store. It knows files, not rows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from uuid import uuid4
+
+from gateway.core.text import read_json
+from gateway.errors import PlaceFailed
+
+# What is read at once: of a bucket, that is a request.
+CHUNK_BYTES = 8 << 20
+DOCUMENT_BYTES_MAX = 1 << 22
+# The library uploads a file in parts of so many bytes, and a store takes so many parts of one:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+STORED_BYTES_MAX = 10_000 * (10 << 20)
+SCHEMES = ("", "file", "s3")
+LOCAL = "local"
+# What the name of a file in a directory ends in, as long as it is written.
+GROWING = ".part"
+# What an address may say of its store.
+PARAMETERS = (
+    "region", "endpoint_override", "scheme", "tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates",
+    "force_virtual_addressing", "allow_bucket_creation",
+)  # fmt: skip
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE, instead"
+# What helps against what a store says, by a word of it.
+_HELPS = {
+    "NO_SUCH_BUCKET": "make the bucket, or name another one",
+    "Bucket '": "make the bucket, or name another one",
+    "ACCESS_DENIED": "the credentials must be allowed to list, read, write and delete there",
+    "INVALID_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID is not of this store",
+    "SIGNATURE_DOES_NOT_MATCH": "AWS_SECRET_ACCESS_KEY is not of this access key",
+    "NETWORK_CONNECTION": "does the store answer there? endpoint_override=… and scheme=… say where",
+    "PermanentRedirect": "name the bucket's own region: region=…",
+}
+
+
+class Place:
+    """Files below one address. What is written is there as a whole, and durable, before its name is noted.
+
+    `PlaceFailed` says what it does not allow. A bucket takes files of up to `stored_bytes_max`, which is then
+    `file_bytes_max`; a directory has none (None) of its own.
+    """
+
+    def __init__(self, url: str, *, stored_bytes_max: int = STORED_BYTES_MAX) -> None:
+        self.url = url.rstrip("/") or url
+        scheme = urlsplit(url)[0]
+        _refuse(url)
+        with told(url):
+            fs: Any = importlib.import_module("pyarrow.fs")
+            if scheme == "":
+                self._files, self._root = fs.LocalFileSystem(), str(Path(url).absolute())
+            else:
+                self._files, self._root = fs.FileSystem.from_uri(url)
+        self._kinds = fs.FileType
+        self._selector = fs.FileSelector
+        self._is_local = self._files.type_name == LOCAL
+        self.file_bytes_max = None if self._is_local else stored_bytes_max
+        self._made: set[str] = set()
+
+    @staticmethod
+    def parted(url: str) -> tuple[str, str]:
+        """The address of a folder, and the name of what is in it."""
+        scheme, authority, path, query, _ = urlsplit(url)
+        folder, _, name = path.rstrip("/").rpartition("/")
+        return urlunsplit((scheme, authority, folder, query, "")), name
+
+    def address(self, name: str) -> str:
+        """Where a file is, or a folder, as it can be asked for again."""
+        scheme, authority, path, query, _ = urlsplit(self.url)
+        return urlunsplit((scheme, authority, f"{path.rstrip('/')}/{name}".rstrip("/"), query, ""))
+
+    def open(self, name: str) -> Any:
+        """A file to read, at any place in it."""
+        with told(self.url):
+            return self._files.open_input_file(self._path(name))
+
+    def fragment(self, name: str, format_: Any) -> Any:
+        """A file to read by parts, of a format of `pyarrow.dataset`."""
+        with told(self.url):
+            return format_.make_fragment(self._path(name), self._files)
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Any]:
+        """A file to write from its beginning."""
+        path = self._path(name)
+        folder = path.rpartition("/")[0]
+        with told(self.url):
+            if folder not in self._made:
+                self._files.create_dir(folder, recursive=True)
+                self._made.add(folder)
+            with self._files.open_output_stream(path) as sink:
+                yield sink
+            self._keep(path)
+
+    @contextmanager
+    def write_whole(self, name: str, still: Callable[[], object]) -> Iterator[Any]:
+        """A file to write, unless another does: `still` is asked before it has its name, and may raise.
+
+        A directory has the file of before until then. Into a bucket goes what was written, raised or not.
+        """
+        growing = f"{name}.{uuid4().hex}{GROWING}" if self._is_local else name
+        if self._is_local:  # of runs that were killed, and of one that may not go on
+            folder = name.rpartition("/")[0]
+            for each in self.names(folder):
+                if each.endswith(GROWING):
+                    self.remove(f"{folder}/{each}")
+        with self.write(growing) as sink:
+            yield sink
+            still()
+        still()
+        if growing != name:
+            self._rename(growing, name)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Put a file there."""
+        with self.write(name) as sink:
+            sink.write(content)
+
+    def digest(self, name: str) -> tuple[int, str]:
+        """How many bytes a file has, and their SHA-256."""
+        size, digest = 0, hashlib.sha256()
+        with told(self.url), self._files.open_input_stream(self._path(name)) as source:
+            while piece := source.read(CHUNK_BYTES):
+                size += len(piece)
+                digest.update(piece)
+        return size, digest.hexdigest()
+
+    def read(self, name: str, most: int) -> bytes:
+        """What a file holds, up to so many bytes."""
+        with told(self.url), self._files.open_input_stream(self._path(name)) as source:
+            return bytes(source.read(most))
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        with told(self.url):
+            return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
+
+    def read_json(self, name: str) -> Any:
+        """What a document says; None where there is none."""
+        if not self.has(name):
+            return None
+        try:
+            found = read_json(self.read(name, DOCUMENT_BYTES_MAX))
+        except ValueError as error:
+            raise PlaceFailed(f"{self.address(name)} is not a document of Tollkeeper") from error
+        if found is None:
+            raise PlaceFailed(f"{self.address(name)} says nothing")
+        return found
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a document there: the one before it is there until this one is whole."""
+        growing = f"{name}{GROWING}" if self._is_local else name
+        self.write_bytes(growing, json.dumps(value, indent=1).encode())
+        if growing != name:
+            self._rename(growing, name)
+
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        if self.has(name):
+            with told(self.url):
+                self._files.delete_file(self._path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Take a folder away and what is in it, if it is there."""
+        if self.has(name):
+            with told(self.url):
+                self._files.delete_dir(self._path(name))
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder, in order."""
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files in a folder, and how many bytes each has."""
+        return {each.base_name: each.size for each in self._infos(folder) if each.type == self._kinds.File}
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in a folder, in order."""
+        return sorted(each.base_name for each in self._infos(folder) if each.type == self._kinds.Directory)
+
+    def _infos(self, folder: str) -> Any:
+        with told(self.url):
+            return self._files.get_file_info(self._selector(self._path(folder), allow_not_found=True))
+
+    def _rename(self, name: str, to: str) -> None:
+        with told(self.url):
+            self._files.move(self._path(name), self._path(to))
+            self._keep(self._path(to))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
+
+    def _keep(self, path: str) -> None:
+        """A directory's files are forgotten by a machine that loses power, unless it is told to keep them."""
+        if not self._is_local:
+            return
+        for each in (path, path.rpartition("/")[0]):
+            descriptor = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def shown(url: str) -> str:
+    """An address without what it says of its store."""
+    return urlunsplit((*urlsplit(url)[:3], "", ""))
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """What a place does not allow, on one line, and what would be right where that is known."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        help_ = next((f": {words}" for word, words in _HELPS.items() if word in said), "")
+        raise PlaceFailed(f"{url}: {said}{help_}") from error
+
+
+def _refuse(url: str) -> None:
+    """`PlaceFailed` where an address is none, or says what must not be kept. No secret is repeated."""
+    scheme, authority, _, query, _ = urlsplit(url)
+    if not url.strip():
+        raise PlaceFailed("an empty address is no place for files: a directory, file:///… or s3://bucket/…")
+    if scheme not in SCHEMES:
+        raise PlaceFailed(f"{scheme}:// is no place for files: a directory, file:///… or s3://bucket/…")
+    said = parse_qsl(query, keep_blank_values=True) if scheme else []
+    # A secret may hold a slash, so that only its beginning stands here; no bucket's name has either mark.
+    hosts = [value for name, value in said if name == "endpoint_override"]
+    if scheme and (not {"@", ":"}.isdisjoint(authority) or any("@" in host for host in hosts)):
+        raise PlaceFailed(
+            f"{scheme}://…: no user or password in an address, which is kept and shown: {_CREDENTIALS}"
+        )
+    unknown = sorted({name for name, _ in said} - set(PARAMETERS))
+    if unknown:
+        raise PlaceFailed(
+            f"{shown(url)}: {unknown[0]} is nothing an address says; known are {', '.join(PARAMETERS)}."
+            f" For credentials {_CREDENTIALS}"
+        )

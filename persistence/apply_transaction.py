@@ -1,0 +1,429 @@
+"""Configuration that is compared and applied in one transaction: rows by their names, many writes, marks.
+
+A mark says which fields of a row files said, and whether applying made it: by name of who applies, and of
+the organization whose caller did. Control writes are kept until all is written, each definition once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    any_,
+    bindparam,
+    collate,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.core.accounts.administration import (
+    CREATE,
+    OWNER,
+    Claim,
+    Command,
+    Intent,
+    Mark,
+    New,
+    Ran,
+    Replay,
+    Row,
+    Step,
+    settled,
+)
+from gateway.errors import AdminRefusal, Conflict, NotFound, StepRefused, Unprocessable
+from persistence.entity import THROUGH, Batch, Change, Subject, id_in, live, owned, owners, require
+from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
+from persistence.registry import SUBJECTS
+from persistence.resources import access
+from persistence.tables import applied_row, organization
+
+# Whose turn it is to apply configuration: one after the other of each organization, and of staff.
+#
+# An organization's people never keep staff waiting who touch nothing of theirs, nor another organization's.
+# Who does touch something waits for one of their transactions: PostgreSQL gives a lock in the order in which
+# it is asked for, so that whoever applies again and again has a turn between two, not all of them.
+
+
+# Advisory lock class 7809: whoever applies configuration, by organization; 0 is staff.
+_TAKE = text("SELECT pg_advisory_xact_lock(7809, whose) FROM unnest(CAST(:whose AS integer[])) AS whose")
+_TAKEN = text(
+    "SELECT whose FROM unnest(CAST(:whose AS integer[])) AS whose"
+    " WHERE NOT pg_try_advisory_xact_lock(7809, whose)"
+)
+STAFF = 0
+_KEYS_MAX = 2**31 - 1
+# So long one waits for the other. Nothing else of the transaction is bounded by it.
+LOCK_WAIT_S = 60
+# Who touches more organizations waits for none of them: each lock takes room of the server's. A row that was
+# changed meanwhile is refused all the same.
+ORGANIZATIONS_MAX = 500
+
+# A write: the kind of its row, its id where there is one, and ids of others by the names of fields.
+Touched = tuple[str, int | None, Row]
+
+
+def of(organization_id: int | None) -> int:
+    """What turns of an organization, or of staff, are called: a lock of two numbers has short ones."""
+    return STAFF if organization_id is None else 1 + (organization_id - 1) % _KEYS_MAX
+
+
+async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
+    """Have turns until the transaction ends; `Overloaded` where somebody else takes long."""
+    taken = "Somebody else is applying, and takes long"
+    await connection.run_sync(lock_within, _TAKE, {"whose": whose}, wait_s, taken)
+
+
+async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:
+    """Have the turns of all organizations that are touched; whether that had to wait for any.
+
+    Staff alone do, one at a time, and nobody else has the turns of two: so none wait in a circle.
+    """
+    whose = sorted(map(of, await _owners(connection, touched)))
+    if not whose or len(whose) > ORGANIZATIONS_MAX:
+        return False
+    busy = [*await connection.scalars(_TAKEN, {"whose": whose})]
+    if busy:
+        await take(connection, busy, wait_s)
+    return bool(busy)
+
+
+async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> set[int]:
+    """Whose the rows are that are written, and those that they name."""
+    ids: dict[Table, set[int]] = defaultdict(set)
+    for resource, row_id, values in touched:
+        subject = SUBJECTS[resource]
+        for table, value in ((subject.table, row_id), *_named(subject, values)):
+            if isinstance(value, int):
+                ids[table].add(value)
+    found: set[int | None] = {*ids.pop(organization, ())}
+    for table, some in ids.items():
+        theirs = owners(table, table.c.id == any_(bindparam("ids", [*some], ARRAY(BigInteger))))
+        if theirs is not None:
+            found.update(await connection.scalars(theirs.distinct()))
+    return {each for each in found if each is not None}
+
+
+def _named(subject: Subject, values: Row) -> Iterator[tuple[Table, object]]:
+    """The rows of other kinds that values name."""
+    referred = {OWNER: organization, **THROUGH, **subject.refers}
+    return ((table, values[name]) for name, table in referred.items() if name in values)
+
+
+# How much of a kind an organization's own people make: what each of them costs is kept for everybody.
+#
+# Staff may make more: what was paid, charged or granted is never refused for being one too many.
+
+
+# Advisory lock class 7812: one at a time makes rows of an organization, so that nobody counts beside another.
+_LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")
+# So long one waits for the other, on a connection that everybody else may need.
+COUNT_LOCK_WAIT_S = 2
+# What ended stays as a row: made and ended in turns, a kind grows by so many times its maximum in a day.
+TIMES_A_DAY = 2
+# Of rows that are neither deleted nor revoked.
+MOST: Mapping[str, int] = {
+    "admin-tokens": 200,
+    "api-keys": 10_000,
+    "budgets": 500,
+    "tenants": 1_000,
+    "users": 10_000,
+    "webhooks": 50,
+}
+
+
+def refuse_more(change: Change) -> None:
+    """Raise `Conflict` where a caller of one organization would make more of a kind than it may have."""
+    most = MOST.get(change.command.resource)
+    if change.within is None or most is None or change.command.verb != CREATE:
+        return
+    whose = {"organization": change.within}
+    taken = "Others of this organization make some as well, and take long"
+    lock_within(change.connection, _LOCK, whose, COUNT_LOCK_WAIT_S, taken)
+    table, kind = change.subject.table, change.command.resource.replace("-", " ")
+    mine = owned(table, change.within)
+    if "first_sight" in table.c:  # met by requests: nobody has made those
+        mine &= table.c.first_sight.is_(False)
+    there = live(table, table.c.id).where(mine)
+    if "revoked_at" in table.c:
+        there = there.where(table.c.revoked_at.is_(None))
+    if _number(change, there, most) >= most:
+        raise Conflict(
+            f"An organization's own people make at most {most} {kind}: end some first, or ask the provider."
+        )
+    a_day = TIMES_A_DAY * most
+    today: ColumnElement[bool] = table.c.created_at > func.now() - text("interval '1 day'")
+    if _number(change, select(table.c.id).where(mine, today), a_day) >= a_day:
+        raise Conflict(
+            f"An organization's own people make at most {a_day} {kind} within 24 hours, ended ones too: "
+            "go on tomorrow, or ask the provider."
+        )
+
+
+def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:
+    """How many rows there are; `most` where there are more."""
+    counted = select(func.count()).select_from(rows.limit(most).subquery())
+    return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
+
+
+# Writes of a caller of one organization: what it names is its own, what it makes is too.
+#
+# Checked here for every write, before a verb of a resource sees it and after it: whose a row is says
+# `persistence.entity`.
+
+
+def confined(change: Change) -> Row:
+    """Do a write within its bounds."""
+    enter(change)
+    refuse_more(change)
+    row = change.subject.verbs[change.command.verb](change)
+    leave(change, row)
+    return row
+
+
+def enter(change: Change) -> None:
+    """Refuse what is another's as what is not there; what is made without an owner is the caller's."""
+    if change.within is None:
+        return
+    if change.command.id is not None:
+        change.fetch()
+    _own(change, change.within)
+    require(change)
+
+
+def leave(change: Change, row: Row) -> None:
+    """Refuse what came out as another's: nothing of it is kept."""
+    if change.within is not None and row.get(OWNER, change.within) != change.within:
+        raise NotFound
+
+
+def _own(change: Change, within: int) -> None:
+    command = change.command
+    if OWNER in command.values:
+        named = command.values[OWNER]
+        if named is None:
+            raise Unprocessable(
+                errors=((OWNER, f"must be {within}: this token is of that organization alone"),)
+            )
+        if named != within:
+            # As `require` says it of one that is not there.
+            raise Unprocessable(errors=((OWNER, f"there is no {organization.name} {named}"),))
+    elif command.verb == CREATE and OWNER in change.subject.table.c:
+        change.command = replace(command, values={**command.values, OWNER: within})
+
+
+ROWS_WRITTEN_MAX = 1_000
+
+Done = tuple[Change, Row]
+Begins = Callable[[Connection, Command, Batch], Change]
+_here = applied_row.c
+
+
+class Applying:
+    """What applying may do within a transaction; `begins` says of one write what it is."""
+
+    def __init__(self, connection: AsyncConnection, within: int | None, begins: Begins) -> None:
+        self._connection = connection
+        self._within = within
+        self._begins = begins
+        self._made: dict[int, int] = {}
+        self.intents: tuple[Intent, ...] = ()
+
+    async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
+        """Let nobody else of the caller's organization, or of staff, apply until the transaction ends.
+
+        `Overloaded` where somebody else takes long.
+        """
+        await take(self._connection, [of(self._within)], wait_s)
+
+    async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
+        """Let nobody of the organizations that staff's writes touch apply either; whether that had to wait.
+
+        `Overloaded` where somebody there takes long.
+        """
+        return self._within is None and await take_touched(self._connection, touched, wait_s)
+
+    async def claim(self, claim: Claim) -> Replay | None:
+        """Take an idempotency key, or answer what was answered first."""
+        return await self._connection.run_sync(lambda connection: access.claim_idempotency(connection, claim))
+
+    async def keep(self, claim: Claim, body: Row) -> None:
+        """Keep what would be answered under a claim if nothing more came."""
+        await self._connection.run_sync(lambda connection: access.keep_first_answer(connection, claim, body))
+
+    async def find(
+        self, resource: str, wanted: Mapping[str, Collection[object]], rows_max: int, *, folded: bool = False
+    ) -> Sequence[Row]:
+        """Read the rows whose fields each are one of these, by id, one more than `rows_max` at most.
+
+        A-Z and a-z are the same in texts where `folded`.
+        """
+        subject = self._subject(resource)
+        each = (_one_of(subject.table.c[name], values, folded=folded) for name, values in wanted.items())
+        return await self._read(subject, and_(true(), *each), rows_max)
+
+    async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
+        """Read all rows, one more than `rows_max` at most."""
+        return await self._read(self._subject(resource), true(), rows_max)
+
+    async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
+        """Read what was noted of rows by those who applied under a name, one more than `rows_max` at most."""
+        noted = select(_here.resource, _here.row_id, _here.fields, _here.made, _here.said)
+        mine = noted.where(_here.owner == owner, _here.name == name)
+        rows = await self._connection.execute(mine.limit(rows_max + 1))
+        return [
+            Mark(row.resource, row.row_id, tuple(row.fields), row.made, row.said and tuple(row.said))
+            for row in rows
+        ]
+
+    async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
+        """Do them, in order; `StepRefused` tells which one the store refuses."""
+        return await self._connection.run_sync(lambda connection: self._run(connection, steps))
+
+    async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
+        """Keep marks, and drop others."""
+        mine = {"owner": owner, "name": name}
+        rows = [
+            {
+                **mine, "resource": mark.resource, "row_id": self._id(mark), "fields": list(mark.fields),
+                "made": mark.made, "said": self._said(mark),
+            }
+            for mark in marks
+        ]  # fmt: skip
+        kept = insert(applied_row)
+        again = {name: kept.excluded[name] for name in ("fields", "made", "said")} | {
+            "applied_at": func.now()
+        }
+        kept = kept.on_conflict_do_update(index_elements=[*applied_row.primary_key], set_=again)
+        for at in range(0, len(rows), ROWS_WRITTEN_MAX):
+            await self._connection.execute(kept, rows[at : at + ROWS_WRITTEN_MAX])
+        for resource in {mark.resource for mark in forgotten}:
+            gone = [mark.row_id for mark in forgotten if mark.resource == resource]
+            ids = bindparam("gone", gone, ARRAY(BigInteger))
+            await self._connection.execute(
+                delete(applied_row).where(
+                    _here.owner == owner, _here.name == name, _here.resource == resource,
+                    _here.row_id == any_(ids),
+                )
+            )  # fmt: skip
+
+    def _subject(self, resource: str) -> Subject:
+        return SUBJECTS[resource].within(self._within)
+
+    async def _read(self, subject: Subject, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
+        found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
+        rows = await self._connection.execute(found)
+        return [dict(row) for row in rows.mappings()]
+
+    def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, Ran]:
+        ran: dict[int, Ran] = {}
+        batch = Batch()
+        entries: list[dict[str, object]] = []
+        change: Change | None = None
+        for step in steps:
+            done = self._one(connection, step, batch)
+            if isinstance(done, str):
+                ran[step.number] = Ran(step.command.id or 0, done)
+                continue
+            change, row = done
+            entries.append(access.audit_entry_of(change, row))
+            row_id = id_in(row, "id")
+            ran[step.number] = Ran(row_id)
+            self._made.setdefault(step.number, row_id)
+        if change is not None:
+            access.keep_audit(connection, entries)
+            change.batch = None
+            change.intend_all(_once(batch.writes))
+            self.intents = tuple(change.intents)
+        return ran
+
+    def _one(self, connection: Connection, step: Step, batch: Batch) -> Done | str:
+        """Do one step; why it stays, where it may. `StepRefused` tells which one is refused."""
+        try:
+            return self._step(connection, step, batch)
+        except Conflict as refused:
+            if not step.may_stay:
+                raise StepRefused(step.number) from refused
+            return refused.message
+        except AdminRefusal as refused:
+            raise StepRefused(step.number) from refused
+        except SQLAlchemyError as error:
+            if _is_fault(error):
+                raise
+            raise StepRefused(step.number) from translated(error)
+
+    def _step(self, connection: Connection, step: Step, batch: Batch) -> Done:
+        command = self._settled(step)
+        if not step.may_stay:
+            change = self._begins(connection, command, batch)
+            row = confined(change)
+            _refuse_changed(change, step)
+            return change, row
+        mine = Batch()
+        change = self._begins(connection, command, mine)
+        with connection.begin_nested():
+            row = confined(change)
+        batch.writes += mine.writes
+        return change, row
+
+    def _settled(self, step: Step) -> Command:
+        return replace(step.command, values=settled(step.command.values, self._made))
+
+    def _said(self, mark: Mark) -> list[object] | None:
+        if mark.said is None:
+            return None
+        return [self._made[each.number] if isinstance(each, New) else each for each in mark.said]
+
+    def _id(self, mark: Mark) -> int:
+        return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
+
+
+def _is_fault(error: SQLAlchemyError) -> bool:
+    """Whether it says nothing of the step: PostgreSQL is away, or others were in the way."""
+    return sqlstate(error) in TRY_AGAIN or not isinstance(translated(error), AdminRefusal)
+
+
+def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:
+    known = [value for value in values if value is not None]
+    compared: Any = func.lower(collate(column, "C")) if folded else column
+    found: ColumnElement[bool] = compared == any_(bindparam(None, known, ARRAY(column.type)))
+    return found if len(known) == len(values) else or_(found, column.is_(None))
+
+
+def _refuse_changed(change: Change, step: Step) -> None:
+    """Raise `Conflict` where the row was changed since it was compared."""
+    if change.before is None:
+        return
+    if any(change.before.get(name) != each for name, each in step.before.items()):
+        raise Conflict("It was changed meanwhile: plan again.")
+
+
+def _once(writes: Sequence[Row]) -> list[Row]:
+    """Control writes without definitions of an account that is defined already: each tells all there is."""
+    defined: set[tuple[object, object]] = set()
+    kept = []
+    for write in writes:
+        if write["verb"] == "define" and not write["payload"]:
+            account = (write["partition"], write["account"])
+            if account in defined:
+                continue
+            defined.add(account)
+        kept.append(write)
+    return kept

@@ -1,0 +1,296 @@
+"""What came of hand-overs, and what is told of them: money that comes and goes takes a person's own door.
+
+Messages may come twice, late and in any order. Each says what is settled there by now, so what is recorded
+here is the difference to what was recorded before, and never more than is left to pay, or was paid. What went
+back to the customer leaves the payments, so it is to be paid again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import insert, select, text, update
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.handover import CANCELED, DONE, FAILED, WAITING, Collected
+from gateway.errors import AdminRefusal, Conflict, NotFound
+from persistence.billing import charges, handovers, payments
+from persistence.billing.invoice_build import INVOICE_HEADS, money, rest_of
+from persistence.entity import Change, Subject, id_in, lock
+from persistence.tables import handover, handover_event, payment
+
+REFERENCE = "stripe:"
+# Of what went back there by itself; what a credit note gave back has the note's.
+RETURNED = f"{REFERENCE}returned:"
+# Of what a void note had given to the balance there.
+VOIDED = f"{REFERENCE}void:"
+
+_FOUND = text("""
+SELECT id, organization_id, invoice_id FROM handover
+ WHERE kind = 'invoice' AND (remote = :remote OR key = cast(:key AS uuid)) ORDER BY id LIMIT 1""")
+_STANDS = text("SELECT status, payment_status, currency, total_amount FROM invoice WHERE id = :id")
+_RECORDED = text("""
+SELECT coalesce(sum(amount), 0) FROM payment
+ WHERE invoice_id = :id AND amount > 0 AND (
+       starts_with(reference, :prefix)
+       OR EXISTS (SELECT FROM handover WHERE invoice_id = :id AND kind = 'paid'))""")
+# What left the payments that came in there; and by what went back there by itself.
+_GIVEN_BACK = text("""
+SELECT coalesce(-sum(b.amount), 0) AS given,
+       coalesce(-sum(b.amount) FILTER (WHERE starts_with(b.reference, :own)), 0) AS own
+  FROM payment AS b JOIN payment AS p ON p.id = b.corrects_id
+ WHERE b.invoice_id = :id AND starts_with(p.reference, :prefix)""")
+_BEHIND = text("""
+UPDATE handover SET state = 'canceled', done_at = :now
+ WHERE about_id = :about AND id > :id AND state IN ('waiting', 'failed')""")
+_LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
+
+
+def ask_collection(change: Change) -> Row:
+    """Hand the command's invoice over: one that was final before its organization had a customer there."""
+    row = payments.held(change)
+    if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
+        _require_whole(change, change.row_id)
+    if not handovers.tell_final(change.connection, [change.row_id]):
+        known = select(handover.c.id, handover.c.state).where(
+            handover.c.invoice_id == change.row_id, handover.c.kind == row["kind"]
+        )
+        there = change.connection.execute(known).first()
+        if there is not None:
+            raise Conflict(f"It is hand-over {there.id}, which is {there.state}.")
+        if row["status"] != "finalized":
+            raise Conflict(f"The invoice is {row['status']}; only a finalized one is handed over.")
+        if row["corrects_id"] is not None:
+            raise Conflict("The invoice it gives back is not handed over; hand that over first.")
+        raise Conflict("Its organization has no stripe_customer: set that first.")
+    return change.fetch()
+
+
+def retry(change: Change) -> Row:
+    """Begin it anew, for the customer the organization has by now where nothing was made of it yet."""
+    row = lock(change)
+    if row["state"] not in {FAILED, CANCELED}:
+        raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
+    if row["state"] == CANCELED and (row["kind"], row["about_id"]) == ("credit_note", row["invoice_id"]):
+        _require_whole(change, id_in(row, "invoice_id"))
+    change.connection.execute(_RETRY, {"id": change.row_id})
+    return change.fetch()
+
+
+_RETRY = text("""
+UPDATE handover AS h
+   SET state = 'waiting', attempts = 0, version = version + 1, next_attempt_at = now(), error = NULL,
+       done_at = NULL, remote = NULL,
+       customer = CASE WHEN h.remote IS NULL THEN coalesce(o.stripe_customer, h.customer)
+                       ELSE h.customer END
+  FROM organization AS o WHERE h.id = :id AND o.id = h.organization_id""")
+
+
+def cancel(change: Change) -> Row:
+    """Leave it: what waits behind an invoice's own is left with it."""
+    row = lock(change)
+    if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
+        raise Conflict(f"The hand-over is {row['state']}; only a failed one, or one not begun, is canceled.")
+    _end(change, {"state": CANCELED})
+    if row["kind"] == "invoice":
+        here = {"about": row["about_id"], "id": change.row_id, "now": change.now}
+        change.connection.execute(_BEHIND, here)
+    return change.fetch()
+
+
+def ended(change: Change) -> Row:
+    """Keep how the attempt ended that the command names; `Conflict` where another has begun since."""
+    values = change.command.values
+    # Whoever records money holds the organization first, and then its rows.
+    charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
+    row = lock(change)
+    if row["state"] != WAITING or row["attempts"] != values["attempt"]:
+        raise Conflict("Another attempt has begun since.")
+    _end(change, {name: value for name, value in values.items() if name not in {"attempt", "credited"}})
+    credited = Decimal(str(values["credited"]))
+    if row["kind"] == "credit_note" and values["state"] == DONE:
+        note_id, about_id, remote = id_in(row, "invoice_id"), id_in(row, "about_id"), str(values["remote"])
+        if about_id == note_id:
+            _to_balance(change, row, f"{REFERENCE}{remote}")
+        elif credited > 0:
+            _give_back(change, note_id, about_id, credited, remote)
+    return change.fetch()
+
+
+def take(change: Change) -> Row:
+    """Take what was told of an invoice, once; `NotFound` where it is none that was handed over."""
+    told = change.command.values["told"]
+    assert isinstance(told, Collected)
+    here = {"remote": told.remote_id, "key": _uuid(told.key)}
+    found = change.connection.execute(_FOUND, here).first()
+    if found is None:
+        raise NotFound
+    charges.hold(change.connection, found.organization_id)
+    known = select(handover_event.c.id).where(handover_event.c.name == told.name)
+    event = change.connection.execute(known).scalar()
+    if event is None:
+        amount, remains = _collected(change, told, found.invoice_id)
+        made = insert(handover_event).values(
+            organization_id=found.organization_id, invoice_id=found.invoice_id, handover_id=found.id,
+            name=told.name, kind=told.kind, amount=amount, currency=told.currency, remains=remains,
+            created_at=change.now,
+        )  # fmt: skip
+        event = change.connection.execute(made.returning(handover_event.c.id)).scalar_one()
+    return change.fetch(event)
+
+
+def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Do here what was done there; answers the money that is recorded, and what could not be done."""
+    nothing = Decimal(0)
+    stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
+    if told.void:
+        here = f"It was made void there; here it is {stands.status}."
+        return nothing, None if stands.status == "void" else here
+    if told.given_up and stands.payment_status != "uncollectible":
+        return nothing, _done(change, payments.give_up, invoice_id, {})
+    if told.settled is None and told.given_back is None:
+        return nothing, None
+    if told.currency != stands.currency:
+        came = f"{told.currency} {(told.settled or nothing).normalize():f} came in"
+        return nothing, f"{came} for an invoice in {stands.currency}."
+    recorded, more = _come_in(change, told, invoice_id, stands)
+    gone, less = _gone_back(change, told, invoice_id)
+    return recorded - gone, " ".join(filter(None, (more, less))) or None
+
+
+def _come_in(change: Change, told: Collected, invoice_id: int, stands: Any) -> tuple[Decimal, str | None]:
+    """Record what was settled there and is not recorded here yet."""
+    nothing = Decimal(0)
+    before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
+    new = (told.settled or nothing) - before
+    if new <= 0:
+        return nothing, None
+    rest = max(nothing, rest_of(change.connection, invoice_id)) if stands.status == "finalized" else nothing
+    amount, beyond = min(new, rest), max(nothing, new - rest)
+    if amount:
+        values = {"amount": amount, "reference": f"{REFERENCE}{told.name}"}
+        if refused := _done(change, payments.record, invoice_id, values):
+            return nothing, refused
+    more = f"{told.currency} {beyond.normalize():f} more came in than was left to pay."
+    return amount, more if beyond else None
+
+
+def _gone_back(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Take out of the payments what went back to the customer there and had not left them before."""
+    nothing = Decimal(0)
+    if told.given_back is None:
+        return nothing, None
+    here = {"id": invoice_id, "prefix": REFERENCE, "own": RETURNED}
+    before = change.connection.execute(_GIVEN_BACK, here).one()
+    wanted = max(nothing, told.given_back - before.given)
+    gone = _take_out(change, invoice_id, wanted, f"{RETURNED}{told.name}", of=REFERENCE)
+    return gone, _remains_of(told, before.own + gone, wanted - gone)
+
+
+def _remains_of(told: Collected, own: Decimal, beyond: Decimal) -> str | None:
+    """What of money that went back a person should know: it was given twice, or not at all."""
+    assert told.given_back is not None
+
+    def said(amount: Decimal) -> str:
+        return f"{told.currency} {amount.normalize():f}"
+
+    if beyond:
+        return f"{said(beyond)} more went back to the customer than is left of its payments."
+    if own > told.given_back:
+        return f"{said(own - told.given_back)} that had gone back came in again: record it as a payment."
+    if own < told.given_back:
+        other = said(told.given_back - own)
+        return f"{other} of what went back had left the payments before: is it on the customer's balance too?"
+    return None
+
+
+def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None:
+    """Do what a person may do to an invoice; why not, where it is refused."""
+    command = replace(change.command, resource="invoices", id=invoice_id, values=values)
+    try:
+        with change.connection.begin_nested():
+            verb(replace(change, subject=INVOICE_HEADS, command=command, before=None))
+    except AdminRefusal as refused:
+        return refused.message
+    return None
+
+
+def take_from_balance(change: Change) -> None:
+    """Take back what the command's note, which is void from now on, gave to the customer's balance there."""
+    given = _LEFT.where(payment.c.invoice_id == change.row_id, payment.c.reference.startswith(REFERENCE))
+    for row in change.connection.execute(given.where(payment.c.amount < 0)).all():
+        values = {"reference": f"{VOIDED}{row.id}"}
+        command = replace(change.command, resource="payments", id=row.id, values=values)
+        back = replace(change, subject=payments.SUBJECT, before=None, command=command)
+        if Decimal(str(back.fetch()["amount_left"])):
+            payments.reverse(back)
+
+
+def _to_balance(change: Change, row: Row, reference: str) -> None:
+    """A note over no one invoice is on the customer's balance there: its credit is not used here."""
+    note_id = id_in(row, "invoice_id")
+    stands = change.connection.execute(_STANDS, {"id": note_id}).one()
+    rest = rest_of(change.connection, note_id)
+    if stands.status == "finalized" and rest:
+        change.connection.execute(insert(payment).values(
+            organization_id=row["organization_id"], invoice_id=note_id, amount=rest, currency=stands.currency,
+            reference=reference, created_at=change.now,
+        ))  # fmt: skip
+
+
+def _require_whole(change: Change, note_id: int) -> None:
+    """`Conflict` where credit of a note was used here: all of it would be on the customer's balance there."""
+    total = change.connection.execute(_STANDS, {"id": note_id}).one().total_amount
+    if rest_of(change.connection, note_id) != total:
+        raise Conflict("Some of its credit is used here, and Stripe would give all of it.")
+
+
+def _give_back(change: Change, note_id: int, invoice_id: int, credited: Decimal, note: str) -> None:
+    """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
+    _take_out(change, invoice_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{note}")
+
+
+def _take_out(change: Change, invoice_id: int, amount: Decimal, reference: str, *, of: str = "") -> Decimal:
+    """Give back payments of an invoice whose references begin so, the last first; answers how much."""
+    left = amount
+    paid = _LEFT.where(
+        payment.c.invoice_id == invoice_id, payment.c.reference.startswith(of, autoescape=True)
+    )
+    for row in change.connection.execute(paid).all():
+        if left <= 0:
+            break
+        back = replace(change, subject=payments.SUBJECT, before=None)
+        there = Decimal(str(back.fetch(row.id)["amount_left"])) if row.amount > 0 else Decimal(0)
+        if (part := min(left, there)) > 0:
+            values = {"amount": part, "reference": f"{reference}:{row.id}"}
+            back.command = replace(change.command, resource="payments", id=row.id, values=values)
+            payments.reverse(back)
+            left -= part
+    return max(Decimal(0), amount) - max(Decimal(0), left)
+
+
+def _end(change: Change, values: Row) -> None:
+    ended_at = change.now if values["state"] in {DONE, CANCELED} else None
+    kept = update(handover).where(handover.c.id == change.row_id)
+    change.connection.execute(kept.values({**values, "done_at": ended_at}))
+
+
+def _uuid(key: str) -> UUID | None:
+    try:
+        return UUID(key)
+    except ValueError:
+        return None
+
+
+SUBJECT = Subject(handover, verbs={"retry": retry, "cancel": cancel, "ended": ended})
+EVENTS = Subject(
+    handover_event,
+    source=select(
+        *(column for column in handover_event.c if column.name != "amount"),
+        money(handover_event.c.amount, handover_event.c.currency).label("amount"),
+    ),
+    verbs={"take": take},
+)

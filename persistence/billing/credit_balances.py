@@ -1,0 +1,438 @@
+"""Which additions paid for which uses, kept: pages of an account's movements in the order of their seq.
+
+An account is allocated by one keeper at a time. What was allocated stays, except debt, which the
+next addition covers. A correction of the balance itself is nobody's use and pays for nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import Connection, insert, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.charges import (
+    MOVE_MAX,
+    Allocation,
+    Allocator,
+    ExpiredGrant,
+    Grant,
+    Outflow,
+    settled,
+    too_many,
+)
+from gateway.core.times import moment_of, ms_of
+from gateway.errors import Conflict, Unprocessable
+from persistence.entity import Change, id_in
+from persistence.resources.app_users import acting
+from persistence.tables import credit_addition, credit_price
+
+# Credits that are used beyond the balance: what a credit of it costs, what of it is owed for and given back.
+#
+# What no addition paid is debt, by the day it was used on and the price it then had. An addition that covers
+# some of it before an invoice has it takes its charge back, since the addition has a price of its own. What
+# an invoice has billed stays billed; whoever pays the invoice gets as many credits, once.
+
+
+POSTPAID = "postpaid"
+
+_PRICES = text("""
+SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization ORDER BY since""")
+_PRICED = text("""
+SELECT DISTINCT organization_id FROM credit_price
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")
+# What is covered is the oldest, so of a day what is billed before what is not.
+_COVER_DEBT = text("""
+UPDATE credit_debt AS d SET open_quantity = d.open_quantity - n.quantity,
+       quantity = d.billed_quantity + least(d.quantity - d.billed_quantity, d.open_quantity - n.quantity)
+  FROM unnest(cast(:days AS date[]), cast(:costs AS numeric[]), cast(:quantities AS bigint[]))
+    AS n (day, unit_cost, quantity)
+ WHERE d.organization_id = :organization AND d.day = n.day AND d.unit_cost = n.unit_cost""")
+_GROW = text("""
+INSERT INTO credit_debt AS d (organization_id, day, unit_cost, open_quantity, quantity)
+SELECT :organization, day, unit_cost, quantity, quantity
+  FROM unnest(cast(:days AS date[]), cast(:costs AS numeric[]), cast(:quantities AS bigint[]))
+    AS n (day, unit_cost, quantity) ORDER BY day, unit_cost
+ON CONFLICT (organization_id, day, unit_cost) DO UPDATE SET
+    open_quantity = d.open_quantity + excluded.open_quantity, quantity = d.quantity + excluded.quantity""")
+_OF_INVOICE = """
+  FROM (SELECT organization_id, (period_start AT TIME ZONE 'UTC')::date AS day, unit_price,
+               sum(quantity) AS quantity
+          FROM charge WHERE invoice_id = ANY(cast(:invoices AS bigint[])) AND source = 'credit_debt'
+           AND reason NOT IN ('void', 'credited', 'credit_void') GROUP BY 1, 2, 3) AS n
+ WHERE d.organization_id = n.organization_id AND d.day = n.day AND d.unit_cost = n.unit_price"""
+_BILL = text(f"""
+UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity + n.quantity
+{_OF_INVOICE}""")  # noqa: S608  # our own words
+_UNBILL = text(f"""
+UPDATE credit_debt AS d SET billed_quantity = d.billed_quantity - n.quantity,
+       quantity = d.billed_quantity - n.quantity
+           + least(d.quantity - d.billed_quantity + n.quantity, d.open_quantity)
+{_OF_INVOICE}""")  # noqa: S608  # our own words
+_BILLED = text("""
+SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
+ WHERE invoice_id = :invoice AND source = 'credit_debt'
+   AND reason NOT IN ('void', 'credited', 'credit_void')""")
+# What an invoice billed, less what notes in force gave back.
+_TO_GIVE = text("""
+SELECT coalesce(sum(quantity), 0)::bigint FROM (
+    SELECT quantity FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
+       AND reason NOT IN ('void', 'credited', 'credit_void')
+    UNION ALL
+    SELECT c.quantity FROM charge AS o JOIN charge AS c ON c.corrects_id = o.id AND c.reason = 'credited'
+     WHERE o.invoice_id = :invoice AND o.source = 'credit_debt'
+       AND NOT EXISTS (SELECT FROM charge AS v
+                        WHERE v.corrects_id = c.id AND v.reason = 'credit_void')) AS n""")
+_GIVEN = text("""
+SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")
+
+# A day, and what a credit cost on it.
+Lot = tuple[date, Decimal]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditPrices:
+    """What a credit beyond the balance cost since when, oldest first; None cost nothing."""
+
+    since: Sequence[datetime]
+    costs: Sequence[Decimal | None]
+
+    def lot_of(self, used_at: datetime) -> Lot | None:
+        """The day and price of debt that was made at a moment; None of what is free."""
+        place = bisect_right(self.since, used_at)
+        cost = self.costs[place - 1] if place else None
+        return None if cost is None else (used_at.astimezone(UTC).date(), cost)
+
+
+def debt_prices(connection: Connection, organization_id: int) -> CreditPrices:
+    """The prices an organization's debt had."""
+    rows = connection.execute(_PRICES, {"organization": organization_id}).all()
+    return CreditPrices([row.since for row in rows], [row.unit_cost for row in rows])
+
+
+def keep_debt_price(change: Change, row: Row) -> None:
+    """Note what debt costs from now on, where the command's organization says another price than before."""
+    before = None if change.before is None else change.before["credit_unit_cost"]
+    cost = row["credit_unit_cost"]
+    if cost != before:
+        noted = insert(credit_price).values(organization_id=row["id"], since=change.now, unit_cost=cost)
+        change.connection.execute(noted)
+
+
+def debt_priced(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Organizations whose debt ever cost something, in the order of their ids."""
+    return list(connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars())
+
+
+def cover_debt(connection: Connection, organization_id: int, covered: Mapping[Lot, int]) -> None:
+    """Note that additions cover debt: what no invoice has of it is owed no more."""
+    _move(connection, _COVER_DEBT, organization_id, covered)
+
+
+def grow_debt(connection: Connection, organization_id: int, grown: Mapping[Lot, int]) -> None:
+    """Note debt that was made."""
+    _move(connection, _GROW, organization_id, grown)
+
+
+def bill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Note that invoices have charges of debt."""
+    connection.execute(_BILL, {"invoices": list(invoice_ids)})
+
+
+def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
+    """Note that invoices are void: what additions have covered meanwhile is owed no more."""
+    connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
+
+
+def debt_billed_by(connection: Connection, invoice_id: int) -> set[Lot]:
+    """The debt that an invoice has billed: what its payment covers before all else."""
+    return {(row.day, row.unit_price) for row in connection.execute(_BILLED, {"invoice": invoice_id})}
+
+
+def give_credits(change: Change, invoice: Row) -> None:
+    """Give the credits that a paid invoice billed, once; whoever calls holds the organization."""
+    here = {"invoice": invoice["id"]}
+    amount = int(change.connection.execute(_TO_GIVE, here).scalar_one())
+    if amount <= 0 or change.connection.execute(_GIVEN, here).scalar_one():
+        return
+    organization_id = id_in(invoice, "organization_id")
+    account = f"organization:{organization_id}"
+    [write] = change.intend([account], "credits", {"amount": amount}, organization_id=organization_id)
+    change.connection.execute(
+        insert(credit_addition).values(
+            organization_id=organization_id, credits_added=amount, category="paid", invoicing=POSTPAID,
+            invoice_id=invoice["id"], remark=f"Used beyond the balance, paid with {invoice['number']}",
+            added_by_id=acting(change.command.actor), timestamp=change.now, control_write_id=write,
+        )
+    )  # fmt: skip
+
+
+def refuse_while_given(change: Change) -> None:
+    """`Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
+    if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
+        raise Conflict("The credits it billed were given with its payment; write a credit note.")
+
+
+def _move(connection: Connection, statement: object, organization_id: int, moved: Mapping[Lot, int]) -> None:
+    if not moved:
+        return
+    lots: Iterable[tuple[date, Decimal, int]] = [(*lot, quantity) for lot, quantity in sorted(moved.items())]
+    days, costs, quantities = (list(column) for column in zip(*lots, strict=True))
+    here = {"organization": organization_id, "days": days, "costs": costs, "quantities": quantities}
+    connection.execute(statement, here)  # type: ignore[call-overload]  # a statement of ours
+
+
+MOVEMENTS_A_PAGE = 20_000
+
+# Advisory lock class 7802: allocation of one organization's credits.
+_LOCK = text("SELECT pg_advisory_xact_lock(7802, hashint8(:organization))")
+_BEHIND = text("""
+SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")
+_CURSOR = text("SELECT allocated_seq, credit_last_seq FROM organization WHERE id = :organization")
+_GRANTS = text("""
+SELECT a.id, a.credits_added AS amount, a.priority, a.expires_at, a.category, a.spent
+  FROM credit_addition AS a JOIN credit_posting AS p ON p.credit_addition_id = a.id AND p.kind = 'addition'
+ WHERE p.organization_id = :organization AND p.seq <= :cursor AND a.credits_added > a.spent""")
+_DEBTS = text("""
+SELECT seq, amount, day, unit_cost FROM credit_allocation
+ WHERE organization_id = :organization AND credit_addition_id IS NULL ORDER BY seq""")
+_MOVEMENTS = text("""
+SELECT seq, "timestamp" AS at, -credits_used AS amount, NULL AS kind, NULL::bigint AS addition,
+       NULL::bigint AS priority, NULL::timestamptz AS expires_at, NULL AS category, NULL::bigint AS invoice
+  FROM credit_transaction WHERE organization_id = :organization AND seq > :cursor AND seq <= :until
+UNION ALL
+SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, a.expires_at, a.category,
+       CASE a.invoicing WHEN 'postpaid' THEN a.invoice_id END
+  FROM credit_posting AS p LEFT JOIN credit_addition AS a ON a.id = p.credit_addition_id
+ WHERE p.organization_id = :organization AND p.seq > :cursor AND p.seq <= :until
+   AND p.kind <> 'correction'
+ ORDER BY seq""")
+_KEEP = text("""
+INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount, day, unit_cost)
+SELECT :organization, s, nullif(g, 0), n, d, c
+  FROM unnest(cast(:seqs AS bigint[]), cast(:grants AS bigint[]), cast(:amounts AS bigint[]),
+              cast(:days AS date[]), cast(:costs AS numeric[]))
+    AS k (s, g, n, d, c)""")
+_COVER = text("""
+WITH covered AS (
+    UPDATE credit_allocation AS c SET amount = c.amount - k.n
+      FROM unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n)
+     WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL
+       AND c.seq = k.s AND c.amount > k.n
+ RETURNING c.seq)
+DELETE FROM credit_allocation AS c
+ WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL
+   AND c.seq = ANY(cast(:seqs AS bigint[])) AND c.seq NOT IN (SELECT seq FROM covered)""")
+# Which debt that costs something is covered.
+_COVERED = text("""
+SELECT c.day, c.unit_cost, sum(k.n)::bigint AS amount FROM credit_allocation AS c
+  JOIN unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n) ON k.s = c.seq
+ WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL AND c.unit_cost IS NOT NULL
+ GROUP BY 1, 2""")
+_SPENT = text("""
+UPDATE credit_addition AS a SET spent = a.spent + k.n
+  FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")
+_MOVE = text("UPDATE organization SET allocated_seq = :until WHERE id = :organization")
+_EXPIRED = text("""
+SELECT a.id, a.organization_id FROM credit_addition AS a
+ WHERE a.expires_at <= :now AND a.expiry_write_id IS NULL AND a.credits_added > 0
+   AND EXISTS (SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
+                  AND p.credit_addition_id = a.id)
+ ORDER BY a.expires_at LIMIT :n""")
+_REST = text("""
+SELECT a.credits_added - a.spent AS rest, o.allocated_seq FROM credit_addition AS a
+  JOIN organization AS o ON o.id = a.organization_id
+ WHERE a.id = :addition AND a.expiry_write_id IS NULL""")
+_INTEND = text("""
+INSERT INTO control_write (id, partition, account, verb, payload)
+VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))""")
+_EXPIRE = text("UPDATE credit_addition SET expiry_write_id = :id WHERE id = :addition")
+
+
+class Allocations:
+    """Credits paid and credits spent, brought together."""
+
+    def __init__(self, engine: AsyncEngine, *, movements_a_page: int = MOVEMENTS_A_PAGE) -> None:
+        self._engine = engine
+        self._movements_a_page = movements_a_page
+
+    async def behind(self, count: int) -> Sequence[int]:
+        """Organizations with movements that are not allocated yet."""
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(_BEHIND, {"n": count})).scalars())
+
+    async def allocate(self, organization_id: int) -> bool:
+        """Allocate one page of an account; False where there is more."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_LOCK, {"organization": organization_id})
+            return await connection.run_sync(_allocate, organization_id, self._movements_a_page)
+
+    async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
+        """Additions whose expiry has come and is not taken yet."""
+        now = moment_of(now_ms)
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_EXPIRED, {"now": now, "n": count})
+            return [ExpiredGrant(row.id, row.organization_id) for row in rows]
+
+    async def expire(self, expired: ExpiredGrant, partition: int, seq: int) -> bool:
+        """Write the intent that takes what is left of an addition, once.
+
+        `seq` is the account's last movement at a time after the expiry: False while it is not
+        allocated.
+        """
+        async with self._engine.begin() as connection:
+            await connection.execute(_LOCK, {"organization": expired.organization_id})
+            found = (await connection.execute(_REST, {"addition": expired.id})).first()
+            if found is None:
+                return True
+            if found.allocated_seq < seq:
+                return False
+            write_id = uuid4()
+            if found.rest > 0:
+                account = f"organization:{expired.organization_id}"
+                values = {"id": write_id, "partition": partition, "account": account, "amount": -found.rest}
+                await connection.execute(_INTEND, values)
+            await connection.execute(_EXPIRE, {"id": write_id, "addition": expired.id})
+            return True
+
+
+def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]) -> None:
+    """Allocate all that is stored, where debt costs something; nobody else does until the commit."""
+    for organization_id in debt_priced(connection, organization_ids):
+        connection.execute(_LOCK, {"organization": organization_id})
+        while not _allocate(connection, organization_id, MOVEMENTS_A_PAGE):
+            pass
+
+
+def allocate_late(connection: Connection, organization_id: int, seq: int) -> None:
+    """Allocate a movement that is stored after those that follow it were allocated.
+
+    One that is not reached yet comes with its page.
+    """
+    connection.execute(_LOCK, {"organization": organization_id})
+    here: dict[str, Any] = {"organization": organization_id}
+    cursor, _ = connection.execute(_CURSOR, here).one()
+    if seq <= cursor:
+        _bring_together(connection, {**here, "cursor": seq - 1, "until": seq}, {**here, "cursor": cursor})
+
+
+def _allocate(connection: Connection, organization_id: int, count: int) -> bool:
+    here: dict[str, Any] = {"organization": organization_id}
+    cursor, last = connection.execute(_CURSOR, here).one()
+    here |= {"cursor": cursor, "until": min(last, cursor + count)}
+    _bring_together(connection, here, here)
+    connection.execute(_MOVE, here)
+    return bool(here["until"] == last)
+
+
+def _bring_together(connection: Connection, page: dict[str, Any], given: dict[str, Any]) -> None:
+    """Allocate the movements of a page to what was given up to a seq."""
+    movements = connection.execute(_MOVEMENTS, page).all()
+    own = {row.addition for row in movements if row.amount > 0}
+    grants = [
+        (_grant(row.id, row), row.amount - row.spent)
+        for row in connection.execute(_GRANTS, given)
+        if row.id not in own
+    ]
+    owed: Sequence[Any] = ()
+    if any(row.amount > 0 for row in movements):
+        owed = connection.execute(_DEBTS, page).all()
+    prices = debt_prices(connection, page["organization"])
+    lots = {row.seq: lot for row in movements if row.amount < 0 and (lot := prices.lot_of(row.at))}
+    billable = lots | {row.seq: (row.day, row.unit_cost) for row in owed if row.unit_cost is not None}
+    allocator, found = Allocator.resume(grants, [(row.seq, row.amount) for row in owed]), []
+    for row in movements:
+        if row.amount > 0:
+            # What came with the payment of an invoice covers what that one billed.
+            billed = debt_billed_by(connection, row.invoice) if row.invoice else ()
+            first = {seq for seq, lot in billable.items() if lot in billed}
+            found += allocator.add_grant(_grant(row.addition, row), first)
+        elif row.amount < 0:
+            grant_id = row.addition if row.kind == "expiry" else None
+            found += allocator.pay(Outflow(row.seq, ms_of(row.at), -row.amount, grant_id))
+    _keep(connection, page, found, lots)
+
+
+def _keep(
+    connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
+) -> None:
+    """Keep who paid for what; `lots` are those of new debt that costs something."""
+    sums, free = settled(found), (None, None)
+    kept = [
+        (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))
+        for (seq, grant), amount in sums.items()
+        if amount > 0
+    ]
+    covered = [(seq, -amount) for (seq, _), amount in sums.items() if amount < 0]
+    spent: dict[int, int] = {}
+    grown: dict[Lot, int] = {}
+    for seq, grant, amount, *_ in kept:
+        if grant:
+            spent[grant] = spent.get(grant, 0) + amount
+        elif seq in lots:
+            grown[lots[seq]] = grown.get(lots[seq], 0) + amount
+    organization = {"organization": here["organization"]}
+    if covered:
+        seqs, amounts = (list(column) for column in zip(*covered, strict=True))
+        these = {**organization, "seqs": seqs, "amounts": amounts}
+        priced = {(row.day, row.unit_cost): row.amount for row in connection.execute(_COVERED, these)}
+        connection.execute(_COVER, these)
+        cover_debt(connection, here["organization"], priced)
+    grow_debt(connection, here["organization"], grown)
+    if kept:
+        names = ("seqs", "grants", "amounts", "days", "costs")
+        columns = (list(column) for column in zip(*kept, strict=True))
+        connection.execute(_KEEP, organization | dict(zip(names, columns, strict=True)))
+    if spent:
+        connection.execute(_SPENT, {"grants": list(spent), "amounts": list(spent.values())})
+
+
+def _grant(addition_id: int, row: Any) -> Grant:
+    expires_ms = None if row.expires_at is None else ms_of(row.expires_at)
+    return Grant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
+
+
+# What is used beyond a plan or a balance costs, and how much of it one move may come to.
+#
+# Such use is told, not asked for: nothing refuses it later, so it is looked at where it is taken in.
+
+
+_OVERAGE_PRICES = text("""
+SELECT CASE WHEN p.overage_policy = 'bill' THEN
+            coalesce(CASE WHEN t.plan_id IS NULL THEN s.overage_unit_price END, p.overage_unit_price) END
+           AS token, o.credit_unit_cost AS credit
+  FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
+  LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
+  LEFT JOIN organization_subscription AS s ON s.organization_id = o.id
+ WHERE t.id = :tenant""")
+
+
+class Prices(NamedTuple):
+    """What a token beyond the plan and a credit beyond the balance cost; None: nothing."""
+
+    token: Decimal | None
+    credit: Decimal | None
+
+    def too_much(self, tokens: int, credits_: int) -> list[tuple[str, str]]:
+        """Which of them is more than one move may be, and what would be right."""
+        asked = (("tokens", tokens, self.token), ("credits", credits_, self.credit))
+        return [(name, why) for name, amount, price in asked if (why := too_many(amount, price, MOVE_MAX))]
+
+
+def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int, credits_: int) -> None:
+    """`Unprocessable` where one move of a tenant would be more than may be billed of it."""
+    if errors := prices_of(connection, tenant_id).too_much(tokens, credits_):
+        raise Unprocessable(errors=tuple(errors))
+
+
+def prices_of(connection: Connection, tenant_id: int) -> Prices:
+    """The prices of now."""
+    row = connection.execute(_OVERAGE_PRICES, {"tenant": tenant_id}).first()
+    return Prices(None, None) if row is None else Prices(row.token, row.credit)

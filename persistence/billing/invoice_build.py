@@ -1,0 +1,581 @@
+"""Invoices gather charges: lines of drafts, and what finalizing takes. Of one organization or many, by the
+same statements.
+
+The caller holds the organizations and, to finalize, the flushes of their partitions. A number is what others
+wait for, so it is taken behind everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Text,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.charges import (
+    DEBT,
+    NOTHING,
+    ONE_DAY,
+    Borne,
+    Charge,
+    Wanted,
+    borne,
+    gathered,
+    left_out,
+)
+from gateway.core.billing.document import (
+    CORRECTED_MAX,
+    CREDIT_NOTE,
+    INVOICE,
+    Corrected,
+    Document,
+    Letterhead,
+    Party,
+    require_complete,
+)
+from gateway.core.billing.invoice import Bill, bill
+from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
+from gateway.core.billing.payments import Receivable, due_on
+from gateway.core.billing.subscription import midnight
+from gateway.errors import Conflict, StoreUnavailable, Unprocessable
+from persistence.billing import charges, credit_balances, handovers, invoice_lines
+from persistence.billing.invoice_lines import Gathered, Known, keep_lines, known, next_numbers, read_facts
+from persistence.entity import Change, Subject, json_of
+from persistence.keeper.news import tell_invoices
+from persistence.tables import (
+    invoice,
+    invoice_document,
+    invoice_line,
+    note_application,
+    organization,
+    payment,
+)
+
+# How an invoice is read: with its lines, every amount in the decimals of its currency.
+
+
+def _branch(digits: int) -> str:
+    codes = " ".join(code for code, its in MINOR_DIGITS.items() if its == digits)
+    return f"WHEN strpos('{codes}', {{currency}}) > 0 THEN {digits}"
+
+
+# In words of its own, without parameters: of the whole list the driver would read a thousand for an invoice,
+# and a statement that is longer than it remembers it takes apart each time.
+_DIGITS = " ".join(
+    (
+        "CASE",
+        *map(_branch, sorted({*MINOR_DIGITS.values()} - {MINOR_DIGITS_USUAL})),
+        f"ELSE {MINOR_DIGITS_USUAL} END",
+    )
+)
+
+
+def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnElement[Any]:
+    """An amount in the decimals of its currency."""
+    return func.round(amount, literal_column(_DIGITS.format(currency=currency)))
+
+
+# Of an invoice they are asked once.
+_minor = (
+    select(literal_column(_DIGITS.format(currency=invoice.c.currency), Integer).label("digits"))
+    .correlate(invoice)
+    .lateral("minor")
+)
+
+
+def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.round(amount, _minor.c.digits)
+
+
+_of = invoice_line.c
+_line = json_of(
+    _of.position, _of.kind, _of.description, _of.service_id, _of.service, _of.tenant_id, _of.tenant,
+    func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
+    cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
+    cast(func.trim_scale(_of.tax_rate), Text).label("tax_rate"), _of.tax_category, _of.tax_reason,
+    _of.period_start, _of.period_end,
+)  # fmt: skip
+_of_invoice = _of.invoice_id == invoice.c.id
+_lines = (
+    select(
+        func.coalesce(func.jsonb_agg(aggregate_order_by(_line, _of.position)), literal_column("'[]'::jsonb"))
+    )
+    .where(_of_invoice)
+    .scalar_subquery()
+)
+_tax = select(func.coalesce(func.sum(_of.amount), 0)).where(_of_invoice, _of.kind == "tax").scalar_subquery()
+
+
+# Money that came in for an invoice; credit of notes that was applied to it; what both leave to pay. Of a note
+# all three are below zero: what was paid back, what of it was applied, its open credit.
+def _sum(amount: ColumnElement[Any], *where: ColumnElement[bool]) -> Any:
+    return select(func.coalesce(func.sum(amount), 0)).where(*where).correlate(invoice).scalar_subquery()
+
+
+_applied = note_application.c
+PAID = _sum(payment.c.amount, payment.c.invoice_id == invoice.c.id)
+APPLIED = _sum(_applied.amount, _applied.invoice_id == invoice.c.id) - _sum(
+    _applied.amount, _applied.note_id == invoice.c.id
+)
+REST = invoice.c.total_amount - PAID - APPLIED
+# As it became final: what its documents say.
+_prepaid = _sum(
+    _applied.amount, _applied.invoice_id == invoice.c.id, _applied.created_at == invoice.c.finalized_at
+)
+_is_final = invoice.c.status == "finalized"
+
+_HEAD = select(
+    *(column for column in invoice.c if column.name not in {"total_amount", "document", "used_up"}),
+    *(invoice.c.document[name].label(name) for name in ("seller", "buyer")),
+    *(
+        func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
+        for name in ("notes", "corrects")
+    ),
+    invoice.c.document["iban"].astext.label("iban"),
+    _paid(invoice.c.total_amount).label("total_amount"),
+    _paid(invoice.c.total_amount - _tax).label("subtotal"),
+    _paid(_tax).label("tax"),
+    case((_is_final, _paid(PAID))).label("amount_paid"),
+    case((_is_final, _paid(APPLIED))).label("amount_applied"),
+    case((_is_final, _paid(REST))).label("amount_due"),
+    case((invoice.c.finalized_at.is_not(None), _paid(_prepaid))).label("amount_prepaid"),
+).select_from(invoice.join(_minor, true()))
+SOURCE = _HEAD.add_columns(_lines.label("lines"))
+
+# An invoice's lines after a position, in order, each as the invoice has it.
+LINES = (
+    select(_line.label("line"))
+    .select_from(invoice_line.join(invoice, _of_invoice).join(_minor, true()))
+    .where(invoice.c.id == bindparam("invoice"), _of.position > bindparam("after"))
+    .order_by(_of.position)
+    .limit(bindparam("rows"))
+)
+
+# Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
+INVOICE_HEADS = Subject(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
+
+
+def rest_of(connection: Connection, invoice_id: int) -> Decimal:
+    """What payments and credit leave to pay of an invoice; of a note, below zero, its open credit."""
+    rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
+    return rest
+
+
+# What is copied into an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
+
+
+_CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
+# The invoices that billed what charges of this one give back: the same supply, or the latest of the kind.
+# Both are found by sorting the organization's charges of these kinds: no charge is compared with each other.
+_GIVEN_BACK = text("""
+WITH charged AS (
+    SELECT c.kind, i.number, i.finalized_at, c.invoice_id = :id AS back,
+           bool_or(c.invoice_id = :id) OVER (PARTITION BY c.kind, c.source, c.source_id, c.tenant_id,
+                                                          c.service_id, c.period_start) AS same
+      FROM invoice AS n JOIN invoice AS i ON i.organization_id = n.organization_id
+      JOIN charge AS c ON c.invoice_id = i.id
+     WHERE n.id = :id AND c.kind IN (SELECT kind FROM charge WHERE invoice_id = :id AND amount < 0)
+       AND CASE WHEN i.id = :id THEN c.amount < 0
+                ELSE c.amount > 0 AND i.status = 'finalized' AND i.kind = 'invoice' END
+), billed AS (
+    SELECT kind, number, finalized_at, bool_or(same) AS same FROM charged WHERE NOT back GROUP BY 1, 2, 3
+), of_kind AS (
+    SELECT kind, bool_or(same) AS same, max(finalized_at) AS latest FROM billed GROUP BY 1
+)
+SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k.kind = b.kind
+ WHERE b.same OR (NOT k.same AND b.finalized_at = k.latest)
+ ORDER BY b.finalized_at, b.number LIMIT :most""")
+
+
+def document_of(letterhead: Letterhead, organization: Any, corrects: Sequence[Corrected] = ()) -> Document:
+    """What is true now of who sells, and of an organization's row."""
+    buyer = Party(
+        organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
+    )
+    return Document(
+        letterhead.seller, letterhead.buyer(organization.id, buyer), letterhead.notes,
+        corrects=tuple(corrects), iban=letterhead.iban,
+    )  # fmt: skip
+
+
+def copy_document(change: Change, row: Row) -> Document:
+    """Copy into a credit note what is true of it now; its due date is a column of its own."""
+    of = organization.c
+    found = select(of.id, of.name, of.address, of.country, of.tax_number)
+    known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
+    copied = document_of(change.letterhead, known, corrected_by(change.connection, row))
+    change.connection.execute(
+        update(invoice)
+        .where(invoice.c.id == row["id"])
+        .values(document=copied.as_json(), customer=known.name)
+    )
+    return copied
+
+
+def corrected_by(connection: Connection, row: Row) -> Sequence[Corrected]:
+    """The invoices that a note gives something back of."""
+    if row["corrects_id"] is not None:
+        found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
+    else:
+        found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+    return [_corrected(each) for each in found]
+
+
+def _corrected(row: Any) -> Corrected:
+    return Corrected(row.number, row.finalized_at.astimezone(UTC).date().isoformat())
+
+
+_CLEAR = text("DELETE FROM invoice_line WHERE invoice_id = ANY(cast(:ids AS bigint[]))")
+_KEEP = text("""
+UPDATE invoice AS i SET total_amount = n.total, kind = n.kind, currency = n.currency, customer = n.customer,
+       document = n.document
+  FROM unnest(cast(:ids AS bigint[]), cast(:totals AS numeric[]), cast(:kinds AS text[]),
+              cast(:currencies AS text[]), cast(:customers AS text[]), cast(:documents AS jsonb[]))
+    AS n (id, total, kind, currency, customer, document) WHERE i.id = n.id""")
+_DOCUMENT = text("UPDATE invoice SET document = cast(:document AS jsonb) WHERE id = :id")
+_FINAL = text("""
+UPDATE invoice AS i SET status = 'finalized', number = n.number, finalized_at = :now, covers = n.covers,
+       due_date = n.due_date, payment_status = n.payment_status
+  FROM unnest(cast(:ids AS bigint[]), cast(:numbers AS text[]), cast(:covers AS jsonb[]),
+              cast(:due_dates AS date[]), cast(:statuses AS text[]))
+    AS n (id, number, covers, due_date, payment_status) WHERE i.id = n.id""")
+
+
+class Draft(NamedTuple):
+    """An invoice that is no number yet: whose it is, its days (the last not included), its one source."""
+
+    invoice_id: int
+    organization_id: int
+    start: date
+    until: date
+    only: Wanted | None = None
+
+
+class Drawn(NamedTuple):
+    """A draft with its lines, as they were kept."""
+
+    draft: Draft
+    bill: Bill
+    total: Decimal
+    kind: str
+    document: Document
+    known: Known
+    # Why not all that is owed is on it; empty where it is.
+    left: str = ""
+
+
+class Final(NamedTuple):
+    """What becomes final, and what is noted with it."""
+
+    invoice_id: int
+    kind: str
+    total: Decimal
+    due_days: int | None
+    covers: Row | None = None
+
+
+def of_source(
+    connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
+) -> dict[int, Borne]:
+    """What one source owes that no invoice has, by organization; whose owes nothing is left out."""
+    ids = list(organization_ids)
+    credit_balances.catch_up_allocations(connection, ids)
+    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    return {owner: some for owner, some in taken.items() if some.taken or some.left}
+
+
+def days_of(taken: Sequence[Charge]) -> tuple[date, date]:
+    """The days that an invoice of charges is of, the last not included: it is in nobody's way."""
+    ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
+    return min(each.day for each in taken), ends
+
+
+def draw_draft(
+    connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
+) -> list[Drawn]:
+    """Make drafts' lines of what each would take now: all are up to the same day."""
+    ids, until, only = _alike(drafts)
+    credit_balances.catch_up_allocations(connection, ids)
+    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    return _keep(connection, letterhead, drafts, taken)
+
+
+def take_charges(
+    connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
+) -> list[Drawn]:
+    """Charge what is known, and make drafts' lines of what each has from now on; `have` lets it have them."""
+    ids, until, only = _alike(drafts)
+    charges.accrue(connection, ids, until, today=today, running=midnight(until))
+    taken = _taken(connection, charges.unbilled(connection, ids), until, only)
+    return _keep(connection, letterhead, drafts, taken)
+
+
+def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
+    """`Unprocessable` where a draft must not become final as it was drawn; `UnseenLetters` if unknown."""
+    if drawn.left and not drawn.bill.lines:
+        raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
+    said = [line.description for line in drawn.bill.lines]
+    require_complete(drawn.document, said, letterhead.missing_glyphs)
+
+
+def have_draft(connection: Connection, drawn: Sequence[Drawn]) -> list[Final]:
+    """Let drafts have the charges that they took; what is left is to finish them."""
+    of = [each.draft.invoice_id for each in drawn]
+    charges.bill(
+        connection,
+        [(id_, *placed) for id_, each in zip(of, drawn, strict=True) for placed in each.bill.placed],
+    )
+    owing = [each.draft.invoice_id for each in drawn if owes_credits(each)]
+    if owing:
+        credit_balances.bill_debt(connection, owing)
+    monthly = [each for each in drawn if each.draft.only is None]
+    covers: Mapping[int, Row] = {}
+    if monthly:
+        told = [(each.draft.invoice_id, each.draft.organization_id, each.draft.until) for each in monthly]
+        invoice_lines.tell_credits(connection, told)
+        since = {each.draft.organization_id: each.known.since for each in monthly}
+        covers = invoice_lines.covers_of(connection, since)
+    for each in drawn:
+        if each.kind == CREDIT_NOTE:
+            _name_corrected(connection, each)
+    return [
+        Final(
+            each.draft.invoice_id, each.kind, each.total, each.known.organization.due_days,
+            covers.get(each.draft.organization_id) if each.draft.only is None else None,
+        )
+        for each in drawn
+    ]  # fmt: skip
+
+
+def finish_final(
+    connection: Connection, letterhead: Letterhead, now: datetime, finals: Sequence[Final]
+) -> list[str | None]:
+    """Give drafts their numbers, in their order: from now on nothing changes them.
+
+    Answers where each stands with being paid.
+    """
+    today = now.astimezone(UTC).date()
+    due_dates: list[date | None] = []
+    statuses: list[str | None] = []
+    for each in finals:
+        if each.kind != INVOICE:
+            due_dates.append(None)
+            statuses.append(None)
+            continue
+        due_date = due_on(today, letterhead.due_days if each.due_days is None else each.due_days)
+        due_dates.append(due_date)
+        statuses.append(Receivable(each.total, due_date).status(today))
+    ids = [each.invoice_id for each in finals]
+    covers = [None if each.covers is None else json.dumps(each.covers) for each in finals]
+    numbers = next_numbers(connection, now, len(finals))
+    connection.execute(_FINAL, {
+        "now": now, "ids": ids, "numbers": list(numbers), "covers": covers, "due_dates": due_dates,
+        "statuses": statuses,
+    })  # fmt: skip
+    tell_invoices(connection, ids)
+    handovers.tell_final(connection, ids)
+    return statuses
+
+
+def owes_credits(drawn: Drawn) -> bool:
+    """Whether it bills credits beyond the balance."""
+    return any(charge.source == DEBT for charge, _ in drawn.bill.placed)
+
+
+def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
+    [(until, only)] = {(each.until, each.only) for each in drafts}
+    return [each.organization_id for each in drafts], until, only
+
+
+def _taken(
+    connection: Connection, owed: Mapping[int, Sequence[Charge]], until: date, only: Wanted | None
+) -> dict[int, Borne]:
+    segments = charges.segments(connection, list(owed))
+    return {owner: borne(gathered(some, until, segments[owner], only)) for owner, some in owed.items()}
+
+
+def _keep(
+    connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, Borne]
+) -> list[Drawn]:
+    """Keep the lines of charges, and say what of them is left for another invoice."""
+    wanted = [
+        Gathered(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
+        for of in drafts
+    ]
+    facts = read_facts(connection, wanted)
+    left = {
+        each.invoice_id: left_out(
+            taken.get(each.organization_id, NOTHING).left, facts[each.organization_id].facts.currency
+        )
+        for each in drafts
+    }
+    bills = {}
+    for each in drafts:
+        said = facts[each.organization_id].facts
+        bills[each.invoice_id] = bill(said if each.only is None else replace(said, credits_consumed=0))
+    connection.execute(_CLEAR, {"ids": list(bills)})
+    totals = keep_lines(connection, {id_: made.lines for id_, made in bills.items()})
+    drawn = [
+        # What gives back more than it bills is a credit note, of the invoices that billed it.
+        Drawn(
+            each, bills[each.invoice_id], totals[each.invoice_id],
+            CREDIT_NOTE if totals[each.invoice_id] < 0 else INVOICE,
+            _document(letterhead, facts[each.organization_id], left[each.invoice_id]),
+            facts[each.organization_id], left[each.invoice_id],
+        )
+        for each in drafts
+    ]  # fmt: skip
+    connection.execute(_KEEP, {
+        "ids": list(bills), "totals": list(totals.values()), "kinds": [each.kind for each in drawn],
+        "currencies": [each.known.facts.currency for each in drawn],
+        "customers": [each.known.organization.name for each in drawn],
+        "documents": [json.dumps(each.document.as_json()) for each in drawn],
+    })  # fmt: skip
+    return drawn
+
+
+def _document(letterhead: Letterhead, known: Known, left: str) -> Document:
+    made = document_of(letterhead, known.organization)
+    return replace(made, notes=(*made.notes, left)) if left else made
+
+
+def _name_corrected(connection: Connection, drawn: Drawn) -> None:
+    """Copy into a credit note which invoices billed what it gives back: known once it has its charges."""
+    row = {"id": drawn.draft.invoice_id, "corrects_id": None}
+    named = replace(drawn.document, corrects=tuple(corrected_by(connection, row)))
+    connection.execute(_DOCUMENT, {"id": drawn.draft.invoice_id, "document": json.dumps(named.as_json())})
+
+
+# PDF and XML of final invoices: made once, kept with their digest, and never another one.
+
+
+DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
+
+
+def read_document(
+    connection: Connection, invoice_id: int, kind: str, status: str, made: bytes = b""
+) -> bytes | None:
+    """Read a document as it was made the first time; what is `made` is kept where nobody was first.
+
+    `StoreUnavailable` where it is no longer what was kept.
+    """
+    if made:
+        _keep_document(connection, {"invoice_id": invoice_id, "format": kind, "status": status}, made)
+    here = invoice_document.c
+    found = connection.execute(
+        select(here.content, here.sha256).where(
+            here.invoice_id == invoice_id, here.format == kind, here.status == status
+        )
+    ).first()
+    if found is None:
+        return None
+    content = bytes(found.content)
+    if hashlib.sha256(content).hexdigest() != found.sha256:
+        raise StoreUnavailable("The document is not what was kept: its digest is another one.")
+    return content
+
+
+def _keep_document(connection: Connection, which: dict[str, object], content: bytes) -> None:
+    if len(content) > DOCUMENT_BYTES_MAX:
+        raise Conflict(f"The document is larger than {DOCUMENT_BYTES_MAX} bytes.")
+    values = {**which, "content": content, "sha256": hashlib.sha256(content).hexdigest()}
+    connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
+
+
+# Which movements of an account an invoice bills: boxes of days and of seqs, found from what finals cover.
+#
+# An invoice takes, when it becomes final, the movements of its days up to a seq that no final invoice has.
+# One that is made void gives up what it took. So each movement has one final invoice at most, whatever was
+# made void and made again. Pure.
+
+
+class Cover(NamedTuple):
+    """What an invoice reaches of an account: days from `since` to `until` (not included), up to a seq."""
+
+    invoice_id: int
+    since: datetime
+    until: datetime
+    upto: int
+    finalized_at: datetime
+    voided_at: datetime | None = None
+
+
+class Box(NamedTuple):
+    """Movements from `since` to `until` (not included) with a seq above `after`, up to `upto`."""
+
+    since: datetime
+    until: datetime
+    after: int
+    upto: int
+
+
+# Seqs above the first, up to the second, and whose they are.
+Part = tuple[int, int, int]
+
+
+def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
+    """What an invoice has of an account, given all that were final before it, in the order they became so."""
+    bounds = {wanted.since, wanted.until}
+    for each in covers:
+        bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
+    found: list[Box] = []
+    days = sorted(bounds)
+    for since, until in pairwise(days):
+        here = [each for each in covers if each.since <= since and until <= each.until]
+        for after, upto in _parts(here, wanted):
+            if found and found[-1] == Box(found[-1].since, since, after, upto):
+                found[-1] = Box(found[-1].since, until, after, upto)
+            else:
+                found.append(Box(since, until, after, upto))
+    return found
+
+
+def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
+    """The seqs of one stretch of days that are the wanted invoice's."""
+    if all(each.voided_at is None for each in covers):
+        after = max((each.upto for each in covers), default=0)
+        return [(after, wanted.upto)] if after < wanted.upto else []
+    events = [(each.finalized_at, place, True, each) for place, each in enumerate(covers)]
+    for place, each in enumerate(covers):
+        if each.voided_at is not None and each.voided_at < wanted.finalized_at:
+            events.append((each.voided_at, place + 1, False, each))
+    taken: list[Part] = []
+    for _, _, takes, each in sorted(events, key=lambda event: event[:2]):
+        if takes:
+            taken = sorted([*taken, *((a, b, each.invoice_id) for a, b in _free(taken, each.upto))])
+        else:
+            taken = [part for part in taken if part[2] != each.invoice_id]
+    return _free(taken, wanted.upto)
+
+
+def _free(taken: Sequence[Part], upto: int) -> list[tuple[int, int]]:
+    """Seqs up to one that nobody has; parts are in order, and none overlaps another."""
+    found, at = [], 0
+    for after, end, _ in taken:
+        if after > at:
+            found.append((at, min(after, upto)))
+        at = max(at, end)
+    found.append((at, upto))
+    return [(after, end) for after, end in found if after < end <= upto]

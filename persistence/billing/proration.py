@@ -1,0 +1,529 @@
+"""Plans that ended, and what is owed for tokens that their days did not pay for.
+
+Noted with the change that ends a plan, and charged once the tenant's ledger says what was used.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, insert, text
+
+from gateway.core.billing.charges import (
+    COMMITMENT,
+    COMMITTED,
+    EARLY_USE,
+    FEE,
+    ONE_DAY,
+    SUBSCRIPTION,
+    Charge,
+    charged_until,
+    day_fees,
+    fee_charge,
+    part_of,
+)
+from gateway.core.billing.proration import (
+    ALL,
+    BILL,
+    Ahead,
+    Ended,
+    Used,
+    ahead,
+    days_of,
+    debt_end,
+    fees_of,
+    plan_end,
+    token_cycle,
+)
+from gateway.core.billing.subscription import Segment, Terms, cycle_of, midnight
+from persistence.billing import plans
+from persistence.billing.plans import TokenPlan, terms_of
+from persistence.tables import plan_end as table
+
+# Segments of subscriptions as the rules see them.
+
+
+def segment_of(row: Any) -> Segment:
+    """A row of `subscription_segment`."""
+    span = (row.anchor_date, row.start_date, row.end_date)
+    terms = Terms(row.billing, row.trial_end, row.discount_rate, row.discount_end, row.minimum_commitment)
+    return Segment(
+        row.plan_id, row.billing_interval, row.cost, *span, row.id, terms, row.quantity, row.negotiated
+    )
+
+
+# Days of subscriptions as charges: those that are not charged yet, and those that a segment lost.
+
+
+_SEGMENTS = text("""
+SELECT * FROM subscription_segment WHERE organization_id = ANY(cast(:organizations AS bigint[]))
+ ORDER BY organization_id, start_date, id""")
+# What the days of segments were charged from one on: net, and by facts alone.
+_DAYS = text("""
+SELECT c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
+       coalesce(sum(c.quantity) FILTER (WHERE c.reason NOT IN ('credited', 'credit_void')), 0) AS quantity,
+       coalesce(sum(c.amount) FILTER (WHERE c.reason NOT IN ('credited', 'credit_void')), 0) AS amount
+  FROM unnest(cast(:segments AS bigint[]), cast(:since AS date[])) AS s (id, since)
+  JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
+   AND c.period_start >= cast(s.since AS timestamp) AT TIME ZONE 'UTC' GROUP BY 1, 2, 3""")
+# Days that a segment lost, and are charged to somebody or given back too often.
+_LOST = text("""
+SELECT s.organization_id, c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day,
+       count(*) AS rows, sum(c.quantity) AS quantity, sum(c.amount) AS amount
+  FROM subscription_segment AS s
+  JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
+   AND c.period_start >= cast(s.end_date AS timestamp) AT TIME ZONE 'UTC'
+ WHERE s.organization_id = ANY(cast(:organizations AS bigint[]))
+ GROUP BY 1, 2, 3, 4 HAVING sum(c.quantity) <> 0 OR sum(c.amount) <> 0 ORDER BY 1, 2, 3, 4""")
+_MOVE = text("""
+UPDATE subscription_segment AS s SET charged_until = n.until
+  FROM unnest(cast(:segments AS bigint[]), cast(:until AS date[])) AS n (id, until) WHERE s.id = n.id""")
+_ADD = text("""
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, reason, fact, tenant_id)
+SELECT o.id, n.kind, n.start, n.upto, n.quantity, n.unit_price, n.amount, o.currency, n.source, n.source_id,
+       :reason, n.fact, n.tenant_id
+  FROM unnest(cast(:organizations AS bigint[]), cast(:kinds AS text[]), cast(:starts AS timestamptz[]),
+              cast(:ends AS timestamptz[]), cast(:quantities AS numeric[]), cast(:unit_prices AS numeric[]),
+              cast(:amounts AS numeric[]), cast(:sources AS text[]), cast(:source_ids AS bigint[]),
+              cast(:facts AS text[]), cast(:tenants AS bigint[])) WITH ORDINALITY
+    AS n (organization_id, kind, start, upto, quantity, unit_price, amount, source, source_id, fact,
+          tenant_id, place)
+  JOIN organization AS o ON o.id = n.organization_id ORDER BY n.place
+ON CONFLICT (fact) DO NOTHING""")
+
+
+class NamedCharge(NamedTuple):
+    """A charge, whose it is, and what names its fact."""
+
+    organization_id: int
+    fact: str
+    charge: Charge
+
+
+class SegmentDue(NamedTuple):
+    """A segment that has something to charge, and up to which day it is charged then."""
+
+    segment_id: int
+    upto: date
+
+
+def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence[Any]:
+    """All segments of organizations, each one's in the order of their days."""
+    return connection.execute(_SEGMENTS, {"organizations": list(organization_ids)}).all()
+
+
+def subscription_fees(
+    connection: Connection, segments: Iterable[Any], until: date, *, today: date
+) -> tuple[list[SegmentDue], list[NamedCharge]]:
+    """Of each segment that has something: up to where it is charged then; and the days that are not yet.
+
+    In advance, cycles that have begun today are charged, and what replaces days that were charged and lost.
+    """
+    rows, begun = list(segments), defaultdict[int, date](lambda: today + ONE_DAY)
+    for row in rows:
+        if row.charged_until is not None and row.charged_until > row.end_date:
+            begun[row.organization_id] = max(begun[row.organization_id], row.charged_until)
+    moved, open_ = [], []
+    for row in rows:
+        segment, at = segment_of(row), row.charged_until or row.start_date
+        upto = max(min(at, segment.end), charged_until(segment, until, begun[row.organization_id]))
+        if upto != row.charged_until and (upto > row.start_date or row.charged_until is not None):
+            moved.append(SegmentDue(segment.id, upto))
+            if upto > at:
+                open_.append((row.organization_id, segment, at, upto))
+    seen = _seen(connection, [(segment.id, at) for _, segment, at, _ in open_])
+    found = []
+    for organization_id, segment, at, upto in open_:
+        for fee in day_fees(segment, at, upto):
+            rest, number = _not_yet(fee, segment, seen)
+            if rest is not None:
+                found.append(NamedCharge(organization_id, fact_of(fee, number), rest))
+    return moved, found
+
+
+def _not_yet(
+    fee: Charge, segment: Segment, seen: dict[tuple[int, str, date], Any]
+) -> tuple[Charge | None, int]:
+    """What of a day's fee is not charged, and how many rows there are of it."""
+    known = seen.get((segment.id, fee.kind, fee.day))
+    if known is None:
+        return fee, 0
+    if known.quantity == 1:
+        return None, 0
+    rest = fee_charge(fee.kind, segment.id, fee.day, 1 - known.quantity, fee.amount - known.amount)
+    return rest, known.rows
+
+
+def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tuple[int, str, date], Any]:
+    if not since:
+        return {}
+    segments, days = (list(column) for column in zip(*since, strict=True))
+    rows = connection.execute(_DAYS, {"segments": segments, "since": days})
+    return {(row.source_id, row.kind, row.day): row for row in rows}
+
+
+def lost_fees(connection: Connection, organization_ids: Sequence[int]) -> list[NamedCharge]:
+    """What brings days that segments lost to nothing."""
+    found = []
+    for row in connection.execute(_LOST, {"organizations": list(organization_ids)}):
+        charge = fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount)
+        found.append(NamedCharge(row.organization_id, fact_of(charge, row.rows), charge))
+    return found
+
+
+def move_fees(connection: Connection, moved: Sequence[SegmentDue]) -> None:
+    """Note up to where segments are charged."""
+    if moved:
+        segments, days = (list(column) for column in zip(*moved, strict=True))
+        connection.execute(_MOVE, {"segments": segments, "until": days})
+
+
+def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) -> None:
+    """Write charges, each fact once."""
+    if not named:
+        return
+    charges = [each.charge for each in named]
+    connection.execute(_ADD, {
+        "organizations": [each.organization_id for each in named], "facts": [each.fact for each in named],
+        "kinds": [each.kind for each in charges], "starts": [each.start for each in charges],
+        "ends": [each.end for each in charges], "quantities": [Decimal(each.quantity) for each in charges],
+        "unit_prices": [each.unit_price for each in charges], "amounts": [each.amount for each in charges],
+        "tenants": [each.tenant_id for each in charges], "sources": [each.source for each in charges],
+        "source_ids": [each.source_id for each in charges], "reason": reason,
+    })  # fmt: skip
+
+
+def fact_of(fee: Charge, number: int) -> str:
+    """What names a day of a segment."""
+    what = "segment" if fee.kind == FEE else fee.kind
+    return f"{what}:{fee.source_id}:{fee.day}:{number}"
+
+
+# Ends of plans of one organization that become known together.
+ENDS_MAX = 1_000
+
+# Of `plan_end AS e` known are those whose writes are in the ledger: of debt that was carried on, the one that
+# ended that, or a reset that forgave it. Nobody carries what is of a cycle that was over before.
+KNOWN_EARLY_USES = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
+        AND w.transaction_type <> 'consume' AND w.control_write_id = e.control_write_id))
+   AND (NOT e.carries
+        OR e.debt_counted IS NOT NULL AND (e.debt_write_id IS NULL OR EXISTS (SELECT FROM token_ledger AS w
+              WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+                AND w.control_write_id = e.debt_write_id))
+        OR EXISTS (SELECT FROM token_ledger AS w JOIN token_ledger AS r ON r.tenant_id = w.tenant_id
+                    AND r.transaction_type = 'reset' AND CASE WHEN r.seq < w.seq
+                        THEN r.created_at >= e.cycle_ends_at ELSE r.metadata->'forgiven' IS NOT NULL END
+              WHERE w.tenant_id = e.tenant_id AND w.transaction_type <> 'consume'
+                AND w.control_write_id = e.control_write_id))"""
+_OPEN = text(f"""
+SELECT e.id, e.paid_from, e.cycle_ends_at FROM plan_end AS e
+ WHERE e.organization_id = :organization AND e.quantity IS NULL AND {KNOWN_EARLY_USES}
+ ORDER BY e.id LIMIT :count""")  # noqa: S608  # our own words
+# Those that have come to something before, and may to another sum by what was told since a moment.
+_TOLD = text("""
+SELECT e.id, e.paid_from, e.cycle_ends_at
+  FROM unnest(cast(:tenants AS bigint[]), cast(:since AS timestamptz[])) AS n (tenant_id, since)
+  JOIN plan_end AS e ON e.tenant_id = n.tenant_id AND coalesce(e.cycle_ends_at, 'infinity') > n.since
+ WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")
+# Cycles of which days or plans are others from a day on.
+_MOVED = text("""
+SELECT DISTINCT paid_from, cycle_ends_at FROM plan_end
+ WHERE organization_id = :organization AND coalesce(cycle_ends_at, 'infinity') > :since AND used IS NOT NULL
+ ORDER BY 1, 2""")
+# All ends in cycles: each of their tokens is owed once.
+_CYCLES = text("""
+SELECT e.* FROM plan_end AS e
+  JOIN (SELECT DISTINCT * FROM unnest(cast(:days AS date[]), cast(:ends AS timestamptz[])) AS n (day, ends))
+    AS n
+    ON n.day = e.paid_from AND n.ends IS NOT DISTINCT FROM e.cycle_ends_at
+ WHERE e.organization_id = :organization ORDER BY e.paid_from, e.cycle_ends_at, e.id""")
+_WAITING = text("""
+SELECT DISTINCT organization_id FROM plan_end
+ WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity IS NULL ORDER BY 1""")
+_END_DEBT = text("""
+UPDATE plan_end SET debt_write_id = cast(:write AS uuid), debt_ends_at = cast(:ends AS timestamptz),
+       debt_counted = :counted
+ WHERE tenant_id = :tenant AND carries AND debt_counted IS NULL""")
+_REGAIN = text("""
+UPDATE plan_end SET regained = greatest(coalesce(regained, 0), :tokens)
+ WHERE tenant_id = :tenant AND paid_from = :day
+   AND cycle_ends_at IS NOT DISTINCT FROM cast(:ends AS timestamptz)
+   AND counted < :tokens AND coalesce(regained, 0) < :tokens""")
+_SETTLE = text("""
+UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), quantity = :quantity,
+       amount = :amount, charges = charges + :charges WHERE id = :id""")
+
+# What names a fact, and its charge.
+EarlyCharge = tuple[str, Charge]
+# Tenants of which something was told, and since when that was used.
+EarlyUseReport = Mapping[int, datetime]
+
+
+class Taken(NamedTuple):
+    """Whose plan was taken by which control write; None of a tenant that was deleted.
+
+    `anchor` is the day on which the tenant's months begin.
+    """
+
+    tenant_id: int
+    organization_id: int
+    write_id: UUID | None
+    anchor: int
+
+
+class SettledEarlyUse(NamedTuple):
+    """What the end of a plan came to: what its ledger says, tokens ahead, money; and a charge of the rest."""
+
+    end_id: int
+    read: plans.PlanTurns
+    ahead: Ahead
+    named: EarlyCharge | None
+
+
+def note_early_use(
+    connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, then: TokenPlan | None
+) -> None:
+    """Keep that a tenant's token plan was taken, where something can be owed for it."""
+    found = plan_end(
+        ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
+    )
+    if found is None:
+        return
+    connection.execute(
+        insert(table).values(
+            organization_id=taken.organization_id, tenant_id=taken.tenant_id,
+            control_write_id=taken.write_id or uuid4(), is_gone=taken.write_id is None,
+            subscription_id=ended.subscription_id, anchor_date=ended.segment.anchor,
+            paid_from=found.paid_from, cycle_ends_at=found.ends, total_amount=found.total,
+            counted=found.counted, worth=found.worth, paid=found.paid, paid_until=found.until,
+            carries=found.carries, supplied_from=found.begins, supplied_until=ended.last_day + ONE_DAY,
+        )
+    )  # fmt: skip
+
+
+def end_debt(
+    connection: Connection, taken: Taken, ended: Ended | None, had: TokenPlan, then: TokenPlan | None
+) -> None:
+    """Have debt of earlier plans end with the one that carried it, where the next does not carry it on."""
+    found = debt_end(
+        ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
+    )
+    if found is not None:
+        here = {"tenant": taken.tenant_id, "write": taken.write_id, "ends": found.ends}
+        connection.execute(_END_DEBT, {**here, "counted": found.counted})
+
+
+def regain_early_use(
+    connection: Connection, taken: Taken, then: TokenPlan, anchor: date, at: datetime
+) -> None:
+    """Note with plans that ended in the cycle that a tenant has their tokens again, or more of them.
+
+    `anchor` is the first day of its subscription.
+    """
+    terms = terms_of(then, taken.anchor)
+    day, ends = token_cycle(terms, anchor, at)
+    # Of a plan that bills what is beyond it is owed there.
+    tokens = ALL if terms.policy == BILL else ALL - 1 if terms.total is None else terms.total
+    connection.execute(_REGAIN, {"tenant": taken.tenant_id, "day": day, "ends": ends, "tokens": tokens})
+
+
+def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
+    """Organizations with ends of plans that are not looked at yet, in the order of their ids."""
+    return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
+
+
+def owed_early_use(
+    connection: Connection, organization_id: int, told: EarlyUseReport | None = None
+) -> list[SettledEarlyUse]:
+    """What ends of plans come to that is not noted of them; `told`: those of which was told."""
+    here: dict[str, Any] = {"organization": organization_id}
+    if told is None:
+        looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
+    else:
+        those = {"tenants": list(told), "since": list(told.values())}
+        looked = connection.execute(_TOLD, {**here, **those}).all()
+    return _owed(connection, organization_id, looked, {row.id for row in looked})
+
+
+def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
+    """The same, where what was used is known, and days or plans since a day are others than they were."""
+    here = {"organization": organization_id, "since": midnight(since)}
+    return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
+
+
+def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) -> None:
+    """Note what ends of plans came to."""
+    for each in ends:
+        values = {
+            "id": each.end_id, "used": each.read.used, "began": each.read.began, "debt": each.read.debt,
+            "quantity": each.ahead.tokens, "amount": each.ahead.amount,
+            "charges": int(each.named is not None),
+        }  # fmt: skip
+        connection.execute(_SETTLE, values)
+
+
+def _owed(
+    connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
+) -> list[SettledEarlyUse]:
+    """What all ends of cycles come to; the ledger is asked about those that are unread."""
+    if not cycles:
+        return []
+    wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}
+    rows = connection.execute(_CYCLES, {"organization": organization_id, **wanted}).all()
+    segments = [segment_of(row) for row in fee_rows_of(connection, [organization_id])]
+    carried, found = plans.Lots(connection), list[SettledEarlyUse]()
+    for _, cycle in groupby(rows, key=lambda row: (row.paid_from, row.cycle_ends_at)):
+        ends, before = list[tuple[Any, plans.PlanTurns]](), Decimal(0)
+        for row in cycle:
+            if row.id in unread:
+                ends.append((row, plans.read_plan_turns(connection, row, carried)))
+            elif row.used is not None:
+                ends.append((row, plans.PlanTurns(row.used, row.began, row.debt)))
+            else:  # not known yet, or settled before this was kept
+                before += row.amount or 0
+        found += _settled(ends, segments, before)
+    return found
+
+
+def _settled(
+    ends: Sequence[tuple[Any, plans.PlanTurns]], segments: Sequence[Segment], before: Decimal
+) -> Iterator[SettledEarlyUse]:
+    """What the ends of a cycle come to that is not noted of them."""
+    if not ends:
+        return
+    (row, _), used = ends[-1], [_used(*each, segments) for each in ends]
+    # The plan that runs on, or the last one that did.
+    runs, whole = segments[0], (row.paid_from, row.paid_from)
+    for each in segments:
+        days = days_of(each, row.paid_from, row.cycle_ends_at, used[-1].until)
+        if each.start < days[1]:
+            runs, whole = each, days
+
+    def fees(until: date | None) -> Decimal:
+        return fees_of(segments, row.paid_from, whole[1] if until is None else until) + before
+
+    # By the cycles of before: the same fee is worth the same.
+    as_before = replace(runs, anchor=row.anchor_date, start=whole[0], end=whole[1])
+    owed = ahead(used, fees, fees_of([as_before], *whole))
+    for (end, read), due in zip(ends, owed, strict=True):
+        noted = (end.used, end.began, end.debt, end.quantity, end.amount)
+        if (*read, due.tokens, due.amount) != noted:
+            tokens, amount = due.tokens - (end.quantity or 0), due.amount - (end.amount or 0)
+            named = (_fact(end), _charge(end, Ahead(tokens, amount, due.unit_price))) if amount else None
+            yield SettledEarlyUse(end.id, read, due, named)
+
+
+def _used(row: Any, read: plans.PlanTurns, segments: Sequence[Segment]) -> Used:
+    # Where nobody carried it on, its cycle was over before the plan went.
+    counted = row.counted if read.debt is not None or not row.carries else 0
+    # A keeper of before did not note it.
+    ended = (each.end for each in segments if each.anchor == row.anchor_date)
+    until = row.paid_until or max((day for day in ended if day <= row.supplied_until), default=row.paid_from)
+    return Used(
+        row.tenant_id, read.began, until, row.total_amount, row.worth, read.used, counted, row.regained,
+        read.debt,
+    )  # fmt: skip
+
+
+def _fact(row: Any) -> str:
+    """What names a difference of the end of a plan: the first one is the end's own."""
+    return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
+
+
+def _charge(row: Any, rest: Ahead) -> Charge:
+    span = (midnight(row.supplied_from), midnight(row.supplied_until))
+    return Charge(
+        EARLY_USE, *span, Decimal(rest.tokens), rest.unit_price, rest.amount, SUBSCRIPTION,
+        row.subscription_id, tenant_id=row.tenant_id,
+    )  # fmt: skip
+
+
+# What is missing to the minimum that a cycle of a subscription comes to, once the cycle is over.
+#
+# What is told late counts where it was supplied: then some of what was charged is given back, by a row.
+
+
+_COMMITTED_SEGMENTS = text("""
+SELECT * FROM subscription_segment AS s
+ WHERE organization_id = :organization AND end_date > start_date
+   AND EXISTS (SELECT FROM subscription_segment AS m
+                WHERE m.organization_id = s.organization_id AND m.anchor_date = s.anchor_date
+                  AND m.minimum_commitment IS NOT NULL)
+ ORDER BY start_date, id""")
+_SUBSCRIPTION = text("SELECT id FROM organization_subscription WHERE organization_id = :organization")
+# By day of supply; credit notes stand aside.
+_CHARGED = text("""
+SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amount, count(*) AS rows
+  FROM charge
+ WHERE organization_id = :organization AND kind = ANY(cast(:kinds AS text[]))
+   AND reason NOT IN ('credited', 'credit_void')
+   AND period_start >= cast(cast(:since AS date) AS timestamp) AT TIME ZONE 'UTC'
+ GROUP BY 1, 2""")
+
+
+def missing_to_commitments(
+    connection: Connection, organization_id: int, until: date, more: Iterable[Charge]
+) -> list[tuple[str, Charge]]:
+    """Charges for the cycles that ended up to a day, or rather what theirs come to less what they have.
+
+    `more` are charges that are not written yet. Each comes with the name of its fact.
+    """
+    here = {"organization": organization_id}
+    segments = [segment_of(row) for row in connection.execute(_COMMITTED_SEGMENTS, here)]
+    if not segments:
+        return []
+    subscription_id = connection.execute(_SUBSCRIPTION, here).scalar_one()
+    wanted = {"kinds": [*COMMITTED, COMMITMENT], "since": segments[0].start}
+    charged = connection.execute(_CHARGED, here | wanted).all()
+    had = {row.day: row for row in charged if row.kind == COMMITMENT}
+    of_days = [(row.day, row.amount) for row in charged if row.kind != COMMITMENT]
+    of_days += [(each.day, each.amount) for each in more if each.kind in COMMITTED]
+    of_days.sort()
+    days, sums = [day for day, _ in of_days], [*accumulate((sum_ for _, sum_ in of_days), initial=Decimal(0))]
+    found = []
+    for first, end, least in _cycles(segments, until):
+        came_to = sums[bisect_left(days, end)] - sums[bisect_left(days, first)]
+        rest = max(least - came_to, Decimal(0)) if least else least
+        rows = 0
+        if first in had:
+            rest, rows = rest - had[first].amount, had[first].rows
+        if rest:
+            charge = Charge(
+                COMMITMENT, midnight(first), midnight(end), Decimal(1 if rest > 0 else -1), abs(rest), rest,
+                SUBSCRIPTION, subscription_id,
+            )  # fmt: skip
+            found.append((f"commitment:{subscription_id}:{first}:{rows}", charge))
+    return found
+
+
+def _cycles(segments: Sequence[Segment], until: date) -> list[tuple[date, date, Decimal]]:
+    """Cycles that are over, as far as they were in force, and what each comes to at least."""
+    found = []
+    for anchor in sorted({segment.anchor for segment in segments}):
+        term = [segment for segment in segments if segment.anchor == anchor]
+        end, day = max(segment.end for segment in term), anchor
+        while day < min(end, until):
+            first, following = cycle_of(anchor, term[-1].interval, day)
+            over, whole = min(following, end), (following - first).days
+            if over <= until:
+                least = sum((_least(each, first, over, whole) for each in term), Decimal(0))
+                found.append((first, over, least))
+            day = following
+    return found
+
+
+def _least(segment: Segment, first: date, over: date, whole: int) -> Decimal:
+    """What the days that a segment has of a cycle come to at least: a trial owes nothing."""
+    begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
+    days = (min(over, segment.end) - begins).days
+    least = segment.terms.minimum_commitment
+    return Decimal(0) if least is None or days <= 0 else part_of(least, (begins - first).days, days, whole)

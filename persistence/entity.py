@@ -1,0 +1,518 @@
+"""What the Admin API may ask of one kind of row: how it is read, filtered, ordered and changed.
+
+Everything here runs on one connection inside one transaction that the store opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from itertools import pairwise
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    false,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy import (
+    delete as delete_from,
+)
+from sqlalchemy.exc import DBAPIError
+
+from gateway.core.accounts.administration import OWNER, Command, Intent, Page, Place, Query, Row
+from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
+from gateway.core.model import INTEGER_MAX
+from gateway.errors import Conflict, NotFound, Unprocessable
+from persistence.error_mapping import QUERY_CANCELED
+from persistence.tables import (
+    budget,
+    business_model,
+    control_write,
+    invoice,
+    organization,
+    price,
+    service,
+    subscription_plan,
+    tenant,
+    token_plan,
+    webhook,
+)
+
+# Whose a row is: the way from each table to the organization that owns it.
+#
+# A caller of one organization sees and changes its own rows, reads what is everybody's, and finds no
+# other: another's row is not there, whether it is asked for by its id, named in a body or in a filter.
+
+
+# Where a row names no organization itself: what names one that does.
+THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
+# What everybody uses.
+EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price})
+
+
+def owned(table: Table, organization_id: int) -> ColumnElement[bool]:
+    """What a row must be for a caller of an organization; of a table that leads to none no row is."""
+    if table is organization:
+        return organization.c.id == organization_id
+    if OWNER in table.c:
+        return table.c[OWNER] == organization_id
+    for name, owner in THROUGH.items():
+        if name in table.c:
+            return table.c[name].in_(select(owner.c.id).where(owned(owner, organization_id)))
+    return true() if table in EVERYBODYS else false()
+
+
+def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
+    """Whose these rows of a table are; None of a table that leads to no organization."""
+    if table is organization or OWNER in table.c:
+        return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
+    for name, owner in THROUGH.items():
+        if name in table.c:
+            return owners(owner, owner.c.id.in_(select(table.c[name]).where(which)))
+    return None
+
+
+# Written intents reported back for the inline push; the pusher finds the rest by itself.
+INTENTS_REPORTED_MAX = 100
+INSERT_ROWS_MAX = 1_000
+
+# The flusher's lock of a partition.
+_LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
+
+Condition = Callable[[Any], ColumnElement[bool]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Many writes of one transaction: their control writes, rows that are held to be there, and counts."""
+
+    writes: list[Row] = field(default_factory=list)
+    held: set[tuple[str, object]] = field(default_factory=set)
+    counts: dict[object, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Change:
+    """One write under way: what was asked, what was there before, what must reach the counters."""
+
+    connection: Connection
+    command: Command
+    subject: Subject
+    partition_of: Callable[[int], int]
+    now: datetime
+    private_addresses: bool = False
+    mail_allowed: bool = False
+    mail_asks: bool = False
+    letterhead: Letterhead = NO_LETTERHEAD
+    before: Row | None = None
+    intents: list[Intent] = field(default_factory=list)
+    batch: Batch | None = None
+
+    @property
+    def today(self) -> date:
+        """The UTC day it is."""
+        return self.now.astimezone(UTC).date()
+
+    @property
+    def by_staff(self) -> bool:
+        """Whether staff do it, or who acts for them."""
+        return self.command.actor.organization_id is None or self.command.actor.is_ours
+
+    @property
+    def row_id(self) -> int:
+        """The row the command names."""
+        assert self.command.id is not None
+        return self.command.id
+
+    @property
+    def within(self) -> int | None:
+        """The organization that all of it has to stay within; None is all of them."""
+        return self.command.actor.organization_id
+
+    def fetch(self, row_id: int | None = None) -> Row:
+        """Read a row of the subject as it stands, the command's where none is named."""
+        which = self.row_id if row_id is None else row_id
+        return fetch(self.connection, self.subject.within(self.within), which)
+
+    def intend(
+        self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
+    ) -> list[UUID]:
+        """Write a control write per account, answer their ids; no organization concerns every partition."""
+        partition = self.partition_of(organization_id) if organization_id is not None else None
+        rows = [write_of(partition, account, verb, payload) for account in accounts]
+        self.intend_all(rows)
+        return [UUID(str(row["id"])) for row in rows]
+
+    def intend_all(self, rows: Sequence[Row]) -> None:
+        """Write control writes in their order; the first of each account are reported before others."""
+        if self.batch is not None:
+            self.batch.writes += rows
+            return
+        for at in range(0, len(rows), INSERT_ROWS_MAX):
+            self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
+        known = {intent.account for intent in self.intents}
+        firsts = {str(row["account"]): row for row in reversed(rows) if row["account"] not in known}
+        others = [row for row in rows if firsts.get(str(row["account"])) is not row]
+        room = INTENTS_REPORTED_MAX - len(self.intents)
+        told = [*reversed(firsts.values()), *others][: max(0, room)]
+        self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
+
+    def count(self, what: object, read: Callable[[], int]) -> int:
+        """How many there are before one more is made, under a lock: a batch reads it once, and adds to it."""
+        if self.batch is None:
+            return read()
+        found = self.batch.counts[what] if what in self.batch.counts else read()
+        self.batch.counts[what] = found + 1
+        return found
+
+    def define(self, account: str, organization_id: object) -> None:
+        """Have an account of an organization loaded again."""
+        self.intend([account], "define", {}, organization_id=int(str(organization_id)))
+
+    def hold_flushes(self, partition: object) -> None:
+        """Let no flush of a partition be under way until the end of the transaction."""
+        hold_flushes(self.connection, partition)
+
+
+Verb = Callable[[Change], Row]
+
+
+# The row a command names, in what refers to it.
+THIS: BindParameter[int] = bindparam("this")
+
+
+def write_of(
+    partition: int | None, account: str, verb: str, payload: Row, write_id: object = None
+) -> dict[str, object]:
+    """A control write as its table has it; one without an id of its own gets one."""
+    return {
+        "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
+        "payload": dict(payload),
+    }  # fmt: skip
+
+
+def hold_flushes(connection: Connection, partition: object) -> None:
+    """Let no flush of a partition be under way until the end of the transaction."""
+    connection.execute(_LOCK_FLUSH, {"partition": partition})
+
+
+def _nothing(*_: object) -> None:
+    """What most rows need besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A kind of row: those of `table` that are not deleted, or what `source` selects by public field names.
+
+    `time` is a column of the table, and so are those of `order`, which together name a row. A
+    filter is the column of its name, unless `conditions` make something else of the value. `partitioned`
+    rows carry their organization's partition.
+
+    `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by the
+    sentence that says so. `check_values` runs before a row is written and `check_row` behind it; `define`
+    writes the control writes, on a change only where one of the `defining` fields is in it. `told` is what a
+    caller of one organization is told of a row. `veiled` are the filters by what that hides where another's
+    did it: for such a caller they find those rows alone in which this column names its organization.
+    """
+
+    table: Table
+    source: Select[Any] | None = None
+    time: str = "created_at"
+    order: tuple[str, ...] = ("id",)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    verbs: Mapping[str, Verb] = field(default_factory=dict)
+    partitioned: bool = False
+    refers: Mapping[str, Table] = field(default_factory=dict)
+    referenced: Mapping[str, Select[Any]] = field(default_factory=dict)
+    check_values: Callable[[Change], None] = _nothing
+    check_row: Callable[[Change, Row], None] = _nothing
+    define: Callable[[Change, Row], None] = _nothing
+    told: Callable[[Row, int], Row] = lambda row, _: row
+    veiled: Mapping[str, ColumnElement[int]] = field(default_factory=dict)
+    defining: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> Select[Any]:
+        """All rows there are."""
+        return live(self.table, self.table) if self.source is None else self.source
+
+    def within(self, organization_id: int | None) -> Subject:
+        """The same of the rows there are for an organization: its own, or everybody's; None is all."""
+        if organization_id is None:
+            return self
+        veiled = {name: self._of_own(name, one == organization_id) for name, one in self.veiled.items()}
+        source = self.rows.where(owned(self.table, organization_id))
+        return replace(self, source=source, conditions={**self.conditions, **veiled})
+
+    def _of_own(self, name: str, is_own: ColumnElement[bool]) -> Condition:
+        return lambda value: is_own & self.condition(name, value)
+
+    def condition(self, name: str, value: object) -> ColumnElement[bool]:
+        """What a filter wants of a row."""
+        return self.conditions[name](value) if name in self.conditions else self.table.c[name] == value
+
+
+def live(table: Table, *selected: Any) -> Select[Any]:
+    """Rows of a table that are not deleted: what is selected, else their ids."""
+    found = select(*selected or (table.c.id,))
+    return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
+
+
+def id_in(values: Row, name: str) -> int:
+    """The id a row or a command's values have under a name."""
+    return int(str(values[name]))
+
+
+def day_in(values: Row, name: str) -> date:
+    """The day they have."""
+    day = values[name]
+    assert isinstance(day, date)
+    return day
+
+
+def json_of(*columns: Any) -> ColumnElement[Any]:
+    """A JSON object of columns and labelled expressions, by their names."""
+    named = ((literal(column.name, Text), column) for column in columns)
+    return func.jsonb_build_object(*(part for pair in named for part in pair))
+
+
+def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
+    """Read one row; `NotFound` if there is none."""
+    row = connection.execute(subject.rows.where(subject.table.c.id == row_id)).mappings().first()
+    if row is None:
+        raise NotFound
+    return dict(row)
+
+
+def lock(change: Change) -> Row:
+    """Hold the command's row until the end of the transaction and remember it as it was."""
+    # The bare row first: a source with outer joins cannot be locked.
+    here = change.subject.table.c.id
+    change.connection.execute(select(here).where(here == change.row_id).with_for_update())
+    change.before = change.fetch()
+    return change.before
+
+
+def require(change: Change) -> None:
+    """Check that what the values refer to is there, and hold it there; `Unprocessable` names the field."""
+    missing = []
+    held = change.batch.held if change.batch is not None else set()
+    for name, table in change.subject.refers.items():
+        wanted = change.command.values.get(name)
+        if wanted is None or (table.name, wanted) in held:
+            continue
+        found = live(table).where(table.c.id == wanted)
+        if change.within is not None:
+            found = found.where(owned(table, change.within))
+        if change.connection.execute(found.with_for_update(read=True)).first() is None:
+            missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
+        held.add((table.name, wanted))
+    if missing:
+        raise Unprocessable(errors=tuple(missing))
+
+
+def refuse_while_referenced(change: Change) -> None:
+    """Raise `Conflict` while any row refers to the command's."""
+    for sentence, references in change.subject.referenced.items():
+        if change.connection.execute(references.limit(1), {THIS.key: change.row_id}).first() is not None:
+            raise Conflict(sentence)
+
+
+def add(change: Change, **more: object) -> int:
+    """Insert the command's values and answer the new id."""
+    table = change.subject.table
+    values = fitted(table, {**change.command.values, **more})
+    row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
+    if change.batch is not None:
+        change.batch.held.add((table.name, row_id))
+    return int(row_id)
+
+
+def alter(change: Change, values: Row) -> None:
+    """Update the command's row; nothing to change is nothing done."""
+    if not values:
+        return
+    table = change.subject.table
+    touched = {"updated_at": func.now()} if "updated_at" in table.c else {}
+    change.connection.execute(
+        update(table).where(table.c.id == change.row_id).values({**fitted(table, values), **touched})
+    )
+
+
+def fitted(table: Table, values: Row) -> dict[str, Any]:
+    """Fit values to columns: null for a column that is always there means its empty value."""
+    fitted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in {"limits", "user_limits"}:
+            limits = value if isinstance(value, dict) else {}
+            fitted[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
+        elif name == "counts_tokens" and "counts_none" in table.c:
+            fitted |= {name: value is True, "counts_none": value is False}
+        else:
+            fitted[table.c[name].name] = value
+    return fitted
+
+
+# Rows of a subject as lists show them: a page after a cursor, and how many there are.
+
+
+def page_of_rows(connection: Connection, subject: Subject, query: Query) -> Page:
+    """Read the rows after a cursor, in order."""
+    found = _matching(subject, query)
+    columns = [subject.table.c[name] for name in subject.order]
+    if query.after is not None:
+        here, there = tuple_(*columns), tuple_(*_literals(query.after, columns))
+        found = found.where(here < there if query.descending else here > there)
+    found = found.order_by(*(column.desc() if query.descending else column for column in columns))
+    rows = [dict(row) for row in connection.execute(found.limit(query.limit + 1)).mappings()]
+    more, rows = len(rows) > query.limit, rows[: query.limit]
+    last: Any = tuple(_part(rows[-1][name]) for name in subject.order) if more else None
+    return Page(tuple(rows), last)
+
+
+def _part(value: Any) -> Any:
+    """A value as a cursor has it: a moment as its text."""
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+    """The place that a cursor names; `Unprocessable` if it is none of these columns."""
+    try:
+        found = [
+            datetime.fromisoformat(str(part)) if column.type.python_type is datetime else part
+            for part, column in zip(after, columns, strict=True)
+        ]
+    except ValueError:
+        found = []
+    if [type(part) for part in found] != [column.type.python_type for column in columns]:
+        raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
+    return [literal(part, column.type) for part, column in zip(found, columns, strict=True)]
+
+
+def count_rows(
+    connection: Connection, subject: Subject, query: Query, most: int, within_ms: int
+) -> int | None:
+    """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
+    some = _matching(subject, query).with_only_columns(literal(1), maintain_column_froms=True)
+    counted = select(func.count()).select_from(some.limit(most + 1).subquery())
+    try:
+        with connection.begin_nested():
+            connection.execute(text(f"SET LOCAL statement_timeout = {within_ms:d}"))
+            return int(connection.execute(counted).scalar_one())
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") != QUERY_CANCELED:
+            raise
+        return None
+
+
+def _matching(subject: Subject, query: Query) -> Select[Any]:
+    """The rows that a list's filters and its span of time let through."""
+    found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
+    if query.since is not None:
+        found = found.where(subject.table.c[subject.time] >= query.since)
+    if query.until is not None:
+        found = found.where(subject.table.c[subject.time] < query.until)
+    return found
+
+
+# Rows by the words of their names, as people look for them.
+
+
+# Words of a search that are looked for; what has these and not the others is found as well.
+WORDS_MAX = 12
+
+_BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
+
+
+def named(table: Table) -> Condition:
+    """Filter rows by the beginnings of the words of their name; a number also finds the row of that id."""
+
+    def condition(value: Any) -> ColumnElement[bool]:
+        found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(_words(value)))
+        if value.isascii() and value.isdigit() and int(value) <= INTEGER_MAX:
+            return found | (table.c.id == int(value))
+        return found
+
+    return condition
+
+
+def _words(wanted: str) -> str:
+    """The words that are looked for, without those that others begin with: each costs a look-up."""
+    words = {word.lower(): word for word in _BETWEEN_WORDS.split(wanted)}
+    told = [word for word, following in pairwise([*sorted(words), ""]) if not following.startswith(word)]
+    return " ".join(words[word] for word in told[:WORDS_MAX]) or wanted
+
+
+# The verbs create, change and delete for rows that only have to be kept and defined again; and revoke.
+
+
+def create(change: Change) -> Row:
+    """Make a row."""
+    subject = change.subject
+    subject.check_values(change)
+    require(change)
+    row = change.fetch(add(change))
+    subject.define(change, row)
+    subject.check_row(change, row)
+    return row
+
+
+def change_row(change: Change) -> Row:
+    """Change a row."""
+    subject = change.subject
+    subject.check_values(change)
+    lock(change)
+    require(change)
+    alter(change, change.command.values)
+    row = change.fetch()
+    if subject.defining & change.command.values.keys():
+        subject.define(change, row)
+    subject.check_row(change, row)
+    return row
+
+
+def forget(change: Change) -> Row:
+    """Delete a row that nothing refers to, or mark it as deleted where ledgers may still speak of it."""
+    row, table = lock(change), change.subject.table
+    refuse_while_referenced(change)
+    if "deleted_at" in table.c:
+        alter(change, {"deleted_at": func.now()})
+    else:
+        change.connection.execute(delete_from(table).where(table.c.id == change.row_id))
+    return row
+
+
+def delete(change: Change) -> Row:
+    """Delete a row, and have what it defined forgotten."""
+    row = forget(change)
+    change.subject.define(change, row)
+    return row
+
+
+def revoke(change: Change) -> Row:
+    """Refuse a credential for ever; revoking again keeps the first time."""
+    lock(change)
+    alter(change, {"revoked_at": func.coalesce(change.subject.table.c.revoked_at, func.now())})
+    row = change.fetch()
+    change.subject.define(change, row)
+    return row
+
+
+VERBS = {"create": create, "change": change_row, "delete": delete}

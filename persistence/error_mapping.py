@@ -1,0 +1,215 @@
+"""What a refusal means to who asked: of PostgreSQL, told as those of the product, and of the counters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Connection, Engine, TextClause, event, select, text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+    TimeoutError,  # noqa: A004  # loaded where it is needed
+)
+from sqlalchemy.exc import (
+    TimeoutError as PoolTimeout,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.errors import (
+    Conflict,
+    Overloaded,
+    StoreUnavailable,
+    TollkeeperError,
+    TookTooLong,
+    Unprocessable,
+)
+from persistence.tables import control_write
+
+# What PostgreSQL complains of, without any row: its code, and the constraint, table and column it names.
+#
+# The text of an error may quote what is stored or was to be: the DETAIL of a unique violation prints the
+# key, digests of credentials among them, and bad input is repeated whole. So neither a log, an answer nor
+# a dead letter has that text; every error that leaves this door is told by this module.
+
+
+# The class of SQLSTATE whose first line quotes values, those that are bad. Of a broken constraint it names
+# the constraint and its table alone.
+QUOTING = "22"
+_COLUMNS = re.compile(r"Key \((.*?)\)=\(")
+
+
+def complaint(error: BaseException) -> str:
+    """One line about an error of PostgreSQL or of the way to it, fit for anybody's eyes."""
+    found = origin(error)
+    if found is None or (found.sqlstate is None and isinstance(found, psycopg.OperationalError)):
+        return _first_line(str(found or error)) or type(error).__name__
+    if found.sqlstate is None:  # the driver's own, which quotes what it could not send or read
+        return type(found).__name__
+    if found.sqlstate.startswith(QUOTING):
+        return " ".join([found.sqlstate, type(found).__name__, *_place(found)])
+    return f"{found.sqlstate} {_first_line(found.diag.message_primary or type(found).__name__)}"
+
+
+def origin(error: BaseException) -> psycopg.Error | None:
+    """The driver's error, wrapped or not; None where there is none."""
+    found = error.orig if isinstance(error, DBAPIError) else error
+    return found if isinstance(found, psycopg.Error) else None
+
+
+def columns(error: BaseException) -> str:
+    """The columns whose values are there already, or missing, by name; empty where they are not told."""
+    found = origin(error)
+    said = _COLUMNS.match(found.diag.message_detail or "") if found is not None else None
+    return said[1] if said is not None else ""
+
+
+def noun(error: BaseException) -> str:
+    """The kind of row that an error is about, such as `token plan`; empty where it is not told."""
+    found = origin(error)
+    return (found.diag.table_name or "").replace("_", " ") if found is not None else ""
+
+
+def quiet(engine: Engine | AsyncEngine) -> None:
+    """Have every error of an engine say its complaint and nothing else, whoever comes to print it."""
+    event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "handle_error", _quieten)
+
+
+def _quieten(context: ExceptionContext) -> None:
+    found: Any = context.original_exception
+    said = complaint(found)
+    wrapped = context.sqlalchemy_exception
+    if isinstance(wrapped, DBAPIError):
+        wrapped.args = (f"({type(found).__name__}) {said}",)
+    if isinstance(found, psycopg.Error):
+        found.args = (said,)
+
+
+def _place(error: psycopg.Error) -> list[str]:
+    told = (
+        ("constraint", error.diag.constraint_name), ("column", error.diag.column_name),
+        ("of table", error.diag.table_name),
+    )  # fmt: skip
+    return [f"{what} {name}" for what, name in told if name]
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
+TRY_AGAIN = frozenset({"40001", "40P01"})
+# It took longer than a statement may, or was left.
+QUERY_CANCELED = "57014"
+# A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
+LOCK_NOT_AVAILABLE = "55P03"
+_LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
+_STATEMENTS_WITHIN = text("SELECT set_config('statement_timeout', :within, true)")
+_LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
+
+
+def sqlstate(error: BaseException) -> str:
+    """The code PostgreSQL gave an error; empty where it gave none."""
+    found = origin(error)
+    return (found.sqlstate or "") if found is not None else ""
+
+
+def lock_within(
+    connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
+) -> None:
+    """Have a lock until the transaction ends; `Overloaded` says `taken` where another has it for so long."""
+    connection.execute(_LOCK_WAIT, {"wait": f"{wait_s}s"})
+    try:
+        connection.execute(lock, values)
+    except SQLAlchemyError as error:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        raise Overloaded(f"{taken}: try again in a while.") from error
+    connection.execute(_LOCK_WAIT_AS_EVER)
+
+
+def statements_within(connection: Connection, seconds: float) -> None:
+    """Let no statement of the transaction take longer from now on: `TookTooLong`."""
+    connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
+
+
+def translated(error: Exception) -> Exception:
+    """Tell a database error as what it means to the caller; one that means nothing to it stays."""
+    state = sqlstate(error)
+    named = f" ({found})" if (found := columns(error)) else ""
+    refusals: dict[str, Callable[[], TollkeeperError]] = {
+        "23505": lambda: Conflict(f"There is such a {noun(error) or 'row'} already{named}."),
+        "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
+        "23001": lambda: Conflict(f"Something still refers to this{named}."),
+        "23514": lambda: Unprocessable("A value is out of range."),
+        "22003": lambda: Unprocessable("A number is out of range."),
+        "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
+        QUERY_CANCELED: TookTooLong,
+    }
+    if state in refusals:
+        return refusals[state]()
+    unreachable = state[:2] in {"", "08", "53", "57"} or state in TRY_AGAIN
+    if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
+        return StoreUnavailable()
+    return error
+
+
+@asynccontextmanager
+async def translating(
+    connecting: AbstractAsyncContextManager[AsyncConnection],
+) -> AsyncIterator[AsyncConnection]:
+    """A connection, or a transaction, whose errors are told as what they mean to the caller."""
+    try:
+        async with connecting as connection:
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        raise translated(error) from error
+
+
+def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
+    """Say why the counters refused one of these control writes; None if they did not."""
+    row = connection.execute(
+        select(control_write.c.verb, control_write.c.result)
+        .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")
+        .order_by(control_write.c.position)
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
+    return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."
+
+
+# What an error of PostgreSQL is about: the server, which is away or has no room, or what was asked of it.
+
+
+# Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error.
+EVERYBODYS = ("08", "53", "57", "58")
+# Classes of SQLSTATE: bad data, a broken constraint, more than a row or an index holds.
+REFUSED = ("22", "23", "54")
+
+
+def is_away(error: Exception) -> bool:
+    """True where it concerns everybody who asks; a refused row concerns nobody else.
+
+    A statement that took longer than it may was about something large: others are as quick as ever.
+    """
+    found = origin(error)
+    if found is not None and found.sqlstate is not None:
+        return found.sqlstate != QUERY_CANCELED and found.sqlstate.startswith(EVERYBODYS)
+    away = OperationalError, InterfaceError, TimeoutError, psycopg.OperationalError, psycopg.InterfaceError
+    return isinstance(error, away)
+
+
+def refuses_values(error: Exception) -> bool:
+    """True where PostgreSQL, or its driver, will never store these values."""
+    found = origin(error)
+    if found is not None and found.sqlstate is not None:
+        return found.sqlstate.startswith(REFUSED)
+    return isinstance(found, psycopg.DataError)

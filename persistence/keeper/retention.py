@@ -1,0 +1,203 @@
+"""Where rows of requests can be: from a day before their ids say they began, or since when a clock was wrong.
+
+Of use that did not pass the gateway its event says when that was.
+
+What has its place before the first month that is still here may be in the archive: nobody here can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    DateTime,
+    TextClause,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.times import AHEAD_MAX, AHEAD_MAX_MS, began, is_of_gateway, ms_of
+from persistence.tables import clock_ahead, use_event
+
+# Requests of so many months, the newest, are looked for month by month; those of all others together.
+MONTHS_ALONE_MAX = 3
+
+# Which days' ids were given by a clock that was ahead by more, and since when rows of them are.
+_AHEAD = text("SELECT day, since FROM clock_ahead WHERE day = ANY(cast(:days AS date[]))")
+_KEPT = text("""
+SELECT max(since) FILTER (WHERE ledger <> 'call') AS movements, max(since) AS calls FROM kept_since
+ WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage', 'call')""")
+# A condition on a moment: that it is not before `:since`, where there is such.
+SINCE = "coalesce(cast(:since AS timestamptz), timestamptz '-infinity')"
+
+# The same moment, for a statement that psycopg runs; it is sent what `times_of` says.
+SINCE_BEGAN = """
+       (SELECT CASE WHEN count(*) < cardinality(%(timeless)s::uuid[]) THEN timestamptz '-infinity'
+               ELSE coalesce(
+                   least(%(began)s::timestamptz, min(e.used_at) - interval '1 day', min(c.since),
+                         (SELECT min(a.since) FROM clock_ahead AS a WHERE a.day = ANY(%(began_on)s::date[]))),
+                   timestamptz '-infinity') END
+          FROM use_event AS e LEFT JOIN clock_ahead AS c ON c.day = (e.used_at AT TIME ZONE 'UTC')::date
+         WHERE e.request_id = ANY(%(timeless)s::uuid[]))"""
+
+# The moment before which there is no row of a request; None where it may have them anywhere.
+Since = datetime | None
+
+
+async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Since]:
+    """Since when rows of each of these requests can be."""
+    moments = {one: began(one) for one in request_ids}
+    days = sorted({moment.date() for moment in moments.values() if moment is not None})
+    rows = await connection.execute(_AHEAD, {"days": days}) if days else ()
+    ahead = {row.day: row.since for row in rows}
+    return {
+        one: None if moment is None else min(moment - AHEAD_MAX, ahead.get(moment.date(), moment))
+        for one, moment in moments.items()
+    }
+
+
+def earliest(found: Mapping[str, Since]) -> Since:
+    """Since when rows of any of them can be."""
+    known = [since for since in found.values() if since is not None]
+    return min(known) if known and len(known) == len(found) else None
+
+
+def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
+    """Requests that are looked for together, and since when: one of long ago is for itself.
+
+    So is one of no known time. The others are not looked for in all months for its sake.
+    """
+    months: dict[tuple[int, int], dict[str, Since]] = {}
+    anywhere: list[str] = []
+    for one, since in found.items():
+        if since is None:
+            anywhere.append(one)
+        else:
+            months.setdefault((since.year, since.month), {})[one] = since
+    newest = sorted(months, reverse=True)
+    rest: dict[str, Since] = {}
+    for place, month in enumerate(newest):
+        if place < MONTHS_ALONE_MAX:
+            yield list(months[month]), earliest(months[month])
+        else:
+            rest |= months[month]
+    if rest:
+        yield list(rest), earliest(rest)
+    if anywhere:
+        yield anywhere, None
+
+
+def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bool]:
+    """That rows are of a time when a request can have any: PostgreSQL looks into no month before."""
+    moment = began(request_id)
+    if moment is None:
+        used_on = cast(func.timezone("UTC", use_event.c.used_at), Date)
+        told = select(func.least(use_event.c.used_at - AHEAD_MAX, clock_ahead.c.since)).select_from(
+            use_event.outerjoin(clock_ahead, clock_ahead.c.day == used_on)
+        )
+        of_event = told.where(use_event.c.request_id == UUID(request_id)).scalar_subquery()
+        return at >= func.coalesce(of_event, literal_column("timestamptz '-infinity'"))
+    ahead = select(clock_ahead.c.since).where(clock_ahead.c.day == moment.date()).scalar_subquery()
+    since: ColumnElement[datetime] = func.least(literal(moment - AHEAD_MAX, DateTime(timezone=True)), ahead)
+    return at >= since
+
+
+def times_of(request_ids: Sequence[str]) -> dict[str, object]:
+    """What `SINCE_BEGAN` is sent: the earliest of these requests, the day of each, those that say none."""
+    moments = {one: began(one) for one in request_ids}
+    known = [moment for moment in moments.values() if moment is not None]
+    return {
+        "began": min(known) - AHEAD_MAX if known else None,
+        "began_on": sorted({moment.date() for moment in known}),
+        "timeless": [one for one, moment in moments.items() if moment is None],
+    }
+
+
+async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:
+    """The requests that may have rows in months that are archived, or dropped.
+
+    To be asked after the rows: a month may go in between. Of an id that says no moment, given by a gateway of
+    before ids did, only movements are in doubt: a call of which the journal alone knows is not.
+    """
+    movements, calls = (await connection.execute(_KEPT)).one()
+    return [
+        one
+        for one, since in found.items()
+        if (since is None and movements is not None)
+        or (since is not None and calls is not None and since < calls)
+    ]
+
+
+async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:
+    """The holds of calls that ended in such months: there were their deadlines, in ms of Redis' clock."""
+    _, kept = (await connection.execute(_KEPT)).one()
+    until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
+    return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]
+
+
+# Rows that are needed no more: deleted a piece a transaction, so that nobody waits for long.
+
+
+# Deleted in one transaction.
+DELETED_ROWS_AT_ONCE = 10_000
+
+
+async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, object], at_once: int) -> int:
+    """Delete until a piece has fewer than `at_once`, which the statement knows as `n`; answers how many."""
+    deleted = 0
+    while True:
+        async with engine.begin() as connection:
+            gone = int((await connection.execute(statement, {**of, "n": at_once})).rowcount)
+        deleted += gone
+        if gone < at_once:
+            return deleted
+
+
+# What explains calls ends some time after they did: events of use, and calls that were rated again.
+#
+# A call is gone once every ledger and the journal have its month in an archive, or dropped. PostgreSQL
+# refuses to delete sooner. That an event was taken is still known then: by its control write.
+
+
+ROWS_AT_ONCE = 1_000
+
+_EVENTS = text("""
+DELETE FROM use_event WHERE id = ANY(ARRAY(
+    SELECT e.id FROM use_event AS e
+     WHERE e.created_at < now() - make_interval(days => :days)
+       AND e.created_at < (SELECT all_kept_since()) AND e.used_at < (SELECT all_kept_since())
+       AND e.late_tokens = 0 AND e.quota_tokens = 0
+       -- Some rows of a month that is archived stay, with the event they are of.
+       AND NOT EXISTS (SELECT FROM call AS c
+                        WHERE c.request_id = e.request_id AND c.created_at >= e.used_at - interval '1 day')
+       AND NOT EXISTS (SELECT FROM token_ledger AS t
+                        WHERE t.request_id = e.request_id AND t.created_at >= e.used_at - interval '1 day')
+       AND NOT EXISTS (SELECT FROM credit_transaction AS t
+                        WHERE t.request_id = e.request_id AND t."timestamp" >= e.used_at - interval '1 day')
+       AND NOT EXISTS (SELECT FROM feature_usage AS t
+                        WHERE t.request_id = e.request_id AND t."timestamp" >= e.used_at - interval '1 day')
+     ORDER BY e.created_at LIMIT :n))""")
+_RERATINGS = text("""
+DELETE FROM rerating WHERE id = ANY(ARRAY(
+    SELECT id FROM rerating
+     WHERE created_at < now() - make_interval(days => :days) AND created_at < (SELECT all_kept_since())
+     ORDER BY created_at LIMIT :n))""")
+
+
+async def forget_events(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
+    """Delete events that were taken so many days ago, of calls that are gone; answers how many."""
+    return await delete(engine, _EVENTS, {"days": days}, at_once)
+
+
+async def forget_reratings(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
+    """The same of calls that were rated again so many days ago."""
+    return await delete(engine, _RERATINGS, {"days": days}, at_once)

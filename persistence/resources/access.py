@@ -1,0 +1,676 @@
+"""API keys: credentials of the data plane, stored as digests only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    Text,
+    case,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy import (
+    Row as SqlRow,
+)
+from sqlalchemy import (
+    delete as delete_,
+)
+from sqlalchemy.dialects.postgresql import insert as insert_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import (
+    MEMBER,
+    OVERLAP_S,
+    OWNER,
+    Actor,
+    Claim,
+    ConsoleSession,
+    KnownPerson,
+    Replay,
+    Row,
+)
+from gateway.core.credentials import Told
+from gateway.core.issuers import LIFE_MAX, VOUCHED
+from gateway.errors import Conflict, Forbidden, Unprocessable
+from persistence import entity
+from persistence.entity import THIS, Change, Subject, Verb, add, alter, live, lock, require
+from persistence.resources.quota import forget_key
+from persistence.tables import (
+    admin_token,
+    api_key,
+    app_user,
+    audit_log,
+    budget,
+    console_session,
+    control_write,
+    idempotency_key,
+    organization,
+    tenant,
+    used_sign_in,
+)
+
+# Sessions of the console: digests only, bounded, over by themselves.
+#
+# Beginning and end of a session are writes like any other, so both are in the audit log.
+
+
+# Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
+# by beginning many.
+SESSIONS_MAX = 10_000
+SESSIONS_OF_ORGANIZATION_MAX = 200
+SESSIONS_OF_STAFF_MAX = 1_000
+# Of one person, or of those who hold one token.
+SESSIONS_EACH_MAX = 20
+# How often a provider is asked whether a person still may come in.
+ASKED_EACH = timedelta(seconds=30)
+
+# Longer than a sign-in may take.
+USED_KEPT = timedelta(minutes=15)
+# Sign-ins that are remembered; beyond these the oldest is forgotten, which its provider knows still.
+USED_MAX = 10_000
+
+_sessions_here, _used = console_session.c, used_sign_in.c
+_IS_DUE = _sessions_here.renewal.is_not(None) & (_sessions_here.asked_at < func.now() - ASKED_EACH)
+
+
+def find_session(connection: Connection, digest: str) -> ConsoleSession | None:
+    """Find a session that is not over."""
+    row = connection.execute(
+        select(
+            _sessions_here.id, _sessions_here.token_digest, _sessions_here.issuer,
+            _sessions_here.identity, _sessions_here.person, _sessions_here.renewal,
+            _sessions_here.id_token, _IS_DUE.label("is_due"),
+        ).where(_sessions_here.digest == digest, _sessions_here.expires_at > func.now())
+    ).first()  # fmt: skip
+    if row is None:
+        return None
+    person = KnownPerson(row.issuer, row.identity, row.person) if row.person is not None else None
+    return ConsoleSession(row.id, row.token_digest, person, row.renewal, row.id_token, is_due=row.is_due)
+
+
+def ask_session(connection: Connection, session_id: int) -> bool:
+    """Note that a provider is asked about a session now; False where somebody just did."""
+    asked = (
+        update(console_session).where(_sessions_here.id == session_id, _IS_DUE).values(asked_at=func.now())
+    )
+    return connection.execute(asked.returning(_sessions_here.id)).first() is not None
+
+
+def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouched: bool) -> None:
+    """Keep what is asked with next; who is `vouched` for goes on a while, until `LIFE_MAX` after it began."""
+    ends = (
+        func.least(func.now() + VOUCHED, _sessions_here.created_at + LIFE_MAX)
+        if vouched
+        else _sessions_here.expires_at
+    )
+    values = {"renewal": renewal, "expires_at": ends}
+    connection.execute(update(console_session).where(_sessions_here.id == session_id).values(**values))
+
+
+def create_session(change: Change) -> Row:
+    """Begin a session; those that are over go, and the oldest of the same people where there are too many."""
+    row = change.fetch(add(change))
+    owner = row["organization_id"]
+    latest = select(_sessions_here.id).order_by(_sessions_here.id.desc())
+    own, share = (
+        latest.where(_of_same(row)),
+        latest.where(_sessions_here.organization_id.is_not_distinct_from(owner)),
+    )
+    share_max = SESSIONS_OF_STAFF_MAX if owner is None else SESSIONS_OF_ORGANIZATION_MAX
+    for gone in (
+        (_sessions_here.expires_at <= func.now()) | _sessions_here.id.in_(own.offset(SESSIONS_EACH_MAX)),
+        _sessions_here.id.in_(share.offset(share_max)),
+    ):
+        change.connection.execute(delete_(console_session).where(gone))
+    if owner is not None:
+        _make_room(change.connection)
+    return row
+
+
+def _make_room(connection: Connection) -> None:
+    """End what organizations have beyond their maximum: the oldest of the one that has most."""
+    of_organization, many = _sessions_here.organization_id, func.count()
+    there = select(many).where(of_organization.is_not(None))
+    beyond = connection.execute(there).scalar_one() - SESSIONS_MAX
+    if beyond <= 0:
+        return
+    greatest = (
+        select(of_organization)
+        .where(of_organization.is_not(None))
+        .group_by(of_organization)
+        .order_by(many.desc(), of_organization)
+        .limit(1)
+    )
+    oldest = (
+        select(_sessions_here.id)
+        .where(of_organization == greatest.scalar_subquery())
+        .order_by(_sessions_here.id)
+    )
+    connection.execute(delete_(console_session).where(_sessions_here.id.in_(oldest.limit(beyond))))
+
+
+def use_sign_in(connection: Connection, state: str) -> bool:
+    """Note that somebody came back from a sign-in; False where somebody did before."""
+    latest = select(_used.state).order_by(_used.created_at.desc(), _used.state)
+    over = (_used.created_at < func.now() - USED_KEPT) | _used.state.in_(latest.offset(USED_MAX))
+    connection.execute(delete_(used_sign_in).where(over))
+    once = insert_(used_sign_in).values(state=sha256(state.encode()).hexdigest()).on_conflict_do_nothing()
+    return connection.execute(once.returning(_used.state)).first() is not None
+
+
+def _of_same(row: Row) -> ColumnElement[bool]:
+    """Sessions of the same person, by whichever token; else of those who hold the same token."""
+    if row["identity"] is None:
+        return _sessions_here.identity.is_(None) & (_sessions_here.token_digest == row["token_digest"])
+    return (_sessions_here.issuer == row["issuer"]) & (_sessions_here.identity == row["identity"])
+
+
+def end(change: Change) -> Row:
+    """End a session; ending it again changes nothing."""
+    change.connection.execute(delete_(console_session).where(console_session.c.id == change.row_id))
+    return {"id": change.row_id}
+
+
+SESSION_SUBJECT = Subject(console_session, verbs={"create": create_session, "end": end})
+
+
+# Who changed what, and when: written in the transaction of the change.
+
+
+PLAIN = (int, float, str, bool, type(None))
+STAFF = "staff"
+ROWS_WRITTEN_MAX = 1_000
+# What says which person it was.
+BY_PEOPLE = ("issuer", "identity", "person")
+_audit_here = audit_log.c
+MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
+
+
+def record_audit(change: Change, row: Row) -> None:
+    """Write the audit row of one change."""
+    keep_audit(change.connection, [audit_entry_of(change, row)])
+
+
+def audit_entry_of(change: Change, row: Row) -> dict[str, object]:
+    """The audit row of one change; secrets and their digests are never part of it."""
+    command = change.command
+    after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
+    return {
+        **_by(command.actor),
+        "organization_id": _whose(change, row),
+        "admin_token_id": command.actor.token_id,
+        "action": command.verb,
+        "resource": command.resource,
+        "resource_id": str(row["id"]),
+        "before": _plain(command.render(change.before)) if change.before is not None else None,
+        "after": after or None,
+        "request_id": command.request_id,
+    }
+
+
+def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> None:
+    """Write audit rows, in their order."""
+    for at in range(0, len(entries), ROWS_WRITTEN_MAX):
+        connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
+
+
+def record_all_audit(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
+    """Write the audit rows of one change of many rows: which row, whose it is, and what was asked."""
+    command = change.command
+    rows = [
+        {
+            **_by(command.actor),
+            "organization_id": organization_id, "action": command.verb, "resource": command.resource,
+            "resource_id": str(row_id),
+            "after": _plain(asked), "request_id": command.request_id,
+        }
+        for row_id, organization_id, asked in done
+    ]  # fmt: skip
+    if rows:
+        change.connection.execute(insert(audit_log), rows)
+
+
+def _by(actor: Actor) -> dict[str, object]:
+    return {"actor": actor.scope, "role": actor.role, **person_of(actor)}
+
+
+def person_of(actor: Actor) -> dict[str, object]:
+    """Which person it was: never a name without whose word that is."""
+    who = actor.person
+    return {
+        "issuer": who.issuer if who is not None else None,
+        "identity": who.identity if who is not None else None,
+        "person": who.name if who is not None else None,
+    }
+
+
+def _whose(change: Change, row: Row) -> object:
+    if change.command.resource == "organizations":
+        return row["id"]
+    return row.get("organization_id", change.within)
+
+
+async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:
+    """Write a row for each site that sent wrong credentials to the Admin API."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            insert(audit_log),
+            [
+                {
+                    "actor": "nobody",
+                    "action": "fail",
+                    "resource": "authentication",
+                    "resource_id": one.site or None,
+                    "after": {"attempts": one.attempts, "reasons": one.reasons},
+                }
+                for one in failed
+            ],
+        )
+
+
+def _plain(values: Row) -> dict[str, object]:
+    """The values as JSON has them: days, instants and money as text."""
+    return {name: _json(value) for name, value in values.items()}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return value if isinstance(value, PLAIN) else str(value)
+
+
+def told(row: Row, within: int) -> Row:
+    """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
+    if row["token_organization_id"] == within:
+        return row
+    return {**row, "actor": STAFF, **dict.fromkeys((*BY_PEOPLE, "admin_token_id", "token"))}
+
+
+_token = admin_token.c
+# Entries of before people were kept with their issuer: the token that stood for a person names it.
+_issuer = func.coalesce(_audit_here.issuer, case((_audit_here.person.is_not(None), _token.issuer)))
+AUDIT_SUBJECT = Subject(
+    audit_log,
+    source=select(
+        *(column for column in _audit_here if column.name != "issuer"),
+        _issuer.label("issuer"),
+        _token.name.label("token"),
+        _token.organization_id.label("token_organization_id"),
+    ).outerjoin(admin_token, _token.id == _audit_here.admin_token_id),
+    conditions={"issuer": lambda value: _issuer == value},
+    told=told,
+    veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _token.organization_id),
+)
+
+
+# First answers by idempotency key: one write per key and caller, kept for 30 days.
+#
+# The key is written in the transaction of the write itself: both are there or neither is. A
+# request that died between its commit and its answer is answered from what was committed, once
+# no request can still be running.
+
+
+KEPT = timedelta(days=30)
+EXPIRED_SWEPT_MAX = 20
+
+_keys = idempotency_key.c
+
+
+def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
+    """Take a key for this transaction, or answer what it was answered first.
+
+    Raises `Conflict` where the key stands for another request or its first is still running.
+    """
+    lock_on = func.hashtextextended(f"{wanted.scope}\n{wanted.key}", 0)
+    if not connection.execute(select(func.pg_try_advisory_xact_lock(lock_on))).scalar_one():
+        raise _running()
+    here = (_keys.actor == wanted.scope, _keys.key == wanted.key)
+    _sweep(connection)
+    connection.execute(delete_(idempotency_key).where(*here, _keys.expires_at <= func.now()))
+    since = func.now() - timedelta(seconds=wanted.running_s_max)
+    first = connection.execute(
+        select(idempotency_key, (_keys.created_at > since).label("recent")).where(*here)
+    ).first()
+    if first is None:
+        connection.execute(
+            insert(idempotency_key).values(
+                actor=wanted.scope,
+                key=wanted.key,
+                method=wanted.method,
+                path=wanted.path,
+                body_digest=wanted.body_digest,
+                expires_at=func.now() + KEPT,
+            )
+        )
+        return None
+    _refuse_other(first, wanted)
+    if first.status is None and first.recent:
+        raise _running()
+    return Replay(first.status, first.response or {})
+
+
+def refuse_other(connection: Connection, wanted: Claim) -> None:
+    """Raise `Conflict` where a key stands for another request."""
+    here = (_keys.actor == wanted.scope, _keys.key == wanted.key, _keys.expires_at > func.now())
+    first = connection.execute(select(idempotency_key).where(*here)).first()
+    if first is not None:
+        _refuse_other(first, wanted)
+
+
+def keep_first_answer(connection: Connection, wanted: Claim, body: Row, status: int | None = None) -> None:
+    """Keep an answer; without a status it is what would be answered after a crash."""
+    connection.execute(
+        update(idempotency_key)
+        .where(_keys.actor == wanted.scope, _keys.key == wanted.key)
+        .values(response=dict(body), status=status)
+    )
+
+
+def _refuse_other(first: SqlRow[Any], wanted: Claim) -> None:
+    asked = (wanted.method, wanted.path, wanted.body_digest)
+    if (first.method, first.path, first.body_digest) != asked:
+        raise Conflict("This Idempotency-Key was used for another request.")
+
+
+def _sweep(connection: Connection) -> None:
+    expired = (
+        select(_keys.actor, _keys.key)
+        .where(_keys.expires_at <= func.now())
+        .order_by(_keys.expires_at)
+        .limit(EXPIRED_SWEPT_MAX)
+        .with_for_update(skip_locked=True)
+        .cte("expired")
+    )
+    connection.execute(
+        delete_(idempotency_key).where(_keys.actor == expired.c.actor, _keys.key == expired.c.key)
+    )
+
+
+def _running() -> Conflict:
+    return Conflict("The first request with this Idempotency-Key is still running.")
+
+
+# Credentials that are no secret: an issuer's subject stands for them, and each is claimed once.
+
+
+DIGEST_CHARACTERS = 64
+# How a digest begins that a revoked credential has once another one is its subject's: nothing has such a one.
+GIVEN_UP = "0" * 40
+
+
+def claim_subject(change: Change, table: Table, noun: str, in_use: ColumnElement[bool] | None = None) -> None:
+    """Refuse a subject to whoever might claim another organization's, and a second credential of it.
+
+    Rows that are not `in_use` are there for the record alone. A revoked one makes room: it stays, and is
+    nobody's. One that has expired does not, since its end may be moved.
+    """
+    values = change.command.values
+    if values.get("issuer") is None:
+        return
+    if change.within is not None:
+        raise Forbidden(f"Whose tokens stand for a {noun} is said by who is of all organizations.")
+    # Under another pepper the same subject has another digest.
+    same = (table.c.issuer == values["issuer"]) & (table.c.subject == values["subject"])
+    if in_use is not None:
+        same &= in_use
+    given_up = func.lpad(cast(table.c.id, Text), DIGEST_CHARACTERS, literal("0"))
+    revoked = table.c.revoked_at.is_not(None) & ~table.c.digest.startswith(GIVEN_UP)
+    change.connection.execute(update(table).where(same & revoked).values(digest=given_up))
+    there = select(table.c.id).where(
+        (table.c.digest == values["digest"]) | (same & table.c.revoked_at.is_(None))
+    )
+    if change.connection.execute(there).first() is not None:
+        raise Conflict(f"There is a {noun} of this subject: revoke it first.")
+
+
+# Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
+MEMBERS_KEYS_MAX = 1_000
+# What a key has that stands in the place of another.
+TAKEN_OVER = ("tenant_id", "name", "user", "user_header", "limits", "models")
+
+
+def create(change: Change) -> Row:
+    """Keep a new key and have it loaded."""
+    tenant_id = int(str(change.command.values["tenant_id"]))
+    hold_of_members(change, tenant_id)
+    require(change)
+    refuse_many(change, tenant_id)
+    claim_subject(change, api_key, "key")
+    row = change.fetch(add(change, name=change.command.values.get("name") or "API key"))
+    define(change, row)
+    return row
+
+
+def hold_of_members(change: Change, tenant_id: int) -> None:
+    """Let members make keys of a tenant one at a time, so that they count each other's.
+
+    Before others hold the row to share it.
+    """
+    if change.command.actor.role == MEMBER:
+        mine = select(tenant.c.id).where(tenant.c.id == tenant_id)
+        change.connection.execute(mine.with_for_update(key_share=True))
+
+
+def refuse_many(change: Change, tenant_id: int) -> None:
+    """Raise `Conflict` for a member where a tenant has as many keys as members may make."""
+    if change.command.actor.role != MEMBER:
+        return
+    here = (api_key.c.tenant_id == tenant_id) & api_key.c.revoked_at.is_(None)
+    there = select(func.count()).select_from(api_key).where(here)
+    if change.connection.execute(there).scalar_one() >= MEMBERS_KEYS_MAX:
+        said = f"The tenant has {MEMBERS_KEYS_MAX} keys that are not revoked"
+        raise Conflict(f"{said}, and a member makes no more: revoke some first.")
+
+
+def rotate(change: Change) -> Row:
+    """Keep a new key in the place of another, which ends after an overlap; answers with the new one."""
+    tenant_id = int(str(change.fetch()["tenant_id"]))
+    hold_of_members(change, tenant_id)
+    refuse_many(change, tenant_id)
+    old, values = lock(change), change.command.values
+    _refuse_rotation(change, old)
+    said = values.get("expires_at")
+    if isinstance(said, datetime) and said <= change.now:
+        raise Unprocessable(errors=(("expires_at", "must be later than now: the new key would have ended"),))
+    taken_over = {name: old[name] for name in TAKEN_OVER}
+    made = {name: values[name] for name in ("digest", "prefix", "pepper")}
+    ends = values.get("expires_at", old["expires_at"])
+    kept = insert(api_key).values({**taken_over, **made, "expires_at": ends}).returning(api_key.c.id)
+    new_id = int(change.connection.execute(kept).scalar_one())
+    overlap_s = int(str(values.get("overlap_s", OVERLAP_S)))
+    until = change.now + timedelta(seconds=overlap_s)
+    last = func.least(func.coalesce(api_key.c.expires_at, until), until)
+    ends_now = {"expires_at": last} if overlap_s else {"revoked_at": func.now()}
+    alter(change, {"replaced_by_id": new_id, **ends_now})
+    row = change.fetch(new_id)
+    define(change, old)
+    define(change, row)
+    return row
+
+
+def _refuse_rotation(change: Change, old: Row) -> None:
+    """Raise `Conflict` where nothing can stand in a key's place, or another does."""
+    if old["issuer"] is not None:
+        raise Conflict("Signed tokens stand for it: there is no key to change.")
+    if old["replaced_by_id"] is not None:
+        raise Conflict(f"Key {old['replaced_by_id']} stands in its place already.")
+    if old["revoked_at"] is not None:
+        raise Conflict("The key is revoked: make another.")
+    ends = old["expires_at"]
+    if isinstance(ends, datetime) and ends <= change.now:
+        raise Conflict("The key has expired: make another.")
+    of_it = live(budget).where(budget.c.api_key_id == old["id"]).limit(1)
+    if change.connection.execute(of_it).first() is not None:
+        raise Conflict(
+            "A budget is of this key, and would not be of the new one. Make another key and a budget of it."
+        )
+
+
+def change_key(change: Change) -> Row:
+    """Change a key; one that another stands in the place of ends when it does, or earlier."""
+    old, values = lock(change), change.command.values
+    if old["replaced_by_id"] is not None and "expires_at" in values:
+        ends, wanted = old["expires_at"], values["expires_at"]
+        if isinstance(ends, datetime) and not (isinstance(wanted, datetime) and wanted <= ends):
+            said = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
+            raise Conflict(f"{said} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set.")
+    return entity.change_row(change)
+
+
+def delete(change: Change) -> Row:
+    """Delete a key whose revocation has reached the counters: until then its digest is needed."""
+    row = lock(change)
+    waiting = select(control_write.c.id).where(
+        control_write.c.account == f"key:{change.row_id}", control_write.c.state == "pending"
+    )
+    if row["revoked_at"] is None or change.connection.execute(waiting.limit(1)).first() is not None:
+        raise Conflict("The key's revocation has not reached the counters yet.")
+    forget_key(change, change.row_id)
+    if row["issuer"] is not None and not str(row["digest"]).startswith(GIVEN_UP):
+        # Its end is kept in the counters, and nothing else would say that it need not be any more.
+        owner = int(str(row["organization_id"]))
+        known = {"digest": row["digest"], "organization_id": owner}
+        change.intend([f"key:{change.row_id}"], "define", known, organization_id=owner)
+    return entity.forget(change)
+
+
+def define(change: Change, row: Row) -> None:
+    """Have the key loaded again."""
+    change.define(f"key:{row['id']}", row["organization_id"])
+
+
+KEY_SUBJECT = Subject(
+    api_key,
+    source=select(api_key, tenant.c.organization_id).join(tenant, tenant.c.id == api_key.c.tenant_id),
+    conditions={
+        "organization_id": lambda wanted: tenant.c.organization_id == wanted,
+        # How the key begins: as much of it as is known.
+        "prefix": lambda wanted: api_key.c.prefix.startswith(wanted, autoescape=True),
+    },
+    verbs={
+        "create": create,
+        "change": change_key,
+        "rotate": rotate,
+        "revoke": entity.revoke,
+        "delete": delete,
+    },
+    refers={"tenant_id": tenant},
+    referenced={
+        "A budget is of this key; delete it first.": live(budget).where(budget.c.api_key_id == THIS),
+    },
+    define=define,
+    defining=frozenset(api_key.c.keys()) - {"name"},
+)
+
+
+# Named admin tokens: credentials of the Admin API, stored as digests only.
+
+
+# Stands in the place of a deleted token's digest: no credential has such a one.
+FORGOTTEN = "forgotten:"
+# How old the last use of a token may be told: it is not written with each.
+LAST_USE_AGE = timedelta(minutes=1)
+
+_here = admin_token.c
+_IS_THERE = ~_here.digest.startswith(FORGOTTEN)
+
+
+def find_admin_token(connection: Connection, digest: str) -> Actor | None:
+    """Find a token that is neither expired nor revoked, and note that it is used."""
+    row = connection.execute(
+        select(
+            _here.id, _here.role, _here.user_id, _here.organization_id, _here.ours,
+            (func.coalesce(_here.last_used_at < func.now() - LAST_USE_AGE, True)).label("is_long_ago"),
+        )
+        .outerjoin(organization, organization.c.id == _here.organization_id)
+        .where(
+            _here.digest == digest,
+            _here.revoked_at.is_(None),
+            or_(_here.expires_at.is_(None), _here.expires_at > func.now()),
+            organization.c.deleted_at.is_(None),
+        )
+    ).first()  # fmt: skip
+    if row is None:
+        return None
+    if row.is_long_ago:
+        # Whoever holds the row changes it just now: its use is noted with the next one.
+        free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
+        connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
+    return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id, is_ours=row.ours)
+
+
+def admin_token_has_ended(connection: Connection, digest: str) -> bool:
+    """Whether there is a token that `find` does not find any more."""
+    there = connection.execute(select(_here.id).where(_here.digest == digest)).first()
+    return there is not None and find_admin_token(connection, digest) is None
+
+
+def check_user(change: Change, row: Row) -> None:
+    """`Unprocessable` where a token of an organization would act as somebody of another."""
+    if row["organization_id"] is None or row["user_id"] is None:
+        return
+    owner = select(app_user.c.organization_id).where(app_user.c.id == row["user_id"])
+    if change.connection.execute(owner).scalar() not in {None, row["organization_id"]}:
+        raise Unprocessable(errors=(("user_id", "is a user of another organization"),))
+
+
+def create_admin_token(change: Change) -> Row:
+    """Keep a new token; one of people only where nobody could claim another organization's."""
+    values = change.command.values
+    if values["role"] == MEMBER and values.get(OWNER) is None:
+        raise Unprocessable(errors=((OWNER, "is required: a member is of one organization"),))
+    claim_subject(change, admin_token, "token", _IS_THERE)
+    return entity.create(change)
+
+
+def delete_admin_token(change: Change) -> Row:
+    """Forget the token; the row stays for the audit log, which names it."""
+    row = lock(change)
+    revoked_at = func.coalesce(_here.revoked_at, func.now())
+    alter(change, {"digest": f"{FORGOTTEN}{change.row_id}", "revoked_at": revoked_at})
+    return row
+
+
+def _by_equals(verb: Verb) -> Verb:
+    """Let an organization's own people do nothing to a token that staff made for staff."""
+
+    def do(change: Change) -> Row:
+        actor = change.command.actor
+        if lock(change)["ours"] and actor.organization_id is not None:
+            if "expires_at" in change.command.values:
+                raise Forbidden(
+                    "Staff marked this token `ours`: a token of all organizations alone says its end."
+                )
+            if not actor.is_ours:
+                raise Forbidden("Staff marked this token `ours`: its end and its name are theirs to decide.")
+        return verb(change)
+
+    return do
+
+
+ADMIN_TOKEN_SUBJECT = Subject(
+    admin_token,
+    source=select(admin_token).where(_IS_THERE),
+    verbs={
+        "create": create_admin_token,
+        "change": _by_equals(entity.change_row),
+        "revoke": _by_equals(entity.revoke),
+        "delete": _by_equals(delete_admin_token),
+    },
+    refers={"user_id": app_user, "organization_id": organization},
+    check_row=check_user,
+)

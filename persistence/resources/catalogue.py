@@ -1,0 +1,451 @@
+"""Services and business models: a change of either is a new catalogue for every gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from json import dumps
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    collate,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT, PRICES_ACCOUNT
+from gateway.core.billing.money import read_pricing
+from gateway.core.billing.price_book import (
+    BASE_CURRENCY,
+    BUNDLED,
+    EXACT_NAME,
+    KINDS,
+    MAKERS,
+    OPERATOR,
+    PREFIX,
+    folded,
+)
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
+from gateway.errors import Conflict, Unprocessable
+from persistence import entity
+from persistence.billing import subscriptions
+from persistence.billing.plans import priced_in
+from persistence.entity import THIS, Change, Subject, alter, live, lock, refuse_while_referenced
+from persistence.resources import people
+from persistence.tables import (
+    budget,
+    business_model,
+    control_write,
+    organization,
+    organization_service,
+    organization_subscription,
+    price,
+    service,
+    subscription_plan,
+    token_plan,
+)
+
+# No price is stored that the business model of its service cannot use: a call could not be charged by it.
+#
+# What holds after a change is checked, in its own transaction: the service's price, and the prices of
+# organizations that follow the service or go another way.
+
+
+# A change of others does not decide what a call costs.
+_DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
+_own = business_model.alias("own")
+_chosen = business_model.alias("chosen")
+
+
+def check_service(change: Change, row: Row) -> None:
+    """A service, and what organizations negotiated for it."""
+    for found in _services(change, service.c.id == row["id"]):
+        raise Unprocessable(errors=(found,))
+    _refuse_negotiated(change, organization_service.c.service_id == row["id"])
+
+
+def check_negotiated(change: Change, row: Row) -> None:
+    """What an organization negotiated."""
+    for _, found in _negotiated(change, organization_service.c.id == row["id"]):
+        raise Unprocessable(errors=(found,))
+
+
+def check_model_prices(change: Change, row: Row) -> None:
+    """Every service that follows a business model."""
+    for _, why in _services(change, service.c.business_model_id == row["id"]):
+        raise Conflict(f"A service of this business model could not use its pricing: {why}.")
+    follows = service.c.business_model_id == row["id"]
+    _refuse_negotiated(change, (organization_service.c.business_model_id == row["id"]) | follows)
+
+
+def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:
+    for row_id, (_, why) in _negotiated(change, which):
+        raise Conflict(
+            f"Change organization-services {row_id} first, which could not use its pricing: {why}."
+        )
+
+
+def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
+    """The field and what is right in its place, of each service that cannot use its price."""
+    if not _DECIDING & change.command.values.keys():
+        return
+    query = (
+        select(service.c.service_type, service.c.pricing, _own.c.meter)
+        .join(_own, _own.c.id == service.c.business_model_id)
+        .where(which, service.c.deleted_at.is_(None), service.c.pricing.is_not(None))
+    )
+    for kind, pricing, meter in change.connection.execute(query):
+        found = misfit(meter, kind == "One-Time", read_pricing(pricing))
+        if found is not None:
+            yield found
+
+
+def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """The same of what organizations negotiated, each with its id."""
+    if not _DECIDING & change.command.values.keys():
+        return
+    query = (
+        select(
+            organization_service.c.id,
+            service.c.service_type,
+            organization_service.c.pricing,
+            service.c.pricing,
+            _own.c.meter,
+            _chosen.c.meter,
+            organization.c.currency,
+        )
+        .join(organization, organization.c.id == organization_service.c.organization_id)
+        .join(service, service.c.id == organization_service.c.service_id)
+        .join(_own, _own.c.id == service.c.business_model_id)
+        .outerjoin(_chosen, _chosen.c.id == organization_service.c.business_model_id)
+        .where(which)
+    )
+    for row_id, kind, pricing, inherited, own, chosen, pays in change.connection.execute(query):
+        meter = chosen or own
+        found = _misfit_of(meter, kind, pricing, inherited) or _misspent(meter, pricing, inherited, pays)
+        if found is not None:
+            yield row_id, found
+
+
+def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
+    """Units that cost what the organization does not pay in: nothing is converted."""
+    costs = read_pricing(pricing or inherited).currency
+    if meter != PAY_PER_USE or costs in {"", pays}:
+        return None
+    field = "service_id" if pricing is None else "pricing.currency"
+    return field, f"costs {costs}, and the organization pays in {pays}"
+
+
+def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str, str] | None:
+    if pricing is not None:
+        return misfit(meter, kind == "One-Time", read_pricing(pricing))
+    own = read_pricing(inherited)
+    if meter not in {CONSUMPTION, PAY_PER_USE} or (meter == CONSUMPTION and own.tiers):
+        return None  # the service's own is not used then
+    found = misfit(meter, kind == "One-Time", own)
+    return None if found is None else ("pricing", f"must be stated: the service's own {found[0]} {found[1]}")
+
+
+ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
+
+
+def define(change: Change, _: Row) -> None:
+    """Have the catalogue loaded again."""
+    change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
+
+
+def define_model(change: Change, row: Row) -> None:
+    """Have the catalogue loaded again, and whoever negotiated this business model for a service."""
+    define(change, row)
+    here = organization_service.c
+    told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()
+    for organization_id in change.connection.execute(told.order_by(here.organization_id)).scalars().all():
+        change.define(f"organization:{organization_id}", organization_id)
+
+
+def delete_service(change: Change) -> Row:
+    """Take a service out of the catalogue; its key becomes free, its rows stay."""
+    row = lock(change)
+    refuse_while_referenced(change)
+    # No key a caller can choose holds a tilde.
+    alter(change, {"key": f"{row['key']}~{row['id']}", "deleted_at": func.now()})
+    define(change, row)
+    return row
+
+
+def check_model(change: Change) -> None:
+    """`Conflict` where one that is always there would get another name or meter."""
+    if change.command.id is not None and {"name", "meter"} & change.command.values.keys():
+        name = lock(change)["name"]
+        if name in ALWAYS_THERE:
+            raise Conflict(f"{name} is always there: its name and meter cannot change.")
+
+
+def delete_model(change: Change) -> Row:
+    """Delete a business model that nothing uses."""
+    name = lock(change)["name"]
+    if name in ALWAYS_THERE:
+        raise Conflict(f"{name} is always there.")
+    return entity.forget(change)
+
+
+BUSINESS_MODELS = Subject(
+    business_model,
+    verbs={**entity.VERBS, "delete": delete_model},
+    referenced={
+        "Services still follow this business model.": live(service).where(
+            service.c.business_model_id == THIS
+        ),
+    },
+    check_values=check_model,
+    check_row=check_model_prices,
+    define=define_model,
+    defining=frozenset({"meter"}),
+)
+
+_key = select(service.c.key).where(service.c.id == THIS).scalar_subquery()
+
+_counts = case((service.c.counts_tokens, true()), (service.c.counts_none, false()))
+_columns = [one for one in service.c if one.name not in {"counts_tokens", "counts_none"}]
+
+SERVICES = Subject(
+    service,
+    source=live(service, *_columns, _counts.label("counts_tokens")),
+    verbs={**entity.VERBS, "delete": delete_service},
+    refers={"business_model_id": business_model},
+    referenced={
+        "Organizations still have a price for this service.": select(organization_service.c.id).where(
+            organization_service.c.service_id == THIS
+        ),
+        "Subscription plans still include this service.": live(subscription_plan).where(
+            subscription_plan.c.feature_access.has_key(_key)
+        ),
+        "A budget is of this service; delete it first.": live(budget).where(budget.c.service_id == THIS),
+    },
+    check_row=check_service,
+    define=define,
+    defining=frozenset(
+        {"credits", "service_type", "business_model_id", "counts_tokens", "pricing", "upstream", "paths"}
+    ),
+)
+
+
+# What organizations negotiated, and the subscriptions on offer.
+
+
+def check_features(change: Change) -> None:
+    """`Unprocessable` where `feature_access` names a service that is not there."""
+    wanted = change.command.values.get("feature_access")
+    if isinstance(wanted, list) and wanted:
+        found = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
+        missing = sorted(set(wanted) - set(found.scalars()))
+        if missing:
+            raise Unprocessable(errors=(("feature_access", f"there is no service {missing[0]!r}"),))
+
+
+def check_currency(change: Change, row: Row) -> None:
+    """`Unprocessable` where tokens beyond the token plan would cost another currency than the plan does."""
+    costs = priced_in(change, row["token_plan_id"])
+    if costs is not None and costs != row["currency"]:
+        wrong = f"has a price in {costs}, and this plan is in {row['currency']}"
+        raise Unprocessable(errors=(("token_plan_id", wrong),))
+
+
+_here = organization_subscription.c
+
+ORGANIZATION_SERVICES = Subject(
+    organization_service,
+    verbs=entity.VERBS,
+    refers={
+        "organization_id": organization,
+        "service_id": service,
+        "business_model_id": business_model,
+    },
+    check_row=check_negotiated,
+    define=people.define_organization,
+    defining=frozenset({"negotiated_credits", "business_model_id", "counts_tokens", "pricing"}),
+)
+
+SUBSCRIPTION_PLANS = Subject(
+    subscription_plan,
+    source=subscriptions.PLAN_PRICE_SOURCE,
+    verbs=subscriptions.PLAN_PRICE_VERBS,
+    refers={"token_plan_id": token_plan},
+    referenced={
+        "Organizations still subscribe to this plan.": select(_here.id).where(
+            _here.status != "over", or_(_here.plan_id == THIS, _here.next_plan_id == THIS)
+        ),
+    },
+    check_values=check_features,
+    check_row=check_currency,
+    define=subscriptions.tell,
+    defining=frozenset({"feature_access", "token_plan_id"}),
+)
+
+
+# What models cost: added to and never changed; whoever sets a price has every gateway told.
+
+
+# Every gateway holds all of them; of the bundled list some 1,300.
+IN_FORCE_MAX = 20_000
+# A call has the price of its admission: one that another has taken the place of meanwhile is told as long.
+KEPT = timedelta(days=1)
+
+# Advisory lock class 7805: whoever adds prices, so that no two are for the same.
+_LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
+_COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
+_PUT_IN = text(
+    f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # noqa: S608  # its own columns
+    " FROM jsonb_populate_recordset(NULL::price, cast(:rows AS jsonb))"
+)
+_ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)
+_DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
+_prices_here = price.c
+
+
+def _folded(name: ColumnElement[str]) -> ColumnElement[str]:
+    """A column's names as `folded` has them."""
+    return func.lower(collate(name, "C"))
+
+
+_provider = _folded(func.coalesce(_prices_here.provider, ""))
+_same = (
+    _folded(_prices_here.model),
+    _prices_here.match,
+    _prices_here.currency,
+    _prices_here.source,
+    _provider,
+)
+
+
+def check_values(change: Change) -> None:
+    """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
+    connection, values = change.connection, change.command.values
+    connection.execute(_LOCK)
+    errors = [*_empty(values), *_unused(connection, str(values["currency"])), *_overlaps(connection, values)]
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+    refuse_too_many(change.count(price, lambda: in_force_count(connection, change.now)))
+
+
+def in_force_count(connection: Connection, now: datetime) -> int:
+    """How many prices gateways hold."""
+    return connection.scalars(select(func.count()).select_from(in_force(now).subquery())).one()
+
+
+def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
+    """Raise `Conflict` where gateways hold as many prices as they may."""
+    if there >= most:
+        raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
+
+
+def define_price(change: Change, _: Row) -> None:
+    """Have every gateway told."""
+    change.intend([PRICES_ACCOUNT], "define", {}, organization_id=None)
+
+
+def _empty(values: Row) -> Iterator[tuple[str, str]]:
+    if not any(values.get(name) not in (None, {}) for name in (*KINDS, "request", "tools")):
+        yield "input", f"required, unless there is another price: {', '.join(KINDS[1:])}, request or tools"
+
+
+def _unused(connection: Connection, currency: str) -> Iterator[tuple[str, str]]:
+    used = live(organization).where(organization.c.currency == currency).limit(1)
+    if currency != BASE_CURRENCY and connection.execute(used).first() is None:
+        yield "currency", f"no organization's money is in {currency}"
+
+
+def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
+    found = select(_prices_here.id).where(
+        *(column == value for column, value in zip(_same, _kind(values), strict=True)),
+        _prices_here.effective_from == values["effective_from"],
+    )
+    if (other := connection.execute(found).scalar()) is not None:
+        yield "effective_from", f"price {other} is for the same from then on; name another time"
+
+
+def _kind(values: Row) -> tuple[object, ...]:
+    """What a price is for, as the columns of `_same` have it."""
+    return (
+        folded(str(values["model"])), values.get("match", EXACT_NAME), values["currency"],
+        values.get("source", OPERATOR),
+        folded(str(values.get("provider") or "")),
+    )  # fmt: skip
+
+
+def in_force(now: datetime) -> Select[Any]:
+    """Prices of models known by their names that are in force, were a day ago, or will be."""
+    each, columns = _superseded_later_than(now - KEPT)
+    known = or_(each.source != BUNDLED, _folded(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
+    return columns.where(known)
+
+
+def price_candidates(connection: Connection, model: str, currency: str, at: datetime) -> Sequence[Row]:
+    """Prices that a model may have at a time: of each kind of price the newest."""
+    each, columns = _superseded_later_than(at)
+    name, own = folded(model), _folded(each.model)
+    matching = or_(
+        and_(each.match == EXACT_NAME, own == name),
+        and_(each.match == PREFIX, func.starts_with(name, own)),
+    )
+    found = columns.where(each.currency == currency, each.effective_from <= at, matching)
+    return [dict(row) for row in connection.execute(found).mappings()]
+
+
+def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
+    """Prices without those in whose place another had come; their columns, and a query of them."""
+    following = func.lead(_prices_here.effective_from).over(
+        partition_by=_same, order_by=_prices_here.effective_from
+    )
+    each = select(price, following.label("following")).subquery().c
+    columns = [each[column.name] for column in price.c]
+    return each, select(*columns).where(or_(each.following.is_(None), each.following > at))
+
+
+class PriceTable:
+    """The table as a keeper fills it."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def has_bundled(self) -> bool:
+        """Whether there are any of the bundled list."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(_ANY_BUNDLED)).first() is not None
+
+    async def put_in_bundled(self, rows: Sequence[Row]) -> int:
+        """Add these where there are none yet, whoever else does; answers how many were added."""
+        document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
+        async with self._engine.begin() as connection:
+            await connection.execute(_LOCK)
+            if (await connection.execute(_ANY_BUNDLED)).first() is not None:
+                return 0
+            await connection.execute(_PUT_IN, {"rows": document})
+            await connection.execute(insert(control_write).values(id=uuid4(), **_DEFINE))
+        return len(rows)
+
+
+PRICE_SUBJECT = Subject(
+    price,
+    time="effective_from",
+    conditions={
+        "model": lambda value: _folded(_prices_here.model) == folded(str(value)),
+        "provider": lambda value: _provider == folded(str(value)),
+    },
+    verbs={"create": entity.create},
+    check_values=check_values,
+    define=define_price,
+)

@@ -1,0 +1,541 @@
+"""Accounts whose events contradict what is stored: how they are stopped, and how a person lets them go on.
+
+Releasing alone has the same entries checked again. Accepting a gap lists the missing movements as
+lost, counted exactly, and stores the difference they made as a row; accepting a
+contradiction sets the entries aside as dead letters. Nothing else ever skips one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.holds import read_letter
+from gateway.core.integrity.reconciliation import Item, Kind, Reconciled, Rollback
+from gateway.errors import Conflict, Unprocessable
+from persistence.engine import apart
+from persistence.entity import Change, Subject, alter, lock, write_of
+from persistence.error_mapping import translated, translating
+from persistence.ledger import statements
+from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
+from persistence.resources.access import BY_PEOPLE, STAFF, person_of
+from persistence.tables import (
+    admin_token,
+    control_write,
+    credit_posting,
+    dead_letter,
+    feature_usage,
+    lost_event,
+    organization,
+    partition_state,
+    quarantine,
+    reconciliation,
+    tenant,
+    tenant_quota,
+    token_ledger,
+    usage_daily,
+)
+
+# Who decided about a row, kept in it as the audit log keeps it, and what an organization is told of that.
+#
+# The columns are `…by`, `…issuer`, `…identity` and `…person`, behind a word of the table's own.
+
+
+_token = admin_token.c
+
+
+def decided(actor: Actor, word: str) -> dict[str, object]:
+    """What is kept of who decides."""
+    return {f"{word}_by": actor.scope} | {f"{word}_{name}": one for name, one in person_of(actor).items()}
+
+
+def source(table: Table, word: str) -> Select[Any]:
+    """The rows of a table, each with the organization of who decided; none where it was staff."""
+    by = literal("token:", Text) + cast(_token.id, Text) == table.c[f"{word}_by"]
+    return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
+
+
+def told(word: str) -> Callable[[Row, int], Row]:
+    """What an organization's own callers see of such a row: who else decided is staff."""
+
+    def told_of(row: Row, within: int) -> Row:
+        if row[f"{word}_by"] is None or row["decider_organization_id"] == within:
+            return row
+        return {**row, f"{word}_by": STAFF, **{f"{word}_{name}": None for name in BY_PEOPLE}}
+
+    return told_of
+
+
+ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
+
+_c = quarantine.c
+_OPEN = _c.released_at.is_(None)
+# Where PostgreSQL has an account: its owner; last seq, balance and epoch; of a tenant its cycle.
+_quota, _its = tenant_quota.c, organization.c
+_HEADS = {
+    "tenant": (_quota.tenant_id, _quota.last_seq, _quota.tokens_remaining, _quota.epoch, _quota.cycle),
+    "credits": (_its.id, _its.credit_last_seq, _its.credit_balance, _its.credit_epoch),
+    "spend": (_its.id, _its.spend_last_seq, _its.spent, _its.spend_epoch),
+}
+_BLOCKED = text("""
+UPDATE tenant_quota AS q SET is_blocked = q.manual_block
+       OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
+  FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
+ WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
+
+# What a person would do by `tenant block`; he undoes it by `unblock` once the account may go on.
+_REFUSE = text("""
+INSERT INTO control_write (id, partition, account, verb, payload)
+SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
+       '{"reason": "too many entries wait behind an account in quarantine"}'::jsonb
+  FROM tenant AS t
+ WHERE t.id = ANY(:ids) AND t.deleted_at IS NULL
+   AND 'block' IS DISTINCT FROM (SELECT w.verb FROM control_write AS w
+                                  WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock')
+                                    AND w.state <> 'refused'
+                                  ORDER BY w.position DESC LIMIT 1)
+RETURNING account""")
+
+
+class Quarantines:
+    """What flushes noted of partitions, and accounts stopped for movements that are gone."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
+        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
+        state = partition_state.c
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(
+                select(state.partition, state.last_entry_id, state.epoch, state.older)
+            )
+            return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
+
+    async def fell_back(self, partitions: Sequence[int]) -> None:
+        """Store that PostgreSQL is older than it was in these partitions."""
+        rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
+        noted = upsert(partition_state).values(rows)
+        async with self._engine.begin() as connection:
+            await connection.execute(
+                noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
+            )
+
+    async def catch_up(self, partition: int, entry_id: bytes) -> None:
+        """Note that a partition was compared up to an entry, and is older no more."""
+        state = partition_state.c
+        async with self._engine.begin() as connection:
+            if entry_id:
+                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]))
+            await connection.execute(
+                update(partition_state).where(state.partition == partition).values(older=False)
+            )
+
+    async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
+        """Quarantine accounts; answers those that were not stopped before."""
+        rows = [_stop(one) for one in rollbacks]
+        if not rows:
+            return []
+        made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
+        async with self._engine.begin() as connection:
+            return sorted(await connection.scalars(made))
+
+    async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
+        """Block tenants, by partition, whose last word was not a block; answers the accounts blocked."""
+        blocked: list[str] = []
+        async with self._engine.begin() as connection:
+            for partition, ids in sorted(tenants.items()):
+                found = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
+                blocked += found
+        return sorted(blocked)
+
+    async def stopped_accounts(self) -> set[str]:
+        """Who is quarantined."""
+        async with self._engine.connect() as connection:
+            return set(await connection.scalars(select(_c.account).where(_OPEN)))
+
+    async def stopped(self) -> int:
+        """How many accounts are quarantined."""
+        async with self._engine.connect() as connection:
+            found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
+            return int(found or 0)
+
+
+def release(change: Change) -> Row:
+    """`/release`: let an account, and those that wait for it, go on; `accept` says how, with the reason."""
+    row = lock(change)
+    if row["released_at"] is not None:
+        raise Conflict(f"It was released at {row['released_at']}.")
+    connection, values = change.connection, change.command.values
+    account, accept = str(row["account"]), bool(values.get("accept"))
+    if accept and row["kind"] not in ACCEPTABLE:
+        raise Conflict(f"It waits for {row['behind']}: release that.")
+    whose = and_(_OPEN, or_(_c.account == account, _c.behind == account))
+    for partition in sorted(connection.scalars(select(_c.partition).where(whose).distinct())):
+        change.hold_flushes(partition)
+    reason, by = str(values["reason"]), decided(change.command.actor, "released")
+    if accept and row["kind"] == "gap":
+        _accept_gap(connection, dict(row), reason, by)
+    connection.execute(
+        update(quarantine)
+        .where(whose)
+        .values(
+            released_at=func.now(), released_reason=reason,
+            resolution="accepted" if accept else "judged", **by,
+        )
+    )  # fmt: skip
+    return change.fetch()
+
+
+def _stop(rollback: Rollback) -> dict[str, Any]:
+    place, owner = rollback.place, rollback.owner
+    kind, _, number = place.account.partition(":")
+    gone = f"{rollback.stored_seq + 1} to {place.seq}"
+    return {
+        "account": place.account, "partition": rollback.partition,
+        "organization_id": owner.organization_id,
+        "tenant_id": int(number) if kind == "tenant" else None,
+        "kind": "gap", "entry_id": "", "epoch": place.epoch,
+        "stored_seq": rollback.stored_seq, "found_seq": place.seq + 1,
+        "reason": f"movements {gone} were stored once and are gone: PostgreSQL is older than it was",
+        "stood": {"balance": place.balance, "cycle": place.cycle, "at_ms": place.at_ms},
+    }  # fmt: skip
+
+
+def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Row) -> None:
+    """List the missing movements as lost, and store what they changed in the last one's place."""
+    kind, _, number = str(row["account"]).partition(":")
+    owner, last = int(number), row["found_seq"] - 1
+    owner_id, *head = _HEADS[kind]
+    stored, before, epoch, *cycles = connection.execute(select(*head).where(owner_id == owner)).one()
+    if stored >= last:
+        return  # what was missing is there by now
+    # An entry that says nothing of where the account stood leaves the balance to reconciliation.
+    stood = row["stood"] or {"balance": before, "cycle": 0, "at_ms": None}
+    after, at = stood["balance"], datetime.now(UTC)
+    if stood["at_ms"]:
+        at = datetime.fromtimestamp(stood["at_ms"] / 1000, UTC)
+    difference = (after or 0) - (before or 0)
+    first, epoch = stored + 1, max(epoch, row["epoch"])
+    detail = {
+        "quarantine": row["id"], "difference": difference, "reason": reason,
+        "by": by["released_by"], "person": by["released_person"],
+    }  # fmt: skip
+    connection.execute(
+        insert(lost_event).values(
+            account=row["account"], partition=row["partition"], epoch=epoch, first_seq=first,
+            last_seq=last, detail=detail,
+        )
+    )  # fmt: skip
+    metadata = {"reason": reason, "lost": {"from": first, "to": last}}
+    here: dict[str, Any] = {"epoch": epoch, "seq": last, "metadata": metadata}
+    cycles = [max(cycle, stood["cycle"] or 0) for cycle in cycles]
+    moved: dict[Any, Any] = dict(zip(head, (last, after, epoch, *cycles), strict=True))
+    if kind == "tenant":
+        made = insert(token_ledger).values(
+            tenant_id=owner, transaction_type="adjust", amount=abs(difference),
+            direction="IN" if difference >= 0 else "OUT", total_remaining=after, created_at=at,
+            cycle=cycles[0], **here,
+        )  # fmt: skip
+        moved["updated_at"] = func.now()
+    elif kind == "credits":
+        made = insert(credit_posting).values(
+            organization_id=owner, kind="correction", amount=difference, balance_after=after, created_at=at,
+            **here,
+        )  # fmt: skip
+    else:
+        made = _spend_row(connection, owner, at, {**here, "spend": difference, "spent_after": after or 0})
+        moved["spend_month"] = at.date().replace(day=1)
+    connection.execute(made)
+    connection.execute(update(owner_id.table).where(owner_id == owner).values(moved))
+    if kind == "tenant":
+        connection.execute(_BLOCKED, {"tenant": owner})
+
+
+def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
+    """A movement of the spend account without units: its day is there, and bills nothing."""
+    of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
+    tenant_id = connection.execute(of).scalar_one()
+    day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
+    connection.execute(upsert(usage_daily).values(day).on_conflict_do_nothing())
+    return insert(feature_usage).values(
+        organization_id=owner, tenant_id=tenant_id, timestamp=at, usage_amount=0, **here
+    )
+
+
+QUARANTINE_SUBJECT = Subject(
+    quarantine,
+    source=source(quarantine, "released"),
+    told=told("released"),
+    conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
+    verbs={"release": release},
+)
+
+
+# Entries that could not become rows, and settlements of which nobody here knows whether they are rows.
+#
+# They are listed, retried, or resolved with a reason. A dead letter keeps its raw bytes for ever. Resolving
+# one leaves its place a listed gap, which is on file with its reason; driving it again fills the place, once.
+
+
+_OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_at IS NULL")
+
+
+def drive_again(change: Change) -> Row:
+    """`/redrive`: store it where it belongs, with the corrections sent."""
+    letter = _open(change)
+    if late := _late(letter):
+        _charge_late(change, letter, *late)
+        return _close(change, "redriven", change.command.values.get("reason"))
+    if change.within not in {None, corrected(letter, change.command.values).organization_id}:
+        raise Unprocessable(errors=(("raw", f"must be an entry of organization {change.within}"),))
+    change.hold_flushes(letter["partition"])
+    redrive(change.connection, letter, change.command.values, change.partition_of)
+    return _close(change, "redriven", change.command.values.get("reason"))
+
+
+def resolve(change: Change) -> Row:
+    """`/resolve`: have it stay as it is, with a reason; it holds no invoice up any more."""
+    letter = _open(change)
+    if _late(letter) is None:
+        finish_control_write(change.connection, letter)
+    return _close(change, "resolved", change.command.values["reason"])
+
+
+def _late(letter: Row) -> tuple[str, bytes] | None:
+    raw = letter["raw"]
+    assert isinstance(raw, bytes)
+    return read_letter(raw)
+
+
+def _charge_late(change: Change, letter: Row, request_id: str, record: bytes) -> None:
+    """Have a settlement charged that no archive has, once by its request's id."""
+    given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
+    if given:
+        raise Unprocessable(errors=tuple((one, "must be left out: it is a settlement") for one in given))
+    change.hold_flushes(letter["partition"])
+    refuse_charged(change.connection, request_id)
+    owner = change.connection.execute(_OWNER, {"organization": letter["organization_id"]}).scalar()
+    if owner is None:
+        raise Conflict(f"There is no organization {letter['organization_id']}: resolve it instead.")
+    payload = {"record": base64.b64encode(record).decode()}
+    change.intend_all(
+        [write_of(change.partition_of(owner), f"organization:{owner}", "late", payload, UUID(request_id))]
+    )
+
+
+def _open(change: Change) -> Row:
+    letter = lock(change)
+    if letter["resolved_at"] is not None:
+        raise Conflict(f"It was {letter['resolution']} at {letter['resolved_at']}.")
+    return letter
+
+
+def _close(change: Change, resolution: str, reason: object) -> Row:
+    alter(
+        change,
+        {
+            "resolved_at": func.now(),
+            "resolution": resolution,
+            **decided(change.command.actor, "resolved"),
+            "resolved_reason": reason,
+        },
+    )
+    return change.fetch()
+
+
+_resolved = dead_letter.c.resolved_at.is_not(None)
+
+DEAD_LETTER_SUBJECT = Subject(
+    dead_letter,
+    source=source(dead_letter, "resolved"),
+    told=told("resolved"),
+    conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
+    verbs={"redrive": drive_again, "resolve": resolve},
+)
+
+
+def _asked(_: Change) -> Row:
+    """Somebody asked for many decisions: each is audited by itself, that they were asked for is now."""
+    return {"id": "many"}
+
+
+MANY_DEAD_LETTERS = Subject(dead_letter, verbs={"decide": _asked})
+
+
+# What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good.
+
+
+ITEMS_KEPT_MAX = 1_000
+# Advisory lock class 7813: who compares everybody, whichever keeper it is.
+_TURN = text("SELECT pg_try_advisory_xact_lock(7813, 1)")
+# A bound of the server's on idle or long transactions would end the turn before its run.
+_UNBOUND = text("""
+SELECT set_config('idle_in_transaction_session_timeout', '0', true),
+       CASE WHEN current_setting('server_version_num')::integer >= 170000
+            THEN set_config('transaction_timeout', '0', true) END""")
+
+# Rows whose balance is not what the row before and their own amount make, but for stored drifts.
+_BREAKS = text("""
+SELECT first_seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
+    SELECT m.seq, m.first_seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
+           m.balance IS NULL AND lag(m.balance) OVER w IS NULL AS unlimited,
+           CASE WHEN m.begins THEN 0 ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
+      -- spend starts again from zero each month
+      FROM (SELECT *, account LIKE 'spend:%'
+                   AND lag(date_trunc('month', at AT TIME ZONE 'UTC')) OVER (ORDER BY seq)
+                     < date_trunc('month', at AT TIME ZONE 'UTC') AS begins
+              FROM account_movement WHERE account = :account) AS m CROSS JOIN LATERAL (
+           SELECT sum(difference) AS difference FROM known_drift
+            WHERE account = m.account AND seq < m.seq
+              AND seq >= CASE WHEN m.begins THEN m.first_seq ELSE m.first_seq - 1 END) AS d
+    WINDOW w AS (ORDER BY m.seq)) AS movement
+ WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
+_FILE = text("""
+INSERT INTO known_drift (account, seq, difference, control_write_id)
+VALUES (:account, :seq, :difference, :write)
+ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference""")
+
+
+class Results:
+    """Reconciliations, the last one first."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """Have the only run of all keepers while this lasts; False where another one has it.
+
+        Runs take minutes, so it has a connection of its own.
+        """
+        done = False
+        try:
+            async with apart(self._engine) as connection:
+                await connection.execute(_UNBOUND)
+                yield bool(await connection.scalar(_TURN))
+                done = True
+        except (SQLAlchemyError, OSError) as error:
+            if not done:  # else there is nothing left to keep from others
+                raise translated(error) from error
+
+    async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
+        """Store one result; answers it as it is shown."""
+        values: dict[str, Any] = {
+            "started_at": started,
+            "finished_at": finished,
+            "checked": found.checked,
+            "drift_tokens": found.drift_tokens,
+            "drift_credits": found.drift_credits,
+            "pending": found.pending,
+            "items": [_shown(item) for item in (*found.items[:ITEMS_KEPT_MAX], *_more(found))],
+        }
+        async with translating(self._engine.begin()) as connection:
+            made = insert(reconciliation).values(values).returning(reconciliation)
+            return dict((await connection.execute(made)).mappings().one())
+
+    async def last(self) -> Row | None:
+        """The last result; None where there is none yet."""
+        newest = select(reconciliation).order_by(reconciliation.c.id.desc()).limit(1)
+        async with translating(self._engine.connect()) as connection:
+            row = (await connection.execute(newest)).mappings().first()
+        return dict(row) if row is not None else None
+
+    async def asked(self) -> datetime | None:
+        """When the last run began that asked all rows; None where there is none yet."""
+        all_asked = ~reconciliation.c["items"].contains([{"kind": Kind.UNASKED.value}])
+        newest = (
+            select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
+        )
+        async with translating(self._engine.connect()) as connection:
+            return await connection.scalar(newest)
+
+    async def repair(self, item: Item) -> None:
+        """Store a drift and write the intent that undoes it.
+
+        The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
+        or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
+        account is wrong, the row is of 0 and brings the note with it. A month's spend is a measure,
+        billed by nobody: its drift is stored and stays.
+        """
+        kind, _, number = item.account.partition(":")
+        async with translating(self._engine.begin()) as connection:
+            if kind == "spend":
+                await _file(connection, item, None)
+                return
+            write_id, owner = uuid4(), int(number)
+            account, verb = f"organization:{owner}", "credits"
+            payload: dict[str, object] = {"amount": item.correction}
+            if kind == "tenant":
+                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
+                owner, account, verb = int(found.scalar_one()), item.account, "adjust"
+                direction = "IN" if item.correction >= 0 else "OUT"
+                payload = {
+                    "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
+                }  # fmt: skip
+            await _file(connection, item, write_id)
+            await connection.execute(
+                insert(control_write).values(
+                    id=write_id, partition=self._partition_of(owner), account=account, verb=verb,
+                    payload=payload,
+                )
+            )  # fmt: skip
+
+
+async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
+    """Note where the balance changed without a movement: where the rows show it, else after the last."""
+    breaks = [
+        (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})
+    ]
+    rest = -item.correction - sum(difference for _, difference in breaks)
+    if rest:
+        breaks.append((item.seq, rest))
+    for seq, difference in breaks:
+        values = {"account": item.account, "seq": seq, "difference": difference, "write": write_id}
+        await connection.execute(_FILE, values)
+
+
+def _more(found: Reconciled) -> Sequence[Item]:
+    """That not all is kept, where it is not."""
+    left = len(found.items) - ITEMS_KEPT_MAX
+    detail = f"{left} more are not kept: put these right, and compare again"
+    return [Item("rows", Kind.MORE, 0, 0, detail)] if left > 0 else []
+
+
+def _shown(item: Item) -> dict[str, object]:
+    return {name: value for name, value in asdict(item).items() if name != "correction"}
+
+
+def _asked_results(_: Change) -> Row:
+    """Somebody asked for a run: what it finds is kept when it ends, that it was asked is audited now."""
+    return {"id": "now"}
+
+
+RECONCILIATION_SUBJECT = Subject(reconciliation, time="started_at", verbs={"run": _asked_results})

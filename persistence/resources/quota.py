@@ -1,0 +1,411 @@
+"""Budgets: what is right of one, what it is raised to for a while, and that gateways are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from itertools import chain
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    update,
+)
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import (
+    Selector,
+    account_of,
+    read_budget,
+    selector_of,
+    too_many,
+    wrong_amount,
+    wrong_raise,
+    wrong_window,
+)
+from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.billing.charges import too_many as too_many_
+from gateway.core.billing.money import rounded, times
+from gateway.core.billing.payments import NEXT, PREPAID
+from gateway.core.billing.price_book import KINDS
+from gateway.errors import Unprocessable
+from persistence import entity
+from persistence.billing import top_ups
+from persistence.entity import Change, Condition, Subject, add, alter, id_in, live, lock, require
+from persistence.keeper.retention import not_before
+from persistence.resources import people
+from persistence.resources.app_users import acting
+from persistence.tables import (
+    api_key,
+    app_user,
+    budget,
+    budget_use,
+    call,
+    control_write,
+    credit_addition,
+    credit_transaction,
+    feature_usage,
+    money,
+    organization,
+    service,
+    tenant,
+    token_ledger,
+)
+
+# Advisory lock class 7806: whoever adds to the budgets of an organization, so that they stay within bounds.
+# A lock is of some organizations: PostgreSQL has room for a few thousand locks in all.
+_LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
+_SELECTING = [budget.c[name] for name in Selector._fields]
+
+
+def check_values(change: Change) -> None:
+    """`Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
+    values = change.command.values
+    owner = id_in(values, "organization_id")
+    change.connection.execute(_LOCK, {"organization": owner})
+    errors = [*wrong_window(values), *_foreign(change.connection, values)]
+    errors += too_many(_others(change.connection, owner), selector_of(values))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
+def change_budget(change: Change) -> Row:
+    """Change what is not the window's: its name, its amount, what becomes of calls, what is told."""
+    alter(change, _changed(lock(change), change.command.values))
+    return _defined(change)
+
+
+def _changed(row: Row, said: Row) -> Row:
+    """What a budget gets; `Unprocessable` for an amount that its unit has not."""
+    if "amount" not in said:
+        return said
+    errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
+    if errors:
+        raise Unprocessable(errors=errors)
+    if row["raised_to"] is not None and row["raised_to"] <= said["amount"]:  # type: ignore[operator]  # numbers
+        return {**said, **_NOT_RAISED}
+    return said
+
+
+def raise_amount(change: Change) -> Row:
+    """Have another amount stand for a budget's own until a time."""
+    row, values = lock(change), change.command.values
+    amount, until = values["amount"], values["until"]
+    assert isinstance(until, datetime)
+    errors = tuple(wrong_raise(read_budget(row), amount, until, change.now))
+    if errors:
+        raise Unprocessable(errors=errors)
+    alter(change, {"raised_to": amount, "raised_until": until, "raise_reason": values["reason"]})
+    return _defined(change)
+
+
+def reset(change: Change) -> Row:
+    """Have the use of the window that runs begin at 0 again, in all accounts."""
+    row = lock(change)
+    change.before = None
+    organization_id = id_in(row, "organization_id")
+    account = account_of(organization_id, read_budget(row))
+    payload = {"budget_id": change.row_id, "account": account}
+    change.intend([f"organization:{organization_id}"], "budget", payload, organization_id=organization_id)
+    return row
+
+
+def forget_key(change: Change, key_id: int) -> None:
+    """Let go of a key that is deleted: budgets that were of it are deleted, and only kept."""
+    gone = (budget.c.api_key_id == key_id, budget.c.deleted_at.is_not(None))
+    change.connection.execute(update(budget).where(*gone).values(api_key_id=None))
+
+
+def _defined(change: Change) -> Row:
+    row = change.fetch()
+    people.define_organization(change, row)
+    return row
+
+
+def _others(connection: Connection, owner: int) -> dict[str, Selector]:
+    """The budgets that an organization has, by their names."""
+    there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == owner)
+    return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
+
+
+def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
+    """What a budget names of somebody else's. What is not there at all is told by `require`."""
+    for name, owner in _OWNERS.items():
+        said = values.get(name)
+        found = None if said is None else connection.execute(owner, {"id": said}).first()
+        if found is None:
+            continue
+        if found.organization_id != values["organization_id"]:
+            yield name, "is of another organization"
+        elif values.get("tenant_id") not in {None, found.tenant_id}:
+            yield name, f"is not of tenant {values['tenant_id']}"
+
+
+# What a budget may name of somebody's, and whose that is.
+_TENANTS = select(tenant.c.organization_id, tenant.c.id.label("tenant_id"))
+_KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenant.c.id == api_key.c.tenant_id)
+_OWNERS = {
+    "tenant_id": _TENANTS.where(tenant.c.id == bindparam("id")),
+    "api_key_id": _KEYS.where(api_key.c.id == bindparam("id")),
+}
+_NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
+_is_raised = budget.c.raised_until > func.now()
+# What was last stored as used, of which window: what the counters know better.
+_last = (
+    select(budget_use.c.start, budget_use.c.used)
+    .where(budget_use.c.budget_id == budget.c.id)
+    .order_by(budget_use.c.start.desc())
+    .limit(1)
+    .lateral("last")
+)
+
+_columns = (
+    *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
+    *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
+    organization.c.currency,
+    case((budget.c.each.is_(None), _last.c.used)).label("stored_used"),
+    _last.c.start.label("stored_start"),
+)
+_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
+
+BUDGET_SUBJECT = Subject(
+    budget,
+    source=select(*_columns).select_from(_here).where(budget.c.deleted_at.is_(None)),
+    verbs={
+        "create": entity.create,
+        "change": change_budget,
+        "delete": entity.delete,
+        "raise": raise_amount,
+        "reset": reset,
+    },
+    partitioned=True,
+    refers={
+        "organization_id": organization,
+        "tenant_id": tenant,
+        "api_key_id": api_key,
+        "service_id": service,
+    },
+    check_values=check_values,
+    define=people.define_organization,
+)
+BUDGET_ACCOUNTS = Subject(budget_use, time="start", order=("value",))
+
+
+# Credits given to organizations and taken back; the balance follows when the counters have it.
+#
+# The row and the intent are written together. What the counters refuse never was an addition.
+
+
+def create(change: Change) -> Row:
+    """Give credits, or take them back where the number is negative."""
+    require(change)
+    # What is null is as if it was not said.
+    values = {name: value for name, value in change.command.values.items() if value is not None}
+    change.command = replace(change.command, values=values)
+    organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
+    _check_giver(change, organization_id)
+    _check_times(change, amount)
+    _check_price(change, organization_id, amount)
+    _check_own_invoice(change, organization_id, amount)
+    write_id = None
+    if values.get("invoicing") != PREPAID:
+        [write_id] = change.intend(
+            [f"organization:{organization_id}"],
+            "credits",
+            {"amount": amount},
+            organization_id=organization_id,
+        )
+    defaults = {
+        "added_by_id": acting(change.command.actor),
+        "category": "paid" if amount > 0 else "correction",
+        "timestamp": change.now,
+    }
+    return change.fetch(add(change, **{**defaults, **values, "control_write_id": write_id}))
+
+
+def create_ordered(change: Change) -> Row:
+    """Make the addition of an order; `Conflict` where it is made already."""
+    order = top_ups.take_top_up(change.connection, id_in(change.command.values, "order_id"))
+    terms = order.terms
+    values = {
+        "organization_id": order.organization_id, "credits_added": terms["credits"],
+        "unit_cost": Decimal(terms["unit_cost"]), "invoicing": terms["invoicing"],
+        "remark": "Bought automatically",
+    }  # fmt: skip
+    change.command = replace(change.command, values=values)
+    made = create(change)
+    top_ups.top_up_made(change.connection, order, id_in(made, "id"))
+    return change.fetch(id_in(made, "id"))
+
+
+def _check_giver(change: Change, organization_id: int) -> None:
+    """Staff may give credits to anybody, an organization's users only be named for their own."""
+    giver = change.command.values.get("added_by_id")
+    if giver is None:
+        return
+    of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
+    if of not in {None, organization_id}:
+        raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
+
+
+def _check_price(change: Change, organization_id: int, amount: int) -> None:
+    """What it comes to can be billed: at its own price, and what is taken back as debt."""
+    unit_cost = change.command.values.get("unit_cost")
+    why = too_many_(amount, None if unit_cost is None else Decimal(str(unit_cost)))
+    if amount < 0 and why is None:
+        debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
+        why = too_many_(amount, change.connection.execute(debt).scalar())
+    if why is not None:
+        raise Unprocessable(errors=(("credits_added", why),))
+
+
+def _check_own_invoice(change: Change, organization_id: int, amount: int) -> None:
+    """An invoice of its own has something on it, and nothing that waits for its payment expires meanwhile."""
+    values = change.command.values
+    invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
+    if invoicing in {None, NEXT}:
+        return
+    errors = []
+    owner = select(organization.c.currency).where(organization.c.id == organization_id)
+    currency = str(change.connection.execute(owner).scalar_one())
+    if amount < 0:
+        errors.append(("credits_added", "what is taken back has no invoice of its own"))
+    if values.get("category") not in {None, "paid"}:
+        errors.append(("category", f"must be paid where invoicing is {invoicing}"))
+    if unit_cost is None:
+        errors.append(("unit_cost", f"is required where invoicing is {invoicing}"))
+    elif not rounded(times(amount, Decimal(str(unit_cost))), currency):
+        errors.append(("unit_cost", f"comes to no {currency} that can be paid"))
+    if invoicing == PREPAID and values.get("expires_at") is not None:
+        errors.append(("expires_at", "what waits for its payment does not expire"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
+def _check_times(change: Change, amount: int) -> None:
+    errors = []
+    expires_at, timestamp = change.command.values.get("expires_at"), change.command.values.get("timestamp")
+    if expires_at is not None:
+        if amount < 0:
+            errors.append(("expires_at", "what is taken back does not expire"))
+        elif expires_at <= change.now:  # type: ignore[operator]  # an instant, checked by the door
+            errors.append(("expires_at", "must be in the future"))
+    if timestamp is not None and timestamp > change.now:  # type: ignore[operator]
+        errors.append(("timestamp", "must not be in the future"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
+_refused = exists().where(
+    control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
+)
+
+# Nothing is left of what was taken back or has expired, and nothing is there of what waits for its payment.
+_waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
+_remaining = case(
+    (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),
+    else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
+)
+
+ADDITION_SUBJECT = Subject(
+    credit_addition,
+    source=select(credit_addition, _remaining.label("credits_remaining"), (~_waits).label("in_force")).where(
+        ~_refused
+    ),
+    time="timestamp",
+    verbs={"create": create, "create-ordered": create_ordered},
+    refers={"organization_id": organization, "added_by_id": app_user},
+)
+
+
+# The ledgers of uses, read: an account's rows in the order of their seq; and the journal of all calls.
+
+
+def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:
+    """Filter by a column; `among_turns` are values that no use has: those rows have an index of their own.
+
+    PostgreSQL would take such rows for very rare, read all of a tenant's and sort them. Of a bare
+    function it believes that a third passes, and reads them in order until the page is full.
+    """
+
+    def condition(value: str) -> ColumnElement[bool]:
+        if value not in among_turns:
+            return column == value
+        return and_(func.texteq(column, value), token_ledger.c.transaction_type != "consume")
+
+    return condition
+
+
+def _of_request(table: Table, at: str) -> Condition:
+    """Filter by a request, looking into no month that is over before it began."""
+    return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
+
+
+TOKEN_LEDGER = Subject(
+    token_ledger,
+    order=("tenant_id", "seq"),
+    conditions={
+        "organization_id": lambda value: token_ledger.c.tenant_id.in_(
+            select(tenant.c.id).where(tenant.c.organization_id == value)
+        ),
+        "transaction_type": _where(
+            token_ledger.c.transaction_type, frozenset({"recharge", "reset", "adjust"})
+        ),
+        "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
+        "request_id": _of_request(token_ledger, "created_at"),
+    },
+)
+CREDIT_TRANSACTIONS = Subject(
+    credit_transaction,
+    source=select(
+        credit_transaction,
+        (credit_transaction.c.credits_used - money(credit_transaction.c.carried)).label("credits_exact"),
+    ),
+    conditions={"request_id": _of_request(credit_transaction, "timestamp")},
+    time="timestamp",
+    order=("organization_id", "seq"),
+)
+FEATURE_USAGE = Subject(
+    feature_usage,
+    source=select(
+        *(column for column in feature_usage.c if column.name != "unit_prices"),
+        case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
+    ),
+    conditions={"request_id": _of_request(feature_usage, "timestamp")},
+    time="timestamp",
+    order=("organization_id", "seq"),
+)
+
+_USAGE = func.jsonb_build_object(
+    *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),
+    literal("tools"),
+    func.coalesce(call.c.tools, text("'{}'::jsonb")),
+).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
+_OTHERWISE = {"tools", "unknown_usage", "unpriced", "cost", "api_key_id", *KINDS}
+CALLS = Subject(
+    call,
+    source=select(
+        *(column for column in call.c if column.name not in _OTHERWISE),
+        func.nullif(call.c.api_key_id, 0).label("api_key_id"),
+        _USAGE.label("usage"),
+        money(call.c.cost).label("cost"),
+        func.coalesce(func.string_to_array(call.c.unpriced, SEPARATOR), text("'{}'::text[]")).label(
+            "unpriced"
+        ),
+    ),
+    conditions={"request_id": _of_request(call, "created_at")},
+    # Ids come in blocks, one for each session of a keeper: alone they say nothing of time.
+    order=("created_at", "id"),
+)
