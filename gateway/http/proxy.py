@@ -1,7 +1,7 @@
 """THE HOT PATH: one request from its first line to its last byte, as one coroutine.
 
 Route, identify, read the call, reserve, ask the upstream, relay through the meter, settle
-before the end. The coroutine is driven straight from socket callbacks (`request_driver.py`), so what
+before the end. The coroutine is driven straight from socket callbacks (`server/buffers.py`), so what
 needs no waiting is a plain function here: a coroutine less is a microsecond less.
 """
 

@@ -1,7 +1,7 @@
 """A keeper's process for people, composed: the Admin API, the console, files, health and metrics.
 
 Part of the composition root. No loop that brings rows runs here: whatever people ask, those go on beside it,
-on another core or before it. What they know is told each second (`facts.py`).
+on another core or before it. What they know is told each second (`admin_process.py`).
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def _seconds(text: str | None) -> float | None:
     return float(text) if text is not None and text.isdigit() and len(text) < 7 else None
 
 
-# Which requests are recorded, and how their spans become bytes; sending is `exporter.py`'s.
+# Which requests are recorded, and how their spans become bytes; the exporter sends them.
 #
 # Encoding is done where the request ended, a few microseconds at a time: a thread that encodes
 # batches would hold up a worker's every request for milliseconds.

@@ -102,7 +102,7 @@ class OrganizationBudgets:
     def find(self, asked: Asked, now_ms: int) -> CallBudgets:
         """What a call takes from; `TooManyBudgets` where that are more accounts than a call may.
 
-        No call of one model meets so many (`selectors.py`).
+        No call of one model meets so many (`budgets.py`).
         """
         accounts: list[BudgetAccount] = []
         units, enforced = set[str](), set[str]()

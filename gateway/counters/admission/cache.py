@@ -188,7 +188,7 @@ BOUNDS: Final = Bounds()
 class Heard(Kept):
     """What was read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
 
-    `since` is when the wire has told of no change of it (`changes.py`), `size` are the bytes that it takes.
+    `since` is when the wire has told of no change of it, `size` are the bytes that it takes.
     """
 
     __slots__ = ("raw", "read_at", "since", "size")

@@ -3,7 +3,7 @@
 An identity and its organization's terms live here for less than a second, and as long again and again while
 Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
 price or subscription too, and many callers in turn cost little more than one. They are read again in the
-background after half a minute all the same (`rereading.py`), and hold for a minute at most. What is kept is
+background after half a minute all the same, and hold for a minute at most. What is kept is
 bounded in bytes: who called longest ago makes room for a newcomer. No guess makes anybody go, and guesses are
 looked up a few at a time.
 That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it

@@ -1,6 +1,6 @@
 """The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
 
-What waits behind accounts in quarantine is set aside (`parked.py`), and is read and acknowledged likewise.
+What waits behind accounts in quarantine is set aside, and is read and acknowledged likewise.
 """
 
 from __future__ import annotations

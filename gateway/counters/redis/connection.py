@@ -1,7 +1,7 @@
 """One pipelined connection to Redis for one gateway worker.
 
 Everything asked for in one tick of the event loop leaves in one write, and answers come back in order.
-Calls of scripts may wait for a moment while others are under way (`gathering.py`); those of one function
+Calls of scripts may wait for a moment while others are under way (`calls.py`); those of one function
 are one command then, where nothing else is asked for in between (`calls.py`): those of all partitions,
 where the connection's server says that it is no cluster; else each partition's. A call waits a bounded
 time, by the time its loop is awake: an answer that came while it stood still was not late. Once the oldest

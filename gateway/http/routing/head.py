@@ -67,7 +67,7 @@ from gateway.http.server.buffers import bare
 # What one request head asks for, by the lines of it that decide something.
 #
 # Its route, the rules of that route, and where it goes are worked out here; who sends it and which lines only
-# pass is another's affair (`call_head.py`). A head of the deciding lines alone says all of this: clients
+# pass is decided further below. A head of the deciding lines alone says all of this: clients
 # of one kind have it in common.
 
 
