@@ -23,7 +23,7 @@ FOLDER = "gateway/core/families/"
 NO_PART = (
     "gateway/local/", "persistence/schema/migrations/", "persistence/schema/seed.sql",
     "gateway/core/billing/price_book.py", "gateway/run/bundled_prices.py",
-    "gateway/core/provider_report/", "gateway/cli/admin/provider/",
+    "gateway/core/provider_report/", "gateway/cli/admin/provider.py", "gateway/cli/admin/program.py",
 )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from gateway.core.issuers import (
 )
 from gateway.core.model import Caller
 from gateway.errors import EndedApiKey, InvalidApiKey
-from gateway.issuers.keys import AllKeys, IssuerKeys, VerifyingKey
+from gateway.issuers.key_set import VerifyingKey
+from gateway.issuers.keys import AllKeys, IssuerKeys
 
 KNOWN_BYTES_MAX: Final = 16 * 1024 * 1024
 ENTRY_BYTES: Final = 1024

@@ -25,7 +25,7 @@ from gateway.core.issuers import FAMILY_OF, Issuer, Provider, SignedToken, may_l
 from gateway.core.network import ProxyFailed, without_password
 from gateway.errors import TollkeeperError
 from gateway.files import https_with, read_regular
-from gateway.issuers.keys import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys, VerifyingKey
+from gateway.issuers.key_set import FETCH_S_MAX, Endpoints, KeySet, UnreadableKeys, VerifyingKey
 from gateway.outbound.client import ANSWER_BYTES_MAX, TooLarge, ask
 
 # Public keys as issuers write them (JWK Set, RFC 7517), and signatures by them (RFC 7515, RFC 7518).

@@ -30,7 +30,8 @@ from gateway.core.issuers import (
     refused,
 )
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
-from gateway.issuers.keys import Endpoints, IssuerKeys, KeySet, Log, Read, UnreadableKeys, in_thread
+from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
+from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

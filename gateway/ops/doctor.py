@@ -24,7 +24,8 @@ from gateway.core.issuers import Issuer
 from gateway.core.network import without_password
 from gateway.errors import SettingError, StartError
 from gateway.http.upstream.pool import reach
-from gateway.issuers.keys import Read, UnreadableKeys, read_keys
+from gateway.issuers.key_set import UnreadableKeys
+from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
 from gateway.local import heartbeat
 from gateway.ops import doctor_redis, hints

@@ -13,7 +13,8 @@ from gateway.http.identity import key_digest
 from gateway.http.ports import Tokens
 from gateway.issuers.callers import TokenCallers
 from gateway.issuers.fetching import read_key_set
-from gateway.issuers.keys import AllKeys, KeySet, UnreadableKeys
+from gateway.issuers.key_set import KeySet, UnreadableKeys
+from gateway.issuers.keys import AllKeys
 from tests.http.fakes import ANSWER, CALLER, CHAT, KEY, PEPPER, FakeDirectory, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.signing import ISSUER, claims, issuer, jwks, rsa_key, token

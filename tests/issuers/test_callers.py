@@ -15,7 +15,8 @@ from gateway.core.model import Caller
 from gateway.errors import EndedApiKey, InvalidApiKey, IssuerUnavailable
 from gateway.issuers.callers import AGAIN_S, ENTRY_BYTES, SUBJECT_BYTES, TokenCallers
 from gateway.issuers.fetching import read_key_set
-from gateway.issuers.keys import FRESH_S, AllKeys, KeySet, UnreadableKeys
+from gateway.issuers.key_set import KeySet, UnreadableKeys
+from gateway.issuers.keys import FRESH_S, AllKeys
 from tests.signing import ISSUER, claims, ec_key, issuer, jwks, public_jwk, rsa_key, token
 
 CALLER = Caller(1, 2, 3, 4)

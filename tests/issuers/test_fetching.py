@@ -17,7 +17,7 @@ import trustme
 from gateway.core.issuers import Issuer
 from gateway.core.network import Proxies, Proxy
 from gateway.issuers.fetching import DOCUMENT_BYTES_MAX, fetch_keys
-from gateway.issuers.keys import UnreadableKeys
+from gateway.issuers.key_set import UnreadableKeys
 from tests.proxy_server import ProxyServer
 from tests.signing import issuer, jwks
 

@@ -10,16 +10,8 @@ import pytest
 from gateway.core.issuers import SignedToken, read_token
 from gateway.errors import InvalidApiKey, IssuerUnavailable
 from gateway.issuers.fetching import read_key_set
-from gateway.issuers.keys import (
-    AGAIN_S,
-    FRESH_S,
-    KEPT_S,
-    WAITING_MAX,
-    AllKeys,
-    IssuerKeys,
-    KeySet,
-    UnreadableKeys,
-)
+from gateway.issuers.key_set import KeySet, UnreadableKeys
+from gateway.issuers.keys import AGAIN_S, FRESH_S, KEPT_S, WAITING_MAX, AllKeys, IssuerKeys
 from tests.signing import ISSUER, ec_key, issuer, jwks, public_jwk, rsa_key, token
 from tests.waiting import eventually
 

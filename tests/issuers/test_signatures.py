@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from gateway.core.issuers import FAMILY_OF, read_token
 from gateway.issuers.fetching import KEYS_MAX, read_key_set
-from gateway.issuers.keys import UnreadableKeys
+from gateway.issuers.key_set import UnreadableKeys
 from tests.signing import claims, ec_key, ed_key, encoded_json, jwks, private_of, public_jwk, rsa_key, token
 
 ALL = jwks(*(public_jwk(private_of(name), kid=name) for name in FAMILY_OF))

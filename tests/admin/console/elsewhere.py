@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from gateway.core.issuers import Issuer, Provider, SignIn
 from gateway.issuers.fetching import redeem
-from gateway.issuers.keys import Endpoints
+from gateway.issuers.key_set import Endpoints
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import Api, api_of
 from tests.admin.console.conftest import Person
