@@ -38,6 +38,7 @@ from gateway.run.health import ProcessVitals, disks, has_files_left
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
 from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.programs import Running
 from gateway.run.readiness import (
     CLOCK,
     CONFIGURATION,
@@ -46,7 +47,6 @@ from gateway.run.readiness import (
     OPEN_FILES,
     Probe,
     Recent,
-    Running,
     all_answer,
     one_answers,
 )

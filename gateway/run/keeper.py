@@ -43,7 +43,8 @@ from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_red
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.lifecycle import cancel, reached, redis_reached
-from gateway.run.readiness import EVERY_PARTITION, Running, of_process
+from gateway.run.programs import Running
+from gateway.run.readiness import EVERY_PARTITION, of_process
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,

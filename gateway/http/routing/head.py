@@ -472,15 +472,16 @@ class Cors:
         method, origin = asked.get(b"access-control-request-method", b""), asked.get(b"origin", b"")
         if not method or not self._allows(origin):
             return None
-        answer = Preflight()
-        answer.fields = (
+        fields: tuple[tuple[bytes, bytes], ...] = (
             (b"access-control-allow-methods", method),
             (b"access-control-max-age", b"%d" % PREFLIGHT_S),
             (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers"),
         )
         names = asked.get(b"access-control-request-headers", b"")
         if names:
-            answer.fields += ((b"access-control-allow-headers", names),)
+            fields += ((b"access-control-allow-headers", names),)
+        answer = Preflight()
+        answer.fields = fields
         return RoutedHead(
             Family(routed.family),
             "preflight",
