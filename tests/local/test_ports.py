@@ -99,7 +99,7 @@ try:
     ports.refuse_unknown(served)
 except StartError as error:
     sys.exit(error.message)
-with ports.held("127.0.0.1", here, "test", 2) as held:
+with ports.held_port("127.0.0.1", here, "test", 2) as held:
     print(held.number, len(held.sockets), os.get_inheritable(3))
 """
 
