@@ -176,7 +176,6 @@ async def flusher_crashes_stopped(scene: Scene) -> Figures:
     only = (
         "gateway/background/flushing/flusher.",
         "gateway/counters/keeper/outbox.",
-        "gateway/counters/keeper/parked.",
     )
     return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 3, _stopping)
 
