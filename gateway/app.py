@@ -57,8 +57,7 @@ from gateway.run.lifecycle import (
 from gateway.run.parent_pipe import ParentPipe
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
-from gateway.telemetry import logs
-from gateway.telemetry import metrics as tallies
+from gateway.telemetry import logs, metrics
 
 if TYPE_CHECKING:
     from gateway.telemetry.traces import Exporter
@@ -105,7 +104,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
-    snapshots: list[Callable[[], tallies.Snapshot]] = [
+    snapshots: list[Callable[[], metrics.Snapshot]] = [
         lambda: _snapshot(tally, scripts, plane.certificate_ends, wires.away > 0),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {**_partitions(wires, directory, resubmitter.newer), "counters_exchanged": fences.noticed},
@@ -131,7 +130,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
-        asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
+        asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     await _know_services(directory, wires, log)
     _collect_seldom()
@@ -287,7 +286,7 @@ def _snapshot(
     scripts: dict[str, Histogram],
     certificate_ends: list[tuple[str, float]],
     breaker_open: bool,
-) -> tallies.Snapshot:
+) -> metrics.Snapshot:
     return {
         **tally.snapshot(),
         "counters_breaker_open": int(breaker_open),
@@ -296,7 +295,7 @@ def _snapshot(
     }
 
 
-def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> tallies.Snapshot:
+def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> metrics.Snapshot:
     return {
         "counters_unverified": int(not directory.verified),
         "partitions_away": wires.away,
@@ -305,11 +304,11 @@ def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> ta
     }
 
 
-def _merged(snapshots: Iterable[Callable[[], tallies.Snapshot]]) -> tallies.Snapshot:
+def _merged(snapshots: Iterable[Callable[[], metrics.Snapshot]]) -> metrics.Snapshot:
     return {name: value for snapshot in snapshots for name, value in snapshot().items()}
 
 
-def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> tallies.Snapshot:
+def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> metrics.Snapshot:
     counts = settlements.counts
     return {
         "spool_entries": settlements.waiting,

@@ -24,6 +24,8 @@ from gateway.errors import CountersRefused, StoreUnavailable, TollkeeperError, T
 # What concerns everybody (a database that is away) is no item's fault: that ends the pass.
 
 
+T = TypeVar("T")
+
 UNAVAILABLE = 503
 NAME_CHARS_MAX = 200
 # What failed: a whole pass of a loop, or one item of it.
@@ -138,7 +140,6 @@ class Isolation:
 
 ITEMS_A_PAGE = 200
 
-T = TypeVar("T")
 # A part of a pass, under the name of its loop; answers with how many items it was done.
 Step = Callable[[Isolation, str], Awaitable[int]]
 # Items behind a place, in their order, so many at most. Without a place there is one page.

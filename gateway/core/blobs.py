@@ -65,9 +65,6 @@ class Media:
     unsure: int = 0
 
 
-NO_MEDIA: Final = Media()
-
-
 def media_in(document: Document, places: MediaPlaces) -> Media:
     """What of a document is media, at the places where its API takes it."""
     size = tokens = unsure = 0

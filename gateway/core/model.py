@@ -83,7 +83,7 @@ class Limits:
     concurrency: int | None = None
 
 
-USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = USER_HEADERS = ("accept", "require", "ignore")
+USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time as time_
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from importlib.metadata import version
+from time import time as wall_clock
 from typing import Any, Literal
 
 import stripe
@@ -453,7 +453,7 @@ class StripeEvents:
         secret: Callable[[], str],
         *,
         tolerance_s: int = TOLERANCE_S,
-        clock: Callable[[], float] = time_.time,
+        clock: Callable[[], float] = wall_clock,
     ) -> None:
         self._secret, self._clock = secret, clock
         self._tolerance_s = tolerance_s

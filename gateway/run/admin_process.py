@@ -22,7 +22,7 @@ from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.serving import command, restarts_of
 from gateway.settings.settings import Settings, to_json
-from gateway.telemetry import metrics as tallies
+from gateway.telemetry import metrics
 
 # What the loops of a keeper tell its process for people, a line each second down that one's standard input.
 #
@@ -138,7 +138,7 @@ class People:
         await cancel([self._starting])
         await self._child.stop()
 
-    def snapshot(self) -> tallies.Snapshot:
+    def snapshot(self) -> metrics.Snapshot:
         """What metrics say of it."""
         return restarts_of([self._child] if self._child is not None else ())
 

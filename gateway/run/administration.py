@@ -54,7 +54,6 @@ from gateway.run.sent_settings import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics
-from gateway.telemetry import metrics as tallies
 from persistence import engine as engines
 from persistence.engine import PeoplePools
 from persistence.keeper.definitions import Pushes
@@ -199,7 +198,7 @@ class Administration:
         self._database = Probe(lambda: engines.answers(pools.probe))
         self._redis = Probe(lambda: one_answers(doors.wires.wires))
         self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
-        self._admin_port, self._growth = AdminPort(settings, self._log), tallies.LastGrowth()
+        self._admin_port, self._growth = AdminPort(settings, self._log), metrics.LastGrowth()
         self._snapshot, self._ready = Recent(self._look), Recent(self._look_ready)
         self._written_of: Mapping[str, Any] = {}
         self._written: dict[str, tuple[bytes, str]] = {}
@@ -298,20 +297,20 @@ class Administration:
 
     async def _look(self) -> Mapping[str, Any]:
         facts = self._facts.last().snapshot
-        found = tallies.merge(await asyncio.to_thread(self._of_machine), facts)
+        found = metrics.merge(await asyncio.to_thread(self._of_machine), facts)
         ours = {
             **self._admin_port.snapshot(), **self._doors.isolation.figures(), **self._later.snapshot(),
             **self._growth.added({"counters_exchanged": self._doors.fences.noticed}),
             "auth_failures": self._failures.rows("admin"), "lost_events": self._losses.lost,
         }  # fmt: skip
-        found = tallies.merge(tallies.merge(found, ours), self._gauges.latest)
+        found = metrics.merge(metrics.merge(found, ours), self._gauges.latest)
         compared = self._reconciler.figures()
         # Who compared last knows best: the loop, or somebody who had it done.
         return found | compared if compared.get(COMPARED, 0) > found.get(COMPARED, 0) else found
 
     def _of_machine(self) -> Mapping[str, Any]:
         """What gateways of this machine leave, and how full its disks are: from files, so not in the loop."""
-        return tallies.collect(self._settings.metrics_dir) | disks(self._settings)
+        return metrics.collect(self._settings.metrics_dir) | disks(self._settings)
 
 
 async def _nowhere() -> frozenset[int]:

@@ -32,7 +32,7 @@ from gateway.counters.redis.cluster import Shards, Wires
 from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.http.server.server import DataPlane
-from gateway.issuers.callers import Directory as Directory_
+from gateway.issuers.callers import Directory as KeyDirectory
 from gateway.issuers.callers import TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
@@ -105,7 +105,7 @@ class GatewayPort:
 # Part of the composition root.
 
 
-def token_callers(settings: Settings, directory: Directory_, log: Callable[..., None]) -> TokenCallers:
+def token_callers(settings: Settings, directory: KeyDirectory, log: Callable[..., None]) -> TokenCallers:
     """What a worker knows tokens by, with the issuers of its settings."""
     keys = AllKeys(time.monotonic, log)
     callers = TokenCallers(keys, directory, peppers_of(settings).digests, time.time)

@@ -56,10 +56,8 @@ from gateway.run.timed_loops import (
 )
 from gateway.run.tls_port import check_files
 from gateway.settings.settings import Settings
-from gateway.telemetry import logs
-from gateway.telemetry import metrics as tallies
+from gateway.telemetry import logs, metrics
 from persistence import engine as engines
-from persistence import engine as persistence_engine
 from persistence.archive.months import behind
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
@@ -167,7 +165,7 @@ class Keeper:
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = Running(self._wires, self._counters, self._engine)
-        self._gauges, self._growth = self._looked_up(), tallies.LastGrowth()
+        self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()
         self._flush_rows: dict[str, int] = {}
         self._flush_seconds, self._vitals = Histogram(), ProcessVitals("keeper")
         self._disk, self._waiting = DiskWatch(settings, log), dict[str, object]()
@@ -331,12 +329,12 @@ class Keeper:
             "webhook_attempts": self._webhook_deliveries.figures(),
             **self._reconciler.figures(), **self._isolation.figures(),
             **self._counters.left_alone.figures(), **self._vitals.snapshot(),
-            **self._later.snapshot(), **persistence_engine.pool_figures(self._engine),
+            **self._later.snapshot(), **engines.pool_figures(self._engine),
             **self._people.snapshot(),
         }  # fmt: skip
         if (quarantined := self._servers.quarantined) is not None:
             snapshot["quarantined_accounts"] = quarantined
         snapshot |= {**self._redis_state.snapshot(), **self._redis_state.figures()}
-        snapshot = tallies.merge(snapshot, self._gauges.latest)
+        snapshot = metrics.merge(snapshot, self._gauges.latest)
         grown = self._growth.added({"counters_exchanged": self._fences.noticed})
-        return {**tallies.merge(snapshot, grown), **self._waiting}
+        return {**metrics.merge(snapshot, grown), **self._waiting}

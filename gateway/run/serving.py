@@ -26,8 +26,7 @@ from gateway.run.readiness import Ops, listen, of_gateway
 from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.settings import PREFIX, SUFFIX, Settings, load, to_json
-from gateway.telemetry import logs
-from gateway.telemetry import metrics as tallies
+from gateway.telemetry import logs, metrics
 
 HOME = str(Path(__file__).resolve().parents[2])
 NUMBERS = frozenset({"gateway_port", "ops_port", "workers"})
@@ -169,7 +168,7 @@ def gateway_workers(
     return programs
 
 
-def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:
+def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
     """What metrics say of workers that had to be started again."""
     counts = [child.restarts for child in children]
     return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
@@ -177,7 +176,7 @@ def restarts_of(children: Iterable[Child]) -> tallies.Snapshot:
 
 async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
     """Leave what metrics say of restarts of workers and of the configuration, until cancelled."""
-    await tallies.publish(
+    await metrics.publish(
         now.running.metrics_dir, lambda: {**restarts_of(children()), **now.snapshot()}, beside=True
     )
 
@@ -209,7 +208,5 @@ def command(*words: str) -> tuple[str, ...]:
 
 
 def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:
-    from gateway.telemetry import metrics  # noqa: PLC0415  # loaded by the first scrape
-
-    found = tallies.merge(tallies.collect(settings.metrics_dir), tls.snapshot())
-    return metrics.render(accept, tallies.merge(found, disks(settings)))
+    found = metrics.merge(metrics.collect(settings.metrics_dir), tls.snapshot())
+    return metrics.render(accept, metrics.merge(found, disks(settings)))

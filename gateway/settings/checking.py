@@ -9,7 +9,7 @@ import difflib
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from collections.abc import Collection as Collection_
+from collections.abc import Collection as AnyCollection
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -125,7 +125,7 @@ def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
     return TlsFiles(value(f"{prefix}client_ca_file"), certificate, value(f"{prefix}key_file"))
 
 
-def check_workloads(workloads: Collection_[object], values: Mapping[str, Any], begin: str) -> None:
+def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any], begin: str) -> None:
     """`SettingError` where there are workloads, and nobody would ask them for a certificate."""
     if workloads and not values.get("tls_client_ca_file"):
         said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"

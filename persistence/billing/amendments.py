@@ -22,7 +22,7 @@ from gateway.core.accounts.holds import correction_id
 from gateway.core.accounts.outbox import named_unpriced
 from gateway.core.billing.cost import cost_nano, unpriced
 from gateway.core.billing.money import IN_MONEY, MICRO, NANO, Tier, pack_tiers, spend_micro
-from gateway.core.billing.price_book import KINDS as KINDS_
+from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.billing.price_book import SAME, Factor, Price, choose, read_price
 from gateway.core.billing.proration import CARRY
 from gateway.core.billing.usage_feed import AMENDED, RERATED
@@ -361,7 +361,7 @@ SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c
        c.created_at, c.model, c.response_model, c.cost, c.price_id, c.tools,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, u.units,
        u.day AS told_on,
-       {", ".join("c." + kind for kind in KINDS_)}
+       {", ".join("c." + kind for kind in KINDS_OF_TOKENS)}
   FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day
           FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at FROM feature_usage
                  WHERE in_money AND "timestamp" >= :since
@@ -491,7 +491,7 @@ def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_
             # By one of this name it was rated before, whichever: another one may have calls left, too.
             was = any(each.vector.price_id == call.price_id for each in book[name])
             if chosen is not None and chosen.vector.price_id == ours != call.price_id and was:
-                counts = [getattr(call, kind) for kind in KINDS_]
+                counts = [getattr(call, kind) for kind in KINDS_OF_TOKENS]
                 cost = cost_nano(chosen.vector, counts, call.tools or {}, call.service_tier)
                 more = _units(call, cost, factors[whose]) - call.units
                 lacking = named_unpriced(unpriced(chosen.vector, call.tools or {}))

@@ -42,7 +42,7 @@ from persistence.keeper.retention import SINCE_BEGAN, times_of
 from persistence.ledger import accounts, rollup, rows, statements
 from persistence.ledger.checkpoints import count_again
 from persistence.ledger.copying import Copies, Name, Unstorable, Users, columns_of
-from persistence.ledger.copying import storable as storable_
+from persistence.ledger.copying import storable as storable_names
 from persistence.ledger.guard import (
     CREDITS,
     UNKNOWN,
@@ -152,7 +152,7 @@ async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
 
 async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
     """The users that there are; nobody else becomes one by calls that are refused."""
-    asked = storable_(names)
+    asked = storable_names(names)
     if not asked:
         return {}
     found = await connection.exec_driver_sql(statements.KNOW_USERS, columns_of(asked))

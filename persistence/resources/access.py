@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy import (
     delete as delete_,
 )
-from sqlalchemy.dialects.postgresql import insert as insert_
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import (
@@ -166,7 +166,7 @@ def use_sign_in(connection: Connection, state: str) -> bool:
     latest = select(_used.state).order_by(_used.created_at.desc(), _used.state)
     over = (_used.created_at < func.now() - USED_KEPT) | _used.state.in_(latest.offset(USED_MAX))
     connection.execute(delete_(used_sign_in).where(over))
-    once = insert_(used_sign_in).values(state=sha256(state.encode()).hexdigest()).on_conflict_do_nothing()
+    once = upsert(used_sign_in).values(state=sha256(state.encode()).hexdigest()).on_conflict_do_nothing()
     return connection.execute(once.returning(_used.state)).first() is not None
 
 

@@ -36,7 +36,7 @@ from gateway.core.accounts.budgets import (
     wrong_window,
 )
 from gateway.core.accounts.outbox import SEPARATOR
-from gateway.core.billing.charges import too_many as too_many_
+from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
 from gateway.core.billing.price_book import KINDS
@@ -263,10 +263,10 @@ def _check_giver(change: Change, organization_id: int) -> None:
 def _check_price(change: Change, organization_id: int, amount: int) -> None:
     """What it comes to can be billed: at its own price, and what is taken back as debt."""
     unit_cost = change.command.values.get("unit_cost")
-    why = too_many_(amount, None if unit_cost is None else Decimal(str(unit_cost)))
+    why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
     if amount < 0 and why is None:
         debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
-        why = too_many_(amount, change.connection.execute(debt).scalar())
+        why = too_much_money(amount, change.connection.execute(debt).scalar())
     if why is not None:
         raise Unprocessable(errors=(("credits_added", why),))
 

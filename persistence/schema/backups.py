@@ -146,10 +146,12 @@ def _refuse_pooler(url: str) -> None:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """One transaction; what PostgreSQL says is told by its first line."""
+def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """One transaction, or each statement alone; what PostgreSQL says is told by its first line."""
     try:
-        with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        with psycopg.connect(
+            plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=autocommit
+        ) as connection:
             yield connection
     except psycopg.Error as error:
         raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error
@@ -185,7 +187,7 @@ class BackupRow:
 
 def note_backup(url: str, taken: BackupRow) -> int:
     """Note a backup; the number of the note, 0 in a database whose schema has no place for it yet."""
-    with _proof_connection(url) as connection:
+    with _connected(url) as connection:
         if not _notes(connection):
             return 0
         row = connection.execute(_NOTE, astuple(taken)).fetchone()
@@ -195,13 +197,13 @@ def note_backup(url: str, taken: BackupRow) -> int:
 
 def note_proof(url: str, number: int) -> None:
     """Note that a backup was restored and is right."""
-    with _proof_connection(url) as connection:
+    with _connected(url) as connection:
         connection.execute(_PROOF, (number,))
 
 
 def last_proven(url: str, files: list[str]) -> str:
     """Of some backups the latest that was proven, by its name; empty for none."""
-    with _proof_connection(url) as connection:
+    with _connected(url) as connection:
         if not _notes(connection):
             return ""
         row = connection.execute(_PROVEN, (files,)).fetchone()
@@ -210,7 +212,7 @@ def last_proven(url: str, files: list[str]) -> str:
 
 def refuse_unless_provable(url: str) -> None:
     """`BackupFailed` where no backup of this database could be proven: nothing needs to be written then."""
-    with _proof_connection(url) as connection:
+    with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
             version, runs_from = connection.execute(schema.STATUS).fetchone() or (None, "")
             try:
@@ -227,7 +229,7 @@ def database_beside(url: str) -> Iterator[str]:
 
     One at a time is lent beside a database. What a process that was killed left goes first.
     """
-    with _proof_connection(url, autocommit=True) as connection:
+    with _connected(url, autocommit=True) as connection:
         if connection.execute(_LOCK).fetchone() != (True,):
             raise BackupFailed("another backup of this database is being proven")
         row = connection.execute(_OID).fetchone()
@@ -244,7 +246,7 @@ def database_beside(url: str) -> Iterator[str]:
             yield _in(url, name)
         finally:
             # The other connection did nothing for as long as it took: something between may have cut it.
-            with _proof_connection(url, autocommit=True) as fresh:
+            with _connected(url, autocommit=True) as fresh:
                 fresh.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -264,17 +266,3 @@ def _in(url: str, name: str) -> str:
     """The address of another database of a server, however its own one is named in it."""
     address = make_url(dialect_url(url)).difference_update_query(["dbname"]).set(database=name)
     return plain_url(address.render_as_string(hide_password=False))
-
-
-@contextmanager
-def _proof_connection(
-    url: str, *, autocommit: bool = False
-) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """A connection; what PostgreSQL says is told by its first line."""
-    try:
-        with psycopg.connect(
-            plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=autocommit
-        ) as connection:
-            yield connection
-    except psycopg.Error as error:
-        raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error

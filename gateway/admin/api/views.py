@@ -42,7 +42,7 @@ from gateway.admin.operations import Asked, Done, Operations, finish
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.catalogue import QUOTE, Quote
-from gateway.admin.resources.catalogue import Asked as Asked_
+from gateway.admin.resources.catalogue import Asked as QuoteQuery
 from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
 from gateway.admin.resources.integrity import (
     DEAD_LETTERS,
@@ -72,7 +72,7 @@ from gateway.core.billing.cost import cost_nano, lines, money, unpriced
 from gateway.core.billing.events import EVENTS_MAX
 from gateway.core.billing.handover import Collected, Returned
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, choose, read_price
-from gateway.core.integrity.reconciliation import RUN_S_MAX as RUN_S_MAX_
+from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import ms_of
 from gateway.errors import (
@@ -182,7 +182,7 @@ def row_id(request: web.Request) -> int:
 # `/letters`: what waits for a person to decide, and the same decision for many of it at once.
 #
 # Each row is decided as by its own action: in a transaction of its own, with its own line in the audit log.
-# So one that is refused keeps no other, and whoever asks twice, or is cut off, decides nothing twice.
+# So a refused one stops no other. A repeated or interrupted request decides nothing twice.
 
 
 REPORT = REPORTS["letters"]
@@ -348,13 +348,13 @@ def _said(name: object) -> str | None:
 
 # Who may work with a whole configuration at a time: everybody has a share of their own, and it is bounded.
 #
-# What one organization's people send never takes the turns of others, least of all those of staff. Whoever
-# hangs up has their work ended.
+# The people of one organization never take the turns of others, least of all those of staff. Work ends when
+# its client hangs up.
 
 
 T = TypeVar("T")
 
-# How often it is looked whether whoever asked is there still.
+# How often the work looks whether its client is still there.
 LOOK_S = 0.25
 
 
@@ -420,7 +420,7 @@ async def read_within(request: web.Request, share: Share) -> bytes:
 
 
 async def while_asked(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do something that changes nothing, until it is done or whoever asked is gone."""
+    """Do something that changes nothing, until it is done or its client is gone."""
     doing = asyncio.ensure_future(work)
     try:
         while not doing.done():
@@ -577,7 +577,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
     async def quote(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, PRICES)
-        asked = requests.check_body(Asked_, _read_quote(request.query))
+        asked = requests.check_body(QuoteQuery, _read_quote(request.query))
         at = asked.get("at")
         at = at if isinstance(at, datetime) else datetime.now(UTC)
         currency = str(asked.get("currency", BASE_CURRENCY))
@@ -678,10 +678,10 @@ async def run_reconciliation(
 async def _run(
     ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool
 ) -> tuple[Row, bool]:
-    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX_)
+    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + COMPARISON_S_MAX)
     values = {"repair": repair, "whole": whole}
     if claim is not None:
-        claim = replace(claim, running_s_max=RUN_S_MAX_ + REQUEST_S_MAX)
+        claim = replace(claim, running_s_max=COMPARISON_S_MAX + REQUEST_S_MAX)
     asked = Command(
         "reconciliation", RECONCILIATION_RUN, ports.actor, request[REQUEST_ID], dict, None, values, claim
     )
@@ -690,7 +690,7 @@ async def _run(
     if isinstance(first, Replay) and first.status is not None:
         return first.body, True
     found = RECONCILIATION_REPORT.render(
-        await ports.reconciler.run_now(repair=repair, whole=whole, within_s=RUN_S_MAX_)
+        await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)
     )
     if claim is not None:
         await ports.store.finish(claim, 200, found)

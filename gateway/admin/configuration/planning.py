@@ -24,7 +24,7 @@ from gateway.admin.configuration.objects import (
     values_of,
 )
 from gateway.admin.configuration.references import (
-    ROWS_MAX as ROWS_MAX_,
+    ROWS_MAX as MATCHED_ROWS_MAX,
 )
 from gateway.admin.configuration.references import (
     Matching,
@@ -71,7 +71,7 @@ class Planner:
 
     def __init__(
         self, session: Applying, objects: Objects, actor: Actor, marks: Sequence[Mark], now: datetime,
-        *, rows_max: int = ROWS_MAX_,
+        *, rows_max: int = MATCHED_ROWS_MAX,
     ) -> None:  # fmt: skip
         self._session = session
         self._objects = objects
@@ -317,7 +317,7 @@ def _stays(resource: Resource, row: Row, name: str, value: object) -> str:
     return f"cannot be changed: it stays {resource.render(row)[name]}, not {value}"
 
 
-# What is there, written down as files say it: applied again it changes nothing.
+# The rows as configuration files say them. Applying such a file again changes nothing.
 
 
 ROWS_MAX = 100_000

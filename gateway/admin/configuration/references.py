@@ -13,13 +13,11 @@ from gateway.admin.configuration.objects import (
     Objects,
     Reference,
     Wanted,
+    Which,
     identity_of,
     shown,
     stored,
     values_of,
-)
-from gateway.admin.configuration.objects import (
-    Which as Which_,
 )
 from gateway.admin.configuration.words import (
     KINDS,
@@ -51,9 +49,9 @@ class _Unknown(LookupError):
 class Names:
     """What is there or will be, kind by kind; objects that refer to it are resolved behind it."""
 
-    def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which_, Mark]) -> None:
+    def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which, Mark]) -> None:
         # Rows that others may have the names of tomorrow, with their whole names.
-        self.referred: dict[Which_, Identity | None] = {}
+        self.referred: dict[Which, Identity | None] = {}
         # Objects that name what is not there any more: they wait, and nothing else does.
         self.left: list[tuple[Wanted, str]] = []
         # Ids that objects are about, and names of what was there before, by kind.
@@ -67,7 +65,7 @@ class Names:
         self._named: dict[str, dict[object, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._whole: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._called: set[tuple[str, object, object]] = set()
-        self._whole_of: dict[Which_, Identity] = {}
+        self._whole_of: dict[Which, Identity] = {}
         # What a name of a kind stands for: thousands of rows may have it, and thousands of objects say it.
         self._known: dict[tuple[str, object], Sequence[object]] = {}
 
@@ -173,7 +171,7 @@ class Names:
         return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
 
 
-def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which_, Mark]) -> Sequence[Row]:
+def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
     """Of rows of one name the one that applying made, or took for its own: all of them where none is."""
     if len(rows) < 2:
         return rows
@@ -190,9 +188,6 @@ def _there_is_no(kind: str, name: object) -> str:
 
 
 # What is to be done about a row, and how it is told: by names, never by ids.
-
-
-Which = tuple[str, object]
 
 
 @dataclass(slots=True)
@@ -393,11 +388,11 @@ class Matching:
 
     def __init__(
         self, session: Applying, objects: Objects, own: int | None, errors: Errors,
-        marks: Mapping[Which_, Mark], *, rows_max: int = ROWS_MAX,
+        marks: Mapping[Which, Mark], *, rows_max: int = ROWS_MAX,
     ) -> None:  # fmt: skip
         self.names = Names(own, errors, marks)
         # Rows that files meant, and whose names are those of other rows now.
-        self.replaced: set[Which_] = set()
+        self.replaced: set[Which] = set()
         self._marks = marks
         self._marks_of: dict[str, list[Mark]] = defaultdict(list)
         for mark in marks.values():

@@ -20,7 +20,7 @@ from gateway.admin.resources import resource as typed_as
 from gateway.admin.resources.resource import Field, words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ENFORCE, SELECTING
-from gateway.core.accounts.budgets import MONEY as MONEY_
+from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.plans import TERMS
 from gateway.core.billing.price_book import KINDS
 from gateway.errors import AdminRefusal
@@ -218,14 +218,14 @@ def limit_said(budget: Row) -> str:
 
 def amount(budget: Row, value: object) -> str:
     """An amount of a budget with its unit: money in its currency."""
-    if budget["unit"] == MONEY_:
+    if budget["unit"] == IN_MONEY:
         return about_url(value, str(budget["currency"]))
     return f"{number(value)} {budget['unit']}"
 
 
 def bare(budget: Row, value: object) -> str:
     """An amount that stands beside one with its unit."""
-    return amount(budget, value) if budget["unit"] == MONEY_ else number(value)
+    return amount(budget, value) if budget["unit"] == IN_MONEY else number(value)
 
 
 def budget_state_of(budget: Row) -> str:

@@ -26,7 +26,7 @@ from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.cost import Line, lines
 from gateway.core.billing.finance import Asked
 from gateway.core.billing.handover import DONE
-from gateway.core.billing.handover import KINDS as KINDS_
+from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.price_book import KINDS, PARTS, TOKENS_A_PRICE, USES_A_PRICE, read_price
 from gateway.errors import NotFound
@@ -344,7 +344,7 @@ LINES_A_PAGE = 100
 NOTES_TOLD_MAX = 50
 PAYMENTS_TOLD_MAX = 200
 # One of each kind.
-HANDOVERS_TOLD_MAX = len(KINDS_)
+HANDOVERS_TOLD_MAX = len(HANDOVER_KINDS)
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 

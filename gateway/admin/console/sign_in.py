@@ -27,7 +27,7 @@ from gateway.admin.console.home import (
     set_cookie,
 )
 from gateway.admin.console.home import (
-    cookie_of as cookie_of_,
+    cookie_of as session_cookie_of,
 )
 from gateway.admin.http.requests import slow_down
 from gateway.admin.ports import SignIns
@@ -312,7 +312,7 @@ class SigningOut:
         if sign_ins is None or not name:
             return None
         begun = Begun.now(name, "/", time.time())
-        cookie = request.cookies.get(cookie_of_(request), "")
+        cookie = request.cookies.get(session_cookie_of(request), "")
         address = await sign_ins.sign_out_address(name, signed.id_token, cookie, state=begun.farewell)
         if not address:
             return None

@@ -45,7 +45,7 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, access
 from gateway.core.billing.charges import KINDS, REASONS
 from gateway.core.billing.events import AMOUNT_MAX
-from gateway.core.billing.handover import KINDS as KINDS_
+from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
 from gateway.core.billing.handover import STATES
 from gateway.core.billing.payments import TOP_UPS_A_MONTH_MAX
 
@@ -598,7 +598,7 @@ HANDOVER_RESOURCES = (
             "organization_id": Filter(),
             "invoice_id": Filter(),
             "about_id": Filter(),
-            "kind": Filter("text", KINDS_),
+            "kind": Filter("text", HANDOVER_KINDS),
             "state": Filter("text", STATES),
             "remote": Filter("text"),
         },

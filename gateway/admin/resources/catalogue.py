@@ -48,11 +48,11 @@ from gateway.admin.resources.values import (
     UpstreamName,
 )
 from gateway.admin.resources.values import (
-    Rate as Rate_,
+    Rate as CreditRate,
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, Reach, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
-from gateway.core.billing.price_book import OPERATOR as OPERATOR_
+from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
 from gateway.core.calls.routes import PATHS_MAX
 
 TIERS_MAX = 100
@@ -102,7 +102,7 @@ class AtCost(In):
     """What the price book says the call costs, times a markup."""
 
     markup: Markup = Field(default=Decimal(1), description='Such as "1.2".')
-    credits_per_unit: Rate_ | None = Field(
+    credits_per_unit: CreditRate | None = Field(
         default=None, description="Of Consumption: how many credits a unit of the currency is."
     )
 
@@ -561,7 +561,7 @@ PRICE_RESOURCES = (
             by=("provider", "match", "currency", "source", "model"),
             folded=True,
             after=("organizations",),
-            is_kept=lambda row: row["source"] == OPERATOR_,
+            is_kept=lambda row: row["source"] == BY_OPERATOR,
             since="effective_from",
         ),
     ),

@@ -34,8 +34,8 @@ from gateway.core.alerts.messages import CONSENT_EVENT, EVENTS, SECRET_PREFIX, T
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.usage_feed import COUNTED_MAX
-from gateway.core.billing.usage_feed import KINDS as KINDS_
-from gateway.core.billing.usage_feed import STATES as STATES_
+from gateway.core.billing.usage_feed import KINDS as USAGE_EVENT_KINDS
+from gateway.core.billing.usage_feed import STATES as USAGE_EVENT_STATES
 from gateway.core.model import INTEGER_MAX
 from gateway.core.network import URL_CHARS_MAX
 
@@ -268,8 +268,8 @@ USAGE_FEED_RESOURCES = (
         filters={
             "organization_id": Filter(),
             "feed_id": Filter(),
-            "state": Filter("text", STATES_),
-            "kind": Filter("text", KINDS_),
+            "state": Filter("text", USAGE_EVENT_STATES),
+            "kind": Filter("text", USAGE_EVENT_KINDS),
         },
         actions=(
             Action("retry", "Send one again that was refused or left"),

@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, create_model
-from pydantic import Field as Field_
+from pydantic import Field as ModelField
 from pydantic.fields import FieldInfo
 
 from gateway.admin.resources.values import Day, Id, In, Instant, LimitsIn, LimitsOut, Out
@@ -441,7 +441,7 @@ def patch_of(
     fields = {
         field: (
             kinds.get(field, _kind_of_field(info)),
-            Field_(default_factory=_absent, description=info.description),
+            ModelField(default_factory=_absent, description=info.description),
         )
         for field, info in model.model_fields.items()
         if field not in without
@@ -454,7 +454,7 @@ def patch_of(
 
 def dated(model: type[In], name: str, doc: str, description: str) -> type[In]:
     """Make a model that says `from` which day on it counts besides: no class has a field of that name."""
-    day = {"from": (Day, Field_(description=description))}
+    day = {"from": (Day, ModelField(description=description))}
     made: type[In] = create_model(name, __base__=model, __doc__=doc, **day)  # type: ignore[call-overload]  # built
     return made
 
@@ -466,7 +466,7 @@ def answer_of(model: type[In], doc: str, *, base: type[Out] = Out, **more: objec
     """
     fields: dict[str, Any] = {"id": (Id, ...)}
     for name, info in model.model_fields.items():
-        fields[name] = (_told(_kind_of_field(info)), Field_(description=info.description))
+        fields[name] = (_told(_kind_of_field(info)), ModelField(description=info.description))
     for name, kind in more.items():
         fields[name] = kind if isinstance(kind, tuple) else (kind, ...)
     if "timestamp" not in fields:
@@ -508,15 +508,15 @@ def _absent() -> None:
 CURSOR_CHARS_MAX = 400
 
 Cursor = Annotated[
-    str, Field_(strict=True, min_length=1, max_length=CURSOR_CHARS_MAX, pattern="^[A-Za-z0-9_-]+$")
+    str, ModelField(strict=True, min_length=1, max_length=CURSOR_CHARS_MAX, pattern="^[A-Za-z0-9_-]+$")
 ]
 
 
 class Paged(In):
     """What is asked for a page."""
 
-    limit: int = Field_(default=1_000, ge=1, le=10_000, description="Most items to tell.")
-    cursor: Cursor | None = Field_(
+    limit: int = ModelField(default=1_000, ge=1, le=10_000, description="Most items to tell.")
+    cursor: Cursor | None = ModelField(
         default=None, description="`next_cursor` of the page before, with the same parameters."
     )
 

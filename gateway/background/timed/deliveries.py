@@ -18,7 +18,7 @@ from gateway.background.loops import Isolation
 from gateway.core.alerts.messages import Delivery, Mail, Outcome, body_of, headers_of, is_mail, mail_of
 from gateway.core.billing import usage_feed
 from gateway.core.billing.handover import DONE, Handover
-from gateway.core.billing.handover import Outcome as Outcome_
+from gateway.core.billing.handover import Outcome as HandoverOutcome
 from gateway.core.billing.usage_feed import (
     BATCH_EVENTS_MAX,
     BATCHES_AT_ONCE,
@@ -154,14 +154,14 @@ class HandoverQueue(Protocol):
     async def note(self, handover: Handover, remote_id: str) -> None:
         """Keep what was made of it there."""
 
-    async def ended(self, handover: Handover, outcome: Outcome_) -> None:
+    async def ended(self, handover: Handover, outcome: HandoverOutcome) -> None:
         """Keep what came of an attempt."""
 
 
 class Collector(Protocol):
     """The billing service."""
 
-    async def hand_over(self, handover: Handover, note: Callable[[str], Awaitable[None]]) -> Outcome_:
+    async def hand_over(self, handover: Handover, note: Callable[[str], Awaitable[None]]) -> HandoverOutcome:
         """Make one attempt; never raises for what the other side does."""
 
 

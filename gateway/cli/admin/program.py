@@ -531,21 +531,19 @@ def reconcile_provider(
 ) -> None:
     """Compare days and models with a provider's report; exit 1 if any differs, 2 if it cannot be read."""
     # Each command loads what it needs.
-    from gateway.cli.admin import provider as printing  # noqa: PLC0415  # as above
-    from gateway.cli.admin.provider import (  # noqa: PLC0415  # loaded where it is needed
-        Asked,
-        compared,  # as above
-    )
+    from gateway.cli.admin import provider as comparing  # noqa: PLC0415  # as above
 
     with output.admin(failed=BAD_INPUT) as admin:
-        asked = Asked(provider.value, files or (), api, since, until, service or (), tolerance or ())
-        found = compared(admin, asked)
+        asked = comparing.Asked(
+            provider.value, files or (), api, since, until, service or (), tolerance or ()
+        )
+        found = comparing.compared(admin, asked)
     if as_json:
-        printing.print_json(found)
+        comparing.print_json(found)
     elif as_csv:
-        printing.print_csv(found)
+        comparing.print_csv(found)
     else:
-        printing.print_table(found)
+        comparing.print_table(found)
     if not found.is_matched:
         raise typer.Exit(1)
 

@@ -223,9 +223,6 @@ class Tax:
         return f"Tax 0 %, {why}" if why else ""
 
 
-NO_TAX = Tax(Decimal(0))
-
-
 @dataclass(frozen=True, slots=True)
 class Dated:
     """A tax, and the first day of supply it is for."""

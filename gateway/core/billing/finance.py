@@ -17,7 +17,6 @@ from gateway.core.billing.charges import KINDS
 from gateway.core.billing.money import EXACT, ONE_NANO, rounded
 
 DOCUMENT, SUPPLY = "document", "supply"
-BUCKETS = (30, 60, 90)
 # Kinds of revenue besides those of charges: credits that were sold earn with their use, and as they expire.
 DRAWN = ("credits_used", "credits_expired")
 # Accounts of the ledger, each with what it is called where nobody gave it another code.

@@ -98,7 +98,8 @@ def _flat(document: bytes) -> bytes:
 # An upstream may be wrong in any way; a meter never fails for it and never believes it blindly.
 
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# An object as its members, each unread.
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # The fields that hold produced text in any of the APIs, complete or broken off.
 _TEXT = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|thinking|partial_json|delta)"'
@@ -126,7 +127,7 @@ def loose_document(document: bytes) -> dict[str, object]:
 def is_object(document: bytes) -> bool:
     """Whether a document is a JSON object, as far as it can be made readable."""
     try:
-        decoded(_object, document)
+        decoded(_parts, document)
     except UNREADABLE:
         return False
     return True
@@ -204,7 +205,6 @@ class Reports(Generic[T]):
 
 
 # A value stays as it came until it is known what it is to be: one nobody reads cannot be wrong.
-_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _text = msgspec.json.Decoder(str).decode
 

@@ -28,7 +28,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.text import Names as Names_
+from gateway.core.text import Names as NameEndings
 
 _MESSAGES = Names("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = Names("user_id")
@@ -54,7 +54,7 @@ FAST: Final = "fast"  # a speed with prices of its own, as a tier has
 US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
 
 
-def _no_media(document: Document, names: Names_) -> bool:
+def _no_media(document: Document, names: NameEndings) -> bool:
     return (
         only_own_tools(document)
         and "mcp_servers" not in document

@@ -21,7 +21,7 @@ from gateway.core.families.controlled import (
     model_in_path,
 )
 from gateway.core.families.family import Exclusions, Found, Objects, object_in
-from gateway.core.text import Names as Names_
+from gateway.core.text import Names as NameEndings
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ _FUNCTIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
 _KEPT: Final = frozenset({"cachedContent", "cached_content"})
 
 
-def _no_media(document: Document, names: Names_) -> bool:
+def _no_media(document: Document, names: NameEndings) -> bool:
     if not _KEPT.isdisjoint(document):
         return False
     tools = document.get("tools")
@@ -143,7 +143,7 @@ def _listed(value: list[object] | Document) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _no_sound(document: Document, names: Names_) -> bool:
+def _no_sound(document: Document, names: NameEndings) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
     for name in ("generationConfig", "generation_config"):
         config = document.get(name)

@@ -28,7 +28,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.text import Names as Names_
+from gateway.core.text import Names as NameEndings
 from gateway.errors import InvalidRequest
 
 _CHAT = Names(
@@ -110,13 +110,13 @@ _SAID: Final = ("messages", "input", "instructions", "system")
 _KEPT: Final = frozenset({"previous_response_id", "conversation", "plugins", "audio"})
 
 
-def _no_media(document: Document, names: Names_) -> bool:
+def _no_media(document: Document, names: NameEndings) -> bool:
     if not _KEPT.isdisjoint(document) or isinstance(document.get("prompt"), dict):
         return False
     return only_own_tools(document) and all(only_text(document.get(name)) for name in _SAID)
 
 
-def _no_sound(document: Document, names: Names_) -> bool:
+def _no_sound(document: Document, names: NameEndings) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
     asked = document.get("modalities")
     if asked is None:
