@@ -406,6 +406,21 @@ class LoopsSilent(AdminRefusal):
     status = 503
 
 
+class MissingExtra(AdminRefusal):
+    """This needs an extra that is not installed; the message says how to install it."""
+
+    reason = "extra_not_installed"
+    status = 501
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(f"This needs libraries that are not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra of the package."""
+    return f"pip install 'tollkeeper[{extra}]'"
+
+
 class CollectorUnavailable(AdminRefusal):
     """The service that collects money does not answer; send it again in a moment."""
 

@@ -131,7 +131,8 @@ def keeper(
     from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 
-    read = partial(resolved, config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
+    given = {"admin_port": admin_port, "redis_url": redis_url, "database_url": database_url}
+    read = partial(resolved, config, "keeper", **given)
     settings = read()
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)

@@ -23,6 +23,7 @@ from gateway.core.issuers import (
     refused,
 )
 from gateway.errors import IssuerUnavailable, TollkeeperError
+from gateway.extras import loading
 from gateway.issuers.key_set import FETCH_S_MAX, KeySet, UnreadableKeys, VerifyingKey
 
 LOOK_S: Final = 0.5
@@ -41,7 +42,8 @@ Read = Callable[[Issuer], KeySet]
 
 def read_keys(issuer: Issuer) -> KeySet:
     """An issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
-    from gateway.issuers import fetching  # noqa: PLC0415  # some 20 MB, for workers that have issuers alone
+    with loading("oidc"):  # some 20 MB, for workers that have issuers alone
+        from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
     return fetching.fetch_keys(issuer)
 

@@ -30,6 +30,7 @@ from gateway.core.issuers import (
     refused,
 )
 from gateway.errors import InvalidApiKey, IssuerUnavailable, NotFound, SignInRefused, TollkeeperError
+from gateway.extras import loading
 from gateway.issuers.key_set import Endpoints, KeySet, UnreadableKeys
 from gateway.issuers.keys import IssuerKeys, Log, Read, in_thread
 
@@ -127,7 +128,8 @@ _AWAY: Final = "The provider of identities does not answer; try again in a momen
 
 def read_provider(issuer: Issuer) -> KeySet:
     """What a provider publishes; `UnreadableKeys` says why it cannot be read."""
-    from gateway.issuers import fetching  # noqa: PLC0415  # some 20 MB, for keepers that have providers alone
+    with loading("oidc"):  # some 20 MB, for keepers that have providers alone
+        from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
     return fetching.read_provider(issuer)
 

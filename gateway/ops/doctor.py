@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,8 @@ from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.network import without_password
-from gateway.errors import SettingError, StartError
+from gateway.errors import SettingError, StartError, install
+from gateway.extras import is_installed
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
@@ -101,12 +101,8 @@ CONNECTIONS_FEW = 1_000
 
 async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
     """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
-    routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
-    yield Finding(True, "settings", f"read and valid: {routes}")
-    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
-        if not getattr(settings, name):
-            said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
-            yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    for finding in _of_settings(settings, role):
+        yield finding
     for finding in _of_this_machine(settings, role):
         yield finding
     if settings.redis_url:
@@ -128,6 +124,19 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         yield await _upstream_in_use(target)
     async for finding in _issuers(settings, role):
         yield finding
+
+
+def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
+    """Whether all that is needed is set, and the extras that settings ask for are installed."""
+    routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
+    yield Finding(True, "settings", f"read and valid: {routes}")
+    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
+        if not getattr(settings, name):
+            said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
+            yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    for extra, name in settings.extras(role).items():
+        lacks = "" if is_installed(extra) else f"{name} is set, and its libraries are not installed: "
+        yield Finding(not lacks, extra, lacks + install(extra) if lacks else "its libraries are installed")
 
 
 def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
@@ -201,24 +210,16 @@ def _why_unwritable(place: Path) -> str:
 
 
 async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
-    if settings.stripe_api_key:
-        yield _stripe()
     if settings.usage_feed != "off":
         url = settings.usage_feed_url
         feed = UpstreamTarget("", url, via=settings.proxies.to(url))
         yield await _upstream(feed, f"usage feed {settings.usage_feed}")
 
 
-def _stripe(library: str = "stripe") -> Finding:
-    """Whether a keeper could hand over what is final."""
-    if find_spec(library) is None:
-        said = "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed"
-        return Finding(False, "stripe", f"{said}: pip install 'tollkeeper[stripe]'")
-    return Finding(True, "stripe", "its library is installed")
-
-
 async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Whether those answer who say who calls, and who is at the console."""
+    if not is_installed("oidc"):
+        return
     for issuer in settings.issuers if role != "keeper" else ():
         yield await _issuer(issuer)
     for provider in settings.sign_in.providers if role != "serve" else ():

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from gateway.core.text import read_json
 from gateway.errors import PlaceFailed
+from gateway.extras import loading
 
 # What is read at once: of a bucket, that is a request.
 CHUNK_BYTES = 8 << 20
@@ -51,12 +52,15 @@ class Place:
     `file_bytes_max`; a directory has none (None) of its own.
     """
 
-    def __init__(self, url: str, *, stored_bytes_max: int = STORED_BYTES_MAX) -> None:
+    def __init__(
+        self, url: str, *, extra: str = "archive", stored_bytes_max: int = STORED_BYTES_MAX
+    ) -> None:
         self.url = url.rstrip("/") or url
         scheme = urlsplit(url)[0]
         _refuse(url)
-        with told(url):
+        with loading(extra):
             fs: Any = importlib.import_module("pyarrow.fs")
+        with told(url):
             if scheme == "":
                 self._files, self._root = fs.LocalFileSystem(), str(Path(url).absolute())
             else:

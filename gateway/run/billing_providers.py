@@ -21,6 +21,7 @@ from gateway.core.billing.handover import Collected, Returned
 from gateway.core.billing.usage_feed import Terms
 from gateway.core.network import DIRECT
 from gateway.errors import SettingError, StartError
+from gateway.extras import loading
 from gateway.files import read_regular
 from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Connector, Outgoing, ProxiesNow
@@ -104,17 +105,13 @@ class Collecting:
         self._feed = UsageFeed(settings, later)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
-        try:
+        with loading("stripe"):
             from gateway.handover.stripe_billing import (  # noqa: PLC0415  # loaded where it is needed
-                StripeApi,  # an extra, and large
+                StripeApi,  # large
                 StripeEvents,
                 StripeReturns,
             )
-        except ModuleNotFoundError as error:
-            raise StartError(
-                "TOLLKEEPER_STRIPE_API_KEY is set, and Stripe's library is not installed: "
-                "pip install 'tollkeeper[stripe]'"
-            ) from error
+
         if settings.stripe_api_key:
             connects = connector(later.proxies)
             self._api = StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connects)

@@ -31,6 +31,8 @@ from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis.cluster import Shards, Wires
 from gateway.counters.redis.connection import Wire
 from gateway.counters.settlement_log.log import SettlementLog
+from gateway.errors import MissingExtra
+from gateway.extras import loading
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import Directory as KeyDirectory
 from gateway.issuers.callers import TokenCallers
@@ -132,8 +134,9 @@ ENCODINGS = {
 def load_tokenizer() -> Tokenizer | None:
     """The tokenizer of each model known; None where the package is not installed."""
     try:
-        package: Any = import_module("bpe_openai")
-    except ImportError:
+        with loading("tokenizer"):
+            package: Any = import_module("bpe_openai")
+    except MissingExtra:
         return None
 
     @lru_cache

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from gateway.admin.invoices.renderer import missing_glyphs
 from gateway.background.loops import Isolation, Loop
 from gateway.background.timed.invoicing import AccountClosing
 from gateway.background.verifying.reconciler import Reconciler
@@ -28,6 +27,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import wires_to
 from gateway.counters.redis.connection import Wire
 from gateway.counters.redis.keys import partition_of
+from gateway.extras import is_installed
 from gateway.run.lifecycle import forever
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.reload import (
@@ -78,10 +78,15 @@ def store_over(
     replica: Replica | None = None,
 ) -> Store:  # fmt: skip
     """PostgreSQL as the Admin API and the clock use it."""
+    glyphs = None
+    if is_installed("documents"):  # else no document is set whose letters could be missing
+        from gateway.admin.invoices.press import missing_glyphs  # noqa: PLC0415  # its library is large
+
+        glyphs = Glyphs(missing_glyphs)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
         mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
-        replica=replica, glyphs=Glyphs(missing_glyphs), organizations=organizations,
+        replica=replica, glyphs=glyphs, organizations=organizations,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
     """Settings that a gateway may serve by: Redis is asked for prices only where those are in question."""
-    settings = resolved(config, **options)
+    settings = resolved(config, "serve", **options)
     try:
         settings.table.check_services({})
     except SettingError:
@@ -186,14 +186,16 @@ def find_home() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
 
 
-def resolved(config: Path | None, **options: str | int | None) -> Settings:
-    """Settings with the given options over everything else."""
+def resolved(config: Path | None, role: str = "", **options: str | int | None) -> Settings:
+    """Settings with the given options over everything else; with a role, its extras are there as well."""
     environ = dict(os.environ)
     for name, value in options.items():
         if value is not None:
             environ[f"{PREFIX}{name.upper()}"] = str(value)
             environ.pop(f"{PREFIX}{name.upper()}{SUFFIX}", None)
-    return load(environ, config)
+    settings = load(environ, config)
+    settings.require_extras(role)
+    return settings
 
 
 def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:

@@ -25,7 +25,8 @@ from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.issuers import Issuer, SignIn
 from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
-from gateway.errors import SettingError
+from gateway.errors import SettingError, install
+from gateway.extras import is_installed
 from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
 from gateway.settings.checking import (
     Collection,
@@ -294,6 +295,23 @@ class Settings(Servers, frozen=True, kw_only=True):
         """`SettingError` for the first of these that has no value."""
         for name in (one for one in names if not getattr(self, one)):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
+
+    def extras(self, role: str) -> Mapping[str, str]:
+        """The extras that a process (`serve`, `keeper`, `all`) needs, each with a setting that wants it."""
+        asking = (
+            ("sign_in", "oidc", "keeper", self.sign_in.providers),
+            ("issuers", "oidc", "serve", self.issuers),
+            (f"{PREFIX}STRIPE_WEBHOOK_SECRET", "stripe", "keeper", self.stripe_webhook_secret),
+            (f"{PREFIX}STRIPE_API_KEY", "stripe", "keeper", self.stripe_api_key),
+            (f"{PREFIX}INVOICE_LOGO", "documents", "keeper", self.invoice_logo),
+        )
+        return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}
+
+    def require_extras(self, role: str) -> None:
+        """`SettingError` for the first of these extras that is not installed."""
+        for extra, name in self.extras(role).items():
+            if not is_installed(extra):
+                raise SettingError(f"{name} is set, and its libraries are not installed: {install(extra)}")
 
     @property
     def owner_url(self) -> str:

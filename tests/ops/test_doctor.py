@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,8 +17,10 @@ import redis
 import trustme
 
 from gateway.counters.admission.stored import encode_catalogue
+from gateway.errors import SettingError
+from gateway.extras import LIBRARIES
 from gateway.ops import hints
-from gateway.ops.doctor import _data_directory, _open_files, _stripe, examine
+from gateway.ops.doctor import _data_directory, _open_files, examine
 from gateway.ops.doctor_redis import Finding, verification
 from gateway.settings.settings import Settings, load
 from tests.certificates import issued, write
@@ -90,9 +93,23 @@ async def test_a_feed_of_use_has_somebody_who_answers(tmp_path: Path) -> None:
     }
 
 
-def test_a_key_of_stripes_needs_its_library() -> None:
-    assert (_stripe().well, _stripe("no_such_library").well) == (True, False)
-    assert "pip install 'tollkeeper[stripe]'" in _stripe("no_such_library").says
+async def test_what_is_set_needs_its_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = settings(tmp_path, stripe_api_key="sk_test_1", issuers=(issuer(jwks_file="nowhere"),))
+
+    async def said_for(role: str) -> dict[str, str]:
+        return {each.subject: each.says async for each in examine(asked, role) if each.subject in LIBRARIES}
+
+    assert await said_for("keeper") == {"stripe": "its libraries are installed"}
+    for library in ("stripe", "jwt"):
+        monkeypatch.setitem(sys.modules, library, None)
+    brings = "is set, and its libraries are not installed: pip install 'tollkeeper[{}]'"
+    assert await said_for("serve") == {"oidc": f"issuers {brings.format('oidc')}"}
+    stripe = {"stripe": f"TOLLKEEPER_STRIPE_API_KEY {brings.format('stripe')}"}
+    assert await said_for("keeper") == stripe
+    for role, named in (("serve", "issuers"), ("keeper", "TOLLKEEPER_STRIPE_API_KEY"), ("all", "")):
+        with pytest.raises(SettingError, match=f"{named}.* is set, and its libraries are not installed"):
+            asked.require_extras(role)
+    asked.require_extras("")
 
 
 async def test_redis_must_keep_what_it_is_told(

@@ -13,7 +13,7 @@ from stripe import APIError, InvalidRequestError
 
 from gateway.background.loops import Isolation
 from gateway.background.timed.deliveries import Handovers
-from gateway.errors import StartError, Unauthorized
+from gateway.errors import MissingExtra, Unauthorized
 from gateway.run.billing_providers import Collecting
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings, load
@@ -105,5 +105,5 @@ def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch:
     for name in [name for name in sys.modules if name.startswith("gateway.handover.stripe_")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "stripe", None)
-    with pytest.raises(StartError, match=r"pip install 'tollkeeper\[stripe\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'tollkeeper\[stripe\]'"):
         of(API_KEY=KEY)

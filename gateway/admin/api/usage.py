@@ -36,6 +36,7 @@ from gateway.core.billing import finance
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
+from gateway.extras import loading
 
 # By default a report is of so many days, today the last of them.
 DAYS = 30
@@ -175,7 +176,8 @@ class Parquet:
     async def of(cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST) -> Parquet:
         """Begin a file. The library is large: it is loaded by the first one, beside the loop."""
         load = importlib.import_module
-        libraries = [await asyncio.to_thread(load, each) for each in ("pyarrow", "pyarrow.parquet")]
+        with loading("finance"):
+            libraries = [await asyncio.to_thread(load, each) for each in ("pyarrow", "pyarrow.parquet")]
         return cls(name, columns, money, libraries)
 
     def head(self) -> bytes:

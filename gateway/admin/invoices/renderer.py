@@ -5,19 +5,14 @@ The template gets plain text and JSON; nothing of it is read as markup.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import typst
-
-from gateway.admin.invoices import press
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import (
     CREDIT_NOTE,
@@ -29,12 +24,15 @@ from gateway.core.billing.document import (
 )
 from gateway.core.billing.e_invoice import due_of, prepaid_of, terms_of
 from gateway.core.billing.invoice import span
+from gateway.extras import loading
 
 # Electronic invoices: the terms of EN 16931 as XML, and a PDF that carries it (Factur-X).
 #
 # The library is loaded when the first is asked for. It is asked for no rules over the network.
 
 
+# Of the package: what sets pages and writes XML.
+EXTRA = "documents"
 FACTUR_X, UBL = "factur-x", "ubl"
 # How the library calls each syntax.
 _SYNTAXES = {FACTUR_X: "factur-x", UBL: "ubl-2.1"}
@@ -45,7 +43,8 @@ _RELATION = "alternative"
 
 def electronic_invoice(invoice: Row, syntax: str) -> bytes:
     """Write an invoice as CII or UBL, checked against its schema; refuses as `terms_of` does."""
-    from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
+    with loading(EXTRA):
+        from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
 
     made: bytes = generate_xml(
         terms_of(invoice), flavor=_SYNTAXES[syntax], level=_PROFILE, check_xsd=True, check_schematron=None
@@ -55,7 +54,8 @@ def electronic_invoice(invoice: Row, syntax: str) -> bytes:
 
 def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
     """Put the XML of an invoice into its PDF/A-3."""
-    from facturx import generate_from_binary  # noqa: PLC0415  # as above
+    with loading(EXTRA):
+        from facturx import generate_from_binary  # noqa: PLC0415  # as above
 
     title = f"{invoice['kind']} {invoice['number']}".replace("_", " ").capitalize()
     seller: Any = invoice["seller"]
@@ -99,6 +99,9 @@ class InvoiceRenderer:
 
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
         """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can."""
+        with loading(EXTRA):
+            from gateway.admin.invoices import press  # noqa: PLC0415  # as above
+
         lines: Any = invoice["lines"]
         content = self.content(invoice)
         archived = press.archive(content, self.logo, len(lines)) if xml else None
@@ -217,37 +220,3 @@ def _parts(moment: str | None) -> dict[str, int] | None:
 
 def _day(day: date) -> str:
     return f"{day.day} {day:%B %Y}"
-
-
-# Letters that no font of this machine shows: they would be boxes, so what has them does not become final.
-
-
-_PAGE = b"""#set document(date: datetime(year: 2000, month: 1, day: 1))
-#set text(font: "Libertinus Serif")
-#sys.inputs.text"""
-_MISSING = re.compile(r'the text `"(.+?)"` could not be displayed')
-_ESCAPED = re.compile(r"\\u\{([0-9a-f]+)\}")
-
-
-def missing_glyphs(text: str) -> str:
-    """Those of a text that cannot be set, each once, as the archive's standard finds them.
-
-    Sets a page, which takes a while: never to be called where something else waits. Fonts are looked for once
-    in a process.
-    """
-    inputs = {"text": text}
-    try:
-        typst.compile(_PAGE, format="pdf", sys_inputs=inputs, pdf_standards="a-3b", font_paths=_fonts())
-    except typst.TypstError as error:
-        found = _MISSING.findall(error.diagnostic)
-        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, each) for each in found)))
-    return ""
-
-
-@cache
-def _fonts() -> typst.Fonts:
-    return typst.Fonts()
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    return chr(int(found[1], 16))

@@ -29,6 +29,8 @@ from persistence.schema import version as schema
 
 
 FORMAT = 1
+# Of the package: what speaks to buckets.
+EXTRA = "backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +309,7 @@ class Bucket:
     def __init__(
         self, url: str, *, piece_bytes: int = PIECE_BYTES, left_after: timedelta = LEFT_AFTER
     ) -> None:
-        self._place = Place(url)
+        self._place = Place(url, extra=EXTRA)
         self._piece_bytes = piece_bytes
         self._left_after = left_after
 
@@ -365,11 +367,10 @@ def named(url: str) -> PiecesBackup:
     folder, name = Place.parted(url)
     name = name.removesuffix(_DOCUMENT)
     if not _NAME.fullmatch(name):
-        place = Place(url)
-        raise BackupFailed(
-            f"{shown(url)} names no backup{_instead(place if place.names('') else Place(folder))}"
-        )
-    return PiecesBackup(Place(folder), name)
+        place = Place(url, extra=EXTRA)
+        there = place if place.names("") else Place(folder, extra=EXTRA)
+        raise BackupFailed(f"{shown(url)} names no backup{_instead(there)}")
+    return PiecesBackup(Place(folder, extra=EXTRA), name)
 
 
 class _GrowingPieces:

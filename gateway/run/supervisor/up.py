@@ -75,7 +75,7 @@ def up(
 ) -> None:
     """Run everything on this machine until it is stopped."""
     find_home()
-    read = partial(resolved, config, **settings_given)
+    read = partial(resolved, config, "all", **settings_given)
     settings = read()
     configured = settings.table != default_table(os.environ).through(settings.proxies)
     if upstream:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.admin.invoices import press
-from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX
-from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer, missing_glyphs
+from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX, missing_glyphs
+from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer
 from gateway.core.billing.e_invoice import legible
 from gateway.errors import Conflict
 from persistence.billing.invoice_build import DOCUMENT_BYTES_MAX
