@@ -6,13 +6,14 @@ milliseconds since the epoch, UTC, unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
 
 from gateway.core.accounts.plans import Weights
-from gateway.core.billing.cost import TokenRate
 from gateway.core.billing.money import NO_PRICING, Pricing
+from gateway.core.billing.price_book import TokenRate
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
@@ -81,6 +82,43 @@ class Limits:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+
+
+# Names as lists have them: exact, or a pattern in which `*` stands for any characters.
+
+
+def on_list(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
+
+    No pattern holds a name with a comma: some upstreams take that for several names.
+    """
+    return "," not in name and any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
+
+
+class Patterns:
+    """The patterns of a list, taken apart once for many names."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        self._parts = [one.split("*") for one in listed if "*" in one]
+
+    def hold(self, name: str) -> bool:
+        """Whether `on_list` says so of this name."""
+        return "," not in name and any(_fits(name, parts) for parts in self._parts)
+
+
+def _fits(name: str, parts: list[str]) -> bool:
+    first, *middle, last = parts
+    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
+        return False
+    at, end = len(first), len(name) - len(last)
+    for part in middle:
+        found = name.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")

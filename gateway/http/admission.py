@@ -12,11 +12,10 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.call import Call
 from gateway.core.calls.claims import read_call
-from gateway.core.calls.routes import Patterns, on_list
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import is_list, narrowed, one_of
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Service
+from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service, on_list
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,

@@ -23,9 +23,8 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
-from gateway.core.billing.cost import TokenRate, cost_nano, unpriced, usual_rate
 from gateway.core.billing.money import ENDLESS
-from gateway.core.billing.price_book import Counts, Vector
+from gateway.core.billing.price_book import Counts, TokenRate, Vector, cost_nano, unpriced, usual_rate
 from gateway.core.calls.call import Call, Priced, answering, input_tokens, is_model
 from gateway.core.calls.claims import (
     NO_ESTIMATE,

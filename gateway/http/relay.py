@@ -26,8 +26,7 @@ from gateway.http.protocol.answer import NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
 from gateway.http.reply import answer_head
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
-from gateway.http.upstream.connection import Link
-from gateway.http.upstream.pool import Upstream
+from gateway.http.upstream.pool import Link, Upstream
 
 
 class Outlet:

@@ -11,8 +11,8 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
-from gateway.core.billing.cost import TokenRate
 from gateway.core.billing.money import AtCost, Pricing, Tier
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import INTEGER_MAX, Service, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from gateway.core.accounts.outbox import CallFacts, write_facts
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.price_book import PriceBook, read_price
+from gateway.core.billing.price_book import PriceBook, cost_nano, read_price
 from gateway.core.metering import meter as metering
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Usage

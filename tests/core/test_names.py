@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import read_document
-from gateway.core.text import NAME_CHARACTERS_MAX, NAMES_REMEMBERED_MAX, _known, names_in
+from gateway.core.calls.call import NAME_CHARACTERS_MAX, NAMES_REMEMBERED_MAX, _known, names_in, read_document
 from gateway.errors import InvalidRequest
 
 # A name that ends like an id's, in any case, and one that names an image or a file.

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.calls.call import names_in
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.objects import named
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
-from gateway.core.text import names_in
 from gateway.errors import Refusal
 
 METERS = [

@@ -12,7 +12,7 @@ from gateway.core.accounts.budgets import OTHERS, Budget, account_of, defined
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, ReclaimPolicy, Verb
 from gateway.core.accounts.outbox import Budgeted, EventKind
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
 from gateway.counters.admission.stored import encode_terms
 from gateway.counters.keeper.client import Client

@@ -17,7 +17,7 @@ import pytest
 from gateway.http.routing.head import CallHead, Reading, RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
-from gateway.http.upstream.connection import Link
+from gateway.http.upstream.pool import Link
 from tests.http.fakes import (
     AUTH,
     CHAT,

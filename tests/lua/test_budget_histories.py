@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, account_of, bounds, defined
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import BUDGET, WindowState, pack_windows

@@ -9,7 +9,7 @@ import redis
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_REQUESTS, FLAG_TOKENS, WINDOWS_MAX
 from gateway.core.accounts.outbox import Budgeted
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetWindow, LimitKind, Limits, Observed, Scope, Settled, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.accounts import WINDOW_GONE

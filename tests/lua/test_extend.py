@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import Settled
 from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id

@@ -19,9 +19,17 @@ import pytest
 from genai_prices import Usage, calc_price
 from genai_prices.data import providers
 
-from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import KINDS, MAKERS, MATCHES, Price, PriceBook, choose, read_price
+from gateway.core.billing.price_book import (
+    KINDS,
+    MAKERS,
+    MATCHES,
+    Price,
+    PriceBook,
+    choose,
+    cost_nano,
+    read_price,
+)
 from gateway.run.bundled_prices import Bundle, _spelled, library, read_bundle
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

@@ -68,10 +68,18 @@ from gateway.core.accounts.administration import (
     Row,
 )
 from gateway.core.accounts.refusals import busiest
-from gateway.core.billing.cost import cost_nano, lines, money, unpriced
 from gateway.core.billing.events import EVENTS_MAX
 from gateway.core.billing.handover import Collected, Returned
-from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, choose, read_price
+from gateway.core.billing.price_book import (
+    BASE_CURRENCY,
+    KINDS,
+    choose,
+    cost_nano,
+    lines,
+    money,
+    read_price,
+    unpriced,
+)
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import ms_of

@@ -23,12 +23,19 @@ from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
-from gateway.core.billing.cost import Line, lines
 from gateway.core.billing.finance import Asked
 from gateway.core.billing.handover import DONE
 from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
 from gateway.core.billing.money import EXACT, ONE_NANO
-from gateway.core.billing.price_book import KINDS, PARTS, TOKENS_A_PRICE, USES_A_PRICE, read_price
+from gateway.core.billing.price_book import (
+    KINDS,
+    PARTS,
+    TOKENS_A_PRICE,
+    USES_A_PRICE,
+    Line,
+    lines,
+    read_price,
+)
 from gateway.errors import NotFound
 
 # What a call's page shows beyond its fields: what it used by kind, and its cost line by line.

@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from gateway.core.billing.cost import money
 from gateway.core.billing.money import NANO
+from gateway.core.billing.price_book import money
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import EPOCH, HOUR_MS, MILLISECOND, moment_of, ms_of, offset_at, wrong_calendar

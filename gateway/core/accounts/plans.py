@@ -13,9 +13,8 @@ from operator import mul
 from types import NoneType
 from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
-from gateway.core.billing.cost import apart
 from gateway.core.billing.money import ENDLESS
-from gateway.core.billing.price_book import KINDS, WHOLES, filled
+from gateway.core.billing.price_book import KINDS, WHOLES, apart, filled
 from gateway.core.times import CLOCK_OF_UTC, Clock, clock_of
 
 

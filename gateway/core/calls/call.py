@@ -6,16 +6,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.price_book import Vector
+from gateway.core.billing.price_book import Vector, cost_nano
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
 from gateway.core.model import Family
-from gateway.core.text import NO_NAMES, Names
 from gateway.errors import InvalidRequest, RequestTooLarge
 
 # The JSON document of a metered call: read once, decided on, and written again for its upstream.
@@ -181,6 +179,201 @@ def _text(raw: bytes) -> str:
 
 def _joined(path: list[str | int]) -> str | None:
     return ".".join(map(str, path))[:PARAM_CHARACTERS_MAX] or None
+
+
+# What of a body is text, and what stands for pictures, sound and files: those cost by other measures.
+#
+# Media is known by its place in the API, by the type it states, and by how it begins. Everything else is
+# text, whatever it says of itself.
+
+
+MEDIA_BYTES_MIN = 2_048  # base64 shorter than this counts as text
+BLOB_TOKENS = 1_600  # what one image costs at most, near enough, at every provider
+BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
+DEPTH_MAX = 16  # lists and objects around a medium
+
+_DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9=._+-]+){0,8};base64,", re.IGNORECASE)
+# How files of these types begin, in base64, by the part of a type in front of its slash, or the whole type.
+_BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "image": ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR"),  # PNG, JPEG, GIF, WebP
+    "audio": ("UklGR", "SUQz", "//s", "//M", "//I", "ZkxhQ", "T2dnU"),  # WAV, MP3, FLAC, Ogg
+    "video": ("GkXfo", "AAAAG", "AAAAH", "AAAAI", "AAAAF"),  # WebM, MP4
+    "application/pdf": ("JVBERi0",),
+}
+# Those pack text: what they cost does not follow from their size.
+_PACKED = frozenset({"application/pdf"})
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    """Where a part of a message holds a medium: the path to base64 or to a `data:` URL.
+
+    `kind` is the beginning of the medium's type where nothing beside it states one, `states` are the names
+    that state one, `only` a value that the object around it has in `type`.
+    """
+
+    path: tuple[str, ...]
+    kind: str = ""
+    states: tuple[str, ...] = ()
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPlaces:
+    """Where one API takes media: within the field `root`, in parts by their `type`, or by a member's name."""
+
+    root: str = ""
+    by_type: Mapping[str, MediaPart] = field(default_factory=dict)
+    by_name: Mapping[str, MediaPart] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """The media of a body: their bytes as written, what they are held at in tokens.
+
+    `unsure` are the bytes of those whose tokens do not follow from their size.
+    """
+
+    size: int = 0
+    tokens: int = 0
+    unsure: int = 0
+
+
+def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
+    """What of a document is media, at the places where its API takes it."""
+    size = tokens = unsure = 0
+    for kind, length in _found(document.get(places.root), places, DEPTH_MAX):
+        size += length
+        tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
+        unsure += length if kind in _PACKED else 0
+    return Media(size, tokens, unsure)
+
+
+def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, int]]:
+    """Type and length of each medium below a value."""
+    if depth == 0:
+        return
+    if isinstance(value, list):
+        for each in value:
+            yield from _found(each, places, depth - 1)
+    elif isinstance(value, dict):
+        kind = value.get("type")
+        part = places.by_type.get(kind) if isinstance(kind, str) else None
+        if part is not None:
+            medium = _medium(value, part)
+            if medium is not None:
+                yield medium
+                return
+        for name, each in value.items():
+            named = places.by_name.get(name)
+            medium = _medium(each, named) if named is not None and isinstance(each, dict) else None
+            if medium is not None:
+                yield medium
+            elif isinstance(each, list | dict):
+                yield from _found(each, places, depth - 1)
+
+
+def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | None:
+    """Type and length of the medium that a part holds; None where what stands there is not one for sure."""
+    value: object = holder
+    for name in part.path:
+        if not isinstance(value, dict):
+            return None
+        holder, value = value, value.get(name)
+    if not isinstance(value, str) or len(value) < MEDIA_BYTES_MIN or not value.isascii():
+        return None
+    if part.only and holder.get("type") != part.only:
+        return None
+    url = _DATA_URL.match(value)
+    stated = next((holder[name] for name in part.states if isinstance(holder.get(name), str)), part.kind)
+    kind = str(stated if url is None else url[1]).lower()
+    begins = _BEGINNINGS.get(kind) or _BEGINNINGS.get(kind.partition("/")[0], ())
+    at = 0 if url is None else url.end()
+    return (kind, len(value) - at) if begins and value.startswith(begins, at) else None
+
+
+# What the names in a body end like: each is looked at once, for all who ask.
+#
+# By them it is known whether an id may stand in a body, how many images and files it names and does not hold,
+# and whether it asks for a cache.
+
+
+NAMES_REMEMBERED_MAX: Final = 4_096
+NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
+_ID, _FILE, _CACHE = 1, 2, 4
+# An image or a file is named by its address, or by the id it was stored under.
+_FILES: Final = ("url", "ri", "file_id")
+_CACHES: Final = "cach"  # `cache_control`, `caching`
+
+
+class Names:
+    """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
+    that name an image or a file; `caches` says that a name begins with `cach`, in any case.
+    """
+
+    __slots__ = ("caches", "files", "ids")
+
+    def __init__(self, ids: bool = False, files: int = 0, caches: bool = False) -> None:
+        self.ids, self.files, self.caches = ids, files, caches
+
+
+NO_NAMES: Final = Names()
+
+
+def names_in(document: Document) -> Names:
+    """What the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
+    names = Names()
+    try:
+        _look(document, names)
+    except RecursionError as error:
+        raise InvalidRequest("The body is nested too deeply.") from error
+    return names
+
+
+def _look(value: Document, names: Names) -> None:
+    for name, inside in value.items():
+        kind = _known.get(name)
+        if kind is None:
+            kind = _kind(name)
+        if kind:
+            names.ids = names.ids or kind & _ID > 0
+            names.caches = names.caches or kind & _CACHE > 0
+            if kind & _FILE and isinstance(inside, str):
+                names.files += 1
+        if isinstance(inside, dict):
+            _look(inside, names)
+        elif isinstance(inside, list):
+            _look_at_each(inside, names)
+
+
+def _look_at_each(values: list[object], names: Names) -> None:
+    for each in values:
+        if isinstance(each, dict):
+            _look(each, names)
+        elif isinstance(each, list):
+            _look_at_each(each, names)
+
+
+def _kind(name: str) -> int:
+    """What a name ends like; those that came last are remembered, within bounds.
+
+    With NUL in it, it is another name to a parser that ends there.
+    """
+    if "\0" in name:
+        param = name.partition("\0")[0]
+        raise InvalidRequest(f"The field {param} has NUL in its name.", param=param)
+    folded = name.lower()
+    kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
+    kind |= _FILE if name.endswith(_FILES) else 0
+    kind |= _CACHE if folded.startswith(_CACHES) else 0
+    if len(name) <= NAME_CHARACTERS_MAX:
+        if len(_known) >= NAMES_REMEMBERED_MAX:
+            _known.clear()
+        _known[name] = kind
+    return kind
+
+
+_known: Final[dict[str, int]] = {}
 
 
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input

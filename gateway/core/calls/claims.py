@@ -13,16 +13,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.core.accounts.budgets import MONEY, TOKENS
-from gateway.core.billing.cost import Asks, TokenRate, dearest_kinds, dearest_rate, prices_within
 from gateway.core.billing.money import ENDLESS
-from gateway.core.billing.price_book import NO_COUNTS, Vector
-from gateway.core.blobs import BLOB_TOKENS, MEDIA_BYTES_MIN, media_in
+from gateway.core.billing.price_book import (
+    NO_COUNTS,
+    Asks,
+    TokenRate,
+    Vector,
+    dearest_kinds,
+    dearest_rate,
+    prices_within,
+)
 from gateway.core.calls.call import (
+    BLOB_TOKENS,
     BYTES_PER_TOKEN,
     DEFAULT_BOUNDS,
+    MEDIA_BYTES_MIN,
     Bounds,
     Call,
     check_names,
+    media_in,
+    names_in,
     read_document,
     write_document,
 )
@@ -41,7 +51,6 @@ from gateway.core.families.controlled import (
 from gateway.core.families.registry import ALL, OF_METER, SHAPES
 from gateway.core.lru import InUse, Kept
 from gateway.core.model import INTEGER_MAX, Decision, Service, Usage
-from gateway.core.text import names_in
 from gateway.errors import InvalidRequest
 
 # How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.

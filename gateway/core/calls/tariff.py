@@ -10,9 +10,17 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.accounts.definitions import Negotiated
-from gateway.core.billing.cost import TokenRate, cost_nano, usual_rate
 from gateway.core.billing.money import ENDLESS, NO_PRICING, Pricing, whole_credits
-from gateway.core.billing.price_book import SAME, Factor, Vector, dearest, token_price
+from gateway.core.billing.price_book import (
+    SAME,
+    Factor,
+    TokenRate,
+    Vector,
+    cost_nano,
+    dearest,
+    token_price,
+    usual_rate,
+)
 from gateway.core.model import INTEGER_MAX, Observed, Service
 from gateway.errors import ModelNotPriced
 

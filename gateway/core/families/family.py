@@ -12,14 +12,12 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.blobs import MediaPlaces
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import Bounds, Call, MediaPlaces, Names
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import Family
-from gateway.core.text import Names
 from gateway.errors import Refusal, UpstreamUnreachable
 
 # Which dear prices a call cannot have, by fields of its request that its provider documents. Pure.

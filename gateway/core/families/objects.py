@@ -13,12 +13,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from gateway.core.calls.call import Names
 from gateway.core.calls.routes import decoded_segments
 from gateway.core.families.controlled import Document, elements
 from gateway.core.families.family import Found, Objects, ids_of, told_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
-from gateway.core.text import Names
 from gateway.errors import InvalidRequest
 
 NAMED_MAX = 256  # ids a request may name

@@ -10,14 +10,13 @@ from urllib.parse import unquote
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
-from gateway.core.calls.call import Call, check_names, read_document, write_document
+from gateway.core.calls.call import Call, check_names, names_in, read_document, write_document
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily
 from gateway.core.families.objects import chosen_name, named, places_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.model import GENERIC, Caller, Family, Service
-from gateway.core.text import names_in
 from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute
 from gateway.http.ports import Directory, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld

@@ -26,7 +26,7 @@ from gateway.http.routing.head import CallHead, HeadReader, unreadable
 from gateway.http.server.buffers import Buffers, Kept, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody
 from gateway.http.tally import NEVER, Clock
-from gateway.http.upstream.connection import Link
+from gateway.http.upstream.pool import Link
 
 # Whether a client's socket is read, why not, and whether the client is still there meanwhile.
 #

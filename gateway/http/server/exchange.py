@@ -21,8 +21,7 @@ from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.server.buffers import Buffers, RequestDriver
 from gateway.http.tally import NEVER, Clock
-from gateway.http.upstream.connection import Link
-from gateway.http.upstream.pool import Upstream
+from gateway.http.upstream.pool import Link, Upstream
 
 # What is here of the body of the request in progress, and who waits for more of it.
 #

@@ -9,7 +9,7 @@ import pytest
 from gateway.background.timed.pusher import Reclaimer
 from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.outbox import EventNote
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Settlement, Verdict
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys

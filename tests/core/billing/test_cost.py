@@ -11,9 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import FREE_TOOLS, cost_nano, lines, money, unpriced
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import KINDS, Price, Vector, read_price
+from gateway.core.billing.price_book import (
+    FREE_TOOLS,
+    KINDS,
+    Price,
+    Vector,
+    cost_nano,
+    lines,
+    money,
+    read_price,
+    unpriced,
+)
 from tests.core.billing.prices import price_row
 
 OPUS = price_row(

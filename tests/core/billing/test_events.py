@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing import events
-from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.events import AMOUNT_MAX, Told, Unacceptable, counts_of, request_of, use_of
 from gateway.core.billing.money import AtCost, Pricing, Tier, TokenPrice
-from gateway.core.billing.price_book import KINDS, Vector
+from gateway.core.billing.price_book import KINDS, Vector, cost_nano
 from gateway.core.model import Service
 
 PRICE = Vector(9, "USD", (2_000_000_000, 0, 0, 0, 8_000_000_000, *(0,) * 5))

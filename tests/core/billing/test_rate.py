@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import Asks, TokenRate, dearest_rate, usual_rate
 from gateway.core.billing.money import ENDLESS, NANO
-from gateway.core.billing.price_book import Vector
+from gateway.core.billing.price_book import Asks, TokenRate, Vector, dearest_rate, usual_rate
 
 PRICE = st.integers(0, 10**12)
 FACTOR = st.tuples(st.integers(1, 10**9), st.integers(1, 10**9))

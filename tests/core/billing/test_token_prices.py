@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing import price_book
-from gateway.core.billing.cost import cost_nano
 from gateway.core.billing.money import NANO, Pricing, TokenPrice, read_pricing
-from gateway.core.billing.price_book import FALLBACK, KINDS, MODELS_REMEMBERED_MAX, dearest, token_price
+from gateway.core.billing.price_book import (
+    FALLBACK,
+    KINDS,
+    MODELS_REMEMBERED_MAX,
+    cost_nano,
+    dearest,
+    token_price,
+)
 
 PRICES = {"gpt": 1, "gpt*": 2, "gpt-4o*": 3, "gpt-4o-mini": 4, "*": 5}
 LADDER = Pricing(per_million={name: TokenPrice(input=price) for name, price in PRICES.items()})

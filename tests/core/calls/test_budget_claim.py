@@ -7,8 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import TokenRate, cost_nano
-from gateway.core.billing.price_book import KINDS, Vector
+from gateway.core.billing.price_book import KINDS, TokenRate, Vector, cost_nano
 from gateway.core.calls.call import Call
 from gateway.core.calls.claims import BudgetClaim, Estimate, budget_bound, budget_claim
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.blobs import BLOB_TOKENS
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import BLOB_TOKENS, Bounds, Call
 from gateway.core.calls.claims import limit_output, read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ELSEWHERE

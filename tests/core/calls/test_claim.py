@@ -11,15 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import Asks, TokenRate, cost_nano
 from gateway.core.billing.money import NO_PRICING, AtCost, Pricing, TokenPrice, whole_credits
-from gateway.core.billing.price_book import KINDS, Vector
-from gateway.core.calls.call import Call
+from gateway.core.billing.price_book import KINDS, Asks, TokenRate, Vector, cost_nano
+from gateway.core.calls.call import Call, names_in
 from gateway.core.calls.claims import Estimate, asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.tariff import charge_of
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import GENERIC, Decision, Family, Service, Usage, Verdict
-from gateway.core.text import names_in
 from tests.builders import credits_of, prices_of
 
 

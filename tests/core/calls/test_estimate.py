@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.blobs import BLOB_TOKENS
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import BLOB_TOKENS, Call, names_in
 from gateway.core.calls.claims import (
     CEILING,
     MODEL_USES,
@@ -19,7 +18,6 @@ from gateway.core.calls.claims import (
 )
 from gateway.core.families.controlled import models_beside
 from gateway.core.model import INTEGER_MAX, Family, Usage
-from gateway.core.text import names_in
 from gateway.errors import InvalidRequest
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.routes import Patterns, on_list
+from gateway.core.model import Patterns, on_list
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import TokenRate
 from gateway.core.billing.money import (
     ENDLESS,
     NANO,
@@ -21,7 +20,7 @@ from gateway.core.billing.money import (
     TokenPrice,
     whole_credits,
 )
-from gateway.core.billing.price_book import Vector
+from gateway.core.billing.price_book import TokenRate, Vector
 from gateway.core.calls.tariff import (
     charge_of,
     covered,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.calls.call import names_in
 from gateway.core.families.family import ID_CHARACTERS_MAX
 from gateway.core.families.objects import NAMED_MAX, Place, named, places_of, told
 from gateway.core.model import Family
-from gateway.core.text import names_in
 from gateway.errors import InvalidRequest
 
 

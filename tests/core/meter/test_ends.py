@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering.encoded import STEP_BYTES
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meters import STEP_BYTES, AnswerMeter, make_meter
 from gateway.core.metering.stream import CODED_BYTES, Brackets
 from tests.core.meter.recorded import (
     CHAT,

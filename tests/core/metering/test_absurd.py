@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.price_book import read_price
+from gateway.core.billing.price_book import cost_nano, read_price
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.billing.prices import price_row

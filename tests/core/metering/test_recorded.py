@@ -25,8 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
-from gateway.core.billing.cost import cost_nano
-from gateway.core.billing.price_book import KINDS, PriceBook, read_price
+from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle

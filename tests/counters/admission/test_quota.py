@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.cost import TokenRate
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import (
     NO_SERVICE,
     BudgetAccount,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.billing.cost import TokenRate
 from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.price_book import TokenRate
 from gateway.core.layout import KINDS, LAYOUT, Field, Layout
 from gateway.core.model import HoldRequest, Limits, Service
 from gateway.counters.layouts import lua, packing, states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.blobs import MediaPart, MediaPlaces
+from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import Names as NameEndings
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     Document,
@@ -28,7 +29,6 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.text import Names as NameEndings
 
 _MESSAGES = Names("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = Names("user_id")

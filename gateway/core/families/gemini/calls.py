@@ -9,6 +9,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import Names as NameEndings
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     Document,
@@ -21,7 +22,6 @@ from gateway.core.families.controlled import (
     model_in_path,
 )
 from gateway.core.families.family import Exclusions, Found, Objects, object_in
-from gateway.core.text import Names as NameEndings
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway.core.blobs import MediaPart, MediaPlaces
+from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.family import ApiFamily, Listing, Shape, target
 from gateway.core.families.openai import calls, chat, responses
