@@ -23,7 +23,7 @@ verify: ## What a release is held to besides: faults, the compiled hot path, ima
 
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
 	@.ci/environment requirements-dev.lock
-	.venv/bin/python -m pytest -q -m versions tests/ops/backup/test_versions.py
+	.venv/bin/python -m pytest -q -m versions tests/features/backup/test_versions.py
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

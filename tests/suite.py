@@ -49,8 +49,8 @@ VERIFY = (
     "tests/deploy/test_scrape.py",
     "tests/deploy/test_secured.py",
     "tests/deploy/test_tls.py",
-    "tests/ops/archive",
-    "tests/ops/backup",
+    "tests/features/archive",
+    "tests/features/backup",
     "tests/bench",
 )
 UNSTEADY_MAX = 3

@@ -14,8 +14,8 @@ from importlinter.cli import lint_imports
 from tests.tree import offenders, texts
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS_MAX = 6
-ROOT_FILES_MAX = 7
+LAYERS_MAX = 7
+ROOT_FILES_MAX = 8
 
 
 def test_every_contract_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

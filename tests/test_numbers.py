@@ -30,7 +30,7 @@ def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         "an API family",
         "lines of product code",
         "root of gateway/",
-        "layers: 6",
+        "layers: 7",
         "imports: 0",
     ):
         assert name in said

@@ -14,9 +14,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.archive import archive
-from gateway.cli.backup import backup, restore
 from gateway.cli.doctor import doctor
+from gateway.feature import features
 
 app = typer.Typer(
     name="tollkeeper",
@@ -24,8 +23,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (backup, restore, archive, doctor):
-    app.command()(command)
+app.command()(doctor)
+for feature in features():
+    feature.commands(app)
 
 
 def _version(wanted: bool) -> None:  # typer's way of an eager option

@@ -23,6 +23,7 @@ from gateway.core.issuers import Issuer
 from gateway.core.network import without_password
 from gateway.errors import SettingError, StartError, install
 from gateway.extras import is_installed
+from gateway.feature import features
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
@@ -35,29 +36,6 @@ from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.tls.certificates import load
-
-# What `tollkeeper doctor` says of rows whose months nobody made a partition of.
-
-
-_NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
-_ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clock is wrong"
-
-
-def months_findings(url: str) -> list[Finding]:
-    """One for each ledger that has any; none where nobody answers, which others say."""
-    from persistence.archive.rows import (  # noqa: PLC0415  # loaded where it is needed
-        ROWS_TOLD_MAX,
-        told,  # heavy to load
-    )
-
-    found = []
-    for ledger, first, last, rows in told(url):
-        many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
-        months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
-        said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
-        found.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
-    return found
-
 
 # What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
 
@@ -214,6 +192,9 @@ async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
         url = settings.usage_feed_url
         feed = UpstreamTarget("", url, via=settings.proxies.to(url))
         yield await _upstream(feed, f"usage feed {settings.usage_feed}")
+    for feature in features():
+        async for finding in feature.findings(settings):
+            yield finding
 
 
 async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
@@ -295,9 +276,7 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
         yield Finding(*seen)
-    for one in await asyncio.to_thread(
-        lambda: [*pooler_findings(url, settings.owner_url), *months_findings(url)]
-    ):
+    for one in await asyncio.to_thread(lambda: [*pooler_findings(url, settings.owner_url)]):
         yield one
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)

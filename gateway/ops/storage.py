@@ -52,9 +52,7 @@ class Place:
     `file_bytes_max`; a directory has none (None) of its own.
     """
 
-    def __init__(
-        self, url: str, *, extra: str = "archive", stored_bytes_max: int = STORED_BYTES_MAX
-    ) -> None:
+    def __init__(self, url: str, *, extra: str = "archive", stored_bytes_max: int = STORED_BYTES_MAX) -> None:
         self.url = url.rstrip("/") or url
         scheme = urlsplit(url)[0]
         _refuse(url)

@@ -35,7 +35,7 @@ from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
-from gateway.ops.archive.retention import Retention
+from gateway.feature import features
 from gateway.run import kept_servers
 from gateway.run.admin_process import Facts, People
 from gateway.run.billing_providers import Collecting, invoice_renderer, outgoing
@@ -43,6 +43,7 @@ from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_red
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
 from gateway.run.kept_servers import KeptServers, Shared
 from gateway.run.lifecycle import cancel, reached, redis_reached
+from gateway.run.parts import KeeperParts
 from gateway.run.programs import Running
 from gateway.run.readiness import EVERY_PARTITION, of_process
 from gateway.run.timed_loops import (
@@ -58,7 +59,6 @@ from gateway.run.tls_port import check_files
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 from persistence import engine as engines
-from persistence.archive.months import behind
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
 from persistence.keeper import handovers, retention, sweeps, usage_feed, verification
@@ -112,11 +112,6 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
         await retention.forget_reratings(engine, days)
 
 
-async def wait_for_archive(engine: Engine, settings: Settings) -> dict[str, object]:
-    """For how long months should be in the archive and are not, by ledger, where there is one."""
-    return await behind(engine, Retention.of(settings).due)
-
-
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
@@ -165,6 +160,11 @@ class Keeper:
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = Running(self._wires, self._counters, self._engine)
+        parts = KeeperParts(
+            settings=settings, later=later, engine=self._engine, store=self._store, counters=self._counters,
+            isolation=isolation, log=log, clock=now,
+        )  # fmt: skip
+        self._work = [work for feature in features() if (work := feature.work(parts)) is not None]
         self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()
         self._flush_rows: dict[str, int] = {}
         self._flush_seconds, self._vitals = Histogram(), ProcessVitals("keeper")
@@ -208,6 +208,8 @@ class Keeper:
             "disk": self._disk.keep_looking,
             "people": self._people.keep_telling,
         }
+        for work in self._work:
+            loops |= work.tasks
         self._loops = keep_going(loops, log, isolation, self._rows())
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
@@ -231,6 +233,7 @@ class Keeper:
             *billing_loops(self._store, now, dunning).values(),
             month_ends(Checkpoints(billing), now),
             *invoicing_loops(settings, schedule, self._account_closing, log),
+            *(loop for work in self._work for loop in work.loops),
             self._refused.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log),
@@ -252,6 +255,8 @@ class Keeper:
         await self._servers.stop(flushes=may_write)
         await self._outgoing.aclose()
         await self._collecting.aclose()
+        for work in self._work:
+            await work.aclose()
         await self.programs.leave()
         await self._wires.close()
         await self._pools.dispose()
@@ -263,7 +268,8 @@ class Keeper:
         return Gauges((
             partial(kept_servers.server_certificates, settings, self._wires),
             partial(sweeps.watch_gauges, self._engine, settings.invoice_schedule),
-            self._losses.count, self.programs.gauges, partial(wait_for_archive, self._engine, settings),
+            self._losses.count, self.programs.gauges,
+            *(gauge for work in self._work for gauge in work.gauges),
         ))  # fmt: skip
 
     def _flushed(self, outcome: Flushed | Failed) -> None:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.feature import features
+
 
 class Fact(NamedTuple):
     """One metric: a counter, a gauge or a histogram."""
@@ -186,10 +188,8 @@ FACTS = (
     Fact("postgresql_waiting", "gauge", "Who waits in a keeper for a connection to PostgreSQL."),
     Fact("postgresql_failures", "counter", "What failed at PostgreSQL.", ("cause",)),
     Fact("webhook_attempts", "counter", "Attempts to deliver to webhooks, mails too.", ("outcome",)),
-    Fact("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted."),
-    Fact("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right."),
-    Fact("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
+    *(Fact(*one) for feature in features() for one in feature.metrics),
     Fact("last_timestamp_seconds", "gauge", "When a counter that must wake somebody last grew.", ("event",)),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -11,12 +11,12 @@ from uuid import UUID
 
 import psycopg
 from sqlalchemy import Table, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import ArchiveFailed
 from persistence.engine import ASK_OWNER, CONNECT, Engine, plain_url, shares_sessions
 from persistence.error_mapping import complaint
 from persistence.schema import version as schema
+from persistence.schema.partitions import UNBILLED, end_of, first_of, named
 from persistence.tables import audit_log, call, credit_transaction, feature_usage, token_ledger
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -123,11 +123,6 @@ def latest(today: date) -> date:
     return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
 
 
-def end_of(month: date) -> date:
-    """The first day of the month after it."""
-    return (month + timedelta(days=31)).replace(day=1)
-
-
 def identity(connection: Connection) -> UUID:
     """Whose archive it is: the same for a database's life, and in what is restored from a backup."""
     connection.execute("INSERT INTO archive_identity DEFAULT VALUES ON CONFLICT DO NOTHING")
@@ -147,12 +142,6 @@ def _refuse_schema(connection: Connection) -> None:
 # Whether a month of a ledger is closed: nothing of it is still to be stored, billed or explained.
 
 
-# So many of each kind are named; the rest is counted.
-NAMED_MAX = 5
-# What a statement answers: the first of it, and how much there is.
-_FIRST = """
-SELECT whose, why, count(*) OVER () FROM ({statement}) AS found (whose, why)
- ORDER BY whose COLLATE "C", why COLLATE "C" LIMIT {most}"""
 # Each answers whose it is and what it is, of a month that ends at {end}. What began later cannot be of it.
 _UNSETTLED = {
     "is in quarantine": """
@@ -166,31 +155,9 @@ SELECT i->>'account', i->>'kind' FROM (SELECT items FROM reconciliation WHERE fi
                                         ORDER BY id DESC LIMIT 1) AS r, jsonb_array_elements(r.items) AS i
  WHERE i->>'kind' <> 'lag'""",
 }
-# The same of what calls are looked at for: until then they may be rated again, or amended.
-_UNBILLED = {
-    "has use that no invoice has": """
-SELECT 'organization ' || organization_id, currency || ' ' || trim_scale(sum(amount)) FROM charge
- WHERE invoice_id IS NULL AND period_start < %(end)s
- GROUP BY organization_id, currency HAVING sum(amount) <> 0""",
-    "has use that is not charged": """
-SELECT 'organization ' || organization_id, 'units of ' || min(day) FROM usage_tier
- WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
-UNION ALL
-SELECT 'organization ' || organization_id, 'units told late of ' || min(supplied_on) FROM usage_told
- WHERE quantity <> charged_quantity AND supplied_on < %(end)s GROUP BY organization_id
-UNION ALL
-SELECT 'organization ' || organization_id, 'credits of ' || min(day) FROM credit_debt
- WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
-UNION ALL
-SELECT 'organization ' || organization_id, 'the end of a plan' FROM plan_end
- WHERE quantity IS NULL AND supplied_from < %(end)s""",
-    "is a draft of an invoice": """
-SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
- WHERE status = 'draft' AND period_start < %(end)s""",
-}
 _REASONS = {
     **_UNSETTLED,
-    **_UNBILLED,
+    **UNBILLED,
     "has days of a subscription that are not charged": """
 SELECT 'organization ' || organization_id, 'from ' || coalesce(charged_until, start_date)
   FROM subscription_segment
@@ -238,15 +205,6 @@ def what_waits(connection: Connection, ledger: Ledger, month: date) -> list[str]
     return said
 
 
-async def why_unbilled(connection: AsyncConnection, end: date) -> str:
-    """What was used before a day and is in no invoice yet, the first in words; empty where nothing is."""
-    for what, statement in _UNBILLED.items():
-        found = await connection.exec_driver_sql(_first(statement), {"end": end})
-        if said := _named(what, [tuple(row) for row in found]):
-            return said[0]
-    return ""
-
-
 def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[str]:
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}
@@ -264,17 +222,7 @@ def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[s
 def _said(
     connection: Connection, what: str, statement: str, values: Mapping[str, date] | None = None
 ) -> list[str]:
-    return _named(what, connection.execute(_first(statement).encode(), values).fetchall())
-
-
-def _first(statement: str) -> str:
-    return _FIRST.format(statement=statement, most=NAMED_MAX)
-
-
-def _named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
-    rest = found[0][2] - NAMED_MAX if found else 0
-    said = [f"{whose} {what}: {why}" for whose, why, _ in found]
-    return [*said, f"and {rest} more like it"] if rest > 0 else said
+    return named(what, connection.execute(first_of(statement).encode(), values).fetchall())
 
 
 # For how long months should be archived, where any are: so one hears of an archive that nobody writes.

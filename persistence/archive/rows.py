@@ -23,12 +23,12 @@ from persistence.archive.months import (
     MOVES,
     Connection,
     Ledger,
-    end_of,
     one,
     what_waits,
 )
 from persistence.engine import CONNECT, plain_url
 from persistence.ledger.checkpoints import INVARIANTS, MORE, VIOLATIONS_MAX
+from persistence.schema.partitions import end_of
 
 # What a month of a ledger holds: its rows as text, and figures of each column to hold a copy against.
 

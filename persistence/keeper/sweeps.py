@@ -180,9 +180,6 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
              FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
                     ORDER BY place, id LIMIT 1) AS o) AS p
  WHERE f.dropped_at IS NULL""")
-_BACKED_UP = text("""
-SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
-  FROM backup_run""")
 _CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
@@ -215,7 +212,6 @@ async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, 
         "reconciliation_items": await differing(engine),
         **await waiting_messages(engine),
         "credential_expiry_timestamp_seconds": await next_ends(engine),
-        **await backed_up(engine),
         "last_timestamp_seconds": await last_lost(engine),
         "clock_offset_seconds": await clock_off(engine),
     }
@@ -285,14 +281,6 @@ async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) ->
         "usage_feed_oldest_seconds": float(row.oldest),
         "usage_feed_sent": int(row.sent),
     }
-
-
-async def backed_up(engine: AsyncEngine) -> dict[str, object]:
-    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was."""
-    async with engine.connect() as connection:
-        row = (await connection.execute(_BACKED_UP)).one()
-    found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
-    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:

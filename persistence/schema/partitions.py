@@ -8,13 +8,12 @@ What arrives outside of them lands in the default partition: nothing is ever ref
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
-from persistence.archive.months import end_of, why_unbilled
 
 MONTHS_AHEAD = 3
 ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
@@ -28,6 +27,65 @@ FORGET_NAMES = text(
     "DELETE FROM usage_name"
     " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')"
 )
+
+
+# What is looked at before a month of calls goes: until it is billed they may be rated again, or amended.
+
+
+# So many of each kind are named; the rest is counted.
+NAMED_MAX = 5
+# What a statement answers: the first of it, and how much there is.
+_FIRST = """
+SELECT whose, why, count(*) OVER () FROM ({statement}) AS found (whose, why)
+ ORDER BY whose COLLATE "C", why COLLATE "C" LIMIT {most}"""
+# Each answers whose it is and what it is, of a month that ends at {end}.
+UNBILLED = {
+    "has use that no invoice has": """
+SELECT 'organization ' || organization_id, currency || ' ' || trim_scale(sum(amount)) FROM charge
+ WHERE invoice_id IS NULL AND period_start < %(end)s
+ GROUP BY organization_id, currency HAVING sum(amount) <> 0""",
+    "has use that is not charged": """
+SELECT 'organization ' || organization_id, 'units of ' || min(day) FROM usage_tier
+ WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
+UNION ALL
+SELECT 'organization ' || organization_id, 'units told late of ' || min(supplied_on) FROM usage_told
+ WHERE quantity <> charged_quantity AND supplied_on < %(end)s GROUP BY organization_id
+UNION ALL
+SELECT 'organization ' || organization_id, 'credits of ' || min(day) FROM credit_debt
+ WHERE quantity <> charged_quantity AND day < %(end)s GROUP BY organization_id
+UNION ALL
+SELECT 'organization ' || organization_id, 'the end of a plan' FROM plan_end
+ WHERE quantity IS NULL AND supplied_from < %(end)s""",
+    "is a draft of an invoice": """
+SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
+ WHERE status = 'draft' AND period_start < %(end)s""",
+}
+
+
+def end_of(month: date) -> date:
+    """The first day of the month after it."""
+    return (month + timedelta(days=31)).replace(day=1)
+
+
+async def why_unbilled(connection: AsyncConnection, end: date) -> str:
+    """What was used before a day and is in no invoice yet, the first in words; empty where nothing is."""
+    for what, statement in UNBILLED.items():
+        found = await connection.exec_driver_sql(first_of(statement), {"end": end})
+        if said := named(what, [tuple(row) for row in found]):
+            return said[0]
+    return ""
+
+
+def first_of(statement: str) -> str:
+    """A statement that answers the first of what another one finds, and how much there is."""
+    return _FIRST.format(statement=statement, most=NAMED_MAX)
+
+
+def named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
+    """What such a statement found, in words."""
+    rest = found[0][2] - NAMED_MAX if found else 0
+    said = [f"{whose} {what}: {why}" for whose, why, _ in found]
+    return [*said, f"and {rest} more like it"] if rest > 0 else said
 
 
 # Months of calls that ended so many days ago, and 31 at least; and whether any were archived.

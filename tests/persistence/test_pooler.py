@@ -18,10 +18,10 @@ from sqlalchemy import text
 
 from gateway.core.model import PARTITIONS
 from gateway.errors import ArchiveFailed, BackupFailed
+from gateway.features.backup.storage import Folder
+from gateway.features.backup.taking import back_up
 from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor
-from gateway.ops.backup.storage import Folder
-from gateway.ops.backup.taking import back_up
 from persistence import engine as engines
 from persistence.archive import months
 from persistence.engine import shares_sessions

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +24,9 @@ from gateway.admin.resources.resource import Field, Report, Resource, fields_of
 from gateway.cli.admin import client, output
 from gateway.cli.admin import fields as admin_fields
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
-from gateway.cli.admin.fields import sends
+from gateway.cli.admin.fields import ListSource, sends
 from gateway.cli.admin.output import AsJson
+from gateway.feature import features
 
 # Fields of resources as the command line's options and arguments.
 
@@ -130,6 +132,11 @@ _LIST = {
 }
 
 
+@cache
+def _list_sources() -> Sequence[ListSource]:
+    return [source for feature in features() for source in feature.list_sources()]
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command: what it does to which resource, its fields, and those that need no option's name."""
@@ -158,23 +165,28 @@ class Command:
                 takes[_USUAL + field.control] = (usual(field), False)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
-            takes |= (
-                {"archive": admin_fields.ARCHIVE} if self.resource.name in admin_fields.ARCHIVED_LISTS else {}
-            )
+            takes |= {source.name: source.option for source in self._sources}
         if self._lists:
             takes["limit"] = _LIST["limit"]
         takes["as_json"] = (AsJson, False)
 
         def command(**typed: Any) -> None:
-            if typed.get("archive") is not None:
-                found = admin_fields.archived_rows(self.resource, self.fields, typed)
-                output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
-                return
+            for source in self._sources:
+                if typed.get(source.name) is not None:
+                    found = source.rows(self.resource, self.fields, typed)
+                    output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
+                    return
             called = {field.name: f"--{admin_fields.spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
         return _with_signature(command, self.summary, takes)
+
+    @property
+    def _sources(self) -> Sequence[ListSource]:
+        if self.does != "list":
+            return ()
+        return [one for one in _list_sources() if self.resource.name in one.resources]
 
     def run(self, api: AdminClient, typed: Typed) -> None:
         """Do it and print what came of it."""

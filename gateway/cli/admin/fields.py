@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 
 from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.resource import Batch, Field, Resource
-from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
-from gateway.cli.admin.client import ID_DIGITS_MAX, AdminClient, CommandFailed, Json
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson
 from gateway.core.text import read_json
 
@@ -124,59 +122,18 @@ def _fact(text: str) -> object:
     return text
 
 
-# Lists of ledgers as an archive has them: nobody's Admin API is asked, so that ids are given as numbers.
+@dataclass(frozen=True, slots=True)
+class ListSource:
+    """Another place that has rows of some lists: an option names it, `rows` reads what the others ask for."""
+
+    name: str
+    option: Any
+    resources: frozenset[str]
+    rows: Callable[[Resource, Sequence[Field], dict[str, Any]], list[Json]]
 
 
-# Lists of which archives have rows, and the option that asks one.
-ARCHIVED_LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
-ARCHIVE = (
-    Annotated[
-        str | None,
-        typer.Option("--archive", help="Of archived months: the archive, a directory or s3://bucket/…."),
-    ],
-    None,
-)
-
-
-def archived_rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> list[Json]:
-    """The rows of an archive that a list's options ask for, as the Admin API shows them."""
-    from gateway.ops.archive import reading  # noqa: PLC0415  # its library is heavy to load
-    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
-
-    given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
-    filters = {field.name: _read(field.name, said, _reader(resource, field)) for field, said in given.items()}
-    since, until = (
-        None if typed[name] is None else _moment(name, typed[name]) for name in ("since", "until")
-    )
-    asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
-    with output.waiting("Reading the archive"):
-        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say, resource.render)
-        return [dict(row) for row in found]
-
-
-def _say(text: str) -> None:
-    output.say(output.escape(text))
-
-
-def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:
-    if resource.filters[field.name].kind == "uuid":
-        return lambda said: str(UUID(said))
-    return _number if field.refers or field.kind == "whole" else str
-
-
-def _number(said: str) -> int:
-    if not said.isascii() or not said.isdigit() or len(said) > ID_DIGITS_MAX:
-        raise ValueError("must be a number: an archive has ids, and no names")
-    return int(said)
-
-
-def _moment(name: str, said: str) -> datetime:
-    found = _read(name, said, read_instant)
-    assert isinstance(found, datetime)
-    return found
-
-
-def _read(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
+def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
+    """What an option says, by `reader`; a `ValueError` of it names the option."""
     try:
         return reader(said)
     except ValueError as error:

@@ -6,19 +6,19 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from gateway.admin.resources.integrity import RUN_S_MAX
 from gateway.admin.resources.values import show_instant
-from gateway.cli.admin import commands, configuration, output, usage
+from gateway.cli.admin import commands, configuration, usage
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
 from gateway.core.billing.price_book import BUNDLED, SAID, Change, changes, folded
+from gateway.feature import features
 
 # `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
 
@@ -488,66 +488,6 @@ def _report(
         rows(items, tuple(told), as_json=as_json)
 
 
-# `tollkeeper reconcile-provider`: what is typed, and what becomes of it.
-
-
-BAD_INPUT: Final = 2
-
-
-class Provider(StrEnum):
-    """Whose report it is."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
-
-
-def reconcile_provider(
-    provider: Annotated[Provider, typer.Argument(help="Whose report it is.")],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE|URL",
-            help="Reports as JSON or CSV, - for standard input, or the API; by default the provider's.",
-        ),
-    ] = None,
-    *,
-    api: Annotated[
-        str | None, typer.Option("--api", help="Base URL of the provider's API, by default its own.")
-    ] = None,
-    since: Annotated[str | None, typer.Option("--from", help="From this day on, UTC.")] = None,
-    until: Annotated[str | None, typer.Option("--to", help="Before this day, UTC.")] = None,
-    service: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Ours that go to the provider, by key or id; by default those of its built-in routes."
-        ),
-    ] = None,
-    tolerance: Annotated[
-        list[str] | None,
-        typer.Option(help="How much may differ: 1%, cost=0.01, requests=5%. Without a field, each."),
-    ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compare days and models with a provider's report; exit 1 if any differs, 2 if it cannot be read."""
-    # Each command loads what it needs.
-    from gateway.cli.admin import provider as comparing  # noqa: PLC0415  # as above
-
-    with output.admin(failed=BAD_INPUT) as admin:
-        asked = comparing.Asked(
-            provider.value, files or (), api, since, until, service or (), tolerance or ()
-        )
-        found = comparing.compared(admin, asked)
-    if as_json:
-        comparing.print_json(found)
-    elif as_csv:
-        comparing.print_csv(found)
-    else:
-        comparing.print_table(found)
-    if not found.is_matched:
-        raise typer.Exit(1)
-
-
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     """Add the administration commands to the program's: all, or those of the sections `asked`."""
     made = commands.mount(app, asked)
@@ -563,4 +503,5 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     app.command("usage")(usage.usage)
     app.command("top")(usage.top)
     app.command("reconcile")(reconcile)
-    app.command("reconcile-provider")(reconcile_provider)
+    for feature in features():
+        feature.admin_commands(app)

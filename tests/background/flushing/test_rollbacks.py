@@ -18,8 +18,8 @@ from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from gateway.ops.backup.storage import Folder
-from gateway.ops.backup.taking import back_up, restore
+from gateway.features.backup.storage import Folder
+from gateway.features.backup.taking import back_up, restore
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend, backend_at

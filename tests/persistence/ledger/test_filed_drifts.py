@@ -21,7 +21,7 @@ from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.keeper.verification import Accounts
 from persistence.ledger import checkpoints
-from tests.ops.archive.aging import months_made
+from tests.features.archive.aging import months_made
 from tests.persistence.ledger.test_budget_uses import budget_of
 from tests.persistence.ledger.test_checkpoints import Past
 from tests.persistence.scenario import broken, rows_of

@@ -1,0 +1,39 @@
+"""Which database a command is about: options, a configuration file, or a running `up`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.errors import StartError
+
+if TYPE_CHECKING:
+    from gateway.settings.settings import Settings
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Database = Annotated[str | None, typer.Option("--database-url", help="The PostgreSQL in question.")]
+
+
+def settings_of(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
+    """The settings of a command on a database."""
+    from gateway.run.serving import find_home, resolved  # noqa: PLC0415  # each command loads what it needs
+
+    find_home()
+    return resolved(config, database_owner_url=database_url, data_dir=str(data_dir) if data_dir else None)
+
+
+def owner_url(config: Path | None, database_url: str | None, data_dir: Path | None) -> str:
+    """The address of the database for who owns it, as it was said, or of a running `up`."""
+    from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
+    from gateway.settings.settings import PREFIX  # noqa: PLC0415  # loaded where it is needed
+
+    settings = settings_of(config, database_url, data_dir)
+    known = known_values(Path(settings.data_dir), settings.named())
+    url = settings.owner_url or known.get("database_owner_url", "")
+    if not url:
+        raise StartError(
+            f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
+        )
+    return url

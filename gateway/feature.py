@@ -1,0 +1,70 @@
+"""What a feature hands to whoever composes the program, and which features this installation has.
+
+A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. A folder that is not
+there is a feature that is left out. The core imports no feature: it asks `features()` for their parts.
+A record is light. Its functions import what they need, so a process loads no part of another.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+    from gateway.admin.console.screens import Screen
+    from gateway.admin.resources.resource import Report, Resource
+    from gateway.cli.admin.fields import ListSource
+    from gateway.ops.doctor_redis import Finding
+    from gateway.run.parts import KeeperParts, Work
+    from gateway.settings.settings import Settings
+    from persistence.entity import Subject
+
+
+async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
+    return
+    yield  # an iterator that ends at once
+
+
+def _no_work(_: KeeperParts) -> Work | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One feature. `tables`, `settings` and `metrics` are the names that are its own."""
+
+    name: str
+    # What `pip install tollkeeper[…]` brings for it, if it needs a library that the base does not have.
+    extra: str = ""
+    tables: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    # Name, kind, help and labels, as Prometheus has them.
+    metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
+    resources: Callable[[], Sequence[Resource]] = tuple
+    reports: Callable[[], Sequence[Report]] = tuple
+    # Rows of the Admin API's resources, by the name of the resource.
+    subjects: Callable[[], Mapping[str, Subject]] = dict
+    screens: Callable[[], Sequence[Screen]] = tuple
+    # Adds commands to the program's own, and to those of administration.
+    commands: Callable[[typer.Typer], None] = lambda _: None
+    admin_commands: Callable[[typer.Typer], None] = lambda _: None
+    # Other places from which the command line's lists may be read.
+    list_sources: Callable[[], Sequence[ListSource]] = tuple
+    # What a keeper's process of the loops does for it; None where settings want nothing.
+    work: Callable[[KeeperParts], Work | None] = _no_work
+    # What `tollkeeper doctor` says of it.
+    findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
+
+
+@cache
+def features() -> tuple[Feature, ...]:
+    """Every feature that is installed, by name."""
+    package = import_module("gateway.features")
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
+    return tuple(import_module(f"gateway.features.{name}.feature").FEATURE for name in names)

@@ -1,0 +1,481 @@
+"""`tollkeeper archive`: closed months to Parquet, read back, noted in a manifest, and only then taken out.
+
+Each ledger goes by itself. Killed at any moment and run again, it goes on: a month is in its ledger until the
+transaction that takes it out, and from then on the manifest and its file are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID
+
+from gateway.errors import ArchiveFailed
+from gateway.features.archive.retention import Retention
+from gateway.ops.storage import Place, told
+from persistence.archive import months, rows
+from persistence.archive.months import AUDIT, BY_NAME, Connection, Ledger
+from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, Figure, Moved, Stored
+from persistence.schema import version as schema
+from persistence.schema.partitions import end_of
+
+# What an archive holds, a document a month of a ledger: written last, so what it names was read back.
+#
+# Programs of before wrote one a month for all ledgers but the audit log. It is read as it stands.
+
+
+FORMAT = 1
+FOLDER = "manifests"
+MONTH = "month="
+OF_A_MONTH = re.compile(r"month=\d{4}-(0[1-9]|1[0-2])")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The file of a month of a ledger, and of whose database it is."""
+
+    database: UUID
+    month: date
+    file: Stored
+
+
+def name_of(month: date, ledger: str) -> str:
+    """Where the manifest of a month of a ledger is."""
+    return f"{FOLDER}/{ledger}/{month:%Y-%m}.json"
+
+
+def file_of(ledger: str, month: date) -> str:
+    """Where a month's rows of a ledger are: `month=` is read as a column by DuckDB and its like."""
+    return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
+
+
+def write_manifest(place: Place, manifest: Manifest) -> None:
+    """Say what the file of a month holds."""
+    place.write_json(
+        name_of(manifest.month, manifest.file.ledger),
+        {
+            "format": FORMAT,
+            "program_version": version("tollkeeper"),
+            "schema_version": schema.NEEDED,
+            "database": str(manifest.database),
+            "month": f"{manifest.month:%Y-%m}",
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": [_file(manifest.file)],
+        },
+    )
+
+
+def read_manifest(place: Place, month: date, ledger: str) -> Manifest | None:
+    """What an archive says of a month of a ledger; None where it has none of it."""
+    for name in (name_of(month, ledger), _of_all(month)):
+        found = _read(place, name, month)
+        for each in found:
+            if each.file.ledger == ledger:
+                return each
+        if found and name != _of_all(month):
+            raise ArchiveFailed(f"{place.address(name)} is not of {ledger}")
+    return None
+
+
+def divide_months(place: Place, month: date) -> None:
+    """Have a manifest of each ledger in place of one of all of them, if there is such."""
+    found = _read(place, _of_all(month), month)
+    for each in found:
+        if not place.has(name_of(month, each.file.ledger)):
+            write_manifest(place, each)
+    if found:
+        place.remove(_of_all(month))
+
+
+def months_in(place: Place, ledger: str) -> list[date]:
+    """The months that an archive may have a ledger of, in order: a manifest for all may leave one out."""
+    return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
+
+
+def unnamed_files(place: Place, ledger: str) -> list[date]:
+    """Months that an archive should have of a ledger, and has no manifest of, in order.
+
+    They are between others; or their file is there, of a run that was killed or whose manifest was lost.
+    """
+    named = set(months_in(place, ledger))
+    found = {_month_of(name[len(MONTH) :]) for name in place.folders(ledger) if OF_A_MONTH.fullmatch(name)}
+    month, last = min(named, default=date.max), max(named, default=date.min)
+    while month < last:
+        found.add(month)
+        month = end_of(month)
+    return sorted(found - named)
+
+
+def databases_in(place: Place) -> Iterator[tuple[date, UUID]]:
+    """Whose months an archive has: the first one of each ledger says it."""
+    for ledger in BY_NAME:
+        for month in months_in(place, ledger)[:1]:
+            if (found := read_manifest(place, month, ledger)) is not None:
+                yield month, found.database
+
+
+def _of_all(month: date) -> str:
+    return f"{FOLDER}/{month:%Y-%m}.json"
+
+
+def _months(place: Place, folder: str) -> Iterator[date]:
+    for name in place.names(folder):
+        if name.endswith(".json"):
+            yield _month_of(name.removesuffix(".json"))
+
+
+def _month_of(text: str) -> date:
+    return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
+
+
+def _read(place: Place, name: str, month: date) -> list[Manifest]:
+    found = place.read_json(name)
+    if found is None:
+        return []
+    try:
+        if found["format"] != FORMAT:
+            raise ArchiveFailed(
+                f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
+            )
+        database = UUID(str(found["database"]))
+        manifests = [Manifest(database, month, _stored(place, name, month, each)) for each in found["files"]]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveFailed(f"{place.address(name)} is not a manifest of Tollkeeper") from error
+    if not manifests:
+        raise ArchiveFailed(f"{place.address(name)} names no file")
+    return manifests
+
+
+def _file(stored: Stored) -> dict[str, Any]:
+    columns = {
+        name: {"present": present, "sum": str(sum_)} for name, (present, sum_) in stored.figures.items()
+    }
+    return {
+        "ledger": stored.ledger, "file": stored.file, "rows": stored.rows, "bytes": stored.bytes,
+        "sha256": stored.sha256, "columns": columns,
+    }  # fmt: skip
+
+
+def _stored(place: Place, name: str, month: date, found: Any) -> Stored:
+    """What a manifest says of a file. It names one of ours: no other is read, nor written."""
+    ledger, file = str(found["ledger"]), str(found["file"])
+    if ledger not in BY_NAME:
+        raise ArchiveFailed(
+            f"{place.address(name)} is of {ledger!r}, which is no ledger: {', '.join(BY_NAME)}"
+        )
+    if file != (due := file_of(ledger, month)):
+        raise ArchiveFailed(f"{place.address(name)} names the file {file!r}: that month's is {due}")
+    columns = {name: (int(each["present"]), int(each["sum"])) for name, each in found["columns"].items()}
+    return Stored(
+        ledger, month, place.url, file, int(found["rows"]), int(found["bytes"]), str(found["sha256"]), columns
+    )  # fmt: skip
+
+
+# A month of a ledger as Parquet, compressed by zstd; and what such a file holds, read back.
+#
+# Texts and documents are texts, moments are microseconds of UTC, all other numbers have 64 bits.
+
+
+# What is read at once of the rows as text: a group of rows in the file.
+GROUP_BYTES = 32 << 20
+COMPRESSION = "zstd"
+READ_BYTES = 1 << 20
+
+
+def write_parquet(
+    rows: Iterator[bytes],
+    columns: Mapping[str, str],
+    sink: Any,
+    grown: Callable[[int, int], object] = lambda _rows, _bytes: None,
+) -> None:
+    """Write rows, as CSV, into a file; `grown` is told how many rows and bytes it has, after each group."""
+    arrow, csv, parquet = _libraries("pyarrow", "pyarrow.csv", "pyarrow.parquet")
+    types = _types(arrow)
+    schema = schema_of(columns)
+    told = {name: arrow.int64() if kind == MOMENT else types[kind] for name, kind in columns.items()}
+    convert = csv.ConvertOptions(
+        column_types=told, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False,
+        true_values=["t"], false_values=["f"],
+    )  # fmt: skip
+    parse = csv.ParseOptions(newlines_in_values=True)
+    read = csv.ReadOptions(column_names=list(columns), block_size=GROUP_BYTES, use_threads=False)
+    written = 0
+    with parquet.ParquetWriter(sink, schema, compression=COMPRESSION) as writer:
+        first = next(rows, b"")
+        if not first:
+            return
+        source = io.BufferedReader(_Pieces(first, rows), READ_BYTES)
+        with csv.open_csv(source, read_options=read, parse_options=parse, convert_options=convert) as batches:
+            for batch in batches:
+                writer.write_table(arrow.Table.from_batches([batch]).cast(schema))
+                written += batch.num_rows
+                grown(written, sink.tell())
+
+
+def schema_of(columns: Mapping[str, str]) -> Any:
+    """The columns of a file."""
+    (arrow,) = _libraries("pyarrow")
+    types = _types(arrow)
+    return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
+def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
+    """In what a file's columns are not those; empty where they are. Only what is `needed` must be there."""
+    for column in schema_of(columns):
+        places = found.get_all_field_indices(column.name)
+        if not places and column.name in needed:
+            return f"has no column {column.name}"
+        if len(places) > 1:
+            return f"has {len(places)} columns {column.name}"
+        if places and found.field(places[0]).type != column.type:
+            return f"has {found.field(places[0]).type} in {column.name}, which is {column.type}"
+    return ""
+
+
+def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Figure]]:
+    """How many rows a file has, and of each column how many cells are not null and what they come to."""
+    arrow, compute, parquet = _libraries("pyarrow", "pyarrow.compute", "pyarrow.parquet")
+    file = parquet.ParquetFile(source)
+    rows, found = 0, dict.fromkeys(columns, (0, 0))
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        rows += table.num_rows
+        for name, kind in columns.items():
+            cells = table.column(name)
+            count, sum_ = found[name]
+            found[name] = count + len(cells) - cells.null_count, sum_ + _sum(arrow, compute, cells, kind)
+    return rows, found
+
+
+def _sum(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
+    if kind == TEXT:
+        # Each text that differs is digested once.
+        counted = compute.value_counts(cells.drop_null())
+        return sum(_digest(each["values"]) * each["counts"] for each in counted.to_pylist())
+    wide = compute.cast(cells.cast(arrow.int64()), arrow.decimal128(38, 0))
+    return int(compute.sum(wide).as_py() or 0)
+
+
+def _digest(text: str) -> int:
+    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)
+
+
+def _types(arrow: Any) -> dict[str, Any]:
+    return {
+        INTEGER: arrow.int64(),
+        MOMENT: arrow.timestamp("us", tz="UTC"),
+        FLAG: arrow.bool_(),
+        TEXT: arrow.string(),
+    }
+
+
+def _libraries(*names: str) -> list[Any]:
+    return [importlib.import_module(name) for name in names]
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces of bytes as a file."""
+
+    def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
+        self._left = first
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._rest, None)
+            if piece is None:
+                return 0
+            self._left = piece
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
+# A month that changes while it is written is written again, so often.
+TRIES_MAX = 3
+# What a file will come to is told by its first thousandth, a minute of hours, and not to the last byte.
+SURE_OF, SPARE = 1_000, 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A month that is not closed for some ledgers, and why."""
+
+    month: date
+    ledgers: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Archived:
+    """What one run did: months that got a partition, files taken out, tables dropped, why it ended."""
+
+    moved: list[Moved] = field(default_factory=list)
+    files: list[Stored] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    open: list[Open] = field(default_factory=list)
+
+
+def archive(
+    url: str,
+    place: Place,
+    today: date,
+    before: date | None,
+    *,
+    audit_before: date | None = None,
+    retention: Retention | None = None,
+    drop_after: int | None = None,
+    said: Callable[[str], object] = lambda _: None,
+) -> Archived:
+    """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
+
+    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept. What
+    is archived since `drop_after` days is dropped, with None nothing.
+    """
+    latest = months.latest(today)
+    for option, day in (("--before", before), ("--audit-before", audit_before)):
+        if day is not None and day > latest:
+            raise ArchiveFailed(
+                f"{option} is {latest} at the latest: rows come up to {months.GRACE_DAYS} days late"
+            )
+    kept, done, stopped = retention or Retention(), Archived(), dict[str, Open]()
+    until = {
+        ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
+        for ledger in BY_NAME.values()
+    }
+    with months.connected(url) as connection, told(place.url):
+        database = months.identity(connection)
+        done.moved += rows.bring_in_rows(connection)
+        due = _due(connection, until)
+        if due:
+            _refuse_others(place, database)
+        for month, ledger in due:
+            if ledger.name in stopped:
+                continue
+            if reasons := months.why_open(connection, ledger, month):
+                stopped[ledger.name] = Open(month, (ledger.name,), tuple(reasons))
+                continue
+            said(f"{month:%Y-%m} {ledger.name}")
+            done.files.append(_month(connection, place, database, month, ledger))
+        if drop_after is not None:
+            done.dropped += _drop(connection, place, drop_after)
+    done.open = _together(stopped)
+    return done
+
+
+def _due(connection: Connection, until: dict[Ledger, date | None]) -> list[tuple[date, Ledger]]:
+    """Months that may go, the oldest of all ledgers first."""
+    found = [
+        (month, ledger)
+        for ledger, before in until.items()
+        if before is not None
+        for month in months.months_before(connection, before, ledger)
+    ]
+    return sorted(found, key=lambda one: one[0])
+
+
+def _together(stopped: dict[str, Open]) -> list[Open]:
+    """What keeps several ledgers for the same reasons is said once; the oldest month first."""
+    alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
+    for ledger, one in stopped.items():
+        alike.setdefault((one.month, one.reasons), []).append(ledger)
+    found = [Open(month, tuple(ledgers), reasons) for (month, reasons), ledgers in alike.items()]
+    return sorted(found, key=lambda one: one.month)
+
+
+def _refuse_others(place: Place, database: UUID) -> None:
+    for month, whose in databases_in(place):
+        _refuse_other(place, month, whose, database)
+
+
+def _refuse_other(place: Place, month: date, whose: UUID, database: UUID) -> None:
+    if whose != database:
+        raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
+
+
+def _month(connection: Connection, place: Place, database: UUID, month: date, ledger: Ledger) -> Stored:
+    found = read_manifest(place, month, ledger.name)
+    if found is not None:  # an archive of before may have later months of another
+        _refuse_other(place, month, found.database, database)
+    months.refuse_unlocked(connection)
+    divide_months(place, month)
+    for _ in range(TRIES_MAX):
+        if found is None or not _holds(place, found.file):
+            # What a manifest says is true: it goes before its file does.
+            months.refuse_unlocked(connection)
+            place.remove(name_of(month, ledger.name))
+            found = Manifest(database, month, _store(connection, place, ledger, month))
+            months.refuse_unlocked(connection)
+            write_manifest(place, found)
+        if rows.cut_month(connection, found.file):
+            return found.file
+        found = None
+    raise ArchiveFailed(f"{month:%Y-%m} changes while it is written: try again")
+
+
+def _store(connection: Connection, place: Place, ledger: Ledger, month: date) -> Stored:
+    """Write a month of a ledger, and read it back.
+
+    A session may end at any time, and another archive that month: nothing of that is written over.
+    """
+    name, columns = file_of(ledger.name, month), rows.columns_of(ledger)
+    expected, most = rows.about(connection, ledger, month), place.file_bytes_max
+
+    def grown(written: int, size: int) -> None:
+        if most is not None and (whole := outgrown(written, size, expected, most)):
+            raise ArchiveFailed(
+                f"{month:%Y-%m} {ledger.name} comes to {whole / 10**9:.1f} GB, and a file in a bucket has"
+                f" {most / 10**9:.1f} GB at most: archive into a directory, such as --to /archive"
+            )
+
+    try:
+        with (
+            place.write_whole(name, lambda: months.refuse_unlocked(connection)) as sink,
+            rows.as_csv(connection, ledger, month) as pieces,
+        ):
+            write_parquet(pieces, columns, sink, grown)
+    except ArchiveFailed:
+        months.refuse_unlocked(connection)
+        place.remove(name)
+        raise
+    size, digest = place.digest(name)
+    with place.open(name) as source:
+        count, sums = figures(source, columns)
+    return Stored(ledger.name, month, place.url, name, count, size, digest, sums)
+
+
+def outgrown(written: int, size: int, expected: int, most: int) -> int:
+    """How many bytes a file of `expected` rows will have by what was written, where that is too much; else 0.
+
+    What is too much by less than `SPARE` goes on until it is.
+    """
+    whole = size * max(written, expected) // written
+    if size > most or (size >= most // SURE_OF and whole > most * SPARE):
+        return whole
+    return 0
+
+
+def _holds(place: Place, file: Stored) -> bool:
+    """Whether a file is what its manifest says."""
+    return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
+
+
+def _drop(connection: Connection, place: Place, days: int) -> list[str]:
+    """Drop what is archived there since so many days, if each of its files is what it was."""
+    here = [each for each in rows.droppable(connection, days) if each.url == place.url]
+    for one in here:
+        if place.digest(one.file) != (one.bytes, one.sha256):
+            raise ArchiveFailed(f"{one.url}/{one.file} is not what was archived: nothing is dropped")
+    for one in here:
+        rows.drop_month(connection, one.ledger, one.month)
+    return [f"{one.ledger} {one.month:%Y-%m}" for one in here]

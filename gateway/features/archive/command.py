@@ -1,0 +1,151 @@
+"""`tollkeeper archive`: months of the ledgers that are closed, as Parquet, and out of PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.admin.output import AsJson, print_json, waiting
+from gateway.cli.databases import Config, Database, owner_url, settings_of
+
+if TYPE_CHECKING:
+    from gateway.features.archive.archiving import Archived
+    from gateway.features.archive.reading import Proof
+    from gateway.ops.storage import Place
+
+DAYS_MAX = 36_500
+Drop = Annotated[
+    bool, typer.Option("--drop", help="Drop the tables of months that this archive has, once read back.")
+]
+DropAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--drop-after", min=0, max=DAYS_MAX, metavar="DAYS",
+        help="The same, of months that it has since so many days.",
+    ),
+]  # fmt: skip
+
+
+def archive(
+    *,
+    to: Annotated[str, typer.Option(help="A directory, file:///… or s3://bucket/….")],
+    before: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            help="Months of the ledgers and calls that ended by this day, whatever settings say.",
+        ),
+    ] = None,
+    audit_before: Annotated[
+        datetime | None,
+        typer.Option(
+            "--audit-before", formats=["%Y-%m-%d"], help="Months of the audit log that ended by this day."
+        ),
+    ] = None,
+    drop: Drop = False,
+    drop_after: DropAfter = None,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove", help="Archive nothing: prove that this archive and the database are one ledger."
+        ),
+    ] = False,
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+    ] = None,
+    database_url: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write closed months that are not kept any more to Parquet, and take them out of PostgreSQL.
+
+    Settings say how long each ledger, calls and the audit log are kept.
+    """
+    from gateway.features.archive.archiving import archive as take_out  # noqa: PLC0415  # each command loads what it needs
+    from gateway.features.archive.retention import Retention  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
+
+    url = owner_url(config, database_url, data_dir)
+    if prove:
+        if drop or drop_after is not None or before or audit_before:
+            raise typer.BadParameter(
+                "--prove archives and drops nothing: leave --before, --audit-before, --drop, --drop-after out"
+            )
+        raise typer.Exit(_prove(url, Place(to), as_json=as_json))
+    retention = Retention.of(settings_of(config, database_url, data_dir))
+    with waiting("Archiving what is closed"):
+        done = take_out(
+            url, Place(to), datetime.now(UTC).date(), before.date() if before else None,
+            audit_before=audit_before.date() if audit_before else None, retention=retention,
+            drop_after=0 if drop else drop_after,
+        )  # fmt: skip
+    if as_json:
+        print_json(_facts(done))
+    else:
+        _tell(done)
+    raise typer.Exit(1 if done.open else 0)
+
+
+def _prove(url: str, place: Place, *, as_json: bool) -> int:
+    from gateway.features.archive.reading import prove  # noqa: PLC0415  # each command loads what it needs
+
+    with waiting("Proving the archive and the database"):
+        proof = prove(url, place)
+    _tell_proof(proof, as_json=as_json)
+    return 1 if proof.broken else 0
+
+
+def _facts(done: Archived) -> dict[str, object]:
+    return {
+        "moved": [
+            {"ledger": one.ledger, "month": f"{one.month:%Y-%m}", "rows": one.rows} for one in done.moved
+        ],
+        "files": [
+            {
+                "ledger": one.ledger, "month": f"{one.month:%Y-%m}", "file": f"{one.url}/{one.file}",
+                "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256,
+            }
+            for one in done.files
+        ],
+        "dropped": done.dropped,
+        "open_month": f"{done.open[0].month:%Y-%m}" if done.open else None,
+        "open": list(dict.fromkeys(reason for one in done.open for reason in one.reasons)),
+        "open_months": [
+            {"month": f"{one.month:%Y-%m}", "ledgers": one.ledgers, "reasons": one.reasons}
+            for one in done.open
+        ],
+    }  # fmt: skip
+
+
+def _tell(done: Archived) -> None:
+    for moved in done.moved:
+        typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
+    for one in done.files:
+        typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
+    for name in done.dropped:
+        typer.echo(f"dropped {name}")
+    for stopped in done.open:
+        typer.echo(f"{stopped.month:%Y-%m} is not closed ({', '.join(stopped.ledgers)}):")
+        for reason in stopped.reasons:
+            typer.echo(f"  {reason}")
+    if not (done.open or done.files or done.dropped):
+        typer.echo("No month is left that could be archived.")
+
+
+def _tell_proof(proof: Proof, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(proof))
+        return
+    for reason in proof.broken:
+        typer.echo(reason)
+    for place in proof.elsewhere:
+        typer.echo(f"other months are in {place}: prove it with --to")
+    said = "do not agree" if proof.broken else "agree"
+    typer.echo(
+        f"{proof.files} files, {proof.rows:,} rows, {proof.movements:,} movements:"
+        f" the archive and the database {said}"
+    )

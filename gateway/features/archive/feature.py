@@ -1,0 +1,64 @@
+"""Archive: closed months of the ledgers as Parquet files, and out of PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    import typer
+
+    from gateway.cli.admin.fields import ListSource
+    from gateway.ops.doctor_redis import Finding
+    from gateway.run.parts import KeeperParts, Work
+    from gateway.settings.settings import Settings
+
+
+def _commands(app: typer.Typer) -> None:
+    from gateway.features.archive.command import archive  # noqa: PLC0415  # of the command line alone
+
+    app.command()(archive)
+
+
+def _list_sources() -> Sequence[ListSource]:
+    from gateway.features.archive.lists import SOURCE  # noqa: PLC0415  # of the command line alone
+
+    return (SOURCE,)
+
+
+def _work(parts: KeeperParts) -> Work:
+    from gateway.features.archive.retention import Retention  # noqa: PLC0415  # of keepers alone
+    from gateway.run.parts import Work  # noqa: PLC0415  # as above
+    from persistence.archive.months import behind  # noqa: PLC0415  # as above
+
+    return Work(gauges=(partial(behind, parts.engine, Retention.of(parts.settings).due),))
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    from gateway.features.archive.outside import months_findings  # noqa: PLC0415  # of the doctor alone
+
+    if not settings.database_url:
+        return
+    for finding in await asyncio.to_thread(months_findings, settings.database_url):
+        yield finding
+
+
+FEATURE = Feature(
+    name="archive",
+    tables=("archive_identity", "archived_month", "archived_run"),
+    settings=(
+        "archive_token_ledger_after_months", "archive_credit_transactions_after_months",
+        "archive_feature_usage_after_months", "archive_calls_after_months", "archive_audit_log_after_months",
+    ),
+    metrics=(
+        ("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
+    ),
+    commands=_commands,
+    list_sources=_list_sources,
+    work=_work,
+    findings=_findings,
+)  # fmt: skip

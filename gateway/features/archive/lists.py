@@ -1,0 +1,69 @@
+"""Lists of ledgers as an archive has them: nobody's Admin API is asked, so that ids are given as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from gateway.admin.resources.resource import Field, Resource
+from gateway.admin.resources.values import read_instant
+from gateway.cli.admin import output
+from gateway.cli.admin.client import ID_DIGITS_MAX, Json
+from gateway.cli.admin.fields import ListSource, read_option
+
+# Lists of which archives have rows, and the option that asks one.
+LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
+ARCHIVE = (
+    Annotated[
+        str | None,
+        typer.Option("--archive", help="Of archived months: the archive, a directory or s3://bucket/…."),
+    ],
+    None,
+)
+
+
+def archived_rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> list[Json]:
+    """The rows of an archive that a list's options ask for, as the Admin API shows them."""
+    from gateway.features.archive import reading  # noqa: PLC0415  # its library is heavy to load
+    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
+
+    given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
+    filters = {
+        field.name: read_option(field.name, said, _reader(resource, field)) for field, said in given.items()
+    }
+    since, until = (
+        None if typed[name] is None else _moment(name, typed[name]) for name in ("since", "until")
+    )
+    asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
+    with output.waiting("Reading the archive"):
+        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say, resource.render)
+        return [dict(row) for row in found]
+
+
+def _say(text: str) -> None:
+    output.say(output.escape(text))
+
+
+def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:
+    if resource.filters[field.name].kind == "uuid":
+        return lambda said: str(UUID(said))
+    return _number if field.refers or field.kind == "whole" else str
+
+
+def _number(said: str) -> int:
+    if not said.isascii() or not said.isdigit() or len(said) > ID_DIGITS_MAX:
+        raise ValueError("must be a number: an archive has ids, and no names")
+    return int(said)
+
+
+def _moment(name: str, said: str) -> datetime:
+    found = read_option(name, said, read_instant)
+    assert isinstance(found, datetime)
+    return found
+
+
+SOURCE = ListSource("archive", ARCHIVE, LISTS, archived_rows)

@@ -1,0 +1,20 @@
+"""What `tollkeeper doctor` says of rows whose months nobody made a partition of."""
+
+from __future__ import annotations
+
+from gateway.ops.doctor_redis import Finding
+from persistence.archive.rows import ROWS_TOLD_MAX, told
+
+_NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
+_ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clock is wrong"
+
+
+def months_findings(url: str) -> list[Finding]:
+    """One for each ledger that has any; none where nobody answers, which others say."""
+    found = []
+    for ledger, first, last, rows in told(url):
+        many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
+        months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
+        said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
+        found.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+    return found

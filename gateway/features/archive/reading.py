@@ -1,0 +1,317 @@
+"""Rows of archived months as their ledgers show them: by the same filters, in the same fields.
+
+Where an account is named, its movements come in the order of their numbers, as in a ledger: for that, rows of
+each month are held at once. Else months come one behind the other, and so do the accounts of a month, each by
+its numbers. Calls come by their time. A file is read if it is, by its SHA-256, what its manifest says, and if
+it holds rows of its ledger: both may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from itertools import chain, islice
+from typing import Any
+from uuid import UUID
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.billing.money import ONE_NANO
+from gateway.core.billing.price_book import KINDS
+from gateway.core.text import read_json
+from gateway.errors import ArchiveFailed
+from gateway.features.archive import archiving
+from gateway.ops.storage import Place, told
+from persistence.archive import months
+from persistence.archive.months import (
+    AUDIT,
+    BY_NAME,
+    CALLS,
+    CREDITS,
+    SPENDS,
+    TOKENS,
+    Connection,
+    Ledger,
+)
+from persistence.archive.rows import KeptRun, Stored, archived, columns_of, contradictions, kept
+from persistence.schema.partitions import end_of
+
+# Which ledger a list of the Admin API is of.
+LEDGERS: Mapping[str, Ledger] = {
+    "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
+    "audit-log": AUDIT,
+}  # fmt: skip
+# A row of a file, and which that is.
+_Found = tuple[dict[str, Any], Stored]
+SAID_CHARS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which rows: columns and what each must be, from a moment up to before another one."""
+
+    filters: Mapping[str, str | int | bool] = field(default_factory=dict)
+    since: datetime | None = None
+    until: datetime | None = None
+    newest: bool = False
+    limit: int = 100
+
+
+def rows(
+    place: Place,
+    name: str,
+    asked: Asked,
+    said: Callable[[str], object] = lambda _: None,
+    render: Callable[[Row], Row] = dict,
+) -> list[Row]:
+    """The rows of a list, as far as archived months have them, up to the limit; months that lack are said.
+
+    `render` writes each; what it refuses by `ValueError` is no row of the list.
+    """
+    ledger = LEDGERS[name]
+    unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
+    if unknown:
+        raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
+    with told(place.url):
+        if lacking := [
+            month for month in archiving.unnamed_files(place, ledger.name) if _touches(month, asked)
+        ]:
+            said(_without_manifest(place, ledger, lacking))
+        there = archiving.months_in(place, ledger.name)
+        if not there and next(archiving.databases_in(place), None) is None:
+            raise ArchiveFailed(f"{place.url} is no archive: there is no manifest of any ledger")
+        months = [month for month in there if _touches(month, asked)]
+        files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
+        parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
+        in_order: Iterable[_Found] = chain.from_iterable(parts)
+        if ledger.kind and ledger.owner in asked.filters:
+            in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
+        shown = []
+        for row, file in islice(in_order, asked.limit):
+            with _of_a_ledger(place, file):
+                shown.append(render(_shown(row, ledger)))
+        return shown
+
+
+def _touches(month: date, asked: Asked) -> bool:
+    begins, ends = (datetime.combine(day, time(), UTC) for day in (month, end_of(month)))
+    return (asked.since is None or asked.since < ends) and (asked.until is None or begins < asked.until)
+
+
+def _without_manifest(place: Place, ledger: Ledger, months: list[date]) -> str:
+    first = place.address(archiving.name_of(months[0], ledger.name))
+    more = f", and {len(months) - 1} more like it" if months[1:] else ""
+    return f"{months[0]:%Y-%m} is left out, for {first} is not there{more}: see `tollkeeper archive --prove`"
+
+
+def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
+    """The file of a month that its manifest names; None where it has none of this ledger."""
+    said = archiving.read_manifest(place, month, ledger.name)
+    return None if said is None else said.file
+
+
+@contextmanager
+def _of_a_ledger(place: Place, file: Stored) -> Iterator[None]:
+    """What is no row of a ledger, on one line: a file and its manifest may be changed together."""
+    try:
+        yield
+    except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:SAID_CHARS_MAX]
+        raise ArchiveFailed(f"{place.address(file.file)} is not of {file.ledger}: {said}") from error
+
+
+def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[_Found]:
+    """A month's rows in their order, a group of the file at a time."""
+    dataset: Any = importlib.import_module("pyarrow.dataset")
+    wanted = _condition(dataset, ledger, asked)
+    with told(place.url):
+        if place.digest(file.file) != (file.bytes, file.sha256):
+            raise ArchiveFailed(
+                f"{place.address(file.file)} is not what was archived: its manifest says otherwise"
+            )
+        columns, needed = (
+            columns_of(ledger),
+            [each.name for each in ledger.table.columns if not each.nullable],
+        )
+        schema = archiving.schema_of(columns)
+        with _of_a_ledger(place, file):
+            fragment = place.fragment(file.file, dataset.ParquetFileFormat())
+            if reason := archiving.unlike_parquet(fragment.physical_schema, columns, needed):
+                raise ValueError(f"it {reason}")
+            if fragment.metadata.num_rows != file.rows:
+                raise ValueError(f"it has {fragment.metadata.num_rows} rows, by its manifest {file.rows}")
+            groups = fragment.split_by_row_group(wanted, schema=schema)
+        for group in reversed(groups) if asked.newest else groups:
+            with _of_a_ledger(place, file):
+                table = group.to_table(schema=schema, filter=wanted, use_threads=False)
+                if lacking := [name for name in needed if table.column(name).null_count]:
+                    raise ValueError(f"a row of it has no {lacking[0]}")
+                found = table.to_pylist()
+            yield from ((row, file) for row in (reversed(found) if asked.newest else found))
+
+
+def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:
+    at = dataset.field(ledger.at.strip('"'))
+    tests = [dataset.field(name) == value for name, value in asked.filters.items()]
+    tests += [at >= asked.since] if asked.since is not None else []
+    tests += [at < asked.until] if asked.until is not None else []
+    whole = None
+    for test in tests:
+        whole = test if whole is None else whole & test
+    return whole
+
+
+def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
+    """A row of a file as a ledger's list has it: documents read, amounts in their units."""
+    for name in ("metadata", "tools", "before", "after"):
+        if row.get(name) is not None:
+            row[name] = read_json(row[name])
+    if ledger is CREDITS:
+        row["credits_exact"] = row["credits_used"] - row["carried"] * ONE_NANO
+    elif ledger is SPENDS:
+        row["cost"] = row["usage_amount"] * ONE_NANO if row["in_money"] else None
+    elif ledger is AUDIT:
+        row["token"] = None
+    elif ledger is CALLS:
+        unknown = row["unknown_usage"]
+        told_of = {} if unknown is None else {"unknown": unknown}
+        row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
+        row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
+        row["api_key_id"] = row["api_key_id"] or None
+        row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
+    return row
+
+
+# `tollkeeper archive --prove`: that an archive and its database are one ledger, movement by movement.
+#
+# Every file is read whole. Each movement in it must be in PostgreSQL, as a row that stayed or in the one run
+# that stands for it. PostgreSQL's own proofs then chain these rows and runs with what came after the cut.
+
+
+NAMED_MAX = 100
+BATCH_ROWS = 65_536
+# By kind of account: what a movement comes to, of which columns, and the one of where it leaves the account.
+MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] = {
+    "tenant": (
+        ("direction", "amount"),
+        lambda row: int(row["amount"]) if row["direction"] == "IN" else -int(row["amount"]),
+        "total_remaining",
+    ),
+    "credits": (("credits_used",), lambda row: -int(row["credits_used"]), "balance_after"),
+    "spend": (("spend",), lambda row: int(row["spend"]), "spent_after"),
+}
+
+
+@dataclass(slots=True)
+class Proof:
+    """What was proved: files and rows that were read, movements compared; and all that is not so.
+
+    `elsewhere` are places of other archived months: each is proved by itself.
+    """
+
+    files: int = 0
+    rows: int = 0
+    movements: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def prove(url: str, place: Place) -> Proof:
+    """Prove an archive and the database of which it is."""
+    proof = Proof()
+    with months.connected(url) as connection, told(place.url):
+        stored = archived(connection)
+        proof.elsewhere = sorted({one.url for one in stored} - {place.url})
+        here = [one for one in stored if one.url == place.url]
+        if not here:
+            raise ArchiveFailed(f"nothing of this database was archived to {place.url}")
+        database = months.identity(connection)
+        for one in here:
+            if reason := _differs(place, one, database):
+                proof.broken.append(f"{one.file} {reason}")
+                continue
+            proof.files += 1
+            proof.rows += one.rows
+            ledger = BY_NAME[one.ledger]
+            if ledger.kind:
+                _movements(connection, place, ledger, one, proof)
+        proof.broken += contradictions(connection)
+    if (more := len(proof.broken) - NAMED_MAX) > 0:
+        proof.broken = [*proof.broken[:NAMED_MAX], f"and {more} more"]
+    return proof
+
+
+def _differs(place: Place, one: Stored, database: UUID) -> str:
+    """In what a file, its manifest and the database differ; empty where they agree."""
+    found = archiving.read_manifest(place, one.month, one.ledger)
+    if found is None:
+        return "has no manifest"
+    if found.database != database:
+        return "is of another database, by its manifest"
+    named = found.file
+    if (named.file, named.rows, named.bytes, named.sha256) != (
+        one.file,
+        one.rows,
+        one.bytes,
+        one.sha256,
+    ):
+        return "is another one by its manifest than by the database"
+    if not place.has(one.file):
+        return "is not there"
+    return "" if place.digest(one.file) == (one.bytes, one.sha256) else "is not what was archived"
+
+
+def _movements(connection: Connection, place: Place, ledger: Ledger, one: Stored, proof: Proof) -> None:
+    """Compare each movement of a file with what stands for it, as long as not too much is wrong."""
+    with connection.transaction(), place.open(one.file) as source:
+        rows = _counted(_read(source, ledger), proof)
+        for reason in compare(rows, kept(connection, ledger, one.month)):
+            proof.broken.append(f"{ledger.kind}:{reason} ({one.file})")
+            if len(proof.broken) > NAMED_MAX:
+                return
+
+
+def _read(source: Any, ledger: Ledger) -> Iterator[KeptRun]:
+    """The movements of a file in its order, which is by account and number."""
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    columns, amount, balance = MOVED[ledger.kind]
+    wanted = [ledger.owner, "seq", "epoch", *columns, balance]
+    for batch in parquet.ParquetFile(source).iter_batches(BATCH_ROWS, columns=wanted):
+        for row in batch.to_pylist():
+            seq = int(row["seq"])
+            yield KeptRun(int(row[ledger.owner]), seq, seq, int(row["epoch"]), amount(row), row[balance])
+
+
+def _counted(rows: Iterable[KeptRun], proof: Proof) -> Iterator[KeptRun]:
+    for row in rows:
+        proof.movements += 1
+        yield row
+
+
+def compare(rows: Iterator[KeptRun], stands: Iterable[KeptRun]) -> Iterator[str]:
+    """What is not so: each row is of one that stands for it, and each of these has all its rows."""
+    row = next(rows, None)
+    for one in stands:
+        while row is not None and (row.owner, row.last_seq) < (one.owner, one.first_seq):
+            yield f"{row.owner} at {row.last_seq}: nothing stands for it in PostgreSQL"
+            row = next(rows, None)
+        count, amount, balance, epochs = 0, 0, None, {one.epoch}
+        while row is not None and row.owner == one.owner and row.last_seq <= one.last_seq:
+            count, amount, balance = count + 1, amount + row.amount, row.balance
+            epochs.add(row.epoch)
+            row = next(rows, None)
+        where = f"{one.owner} from {one.first_seq} to {one.last_seq}"
+        if count != one.last_seq - one.first_seq + 1:
+            yield f"{where}: {count} movements are in the archive"
+        elif (amount, balance) != (one.amount, one.balance) or len(epochs) > 1:
+            yield (
+                f"{where}: the archive comes to {amount} and leaves {balance},"
+                f" PostgreSQL to {one.amount} and {one.balance}"
+            )
+    while row is not None:
+        yield f"{row.owner} at {row.last_seq}: nothing stands for it in PostgreSQL"
+        row = next(rows, None)

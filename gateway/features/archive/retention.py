@@ -1,0 +1,88 @@
+"""How long each ledger stays in PostgreSQL before its months go to an archive, by settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from gateway.settings.settings import Settings
+from persistence.archive.months import (
+    AUDIT,
+    BY_NAME,
+    CALLS,
+    CREDITS,
+    GRACE_DAYS,
+    SPENDS,
+    TOKENS,
+    Ledger,
+    latest,
+)
+from persistence.schema.partitions import end_of
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Whole months that each ledger is kept behind the one that runs; 0 is for ever.
+
+    `calls_days` are days that calls are kept at most, where anything says so: what would be dropped then is
+    archived by then.
+    """
+
+    tokens: int = 1
+    credits: int = 1
+    usage: int = 1
+    calls: int = 1
+    audit: int = 0
+    calls_days: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Retention:
+        """What settings say."""
+        return cls(
+            tokens=settings.archive_token_ledger_after_months,
+            credits=settings.archive_credit_transactions_after_months,
+            usage=settings.archive_feature_usage_after_months,
+            calls=settings.archive_calls_after_months,
+            audit=settings.archive_audit_log_after_months,
+            calls_days=settings.calls_keep_days,
+        )
+
+    def before(self, ledger: Ledger, today: date) -> date | None:
+        """The day by which months of a ledger ended that are not kept any more; None where all are kept."""
+        months = self._months(ledger)
+        if not months:
+            return None
+        day = _months_later(today, -months)
+        if ledger is CALLS and self.calls_days:
+            day = max(day, _days_before(today, self.calls_days))
+        return min(day, latest(today))
+
+    def due(self, ledger: str, month: date) -> date | None:
+        """From when on a month of a ledger is not kept any more; None where all are kept."""
+        of, end = BY_NAME[ledger], end_of(month)
+        months = self._months(of)
+        if not months:
+            return None
+        day = _months_later(end, months)
+        if of is CALLS and self.calls_days:
+            day = min(day, end + timedelta(days=self.calls_days))
+        return max(day, end + timedelta(days=GRACE_DAYS))
+
+    def _months(self, ledger: Ledger) -> int:
+        return {
+            TOKENS.name: self.tokens,
+            CREDITS.name: self.credits,
+            SPENDS.name: self.usage,
+            CALLS.name: self.calls,
+            AUDIT.name: self.audit,
+        }[ledger.name]
+
+
+def _months_later(day: date, months: int) -> date:
+    """The first day of the month so many months behind, or the first day there is, or the last such."""
+    count = min(max(12, day.year * 12 + day.month - 1 + months), date.max.year * 12 + 11)
+    return date(count // 12, count % 12 + 1, 1)
+
+
+def _days_before(today: date, days: int) -> date:
+    return (today - timedelta(days=min(days, today.toordinal() - 1))).replace(day=1)

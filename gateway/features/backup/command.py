@@ -1,0 +1,209 @@
+"""`tollkeeper backup` and `tollkeeper restore`: what PostgreSQL holds, in one file and back."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote
+
+import typer
+
+from gateway.cli.admin.client import Json
+from gateway.cli.admin.output import AsJson, print_json, waiting
+from gateway.cli.databases import Config, Database, owner_url, settings_of
+from gateway.errors import StartError
+
+if TYPE_CHECKING:
+    from gateway.features.backup.storage import Backup, Backups, Manifest
+    from gateway.settings.settings import Settings
+
+IDS_AHEAD = 1_000_000
+FILE = "file://"
+
+
+def backup(
+    *,
+    to: Annotated[
+        str,
+        typer.Option(help="A directory, which is made, a file that ends in .tar, or s3://bucket/folder."),
+    ],
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+    ] = None,
+    database_url: Database = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Restore it beside the database, check it, drop that again.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Keep so many in the directory or bucket; older go.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
+    from gateway.run.lifecycle import left_by_signal  # noqa: PLC0415  # each command loads what it needs
+
+    there = _backups(to, several=keep is not None)
+    url = owner_url(config, database_url, data_dir)
+    with left_by_signal():
+        taken, manifest, dropped = _taken(url, there, prove, keep)
+    rows = sum(manifest.rows.values())
+    if as_json:
+        done = {"bytes": manifest.bytes, "proved": prove, "dropped": dropped}
+        print_json({"file": taken.address, **_facts(manifest), **done})
+        return
+    typer.echo(
+        f"{taken.address}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes"
+    )
+    if prove:
+        typer.echo("It was restored into a database of its own, and its rows agree with each other.")
+    for address in dropped:
+        typer.echo(f"{address} is gone: {keep} are kept.")
+    typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
+
+
+def _taken(url: str, there: Backups, prove: bool, keep: int | None) -> tuple[Backup, Manifest, list[str]]:
+    """Write a backup, prove it, and keep as many as are wanted: which it is, what it holds, what is gone."""
+    from gateway.features.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
+    from gateway.features.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
+
+    if prove:
+        proving.refuse_unless_provable(url)
+    with waiting("Writing what PostgreSQL holds"):
+        taken, manifest = back_up(url, there, datetime.now(UTC))
+        number = proving.note(url, taken, manifest)
+    dropped: list[str] = []
+    if keep is not None:  # whether it is proven or not, no more stay than are kept, and the last proven one
+        spared = (taken.name, *proving.last_proven(url, there))
+        dropped += proving.drop_older(there, keep, spared)
+    if prove:
+        with waiting("Restoring it beside, and checking it"):
+            proving.prove(url, there, taken, number)
+        dropped += proving.drop_older(there, keep) if keep is not None else []
+    return taken, manifest, dropped
+
+
+def restore(
+    *,
+    source: Annotated[
+        str,
+        typer.Option("--from", help="What `tollkeeper backup` wrote: a file, or s3://bucket/folder/NAME."),
+    ],
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of an `up` to be, where no database is named (.tollkeeper).")
+    ] = None,
+    database_url: Database = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Restore nothing: which backups a directory or a bucket has.")
+    ] = False,
+    ids_ahead: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10**12,
+            help="How far new ids stay clear of those given out since the backup; 0 if none were.",
+        ),
+    ] = IDS_AHEAD,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
+    if list_:
+        _tell_all(_backups(source, several=True), as_json=as_json)
+        return
+    url, manifest, wrong = _brought_back(source, settings_of(config, database_url, data_dir), ids_ahead)
+    rows = sum(manifest.rows.values())
+    if as_json:
+        print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
+        raise typer.Exit(1 if wrong else 0)
+    typer.echo(f"{url}: {rows:,} rows of {manifest.taken_at}, schema version {manifest.schema_version}")
+    for what in wrong:
+        typer.echo(f"WRONG {what}")
+    if wrong:
+        raise typer.Exit(1)
+    typer.echo(
+        "The rows agree with each other. Next: tollkeeper migrate, then the keeper, on an empty Redis."
+    )
+
+
+def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, Manifest, list[str]]:
+    """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
+    import asyncio  # noqa: PLC0415  # each command loads what it needs
+
+    from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
+    from gateway.features.backup.taking import restore as bring_back  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.supervisor.servers import postgres_alone  # noqa: PLC0415  # loaded where it is needed
+
+    one = _backup(source)
+    one.manifest()
+
+    async def go() -> tuple[str, Manifest, list[str]]:
+        async with AsyncExitStack() as stack:
+            url = settings.owner_url or await stack.enter_async_context(
+                postgres_alone(Path(settings.data_dir))
+            )
+            done = await asyncio.to_thread(bring_back, url, one, ids_ahead=ids_ahead)
+            return without_password(url), *done
+
+    with waiting("Bringing the backup in, and checking it"):
+        return asyncio.run(go())
+
+
+def _tell_all(there: Backups, *, as_json: bool) -> None:
+    """Which backups a place has, the newest first; and which of them were proven, if it says so."""
+    names, proven = there.names()[::-1], there.proven()
+    if as_json:
+        said = [{} if proven is None else {"proven": name in proven} for name in names]
+        found = [{"file": there.address(name), **more} for name, more in zip(names, said, strict=True)]
+        print_json({"backups": found})
+        return
+    for name in names:
+        typer.echo(there.address(name) + (" (proven)" if name in (proven or ()) else ""))
+
+
+def _backups(to: str, *, several: bool) -> Backups:
+    """Where backups are to be; a bucket is loaded with what talks to it only if it is one."""
+    if _is_bucket(to):
+        from gateway.features.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
+
+        return Bucket(to)
+    from gateway.features.backup.storage import Folder  # noqa: PLC0415  # loaded where it is needed
+
+    folder = Folder(_path(to))
+    if several and folder.is_file:
+        raise StartError(f"this is of a directory of backups, or of a bucket: {to} is neither")
+    return folder
+
+
+def _backup(source: str) -> Backup:
+    """The backup that a file is, or that an address in a bucket names."""
+    if _is_bucket(source):
+        from gateway.features.backup.storage import named  # noqa: PLC0415  # each command loads what it needs
+
+        return named(source)
+    from gateway.features.backup.storage import TarBackup  # noqa: PLC0415  # loaded where it is needed
+
+    return TarBackup(_path(source))
+
+
+def _is_bucket(address: str) -> bool:
+    return "://" in address and not address.startswith(FILE)
+
+
+def _path(address: str) -> Path:
+    if not address.startswith(FILE):
+        return Path(address)
+    path = address.removeprefix(FILE)
+    if not path.startswith("/"):
+        raise StartError(f"{address}: a file address names no host: a directory, or file:///…")
+    return Path(unquote(path))
+
+
+def _facts(manifest: Manifest) -> Json:
+    return {
+        "rows": sum(manifest.rows.values()),
+        "schema_version": manifest.schema_version,
+        "taken_at": manifest.taken_at,
+    }

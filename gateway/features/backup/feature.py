@@ -1,0 +1,39 @@
+"""Backup: everything PostgreSQL holds, in a file or a bucket; restore, and the proof that restoring works."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    import typer
+
+    from gateway.run.parts import KeeperParts, Work
+
+
+def _commands(app: typer.Typer) -> None:
+    from gateway.features.backup.command import backup, restore  # noqa: PLC0415  # of the command line alone
+
+    app.command()(backup)
+    app.command()(restore)
+
+
+def _work(parts: KeeperParts) -> Work:
+    from gateway.run.parts import Work  # noqa: PLC0415  # of keepers alone
+    from persistence.backup import backed_up  # noqa: PLC0415  # as above
+
+    return Work(gauges=(partial(backed_up, parts.engine),))
+
+
+FEATURE = Feature(
+    name="backup",
+    tables=("backup_run",),
+    metrics=(
+        ("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted.", ()),
+        ("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right.", ()),
+    ),
+    commands=_commands,
+    work=_work,
+)

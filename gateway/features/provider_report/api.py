@@ -1,0 +1,479 @@
+"""A provider's own API of usage and costs: its pages, one after the other, and every failure as one sentence.
+
+The administrator's key goes to the address asked for and nowhere else: no redirect is followed, and no
+plain HTTP leaves this machine. What a provider says of a failure is not repeated, for it may name the key.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+
+import typer
+
+from gateway.cli.admin import output
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json, is_local
+from gateway.core.circuit_breaker import retry_after_s
+from gateway.core.families.registry import FAMILIES
+from gateway.core.model import Family
+from gateway.core.text import csv
+from gateway.features.provider_report import comparison
+from gateway.features.provider_report.comparison import (
+    DAYS_A_PAGE,
+    EXACT,
+    FIELDS,
+    BadReport,
+    By,
+    Compared,
+    Format,
+    Line,
+    Report,
+    Tolerance,
+    Verdict,
+    counted,
+    total,
+)
+from gateway.features.provider_report.reading import FORMATS, Place, add_page, read_file, within
+
+PAGES_MAX: Final = 1_000  # of all reports of one comparison
+PAGE_BYTES_MAX: Final = 16 * 2**20
+PAGE_S_MAX: Final = 60.0
+SILENT_S_MAX: Final = 30.0
+TRIES_MAX: Final = 4  # of one page
+PAUSE_S_MAX: Final = 60.0
+KEY_BYTES_MAX: Final = 4_096
+_CHUNK_BYTES: Final = 65_536
+_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """Follow none: another address would be told the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderApi:
+    """Where a provider answers, such as https://api.openai.com, and the key of an administrator there."""
+
+    of: Format
+    url: str
+    key: str = field(repr=False)
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    pages_max: int = PAGES_MAX
+
+    def read(self, since: date, until: date) -> Report:
+        """All reports from one day to another, which is not included."""
+        report = Report(days={since + timedelta(days=at) for at in range((until - since).days)})
+        pages = 0
+        for path, parameters in self.of.questions:
+            for first, last in spans(since, until):
+                query, page = {**parameters, **self.of.span(first, last)}, ""
+                seen: set[str] = set()
+                while page or not seen:
+                    if page in seen or pages >= self.pages_max:
+                        said = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
+                        raise CommandFailed(f"{self.url}{path} {said}.")
+                    seen.add(page)
+                    pages += 1
+                    raw = self._page(path, {**query, **({"page": page} if page else {})})
+                    page = add_page(report, raw, Place(f"{self.url}{path}, page {pages}", self.of))
+        return report
+
+    def _page(self, path: str, query: Mapping[str, str]) -> bytes:
+        for number in range(1, TRIES_MAX + 1):
+            try:
+                return self._answer(path, query)
+            except HTTPError as error:
+                with error:
+                    if error.code not in _AGAIN or number == TRIES_MAX:
+                        raise CommandFailed(self._refusal(error.code, path)) from error
+                    self.sleep(_pause_s(error.headers.get("retry-after"), number))
+            except (URLError, OSError, HTTPException) as error:
+                reason = getattr(error, "reason", error)
+                raise CommandFailed(f"Nothing usable answers at {self.url}{path} ({reason}).") from error
+        raise AssertionError("the last try returns or raises")
+
+    def _answer(self, path: str, query: Mapping[str, str]) -> bytes:
+        headers = {"Accept": "application/json", **self.of.headers(self.key)}
+        request = Request(f"{self.url}{path}?{urlencode(query)}", headers=headers)  # noqa: S310  # checked scheme
+        until = self.clock() + PAGE_S_MAX
+        with _opener(self.url).open(request, timeout=SILENT_S_MAX) as answer:
+            return self._body(answer, path, until)
+
+    def _body(self, answer: HTTPResponse, path: str, until: float) -> bytes:
+        body = bytearray()
+        while chunk := answer.read1(_CHUNK_BYTES):
+            body += chunk
+            if len(body) > PAGE_BYTES_MAX:
+                raise CommandFailed(f"A page of {self.url}{path} has more than {PAGE_BYTES_MAX:,} bytes.")
+            if self.clock() > until:
+                raise CommandFailed(f"A page of {self.url}{path} took more than {PAGE_S_MAX:.0f} s.")
+        return bytes(body)
+
+    def _refusal(self, status: int, path: str) -> str:
+        if status in {401, 403}:
+            return (
+                f"{self.url} does not accept the key ({status}). {self.of.key_variable} must hold one of an "
+                "administrator of the organization; an ordinary API key may not read reports."
+            )
+        if status in _AGAIN:
+            return f"{self.url}{path} answered {status}, {TRIES_MAX} times. Try again later."
+        return f"{self.url}{path} answered {status}. --api must be the base URL, such as {self.of.url}."
+
+
+def provider_api(of: Format, url: str | None, environ: Mapping[str, str] = os.environ) -> ProviderApi:
+    """The API of a provider, with the key that the environment has for it."""
+    base = (url or of.url).rstrip("/").removesuffix("/v1")
+    parts = urlsplit(base)
+    plain = parts.scheme == "http" and is_local(parts.hostname or "")
+    if not parts.hostname or parts.query or parts.username or not (parts.scheme == "https" or plain):
+        raise CommandFailed(
+            f"--api must be a base URL such as {of.url}, with https unless it is this machine."
+        )
+    return ProviderApi(of, base, _key(of, environ))
+
+
+def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
+    """A span in pieces of as many days as one page may have."""
+    while since < until:
+        last = min(since + timedelta(days=DAYS_A_PAGE), until)
+        yield since, last
+        since = last
+
+
+def _key(of: Format, environ: Mapping[str, str]) -> str:
+    """The key, from its variable or the file that another names."""
+    from gateway.settings.settings import Environment  # noqa: PLC0415  # help is shown without settings
+
+    name = of.key_variable
+    key = Environment(environ).get(name, "").strip()
+    if not key:
+        raise CommandFailed(
+            f"Name a FILE with the report, or set {name} (or {name}_FILE) to read it from {of.url}."
+        )
+    if len(key) > KEY_BYTES_MAX or not (key.isascii() and key.isprintable() and " " not in key):
+        raise CommandFailed(f"{name} must be one word of at most {KEY_BYTES_MAX:,} ASCII characters.")
+    return key
+
+
+def _opener(url: str) -> OpenerDirector:
+    # What is for this machine never goes through a proxy.
+    direct = (ProxyHandler({}),) if is_local(urlsplit(url).hostname or "") else ()
+    return build_opener(_NoRedirect, *direct)
+
+
+def _pause_s(said: str | None, number: int) -> float:
+    """How long to wait: as the provider says, else twice as long each time."""
+    wanted = retry_after_s(said, time.time()) if said else None
+    return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
+
+
+# What came of comparing, as a table, as CSV and as JSON. Counts are numbers, money is exact decimals.
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All rows, and of what they are: days from `since` to `until` (not included) and services of ours."""
+
+    rows: Sequence[Compared]
+    theirs: Report
+    since: date
+    until: date
+    services: Collection[str]
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that are compared: those which the report has."""
+        return [name for name in FIELDS if name in self.theirs.states] or list(FIELDS)
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether nothing differs."""
+        return all(row.verdict is Verdict.MATCHED for row in self.rows)
+
+
+def print_json(found: Comparison) -> None:
+    """Print everything for programs."""
+    fields = found.fields
+    output.print_json(
+        {
+            "from": str(found.since),
+            "to": str(found.until),
+            "services": sorted(found.services),
+            "currency": found.theirs.currency or None,
+            "compared": fields,
+            "verdicts": counted(found.rows),
+            "items": [_object(row, fields) for row in found.rows],
+            "total": _object(total(found.rows, fields), fields),
+        }
+    )
+
+
+def print_csv(found: Comparison) -> None:
+    """Print a line a row, the total last."""
+    fields = found.fields
+    lines = [_flat(row, fields) for row in [*found.rows, total(found.rows, fields)]]
+    typer.echo(csv(tuple(lines[0]), lines, head=True), nl=False)
+
+
+def print_table(found: Comparison) -> None:
+    """Print a table for people: one number where both sides agree."""
+    fields = found.fields
+    shown = [_shown(row, fields) for row in [*found.rows, total(found.rows, fields)]]
+    last = found.until - timedelta(days=1)
+    title = f"{found.since} to {last}, ours of {', '.join(sorted(found.services))}: ours / theirs"
+    output.rows(shown, ("day", "model", "verdict", *fields, "names"), as_json=False, title=title)
+    verdicts = [f"{number} {name}" for name, number in counted(found.rows).items() if number]
+    output.say(", ".join(verdicts) or "Neither side has anything.")
+
+
+def _object(row: Compared, fields: Sequence[str]) -> Json:
+    return {
+        **_head(row),
+        "our_models": list(row.our_names),
+        "their_models": list(row.their_names),
+        "ours": {name: _plain(name, row.ours.get(name)) for name in fields} if row.ours else None,
+        "theirs": {name: _plain(name, row.theirs.get(name)) for name in fields} if row.theirs else None,
+        "difference": {name: _plain(name, row.difference(name)) for name in fields},
+        "percent": {name: _percent(row, name) for name in fields},
+    }
+
+
+def _flat(row: Compared, fields: Sequence[str]) -> Json:
+    flat = {**_head(row), "our_models": " ".join(row.our_names), "their_models": " ".join(row.their_names)}
+    for name in fields:
+        flat[f"ours_{name}"] = _plain(name, row.ours.get(name))
+        flat[f"theirs_{name}"] = _plain(name, row.theirs.get(name))
+        flat[f"difference_{name}"] = _plain(name, row.difference(name))
+        flat[f"percent_{name}"] = _percent(row, name)
+    return flat
+
+
+def _head(row: Compared) -> Json:
+    day = str(row.day) if row.day else None
+    return {"day": day, "model": row.model, "verdict": row.verdict.value, "matched_by": row.by.value}
+
+
+def _shown(row: Compared, fields: Sequence[str]) -> Json:
+    cells: Json = {"day": str(row.day or ""), "model": row.model, "verdict": row.verdict.value, "names": ""}
+    for name in fields:
+        ours, theirs = row.ours.get(name), row.theirs.get(name)
+        difference, percent = row.difference(name), _percent(row, name)
+        cells[name] = _written(ours) if not difference else f"{_written(ours)} / {_written(theirs)}"
+        if difference and row.verdict is Verdict.DIFFERS:
+            cells[name] += f" ({EXACT.normalize(difference):+,f}{f', {percent} %' if percent else ''})"
+    if row.by is not By.NAME:
+        cells["names"] = f"{', '.join(row.our_names)} / {', '.join(row.their_names)} (by {row.by.value})"
+    return cells
+
+
+def _written(amount: Decimal | None) -> str:
+    return "-" if amount is None else f"{EXACT.normalize(amount):,f}"
+
+
+def _plain(name: str, amount: Decimal | None) -> int | str | None:
+    if amount is None:
+        return None
+    return f"{EXACT.normalize(amount):f}" if name == "cost" else int(amount)
+
+
+def _percent(row: Compared, name: str) -> str | None:
+    percent = row.percent(name)
+    return None if percent is None else f"{percent:f}"
+
+
+# Both sides of a comparison: theirs from files or the API of the provider, ours from the Admin API.
+
+
+FILE_BYTES_MAX: Final = 64 * 2**20
+FILES_MAX: Final = 100
+DAYS_MAX: Final = 366
+ITEMS_MAX: Final = 1_000_000  # days and models of one of our services
+SERVICES_MAX: Final = 1_000
+LOOK_UPS_MAX: Final = 100  # names of models asked of the journal
+ANSWERS_MAX: Final = 100  # newest calls of each
+API_DAYS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was typed. Without `files` the API at `url` is read, by default the provider's own."""
+
+    provider: str
+    files: Sequence[str]
+    url: str | None
+    since: str | None
+    until: str | None
+    services: Sequence[str]
+    tolerance: Sequence[str]
+
+
+def compared(api: AdminClient, asked: Asked) -> Comparison:
+    """Read both sides and compare them; `CommandFailed` says why that cannot be done."""
+    form = FORMATS[asked.provider]
+    allowed = _tolerance(asked.tolerance)
+    since, until = _day("--from", asked.since), _day("--to", asked.until)
+    files, url = _places(asked)
+    try:
+        with output.waiting("Reading the report"):
+            theirs = _files(form, files) if files else _asked(form, url, since, until)
+        since, until = _span(theirs, since, until)
+        theirs = within(theirs, since, until)
+        services = _services(api, form, asked.services)
+        with output.waiting("Reading our usage"):
+            ours = _ours(api, services.values(), since, until, costs="cost" in theirs.states)
+            rows = comparison.compare_reports(ours, theirs, allowed, {})
+            if lost := comparison.lost_rows(rows):
+                answered = _answered(api, lost, services.values(), since, until)
+                rows = comparison.compare_reports(ours, theirs, allowed, answered)
+    except BadReport as error:
+        raise CommandFailed(error.message) from error
+    return Comparison(rows, theirs, since, until, services)
+
+
+# --- theirs ---------------------------------------------------------------------------------------------
+
+
+def _places(asked: Asked) -> tuple[Sequence[str], str | None]:
+    """The files, or the address of the API: it may stand where a file does."""
+    urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
+    if (asked.files and asked.url) or (urls and len(asked.files) > 1):
+        raise CommandFailed("Name files or one API, not both.")
+    return ((), urls[0]) if urls else (asked.files, asked.url)
+
+
+def _files(form: Format, names: Sequence[str]) -> Report:
+    if len(names) > FILES_MAX:
+        raise CommandFailed(f"At most {FILES_MAX} files are read at once.")
+    report = Report()
+    for name in names:
+        shown = "standard input" if name == "-" else name
+        try:
+            if name == "-":
+                data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
+            else:
+                with Path(name).open("rb") as file:
+                    data = file.read(FILE_BYTES_MAX + 1)
+        except OSError as error:
+            raise CommandFailed(f"{shown} cannot be read: {error.strerror}.") from error
+        if len(data) > FILE_BYTES_MAX:
+            raise CommandFailed(f"{shown} has more than {FILE_BYTES_MAX:,} bytes: take one of less time.")
+        read_file(report, data, Place(shown, form))
+    return report
+
+
+def _asked(form: Format, url: str | None, since: date | None, until: date | None) -> Report:
+    until = until or datetime.now(UTC).date()
+    since = since or until - timedelta(days=API_DAYS)
+    _check(since, until)
+    return provider_api(form, url).read(since, until)
+
+
+# --- ours -----------------------------------------------------------------------------------------------
+
+
+def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
+    """The services that are compared, by key."""
+    if named:
+        return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
+    keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
+    found = {row["key"]: row["id"] for row in api.items("services", SERVICES_MAX) if row["key"] in keys}
+    if not found:
+        raise CommandFailed(f"There is no service of {', '.join(sorted(keys))}: name yours with --service.")
+    return found
+
+
+def _service(api: AdminClient, name: str) -> Json:
+    return api.get(f"services/{api.id_of('services', name)}")
+
+
+def _ours(api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool) -> Report:
+    """What we counted; without costs where theirs are not told: they may be in several currencies."""
+    report = Report()
+    for service_id in services:
+        asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
+        items = api.items("usage", ITEMS_MAX + 1, **asked)
+        if len(items) > ITEMS_MAX:
+            raise CommandFailed(
+                f"Our usage has more than {ITEMS_MAX:,} days and models: set --from and --to."
+            )
+        for item in items:
+            # Callers may make names up, one a call: their calls fail and use nothing.
+            if any(Decimal(item[name]) for name in FIELDS if name != "requests"):
+                report.add(date.fromisoformat(item["start"][:10]), _line(item, costs=costs))
+    return report
+
+
+def _line(item: Json, *, costs: bool) -> Line:
+    amounts = {name: Decimal(item[name]) for name in FIELDS if costs or name != "cost"}
+    # What cost nothing is in no currency: it has no price, or is an organization's that pays in another.
+    return Line(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
+
+
+def _answered(
+    api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
+) -> dict[str, set[str]]:
+    """Which models answered for those asked for, of their newest calls as the journal has them."""
+    found: dict[str, set[str]] = {}
+    for name in sorted(names)[:LOOK_UPS_MAX]:
+        for service_id in services:
+            calls = api.items(
+                "calls", ANSWERS_MAX, model=name, service_id=service_id, order="desc", **_times(since, until)
+            )
+            found.setdefault(name, set()).update(
+                call["response_model"].lower() for call in calls if call["response_model"]
+            )
+    return found
+
+
+def _times(since: date, until: date) -> dict[str, str]:
+    return {"from_": f"{since}T00:00:00Z", "to": f"{until}T00:00:00Z"}
+
+
+# --- what was typed -------------------------------------------------------------------------------------
+
+
+def _tolerance(texts: Sequence[str]) -> Tolerance:
+    try:
+        return comparison.read_tolerance(texts)
+    except ValueError as error:
+        raise CommandFailed(f"--tolerance {error}.") from error
+
+
+def _day(option: str, text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text is not None else None
+    except ValueError as error:
+        raise CommandFailed(f"{option} must be a day such as 2026-01-31, not {text!r}.") from error
+
+
+def _span(theirs: Report, since: date | None, until: date | None) -> tuple[date, date]:
+    """The days that are compared: those asked for, else those of the report."""
+    if not theirs.days and not (since and until):
+        raise CommandFailed("The report has no days: name them with --from and --to.")
+    since = since or min(theirs.days)
+    until = until or max(theirs.days) + timedelta(days=1)
+    _check(since, until)
+    return since, until
+
+
+def _check(since: date, until: date) -> None:
+    if not since < until:
+        raise CommandFailed(f"--from must be before --to, and {since} is not before {until}.")
+    if (until - since).days > DAYS_MAX:
+        raise CommandFailed(f"At most {DAYS_MAX} days are compared at once: set --from and --to.")
+
+
+# `tollkeeper reconcile-provider`: a report of a provider beside our own.

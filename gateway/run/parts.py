@@ -1,0 +1,45 @@
+"""What a keeper lends its features, and the work that each of them adds to the process of the loops.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gateway.background.loops import Isolation, Loop
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.run.keeper_doors import KeeperSettings
+from gateway.settings.settings import Settings
+from persistence.engine import Engine
+from persistence.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperParts:
+    """The doors of a keeper. `later` has the settings that may change while it runs."""
+
+    settings: Settings
+    later: KeeperSettings
+    engine: Engine
+    store: Store
+    counters: KeeperCounters
+    isolation: Isolation
+    log: Callable[..., None]
+    clock: Callable[[], datetime]
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Loops and tasks that run until they are cancelled; gauges are asked at times, for metrics."""
+
+    loops: Sequence[Loop] = ()
+    tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    gauges: Sequence[Callable[[], Awaitable[Mapping[str, object]]]] = ()
+    aclose: Callable[[], Awaitable[None]] = _nothing

@@ -1,0 +1,285 @@
+"""What a backup has to know of a database, and what a restored one has to show before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from datetime import datetime
+from secrets import token_hex
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url, text
+
+from gateway.errors import BackupFailed, StartError
+from persistence.engine import (
+    ASK_OWNER,
+    CONNECT_TIMEOUT_S,
+    Engine,
+    create,
+    dialect_url,
+    plain_url,
+    shares_sessions,
+)
+from persistence.error_mapping import complaint
+from persistence.ledger import checkpoints
+from persistence.schema import version as schema
+from persistence.tables import metadata
+
+TABLES = tuple(table.name for table in metadata.sorted_tables)
+# Tables whose ids are named outside of PostgreSQL: in the counters, in credentials, by people.
+NUMBERED = tuple(
+    table.name for table in metadata.sorted_tables if "id" in table.c and table.c["id"].identity is not None
+)
+
+# Environment names of libpq, so that no password stands in a command line.
+LIBPQ = {
+    "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
+    "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY",
+}  # fmt: skip
+
+_OTHERS = """
+SELECT n.nspname || '.' || c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%' LIMIT 1"""
+_AHEAD = """
+SELECT setval(s::regclass, nextval(s::regclass) + %(ahead)s)
+  FROM pg_get_serial_sequence(%(table)s, 'id') AS s"""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A database as of one moment: `snapshot` names it to pg_dump, `rows` counts by table."""
+
+    snapshot: str
+    schema_version: str
+    server_version: str
+    rows: Mapping[str, int]
+
+
+@contextmanager
+def moment(url: str) -> Iterator[Moment]:
+    """Hold one moment of a database for as long as it is dumped."""
+    _refuse_pooler(url)
+    with _connected(url) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        found = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+        if not found or not found[0]:
+            raise BackupFailed("this database has no schema of Tollkeeper: there is nothing to back up")
+        snapshot, version, server = _one(
+            connection,
+            "SELECT pg_export_snapshot(), (SELECT version_num FROM alembic_version),"
+            " current_setting('server_version')",
+        )
+        yield Moment(str(snapshot), str(version), str(server), _rows(connection))
+
+
+def environment(url: str) -> dict[str, str]:
+    """A database's address as PostgreSQL's own programs read it from their environment."""
+    address = conninfo_to_dict(plain_url(url))
+    return {LIBPQ[name]: str(value) for name, value in address.items() if name in LIBPQ}
+
+
+def refuse_unless_empty(url: str) -> str:
+    """`BackupFailed` where anything is in a database: nothing is overwritten. Else its server's version."""
+    _refuse_pooler(url)
+    with _connected(url) as connection:
+        found = connection.execute(_OTHERS).fetchone()
+        if found is not None:
+            raise BackupFailed(f"the database is not empty ({found[0]} is there): restore into an empty one")
+        return str(_one(connection, "SELECT current_setting('server_version')")[0])
+
+
+def compare(url: str, rows: Mapping[str, int]) -> None:
+    """`BackupFailed` where a restored database does not hold as many rows as were backed up."""
+    with _connected(url) as connection:
+        found = _rows(connection)
+    wrong = [
+        f"{name}: {found.get(name)} of {count}" for name, count in rows.items() if found.get(name) != count
+    ]
+    if wrong:
+        raise BackupFailed(f"not every row is there: {', '.join(wrong)}")
+
+
+def move_ids_ahead(url: str, ahead: int) -> None:
+    """Give out no id again that was given out after the backup: counters and credentials may know it."""
+    with _connected(url) as connection:
+        for table in NUMBERED if ahead else ():
+            connection.execute(_AHEAD, {"table": table, "ahead": ahead})
+
+
+async def contradictions(url: str) -> list[str]:
+    """What the rows of a database say against each other; empty is right."""
+    engine = create(url)
+    try:
+        async with engine.connect() as connection:
+            found = await checkpoints.violations(connection)
+    finally:
+        await engine.dispose()
+    return [f"{one.invariant} {one.account}: {one.detail}" for one in found]
+
+
+def _rows(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:
+    counted = sql.SQL(" UNION ALL ").join(
+        sql.SQL("SELECT {}, count(*) FROM {}").format(sql.Literal(name), sql.Identifier(name))
+        for name in TABLES
+    )
+    return {str(name): int(str(count)) for name, count in connection.execute(counted)}
+
+
+def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> tuple[object, ...]:
+    row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def _refuse_pooler(url: str) -> None:
+    """`BackupFailed` where pg_dump and pg_restore would have no session of their own."""
+    try:
+        shared = shares_sessions(url)
+    except psycopg.Error as error:
+        raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error
+    if shared:
+        raise BackupFailed(ASK_OWNER)
+
+
+@contextmanager
+def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """One transaction, or each statement alone; what PostgreSQL says is told by its first line."""
+    try:
+        with psycopg.connect(
+            plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=autocommit
+        ) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error
+
+
+# Which backups of a database were taken and proven, noted in it; and a database to prove one in.
+
+
+_NOTE = "INSERT INTO backup_run (file, taken_at, bytes, sha256) VALUES (%s, %s, %s, %s) RETURNING id"
+_PROOF = "UPDATE backup_run SET proved_at = now() WHERE id = %s"
+_PROVEN = """
+SELECT file FROM backup_run WHERE proved_at IS NOT NULL AND file = ANY (%s)
+ ORDER BY taken_at DESC LIMIT 1"""
+_MAY_CREATE = "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+_LEFT = """
+SELECT datname FROM pg_database AS d WHERE starts_with(datname, %s)
+   AND NOT EXISTS (SELECT FROM pg_stat_activity AS a WHERE a.datname = d.datname)"""
+_NO_CREATEDB = "a database to prove the backup in cannot be made: ALTER ROLE … CREATEDB for its owner"
+# Advisory lock class 7811: a proof beside a database, one at a time.
+_LOCK = "SELECT pg_try_advisory_lock(7811, 1)"
+_OID = "SELECT oid FROM pg_database WHERE datname = current_database()"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRow:
+    """A backup as it was taken."""
+
+    file: str
+    taken_at: datetime
+    bytes: int
+    sha256: str
+
+
+def note_backup(url: str, taken: BackupRow) -> int:
+    """Note a backup; the number of the note, 0 in a database whose schema has no place for it yet."""
+    with _connected(url) as connection:
+        if not _notes(connection):
+            return 0
+        row = connection.execute(_NOTE, astuple(taken)).fetchone()
+        assert row is not None
+        return int(str(row[0]))
+
+
+def note_proof(url: str, number: int) -> None:
+    """Note that a backup was restored and is right."""
+    with _connected(url) as connection:
+        connection.execute(_PROOF, (number,))
+
+
+def last_proven(url: str, files: list[str]) -> str:
+    """Of some backups the latest that was proven, by its name; empty for none."""
+    with _connected(url) as connection:
+        if not _notes(connection):
+            return ""
+        row = connection.execute(_PROVEN, (files,)).fetchone()
+    return str(row[0]) if row is not None else ""
+
+
+def refuse_unless_provable(url: str) -> None:
+    """`BackupFailed` where no backup of this database could be proven: nothing needs to be written then."""
+    with _connected(url) as connection:
+        if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
+            version, runs_from = connection.execute(schema.STATUS).fetchone() or (None, "")
+            try:
+                schema.refuse_other(schema.SchemaStatus(str(version) if version else None, str(runs_from)))
+            except StartError as error:
+                raise BackupFailed(f"no backup of it can be proven: {error}") from error
+        if connection.execute(_MAY_CREATE).fetchone() != (True,):
+            raise BackupFailed(_NO_CREATEDB)
+
+
+@contextmanager
+def database_beside(url: str) -> Iterator[str]:
+    """The URL of an empty database on the same server, which is there for as long as it is lent.
+
+    One at a time is lent beside a database. What a process that was killed left goes first.
+    """
+    with _connected(url, autocommit=True) as connection:
+        if connection.execute(_LOCK).fetchone() != (True,):
+            raise BackupFailed("another backup of this database is being proven")
+        row = connection.execute(_OID).fetchone()
+        assert row is not None
+        prefix = f"tollkeeper_proof_{row[0]}_"
+        _drop_left(connection, prefix)
+        name = f"{prefix}{token_hex(8)}"
+        created = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+        try:
+            try:
+                connection.execute(created)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise BackupFailed(_NO_CREATEDB) from error
+            yield _in(url, name)
+        finally:
+            # The other connection did nothing for as long as it took: something between may have cut it.
+            with _connected(url, autocommit=True) as fresh:
+                fresh.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    """Whether a database's schema has a place for notes."""
+    return connection.execute("SELECT to_regclass('backup_run')").fetchone() != (None,)
+
+
+def _drop_left(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:
+    """Drop databases that were lent and not given back, but for one that is in use or another role's."""
+    for (name,) in connection.execute(_LEFT, (prefix,)).fetchall():
+        with suppress(psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(str(name))))
+
+
+def _in(url: str, name: str) -> str:
+    """The address of another database of a server, however its own one is named in it."""
+    address = make_url(dialect_url(url)).difference_update_query(["dbname"]).set(database=name)
+    return plain_url(address.render_as_string(hide_password=False))
+
+
+# What metrics say of backups.
+
+
+_BACKED_UP = text("""
+SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
+  FROM backup_run""")
+
+
+async def backed_up(engine: Engine) -> dict[str, object]:
+    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_BACKED_UP)).one()
+    found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
+    return {name: float(value) for name, value in found.items() if value is not None}

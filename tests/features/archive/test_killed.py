@@ -1,0 +1,119 @@
+"""The process that archives is killed in the midst, and the next goes on: nothing is lost, nothing is twice.
+
+Into a directory, and into a store that speaks S3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import psycopg
+
+from gateway.features.archive.reading import Asked, rows
+from gateway.ops.storage import Place
+from tests.features.archive.aging import Aging, clones, held, old
+from tests.persistence.migrated import template
+from tests.persistence.scenario import broken, rows_of
+from tests.waiting import wait_until
+
+__all__ = ["clones", "old", "template"]
+
+ARCHIVING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7810"
+WAITS = """
+SELECT count(*) FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+ WHERE NOT granted AND relname = %s"""
+MONTHS = "SELECT count(DISTINCT month) FROM archived_month"
+FIRST = "token_ledger_y2026m01"
+# Two months are enough.
+BEFORE = "2026-03-01"
+
+Met = Callable[[], bool]
+
+
+def archiving(old: Aging, to: str) -> subprocess.Popen[bytes]:
+    """The command, as a process of its own."""
+    words = ["archive", "--to", to, "--before", BEFORE, "--database-url", old.url]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "gateway", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def killed(old: Aging, to: str, met: Met) -> None:
+    """Begin, and end it as a machine ends that loses power, once something is so."""
+    process = archiving(old, to)
+    try:
+        wait_until(lambda: met() or process.poll() is not None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until(lambda: rows_of(old.url, ARCHIVING) == [(0,)])
+
+
+async def ended(old: Aging, to: str) -> None:
+    process = archiving(old, to)
+    _, said = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, said
+
+
+@contextmanager
+def locked(url: str, table: str, mode: str) -> Iterator[Met]:
+    """Have a table; lends what says that somebody waits for it."""
+    with psycopg.connect(url) as connection:
+        connection.execute(f"LOCK TABLE {table} IN {mode} MODE".encode())
+        yield lambda: rows_of(url, WAITS, [table]) != [(0,)]
+
+
+def at_once(met: Met) -> Callable[[], AbstractContextManager[Met]]:
+    @contextmanager
+    def lend() -> Iterator[Met]:
+        yield met
+
+    return lend
+
+
+async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothing_out(old: Aging) -> None:
+    to, gone = str(old.root), list[set[str]]()
+    moments: list[Callable[[], AbstractContextManager[Met]]] = [
+        # Its files are written and read back: it waits to look at the rows again, for somebody who writes.
+        lambda: locked(old.url, FIRST, "ROW EXCLUSIVE"),
+        # All rows that stay are copied: it waits to change the partitions, for somebody who reads.
+        lambda: locked(old.url, "token_ledger", "ACCESS SHARE"),
+        # One ledger is out, and the next is where that one was.
+        lambda: locked(old.url, "credit_transaction_y2026m01", "ROW EXCLUSIVE"),
+        lambda: locked(old.url, "call", "ACCESS SHARE"),
+        at_once(lambda: rows_of(old.url, MONTHS) == [(2,)]),
+    ]
+    for moment in moments:
+        with moment() as met:
+            killed(old, to, met)
+        assert held(old.url, Place(to)) == old.all_of_it()
+        assert await broken(old.url) == []
+        gone.append({name for (name,) in rows_of(old.url, "SELECT DISTINCT ledger FROM archived_month")})
+    tokens = {"token_ledger"}
+    three = {*tokens, "credit_transaction", "feature_usage"}
+    assert gone[:4] == [set(), set(), tokens, three]
+    await ended(old, to)
+    assert rows_of(old.url, MONTHS) == [(2,)]
+    assert held(old.url, Place(to)) == old.all_of_it()
+    assert await broken(old.url) == []
+    await old.compare()
+
+
+async def test_a_store_that_speaks_s3_has_the_same(old: Aging, store: str) -> None:
+    place = Place(store)
+    with locked(old.url, FIRST, "ROW EXCLUSIVE") as met:
+        killed(old, store, met)
+    assert held(old.url, place) == old.all_of_it()
+    done = await old.archive(place)
+    assert {one.partition(" ")[0] for one in done.dropped} >= {"token_ledger", "call"}
+    assert held(old.url, place) == old.all_of_it()
+    found = rows(place, "token-ledger", Asked({"tenant_id": old.account.tenant_id}, limit=1_000))
+    assert [row["seq"] for row in found] == list(range(1, len(found) + 1))
+    assert len(found) > 24
+    assert await broken(old.url) == []
+    await old.compare()

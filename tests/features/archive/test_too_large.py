@@ -1,0 +1,44 @@
+"""A file that no bucket takes is refused before it is uploaded for hours, and nothing of it stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import ArchiveFailed
+from gateway.features.archive.archiving import outgrown
+from gateway.ops.storage import STORED_BYTES_MAX, Place
+from tests.features.archive.aging import Aging, clones, held, old
+from tests.persistence.migrated import template
+
+__all__ = ["clones", "old", "template"]
+
+GB = 10**9
+
+
+async def test_a_month_that_no_bucket_takes_is_refused_and_a_directory_has_it(old: Aging, store: str) -> None:
+    small = Place(store, stored_bytes_max=100)
+    said = r"2026-\d\d \w+ comes to 0\.0 GB, .* archive into a directory, such as --to /archive"
+    with pytest.raises(ArchiveFailed, match=said):
+        await old.archive(small)
+    assert [small.names(f"{one}/{month}") for one in small.folders("") for month in small.folders(one)] == [
+        []
+    ]
+    await old.archive()
+    assert held(old.url, Place(str(old.root))) == old.all_of_it()
+
+
+@pytest.mark.parametrize(
+    ("written", "size", "expected", "whole"),
+    [
+        (1, 104, 10**9, 0),  # of one row nobody knows yet what the others have
+        (10**6, 104 * 10**6, 10**9, 0),  # 104 GB, or a little less
+        (10**6, 200 * 10**6, 10**9, 200 * GB),
+        (10**6, 200 * 10**6, 10**8, 0),
+        (10**9, STORED_BYTES_MAX + 1, 0, STORED_BYTES_MAX + 1),  # whose rows nobody has estimated
+        (10**9, STORED_BYTES_MAX, 10**9, 0),
+    ],
+)
+def test_what_a_file_will_come_to_is_told_by_its_beginning(
+    written: int, size: int, expected: int, whole: int
+) -> None:
+    assert outgrown(written, size, expected, STORED_BYTES_MAX) == whole

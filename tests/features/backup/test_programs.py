@@ -1,0 +1,88 @@
+"""PostgreSQL's own programs are of the server's major version, or nothing is done."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from gateway.errors import BackupFailed
+from gateway.features.backup.storage import Folder
+from gateway.features.backup.taking import PLACES, back_up, major_of, program, restore
+from gateway.local.embedded import postgres
+from persistence.schema import migrate
+from tests.conftest import postgres_of
+from tests.features.backup.test_taking import NOW
+from tests.features.backup.test_versions import VERSIONS
+from tests.persistence.scenario import rows_of
+from tests.tree import ROOT
+
+OLDEST = 15
+
+
+def says(place: Path, version: str) -> str:
+    """A program that says it is of this version, where many versions are kept."""
+    folder = place / "{}" / "bin"
+    there = Path(str(folder).format(version))
+    there.mkdir(parents=True, exist_ok=True)
+    (there / "pg_dump").write_text(f"#!/bin/sh\necho 'pg_dump (PostgreSQL) {version}.3 (Debian)'\n")
+    (there / "pg_dump").chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "major"), [("15.18 (Debian 15.18-1.pgdg120+1)", 15), ("18.0", 18), ("19beta1", 19), ("", 0)]
+)
+def test_a_servers_major_version_is_read_from_what_it_says(said: str, major: int) -> None:
+    assert major_of(said) == major
+
+
+def test_the_program_of_that_version_is_taken_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [says(tmp_path, "97"), str(tmp_path / "none")]
+    assert program("pg_dump", 97, places) == str(tmp_path / "97" / "bin" / "pg_dump")
+    says(tmp_path, "98")
+    monkeypatch.setenv("PATH", str(tmp_path / "98" / "bin") + ":/usr/bin:/bin")
+    assert program("pg_dump", 98, [str(tmp_path / "none")]) == str(tmp_path / "98" / "bin" / "pg_dump")
+    embedded = postgres.binaries() / "pg_dump"
+    assert program("pg_dump", 18, []) in {str(embedded), str(tmp_path / "98" / "bin" / "pg_dump")}
+
+
+def test_another_version_is_refused_and_which_one_is_wanted_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(tmp_path, "98")
+    monkeypatch.setenv("PATH", str(tmp_path / "98" / "bin") + ":/usr/bin:/bin")
+    with pytest.raises(
+        BackupFailed, match=r"pg_dump 99 is needed, as the server is, and not 18, 98: install"
+    ):
+        program("pg_dump", 99, [])
+
+
+def test_the_oldest_server_is_backed_up_and_restored_by_its_own_programs(tmp_path: Path) -> None:
+    tools = Path(PLACES[0].format(OLDEST))
+    if not (tools / "initdb").exists():
+        pytest.skip(f"PostgreSQL {OLDEST} is not installed")
+    with postgres_of(tools) as server:
+        with psycopg.connect(server, autocommit=True) as connection:
+            for name in ("old", "new"):
+                connection.execute(f"CREATE DATABASE {name}".encode())
+        old, new = (server.rpartition("/")[0] + f"/{name}" for name in ("old", "new"))
+        migrate.upgrade(old)
+        with psycopg.connect(old, autocommit=True) as connection:
+            connection.execute("INSERT INTO organization (name) VALUES ('kept')")
+        file, manifest = back_up(old, Folder(tmp_path), NOW)
+        assert manifest.server_version.startswith(f"{OLDEST}.")
+        assert restore(new, file, ids_ahead=0) == (manifest, [])
+        assert rows_of(new, "SELECT name FROM organization") == [("kept",)]
+
+
+def test_the_image_for_backups_has_the_programs_of_each_version_that_is_promised() -> None:
+    text = (ROOT / "deploy" / "Dockerfile.backup").read_text()
+    found = re.search(r'^ARG MAJORS="([\d ]+)"$', text, re.MULTILINE)
+    assert found is not None
+    assert tuple(int(major) for major in found[1].split()) == VERSIONS
+    assert "postgresql-client-$major" in text  # Debian's packages: their programs are at PLACES[0]

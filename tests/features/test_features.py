@@ -1,0 +1,85 @@
+"""A feature is one place: what its record names is there, and nobody but itself imports it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+import typer
+
+from gateway.feature import Feature, features
+from gateway.settings.settings import Settings
+from gateway.telemetry.metrics import FACTS
+from persistence.tables import metadata
+from tests.numbers import FOLDERS_A_FEATURE_MAX, folders_of
+from tests.tree import ROOT
+
+NAMES = [feature.name for feature in features()]
+# Everything that is composed of features, and every module that is left.
+EVERYTHING = """
+import importlib, pkgutil, gateway, persistence
+for package in (gateway, persistence):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if ".versions." not in found.name and not found.name.endswith((".env", "__main__")):
+            importlib.import_module(found.name)
+from gateway.feature import features
+from gateway.admin.api.openapi import document
+from gateway.admin.resources import RESOURCES, REPORTS
+from gateway.cli import main
+from gateway.cli.admin import program
+document(RESOURCES, REPORTS, version="1")
+program.mount(main.app)
+print(*(feature.name for feature in features()))
+"""
+
+
+@pytest.mark.parametrize("feature", features(), ids=lambda feature: feature.name)
+def test_what_a_record_names_is_there(feature: Feature) -> None:
+    assert set(feature.tables) <= set(metadata.tables)
+    assert set(feature.settings) <= set(Settings.__struct_fields__)
+    assert {name for name, *_ in feature.metrics} <= {fact.name for fact in FACTS}
+    app = typer.Typer()
+    feature.commands(app)
+    feature.admin_commands(app)
+    assert (
+        feature.name
+        == Path(sys.modules[f"gateway.features.{feature.name}.feature"].__file__ or "").parent.name
+    )
+
+
+def test_a_feature_is_imported_by_itself_alone() -> None:
+    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
+    for name in NAMES:
+        roots = [f"gateway.features.{name}", f"persistence.{name}"]
+        own = {root for root in roots if root in graph.modules}
+        own |= {module for root in tuple(own) for module in graph.find_descendants(root)}
+        others = {other for module in own for other in graph.find_modules_that_directly_import(module)} - own
+        assert others == set(), name
+
+
+def test_a_feature_stands_in_few_folders() -> None:
+    for name in NAMES:
+        assert len(folders_of(name)) <= FOLDERS_A_FEATURE_MAX, folders_of(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rest_runs_without_a_feature(name: str, tmp_path: Path) -> None:
+    for package in ("gateway", "persistence", "lua"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(tmp_path / "gateway" / "features" / name)
+    for own in (tmp_path / "persistence" / name, tmp_path / "persistence" / f"{name}.py"):
+        if own.is_dir():
+            shutil.rmtree(own)
+        own.unlink(missing_ok=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", EVERYTHING], cwd=tmp_path, check=False, text=True, capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [other for other in NAMES if other != name]
