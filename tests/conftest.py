@@ -52,7 +52,7 @@ for _name in ("no_proxy", "NO_PROXY"):
 LONGEST = (
     "tests/contract/test_compiled.py", "tests/faults/test_rows_others.py", "tests/deploy/test_image.py",
     "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py",
-    "tests/journey/test_client_pages.py",
+    "tests/journey/test_client_pages.py", "tests/faults/test_rows_each.py",
 )  # fmt: skip
 
 

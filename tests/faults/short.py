@@ -1,6 +1,7 @@
 """The matrix in its short, seeded form: each row on real processes, one deployment a file shared by most.
 
-`test_rows_*.py` play a part each, so that processes of tests have a part each; no row is in two of them.
+`test_rows_each.py` plays one row of each kind, the other `test_rows_*.py` a part of the rest each; no row is
+in two of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ SEED = 7
 PROCESSES: tuple[ModuleType, ...] = (rows_processes,)
 REDIS: tuple[ModuleType, ...] = (rows_redis, rows_history)
 OTHERS = tuple(part for part in PARTS if part not in (*PROCESSES, *REDIS))
+
+# One row of each kind, which each change is held to; the others are of `make verify`.
+EACH = (
+    "commit_reply_lost", "postgres_full", "scripts_flushed", "clients_leave", "upstream_resets",
+    "primary_empty",
+)  # fmt: skip
 
 
 class Shared:
@@ -42,9 +49,12 @@ class Shared:
 
 
 def names(parts: tuple[ModuleType, ...]) -> list[str]:
-    """The rows of some parts that have a short form."""
+    """The rows of some parts that have a short form, without those of `EACH`."""
     told = {part.__name__ for part in parts}
-    return [name for name, one in ROWS.items() if one.play.__module__ in told and not one.only_long]
+    return [
+        name for name, one in ROWS.items()
+        if one.play.__module__ in told and not one.only_long and name not in EACH
+    ]  # fmt: skip
 
 
 def play(name: str, shared: Shared) -> None:
