@@ -38,7 +38,9 @@ MODULES = {
     "gateway/counters/leases": ("allowance",),
     "gateway/counters/redis": ("calls", "connection"),
     "gateway/counters/settlement_log": ("log",),
-    "gateway/http": ("admission", "charge", "fair_share", "ports", "proxy", "relay", "reply", "tally"),
+    "gateway/http": (
+        "admission", "charge", "fair_share", "forward", "ports", "proxy", "relay", "reply", "tally",
+    ),
     "gateway/http/protocol": ("answer", "framing", "request"),
     "gateway/http/routing": ("head", "routes"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),

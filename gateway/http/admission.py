@@ -1,4 +1,4 @@
-"""What a call asks for, and whether it may: read from its body, checked for its caller.
+"""What happens to a call before its upstream hears of it: who sends it, what it asks for, what it may hold.
 
 Whatever refuses a call by its body waits until its head was admitted: who is blocked or over a
 limit of requests is told of that first, and a refused request is one of its sender's all the same.
@@ -6,59 +6,266 @@ limit of requests is told of that first, and a refused request is one of its sen
 
 from __future__ import annotations
 
-import re
 from functools import partial
-from urllib.parse import unquote_to_bytes
+from typing import Final
 
-from gateway.core.calls.call import Call
-from gateway.core.calls.claims import read_call
+from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.calls.call import Call, is_light
+from gateway.core.calls.claims import read_call, unpriced_tools
+from gateway.core.calls.tariff import UNPRICED, CallPrices, Priced, PriceOf, vectors_of
 from gateway.core.credentials import WORKLOAD
-from gateway.core.families.family import is_list, narrowed, one_of
-from gateway.core.families.registry import FAMILIES
-from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service, on_list
+from gateway.core.families.family import Listing, narrowed
+from gateway.core.families.objects import read_objects
+from gateway.core.families.registry import SHAPES
+from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
     ModelNotAllowed,
     ModelNotPriced,
+    ObjectNotFound,
     Refusal,
     ServiceNotIncluded,
     TooManyBudgets,
+    UnknownRoute,
     UserRequired,
 )
-from gateway.http.charge import Charge, admitted_at, prices_under
-from gateway.http.ports import Directory
+from gateway.http.charge import AdmittedCall
+from gateway.http.forward import check_left_alone
+from gateway.http.ports import Directory, Ports
 from gateway.http.routing.head import CallHead, Proof
-from gateway.http.routing.routes import read_objects
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
+
+# What is known of a call before its body.
+_UNREAD: Final = Call("none", GENERIC, b"")
+# A model that nobody has and no price is of.
+_UNHEARD_OF: Final = "\0"
+_BY_COST: Final = "its service is charged what it costs"
+
+
+async def identify(exchange: Exchange) -> Caller:
+    """Whose call it is: 404 or 405 for what is not on the list, 401 where nobody's credential can be read."""
+    head, worker = exchange.head, exchange.worker
+    routed, ports = head.routed, worker.ports
+    if routed.refusal is not None:
+        raise routed.refusal
+    if routed.metered and ports.directory.service(routed.service_key) is None:
+        raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
+    if head.identity_refusal is not None:
+        head = exchange.head = _by_certificate(exchange, head.identity_refusal)
+    proof, directory = head.proof, ports.directory
+    digest = proof.digest
+    if proof.token:
+        caller = ports.tokens.cached(digest) or await ports.tokens.identify(digest, proof.token)
+    else:
+        caller = directory.cached(digest) or await (
+            _identify_by_any(directory, proof) if proof.others else directory.identify(digest)
+        )
+    exchange.caller = caller
+    if head.news is not None:
+        worker.heads.remember(head)
+    return caller
+
+
+async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
+    """Read a call, find its price, and hold on every limit what it may use; raises the `Refusal` it earns."""
+    worker, routed, connection = exchange.worker, exchange.routed, exchange.connection
+    if worker.buffers.pressed:
+        worker.buffers.check_new(caller)
+    held: AdmittedCall | None = None
+    body = b""
+    if routed.buffered and exchange.body_failure is None:
+        if not connection.body_complete and not await _comes_soon(exchange, caller):
+            # Blocked, rate and slots come before its bytes.
+            held = await by_head(exchange, caller)
+            await exchange.late_body(worker.limits.body_bytes_max)
+        body = connection.body.take_parts()
+    light = is_light(body)
+    if not light and held is None:
+        held = await by_head(exchange, caller)
+    try:
+        call = _read(exchange, body) if light else await _read_in_turn(exchange, caller, body)
+        exchange.call = call
+        service, prices, budgets = _priced(exchange, caller, call)
+        if call.named and not await worker.ports.objects.owned(caller, call.named):
+            raise ObjectNotFound
+        if worker.ports.cooling.entries:
+            check_left_alone(exchange, caller, call)
+    except Refusal as refusal:
+        if isinstance(refusal, TooManyBudgets):
+            worker.ports.tally.budgets_exceeding += 1
+        if held is None:
+            await by_head(exchange, caller)
+        raise
+    admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
+    await admitted.reserve()
+    return admitted
+
+
+async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
+    """Hold one request and one concurrency slot of every scope, and nothing else."""
+    held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
+    await held.reserve()
+    return held
+
+
+async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
+    """Whether a body that did not come with its head is here a moment later: clients send it after that."""
+    soon = exchange.connection.body_soon(caller)
+    if soon is not None:
+        await soon
+    return exchange.connection.body_complete
+
+
+def _read(exchange: Exchange, body: bytes) -> Call:
+    """What is asked for; 413 or 400 where that cannot be known."""
+    routed = exchange.routed
+    refusal = exchange.body_failure or exchange.head.refusal
+    if refusal is not None:
+        raise refusal
+    assert routed.route is not None
+    owned, bounds = routed.owned, exchange.worker.bounds
+    call = read_call(routed.route, routed.params, body, bounds, reads=owned is not None and owned.reads)
+    if owned is not None:
+        if owned.bare and (exchange.body_length or routed.chunked):
+            raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
+        read_objects(owned, call)
+    return call
+
+
+async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call:
+    """The same of a large body, in its organization's turn. All that waits counts in its caller's share.
+
+    Who is refused by its head takes no turn.
+    """
+    if not exchange.connection.body.claim(caller, len(body)):
+        raise full()
+    return await exchange.worker.bodies.read(caller.organization_id, partial(_read, exchange, body))
+
+
+# What a call may ask for, and at which prices: those of all models it names, as they are now.
+
+
+def _priced(exchange: Exchange, caller: Caller, call: Call) -> tuple[Service, CallPrices, CallBudgets | None]:
+    """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
+
+    403 where its key may not ask for every model that may answer, or nobody says a price that decides. What
+    is charged needs a user, where the key says so: 400 without.
+    """
+    head, routed, worker = exchange.head, exchange.routed, exchange.worker
+    ports, attribution = worker.ports, head.attribution
+    if (
+        routed.metered
+        and caller.user_header == USER_REQUIRED
+        and not caller.acts_for(attribution.user, call.user)
+    ):
+        raise UserRequired(param="x-tollkeeper-user")
+    if caller.models is not None and call.model:
+        for model in (call.model, *call.models_beside):
+            if not caller.may_ask(model):
+                raise ModelNotAllowed(f"This API key may not use the model {model}.")
+    elif caller.models is not None and routed.any_model:
+        raise ModelNotAllowed(
+            "This API key may use some models alone, and this route does not read which one."
+        )
+    service, budgets = NO_SERVICE, None
+    if routed.metered:
+        found = ports.directory.resolve(caller, routed.service_key)
+        if found is None:
+            raise ServiceNotIncluded
+        service = found
+        if routed.binding is not None and routed.binding.overlapping:
+            _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
+        if service.id:
+            budgets = ports.directory.budgets(caller, service.id, attribution, call)
+    prices = _prices(ports, caller, service, call, budgets)
+    if not routed.metered and routed.listing is not None:
+        _narrow(exchange, caller, call, routed.listing)
+    return service, prices, budgets
+
+
+def _prices(
+    ports: Ports, caller: Caller, service: Service, call: Call, budgets: CallBudgets | None
+) -> CallPrices:
+    """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
+
+    Where money of the organization decides, no price is in another currency than its own.
+    """
+    directory, pricing = ports.directory, service.pricing
+    asking = budgets if budgets is not None and MONEY in budgets.enforced else None
+    by_cost = pricing.at_cost is not None
+    own = by_cost or asking is not None
+    prices = CallPrices(UNPRICED, (), ports.seconds(), own)
+    if call.model:
+        models = dict.fromkeys((call.model, *call.models_beside))
+        prices.named = tuple(
+            [_book(directory.price, directory.price_as, caller, model, own) for model in models]
+        )
+    if by_cost or pricing.per_million is not None or pricing.tiers:
+        book = {one.model: one.vector for one in prices.named}
+        prices.vectors = vectors_of(service, (call.model, *call.models_beside), book.get)
+    if ports.refuse_unpriced or asking is not None:
+        check_known(prices, call, asking)
+    if ports.refuse_unpriced or own:
+        vectors = [one.vector for one in prices.named if one.vector is not None]
+        found = unpriced_tools(call, vectors)
+        if found:
+            why, of = _BY_COST if by_cost else _why(asking), " or ".join([one.model for one in prices.named])
+            raise ModelNotPriced(f"The tool {found[0]} of {of} has no price here, and {why}.", param="tools")
+    return prices
+
+
+def check_known(prices: CallPrices, call: Call, budgets: CallBudgets | None = None) -> None:
+    """`ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for one.
+
+    Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
+    """
+    if budgets is not None and not call.model and call.meter in SHAPES:
+        name = budgets.refusing(MONEY)
+        raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
+    for one in prices.named:
+        if one.vector is None:
+            raise ModelNotPriced(f"The model {one.model} has no price here, and {_why(budgets)}.")
+
+
+def _why(budgets: CallBudgets | None) -> str:
+    if budgets is None:
+        return "calls without one are refused"
+    return f"the budget {budgets.refusing(MONEY)} limits what calls cost"
+
+
+def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> Priced:
+    found = look_up(caller, model, 0.0, own)
+    if found is not None:
+        return Priced(model, found)
+    found = stand_in(caller, model, 0.0, own)
+    return Priced(model, found, found is not None)
+
+
+def _check_overlapping(
+    directory: Directory, caller: Caller, service: Service, overlapping: tuple[str, ...]
+) -> None:
+    """`UnknownRoute` where the caller could have the same paths at another price."""
+    for key in overlapping:
+        try:
+            other = directory.resolve(caller, key)
+        except ServiceNotIncluded:
+            continue
+        if other is not None and not service.costs_as(other):
+            raise UnknownRoute(
+                f"The services {service.key} and {key} share paths of an upstream at different prices: "
+                "both are refused until each has paths of its own."
+            )
+
 
 # Which models a caller is told of: those it could call, by its key, its services and their prices.
 
 
-# A model that nobody has and no price is of.
-_UNHEARD_OF = "\0"
-# Whoever asks for another form of an answer than JSON by its query does so by this.
-_FORM = b"alt"
-_ACCEPT = b"accept:"
-
-
-def is_allowed(caller: Caller, model: str) -> bool:
-    """Whether a model is on the list of the caller's key, where that has one."""
-    models = caller.models
-    return models is None or model in models or on_list(model, models)
-
-
-def narrow(exchange: Exchange, caller: Caller, call: Call) -> None:
+def _narrow(exchange: Exchange, caller: Caller, call: Call, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
-    routed = exchange.routed
-    route, listing = routed.route, FAMILIES[routed.family].lists
-    if route is None or listing is None or routed.method != b"GET":
-        return
-    model = "" if is_list(route) else one_of(route, routed.params).removeprefix(listing.prefix)
-    if not model and not is_list(route):
-        return
-    services = _services(exchange, caller)
+    services, model = _services(exchange, caller), exchange.routed.listed
     own, patterns = caller.models, Patterns(caller.models or ())
 
     def shows(name: str) -> bool:
@@ -74,22 +281,6 @@ def narrow(exchange: Exchange, caller: Caller, call: Call) -> None:
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 
 
-def asked_as_json(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
-    """How an upstream's request begins, and the lines that pass, so that its answer can be looked through."""
-    line, end, rest = opening.partition(b"\r\n")
-    method, target, minor = line.split(b" ")
-    path, _, query = target.partition(b"?")
-    query = b"&".join([pair for pair in re.split(rb"[&;]", query) if pair and not _is_form(pair)])
-    line = b" ".join((method, path + b"?" + query if query else path, minor))
-    lines = [one for one in passed.splitlines(keepends=True) if not one.lower().startswith(_ACCEPT)]
-    return line + end + rest, b"".join((*lines, _ACCEPT, b" application/json\r\n"))
-
-
-def _is_form(pair: bytes) -> bool:
-    name = pair.partition(b"=")[0].replace(b"+", b" ")
-    return unquote_to_bytes(name).strip().lower() == _FORM
-
-
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
     """The services of this upstream that the caller may use; None where each may call any model there is."""
     worker = exchange.worker
@@ -103,14 +294,10 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
             continue
         if service is not None:
             found.append(service)
-    if not keys or (len(found) == len(keys) and all(_takes_any(exchange, caller, one) for one in found)):
+    # Each may call any model there is where one without a price could be called as well.
+    if len(found) == len(keys) and all(_may_call(exchange, caller, one, _UNHEARD_OF) for one in found):
         return None
     return found
-
-
-def _takes_any(exchange: Exchange, caller: Caller, service: Service) -> bool:
-    """Whether a model without a price could be called as well."""
-    return _may_call(exchange, caller, service, _UNHEARD_OF)
 
 
 def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) -> bool:
@@ -121,120 +308,13 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
         budgets = None
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, said, call, False)
-        prices_under(ports, caller, service, call, budgets)
+        _prices(ports, caller, service, call, budgets)
     except (ModelNotPriced, TooManyBudgets):
         return False
     return True
 
 
-# What is known of a call before its body.
-_UNREAD = Call("none", GENERIC, b"")
-
-
-def by_head(exchange: Exchange, caller: Caller) -> Charge:
-    """A claim on one request and one concurrency slot of every scope, and nothing else."""
-    return Charge(exchange, caller, NO_SERVICE, _UNREAD)
-
-
-async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
-    """Whether a body that did not come with its head is here a moment later: clients send it after that."""
-    soon = exchange.connection.body_soon(caller)
-    if soon is not None:
-        await soon
-    return exchange.connection.body_complete
-
-
-def read_asked(exchange: Exchange, body: bytes) -> Call | Refusal:
-    """What is asked for, or why that cannot be known: 413 or 400."""
-    routed = exchange.routed
-    refusal = exchange.body_failure or exchange.head.refusal
-    if refusal is not None:
-        return refusal
-    assert routed.route is not None
-    try:
-        call = read_call(routed.route, routed.params, body, exchange.worker.bounds)
-        owned = routed.owned
-        if owned is not None:
-            if owned.bare and (exchange.body_length or routed.chunked):
-                return InvalidRequest(f"{routed.route.path} takes no body with this method.")
-            read_objects(owned, call)
-        return call
-    except Refusal as unreadable:
-        return unreadable
-
-
-async def read_in_turn(
-    exchange: Exchange, caller: Caller, body: bytes, held: Charge | None
-) -> tuple[Call | Refusal, Charge]:
-    """The same of a large body, in its organization's turn, and what is held by its head.
-
-    Who is refused by its head takes no turn. All that waits counts in its caller's share.
-    """
-    if held is None:
-        held = by_head(exchange, caller)
-        await held.reserve()
-    if not exchange.connection.body.claim(caller, len(body)):
-        return full(), held
-    read = partial(read_asked, exchange, body)
-    return await exchange.worker.bodies.read(caller.organization_id, read), held
-
-
-def claimed(
-    exchange: Exchange, caller: Caller, found: Call | Refusal, held: Charge | None
-) -> Charge | Refusal:
-    """A claim on all the call asks for, which raises what is held already; or why it may not be made."""
-    try:
-        call = _allowed(caller, found, exchange.head)
-        service = _service(exchange, caller)
-        said, ports = exchange.head.attribution, exchange.worker.ports
-        prices, budgets = admitted_at(ports, caller, service, said, call)
-        if not exchange.routed.metered:
-            narrow(exchange, caller, call)
-    except Refusal as refusal:
-        if isinstance(refusal, TooManyBudgets):
-            exchange.worker.ports.tally.budgets_exceeding += 1
-        return refusal
-    return Charge(exchange, caller, service, call, held, prices, budgets)
-
-
-def _allowed(caller: Caller, found: Call | Refusal, head: CallHead) -> Call:
-    """The call, where its key may ask for every model that may answer; 403 where it may not.
-
-    What is charged needs a user, where the key says so: 400 without.
-    """
-    if isinstance(found, Refusal):
-        raise found
-    asks = caller.user_header == USER_REQUIRED and head.routed.metered
-    if asks and not caller.acts_for(head.attribution.user, found.user):
-        raise UserRequired(param="x-tollkeeper-user")
-    if caller.models is not None and found.model:
-        for model in (found.model, *found.models_beside):
-            if not is_allowed(caller, model):
-                raise ModelNotAllowed(f"This API key may not use the model {model}.")
-    elif caller.models is not None and head.routed.any_model:
-        raise ModelNotAllowed(
-            "This API key may use some models alone, and this route does not read which one."
-        )
-    return found
-
-
-def _service(exchange: Exchange, caller: Caller) -> Service:
-    """The service at its price for this caller, which nothing changes any more for this call."""
-    routed, worker = exchange.routed, exchange.worker
-    if not routed.metered:
-        return NO_SERVICE
-    service = worker.ports.directory.resolve(caller, routed.service_key)
-    if service is None:
-        raise ServiceNotIncluded
-    if routed.binding is not None and routed.binding.overlapping:
-        worker.heads.bindings.check_price(routed.binding, service, caller)
-    return service
-
-
-# Whom a credential stands for, where it may have been digested under an earlier pepper.
-
-
-async def identify_by_any(directory: Directory, proof: Proof) -> Caller:
+async def _identify_by_any(directory: Directory, proof: Proof) -> Caller:
     """The caller by whichever digest is known; the next call of this proof begins with that one."""
     digests = (proof.digest, *proof.others)
     wrong = InvalidApiKey()
@@ -255,19 +335,16 @@ async def identify_by_any(directory: Directory, proof: Proof) -> Caller:
 # was verified in the handshake, by the authorities that settings name.
 
 
-def by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
+def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
     """The head of a call that carries no key, with that of its workload; else the refusal it has earned."""
     head, keys = exchange.head, exchange.worker.workloads
-    if not keys or head.routed.query_refusal is not None or not _is_missing(refusal):
+    missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
+    if not keys or head.routed.query_refusal is not None or not missing:
         raise refusal
     digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
     if digests is None:
         raise refusal
     call = CallHead(head.routed, Proof(digests[0], others=digests[1:]), head.said)
     call.attribution, call.parent = head.attribution, head.parent
-    call.passed, call.source, call.cors = head.passed, head.source, head.cors
+    call.passed, call.cors = head.passed, head.cors
     return call
-
-
-def _is_missing(refusal: Refusal) -> bool:
-    return isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"

@@ -1,73 +1,149 @@
-"""The bytes of an answer's head, and of a whole refusal."""
+"""What a client is told of a call that did not come to its whole answer, and what becomes of its hold."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
 
-from gateway.core.accounts.limits import limit_lines
 from gateway.core.accounts.refusals import RefusedCall
-from gateway.core.families.refusal import HELD_OFF, render
-from gateway.core.families.registry import FAMILIES
-from gateway.core.model import Caller, Decision
+from gateway.core.families.refusal import render
+from gateway.core.model import Caller
 from gateway.core.wait import Wait
-from gateway.errors import InternalError, InvalidApiKey, Refusal
+from gateway.errors import (
+    CountersRefused,
+    InternalError,
+    InvalidApiKey,
+    Overloaded,
+    Refusal,
+    UpstreamFailure,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.http.admission import by_head
+from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Log
-from gateway.http.protocol.answer import LIMITED, AnswerHead
+from gateway.http.relay import CLIENT_GONE, own_answer
 from gateway.http.routing.head import CallHead, Preflight, RoutedHead
 from gateway.http.routing.routes import USAGE_PATH
+from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 
-CORS_PREFIX = b"access-control-"
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
+ANSWER_CUT = "answer_cut"
 
 
-def answer_head(
-    exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
-) -> bytes:
-    """An upstream's head for our client: what passes of it, then ours. `framing` is a field line or empty."""
-    lines = answer.lines
-    if exchange.head.cors:  # which pages may call is said here alone
-        lines = [line for line in lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
-    if not answer.dated:
-        lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
-    upstream_id = answer.request_id
-    if answer.plain_request_id:
-        if FAMILIES[exchange.routed.family].names_requests:
-            upstream_id = upstream_id or answer.plain_request_id
-        else:
-            lines.append(b"request-id: " + answer.plain_request_id)
-    if upstream_id:
-        lines.append(b"x-upstream-request-id: " + upstream_id)
-    if framing:
-        lines.append(framing)
-    if answer.status in HELD_OFF:
-        lines.append(b"x-tollkeeper-refused-by: upstream")
-    if decision is not None and answer.status not in LIMITED:  # beside its own limits ours would mislead
-        told = limit_lines(decision)
-        if told:
-            lines.append(told)
-    return _finished(exchange, lines, keep_alive)
+async def given_up(exchange: Exchange, error: BaseException) -> None:
+    """Give back what a call that failed was admitted with, and say what came of it."""
+    expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
+    failure = bare(error if expected else Fault(error))  # of any other only its type and place
+    exchange.leave_upstream()
+    caller, charge = exchange.caller, exchange.charge
+    if charge is not None and charge.due:
+        abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
+        await charge.settle(exchange.status, False, abandoned, told)
+    if isinstance(failure, Fault) and caller is not None and charge is None:
+        failure = await _counted(exchange, caller, failure)
+    if caller is not None and not exchange.opened and isinstance(failure, Refusal | Fault):
+        note_refused(exchange, caller, failure)
+    if isinstance(failure, InvalidApiKey):
+        exchange.worker.ports.tally.refused(0, failure.reason)
+        await refuse_wrong(exchange, failure)
+    else:
+        _tell(exchange, failure)
 
 
-def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Send a whole answer of the gateway itself."""
-    exchange.status = status
-    lines = [
-        _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
-        b"date: " + _date(int(time.time())),
-    ]
-    if status != 204:  # RFC 9110, 8.6
-        lines.append(b"content-length: %d" % len(body))
-    lines += [b"%b: %b" % field for field in fields]
-    head = _finished(exchange, lines, exchange.decide_keep_alive())
-    exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
+def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
+    """What the client is told of a call that failed, and why it did."""
+    if isinstance(failure, ClientGone):
+        return 0, CLIENT_GONE
+    if exchange.opened:
+        return 0, ANSWER_CUT
+    refusal = failure if isinstance(failure, Refusal) else InternalError()
+    return refusal.status, refusal.reason
+
+
+def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
+    """Whether it is the client's doing that an answer an upstream had begun on came to nothing.
+
+    So is a call with tokens that is not answered in time: its caller chose what to ask, and it was read.
+    """
+    whole = exchange.connection.body_complete
+    if isinstance(failure, UpstreamUnreachable):
+        return False
+    if whole and isinstance(failure, UpstreamTimeout):
+        call = exchange.call
+        return exchange.forwarded and not exchange.status and call is not None and call.has_input
+    return exchange.forwarded and (exchange.gone or not whole)
+
+
+async def _counted(exchange: Exchange, caller: Caller, fault: Fault) -> BaseException:
+    """A call that failed before it was admitted is one of its sender's as a refused one is."""
+    failure: BaseException = fault
+    held: AdmittedCall | None = None
+    try:
+        held = await by_head(exchange, caller)
+    except Refusal as refusal:
+        failure = bare(refusal)
+    except Exception as error:  # noqa: BLE001  # the first one is told
+        bare(error)
+    if held is not None:
+        await held.settle(0, False)
+    return failure
+
+
+def _tell(exchange: Exchange, failure: BaseException) -> None:
+    """Say what came of a call that was not answered in full; an error nobody expects is raised again.
+
+    Once an answer is begun, its client is only told that it is cut.
+    """
+    ports, caller = exchange.worker.ports, exchange.caller
+    if isinstance(failure, UpstreamFailure):
+        _tell_of_upstream(exchange, failure)
+    elif isinstance(failure, CountersRefused):
+        _tell_of_counters(exchange, failure)
+    if isinstance(failure, Refusal) and not exchange.opened:
+        if failure.reason:  # else it is an answer to a browser's question
+            ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
+        refuse(exchange, failure)
+    elif isinstance(failure, Refusal):
+        # That we stop is told in the answer. What its upstream broke off, or was not charged, is broken off.
+        fail = exchange.fail if isinstance(failure, Overloaded) else None
+        exchange.reason, exchange.broken = ANSWER_CUT, fail is None or not fail(failure)
+        ports.log(
+            "answer_cut",
+            request_id=exchange.request_id,
+            route=exchange.routed.label,
+            why=failure.message,
+        )
+    elif isinstance(failure, ClientGone):
+        exchange.reason, exchange.broken = CLIENT_GONE, True
+    else:
+        raise failure
+
+
+def _tell_of_upstream(exchange: Exchange, failure: UpstreamFailure) -> None:
+    """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
+    ports, name = exchange.worker.ports, exchange.routed.upstream
+    ports.tally.upstream_failed(name, failure.cause)
+    count = ports.failing.note(name, failure.cause, ports.seconds())
+    if count:
+        ports.log(
+            "upstream_failed",
+            request_id=exchange.request_id,
+            upstream=name,
+            cause=failure.cause,
+            why=failure.detail or failure.message,
+            failures=count,
+            level="warning",
+        )
+
+
+def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
+    """Say what the counters answered, now and then: its caller is told that they are unavailable."""
+    ports = exchange.worker.ports
+    count = ports.failing.note("", failure.reason, ports.seconds())
+    if count:
+        said = {"request_id": exchange.request_id, "why": failure.message, "failures": count}
+        ports.log("counters_refused", **said, level="error")
 
 
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
@@ -110,28 +186,6 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     exchange.reason, exchange.broken = wrong.reason, gone
     if not gone:
         refuse(exchange, wrong)
-
-
-def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:
-    """The head with what every answer carries."""
-    routed, cors = exchange.routed, exchange.head.cors
-    request_id = exchange.request_id.encode()
-    lines.append(b"x-request-id: " + request_id)
-    if FAMILIES[routed.family].names_requests:
-        lines.append(b"request-id: " + request_id)
-    if cors:
-        lines.append(cors)
-    if not keep_alive:
-        lines.append(b"connection: close")
-    elif routed.minor == 0:
-        lines.append(b"connection: keep-alive")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
-
-
-@lru_cache(2)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
 
 
 # Errors of our own: of what type and where, never what they say, which may quote what was read.

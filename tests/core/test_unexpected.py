@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import names_in
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.routes import Route
-from gateway.core.families.objects import named
+from gateway.core.families.objects import Owned, read_objects
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -51,6 +50,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=12,
 )
 DOCUMENTS = st.dictionaries(NAMES | TEXTS, VALUES, max_size=6)
+ANY = Owned((), lambda _: True, reads=True)
 
 
 @settings(max_examples=400)
@@ -61,20 +61,21 @@ def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escap
     route = Route(("POST",), "/x", "up", "chat", family, name)
     with contextlib.suppress(Refusal):
         call = read_call(route, {"model": "m"}, body)
-        named(family, call.body, call.names, call.document or {})
+        read_objects(ANY, call)
 
 
 @settings(max_examples=400)
 @given(st.sampled_from(list(FAMILIES)), DOCUMENTS)
 def test_the_objects_of_any_document(family: Family, document: dict[str, Any]) -> None:
-    body = json.dumps(document, separators=(",", ":")).encode()
+    look(family, document)
+
+
+def look(family: Family, document: dict[str, Any]) -> None:
+    route = Route(("POST",), "/x", "up", "", family)
     with contextlib.suppress(Refusal):
-        named(family, body, names_in(document), document)
+        read_objects(ANY, read_call(route, {}, json.dumps(document).encode(), reads=True))
 
 
 @pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
 def test_an_address_that_is_none(uri: str) -> None:
-    document = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
-    body = json.dumps(document, separators=(",", ":")).encode()
-    with contextlib.suppress(Refusal):
-        named(Family("gemini"), body, names_in(document), document)
+    look(Family("gemini"), {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]})

@@ -22,9 +22,10 @@ from gateway.core.accounts.budgets import (
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.billing.price_book import KINDS, Vector, read_stand_ins
 from gateway.core.calls.call import Call
+from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import ModelNotPriced
-from gateway.http.charge import NO_PRICES, check_known
+from gateway.http.admission import check_known
 from tests.http.fakes import (
     CALLER,
     CHAT,

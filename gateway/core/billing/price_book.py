@@ -686,6 +686,12 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
     return found
 
 
+def charged(nano: int, factor: Factor) -> int:
+    """What so much cost is charged, rounded half up."""
+    numerator, denominator = factor
+    return (2 * nano * numerator + denominator) // (2 * denominator)
+
+
 def _times(nano: int, factor: Factor) -> int:
     """Rounded up: a hold is no less than a charge."""
     return -(-nano * factor[0] // factor[1])

@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.billing.price_book import Vector, cost_nano
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, RequestTooLarge
@@ -401,19 +400,19 @@ DEFAULT_BOUNDS = Bounds()
 class Call:
     """What one request asks of its upstream.
 
-    `document` is what was read of a metered body and `body` how it is written, both until
-    `take_body`. `output_max` is the stated maximum of one choice in tokens, None where none is
-    stated. `input_bytes` is text, of which `rare_bytes` are no ASCII; `blob_tokens` stands for images, sound
-    and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer instead of
-    `model`; `user` is whom the body names as its user, and `named` are the stored objects that path and body
-    name, `brought` ids of what its body has whole, and that its answer told already, `names` what the names
-    in it end like. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`.
-    The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
-    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the call
-    and one choice of it could use at most, in tokens; `reports` says that a complete answer always tells its
-    use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives nothing
-    before the last one. One that `gives_up` states a timeout of its own, by which its upstream may end it. A
-    meter sets `text_bytes` to the text it saw produced.
+    `document` is what was read of a metered body, with its lists `tools` and `plugins`, and `body` how it is
+    written, all until `take_body`. `output_max` is the stated maximum of one choice in tokens, None where
+    none is stated. `input_bytes` is text, of which `rare_bytes` are no ASCII; `blob_tokens` stands for
+    images, sound and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer
+    instead of `model`; `user` is whom the body names as its user, and `named` are the stored objects that
+    path and body name, `brought` ids of what its body has whole, and that its answer told already, `names`
+    what the names in it end like. With `strip_usage` the answer must not be compressed: send
+    `accept-encoding: identity`. The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to
+    what it learned of the model, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
+    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
+    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
+    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
+    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -432,6 +431,8 @@ class Call:
     units_pointer: str = ""
     text_bytes: int = 0
     document: Document | None = None
+    tools: Sequence[Document] = ()
+    plugins: Sequence[Document] = ()
     models_beside: tuple[str, ...] = ()
     user: str = ""
     changed: bool = False
@@ -466,7 +467,7 @@ class Call:
     def take_body(self) -> bytes:
         """The body to send, written for the last time; the document is let go."""
         document, body = self.document, self.body
-        self.document = None
+        self.document, self.tools, self.plugins = None, (), ()
         if document is not None:
             if self.changed:
                 body = write_document(document)
@@ -488,52 +489,3 @@ def input_tokens(call: Call) -> int:
     """Input tokens by the model's own tokenizer where it is known, else by size."""
     counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
     return call.input_estimate if counted is None else counted + call.blob_tokens
-
-
-# Which of the models that a call names has answered it: by that one's price the call goes. Pure.
-#
-# Providers answer under longer names than they are asked by, such as `gpt-5.4-2026-03-05`: what begins with a
-# name and a separator is that model.
-
-
-SEPARATORS: Final = frozenset("-@:")
-
-
-@dataclass(slots=True)
-class Priced:
-    """A model's price, None where nobody says one; `stands_in` where it is another model's, as configured."""
-
-    model: str
-    vector: Vector | None
-    stands_in: bool = False
-
-
-def is_model(answered: str, named: str) -> bool:
-    """Whether a model that is named so may answer under this name; case says nothing."""
-    size = len(named)
-    if answered[:size].lower() != named.lower():
-        return False
-    return len(answered) == size or answered[size] in SEPARATORS
-
-
-def answering(
-    named: Sequence[Priced], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str
-) -> Priced:
-    """The one of all a call names that answered, the longest name first.
-
-    Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
-    upstream makes a call cheaper by keeping its model to itself.
-    """
-    asked, *others = named
-    if not others:
-        return asked
-    fitting = [one for one in named if is_model(answered, one.model)]
-    if fitting:
-        return max(fitting, key=lambda one: len(one.model))
-    currency, found, most = "", asked, -1
-    for one in named:
-        if one.vector is not None and currency in {"", one.vector.currency}:
-            currency, cost = one.vector.currency, cost_nano(one.vector, counts, tools, tier)
-            if cost > most:
-                found, most = one, cost
-    return found

@@ -105,7 +105,7 @@ def answers_within(call: Call) -> Within | None:
         return None
     shape, found = SHAPES.get(call.meter), Within([], _compactions(document))
     field = shape.tool_uses if shape is not None else ""
-    for tool in elements(document, "tools") if call.models_beside else ():
+    for tool in call.tools if call.models_beside else ():
         kind = tool.get("type")
         if isinstance(kind, str) and kind in _MAKERS:
             continue
@@ -113,17 +113,17 @@ def answers_within(call: Call) -> Within | None:
         uses = _stated(tool.get(field)) if advisor else None
         most = _stated(tool.get("max_tokens")) if advisor else None
         found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
-    for plugin in elements(document, "plugins") if call.models_beside else ():
+    for plugin in call.plugins if call.models_beside else ():
         found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
     return found if found.models or found.compactions else None
 
 
 def limit_models(call: Call) -> None:
     """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
-    document, shape = call.document, SHAPES.get(call.meter)
-    if document is None or shape is None or not (shape.tool_uses and call.models_beside):
+    shape = SHAPES.get(call.meter)
+    if shape is None or not (shape.tool_uses and call.models_beside):
         return
-    for tool in elements(document, "tools"):
+    for tool in call.tools:
         if _is_advisor(tool) and _stated(tool.get(shape.tool_uses)) is None:
             tool[shape.tool_uses] = MODEL_USES
             call.changed = True
@@ -160,8 +160,8 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
         return found
     if _ASKING.isdisjoint(document) and not _models_search(call):
         return found
-    tools, searches = elements(document, "tools"), _searches(call, document)
-    names_kept = _names_kept(document)
+    tools, searches = call.tools, _searches(call, document)
+    names_kept = any(field in document for field in _KEPT) or isinstance(document.get("prompt"), dict)
     if not tools and not searches and not names_kept:
         return found
     total = document.get(shape.uses) if shape.uses else None
@@ -184,7 +184,7 @@ def unpriced_tools(call: Call, vectors: Vectors) -> list[str]:
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
         return []
-    asked = [*_kinds(elements(document, "tools")), *_plugins(elements(document, "plugins"))]
+    asked = [*_kinds(call.tools), *_plugins(call.plugins)]
     free = family.free_tools
     kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
     if _searches(call, document, by_plugin=False):
@@ -199,7 +199,7 @@ def _has_price(kind: str, vector: Vector) -> bool:
     )
 
 
-def _kinds(tools: list[Document], *, inside: bool = False) -> Iterator[str]:
+def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
     """The kinds of a call's tools: what their type says, else the names of their members."""
     for tool in tools:
         kind = tool.get("type")
@@ -211,7 +211,7 @@ def _kinds(tools: list[Document], *, inside: bool = False) -> Iterator[str]:
             yield from tool
 
 
-def _plugins(plugins: list[Document]) -> Iterator[str]:
+def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
     """The kinds of OpenRouter's plugins."""
     for plugin in plugins:
         said = plugin.get("id")
@@ -229,7 +229,7 @@ def limit_uses(call: Call, vectors: Vectors) -> None:
     if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
         document[shape.uses] = TOOL_USES
         call.changed = True
-    for tool in elements(document, "tools") if shape.tool_uses else ():
+    for tool in call.tools if shape.tool_uses else ():
         kind = tool.get("type")
         if (
             isinstance(kind, str)
@@ -268,10 +268,6 @@ def _may_search(model: str) -> bool:
 
 
 _searching: Final[dict[str, bool]] = {}
-
-
-def _names_kept(document: Document) -> bool:
-    return any(field in document for field in _KEPT) or isinstance(document.get("prompt"), dict)
 
 
 def _said(tool: Document) -> str:
@@ -477,6 +473,33 @@ def _quantile(level: float, sample: float) -> float:
     return level + (sample - level) * (RISE if sample > level else FALL)
 
 
+@dataclass(slots=True)
+class CallClaim:
+    """What one call asks of limits and budgets, and the most it could cost by its tokens.
+
+    It is held for `credits`, cut to no less than `credits_least` (0: they are held whole), or for `units`.
+    `dearest` is None where tokens do not set its price, `budget` where it takes from no budget: of that
+    `vectors` are the prices.
+    """
+
+    estimate: Estimate
+    dearest: TokenRate | None
+    credits: int
+    credits_least: int
+    units: int
+    budget: BudgetClaim | None = None
+    vectors: Vectors = ()
+
+
+def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it there may be
+    call: Call, service: Service, vectors: Vectors, estimate: Estimate, units: int, of_budgets: Vectors | None
+) -> CallClaim:
+    """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none."""
+    dearest = dearest_of(service, vectors, estimate, call)
+    budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call)
+    return CallClaim(estimate, dearest, *claimed(service, dearest, estimate, units), budget, of_budgets or ())
+
+
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
     """The most a call could cost by its tokens; None where they do not set the price."""
     if not vectors:
@@ -515,9 +538,10 @@ def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return Asks()
-    caches = blobs = sound = tools = False
+    priced = priced_tools(vectors)
+    uses = uses_of(call, document, priced) if priced else None
+    caches = blobs = sound = False
     for one in vectors:
-        tools = tools or bool(one.tools)
         for prices in prices_within(one, read):
             dearest = dearest_kinds(prices)
             caches, blobs = caches or dearest.caches > dearest.text, blobs or dearest.blobs > dearest.text
@@ -529,7 +553,7 @@ def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
         blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
-        uses_of(call, document, priced_tools(vectors)) if tools else None,
+        uses,
     )
 
 
@@ -562,7 +586,8 @@ def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: Call) -> B
     ceiling = max(read, estimate.ceiling)
     if not vectors:
         return BudgetClaim(raw_tokens=need, raw_most=ceiling)
-    dearest = dearest_rate(vectors, read, asks_of(call, vectors, read), in_money=True)
+    asks = asks_of(call, vectors, read)
+    dearest = dearest_rate(vectors, read, asks, in_money=True)
     most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
     likely_read = min(read, need)
     likely_read = min(likely_read, call.input_estimate)
@@ -587,37 +612,82 @@ def budget_bound(
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
+def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was given
+    call: Call, claim: CallClaim, vectors: Vectors, decision: Decision, enforced: Collection[str],
+    allowed: frozenset[str],
+) -> None:  # fmt: skip
+    """Have no answer be longer than is held: what could overrule the call's maximum is refused.
+
+    Numbers that are `allowed` overrule nothing. Budgets of the units `enforced` bind it.
+    """
+    bound = None
+    if claim.dearest is not None:
+        limit_uses(call, vectors)
+    if claim.budget is not None and MONEY in enforced:
+        limit_uses(call, claim.vectors)
+    if decision.bounded or claim.dearest is not None:
+        bound = output_bound(claim.dearest, call, claim.estimate, decision)
+    if claim.budget is not None:
+        of_budgets = budget_bound(claim.budget, call, claim.estimate, decision, enforced)
+        if bound is None or (of_budgets is not None and of_budgets < bound):
+            bound = of_budgets
+    if bound is not None:
+        check_numbers(call, allowed)
+        limit_output(call, bound)
+        limit_models(call)
+
+
 # From a body to a call: read into a document, decided on, and sent written again.
 #
 # What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
 
 
-# Lists whose objects are priced and held one by one.
-_ELEMENTS = ("tools", "plugins")
 _NOT_ASCII = bytes(range(128, 256))
 # Without any of these in a body nobody has to look for media at their places.
 _MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
 
 
 def read_call(
-    route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds = DEFAULT_BOUNDS
+    route: Route,
+    path_params: Mapping[str, str],
+    body: bytes,
+    bounds: Bounds = DEFAULT_BOUNDS,
+    *,
+    reads: bool = False,
 ) -> Call:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
 
-    The meters `generic` and `none` read no body: theirs may be of any type and streamed.
+    The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
+    type and streamed.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
-        return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
+        call = Call(route.meter, route.family, body, units_pointer=route.units_pointer)
+        if reads and body:
+            call.document = document = read_document(body)
+            call.body = write_document(document)
+            check_names(body, call.body, 0)
+            call.names = names_in(document)
+            call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+        return call
     document = read_document(body)
     call = Call(route.meter, route.family, b"", document=document)
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
-    for name in _ELEMENTS:
-        elements(document, name)
+    # Their objects are priced and held one by one.
+    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     call.models_beside = models_beside(document)
     call.gives_up = "timeout" in " ".join(document).lower()
-    added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
+    added = 0  # members of the document, by asking for the usage of a stream where the client does not
+    if call.streamed and shape.asks_for_usage:
+        options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
+        if options is None:
+            added = 1 if "stream_options" in document else 2
+            document["stream_options"] = {"include_usage": True}
+            call.strip_usage = True
+        elif not flag(options, "include_usage", "stream_options."):
+            added = 0 if "include_usage" in options else 1
+            options["include_usage"] = call.strip_usage = True
     written = call.body = write_document(document)
     check_names(body, written, added)
     call.names = names_in(document)
@@ -648,20 +718,6 @@ def limit_output(call: Call, tokens: int) -> None:
         if place.get(name) == 0 and name != shape.uses:
             place[name] = 1
             call.changed = True
-
-
-def _ask_for_usage(call: Call, document: Document) -> int:
-    """Set `stream_options.include_usage` unless the client did itself; how many members that adds."""
-    options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
-    if options is None:
-        added = 1 if "stream_options" in document else 2
-        options = document["stream_options"] = {}
-    elif flag(options, "include_usage", "stream_options."):
-        return 0
-    else:
-        added = 0 if "include_usage" in options else 1
-    options["include_usage"] = call.strip_usage = True
-    return added
 
 
 # What could make more of a bound call than is held: numbers that nobody knows, and chats in one.
@@ -716,16 +772,13 @@ def check_numbers(call: Call, allowed: frozenset[str]) -> None:
     elements(document, "messages")  # of lists in it some servers make a chat each
     known = shape.numbers | HARMLESS | allowed
     parts = [document] if shape.place is None else [document, shape.place(document)]
-    for name in (name for part in parts for name in _numbers_in(part) if name not in known):
-        raise InvalidRequest(
-            f"{name}: nobody here knows what this number does, and this call must not use more than is held."
-            " Leave it out, or have the operator allow it by `fields` of the upstream.",
-            param=name,
-        )
-
-
-def _numbers_in(document: Document) -> list[str]:
-    return [name for name, value in document.items() if name not in TEXTS and _is_number(value)]
+    for name, value in (field for part in parts for field in part.items()):
+        if name not in known and name not in TEXTS and _is_number(value):
+            raise InvalidRequest(
+                f"{name}: nobody here knows what this number does, and this call must not use more than is"
+                " held. Leave it out, or have the operator allow it by `fields` of the upstream.",
+                param=name,
+            )
 
 
 def _is_number(value: object) -> bool:

@@ -5,8 +5,8 @@ The same rule prices an estimate, for the hold, and what was really used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.accounts.definitions import Negotiated
@@ -16,18 +16,22 @@ from gateway.core.billing.price_book import (
     Factor,
     TokenRate,
     Vector,
+    charged,
     cost_nano,
     dearest,
     token_price,
     usual_rate,
 )
-from gateway.core.model import INTEGER_MAX, Observed, Service
+from gateway.core.model import INTEGER_MAX, Caller, Observed, Service
 from gateway.errors import ModelNotPriced
 
 SUBSCRIPTION = "subscription"
 CONSUMPTION = "consumption"
 PAY_PER_USE = "pay_per_use"
 
+# What a model cost the organization of a caller so many seconds ago; None where nobody says. Where the last
+# argument is true, in its own currency alone.
+PriceOf = Callable[[Caller, str, float, bool], Vector | None]
 # The prices of the models that may answer a call, the asked one's first; none where no token has a price.
 Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
@@ -181,7 +185,76 @@ def charge_of(
     return (credits_, over, units) if credits_ <= INTEGER_MAX else (INTEGER_MAX, 0, units)
 
 
-def charged(nano: int, factor: Factor) -> int:
-    """What so much cost is charged, rounded half up."""
-    numerator, denominator = factor
-    return (2 * nano * numerator + denominator) // (2 * denominator)
+# Which of the models that a call names has answered it: by that one's price the call goes. Pure.
+#
+# Providers answer under longer names than they are asked by, such as `gpt-5.4-2026-03-05`: what begins with a
+# name and a separator is that model.
+
+
+SEPARATORS: Final = frozenset("-@:")
+
+
+@dataclass(slots=True)
+class Priced:
+    """A model's price, None where nobody says one; `stands_in` where it is another model's, as configured."""
+
+    model: str
+    vector: Vector | None
+    stands_in: bool = False
+
+
+def is_model(answered: str, named: str) -> bool:
+    """Whether a model that is named so may answer under this name; case says nothing."""
+    size = len(named)
+    if answered[:size].lower() != named.lower():
+        return False
+    return len(answered) == size or answered[size] in SEPARATORS
+
+
+def answering(
+    named: Sequence[Priced], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str
+) -> Priced:
+    """The one of all a call names that answered, the longest name first.
+
+    Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
+    upstream makes a call cheaper by keeping its model to itself.
+    """
+    asked, *others = named
+    if not others:
+        return asked
+    fitting = [one for one in named if is_model(answered, one.model)]
+    if fitting:
+        return max(fitting, key=lambda one: len(one.model))
+    currency, found, most = "", asked, -1
+    for one in named:
+        if one.vector is not None and currency in {"", one.vector.currency}:
+            currency, cost = one.vector.currency, cost_nano(one.vector, counts, tools, tier)
+            if cost > most:
+                found, most = one, cost
+    return found
+
+
+# Which prices a call may have: those of all models it names, as they are when it is admitted.
+#
+# The hold, the charge and the cost go by these, whatever is set while the call runs. Only what has no price
+# at its admission, where money does not decide, has that of the name which answers.
+
+
+@dataclass(slots=True)
+class CallPrices:
+    """The prices of an admission at this second: `vectors` by which credits or money are charged, none where
+    tokens do not set the price, and of the price book those of each model `named`, the asked one's first.
+    """
+
+    vectors: Vectors = UNPRICED
+    named: tuple[Priced, ...] = ()
+    at_s: float = 0.0
+    own: bool = False
+
+    def in_currency(self, currency: str) -> tuple[Vector, ...]:
+        """The prices of the models that may answer, but for those that are in another currency."""
+        found = (one.vector for one in self.named)
+        return tuple([vector for vector in found if vector is not None and vector.currency == currency])
+
+
+NO_PRICES: Final = CallPrices()

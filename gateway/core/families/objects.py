@@ -9,13 +9,13 @@ Where ids stand in each API is in its family's own file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from gateway.core.calls.call import Names
+from gateway.core.calls.call import Call
 from gateway.core.calls.routes import decoded_segments
-from gateway.core.families.controlled import Document, elements
+from gateway.core.families.controlled import Document
 from gateway.core.families.family import Found, Objects, ids_of, told_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
@@ -105,44 +105,55 @@ def _place(objects: Objects, found: re.Match[str]) -> Place:
     return Place(f"{collection}/{name}" if objects.by_path else name, collection, results=results)
 
 
-def named(
-    family: Family, body: bytes, names: Names, document: Document
-) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The ids that a body names, InvalidRequest for too many; and those of what it brings itself.
-
-    `body` is its document as it is sent, `names` what the names in it end like. An id counts unless
-    it is known to name nothing: what an API takes tomorrow is refused, not passed.
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
+    the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
+    for what it names; `bare` that it may have none. With `makes` it makes an object, whose
+    name is not its own to choose.
     """
-    objects = FAMILIES[family].objects
-    if objects is None:
-        return _NOTHING
-    passed = _PLAIN if objects.may_name(body, names) else _PLAIN_OR_SAID
+
+    ids: tuple[str, ...]
+    keeps: Callable[[Document], bool] | None
+    reads: bool = False
+    bare: bool = False
+    makes: bool = False
+
+
+def read_objects(owned: Owned, call: Call) -> None:
+    """Note the ids of all objects a call names, and whether its answer may tell of some.
+
+    `InvalidRequest` for too many, and for a name of its own where its upstream chooses it. An id counts
+    unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
+    """
+    document, objects = call.document, FAMILIES[call.family].objects
+    call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
+    call.named = owned.ids
+    if document is None or objects is None:
+        return
+    chosen = objects.chosen(document) if owned.reads and owned.makes else None
+    if chosen is not None:
+        raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
+    passed = _PLAIN if objects.may_name(call.body, call.names) else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
-        asked["tools"] = [one for one in elements(document, "tools") if one.keys() - _PLAIN_OF_TOOL]
+        asked["tools"] = [one for one in call.tools if one.keys() - _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
-        asked["plugins"] = [_without_id(one) for one in elements(document, "plugins")]
+        asked["plugins"] = [
+            {name: value for name, value in one.items() if name != "id"} for one in call.plugins
+        ]
     if not asked:
-        return _NOTHING
-    all_found = Found()
+        return
+    found = Found()
     try:
-        _look(objects, asked, "", all_found)
+        _look(objects, asked, "", found)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    found = dict.fromkeys(one for value in all_found.named for one in ids_of(value))
-    if len(found) > NAMED_MAX:
+    ids = dict.fromkeys(one for value in found.named for one in ids_of(value))
+    if len(ids) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    return tuple(found), frozenset(one for value in all_found.brought for one in ids_of(value))
-
-
-def _without_id(plugin: Document) -> Document:
-    return {name: value for name, value in plugin.items() if name != "id"}
-
-
-def chosen_name(family: Family, document: Document) -> str | None:
-    """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
-    objects = FAMILIES[family].objects
-    return None if objects is None else objects.chosen(document)
+    call.named += tuple(ids)
+    call.brought = frozenset(one for value in found.brought for one in ids_of(value))
 
 
 def _look(objects: Objects, value: list[object] | Document, place: str, found: Found) -> None:

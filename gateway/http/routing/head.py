@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
+from gateway.core.families.family import Listing, is_list, one_of
+from gateway.core.families.objects import Owned
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
@@ -52,7 +54,6 @@ from gateway.http.routing.routes import (
     MODELS,
     Bindings,
     Match,
-    Owned,
     RouteTable,
     check_content_type,
     check_query,
@@ -87,7 +88,8 @@ class RoutedHead(Kept):
     but for what differs from one request to the next; `closing_plain` where no coding of the answer can
     be had. A `metered` route charges something, and a `buffered` one reads its body before anything
     is decided. One of `any_model` leads to where models are, and does not read which one is asked. A `bound`
-    head goes where its service is bound: it was read under `binding`, which may be another one by now.
+    head goes where its service is bound: it was read under `binding`, which may be another one by now. One
+    with a `listing` shows models: the one `listed`, else all that there are.
     """
 
     family: Family
@@ -120,6 +122,8 @@ class RoutedHead(Kept):
     owned: Owned | None = None
     bound: bool = False
     binding: Binding | None = None
+    listing: Listing | None = None
+    listed: str = ""
 
 
 class HeadRouter:
@@ -152,13 +156,13 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Whether it would be understood the same now; where nobody knows, its own call is told so."""
+        """Whether it would be understood the same now."""
         if not routed.bound or routed.route is None:
             return True
         try:
             return self.bindings.binding_of(routed.service_key, routed.route) is routed.binding
         except CountersUnavailable:
-            return True
+            return False
 
     def _routed(self, head: RequestHead) -> RoutedHead:
         path = head.path.decode("ascii")
@@ -201,6 +205,11 @@ class HeadRouter:
             upstream = self._table.upstreams.get(spoken, upstream)
         routed.upstream = upstream
         routed.any_model = self._is_of_any_model(routed, route)
+        lists = FAMILIES[routed.family].lists
+        if lists is not None and not routed.metered and head.method == b"GET":
+            model = "" if is_list(route) else one_of(route, match.params).removeprefix(lists.prefix)
+            if model or is_list(route):
+                routed.listing, routed.listed = lists, model
         try:
             check_query_names(head.query)
         except Refusal as refusal:
@@ -234,8 +243,9 @@ class HeadRouter:
         routed.bound = True
         try:
             routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
-        except CountersUnavailable:
-            return ""  # nobody knows the services yet, and whoever asks for this one says so
+        except CountersUnavailable as unknown:  # nobody knows the services yet
+            routed.refusal = bare(unknown)
+            return ""
         why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."
         if why:
             routed.refusal = UnknownRoute(why)
@@ -348,12 +358,12 @@ class CallHead(Kept):
     """One call's head, understood.
 
     `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
-    are the lines that go on to the upstream, beside what `routed` has. `source` is there where a service is
-    bound, and the head may have to be read again; `news` is what is worth remembering of it, until it is.
+    are the lines that go on to the upstream, beside what `routed` has. `news` is what is worth remembering of
+    it, until it is.
     `cors` are the lines that a page of another origin needs in the answer; empty where none may call.
     """
 
-    __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said", "source")
+    __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said")
 
     def __init__(self, routed: RoutedHead, proof: Proof = UNPROVEN, said: Said = NOTHING) -> None:
         self.routed = routed
@@ -361,7 +371,7 @@ class CallHead(Kept):
         self.said = said
         self.attribution = said.attribution
         self.parent: Parent | None = None
-        self.passed = self.source = self.cors = b""
+        self.passed = self.cors = b""
         self.news: Reading | None = None
 
     @property
@@ -565,10 +575,9 @@ class HeadReader:
 
     def read(self, head: bytes) -> CallHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
-        return self._heads.find(head) or self.read_by_line(head)
-
-    def read_by_line(self, head: bytes) -> CallHead:
-        """The same for a head that is not known as a whole, or does not mean any more what it did."""
+        known = self._heads.find(head)
+        if known is not None and self._router.is_current(known.routed):
+            return known
         lines = head.split(b"\r\n")
         reading = Reading(head, lines[0])
         if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
@@ -635,8 +644,6 @@ class HeadReader:
             call.passed = _passed(routed, reading.passing)
             if reading.is_news and call.refusal is None and call.identity_refusal is None:
                 call.news = reading
-        if routed.bound:
-            call.source = head
         return call
 
     def _tell_origin(self, call: CallHead, head: bytes, cors: Cors) -> None:
@@ -644,7 +651,7 @@ class HeadReader:
         call.cors = cors.lines(head)
         preflight = cors.preflight(head, call.routed)
         if preflight is not None:
-            call.routed, call.news, call.source = preflight, None, b""
+            call.routed, call.news = preflight, None
 
     def _route(self, reading: Reading) -> RoutedHead:
         deciding = _joined(reading.deciding)

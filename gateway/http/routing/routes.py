@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from urllib.parse import unquote
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
-from gateway.core.calls.call import Call, check_names, names_in, read_document, write_document
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily
-from gateway.core.families.objects import chosen_name, named, places_of
+from gateway.core.families.objects import Owned, places_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
-from gateway.core.model import GENERIC, Caller, Family, Service
-from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute
+from gateway.core.model import GENERIC, Family, Service
+from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.ports import Directory, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
@@ -223,19 +222,6 @@ class Bindings:
         """The services whose own routes go to an upstream."""
         return self._services.get(upstream, ())
 
-    def check_price(self, bound: Binding, service: Service, caller: Caller) -> None:
-        """UnknownRoute where the caller could have the same paths at another price."""
-        for key in bound.overlapping:
-            try:
-                other = self._directory.resolve(caller, key)
-            except ServiceNotIncluded:
-                continue
-            if other is not None and not service.costs_as(other):
-                raise UnknownRoute(
-                    f"The services {service.key} and {key} share paths of an upstream at different prices: "
-                    "both are refused until each has paths of its own."
-                )
-
     def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
         service = bound.service
         if not bound.upstream and service.upstream:
@@ -339,7 +325,7 @@ def _family(route: Route) -> ApiFamily:
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 
-# Stored objects as one request meets them: what its path is about, and what its body names.
+# Stored objects as one request meets them: what its path is about.
 #
 # A list of all objects of a kind would show every organization's, so it is 404 for everybody. Bodies of
 # free routes are read as those of metered ones are, but for forms where files are taken.
@@ -348,21 +334,6 @@ def _family(route: Route) -> ApiFamily:
 # Collections whose API takes files as forms, in which it takes no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
-
-
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
-    the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
-    for what it names; `bare` that it may have none. With `makes` it makes an object, whose
-    name is not its own to choose.
-    """
-
-    ids: tuple[str, ...]
-    keeps: Callable[[Document], bool] | None
-    reads: bool = False
-    bare: bool = False
-    makes: bool = False
 
 
 def owned_by(head: RequestHead, route: Route) -> Owned | None:
@@ -402,21 +373,3 @@ def _is_json(head: RequestHead, *, forms: bool) -> bool:
         allowed = "application/json or multipart/form-data" if forms else "application/json"
         raise InvalidRequest(f"The content-type must be {allowed}.", param="content-type")
     return False
-
-
-def read_objects(owned: Owned, call: Call) -> None:
-    """Note the ids of all objects a request names, and whether its answer may tell of some."""
-    if owned.reads and call.body:
-        call.document = read_document(call.body)
-        written = write_document(call.document)
-        check_names(call.body, written, 0)
-        call.body, call.names = written, names_in(call.document)
-        chosen = chosen_name(call.family, call.document) if owned.makes else None
-        if chosen is not None:
-            raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
-    document = call.document
-    call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
-    call.named = owned.ids
-    if document is not None:
-        ids, call.brought = named(call.family, call.body, call.names, document)
-        call.named += ids

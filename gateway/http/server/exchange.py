@@ -153,7 +153,7 @@ class Worker:
     bounds: Bounds
     heads: HeadReader
     buffers: Buffers
-    bodies: LargeBodies[Call | Refusal]
+    bodies: LargeBodies[Call]
     workloads: Mapping[str, tuple[str, ...]]
 
     def produced(self, started: float) -> float:
@@ -190,14 +190,8 @@ class _Client(Protocol):
     def cut(self, reset: bool) -> None: ...
 
 
-class _Outlet(Protocol):
-    """The way of a begun answer to its client."""
-
-    def fail(self, refusal: Refusal) -> bool: ...
-
-
 class _Hold(Protocol):
-    """What an exchange asks of its `Charge`."""
+    """What an exchange asks of its `AdmittedCall`."""
 
     @property
     def due(self) -> bool: ...
@@ -216,15 +210,16 @@ class Exchange(RequestDriver):
     that was read.
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
-    admission, `upstream` and `link` while a connection is its own, `outlet` once an answer is on its way.
+    admission, `upstream` and `link` while a connection is its own. `fail` ends a begun answer by saying why,
+    once there is one.
     `forwarded` says that an upstream heard of the request, `opened` that a head was sent, `broken` that what
     was begun cannot be completed. `trace` is there where requests are traced.
     """
 
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "call", "caller", "charge",
-        "connection", "deadline", "ended_upstream", "forwarded", "gone", "head", "invited", "keep_alive",
-        "link", "opened", "outlet", "reason", "request_id", "routed", "started", "status", "trace",
+        "connection", "deadline", "ended_upstream", "fail", "forwarded", "gone", "head", "invited",
+        "keep_alive", "link", "opened", "reason", "request_id", "routed", "started", "status", "trace",
         "until_close", "upstream", "worker",
     )  # fmt: skip
 
@@ -257,13 +252,13 @@ class Exchange(RequestDriver):
         self.charge: _Hold | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
-        self.outlet: _Outlet | None = None
+        self.fail: Callable[[Refusal], bool] | None = None
         self.trace: Trace | None = None
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
         self._on_end(self, error)
-        self.charge = self.outlet = None  # which know this exchange: none waits for the collector
+        self.charge = self.fail = None  # which know this exchange: none waits for the collector
         if self.broken:
             self.connection.cut(self.until_close)
         else:
@@ -282,6 +277,12 @@ class Exchange(RequestDriver):
         await self.connection.body_arrival(bytes_max)
         if self.body_failure is not None:
             raise self.body_failure
+
+    async def small_body(self, bytes_max: int) -> None:
+        """Wait for a body that may have so many bytes: whoever sends it cannot leave half a request then."""
+        length = self.body_length
+        if not self.connection.body_complete and (length is None or length <= bytes_max):
+            await self.late_body(bytes_max)
 
     def invite_body(self) -> None:
         """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""

@@ -13,15 +13,15 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
-from gateway.errors import InternalError, Overloaded, Refusal, StartError
+from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.fair_share import LargeBodies, Shares, Turns
 from gateway.http.identity import key_digests
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
-from gateway.http.proxy import given_up, proxy
-from gateway.http.reply import FaultLog, refuse
+from gateway.http.proxy import proxy, usage
+from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
-from gateway.http.routing.routes import Bindings
+from gateway.http.routing.routes import USAGE_PATH, Bindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
@@ -261,7 +261,7 @@ class DataPlane:
         self.clock = Clock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = Turns(loop, ports.seconds)
         self.lingering = Shares(limits.lingering_max, limits.lingering_each_max)
-        self.bodies: LargeBodies[Call | Refusal] = LargeBodies(loop, ports.seconds)
+        self.bodies: LargeBodies[Call] = LargeBodies(loop, ports.seconds)
         self._ports = ports
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
@@ -420,7 +420,8 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        exchange.tell(proxy(exchange), given_up)
+        handle = usage if exchange.routed.label == USAGE_PATH else proxy
+        exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
         """A handler is over: count it and let its connection go on."""

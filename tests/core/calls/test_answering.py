@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.billing.price_book import KINDS, Vector
-from gateway.core.calls.call import Priced, answering, is_model
+from gateway.core.calls.tariff import Priced, answering, is_model
 
 
 def priced(model: str, input_: int, output: int = 0, currency: str = "USD", number: int = 1) -> Priced:

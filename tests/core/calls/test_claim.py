@@ -16,6 +16,7 @@ from gateway.core.billing.price_book import KINDS, Asks, TokenRate, Vector, cost
 from gateway.core.calls.call import Call, names_in
 from gateway.core.calls.claims import Estimate, asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.tariff import charge_of
+from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import GENERIC, Decision, Family, Service, Usage, Verdict
 from tests.builders import credits_of, prices_of
@@ -116,7 +117,10 @@ def asked(meter: str = "openai_chat", **fields: Any) -> Call:
     document = {"model": "m", **said, **fields}
     body = msgspec.json.encode(document)
     family = OF_METER[meter].name
-    return Call(meter, family, body, "m", document=document, names=names_in(document))
+    tools, plugins = elements(document, "tools"), elements(document, "plugins")
+    return Call(
+        meter, family, body, "m", document=document, tools=tools, plugins=plugins, names=names_in(document)
+    )
 
 
 # What each family documents: fields, and what of the dear prices they let a call have.

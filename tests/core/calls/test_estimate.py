@@ -16,7 +16,7 @@ from gateway.core.calls.claims import (
     Estimator,
     limit_models,
 )
-from gateway.core.families.controlled import models_beside
+from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, Usage
 from gateway.errors import InvalidRequest
 
@@ -57,6 +57,7 @@ def asked(meter: str = "anthropic_messages", **fields: Any) -> Call:
     """A call of 300 bytes, whatever its body says."""
     document = {"model": "claude-haiku-4-5", **fields}
     made = Call(meter, Family(meter.partition("_")[0]), b"", "claude-haiku-4-5", document=document)
+    made.tools, made.plugins = elements(document, "tools"), elements(document, "plugins")
     made.models_beside, made.output_max = models_beside(document), fields.get("max_tokens")
     made.input_bytes = 300
     return made

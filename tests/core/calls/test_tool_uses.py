@@ -9,6 +9,7 @@ import pytest
 from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import Call
 from gateway.core.calls.claims import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
+from gateway.core.families.controlled import elements
 from gateway.core.model import Family
 
 CHAT, MESSAGES, RESPONSES, GEMINI = (
@@ -22,7 +23,10 @@ SEARCH: dict[str, Any] = {"type": "web_search"}
 
 
 def asked(meter: str, fields: dict[str, Any], model: str = "m") -> Call:
-    return Call(meter, Family(meter.partition("_")[0]), b"", model, document={"model": model, **fields})
+    document = {"model": model, **fields}
+    call = Call(meter, Family(meter.partition("_")[0]), b"", model, document=document)
+    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    return call
 
 
 def uses(call: Call) -> dict[str, int]:

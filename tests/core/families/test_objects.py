@@ -9,16 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import names_in
+from gateway.core.calls.call import Call, names_in
+from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
-from gateway.core.families.objects import NAMED_MAX, Place, named, places_of, told
+from gateway.core.families.objects import NAMED_MAX, Owned, Place, places_of, read_objects, told
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
     body = json.dumps(document, separators=(",", ":")).encode()
-    return named(family, body, names_in(document), document)[0]
+    call = Call("none", family, body, document=document, names=names_in(document))
+    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    read_objects(Owned((), None), call)
+    return call.named
 
 
 CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
