@@ -16,6 +16,7 @@ from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.framing import (
     ANSWER,
+    ASKED,
     AWAITED,
     BARE,
     BEGUN,
@@ -314,7 +315,7 @@ class UpstreamSide:
 
     def _begin(self, event: str, answers_head: bool) -> None:
         self.request = OUTGOING[self.request][event]
-        self.answering = ANSWER[self.answering][BEGUN]
+        self.answering = ANSWER[self.answering][ASKED]
         self.answer = None
         self._answers_head = answers_head
 

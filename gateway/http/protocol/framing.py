@@ -162,6 +162,7 @@ COMPLETE = "complete"
 # Events.
 BARE = "a request with nothing behind its head"
 BEGUN = "a request with a body"
+ASKED = "a request"
 ENDED = "the last byte of a message"
 FAULT = "bytes that cannot be what they should"
 ANSWERED = "the whole answer is written"
@@ -202,7 +203,7 @@ OUTGOING = {
 
 # The answer an upstream owes.
 ANSWER = {
-    IDLE: Row({BEGUN: AWAITED, FAULT: BROKEN}),
+    IDLE: Row({ASKED: AWAITED, FAULT: BROKEN}),
     AWAITED: Row({HEAD: BODY, FAULT: BROKEN}),
     BODY: Row({ENDED: COMPLETE, FAULT: BROKEN}),
     COMPLETE: Row({NEXT: IDLE, FAULT: BROKEN}),
