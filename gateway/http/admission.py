@@ -45,8 +45,11 @@ _UNHEARD_OF: Final = "\0"
 _BY_COST: Final = "its service is charged what it costs"
 
 
-async def identify(exchange: Exchange) -> Caller:
-    """Whose call it is: 404 or 405 for what is not on the list, 401 where nobody's credential can be read."""
+def known(exchange: Exchange) -> Caller | None:
+    """Whose call it is, where that is known here; None where `identify` has to ask.
+
+    404 or 405 for what is not on the list, 401 where nobody's credential can be read.
+    """
     head, worker = exchange.head, exchange.worker
     routed, ports = head.routed, worker.ports
     if routed.refusal is not None:
@@ -55,17 +58,27 @@ async def identify(exchange: Exchange) -> Caller:
         raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
     if head.identity_refusal is not None:
         head = exchange.head = _by_certificate(exchange, head.identity_refusal)
+    proof = head.proof
+    caller = ports.tokens.cached(proof.digest) if proof.token else ports.directory.cached(proof.digest)
+    exchange.caller = caller
+    if caller is not None and head.news is not None:
+        worker.heads.remember(head)
+    return caller
+
+
+async def identify(exchange: Exchange) -> Caller:
+    """Ask whose call it is; 401 where it is nobody's."""
+    head, ports = exchange.head, exchange.worker.ports
     proof, directory = head.proof, ports.directory
-    digest = proof.digest
     if proof.token:
-        caller = ports.tokens.cached(digest) or await ports.tokens.identify(digest, proof.token)
+        caller = await ports.tokens.identify(proof.digest, proof.token)
+    elif proof.others:
+        caller = await _identify_by_any(directory, proof)
     else:
-        caller = directory.cached(digest) or await (
-            _identify_by_any(directory, proof) if proof.others else directory.identify(digest)
-        )
+        caller = await directory.identify(proof.digest)
     exchange.caller = caller
     if head.news is not None:
-        worker.heads.remember(head)
+        exchange.worker.heads.remember(head)
     return caller
 
 

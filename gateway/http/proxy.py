@@ -7,7 +7,7 @@ driven straight from socket callbacks (`server/buffers.py`), so what needs no wa
 from __future__ import annotations
 
 from gateway.core.wait import OVER
-from gateway.http.admission import admit, identify
+from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
@@ -17,7 +17,7 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 
 async def proxy(exchange: Exchange) -> None:
     """Admit one call, forward it, charge what it used."""
-    caller = await identify(exchange)
+    caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)
@@ -26,6 +26,6 @@ async def proxy(exchange: Exchange) -> None:
 
 async def usage(exchange: Exchange) -> None:
     """Tell a caller what is left of its limits; that costs nothing."""
-    caller = await identify(exchange)
+    caller = known(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)

@@ -497,7 +497,8 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none."""
     dearest = dearest_of(service, vectors, estimate, call)
     budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call)
-    return CallClaim(estimate, dearest, *claimed(service, dearest, estimate, units), budget, of_budgets or ())
+    credits_, least, units = claimed(service, dearest, estimate, units)
+    return CallClaim(estimate, dearest, credits_, least, units, budget, of_budgets or ())
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
