@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("gateway", "persistence", "lua", "tests", "docs", "deploy", ".ci")
-GENERATED = frozenset({"requirements.lock", "requirements-dev.lock", "LICENSE"})
+GENERATED = frozenset(
+    {"requirements.lock", "requirements-dev.lock", "gateway/run/bundled_prices.json", "LICENSE"}
+)
 
 
 @cache

@@ -1,293 +1,39 @@
-"""The bundled price list: what `genai-prices` knows, as rows of prices in US dollars.
+"""The bundled price list, in US dollars: `deploy/bundled_prices.py` makes its file of `genai-prices`.
 
-The library is loaded by whoever asks, and by nobody else: a gateway has no use for it. What it says and
-prices here cannot is left out and told, never guessed:
-
-- of a name's patterns an exact one stays exact and a beginning a prefix. One that is found anywhere
-  counts where it begins a name, one that ends a name where it is all of it, a date of digits as the
-  prefix of its century; of any other pattern the names that the library lists stay;
-- a variant of a service tier is one factor for every kind of token, or it is left out;
-- prices of certain hours of the day are left out, and what is not counted in tokens, calls or tools.
+It is read by whoever asks, and by nobody else: a gateway has no use for it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
-from decimal import ROUND_HALF_UP, Decimal
-from fractions import Fraction
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from gateway.core.billing.price_book import (
-    BASE_CURRENCY,
-    BUNDLED,
-    EXACT_NAME,
-    MODEL_CHARS_MAX,
-    NANO_DIGITS,
-    PREFIX,
-)
-
-if TYPE_CHECKING:
-    from genai_prices import types
+from gateway.core.billing.price_book import BASE_CURRENCY, BUNDLED
 
 Row = Mapping[str, Any]
-Moment = tuple[datetime, "types.ModelPrice", Mapping[str, "types.ModelPrice"]]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The library's keys of prices, by our kinds; of a tool by its name, a thousand uses each.
-KIND_OF = {
-    "input_mtok": "input", "output_mtok": "output", "cache_read_mtok": "cache_read",
-    "cache_write_mtok": "cache_write", "cache_write_1h_mtok": "cache_write_1h",
-    "output_reasoning_mtok": "reasoning", "input_audio_mtok": "audio_input",
-    "output_audio_mtok": "audio_output", "input_image_mtok": "image_input",
-    "output_image_mtok": "image_output",
-}  # fmt: skip
-TOOL_OF = {
-    "web_searches_kcount": "web_search", "storage_searches_kcount": "file_search",
-    "social_searches_kcount": "social_search", "code_executions_kcount": "code_execution",
-}  # fmt: skip
-A_CALL = "requests_kcount"
-# What the library's variants are selected by, where that is what we call a service tier.
-SELECTORS = ("processing", "service_tier", "speed")
-# What models of a provider cost more since a version, and the library does not know: for Anthropic's
-# `inference_geo`.
-REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
-_VERSION = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
-_DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
-_DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
-_NUMBERED = re.compile(r"\^(?P<name>[^\[\](){}*+?|^$]+?)\\d")
-_SPELLED = re.compile(r"\^(?P<name>(?:[\w=/@-]|\\.)+)\$")
-_NANO = Decimal(1).scaleb(-NANO_DIGITS)
+LIST = Path(__file__).with_suffix(".json")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """Rows as `POST prices` takes them, and what was left out, a line each."""
+    """The library with its version, rows as `POST prices` takes them, and a line for each one left out."""
 
-    rows: list[Row] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-def library() -> str:
-    """Which library it is, by its version."""
-    return f"genai-prices {version('genai-prices')}"
+    library: str
+    rows: list[Row]
+    left_out: list[str]
 
 
 def read_bundle() -> Bundle:
-    """Read the whole list. Takes about half a second."""
-    from genai_prices.data import providers  # noqa: PLC0415  # large, and only asked for once
-
-    bundle = Bundle()
-    for provider in providers:
-        taken: set[tuple[str, str]] = set()
-        for model in provider.models:
-            _add(bundle, provider, model, taken)
-    return bundle
-
-
-def _add(
-    bundle: Bundle, provider: types.Provider, model: types.ModelInfo, taken: set[tuple[str, str]]
-) -> None:
-    """Add a model under each of its names that the library finds it by."""
-
-    def told(what: str) -> None:
-        bundle.left_out.append(f"{provider.id} {model.id}: {what}")
-
-    periods = list(_periods(model, told))
-    names = list(dict.fromkeys(_names(model, told))) if periods else ()
-    for match, name in names:
-        samples = _samples(name, match)
-        found = [next((each for each in provider.models if each.is_match(one)), None) for one in samples]
-        if (match, name) in taken or model not in found or not 0 < len(name) <= MODEL_CHARS_MAX:
-            continue
-        taken.add((match, name))
-        regional = _regional(provider.id, name)
-        for since, prices in periods:
-            if regional:
-                tiers = {**prices.get("service_tiers", {}), **regional}
-                prices = {**prices, "service_tiers": tiers}  # noqa: PLW2901  # of this name alone
-            bundle.rows.append(
-                {
-                    "provider": provider.id, "model": name, "match": match, "currency": BASE_CURRENCY,
-                    "effective_from": since, "source": BUNDLED, **prices,
-                }
-            )  # fmt: skip
-
-
-def _regional(provider: str, name: str) -> Row:
-    """The factors for places of inference that a model of this name has."""
-    since, factors = REGIONAL.get(provider, ((0, 0), {}))
-    found = _VERSION.search(name)
-    version_ = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
-    return factors if version_ >= since else {}
-
-
-def _samples(name: str, match: str) -> tuple[str, ...]:
-    """Names that a pattern has: a date's prefix is none yet."""
-    dated = match == PREFIX and name[-3:] in {"-20", "@20"}
-    return (f"{name}260101", f"{name}26-01-01") if dated else (name,)
-
-
-# --- names ------------------------------------------------------------------------------
-
-
-def _names(model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
-    """What a model is called, lowercase, as (match, name)."""
-    for clause in _clauses(model.match):
-        kind, wanted = next(iter(vars(clause).items()))
-        if kind == "equals":
-            yield EXACT_NAME, wanted.lower()
-        elif kind in {"starts_with", "contains"}:
-            yield PREFIX, wanted.lower()
-            if kind == "contains":
-                told(f"names with {wanted!r} further on")
-        elif kind == "ends_with":
-            yield EXACT_NAME, wanted.lower()
-            told(f"names that end in {wanted!r}")
-        else:
-            found = list(_spelled(wanted)) if kind == "regex" else []
-            if not found:
-                told(f"names by a rule of their own ({kind})")
-            yield from found
-    if model.is_match(model.id):
-        yield EXACT_NAME, model.id.lower()
-
-
-def _clauses(match: Any) -> Iterator[Any]:
-    alternatives = getattr(match, "or_", None)
-    if alternatives is None:
-        yield match
-    else:
-        for each in alternatives:
-            yield from _clauses(each)
-
-
-def _spelled(regex: str) -> Iterator[tuple[str, str]]:
-    """What a regular expression matches, where it is a name, or one with digits after it."""
-    if dated := _DATED.fullmatch(regex):
-        for between in "-@" if dated["between"] else ("",):
-            yield PREFIX, f"{_plain(dated['name'])}{between}20"
-    elif numbered := _NUMBERED.fullmatch(regex):
-        for digit in range(10):
-            yield PREFIX, f"{_plain(numbered['name'])}{digit}"
-    elif spelled := _SPELLED.fullmatch(regex):
-        yield EXACT_NAME, _plain(spelled["name"])
-
-
-def _plain(escaped: str) -> str:
-    return re.sub(r"\\(.)", r"\1", escaped).lower()
-
-
-# --- prices -----------------------------------------------------------------------------
-
-
-def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]]:
-    """A model's prices since the time each is in force; those that say the same once."""
-    before: Row | None = None
-    for since, prices, variants in _moments(model, told):
-        row = _fields(prices, variants, told)
-        if row and row != before:
-            yield since, row
-            before = row
-    if before is None:
-        told("nothing that is counted in tokens, calls or tools")
-
-
-def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
-    """Each day on which anything changes, with what the library says of it."""
-    dated = model.prices if isinstance(model.prices, list) else []
-    lasting = [each for each in dated if not hasattr(each.constraint, "start_time")]
-    if len(lasting) < len(dated):
-        told("prices of certain hours of the day")
-        model = replace(model, prices=lasting)
-    days: set[date] = set()
-    contexts: dict[str, dict[str, str]] = {}
-    for variant in model.price_variants or ():
-        selector, wanted = next(iter(variant.when.items()))
-        if len(variant.when) > 1 or selector not in SELECTORS:
-            told(f"prices for {selector} {wanted}")
-            continue
-        contexts["batch" if selector == "processing" else wanted] = variant.when
-    for each in (*lasting, *(model.price_variants or ())):
-        if each.constraint is not None:
-            days.add(each.constraint.start_date)
-    for since in (EPOCH, *(datetime(day.year, day.month, day.day, tzinfo=UTC) for day in sorted(days))):
-        variants = {tier: model.get_prices(since, when) for tier, when in contexts.items()}
-        yield since, model.get_prices(since), variants
-
-
-def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], told: Any) -> Row:
-    """A price's own fields, with decimals in strings; empty where none of it can be said."""
-    row: dict[str, Any] = {}
-    tools: dict[str, str] = {}
-    steps: dict[int, dict[str, Any]] = {}
-    known = {key: value for key, value in vars(prices).items() if value is not None}
-    for key, price in known.items():
-        if key in KIND_OF:
-            row[KIND_OF[key]] = _text(_base(price))
-            for tier in getattr(price, "tiers", ()):
-                steps.setdefault(tier.start, {})
-        elif key in TOOL_OF:
-            tools[TOOL_OF[key]] = _text(_base(price))
-        elif key == A_CALL:
-            row["request"] = _text(_base(price) / 1000)
-        else:
-            told(f"prices of {key}")
-    for above, step in steps.items():
-        step["above"] = above
-        for key in known.keys() & KIND_OF.keys():
-            if hasattr(known[key], "tiers"):
-                step[KIND_OF[key]] = _text(_at(known[key], above))
-    factors = {tier: _factor(known, vars(variant), tier, told) for tier, variant in variants.items()}
-    more = {
-        "tools": tools,
-        "context_tiers": [steps[above] for above in sorted(steps)],
-        "service_tiers": {tier: factor for tier, factor in sorted(factors.items()) if factor is not None},
-    }
-    return {**row, **{name: value for name, value in more.items() if value}} if row or tools else {}
-
-
-def _factor(known: Row, variant: Row, tier: str, told: Any) -> str | None:
-    """What every price of a tier is times the usual; None where that is no one number, or 1."""
-    found = {
-        Fraction(dear) / Fraction(usual)
-        for key in known.keys() & {*KIND_OF, A_CALL}
-        for usual, dear in _pairs(known[key], variant[key])
-        if usual or dear
-    }
-    if found in ({Fraction(1)}, set()):
-        return None
-    [factor, *others] = found
-    exact = Decimal(factor.numerator) / factor.denominator
-    if others or Fraction(exact) != factor or exact != exact.quantize(_NANO):
-        told(f"prices of the tier {tier}, which are no one factor")
-        return None
-    return _text(exact)
-
-
-def _pairs(usual: Any, other: Any) -> Iterator[tuple[Decimal, Decimal]]:
-    yield _base(usual), _base(other)
-    for above in {tier.start for price in (usual, other) for tier in getattr(price, "tiers", ())}:
-        yield _at(usual, above), _at(other, above)
-
-
-def _base(price: Any) -> Decimal:
-    found: Decimal = getattr(price, "base", price)
-    return found
-
-
-def _at(price: Any, above: int) -> Decimal:
-    """What it is for calls that have read more than this."""
-    found = _base(price)
-    for tier in getattr(price, "tiers", ()):
-        if tier.start <= above:
-            found = tier.price
-    return found
-
-
-def _text(price: Decimal) -> str:
-    """A decimal as the API has it, of nine decimals at most: the list has some that are shares of others."""
-    return f"{price.quantize(_NANO, ROUND_HALF_UP).normalize():f}"
+    """Read the whole list."""
+    said = json.loads(LIST.read_bytes())
+    rows: list[Row] = []
+    for row in said["rows"]:
+        since = datetime.fromisoformat(row["effective_from"]) if "effective_from" in row else EPOCH
+        rows.append({"currency": BASE_CURRENCY, "source": BUNDLED, **row, "effective_from": since})
+    return Bundle(said["library"], rows, said["left_out"])

@@ -300,10 +300,10 @@ class Keeper:
             self._log("too much waits, calls refused", accounts=accounts[:ACCOUNTS_SAID_MAX], level="error")
 
     def _read_price_list(self) -> Sequence[Row]:
-        from gateway.run.bundled_prices import library, read_bundle  # noqa: PLC0415  # large, once in a life
+        from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # once in a life
 
         bundle = read_bundle()
-        self._log("bundled prices read", library=library(), left_out=len(set(bundle.left_out)))
+        self._log("bundled prices read", library=bundle.library, left_out=len(set(bundle.left_out)))
         return bundle.rows
 
     def _priced(self, added: int) -> None:

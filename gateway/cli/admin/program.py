@@ -297,7 +297,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how the bundled price list and the database differ; what is gone stays in force."""
-    from gateway.run.bundled_prices import library, read_bundle  # noqa: PLC0415  # large, and only asked here
+    from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # only asked here
 
     with admin() as api:
         at = _moment(since)
@@ -316,7 +316,7 @@ def diff(
             [_shown(change, as_json=as_json) for change in found],
             PRICE_COLUMNS,
             as_json=as_json,
-            title=library(),
+            title=bundle.library,
         )
         if apply:
             _take_over(api, [change for change in found if change.kind != "gone"])
