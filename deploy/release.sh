@@ -6,7 +6,7 @@
 # Its version is that of pyproject.toml, as everything else that says one.
 # Needs docker with buildx, grype and cosign, and a login to the registry. Nothing is published unless two builds are the
 # same to the byte and have no known weakness of severity HIGH or worse that a newer package mends. Nothing is signed
-# unless what the registry has is what was looked at. PLATFORM, FAIL_ON, COSIGN_KEY (else: keyless, by OIDC) and SNAPSHOT (the
+# unless what the registry has is what was looked at. PLATFORM, EXTRAS, FAIL_ON, COSIGN_KEY (else: keyless, by OIDC) and SNAPSHOT (the
 # moment of Debian's packages, else that of the commit) may be set.
 set -eu
 repository=${1:?the repository of the image, such as registry.example/tollkeeper}
@@ -33,7 +33,7 @@ build() {
     shift
     docker buildx build -f deploy/Dockerfile --platform "$platform" \
         --build-arg "PYTHON=$tag@$base" --build-arg "SNAPSHOT=$snapshot" --build-arg "SOURCE_DATE_EPOCH=$moment" \
-        --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
+        --build-arg "VERSION=$version" --build-arg "REVISION=$revision" --build-arg "EXTRAS=${EXTRAS:-}" \
         --metadata-file "$out/$name.json" "$@" .
 }
 digest_of() { sed -n 's/.*"containerimage.digest": *"\(sha256:[0-9a-f]*\)".*/\1/p' "$out/$1.json"; }

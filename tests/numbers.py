@@ -6,6 +6,7 @@ says how far that is true.
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import grimp
@@ -23,8 +24,8 @@ FOLDER = "gateway/core/families/"
 # what it costs, is data of prices; a provider's report of the month is no API that is served.
 NO_PART = (
     "gateway/local/", "persistence/schema/migrations/", "persistence/schema/seed.sql",
-    "gateway/core/billing/price_book.py", "gateway/run/bundled_prices.py",
-    "gateway/features/provider_report/", "gateway/cli/admin/program.py",
+    "gateway/core/billing/price_book.py", "gateway/features/provider_report/",
+    "gateway/cli/admin/program.py",
 )  # fmt: skip
 
 
@@ -53,6 +54,11 @@ def lines(folder: str) -> int:
 def root_files() -> list[str]:
     """Files at the root of `gateway/`."""
     return sorted(path.name for path in (ROOT / "gateway").iterdir() if path.is_file())
+
+
+def base_packages() -> list[str]:
+    """The packages of `requirements.lock`, each once; those of one system or of older Pythons count."""
+    return re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
 
 
 def layers() -> list[str]:
@@ -105,6 +111,7 @@ def main() -> None:
         print(f"    {name}")
     print(f"lines of product code: {sum(counted.values()):,} ({parts})")
     print(f"files at the root of gateway/: {len(root_files())}")
+    print(f"packages of the base: {len(base_packages())}")
     print(f"layers: {len(layers())}")
     print(f"circles of imports: {len(circles())}")
 

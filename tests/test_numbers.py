@@ -7,6 +7,7 @@ import pytest
 from tests import numbers
 
 FILES_A_PLAN_FIELD_MAX = 9
+BASE_PACKAGES_MAX = 45
 
 
 def test_a_field_of_a_plan_stands_in_few_files() -> None:
@@ -22,6 +23,10 @@ def test_a_family_stands_in_its_own_place_and_the_registry() -> None:
     ]
 
 
+def test_the_base_installs_few_packages() -> None:
+    assert len(numbers.base_packages()) <= BASE_PACKAGES_MAX
+
+
 def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     numbers.main()
     said = capsys.readouterr().out
@@ -30,6 +35,7 @@ def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         "an API family",
         "lines of product code",
         "root of gateway/",
+        "packages of the base",
         "layers: 7",
         "imports: 0",
     ):

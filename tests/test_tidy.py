@@ -141,7 +141,7 @@ def test_the_tree_knows_no_machine() -> None:
     hosts = re.compile(r"pypi\." + r"org|python" + r"hosted|artifact" + r"ory|index-" + r"url", re.IGNORECASE)
 
     def found() -> Iterator[str]:
-        locks = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")}
+        locks = {path.name: path.read_text() for path in ROOT.glob("*.lock")}
         for name, text in {**texts(), **locks}.items():
             for number, line in enumerate(text.splitlines(), 1):
                 if places.search(line) or (hosts.search(line) and name != "Makefile"):

@@ -1,6 +1,6 @@
 """A wheel in an environment that has nothing else of this project, and `tollkeeper up` run from there.
 
-The packages that it asks for are those of this environment, so that nothing is fetched.
+The packages that it asks for are those of this environment, so that nothing is fetched; it sees no others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import subprocess
 import sys
 import sysconfig
 import urllib.request
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+
+from tests import numbers
 
 BUILD_S_MAX = 300
 STEP_S_MAX = 240
@@ -45,8 +49,19 @@ def install(wheel: Path, folder: Path) -> Path:
     said_by(sys.executable, "-m", "pip", "--python", programs / "python", *words, wheel, cwd=folder)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = said_by(programs / "python", "-c", where, cwd=folder).strip()
-    (Path(own) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(own) / "beside.pth").write_text(f"{base(folder / 'base')}\n")
     return programs
+
+
+def base(folder: Path, *more: str) -> Path:
+    """A directory that has the packages of `requirements.lock` alone, and what else is named."""
+    folder.mkdir()
+    for name in (*numbers.base_packages(), *more):
+        with suppress(PackageNotFoundError):  # of older Pythons
+            files = distribution(name).files or ()
+            for part in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+                (folder / part).symlink_to(Path(sysconfig.get_path("purelib")) / part)
+    return folder
 
 
 def place_of(programs: Path, module: str, folder: Path) -> Path:

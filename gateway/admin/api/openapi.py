@@ -315,11 +315,12 @@ REFUSALS = {
     "415": "The body has a Content-Encoding.",
     "422": "Some fields are wrong; `errors` names them.",
     "429": "The organization has enough under way, or has used up its hour; `Retry-After` says when.",
+    "501": "This needs an extra that is not installed; the message says how to install it.",
     "503": "PostgreSQL does not answer.",
 }
 READ_REFUSALS = ("401", "403", "404", "422", "429", "503")
 # A document may not be there yet, or never be of a row as it is.
-DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "503")
+DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "501", "503")
 
 
 def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:

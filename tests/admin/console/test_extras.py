@@ -1,0 +1,39 @@
+"""Admin API and console without extras: what needs one is 501 and says which, all else is as usual."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.admin.conftest import Api
+from tests.admin.console.conftest import Person
+from tests.admin.test_electronic_invoices import final
+
+
+@pytest.fixture(autouse=True)
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gateway.admin.invoices.press", raising=False)
+    monkeypatch.delattr("gateway.admin.invoices.press", raising=False)
+    for library in ("typst", "facturx", "pyarrow"):
+        monkeypatch.setitem(sys.modules, library, None)
+
+
+async def test_an_invoice_becomes_final_and_is_read_without_documents(api: Api, admin: Person) -> None:
+    made = await final(api)
+    assert (made["status"], (await api.get(f"invoices/{made['id']}.csv")).status) == ("finalized", 200)
+    assert made["number"] in (await admin.open(f"/invoices/{made['id']}")).text
+    for document in ("pdf", "xml", "xml?format=ubl"):
+        asked = await api.get(f"invoices/{made['id']}.{document}")
+        assert (asked.status, asked.headers["Content-Type"]) == (501, "application/problem+json")
+        assert asked.json["type"].endswith("extra_not_installed")
+        assert asked.json["detail"].endswith("pip install 'tollkeeper[documents]'")
+    page = await admin.open(f"/invoices/{made['id']}.pdf")
+    assert (page.status, "tollkeeper[documents]" in page.text) == (501, True)
+
+
+@pytest.mark.parametrize("report", ["usage", "reports/revenue"])
+async def test_a_report_has_no_parquet_without_finance(api: Api, report: str) -> None:
+    assert (await api.get(f"{report}.csv")).status == 200
+    asked = await api.get(f"{report}.parquet")
+    assert (asked.status, asked.json["detail"][-33:]) == (501, "pip install 'tollkeeper[finance]'")
