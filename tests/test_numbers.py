@@ -36,7 +36,7 @@ def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         "lines of product code",
         "root of gateway/",
         "packages of the base",
-        "layers: 7",
+        "layers: 8",
         "imports: 0",
     ):
         assert name in said

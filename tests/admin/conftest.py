@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
-from gateway.admin.ports import AdminPorts, BuiltIn, SignIns
+from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -30,6 +30,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
+from gateway.issuers.sign_in import SignIns
 from persistence import engine as engines
 from persistence.resources.usage import Figures
 from persistence.schema import migrate, roles

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.admin.ports import Counters, Pusher
+from gateway.admin.ports import Counters
+from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -23,12 +23,15 @@ from gateway.admin.http.requests import (
     read_once,
     require_read,
 )
-from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.billing.finance import DOCUMENT, Asked, LegPlace
 from gateway.core.text import csv
 from gateway.errors import NotFound, Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 ITEMS_DEFAULT = 1_000
 # Rows of one report that is a file; the ledger's are streamed.

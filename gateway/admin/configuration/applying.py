@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from gateway.admin.configuration.objects import OBJECTS_MAX, Objects, read
 from gateway.admin.configuration.planning import Plan, Planner
@@ -18,7 +19,7 @@ from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import may_write, require_read, require_write
 from gateway.admin.live import push
 from gateway.admin.operations import Done, finish, mint
-from gateway.admin.ports import AdminPorts, Applying
+from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.core.accounts.administration import (
     CREATE,
@@ -33,6 +34,9 @@ from gateway.core.accounts.administration import (
     Step,
 )
 from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.apply_transaction import Applying
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from gateway.admin.configuration.objects import (
     Dated,
@@ -36,12 +37,15 @@ from gateway.admin.configuration.references import (
 from gateway.admin.configuration.words import KINDS, declared, model, references, same, word
 from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import canonical, require_read
-from gateway.admin.ports import AdminPorts, Applying
+from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import CREATE, DELETE, Actor, Mark, New, Row
 from gateway.errors import Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.apply_transaction import Applying
 
 NOW = "now"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gateway.admin.configuration.objects import (
     ERRORS_MAX,
@@ -29,11 +30,13 @@ from gateway.admin.configuration.words import (
     word,
 )
 from gateway.admin.http.guard import in_thread
-from gateway.admin.ports import Applying
 from gateway.admin.resources.resource import Resource
 from gateway.core.accounts.administration import OWNER, Mark, New, Row
 from gateway.core.billing.price_book import folded
 from gateway.errors import Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.apply_transaction import Applying
 
 # Whom names stand for: what objects refer to, among what is there and what will be.
 

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -24,7 +24,7 @@ from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import Desk, Kept, Signed
 from gateway.admin.console.lists import Control
-from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import REPORTS, UsageAsked
 from gateway.admin.resources.resource import REFERS
 from gateway.admin.resources.values import show_instant
@@ -35,6 +35,9 @@ from gateway.core.billing.finance import Outlook, looked_at_since, outlook
 from gateway.core.histograms import quantile_of
 from gateway.core.processes import there
 from gateway.errors import CountersUnavailable, Forbidden, Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 # What calls came to, for pages: by group over a whole span, and over time for a chart.
 #

@@ -11,6 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from aiohttp import web
@@ -30,9 +31,11 @@ from gateway.admin.console.home import (
     cookie_of as session_cookie_of,
 )
 from gateway.admin.http.requests import slow_down
-from gateway.admin.ports import SignIns
 from gateway.core.credentials import Failures
 from gateway.errors import SignInRefused, TollkeeperError, Unauthorized
+
+if TYPE_CHECKING:
+    from gateway.issuers.sign_in import SignIns
 
 _TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
 _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from aiohttp import web
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.admin import credentials
 from gateway.admin.http.concurrency import Places
 from gateway.admin.http.server import HELD, IDENTIFIED
-from gateway.admin.ports import AdminPorts, Store
+from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Answered, Filter, Whole
 from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import (
@@ -53,6 +53,9 @@ from gateway.errors import (
     Unprocessable,
     UnsupportedEncoding,
 )
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 PLACES = web.AppKey("places", Places)
 HOURS = web.AppKey("hours", Hours)

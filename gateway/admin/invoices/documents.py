@@ -8,7 +8,7 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -17,11 +17,14 @@ from gateway.admin.http.concurrency import Places, Room
 from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import admit, require_read
 from gateway.admin.invoices.renderer import FACTUR_X, UBL
-from gateway.admin.ports import AdminPorts, InvoiceRenderer, Store
+from gateway.admin.ports import AdminPorts, InvoiceRenderer
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor, Row, count_rows
 from gateway.core.text import csv
 from gateway.errors import Conflict, Overloaded, Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",

@@ -13,58 +13,38 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
-from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Movement, Verb
+from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
 from gateway.core.accounts.outbox import Place, stream_place
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
-from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Rollback
+from gateway.core.integrity.reconciliation import Owner, Rollback
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import PARTITIONS, Settlement
 from gateway.core.text import batched
 from gateway.errors import CountersUnavailable, LedgerUnavailable
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.outbox import Outbox, RefusedStream
+    from gateway.counters.keeper.verification import KeeperCounters
+    from gateway.counters.late import Keeping
+    from persistence.keeper.sweeps import Sweeps
+    from persistence.keeper.verification import Accounts
+    from persistence.ledger.redrive import RefusedJournal
+    from persistence.resources.integrity import Quarantines
 
 INTERVAL_S = 0.5
 # What one pass reads, looks up and writes at once.
 ENTRIES_MAX = 1_000
 
 
-class Lane(Protocol):
-    """The counters' late queue."""
-
-    async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements that can be decided: what came before them is on its way no more."""
-
-    async def end(self, endings: Sequence[Ending]) -> Sequence[bool]:
-        """Deal with these at once, each once by its entry; which were dealt with."""
-
-
-class Ledger(Protocol):
-    """PostgreSQL."""
-
-    async def charged(self, late: Sequence[LateSettlement]) -> Mapping[str, Charged]:
-        """What is charged for each of these request ids, corrections included; absent: nothing."""
-
-    async def maybe_gone(self, late: Sequence[LateSettlement]) -> Collection[str]:
-        """The request ids of these that may have been charged in months that are not there any more."""
-
-    async def set_aside(self, late: Sequence[LateSettlement]) -> None:
-        """Make dead letters of them, each once by its entry."""
-
-    async def refund(self, late: LateSettlement, amount: int) -> None:
-        """Give credits of a request back, once by its id."""
-
-    async def remember(self, acknowledged: Sequence[Movement]) -> None:
-        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
-
-
 class LateSettlements:
     """Empties the late queue."""
 
-    def __init__(self, lane: Lane, ledger: Ledger, *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, lane: Keeping, ledger: Sweeps, *, interval_s: float = INTERVAL_S) -> None:
         self._lane = lane
         self._ledger = ledger
         self._interval_s = interval_s
@@ -166,30 +146,12 @@ def difference(used: Settlement, charged: Charged) -> Charged:
 BATCHES_MAX = 16
 
 
-class Stream(Protocol):
-    """The counters' stream of batches."""
-
-    async def read(self, count: int) -> Sequence[tuple[bytes, RefusedBatch | None]]:
-        """The oldest batches with their ids; None for what cannot be read."""
-
-    async def forget(self, ids: Sequence[bytes]) -> None:
-        """Remove batches that are stored."""
-
-
-class Journal(Protocol):
-    """PostgreSQL."""
-
-    async def store(self, batches: Sequence[RefusedBatch]) -> int:
-        """Store those that are not stored, in one transaction; how many calls were counted.
-
-        `LedgerUnavailable` where that cannot be now; any other error is of these batches.
-        """
-
-
 class RefusedDrain:
     """Empties the stream into the journal. What nobody can read, or store, is dropped."""
 
-    def __init__(self, stream: Stream, journal: Journal, *, isolation: Isolation | None = None) -> None:
+    def __init__(
+        self, stream: RefusedStream, journal: RefusedJournal, *, isolation: Isolation | None = None
+    ) -> None:
         self._stream, self._journal, self._isolation = stream, journal, isolation or Isolation()
 
     async def drain(self) -> int:
@@ -233,55 +195,6 @@ def _name(batch: RefusedBatch) -> str:
 OWNERS_A_BATCH = 500
 
 
-class Outbox(Protocol):
-    """The streams, looked at."""
-
-    async def deleted(self, *, anew: bool) -> Mapping[int, bytes]:
-        """The newest entry that was ever deleted of each partition; `anew` also where others deleted it."""
-
-    async def waiting(self, partition: int) -> Mapping[str, Place] | None:
-        """Where accounts stood before their first waiting entry; None where too much waits."""
-
-
-class Counters(Protocol):
-    """Where accounts stand now."""
-
-    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of these organizations and tenants stand, by name."""
-
-    async def now_ms(self) -> int:
-        """The counters' own clock."""
-
-
-class LedgerHistory(Protocol):
-    """PostgreSQL, as accounts."""
-
-    async def owners(self, after: int, count: int) -> Sequence[Owner]:
-        """Organizations by id, with their tenants."""
-
-    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
-        """The accounts named."""
-
-
-class Marks(Protocol):
-    """What flushes noted, and what is stopped."""
-
-    async def marks(self) -> Mapping[int, tuple[bytes, int, bool]]:
-        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
-
-    async def fell_back(self, partitions: Sequence[int]) -> None:
-        """Store that PostgreSQL is older than it was in these partitions."""
-
-    async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition was compared up to an entry, and is older no more."""
-
-    async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
-        """Quarantine accounts; answers those that were not stopped before."""
-
-    async def stopped(self) -> int:
-        """How many accounts are quarantined."""
-
-
 class First(Protocol):
     """What comes before a look."""
 
@@ -298,9 +211,9 @@ class Rollbacks:
     def __init__(
         self,
         outbox: Outbox,
-        counters: Counters,
-        ledger: LedgerHistory,
-        marks: Marks,
+        counters: KeeperCounters,
+        ledger: Accounts,
+        marks: Quarantines,
         *,
         partition_of: Callable[[int], int],
         observe: Callable[[list[str]], None] = lambda _: None,

@@ -5,23 +5,14 @@ Of several keepers the one that counts a loss says it, so what they say may be a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from gateway.core.accounts.holds import Loss, Movement
+from gateway.core.accounts.holds import Movement
 
-
-class Losses(Protocol):
-    """PostgreSQL."""
-
-    async def any_open(self) -> bool:
-        """Whether there is evidence of a loss that is not counted."""
-
-    async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
-        """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
-        keeper did itself, evidence too where it is asked.
-        """
+if TYPE_CHECKING:
+    from persistence.keeper.sweeps import Losses
 
 
 class LossCounter:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gateway.core.accounts.outbox import Assigned
 from gateway.errors import LedgerUnavailable
+
+if TYPE_CHECKING:
+    from persistence.keeper.sweeps import Shares
 
 # For how long it is believed of a keeper that it is there, and how often it says so.
 HELD_S = 5.0
@@ -22,22 +25,12 @@ SAID_EACH_S = 1.0
 CHANGING_EACH_S = 0.2
 
 
-class Ledger(Protocol):
-    """Where keepers say that they are there."""
-
-    async def keep(self, reached: Collection[int], left: Collection[int], held_s: float) -> Assigned:
-        """Be there for so long, flushing of these partitions, and give some away that were leaving."""
-
-    async def leave(self) -> None:
-        """Be there no more."""
-
-
 class Share:
     """This keeper's part."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Shares,
         clock: Callable[[], float] = time.monotonic,
         *,
         held_s: float = HELD_S,

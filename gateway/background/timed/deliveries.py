@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation
 from gateway.core.alerts.messages import Delivery, Mail, Outcome, body_of, headers_of, is_mail, mail_of
@@ -29,20 +29,13 @@ from gateway.core.billing.usage_feed import (
 )
 from gateway.errors import Conflict
 
+if TYPE_CHECKING:
+    from persistence.keeper.news import Deliveries
+
 INTERVAL_S = 1.0
 DELIVERIES_AT_ONCE = 32
 DELIVERIES_EACH = 4
 DELIVERED, FAILED = "delivered", "failed"
-
-
-class Queue(Protocol):
-    """PostgreSQL."""
-
-    async def claim_due(self, count: int, each: int, busy: Collection[int]) -> Sequence[Delivery]:
-        """Deliveries that are due, at most `each` of a webhook, none of busy ones; an attempt is counted."""
-
-    async def done(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Keep what came of an attempt."""
 
 
 class Sender(Protocol):
@@ -66,7 +59,7 @@ class WebhookDeliveries:
 
     def __init__(
         self,
-        queue: Queue,
+        queue: Deliveries,
         sender: Sender,
         clock: Callable[[], datetime],
         *,

@@ -10,9 +10,8 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import is_store_away
 from gateway.core.accounts.administration import Row
@@ -27,9 +26,14 @@ from gateway.core.billing.invoice import (
     ScheduledResult,
     left_by,
 )
-from gateway.core.integrity.reconciliation import Item, LedgerAccount, Owner, Reconciled
-from gateway.core.integrity.recovery import AccountHead
+from gateway.core.integrity.reconciliation import Item, Owner, Reconciled
 from gateway.errors import Conflict, CountersUnavailable, TollkeeperError
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.verification import Accounts
+    from persistence.resources.catalogue import PriceTable
+    from persistence.schedule import Schedule
 
 ORGANIZATIONS_A_PAGE = 5_000
 # Their invoices are one transaction: so many of a partition wait for each other, and its flush for all.
@@ -39,28 +43,6 @@ PAUSE_TURNS_MAX = 60
 
 # Whether a partition is the caller's now.
 Claim = Callable[[int], Awaitable[bool]]
-
-
-class Invoices(Protocol):
-    """PostgreSQL."""
-
-    async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
-        """What is due of organizations with a higher id, by id; `finalize`: drafts of old too."""
-
-    def claims(self) -> AbstractAsyncContextManager[Claim]:
-        """Whoever is told that a partition is its own makes its invoices, and nobody else, until the end."""
-
-    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
-        """What is due of these organizations now."""
-
-    async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
-        """Make what is due of these organizations, whose accounts are at a close."""
-
-    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
-        """Keep why organizations' invoices were left; None where nothing is."""
-
-    async def forget_left(self, count: int, *, finalize: bool) -> None:
-        """Let nothing be said to be left of organizations of which nothing is due."""
 
 
 class Closing(Protocol):
@@ -75,7 +57,7 @@ class Invoicing:
 
     def __init__(
         self,
-        invoices: Invoices,
+        invoices: Schedule,
         closing: Closing,
         log: Callable[..., None],
         *,
@@ -198,32 +180,6 @@ LOOK_AGAIN_S = 0.1
 FAULTS_SAID_MAX = 3
 
 
-class Counters(Protocol):
-    """The counters."""
-
-    async def sweep(self, tenant_id: int, organization_id: int) -> bool:
-        """Run a tenant's reset if it is due."""
-
-    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of these organizations and tenants stand, by name."""
-
-
-class Ledger(Protocol):
-    """PostgreSQL."""
-
-    async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
-        """These organizations with their tenants."""
-
-    async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
-        """Tenants of organizations whose reset has come, each with its organization."""
-
-    async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
-        """Why not all that happened to an organization is in its ledgers, of those of which it is not."""
-
-    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
-        """The accounts named."""
-
-
 class Check(Protocol):
     """Compares accounts."""
 
@@ -234,7 +190,7 @@ class Check(Protocol):
 class AccountClosing:
     """Closes accounts; says what keeps them open."""
 
-    def __init__(self, counters: Counters, ledger: Ledger, check: Check) -> None:
+    def __init__(self, counters: KeeperCounters, ledger: Accounts, check: Check) -> None:
         self._counters = counters
         self._ledger = ledger
         self._check = check
@@ -294,21 +250,11 @@ def _said(faults: Sequence[Item]) -> str:
 # what anything costs.
 
 
-class Table(Protocol):
-    """Where prices are kept."""
-
-    async def has_bundled(self) -> bool:
-        """Whether there are any of the bundled list."""
-
-    async def put_in_bundled(self, rows: Sequence[Row]) -> int:
-        """Add these where there are none yet, whoever else does; answers how many were added."""
-
-
 class PriceList:
     """The list, as `read` reads it; `observe` is told how many rows were put in."""
 
     def __init__(
-        self, table: Table, read: Callable[[], Sequence[Row]], observe: Callable[[int], None]
+        self, table: PriceTable, read: Callable[[], Sequence[Row]], observe: Callable[[int], None]
     ) -> None:
         self._table = table
         self._read = read

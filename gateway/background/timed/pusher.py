@@ -11,13 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gateway.background.loops import Isolation
 from gateway.core.accounts.definitions import ControlWrite
-from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
+from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.errors import CountersUnavailable, OutOfRange
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.verification import KeeperCounters
+    from gateway.counters.late import Keeping
+    from persistence.keeper.definitions import Pushes
 
 ACCOUNTS_MAX = 1_000
 # So many are taken and noted together.
@@ -25,47 +29,13 @@ ACCOUNTS_AT_ONCE_MAX = 100
 LOOP = "pusher"
 
 
-class Waiting(Protocol):
-    """The writes that accounts wait for."""
-
-    @property
-    def by_account(self) -> Mapping[str, Sequence[ControlWrite]]:
-        """Each account's own, oldest first."""
-
-    @property
-    def cut(self) -> Collection[str]:
-        """Accounts of which more waits than this; the oldest is here of each."""
-
-    async def note(
-        self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
-    ) -> None:
-        """Note what the counters have, and what they never take, and why."""
-
-
-class Source(Protocol):
-    """Where control writes wait."""
-
-    async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Accounts with writes that wait, of these partitions and of none, or of all."""
-
-    def waiting(self, accounts: Sequence[str]) -> AbstractAsyncContextManager[Waiting]:
-        """The writes of one of these accounts or more, those that nobody else pushes, held by this keeper."""
-
-
-class Target(Protocol):
-    """The counters."""
-
-    async def apply(self, write: ControlWrite) -> bool:
-        """False where the account is not known yet; may raise CountersUnavailable and OutOfRange."""
-
-
 class Pusher:
     """The clock's side of the Admin API, for accounts of some partitions, or of all."""
 
     def __init__(
         self,
-        source: Source,
-        target: Target,
+        source: Pushes,
+        target: KeeperCounters,
         partitions: Callable[[], Sequence[int]] | None = None,
         *,
         isolation: Isolation | None = None,
@@ -178,20 +148,10 @@ def _name(account: str) -> str:
 HOLDS_MAX = 1_000
 
 
-class Holds(Protocol):
-    """The counters."""
-
-    async def expired(self, count: int) -> Sequence[ExpiredHold]:
-        """Holds past their deadline."""
-
-    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
-        """End one, charging so much; False where it was settled meanwhile."""
-
-
 class Reclaimer:
     """Sweeps deadlines. `reclaimed` counts holds taken back since the start."""
 
-    def __init__(self, holds: Holds, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
+    def __init__(self, holds: Keeping, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
         self._holds = holds
         self._policy = policy
         self._seen: frozenset[str] = frozenset()

@@ -10,13 +10,19 @@ keeper may open what another one closed, since all of them look at the same repo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from gateway.core.accounts.definitions import CatalogueDefinition, PricesDefinition
-from gateway.core.integrity.recovery import Everybodys, Markers, Report, Roster, Strays
+from gateway.core.integrity.recovery import Everybodys, Report, Roster, Strays
 from gateway.errors import CountersRefused, CountersUnavailable
+
+if TYPE_CHECKING:
+    from gateway.counters.history_guard import Fence
+    from gateway.counters.keeper.outbox import StrayReader
+    from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.verification import Truths
+    from persistence.resources.integrity import Quarantines
 
 OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
@@ -38,35 +44,6 @@ class Defined:
     is_all: bool = False
 
 
-class Source(Protocol):
-    """PostgreSQL."""
-
-    async def workers(self) -> list[str]:
-        """The numbers of all workers any keeper knew last."""
-
-    async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
-        """Keep who is there, for a keeper that starts after a loss."""
-
-
-class Target(Protocol):
-    """The counters."""
-
-    async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by worker number."""
-
-    async def dismiss(self, worker_slots: Collection[str]) -> None:
-        """Forget the reports of workers that are gone."""
-
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand."""
-
-    async def late_waiting(self) -> frozenset[int]:
-        """Partitions with settlements in their late queue."""
-
-    async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
-        """Open a partition that was closed under this run id and epoch; False where the marker moved on."""
-
-
 class AdmissionGate:
     """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic.
 
@@ -75,8 +52,8 @@ class AdmissionGate:
 
     def __init__(
         self,
-        source: Source,
-        target: Target,
+        source: Truths,
+        target: KeeperCounters,
         clock: Callable[[], float],
         *,
         recovery_s_max: float = RECOVERY_S_MAX,
@@ -218,58 +195,6 @@ class AdmissionGate:
 TROUBLE = "PostgreSQL has rows that this data never had"
 
 
-class Streams(Protocol):
-    """The outbox, looked at."""
-
-    async def behind(self, marks: Mapping[int, bytes], *, anew: bool) -> list[int]:
-        """The partitions whose stream never had this entry; `anew` not by what is known of this history."""
-
-    async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
-        """What waits in a stream that never had an entry, but for accounts in quarantine; None where it had
-        that.
-        """
-
-    async def drop(self, strays: Strays) -> bytes:
-        """Remove them; answers from where on the stream goes on."""
-
-
-class RewindTarget(Protocol):
-    """The counters' markers."""
-
-    @property
-    def run_id(self) -> bytes:
-        """The history this connection speaks to."""
-
-    async def markers(self) -> Markers:
-        """The partitions as their markers stand."""
-
-
-class Fence(Protocol):
-    """What distinguishes one history from another."""
-
-    async def check_history(self) -> None:
-        """Make sure that what was read until now is of the history that is named."""
-
-    async def announce(self, trouble: str) -> None:
-        """Say that this data is older than it was."""
-
-    async def keep_promotion(self, run_id: bytes) -> None:
-        """Say that this data is verified as it is since its server was promoted, if it is of this history."""
-
-
-class Marks(Protocol):
-    """What flushes noted."""
-
-    async def marks(self) -> Mapping[int, tuple[bytes, int, bool]]:
-        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
-
-    async def stopped_accounts(self) -> Collection[str]:
-        """Who is quarantined."""
-
-    async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition's stream goes on after this entry."""
-
-
 class Rewinds:
     """Looks when it is asked to: before anything is stored, and with each look at the markers.
 
@@ -279,9 +204,9 @@ class Rewinds:
     def __init__(
         self,
         fence: Fence,
-        target: RewindTarget,
-        streams: Streams,
-        marks: Marks,
+        target: KeeperCounters,
+        streams: StrayReader,
+        marks: Quarantines,
         *,
         first: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
@@ -341,28 +266,7 @@ LOOK_S = 1.0
 WHOLE_EACH = 10
 
 
-class PublishedSource(Protocol):
-    """PostgreSQL."""
-
-    async def everybodys(self) -> Everybodys:
-        """What is of no partition."""
-
-
-class Publisher(Protocol):
-    """The counters, written."""
-
-    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Write the catalogue, or the prices; older ones are ignored."""
-
-
-class PublishedTarget(Publisher, Protocol):
-    """The counters."""
-
-    async def published(self, *, whole: bool) -> Mapping[str, int]:
-        """Of the lists the versions that stand, 0 of one that does not, -1 of what is none."""
-
-
-async def publish(target: Publisher, everybodys: Everybodys) -> None:
+async def publish(target: KeeperCounters, everybodys: Everybodys) -> None:
     """Write what is of no partition."""
     await target.publish(everybodys.prices, everybodys.version)
     await target.publish(everybodys.catalogue, everybodys.version)
@@ -373,8 +277,8 @@ class PublishedLists:
 
     def __init__(
         self,
-        source: PublishedSource,
-        target: PublishedTarget,
+        source: Truths,
+        target: KeeperCounters,
         may_write: Callable[[], bool],
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:

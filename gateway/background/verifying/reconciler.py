@@ -7,16 +7,15 @@ Finds and says; repairs only when asked, by appending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, time, timedelta
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of
 from gateway.core.accounts.definitions import OrganizationAccount
-from gateway.core.accounts.outbox import Budgeted
 from gateway.core.integrity.reconciliation import (
     ACCOUNTS_MAX,
     NO_FAULTS,
@@ -25,11 +24,8 @@ from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
     Item,
     Kind,
-    LedgerAccount,
-    Live,
     Owner,
     Reconciled,
-    StoredBudgets,
     as_they_should_be,
     compare,
     differences,
@@ -40,8 +36,12 @@ from gateway.core.integrity.reconciliation import (
     waiting_in,
     windows_at,
 )
-from gateway.core.integrity.recovery import AccountHead
 from gateway.errors import Overloaded
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.verification import Accounts, BudgetUses
+    from persistence.resources.integrity import Results
 
 # Accounts of budgets against what is stored of them and what waits to be.
 #
@@ -55,51 +55,10 @@ LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.3
 
 
-class Source(Protocol):
-    """PostgreSQL."""
-
-    async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
-        """The budgets of organizations that have any."""
-
-    async def stored(
-        self, partition: int, organizations: Sequence[int], windows: Iterable[Budgeted]
-    ) -> StoredBudgets:
-        """What is used of these organizations' windows, whoever's accounts, and up to which entry."""
-
-
-class Target(Protocol):
-    """The counters."""
-
-    async def now_ms(self) -> int:
-        """Their own clock."""
-
-    async def waiting(self, partition: int, mark: bytes) -> list[bytes] | None:
-        """Entries of a partition behind the newest stored one; None where more are than are looked at."""
-
-    async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
-        """Entries of these that are set aside, likewise."""
-
-    async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
-        """The accounts for each that are like one."""
-
-    async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
-        """Accounts as they are, by name and budget; and the names of those of another version."""
-
-    async def look(
-        self, partition: int, mark: bytes, names: Sequence[str]
-    ) -> tuple[Live, Sequence[bytes]] | None:
-        """Accounts, and the entries behind `mark`, at one moment; None where it was not one."""
-
-    async def restore_budgets(
-        self, partition: int, marker: bytes, accounts: Iterable[BudgetAccountUse], now_ms: int
-    ) -> bool:
-        """Write accounts, with what holds hold of them; False where the marker moved on."""
-
-
 class BudgetRebuild:
     """Compares and writes, a partition at a time."""
 
-    def __init__(self, source: Source, target: Target) -> None:
+    def __init__(self, source: BudgetUses, target: KeeperCounters) -> None:
         self._source, self._target = source, target
 
     async def rebuild(
@@ -146,8 +105,8 @@ class BudgetComparison:
 
     def __init__(
         self,
-        source: Source,
-        target: Target,
+        source: Accounts,
+        target: KeeperCounters,
         partition_of: Callable[[int], int],
         look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
@@ -217,61 +176,13 @@ AGAIN = timedelta(hours=1)
 UNDER_WAY = "A comparison is under way already: try again in a while."
 
 
-class Counters(Target, Protocol):
-    """Where accounts stand now."""
-
-    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of these organizations and tenants stand, by name."""
-
-    async def unreadable(self, owners: Sequence[Owner]) -> Collection[str]:
-        """Which of their accounts no version can read."""
-
-
-class Ledger(Source, Protocol):
-    """PostgreSQL, as accounts."""
-
-    async def owners(self, after: int, count: int) -> Sequence[Owner]:
-        """Organizations by id, with their tenants."""
-
-    async def some_owners(self, count: int) -> Sequence[Owner]:
-        """Organizations whose turn it is to be looked at, with their tenants."""
-
-    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
-        """The accounts named, each with its balance at the seq given for it."""
-
-    async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
-        """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
-
-    async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
-        """What rows say against each other; None where that takes longer."""
-
-
-class Results(Protocol):
-    """Where results are kept, and whose turn it is to have one."""
-
-    def turn(self) -> AbstractAsyncContextManager[bool]:
-        """Have the only run of all keepers; False where another one has it."""
-
-    async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
-        """Store one result; answers it as it is shown."""
-
-    async def last(self) -> Row | None:
-        """The last result; None where there is none yet."""
-
-    async def asked(self) -> datetime | None:
-        """When the last run began that asked all rows; None where there is none yet."""
-
-    async def repair(self, item: Item) -> None:
-        """Write the intent that undoes a drift."""
-
-
 class Reconciler:
     """Looks, keeps what it found, repairs when asked. `latest` is the last sample or run."""
 
     def __init__(
         self,
-        counters: Counters,
-        ledger: Ledger,
+        counters: KeeperCounters,
+        ledger: Accounts,
         results: Results,
         clock: Callable[[], datetime],
         *,

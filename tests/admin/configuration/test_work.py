@@ -18,9 +18,9 @@ import pytest
 from gateway.admin.configuration.objects import ERRORS_MAX, read
 from gateway.admin.configuration.planning import Planner
 from gateway.admin.configuration.words import CHARS_MAX, SUGGESTED_MAX
-from gateway.admin.ports import Applying
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Unprocessable
+from persistence.apply_transaction import Applying
 from tests.admin.configuration.test_names_of_others import person
 from tests.admin.configuration.world import Objects, refused
 from tests.admin.conftest import Api

@@ -12,9 +12,10 @@ import pytest
 from gateway.admin.http.concurrency import Room
 from gateway.admin.http.requests import refusal
 from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
-from gateway.admin.ports import InvoiceRenderer, Store
+from gateway.admin.ports import InvoiceRenderer
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable
+from persistence.store import Store
 from tests.admin.invoices.made import invoice
 from tests.waiting import eventually
 
