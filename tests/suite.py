@@ -24,9 +24,13 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-# Through whole stacks, what each change is held to; all other journeys are of the second tier.
-JOURNEYS = ("billing", "budgets", "credits", "first_call", "quota_cycle", "services")
+ROOT = Path(__file__).resolve().parent.parent
+# Of these folders each change is held to the named files; all others are of the second tier.
+QUICK = {
+    "journey": ("billing", "budgets", "credits", "first_call", "quota_cycle", "services"),
+    "admin/console": ("forms", "pages", "parts", "signing"),
+    "admin/configuration": ("apply", "documents", "round_trip", "schema"),
+}
 # Files and folders of the second tier: the longest first, since each is done by one process.
 VERIFY = (
     "tests/contract/test_compiled.py",
@@ -35,17 +39,23 @@ VERIFY = (
     "tests/faults/test_rows_redis.py",
     "tests/deploy",
     *(
-        f"tests/journey/{file.name}"
-        for file in sorted((HERE / "journey").glob("test_*.py"))
-        if file.stem.removeprefix("test_") not in JOURNEYS
+        f"tests/{folder}/{file.name}"
+        for folder, quick in QUICK.items()
+        for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))
+        if file.stem.removeprefix("test_") not in quick
     ),
-    "tests/model/test_whole.py",
-    "tests/local/test_real_up.py",
-    "tests/run/supervisor",
+    *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/admin/test_cli_*.py"))),
+    *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/ops/test_doctor*.py"))),
     "tests/admin/test_described.py",
-    "tests/admin/console/test_signing_browser.py",
+    "tests/admin/test_hostile_money.py",
     "tests/features/archive",
     "tests/features/backup",
+    "tests/local/test_commands.py",
+    "tests/local/test_real_up.py",
+    "tests/model/test_whole.py",
+    "tests/persistence/billing/test_work.py",
+    "tests/run/supervisor",
+    "tests/test_completion.py",
     "tests/test_site.py",
     "tests/bench",
 )
