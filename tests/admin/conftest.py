@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -36,7 +37,6 @@ from persistence.resources.usage import Figures
 from persistence.schema import migrate, roles
 from persistence.schema.version import NEEDED
 from persistence.store import Store
-from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
 from tests.persistence.emptying import clear
 from tests.waiting import eventually
@@ -271,15 +271,23 @@ SEEDED = ("business_model", "service", "app_user")
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: str) -> Iterator[str]:
+def migrated(postgres: str) -> str:
+    return _migrated(postgres)
+
+
+# Two folders of tests use this fixture; the database is made once a process all the same.
+@cache
+def _migrated(postgres: str) -> str:
     """One migrated database for the session: making partitions anew for each test takes half a second."""
-    with own_database(postgres, f"admin{os.getpid()}") as url:
-        migrate.upgrade(url)
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("create schema seed")
-            for table in SEEDED:
-                connection.execute(f"create table seed.{table} as table {table}")
-        yield url
+    url = f"{postgres.rsplit('/', 1)[0]}/admin{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as server:
+        server.execute(f"create database admin{os.getpid()}".encode())
+    migrate.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("create schema seed")
+        for table in SEEDED:
+            connection.execute(f"create table seed.{table} as table {table}")
+    return url
 
 
 @pytest.fixture(scope="session")
