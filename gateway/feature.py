@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.run.parts import KeeperParts, Work
     from gateway.settings.settings import Settings
     from persistence.entity import Subject
+    from persistence.ledger.listeners import Listener
 
 
 async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
@@ -51,6 +52,8 @@ class Feature:
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Subject]] = dict
     screens: Callable[[], Sequence[Screen]] = tuple
+    # Told of calls in the transaction that stores or changes them.
+    listeners: Callable[[], Sequence[Listener]] = tuple
     # Adds commands to the program's own, and to those of administration.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.feature import features
 from persistence.billing import (
     amendments,
     charges,
@@ -15,7 +16,6 @@ from persistence.billing import (
     plans,
     quotas,
     subscriptions,
-    usage_feed,
 )
 from persistence.entity import Subject
 from persistence.resources import access, app_users, catalogue, integrity, people, quota, webhooks
@@ -51,8 +51,6 @@ SUBJECTS: dict[str, Subject] = {
     "dunning-steps": dunning.SUBJECT,
     "handovers": collection.SUBJECT,
     "handover-events": collection.EVENTS,
-    "usage-feeds": usage_feed.FEEDS,
-    "usage-events": usage_feed.EVENTS,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": integrity.QUARANTINE_SUBJECT,
@@ -63,4 +61,5 @@ SUBJECTS: dict[str, Subject] = {
     "audit-log": access.AUDIT_SUBJECT,
     "console-sessions": access.SESSION_SUBJECT,
     "reconciliation": integrity.RECONCILIATION_SUBJECT,
+    **{name: subject for feature in features() for name, subject in feature.subjects().items()},
 }

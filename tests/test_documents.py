@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import typer
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.cli import main as cli
 from gateway.cli.admin import program as cli_admin
 from gateway.http.protocol import framing

@@ -23,8 +23,7 @@ from gateway.admin.http.guard import count_tasks, guard
 from gateway.admin.http.requests import HOURS, PLACES
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts, Health
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.core.accounts.administration import Hours
 from gateway.core.processes import report
 

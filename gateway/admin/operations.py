@@ -15,7 +15,7 @@ from gateway.admin.http import requests
 from gateway.admin.http.requests import checked, encode_cursor, fingerprint, require_read, require_write
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Action, Part, Resource, Secret
 from gateway.core.accounts.administration import (
     CREATE,

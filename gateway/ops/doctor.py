@@ -188,10 +188,6 @@ def _why_unwritable(place: Path) -> str:
 
 
 async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
-    if settings.usage_feed != "off":
-        url = settings.usage_feed_url
-        feed = UpstreamTarget("", url, via=settings.proxies.to(url))
-        yield await _upstream(feed, f"usage feed {settings.usage_feed}")
     for feature in features():
         async for finding in feature.findings(settings):
             yield finding
@@ -227,10 +223,11 @@ async def _upstream_in_use(target: UpstreamTarget) -> Finding:
     if replace(target, via=None, proxies=None) in default_table({}).upstreams:
         said = "built in, and without a credential, so it was not looked at"
         return Finding(True, f"upstream {target.name}", said)
-    return await _upstream(target)
+    return await upstream_finding(target)
 
 
-async def _upstream(target: UpstreamTarget, named: str = "") -> Finding:
+async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
+    """Whether a target accepts connections."""
     subject = named or f"upstream {target.name}"
     try:
         end = await reach(target, ANSWER_MAX_S)

@@ -15,20 +15,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import HandoverQueue, Handovers, UsageFeedSender
+from gateway.background.timed.deliveries import HandoverQueue, Handovers
 from gateway.core.billing.document import Letterhead, Party, countries
 from gateway.core.billing.handover import Collected, Returned
-from gateway.core.billing.usage_feed import Terms
 from gateway.core.network import DIRECT
-from gateway.errors import SettingError, StartError
+from gateway.errors import SettingError
 from gateway.extras import loading
 from gateway.files import read_regular
-from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Connector, Outgoing, ProxiesNow
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.run.timed_loops import Loops
 from gateway.settings.settings import PREFIX, Settings
-from persistence.keeper.usage_feed import FeedQueue
 
 if TYPE_CHECKING:
     from gateway.handover.stripe_billing import StripeApi
@@ -52,57 +49,18 @@ def connector(proxies: ProxiesNow) -> Connector | None:
     return None if proxies() == DIRECT else Connector(proxies, None)
 
 
-# The usage feed, where a keeper has one: which service is told, where, and by whom.
-#
-# Part of the composition root.
-
-
-class UsageFeed:
-    """A keeper's ends of the feed; none where no service is named."""
-
-    def __init__(self, settings: Settings, later: KeeperSettings) -> None:
-        self._settings, self._token = settings, later.saying("usage_feed_token")
-        self._queue: FeedQueue | None = None
-        # An operator names the address: it may be one of the operator's own network.
-        self._outgoing = outgoing(later.proxies, private=True)
-        if settings.usage_feed == "lago" and not settings.usage_feed_token:
-            raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
-
-    def loops(self, queue: FeedQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
-        """What tells the service, where there is one."""
-        settings = self._settings
-        if settings.usage_feed == "off":
-            return {}
-        self._queue = queue
-        lago, code = settings.usage_feed == "lago", settings.usage_feed_code
-        shape: Shape = Lago(code) if lago else OpenMeter(code)
-        events = UsageEvents(self._outgoing.ask, shape, settings.usage_feed_url, self._token)
-        terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
-        return {"usage feed": UsageFeedSender(queue, events, terms, log, isolation=isolation).run}
-
-    async def aclose(self) -> None:
-        """Let another keeper go on, and let go of all connections."""
-        if self._queue is not None:
-            await self._queue.release()
-        await self._outgoing.aclose()
-
-
 Reader = Callable[[bytes, str], Collected | Returned | None]
 LookUp = Callable[[Returned], Awaitable[Sequence[Collected]]]
 
 
 class Collecting:
-    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted.
-
-    Beside them those of the service that is told what was used.
-    """
+    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted."""
 
     def __init__(self, settings: Settings, later: KeeperSettings) -> None:
         self._settings = settings
         self._api: StripeApi | None = None
         self.read: Reader | None = None
         self.look_up: LookUp | None = None
-        self._feed = UsageFeed(settings, later)
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         with loading("stripe"):
@@ -119,22 +77,18 @@ class Collecting:
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(later.saying("stripe_webhook_secret")).read
 
-    def loops(
-        self, queue: HandoverQueue, feed: FeedQueue, log: Callable[..., None], isolation: Isolation
-    ) -> Loops:
-        """What hands over, where there is a key, and what tells of use."""
-        telling = self._feed.loops(feed, log, isolation)
+    def loops(self, queue: HandoverQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
+        """What hands over, where there is a key."""
         if self._api is None:
-            return telling
+            return {}
         from gateway.handover.stripe_billing import StripeInvoices  # noqa: PLC0415  # loaded where it is needed
 
         how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
         stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))
-        return {"handovers": Handovers(queue, stripe, log, isolation=isolation).run, **telling}
+        return {"handovers": Handovers(queue, stripe, log, isolation=isolation).run}
 
     async def aclose(self) -> None:
         """Let go of all connections."""
-        await self._feed.aclose()
         if self._api is not None:
             await self._api.aclose()
 

@@ -61,12 +61,11 @@ from gateway.telemetry import logs, metrics
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import handovers, retention, sweeps, usage_feed, verification
+from persistence.keeper import handovers, retention, sweeps, verification
 from persistence.keeper.definitions import ToldClocks
 from persistence.keeper.handovers import HandoverQueue
 from persistence.keeper.news import Deliveries, Notices
 from persistence.keeper.sweeps import Losses, Shares, Sweeps
-from persistence.keeper.usage_feed import FeedQueue
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
@@ -78,14 +77,16 @@ from persistence.schema import partitions, roles
 # What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
 
 
-def housekeeping(engine: Engine, settings: Settings, log: Callable[..., None]) -> Loop:
+def housekeeping(
+    engine: Engine, settings: Settings, log: Callable[..., None], *more: Callable[[], Awaitable[object]]
+) -> Loop:
     """Makes months ahead, and forgets what is not kept any more."""
     return Loop("partitions", 3_600.0, (
         call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
-        call(lambda: usage_feed.forget(engine)),
         call(lambda: handovers.forget(engine, settings.stripe_events_keep_days)),
+        *(call(one) for one in more),
     ))  # fmt: skip
 
 
@@ -198,9 +199,7 @@ class Keeper:
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop),
-            **self._collecting.loops(
-                HandoverQueue(self._engine, self._store), FeedQueue(self._engine), log, isolation
-            ),
+            **self._collecting.loops(HandoverQueue(self._engine, self._store), log, isolation),
             "webhooks": self._webhook_deliveries.run,
             "prices": self._price_list.run,
             "settings": self._later.keep,
@@ -236,7 +235,7 @@ class Keeper:
             *(loop for work in self._work for loop in work.loops),
             self._refused.loop(),
             self._gauges.loop(),
-            housekeeping(engine, settings, log),
+            housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
             Loop("moves", 0.1, (call(self._moves.take_up),)),
             Loop("servers", 0.1, (call(self._servers.look),)),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),

@@ -41,5 +41,7 @@ class Work:
 
     loops: Sequence[Loop] = ()
     tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    # Joins the housekeeping, which is once an hour.
+    hourly: Sequence[Callable[[], Awaitable[object]]] = ()
     gauges: Sequence[Callable[[], Awaitable[Mapping[str, object]]]] = ()
     aclose: Callable[[], Awaitable[None]] = _nothing

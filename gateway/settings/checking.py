@@ -17,11 +17,14 @@ import msgspec
 
 from gateway.core.alerts.messages import is_address
 from gateway.core.billing.price_book import WANTED, read_stand_ins
-from gateway.core.billing.usage_feed import CODE_CHARS_MAX, USE_CODE
 from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
+
+# What meters and billable metrics know our events by, where no other code is set.
+USAGE_FEED_CODE = "tollkeeper_use"
+USAGE_FEED_CODE_CHARS_MAX = 128
 
 # URLs of databases and of a mail server: which can be used, and what is wrong with one.
 
@@ -272,10 +275,10 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
     feed = values.get("usage_feed", "off")
     if feed != "off" and not values.get("usage_feed_url"):
         raise SettingError(f"{prefix}USAGE_FEED_URL is not set: expected https://host:port, where {feed} is")
-    code = values.get("usage_feed_code", USE_CODE)
-    if not (code.isprintable() and 1 <= len(code) <= CODE_CHARS_MAX and code == code.strip()):
+    code = values.get("usage_feed_code", USAGE_FEED_CODE)
+    if not (code.isprintable() and 1 <= len(code) <= USAGE_FEED_CODE_CHARS_MAX and code == code.strip()):
         said = f"{prefix}USAGE_FEED_CODE={shown('', code)} is not valid"
-        raise SettingError(f"{said}: expected 1 to {CODE_CHARS_MAX} characters that can be seen")
+        raise SettingError(f"{said}: expected 1 to {USAGE_FEED_CODE_CHARS_MAX} characters that can be seen")
 
 
 def name_of(variable: str, prefix: str) -> str:

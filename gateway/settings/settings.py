@@ -17,7 +17,6 @@ import msgspec
 from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.price_book import StandIns, read_stand_ins
-from gateway.core.billing.usage_feed import USE_CODE, WAITING_EVENTS_MAX
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.credentials import TlsFiles
@@ -29,6 +28,7 @@ from gateway.errors import SettingError, install
 from gateway.extras import is_installed
 from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
 from gateway.settings.checking import (
+    USAGE_FEED_CODE,
     Collection,
     Days,
     EarlierPeppers,
@@ -265,8 +265,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter)$")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""
-    usage_feed_code: str = USE_CODE
-    usage_feed_waiting_max: Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)] = WAITING_EVENTS_MAX
+    usage_feed_code: str = USAGE_FEED_CODE
+    usage_feed_waiting_max: Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)] = 1_000_000
     webhook_private_addresses: bool = False
     smtp_url: Secret = ""
     smtp_ca_file: str = ""

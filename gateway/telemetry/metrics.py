@@ -157,9 +157,6 @@ FACTS = (
     Fact(
         "handover_events_remaining", "gauge", "Messages of Stripe of a day that leave something to a person."
     ),
-    Fact("usage_feed_events", "gauge", "Usage events that a billing service has not.", ("state",)),
-    Fact("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits."),
-    Fact("usage_feed_sent", "counter", "Usage events that a billing service took."),
     Fact("replica_lag_seconds", "gauge", "By how much the replica that reads go to is behind."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),

@@ -33,7 +33,6 @@ from gateway.core.billing.price_book import (
     unpriced,
 )
 from gateway.core.billing.proration import CARRY
-from gateway.core.billing.usage_feed import AMENDED, RERATED
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, factor_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.times import ms_of, rfc3339
@@ -44,7 +43,7 @@ from persistence.billing.events import service_of
 from persistence.billing.plans import carried, in_cycle
 from persistence.entity import Change, Subject, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
-from persistence.ledger import rollup, statements, usage_feed
+from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
 from persistence.resources import catalogue
 from persistence.resources.app_users import acting
@@ -339,7 +338,7 @@ def _tell(connection: Connection, request_id: str, back: dict[str, int], amended
     assert before is not None, "its row is held"
     assert after is not None, "its row is held"
     connection.exec_driver_sql(rollup.ROLL_UP_CALLS, rollup.moved_columns([(before, after)]))
-    usage_feed.tell_changes(connection, AMENDED, [(before, after)])
+    listeners.tell_changes(connection, "amended", [(before, after)])
 
 
 SUBJECT = Subject(
@@ -554,9 +553,9 @@ def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_Rated
     after = connection.exec_driver_sql(_RERATE, values).fetchall()
     columns = rollup.moved_columns(zip(before, after, strict=True))
     connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
-    was = {usage_feed.request_in(row): row for row in before}
-    moved = ((was[usage_feed.request_in(row)], row) for row in after)
-    usage_feed.tell_changes(connection, RERATED, moved)
+    was = {listeners.request_in(row): row for row in before}
+    moved = ((was[listeners.request_in(row)], row) for row in after)
+    listeners.tell_changes(connection, "rerated", moved)
 
 
 PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "rate": rate})

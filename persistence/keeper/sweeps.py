@@ -26,7 +26,6 @@ from gateway.core.accounts.holds import (
 )
 from gateway.core.accounts.outbox import Assigned
 from gateway.core.billing.invoice import LEFT_REASONS
-from gateway.core.billing.usage_feed import COUNTED_MAX, REFUNDED
 from gateway.core.credentials import not_after
 from gateway.core.integrity.reconciliation import Kind
 from gateway.errors import LedgerUnavailable
@@ -34,7 +33,7 @@ from persistence.engine import plain_url
 from persistence.error_mapping import complaint
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
-from persistence.ledger import rollup, statements, usage_feed
+from persistence.ledger import listeners, rollup, statements
 from persistence.schema.version import NEEDED
 
 # Which keepers are there, and which of them flushes a partition, in PostgreSQL.
@@ -162,24 +161,6 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
        (SELECT count(*) FROM handover_event
          WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
   FROM handover WHERE state IN ('waiting', 'failed')""")
-# Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
-_USAGE_FEEDS = text("""
-SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
-                         ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
-       coalesce(sum(x.count), 0) AS failed,
-       coalesce(max(extract(epoch FROM now() - p.since)), 0) AS oldest,
-       (SELECT coalesce(sum(sent), 0) FROM usage_feed) AS sent
-  FROM usage_feed AS f
- CROSS JOIN LATERAL (SELECT count(*) FROM (
-           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting' LIMIT :most) AS counted) AS w
- CROSS JOIN LATERAL (SELECT count(*) FROM (
-           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed' LIMIT :most) AS counted) AS x
- CROSS JOIN LATERAL (
-           SELECT (SELECT place FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
-                    ORDER BY place DESC LIMIT 1) AS last, min(o.place) AS first, min(o.created_at) AS since
-             FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
-                    ORDER BY place, id LIMIT 1) AS o) AS p
- WHERE f.dropped_at IS NULL""")
 _CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
@@ -207,7 +188,6 @@ async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, 
     return {
         **await invoices(engine, scheduled=schedule != "off"),
         **await handed_over(engine),
-        **await usage_feeds(engine),
         "dead_letters": await dead_letters(engine),
         "reconciliation_items": await differing(engine),
         **await waiting_messages(engine),
@@ -269,17 +249,6 @@ async def handed_over(engine: AsyncEngine) -> dict[str, object]:
         "handovers": [("waiting", row.waiting), ("failed", row.failed)],
         "handovers_oldest_seconds": float(row.oldest),
         "handover_events_remaining": row.remaining,
-    }
-
-
-async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
-    """How many usage events a billing service was not told yet, or refused, and how many it took."""
-    async with engine.connect() as connection:
-        row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
-    return {
-        "usage_feed_events": [("waiting", int(row.waiting)), ("failed", int(row.failed))],
-        "usage_feed_oldest_seconds": float(row.oldest),
-        "usage_feed_sent": int(row.sent),
     }
 
 
@@ -564,7 +533,7 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
     assert after is not None, "its row is held"
     columns = rollup.moved_columns([(before, after)])
     await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
-    await connection.run_sync(usage_feed.tell_changes, REFUNDED, [(before, after)])
+    await connection.run_sync(listeners.tell_changes, "refunded", [(before, after)])
 
 
 def _letter(late: LateSettlement) -> dict[str, object]:

@@ -15,11 +15,11 @@ import psycopg
 from psycopg import Connection
 
 from gateway.core.accounts.outbox import Event, EventKind, EventNote
-from gateway.core.billing.usage_feed import LATE
 from gateway.core.times import AHEAD_MAX_MS, began, began_ms, moment_of, says_when
 from persistence.keeper.retention import times_of
-from persistence.ledger import rollup, rows, statements, usage_feed
+from persistence.ledger import rollup, rows, statements
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
+from persistence.ledger.listeners import listeners
 from persistence.ledger.rows import (
     CALL_COLUMNS,
     call_row,
@@ -27,7 +27,6 @@ from persistence.ledger.rows import (
     facts_of,
     journal_of,
     reclaimed_facts,
-    used_at,
 )
 
 # The users that requests name: made on first sight, remembered by this process.
@@ -261,16 +260,10 @@ class Copies:
         user: Callable[[Event], int | None],
         changes: Sequence[tuple[Row, Row]],
     ) -> None:
-        """Have a billing service told of calls and of corrected ones, where they are of a feed's time."""
+        """Tell every feature of calls, and of corrected ones as they were and are."""
         calls = [event_of(placed) for placed in self._by_table["call"]]
-        times = [used_at(event, facts_of(event)) for event in calls]
-        times += [usage_feed.used_in(after) for _, after in changes]
-        if not times or connection.execute(*usage_feed.may_have(times)).fetchone() != (True,):
-            return
-        told = [one for event in calls for one in usage_feed.of_call(event, facts_of(event), user(event))]
-        told += [one for before, after in changes for one in usage_feed.of_change(LATE, before, after)]
-        if told:
-            connection.execute(usage_feed.TELL, statements.columns_of(told))
+        for listener in listeners():
+            listener.stored(connection, calls, user, changes)
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
         """Have calls that nobody settled cost what their budgets were charged."""

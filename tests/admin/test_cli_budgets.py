@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.cli.admin.commands import option_of
 from gateway.core.accounts.budgets import bounds

@@ -13,9 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import RESOURCES
 from gateway.admin.resources import resource as resources_resource
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.cli.admin import fields
 from gateway.cli.admin.client import ALIASES, defaults, section_of
 from gateway.cli.admin.program import mount

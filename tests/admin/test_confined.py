@@ -15,8 +15,7 @@ from urllib.parse import quote
 import pyarrow.parquet
 import pytest
 
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Report, Resource
 from gateway.core.accounts.administration import Reach
 from gateway.core.accounts.usage import GROUPS

@@ -28,8 +28,7 @@ from schemathesis.schemas import APIOperation
 
 from gateway.admin.api.openapi import BODIES, document
 from gateway.admin.http.requests import check_body
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.values import In
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api

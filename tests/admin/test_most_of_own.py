@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, ROLES, Actor, refused_write
 from persistence.apply_transaction import MOST, TIMES_A_DAY
 from persistence.engine import plain_url

@@ -9,8 +9,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from tests.admin.conftest import Api
 
 

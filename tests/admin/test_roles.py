@@ -12,8 +12,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from gateway.admin.application import ROOT
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Answered, Report, Resource
 from gateway.core.accounts.administration import (
     ADMIN,

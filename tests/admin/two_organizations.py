@@ -16,11 +16,11 @@ from uuid import uuid4
 
 import psycopg
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Reach
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.billing.price_book import KINDS
-from gateway.core.billing.usage_feed import AMOUNTS
+from gateway.features.usage_feed.events import AMOUNTS
 from tests.admin.conftest import Api
 
 FIRST = 7_000_000

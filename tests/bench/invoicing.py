@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 
 from gateway.admin.invoices.renderer import InvoiceRenderer
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.redis.keys import partition_of
 from persistence import engine

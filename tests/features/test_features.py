@@ -29,7 +29,7 @@ for package in (gateway, persistence):
             importlib.import_module(found.name)
 from gateway.feature import features
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import RESOURCES, REPORTS
+from gateway.admin.resources.registry import RESOURCES, REPORTS
 from gateway.cli import main
 from gateway.cli.admin import program
 document(RESOURCES, REPORTS, version="1")

@@ -40,7 +40,6 @@ from gateway.admin.http.requests import (
 )
 from gateway.admin.operations import Asked, Done, Operations, finish
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.catalogue import QUOTE, Quote
 from gateway.admin.resources.catalogue import Asked as QuoteQuery
 from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
@@ -52,6 +51,7 @@ from gateway.admin.resources.integrity import (
     ConfigurationApply,
     LettersDecide,
 )
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, ReconciliationRun
 from gateway.admin.resources.resource import Action, Part, Resource
 from gateway.admin.resources.values import TEXT_CHARS_MAX

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Declared, Resource
 from gateway.admin.resources.values import DECIMAL, In
 

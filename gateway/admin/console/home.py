@@ -31,7 +31,7 @@ from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
 from gateway.admin.operations import Asked, Operations
 from gateway.admin.ports import NOBODY, AdminPorts
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Answered, words
 from gateway.core.accounts.administration import (
     Actor,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Answered, Resource
 from gateway.core.accounts.administration import Actor, refused_read
+from gateway.feature import features
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +165,6 @@ SCREENS = {
             filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
         ),
         Screen(
-            "Billing", "usage-feeds", "Usage feeds", "usage feed",
-            ("id", "service", "begun_at", "ended_at", "dropped_at", "sent", "waiting", "failed",
-             "paused_until", "error"),
-            empty="No billing service is told what is used: see TOLLKEEPER_USAGE_FEED.",
-        ),
-        Screen(
-            "Billing", "usage-events", "Usage events", "usage event",
-            ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
-            empty="Nothing waits to be told.", filters=("organization_id", "feed_id", "state", "kind"),
-        ),
-        Screen(
             "Billing", "dunning-steps", "Dunning", "step",
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
             empty="Nothing was done yet about invoices that are not paid.",
@@ -283,6 +272,7 @@ SCREENS = {
             ),
             has_page=False, spans_time=True,
         ),
+        *(screen for feature in features() for screen in feature.screens()),
     )
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import admit, require_read
 from gateway.admin.invoices.renderer import FACTUR_X, UBL
 from gateway.admin.ports import AdminPorts, InvoiceRenderer
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Row, count_rows
 from gateway.core.text import csv
 from gateway.errors import Conflict, Overloaded, Unprocessable

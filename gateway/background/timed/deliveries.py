@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation
 from gateway.core.alerts.messages import Delivery, Mail, Outcome, body_of, headers_of, is_mail, mail_of
-from gateway.core.billing import usage_feed
 from gateway.core.billing.handover import DONE, Handover
 from gateway.core.billing.handover import Outcome as HandoverOutcome
-from gateway.core.billing.usage_feed import (
-    BATCH_EVENTS_MAX,
-    BATCHES_AT_ONCE,
-    Pause,
-    Sent,
-    Terms,
-    UsageEvent,
-)
-from gateway.errors import Conflict
 
 if TYPE_CHECKING:
     from persistence.keeper.news import Deliveries
@@ -213,112 +203,3 @@ class Handovers:
         if outcome.state != DONE:
             told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
             self._log("not handed over", **told, error=outcome.error, level="warning")
-
-
-# Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
-#
-# Everything that waits is in PostgreSQL. What was sent and not noted is sent again, and counts once there.
-# An event that cannot be sent at all is set aside, as one that is refused: those behind it do not wait.
-
-
-LOOP = "usage feed"
-
-
-class UsageEventQueue(Protocol):
-    """PostgreSQL."""
-
-    async def begin(self, terms: Terms) -> bool:
-        """Have use told from now on, unless it is already; False where a person ended the service's feed.
-
-        `Conflict` where it cannot begin now.
-        """
-
-    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
-        """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
-
-    async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
-        """Forget those that were taken, set aside those that were refused."""
-
-    async def pause(self, pause: Pause) -> None:
-        """Send nothing for a while."""
-
-
-class Service(Protocol):
-    """The billing service."""
-
-    async def send(self, events: Sequence[UsageEvent]) -> Sent:
-        """Have a batch taken; never raises for what the other side does."""
-
-
-class UsageFeedSender:
-    """The clock's side of usage feeds."""
-
-    def __init__(
-        self, queue: UsageEventQueue, service: Service, terms: Terms, log: Log, *,
-        batch: int = BATCH_EVENTS_MAX,
-        at_once: int = BATCHES_AT_ONCE, isolation: Isolation | None = None,
-    ) -> None:  # fmt: skip
-        self._isolation = isolation or Isolation()
-        self._queue, self._service, self._terms, self._log = queue, service, terms, log
-        self._batch, self._at_once = batch, at_once
-
-    async def run(self) -> None:
-        """Tell whatever waits, until cancelled."""
-        if not await self._begin():
-            self._log("usage feed has ended", service=self._terms.service, level="warning")
-        while True:
-            if not await self.turn():
-                await asyncio.sleep(INTERVAL_S)
-
-    async def _begin(self) -> bool:
-        """Have use told; again and again while what is used is being stored or billed."""
-        told = False
-        while True:
-            try:
-                return await self._queue.begin(self._terms)
-            except Conflict as busy:
-                if not told:
-                    self._log("usage feed waits to begin", error=str(busy), level="warning")
-                told = True
-            await asyncio.sleep(INTERVAL_S)
-
-    async def turn(self) -> bool:
-        """Send some batches, and keep what came of them; whether more may be sent at once."""
-        events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
-        batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
-        told = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
-        pauses = list[Pause]()
-        for each in told:  # of all batches, what came of it is kept by now
-            if isinstance(each, BaseException):
-                raise each
-            pauses += each
-        if pauses:
-            pause = max(pauses, key=lambda one: one.seconds)
-            await self._queue.pause(pause)
-            self._log("usage feed pauses", error=pause.reason, level="warning")
-        return bool(batches) and not pauses
-
-    async def _tell(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
-        """Send a batch, by halves where that fails; the pauses that the other side wants."""
-        try:
-            return await self._send(batch)
-        except Exception as error:
-            if self._isolation.is_everybodys(error):
-                raise
-            if len(batch) == 1:
-                await self._set_aside(batch[0], error)
-                return []
-        half = len(batch) // 2
-        return await self._tell(batch[:half]) or await self._tell(batch[half:])
-
-    async def _send(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
-        sent = await self._service.send(batch)
-        await self._queue.keep(sent.taken, sent.refused)
-        for id_, why in sent.refused.items():
-            self._log("usage event refused", event=id_, error=why, level="warning")
-        return [] if sent.pause is None else [sent.pause]
-
-    async def _set_aside(self, event: UsageEvent, error: Exception) -> None:
-        """Count an event that cannot be sent, and keep it for a person."""
-        self._isolation.item_failed(LOOP, str(event.id), error)
-        await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})

@@ -127,7 +127,7 @@ def section_of(resource: str) -> str:
 
 def named_by(resource: str) -> str:
     """The field a row is named by, besides its id."""
-    from gateway.admin.resources import RESOURCES  # noqa: PLC0415  # heavy, and backups need none
+    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and backups need none
 
     return NAMED_BY.get(resource) or RESOURCES[resource].named_by
 

@@ -18,8 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.admin.console.screens import SCREENS
-from gateway.admin.resources import RESOURCES
-from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Field, Report, Resource, fields_of
 from gateway.cli.admin import client, output
 from gateway.cli.admin import fields as admin_fields

@@ -172,7 +172,7 @@ def cell(column: str, value: object) -> str:
 @cache
 def numbers() -> frozenset[str]:
     """Columns of numbers: what resources answer as one, or as an amount, and what stands in other tables."""
-    from gateway.admin.resources import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
+    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
     from gateway.admin.resources.reports import UsageItem  # noqa: PLC0415  # as above
     from gateway.admin.resources.values import Out  # noqa: PLC0415  # as above
 

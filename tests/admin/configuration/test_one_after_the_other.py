@@ -15,8 +15,8 @@ from gateway.admin.api import views
 from gateway.admin.configuration import planning
 from gateway.admin.configuration.objects import Reference, Wanted, Which
 from gateway.admin.configuration.references import Names
-from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.people import ApiKeyCreate
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Mark, New, Row
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Overloaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.admin.configuration.words import KINDS, model, word
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from tests.admin.configuration.world import WORLD, apply, exported, plan, world
 from tests.admin.conftest import Api, empty
 

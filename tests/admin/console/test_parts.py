@@ -12,7 +12,7 @@ from multidict import MultiDict
 from gateway.admin.console import formatting
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, menu
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.core.accounts.administration import Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, Kind

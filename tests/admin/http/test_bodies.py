@@ -19,7 +19,7 @@ from yarl import URL
 from gateway.admin.http.guard import guard
 from gateway.admin.http.requests import LIMIT_MAX, check_body, parse_body, read_query
 from gateway.admin.http.server import API, Answers
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.core.credentials import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin.conftest import ADMIN, Api

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from tests.admin.conftest import Api
 
 SAMPLES = {"flag": "true", "uuid": "00000000-0000-4000-8000-000000000000"}

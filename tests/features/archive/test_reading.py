@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gateway.__main__ import main
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.registry import RESOURCES
 from gateway.cli.main import run
 from gateway.core.accounts.administration import Query
 from gateway.counters.redis.keys import partition_of

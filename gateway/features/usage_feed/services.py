@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.core.alerts.messages import Answer
-from gateway.core.billing.usage_feed import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
 from gateway.core.circuit_breaker import retry_after_s
 from gateway.core.times import rfc3339
+from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
 
 # Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})

@@ -7,20 +7,22 @@ wait, those of an hour are added up instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gateway.core.accounts.outbox import CallFacts, Event
 from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
-from gateway.core.billing.usage_feed import AMOUNTS, FOLDED, USE, Kind
 from gateway.errors import Conflict
+from gateway.features.usage_feed.events import AMOUNTS, FOLDED, LATE, USE, Kind
 from persistence.error_mapping import QUERY_CANCELED, sqlstate
 from persistence.ledger import rollup, statements
-from persistence.ledger.rows import used_at
+from persistence.ledger.listeners import Change, Reason, used_in
+from persistence.ledger.rows import facts_of, used_at
 from persistence.ledger.statements import SUM_MAX, added, columns_of
 
 # Whether any feed may have what was used between two moments. A flush asks under the locks of its partitions,
@@ -146,29 +148,37 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
     ]
 
 
-def tell_changes(
-    connection: Connection, kind: Kind, calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]
-) -> None:
-    """Have it told that rows of calls changed, where they are of a feed: each as it was, and is."""
-    moved = list(calls)
-    if moved and connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
-        told = [one for before, after in moved for one in of_change(kind, before, after)]
+class FeedListener:
+    """What the ledger tells the feed."""
+
+    def stored(
+        self,
+        connection: psycopg.Connection[Any],
+        calls: Sequence[Event],
+        user: Callable[[Event], int | None],
+        changes: Sequence[Change],
+    ) -> None:
+        """Have calls and corrected ones told, where they are of a feed's time."""
+        times = [used_at(event, facts_of(event)) for event in calls]
+        times += [used_in(after) for _, after in changes]
+        if not times or connection.execute(*may_have(times)).fetchone() != (True,):
+            return
+        told = [one for event in calls for one in of_call(event, facts_of(event), user(event))]
+        told += [one for before, after in changes for one in of_change(LATE, before, after)]
         if told:
-            connection.exec_driver_sql(TELL, tuple(columns_of(told)))
+            connection.execute(TELL, columns_of(told))
+
+    def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
+        """Have the differences told, where they are of a feed's time."""
+        moved = list(changes)
+        if connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
+            told = [one for before, after in moved for one in of_change(reason, before, after)]
+            if told:
+                connection.exec_driver_sql(TELL, tuple(columns_of(told)))
 
 
 def _in_currency(before: Sequence[Any], after: Sequence[Any]) -> Sequence[Any]:
     return [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]]
-
-
-def request_in(row: Sequence[Any]) -> str:
-    """Whose request a row of `statements.CALL_SUMS` is."""
-    return str(row[_AS_TOLD])
-
-
-def used_in(row: Sequence[Any]) -> int:
-    """When its call was used, in ms."""
-    return int(row[_AS_TOLD + 1])
 
 
 def _told(

@@ -17,8 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.usage import NO_PROJECT
-from gateway.core.billing.usage_feed import (
+from gateway.core.times import rfc3339
+from gateway.features.usage_feed.events import (
     AMOUNTS,
+    COUNTED_MAX,
     FAILED_MAX,
     LEASE_S,
     Pause,
@@ -28,9 +30,8 @@ from gateway.core.billing.usage_feed import (
     amount_of,
     pause_s,
 )
-from gateway.core.times import rfc3339
 from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
-from persistence.ledger.usage_feed import BORDER, hold_flushes
+from persistence.usage_feed.outbox import BORDER, hold_flushes
 
 _GO_ON = text("""
 UPDATE usage_feed SET service = :service, waiting_max = :waiting_max WHERE ended_at IS NULL RETURNING id""")
@@ -81,6 +82,25 @@ _FORGET = text("""
 DELETE FROM usage_outbox WHERE id IN (
        SELECT u.id FROM usage_feed AS f JOIN usage_outbox AS u ON u.feed_id = f.id
         WHERE f.dropped_at IS NOT NULL LIMIT :n)""")
+
+# Of each feed that is not dropped. Beyond so many they are counted by their places, and not one by one.
+_USAGE_FEEDS = text("""
+SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
+                         ELSE greatest(w.count, p.last - p.first + 1) END), 0) AS waiting,
+       coalesce(sum(x.count), 0) AS failed,
+       coalesce(max(extract(epoch FROM now() - p.since)), 0) AS oldest,
+       (SELECT coalesce(sum(sent), 0) FROM usage_feed) AS sent
+  FROM usage_feed AS f
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting' LIMIT :most) AS counted) AS w
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+           SELECT FROM usage_outbox WHERE feed_id = f.id AND state = 'failed' LIMIT :most) AS counted) AS x
+ CROSS JOIN LATERAL (
+           SELECT (SELECT place FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place DESC LIMIT 1) AS last, min(o.place) AS first, min(o.created_at) AS since
+             FROM (SELECT place, created_at FROM usage_outbox WHERE feed_id = f.id AND state = 'waiting'
+                    ORDER BY place, id LIMIT 1) AS o) AS p
+ WHERE f.dropped_at IS NULL""")
 
 
 class FeedQueue:
@@ -158,6 +178,17 @@ class FeedQueue:
 async def forget(engine: AsyncEngine, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
     """Delete the events of feeds that were dropped; answers how many."""
     return await delete(engine, _FORGET, {}, at_once)
+
+
+async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
+    """How many usage events a billing service was not told yet, or refused, and how many it took."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
+    return {
+        "usage_feed_events": [("waiting", int(row.waiting)), ("failed", int(row.failed))],
+        "usage_feed_oldest_seconds": float(row.oldest),
+        "usage_feed_sent": int(row.sent),
+    }
 
 
 def _event(row: Any) -> UsageEvent:

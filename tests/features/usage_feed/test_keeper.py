@@ -5,29 +5,40 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from datetime import datetime
+from typing import Any, cast
 
 import pytest
 
 from gateway.background.loops import Isolation
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import SettingError, StartError
-from gateway.run.billing_providers import UsageFeed
+from gateway.features.usage_feed.feature import FEATURE
 from gateway.run.keeper_doors import KeeperSettings
+from gateway.run.parts import KeeperParts, Work
 from gateway.settings.settings import load
 from persistence import engine
-from persistence.keeper import sweeps
-from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
+from persistence.store import Store
+from persistence.usage_feed.queue import usage_feeds
+from tests.features.usage_feed.usage_servers import TOKEN, billing_server
 from tests.persistence.migrated import migrated, shared
 from tests.persistence.scenario import batch_of, rows_of, settle_in
-from tests.usage_servers import TOKEN, billing_server
 from tests.waiting import eventually
 
 __all__ = ["migrated", "shared"]
 
 
-def of(**said: str) -> UsageFeed:
-    settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
-    return UsageFeed(settings, KeeperSettings(settings, None, print, lambda _: None))
+def of(pool: Any = None, **said: str) -> Work:
+    settings, unused = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()}), Any
+    parts = KeeperParts(
+        settings=settings, later=KeeperSettings(settings, None, print, lambda _: None), engine=pool,
+        store=cast("Store", unused), counters=cast("KeeperCounters", unused), isolation=Isolation(),
+        log=lambda *_, **__: None, clock=datetime.now,
+    )  # fmt: skip
+    work = FEATURE.work(parts)
+    assert work is not None
+    return work
 
 
 async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
@@ -35,8 +46,8 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     async with billing_server(lago=False) as billing:
-        feed = of(**{"": "openmeter", "_URL": billing.url + "/", "_TOKEN": TOKEN})
-        [run] = feed.loops(FeedQueue(pool), lambda *_, **__: None, Isolation()).values()
+        feed = of(pool, **{"": "openmeter", "_URL": billing.url + "/", "_TOKEN": TOKEN})
+        [run] = feed.tasks.values()
         running = asyncio.ensure_future(run())
         await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE ended_at IS NULL"))
         account.at_ms = int(time.time() * 1000) + 1000
@@ -50,7 +61,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(False,)]
         await feed.aclose()
         assert rows_of(migrated, "SELECT leased_by IS NULL FROM usage_feed") == [(True,)]
-    assert await sweeps.usage_feeds(pool) == {
+    assert await usage_feeds(pool) == {
         "usage_feed_events": [("waiting", 0), ("failed", 0)],
         "usage_feed_oldest_seconds": 0.0,
         "usage_feed_sent": 1,
@@ -60,7 +71,7 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
 
 
 def test_without_a_service_nothing_runs() -> None:
-    assert of().loops(None, print, Isolation()) == {}  # type: ignore[arg-type]  # nothing is asked of it
+    assert of().tasks == {}
 
 
 def test_lago_wants_a_key() -> None:

@@ -11,11 +11,11 @@ from sqlalchemy import ColumnElement, func, insert, literal_column, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
-from gateway.core.billing.usage_feed import CANCELED, COUNTED_MAX, FAILED, WAITING
 from gateway.errors import Conflict
+from gateway.features.usage_feed.events import CANCELED, COUNTED_MAX, FAILED, WAITING
 from persistence.entity import Change, Subject, alter, lock
-from persistence.ledger.usage_feed import BORDER, hold_flushes
 from persistence.tables import money, usage_feed, usage_outbox
+from persistence.usage_feed.outbox import BORDER, hold_flushes
 
 _RETRY = text("""
 UPDATE usage_outbox AS u

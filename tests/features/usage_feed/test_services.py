@@ -10,10 +10,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from gateway.core.billing.usage_feed import UsageEvent
-from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
+from gateway.features.usage_feed.events import UsageEvent
+from gateway.features.usage_feed.services import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Outgoing
-from tests.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
+from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
 AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.administration import Actor, Command
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
-from gateway.core.billing.usage_feed import Terms
 from gateway.errors import Conflict
+from gateway.features.usage_feed.events import Terms
 from persistence import engine
-from persistence.keeper import sweeps, usage_feed
-from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
 from persistence.store import Store
+from persistence.usage_feed import queue as usage_feed
+from persistence.usage_feed.queue import FeedQueue, usage_feeds
+from tests.features.usage_feed.fed import Fed, fed
 from tests.persistence.billing.drawn import some
-from tests.persistence.fed import Fed, fed
 from tests.persistence.scenario import Account, batch_of, partition_of, rows_of, settle_in
 from tests.waiting import eventually
 
@@ -289,10 +289,10 @@ async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
 ) -> None:
     async with fed(migrated) as feed:
         account = await ended(feed, writer, 7)
-        assert (await sweeps.usage_feeds(feed.pool))["usage_feed_events"] == [("waiting", 7), ("failed", 0)]
+        assert (await usage_feeds(feed.pool))["usage_feed_events"] == [("waiting", 7), ("failed", 0)]
         [(feed_id,)] = rows_of(migrated, NEWEST)
         await do(feed, "drop")
-        counted = await sweeps.usage_feeds(feed.pool)
+        counted = await usage_feeds(feed.pool)
         assert counted["usage_feed_events"] == [("waiting", 0), ("failed", 0)]
         assert counted["usage_feed_oldest_seconds"] == 0.0
         await feed.drain()
@@ -317,6 +317,6 @@ async def test_events_beyond_those_that_are_counted_are_told_by_their_places(
         used(account, 9)
         await writer.write(batch_of(account))
         for most in (3, 9, 100):
-            found = await sweeps.usage_feeds(feed.pool, counted_max=most)
+            found = await usage_feeds(feed.pool, counted_max=most)
             assert found["usage_feed_events"] == [("waiting", 9), ("failed", 0)]
         assert found["usage_feed_oldest_seconds"] > 0.0  # type: ignore[operator]  # a float

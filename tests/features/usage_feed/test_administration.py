@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.admin.conftest import Api
+from tests.admin.conftest import Api, migrated  # noqa: F401  # the database of the Admin API is another one
 
 FILL = """
 insert into usage_outbox (

@@ -29,9 +29,6 @@ AMOUNTS: Final = (
     "cost",
 )  # fmt: skip
 
-# What meters and billable metrics know our events by.
-USE_CODE = "tollkeeper_use"
-CODE_CHARS_MAX = 128
 # Lago takes no more at once.
 BATCH_EVENTS_MAX = 100
 BATCHES_AT_ONCE = 4

@@ -11,15 +11,15 @@ import pytest
 
 from gateway.core.accounts.holds import LateSettlement
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
-from gateway.core.billing.usage_feed import Terms
 from gateway.core.model import Caller, Settlement
+from gateway.features.usage_feed.events import Terms
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.usage_feed import FeedQueue
 from persistence.ledger.writer import Writer
+from persistence.usage_feed.queue import FeedQueue
 from tests.builders import CHAT
-from tests.persistence.fed import fed
+from tests.features.usage_feed.fed import fed
+from tests.features.usage_feed.usage_servers import Failure
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
-from tests.usage_servers import Failure
 
 FACTS = CallFacts(
     model="m", status=200, duration_ms=9, counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1,

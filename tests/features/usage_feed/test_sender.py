@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import UsageFeedSender
-from gateway.core.billing import usage_feed
-from gateway.core.billing.usage_feed import Pause, Sent, Terms, UsageEvent
 from gateway.errors import StoreUnavailable
+from gateway.features.usage_feed import events as usage_feed
+from gateway.features.usage_feed.events import Pause, Sent, Terms, UsageEvent
+from gateway.features.usage_feed.sender import UsageFeedSender
 
 AT = datetime(2026, 5, 4, tzinfo=UTC)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.timed.deliveries import UsageFeedSender
-from gateway.core.billing.usage_feed import AMOUNTS, FAILED_MAX, Terms
-from gateway.handover.usage_events import Lago, OpenMeter, Shape, UsageEvents
+from gateway.features.usage_feed.events import AMOUNTS, FAILED_MAX, Terms
+from gateway.features.usage_feed.sender import UsageFeedSender
+from gateway.features.usage_feed.services import Lago, OpenMeter, Shape, UsageEvents
 from gateway.outbound.client import Outgoing
 from persistence import engine
-from persistence.keeper.usage_feed import FeedQueue
+from persistence.usage_feed.queue import FeedQueue
+from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, billing_server
 from tests.persistence.scenario import rows_of
-from tests.usage_servers import CODE, TOKEN, Billing, billing_server
 
 # What tests use is older than this machine's clock, or younger.
 BEGUN = "UPDATE usage_feed SET begun_at = '2000-01-01' RETURNING id"

@@ -1,0 +1,21 @@
+"""Every resource of the Admin API, and every report, by name; those of features stand behind the core's."""
+
+from gateway.admin.resources import billing, catalogue, events, integrity, invoices, people, quota, reports
+from gateway.admin.resources.resource import Report, Resource
+from gateway.feature import features
+
+RESOURCES: dict[str, Resource] = {
+    resource.name: resource
+    for resource in (
+        *people.RESOURCES, *people.ACCESS_RESOURCES, *quota.RESOURCES, *catalogue.RESOURCES,
+        *catalogue.PRICE_RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES, *invoices.RESOURCES,
+        *billing.TAX_RATE_RESOURCES, *billing.HANDOVER_RESOURCES, *billing.CHARGE_RESOURCES,
+        *events.RESOURCES, *billing.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
+        *events.WEBHOOK_RESOURCES, *integrity.RESOURCES, *people.AUDIT_RESOURCES,
+        *(resource for feature in features() for resource in feature.resources()),
+    )
+}  # fmt: skip
+REPORTS: dict[str, Report] = {
+    **reports.REPORTS,
+    **{report.name: report for feature in features() for report in feature.reports()},
+}

@@ -1,0 +1,1 @@
+"""Usage feed: a billing service is told what is used."""

@@ -1,0 +1,134 @@
+"""Usage feed: Lago or OpenMeter is told what is used, as events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.errors import StartError
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.admin.console.screens import Screen
+    from gateway.admin.resources.resource import Resource
+    from gateway.ops.doctor_redis import Finding
+    from gateway.run.parts import KeeperParts, Work
+    from gateway.settings.settings import Settings
+    from persistence.entity import Subject
+    from persistence.ledger.listeners import Listener
+
+
+def _resources() -> Sequence[Resource]:
+    from gateway.features.usage_feed.resources import RESOURCES  # noqa: PLC0415  # of people's processes alone
+
+    return RESOURCES
+
+
+def _subjects() -> Mapping[str, Subject]:
+    from persistence.usage_feed.administration import EVENTS, FEEDS  # noqa: PLC0415  # as above
+
+    return {"usage-feeds": FEEDS, "usage-events": EVENTS}
+
+
+def _screens() -> Sequence[Screen]:
+    from gateway.admin.console.screens import Screen  # noqa: PLC0415  # as above
+
+    return (
+        Screen(
+            "Billing",
+            "usage-feeds",
+            "Usage feeds",
+            "usage feed",
+            (
+                "id",
+                "service",
+                "begun_at",
+                "ended_at",
+                "dropped_at",
+                "sent",
+                "waiting",
+                "failed",
+                "paused_until",
+                "error",
+            ),
+            empty="No billing service is told what is used: see TOLLKEEPER_USAGE_FEED.",
+        ),
+        Screen(
+            "Billing",
+            "usage-events",
+            "Usage events",
+            "usage event",
+            ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
+            empty="Nothing waits to be told.",
+            filters=("organization_id", "feed_id", "state", "kind"),
+        ),
+    )
+
+
+def _listeners() -> Sequence[Listener]:
+    from persistence.usage_feed.outbox import FeedListener  # noqa: PLC0415  # of processes that write the ledger
+
+    return (FeedListener(),)
+
+
+def _work(parts: KeeperParts) -> Work:
+    from gateway.features.usage_feed.events import Terms  # noqa: PLC0415  # of keepers alone
+    from gateway.features.usage_feed.sender import UsageFeedSender  # noqa: PLC0415  # as above
+    from gateway.features.usage_feed.services import Lago, OpenMeter, UsageEvents  # noqa: PLC0415  # as above
+    from gateway.outbound.client import Outgoing  # noqa: PLC0415  # as above
+    from gateway.run.parts import Work  # noqa: PLC0415  # as above
+    from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds  # noqa: PLC0415  # as above
+
+    settings, engine = parts.settings, parts.engine
+    work = Work(gauges=(partial(usage_feeds, engine),), hourly=(partial(forget, engine),))
+    if settings.usage_feed == "off":
+        return work
+    if settings.usage_feed == "lago" and not settings.usage_feed_token:
+        raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
+    queue, lago, code = FeedQueue(engine), settings.usage_feed == "lago", settings.usage_feed_code
+    # An operator names the address: it may be one of the operator's own network.
+    outgoing = Outgoing(private=True, proxies=parts.later.proxies)
+    token = parts.later.saying("usage_feed_token")
+    events = UsageEvents(
+        outgoing.ask, Lago(code) if lago else OpenMeter(code), settings.usage_feed_url, token
+    )
+    terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
+    sender = UsageFeedSender(queue, events, terms, parts.log, isolation=parts.isolation)
+
+    async def aclose() -> None:
+        await queue.release()
+        await outgoing.aclose()
+
+    return replace(work, tasks={"usage feed": sender.run}, aclose=aclose)
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    from gateway.core.calls.routes import UpstreamTarget  # noqa: PLC0415  # of the doctor alone
+    from gateway.ops.doctor import upstream_finding  # noqa: PLC0415  # as above
+
+    if settings.usage_feed != "off":
+        url = settings.usage_feed_url
+        target = UpstreamTarget("", url, via=settings.proxies.to(url))
+        yield await upstream_finding(target, f"usage feed {settings.usage_feed}")
+
+
+FEATURE = Feature(
+    name="usage_feed",
+    tables=("usage_feed", "usage_outbox"),
+    settings=(
+        "usage_feed", "usage_feed_url", "usage_feed_token", "usage_feed_code", "usage_feed_waiting_max",
+    ),
+    metrics=(
+        ("usage_feed_events", "gauge", "Usage events that a billing service has not.", ("state",)),
+        ("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits.", ()),
+        ("usage_feed_sent", "counter", "Usage events that a billing service took.", ()),
+    ),
+    resources=_resources,
+    subjects=_subjects,
+    screens=_screens,
+    listeners=_listeners,
+    work=_work,
+    findings=_findings,
+)  # fmt: skip

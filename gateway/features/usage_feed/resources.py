@@ -1,0 +1,102 @@
+"""Usage feeds: how they do, and the usage events that a billing service was not told yet, or refused."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import Field
+
+from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.values import Exactly, Id, Instant, Out
+from gateway.core.accounts.administration import BILLING, Reach, access
+from gateway.features.usage_feed.events import COUNTED_MAX, KINDS, STATES
+
+
+class UsageFeed(Out):
+    """A span of time whose use is told to a billing service."""
+
+    id: Id
+    service: str = Field(description="lago or openmeter.")
+    begun_at: Instant = Field(description="What was used before is not told.")
+    ended_at: Instant | None = Field(
+        description="What is used since is not told; what was used before is, also what becomes known later."
+    )
+    dropped_at: Instant | None = Field(description="Since when nothing of it is told any more.")
+    dropped: int | None = Field(description="Events that were not told by then.")
+    waiting: int = Field(description=f"Events that wait; at most {COUNTED_MAX} are counted.")
+    failed: int = Field(description="Events that were refused, and a person has to look.")
+    waiting_max: int = Field(description="Events that may wait one a use; more are added up by the hour.")
+    sent: int = Field(description="Events that were taken.")
+    attempts: int = Field(description="Attempts in a row that nothing came of.")
+    paused_until: Instant | None
+    error: str | None = Field(description="What the last attempt failed by.")
+
+
+class UsageEvent(Out):
+    """A usage event that waits, was refused or was left; what was taken is not kept."""
+
+    id: Id
+    feed_id: Id
+    name: str = Field(description="Makes it once at the other side.")
+    kind: str = Field(
+        description="use (a call), late, amended, refunded or rerated (a difference), folded (an hour)."
+    )
+    state: str = Field(description="waiting, failed (a person has to look) or canceled.")
+    at: Instant = Field(description="When it counts.")
+    request_id: UUID | None
+    used_at: Instant | None
+    organization_id: Id
+    tenant_id: Id
+    api_key_id: Id | None
+    user_id: Id | None
+    project_id: int | None
+    service_id: Id | None
+    model: str
+    currency: str
+    requests: int
+    input: int
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int
+    tokens: int
+    credits: int
+    units: int
+    cost: Exactly
+    error: str | None = Field(description="Why it was refused.")
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="usage-feeds",
+        access=access(BILLING, reach=Reach.WHOLE),
+        description="Spans of time whose use Lago or OpenMeter is told as events: how that goes.",
+        out=UsageFeed,
+        named_by="id",
+        actions=(
+            Action("resume", "Send again at once, whatever pause there is"),
+            Action("retry", "Send all again that was refused"),
+            Action("end", "Tell nothing of what is used from now on; what was used before is still told"),
+            Action("drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time"),
+            Action("begin", "Tell what is used from now on again, in a feed like one that has ended"),
+        ),
+    ),
+    Resource(
+        name="usage-events",
+        access=access(BILLING, ours=("retry", "cancel")),
+        description="Usage events that wait for Lago or OpenMeter, or were refused by it.",
+        out=UsageEvent,
+        named_by="id",
+        filters={
+            "organization_id": Filter(),
+            "feed_id": Filter(),
+            "state": Filter("text", STATES),
+            "kind": Filter("text", KINDS),
+        },
+        actions=(
+            Action("retry", "Send one again that was refused or left"),
+            Action("cancel", "Leave one that was refused"),
+        ),
+    ),
+)
