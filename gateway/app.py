@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.claims import Estimator
 from gateway.core.credentials import Failures, peppers_of
 from gateway.core.histograms import Histogram
@@ -29,12 +29,12 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
-from gateway.counters.history_guard import Fences
+from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import taken_up
-from gateway.counters.keeper.status import Activity, Programs
+from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.cluster import Wires, wires_to
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.cluster import RedisConnections, wires_to
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
@@ -84,7 +84,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     lifecycle.give_back_large_blocks()
-    fences = Fences(str(uuid4()), time.monotonic, log)
+    fences = HistoryGuards(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
     wires.start()
     if not await _begun(wires, settings, stop, log):
@@ -96,7 +96,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
-    programs, (plane, exporter) = Programs(wires, this_program("gateway")), _plane(settings, ports)
+    programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
     port = GatewayPort(settings, plane, door.tokens, log)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
@@ -146,16 +146,17 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await _end(door, settlements, wires, log)
 
 
-def _wires(settings: Settings, fences: Fences) -> Wires:
+def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
     """The way to Redis, or to each primary of a cluster, each with its fence; not connected yet."""
     address, call_s = parse_url(settings.url_file("redis_url"), settings.redis_files), settings.redis_wait_s
     return wires_to(
-        address, lambda where: Wire(where, time.monotonic, call_s=call_s, hears=HEARD, refuses_eviction=True),
+        address, lambda where: RedisConnection(where, time.monotonic, call_s=call_s, hears=HEARD,
+        refuses_eviction=True),
         begun=fences.guard, taken_up=taken_up, call_s=call_s,
     )  # fmt: skip
 
 
-async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
+async def _begun(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
     """Wait for Redis, and no longer than that: whoever stands behind this gateway is to start all the same.
 
     False where it is to stop meanwhile. StartError where Redis refuses us, or would delete counters: that is
@@ -170,7 +171,7 @@ async def _begun(wires: Wires, settings: Settings, stop: asyncio.Event, log: Log
         return True
 
 
-async def _know_services(directory: Directory, wires: Wires, log: Log) -> None:
+async def _know_services(directory: Directory, wires: RedisConnections, log: Log) -> None:
     """Wait a while for the services; without them it serves all the same, and says so."""
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
         unverified = not directory.verified and "no keeper has verified them yet"
@@ -184,7 +185,7 @@ def _collect_seldom() -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 
 
-async def _end(door: Door, settlements: SettlementLog, wires: Wires, log: Log) -> None:
+async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, log: Log) -> None:
     """Keep what waits; neither a disk nor a Redis that hangs holds anything up."""
     waiting = settlements.waiting
     closed = await settlements.close()
@@ -198,7 +199,11 @@ async def _end(door: Door, settlements: SettlementLog, wires: Wires, log: Log) -
 
 
 def _ports(
-    settings: Settings, wires: Wires, door: Door, counts: tuple[Tally, Failures, Refusals], log: Log
+    settings: Settings,
+    wires: RedisConnections,
+    door: Door,
+    counts: tuple[Tally, Failures, Refusals],
+    log: Log,
 ) -> Ports:
     """What the data plane is handed of the other doors, and what it counts into."""
     tally, failures, refusals = counts
@@ -273,7 +278,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         exporter.start()
         tracer = Recorder(settings.tracing, exporter.offer, ports.seconds, time.time, os.urandom)
         ports = replace(ports, tracer=tracer)
-    bounds, pepper = Bounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
+    bounds, pepper = UsageBounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
     plane = plane_of(
         ports, settings.routes, settings.upstreams, limits_here(settings), pepper, settings.services,
         bounds=bounds, origins=origins_of(settings.cors_origins), workloads=settings.workloads,
@@ -295,7 +300,7 @@ def _snapshot(
     }
 
 
-def _partitions(wires: Wires, directory: Directory, newer: frozenset[int]) -> metrics.Snapshot:
+def _partitions(wires: RedisConnections, directory: Directory, newer: frozenset[int]) -> metrics.Snapshot:
     return {
         "counters_unverified": int(not directory.verified),
         "partitions_away": wires.away,

@@ -377,7 +377,7 @@ class StoreUnavailable(AdminRefusal):
     status = 503
 
 
-class TookTooLong(StoreUnavailable):
+class StoreTimeout(StoreUnavailable):
     """PostgreSQL took too long."""
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import typer
 
     from gateway.admin.console.screens import Screen
-    from gateway.admin.resources.resource import Report, Resource
+    from gateway.admin.resources.resource import ReportEndpoint, Resource
     from gateway.cli.admin.fields import ListSource
     from gateway.ops.doctor_redis import Finding
     from gateway.run.parts import KeeperParts, Work
     from gateway.settings.settings import Settings
-    from persistence.entity import Subject
-    from persistence.ledger.listeners import Listener
+    from persistence.entity import Entity
+    from persistence.ledger.listeners import LedgerListener
 
 
 async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
@@ -48,12 +48,12 @@ class Feature:
     # Name, kind, help and labels, as Prometheus has them.
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
-    reports: Callable[[], Sequence[Report]] = tuple
+    reports: Callable[[], Sequence[ReportEndpoint]] = tuple
     # Rows of the Admin API's resources, by the name of the resource.
-    subjects: Callable[[], Mapping[str, Subject]] = dict
+    subjects: Callable[[], Mapping[str, Entity]] = dict
     screens: Callable[[], Sequence[Screen]] = tuple
     # Told of calls in the transaction that stores or changes them.
-    listeners: Callable[[], Sequence[Listener]] = tuple
+    listeners: Callable[[], Sequence[LedgerListener]] = tuple
     # Adds commands to the program's own, and to those of administration.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None

@@ -44,7 +44,7 @@ class UnreadableYaml(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class YamlDocument:
     """One document of a file, counted from 1: its value, and in which lines its parts stand."""
 
     file: str
@@ -53,7 +53,7 @@ class Document:
     lines: dict[Path, int]
 
 
-def documents(text: str, file: str) -> Iterator[Document]:
+def documents(text: str, file: str) -> Iterator[YamlDocument]:
     """The documents of a file; `UnreadableYaml` names the line of what is wrong."""
     try:
         # The first piece of a text is looked at when the loader is made.
@@ -61,7 +61,7 @@ def documents(text: str, file: str) -> Iterator[Document]:
         while loader.check_node():
             loader.number += 1
             node = loader.get_node()
-            yield Document(file, loader.number, loader.construct_document(node), dict(_lines(node, ())))
+            yield YamlDocument(file, loader.number, loader.construct_document(node), dict(_lines(node, ())))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         # What ends too soon is told of the last line, not of one behind it.

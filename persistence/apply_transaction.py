@@ -41,15 +41,15 @@ from gateway.core.accounts.administration import (
     Command,
     Intent,
     Mark,
-    New,
-    Ran,
+    NewRowId,
     Replay,
     Row,
     Step,
+    StepResult,
     settled,
 )
 from gateway.errors import AdminRefusal, Conflict, NotFound, StepRefused, Unprocessable
-from persistence.entity import THROUGH, Batch, Change, Subject, id_in, live, owned, owners, require
+from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, live, owned, owners, require
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access
@@ -121,7 +121,7 @@ async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> se
     return {each for each in found if each is not None}
 
 
-def _named(subject: Subject, values: Row) -> Iterator[tuple[Table, object]]:
+def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
     """The rows of other kinds that values name."""
     referred = {OWNER: organization, **THROUGH, **subject.refers}
     return ((table, values[name]) for name, table in referred.items() if name in values)
@@ -149,7 +149,7 @@ MOST: Mapping[str, int] = {
 }
 
 
-def refuse_more(change: Change) -> None:
+def refuse_more(change: EntityWrite) -> None:
     """Raise `Conflict` where a caller of one organization would make more of a kind than it may have."""
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
@@ -177,7 +177,7 @@ def refuse_more(change: Change) -> None:
         )
 
 
-def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:
+def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
     """How many rows there are; `most` where there are more."""
     counted = select(func.count()).select_from(rows.limit(most).subquery())
     return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
@@ -189,7 +189,7 @@ def _number(change: Change, rows: Select[tuple[int]], most: int) -> int:
 # `persistence.entity`.
 
 
-def confined(change: Change) -> Row:
+def confined(change: EntityWrite) -> Row:
     """Do a write within its bounds."""
     enter(change)
     refuse_more(change)
@@ -198,7 +198,7 @@ def confined(change: Change) -> Row:
     return row
 
 
-def enter(change: Change) -> None:
+def enter(change: EntityWrite) -> None:
     """Refuse what is another's as what is not there; what is made without an owner is the caller's."""
     if change.within is None:
         return
@@ -208,13 +208,13 @@ def enter(change: Change) -> None:
     require(change)
 
 
-def leave(change: Change, row: Row) -> None:
+def leave(change: EntityWrite, row: Row) -> None:
     """Refuse what came out as another's: nothing of it is kept."""
     if change.within is not None and row.get(OWNER, change.within) != change.within:
         raise NotFound
 
 
-def _own(change: Change, within: int) -> None:
+def _own(change: EntityWrite, within: int) -> None:
     command = change.command
     if OWNER in command.values:
         named = command.values[OWNER]
@@ -231,12 +231,12 @@ def _own(change: Change, within: int) -> None:
 
 ROWS_WRITTEN_MAX = 1_000
 
-Done = tuple[Change, Row]
-Begins = Callable[[Connection, Command, Batch], Change]
+Done = tuple[EntityWrite, Row]
+Begins = Callable[[Connection, Command, WriteBatch], EntityWrite]
 _here = applied_row.c
 
 
-class Applying:
+class ApplyTransaction:
     """What applying may do within a transaction; `begins` says of one write what it is."""
 
     def __init__(self, connection: AsyncConnection, within: int | None, begins: Begins) -> None:
@@ -293,7 +293,7 @@ class Applying:
             for row in rows
         ]
 
-    async def run(self, steps: Sequence[Step]) -> Mapping[int, Ran]:
+    async def run(self, steps: Sequence[Step]) -> Mapping[int, StepResult]:
         """Do them, in order; `StepRefused` tells which one the store refuses."""
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
@@ -324,28 +324,28 @@ class Applying:
                 )
             )  # fmt: skip
 
-    def _subject(self, resource: str) -> Subject:
+    def _subject(self, resource: str) -> Entity:
         return SUBJECTS[resource].within(self._within)
 
-    async def _read(self, subject: Subject, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
+    async def _read(self, subject: Entity, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
         found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
         rows = await self._connection.execute(found)
         return [dict(row) for row in rows.mappings()]
 
-    def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, Ran]:
-        ran: dict[int, Ran] = {}
-        batch = Batch()
+    def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, StepResult]:
+        ran: dict[int, StepResult] = {}
+        batch = WriteBatch()
         entries: list[dict[str, object]] = []
-        change: Change | None = None
+        change: EntityWrite | None = None
         for step in steps:
             done = self._one(connection, step, batch)
             if isinstance(done, str):
-                ran[step.number] = Ran(step.command.id or 0, done)
+                ran[step.number] = StepResult(step.command.id or 0, done)
                 continue
             change, row = done
             entries.append(access.audit_entry_of(change, row))
             row_id = id_in(row, "id")
-            ran[step.number] = Ran(row_id)
+            ran[step.number] = StepResult(row_id)
             self._made.setdefault(step.number, row_id)
         if change is not None:
             access.keep_audit(connection, entries)
@@ -354,7 +354,7 @@ class Applying:
             self.intents = tuple(change.intents)
         return ran
 
-    def _one(self, connection: Connection, step: Step, batch: Batch) -> Done | str:
+    def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
         """Do one step; why it stays, where it may. `StepRefused` tells which one is refused."""
         try:
             return self._step(connection, step, batch)
@@ -369,14 +369,14 @@ class Applying:
                 raise
             raise StepRefused(step.number) from translated(error)
 
-    def _step(self, connection: Connection, step: Step, batch: Batch) -> Done:
+    def _step(self, connection: Connection, step: Step, batch: WriteBatch) -> Done:
         command = self._settled(step)
         if not step.may_stay:
             change = self._begins(connection, command, batch)
             row = confined(change)
             _refuse_changed(change, step)
             return change, row
-        mine = Batch()
+        mine = WriteBatch()
         change = self._begins(connection, command, mine)
         with connection.begin_nested():
             row = confined(change)
@@ -389,10 +389,10 @@ class Applying:
     def _said(self, mark: Mark) -> list[object] | None:
         if mark.said is None:
             return None
-        return [self._made[each.number] if isinstance(each, New) else each for each in mark.said]
+        return [self._made[each.number] if isinstance(each, NewRowId) else each for each in mark.said]
 
     def _id(self, mark: Mark) -> int:
-        return self._made[mark.row_id.number] if isinstance(mark.row_id, New) else mark.row_id
+        return self._made[mark.row_id.number] if isinstance(mark.row_id, NewRowId) else mark.row_id
 
 
 def _is_fault(error: SQLAlchemyError) -> bool:
@@ -407,7 +407,7 @@ def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) ->
     return found if len(known) == len(values) else or_(found, column.is_(None))
 
 
-def _refuse_changed(change: Change, step: Step) -> None:
+def _refuse_changed(change: EntityWrite, step: Step) -> None:
     """Raise `Conflict` where the row was changed since it was compared."""
     if change.before is None:
         return

@@ -100,7 +100,7 @@ Condition = Callable[[Any], ColumnElement[bool]]
 
 
 @dataclass(slots=True)
-class Batch:
+class WriteBatch:
     """Many writes of one transaction: their control writes, rows that are held to be there, and counts."""
 
     writes: list[Row] = field(default_factory=list)
@@ -109,12 +109,12 @@ class Batch:
 
 
 @dataclass(slots=True)
-class Change:
+class EntityWrite:
     """One write under way: what was asked, what was there before, what must reach the counters."""
 
     connection: Connection
     command: Command
-    subject: Subject
+    subject: Entity
     partition_of: Callable[[int], int]
     now: datetime
     private_addresses: bool = False
@@ -123,7 +123,7 @@ class Change:
     letterhead: Letterhead = NO_LETTERHEAD
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
-    batch: Batch | None = None
+    batch: WriteBatch | None = None
 
     @property
     def today(self) -> date:
@@ -191,7 +191,7 @@ class Change:
         hold_flushes(self.connection, partition)
 
 
-Verb = Callable[[Change], Row]
+Verb = Callable[[EntityWrite], Row]
 
 
 # The row a command names, in what refers to it.
@@ -218,7 +218,7 @@ def _nothing(*_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Entity:
     """A kind of row: those of `table` that are not deleted, or what `source` selects by public field names.
 
     `time` is a column of the table, and so are those of `order`, which together name a row. A
@@ -241,9 +241,9 @@ class Subject:
     partitioned: bool = False
     refers: Mapping[str, Table] = field(default_factory=dict)
     referenced: Mapping[str, Select[Any]] = field(default_factory=dict)
-    check_values: Callable[[Change], None] = _nothing
-    check_row: Callable[[Change, Row], None] = _nothing
-    define: Callable[[Change, Row], None] = _nothing
+    check_values: Callable[[EntityWrite], None] = _nothing
+    check_row: Callable[[EntityWrite, Row], None] = _nothing
+    define: Callable[[EntityWrite, Row], None] = _nothing
     told: Callable[[Row, int], Row] = lambda row, _: row
     veiled: Mapping[str, ColumnElement[int]] = field(default_factory=dict)
     defining: frozenset[str] = frozenset()
@@ -253,7 +253,7 @@ class Subject:
         """All rows there are."""
         return live(self.table, self.table) if self.source is None else self.source
 
-    def within(self, organization_id: int | None) -> Subject:
+    def within(self, organization_id: int | None) -> Entity:
         """The same of the rows there are for an organization: its own, or everybody's; None is all."""
         if organization_id is None:
             return self
@@ -293,7 +293,7 @@ def json_of(*columns: Any) -> ColumnElement[Any]:
     return func.jsonb_build_object(*(part for pair in named for part in pair))
 
 
-def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
+def fetch(connection: Connection, subject: Entity, row_id: int) -> Row:
     """Read one row; `NotFound` if there is none."""
     row = connection.execute(subject.rows.where(subject.table.c.id == row_id)).mappings().first()
     if row is None:
@@ -301,7 +301,7 @@ def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
     return dict(row)
 
 
-def lock(change: Change) -> Row:
+def lock(change: EntityWrite) -> Row:
     """Hold the command's row until the end of the transaction and remember it as it was."""
     # The bare row first: a source with outer joins cannot be locked.
     here = change.subject.table.c.id
@@ -310,7 +310,7 @@ def lock(change: Change) -> Row:
     return change.before
 
 
-def require(change: Change) -> None:
+def require(change: EntityWrite) -> None:
     """Check that what the values refer to is there, and hold it there; `Unprocessable` names the field."""
     missing = []
     held = change.batch.held if change.batch is not None else set()
@@ -328,14 +328,14 @@ def require(change: Change) -> None:
         raise Unprocessable(errors=tuple(missing))
 
 
-def refuse_while_referenced(change: Change) -> None:
+def refuse_while_referenced(change: EntityWrite) -> None:
     """Raise `Conflict` while any row refers to the command's."""
     for sentence, references in change.subject.referenced.items():
         if change.connection.execute(references.limit(1), {THIS.key: change.row_id}).first() is not None:
             raise Conflict(sentence)
 
 
-def add(change: Change, **more: object) -> int:
+def add(change: EntityWrite, **more: object) -> int:
     """Insert the command's values and answer the new id."""
     table = change.subject.table
     values = fitted(table, {**change.command.values, **more})
@@ -345,7 +345,7 @@ def add(change: Change, **more: object) -> int:
     return int(row_id)
 
 
-def alter(change: Change, values: Row) -> None:
+def alter(change: EntityWrite, values: Row) -> None:
     """Update the command's row; nothing to change is nothing done."""
     if not values:
         return
@@ -373,7 +373,7 @@ def fitted(table: Table, values: Row) -> dict[str, Any]:
 # Rows of a subject as lists show them: a page after a cursor, and how many there are.
 
 
-def page_of_rows(connection: Connection, subject: Subject, query: Query) -> Page:
+def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
     """Read the rows after a cursor, in order."""
     found = _matching(subject, query)
     columns = [subject.table.c[name] for name in subject.order]
@@ -407,7 +407,7 @@ def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[Colum
 
 
 def count_rows(
-    connection: Connection, subject: Subject, query: Query, most: int, within_ms: int
+    connection: Connection, subject: Entity, query: Query, most: int, within_ms: int
 ) -> int | None:
     """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
     some = _matching(subject, query).with_only_columns(literal(1), maintain_column_froms=True)
@@ -422,7 +422,7 @@ def count_rows(
         return None
 
 
-def _matching(subject: Subject, query: Query) -> Select[Any]:
+def _matching(subject: Entity, query: Query) -> Select[Any]:
     """The rows that a list's filters and its span of time let through."""
     found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     if query.since is not None:
@@ -463,7 +463,7 @@ def _words(wanted: str) -> str:
 # The verbs create, change and delete for rows that only have to be kept and defined again; and revoke.
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Make a row."""
     subject = change.subject
     subject.check_values(change)
@@ -474,7 +474,7 @@ def create(change: Change) -> Row:
     return row
 
 
-def change_row(change: Change) -> Row:
+def change_row(change: EntityWrite) -> Row:
     """Change a row."""
     subject = change.subject
     subject.check_values(change)
@@ -488,7 +488,7 @@ def change_row(change: Change) -> Row:
     return row
 
 
-def forget(change: Change) -> Row:
+def forget(change: EntityWrite) -> Row:
     """Delete a row that nothing refers to, or mark it as deleted where ledgers may still speak of it."""
     row, table = lock(change), change.subject.table
     refuse_while_referenced(change)
@@ -499,14 +499,14 @@ def forget(change: Change) -> Row:
     return row
 
 
-def delete(change: Change) -> Row:
+def delete(change: EntityWrite) -> Row:
     """Delete a row, and have what it defined forgotten."""
     row = forget(change)
     change.subject.define(change, row)
     return row
 
 
-def revoke(change: Change) -> Row:
+def revoke(change: EntityWrite) -> Row:
     """Refuse a credential for ever; revoking again keeps the first time."""
     lock(change)
     alter(change, {"revoked_at": func.coalesce(change.subject.table.c.revoked_at, func.now())})

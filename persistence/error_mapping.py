@@ -26,9 +26,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.errors import (
     Conflict,
     Overloaded,
+    StoreTimeout,
     StoreUnavailable,
     TollkeeperError,
-    TookTooLong,
     Unprocessable,
 )
 from persistence.tables import control_write
@@ -135,7 +135,7 @@ def lock_within(
 
 
 def statements_within(connection: Connection, seconds: float) -> None:
-    """Let no statement of the transaction take longer from now on: `TookTooLong`."""
+    """Let no statement of the transaction take longer from now on: `StoreTimeout`."""
     connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
 
 
@@ -150,7 +150,7 @@ def translated(error: Exception) -> Exception:
         "23514": lambda: Unprocessable("A value is out of range."),
         "22003": lambda: Unprocessable("A number is out of range."),
         "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
-        QUERY_CANCELED: TookTooLong,
+        QUERY_CANCELED: StoreTimeout,
     }
     if state in refusals:
         return refusals[state]()

@@ -17,10 +17,10 @@ from persistence.billing import (
     quotas,
     subscriptions,
 )
-from persistence.entity import Subject
+from persistence.entity import Entity
 from persistence.resources import access, app_users, catalogue, integrity, people, quota, webhooks
 
-SUBJECTS: dict[str, Subject] = {
+SUBJECTS: dict[str, Entity] = {
     "organizations": people.ORGANIZATION_SUBJECT,
     "tenants": people.TENANT_SUBJECT,
     "users": app_users.SUBJECT,

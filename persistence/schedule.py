@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import KEEPER, Command
-from gateway.core.billing.invoice import Due, Left, ScheduledResult
+from gateway.core.billing.invoice import DueInvoice, ScheduledResult, SkipReason
 from persistence import engine as engines
 from persistence.billing import schedule
-from persistence.entity import Change
+from persistence.entity import EntityWrite
 from persistence.store import Store
 
 
@@ -35,7 +35,7 @@ class Schedule:
         self._grace_hours = grace_hours
         self._clock = clock
 
-    async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
+    async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[DueInvoice]:
         """Invoices to be drafted, and where they are to be final, drafts whose grace is over."""
 
         def read(connection: Connection) -> Sequence[Any]:
@@ -43,7 +43,7 @@ class Schedule:
 
         return await self._read(read, finalize=finalize)
 
-    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
+    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[DueInvoice]:
         """The same of these organizations."""
 
         def read(connection: Connection) -> Sequence[Any]:
@@ -76,7 +76,7 @@ class Schedule:
             left |= more
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
-    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
+    async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
         """Keep why organizations' invoices were left; None where nothing is."""
         if left:
             async with self._engine.begin() as connection:
@@ -92,7 +92,7 @@ class Schedule:
 
     async def _make(
         self, organization_ids: Sequence[int], *, finalize: bool, wait: bool = False
-    ) -> tuple[dict[int, Left], Collection[int]]:
+    ) -> tuple[dict[int, SkipReason], Collection[int]]:
         """Make the months and fees in advance of these organizations that are due, in one transaction.
 
         Answers which were left and why, and which somebody else charges or invoices now: one at a time may
@@ -100,25 +100,27 @@ class Schedule:
         """
         request_id, store, now = str(uuid4()), self._store, self._clock()
 
-        def work(connection: Connection) -> schedule.Batch:
-            def change_of(verb: str, row_id: int) -> Change:
+        def work(connection: Connection) -> schedule.InvoiceBatch:
+            def change_of(verb: str, row_id: int) -> EntityWrite:
                 return store.change(
                     connection, Command("invoices", verb, KEEPER, request_id, lambda row: row, row_id)
                 )
 
             of = (store.letterhead, store.partition, change_of)
-            batch = schedule.Batch(connection, now, self._grace_hours, finalize, *of)
+            batch = schedule.InvoiceBatch(connection, now, self._grace_hours, finalize, *of)
             schedule.make_scheduled(batch, organization_ids, wait=wait)
             return batch
 
         made = await store.run(work)
         return made.left, made.busy
 
-    async def _read(self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool) -> Sequence[Due]:
+    async def _read(
+        self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool
+    ) -> Sequence[DueInvoice]:
         async with self._engine.connect() as connection:
             rows = await connection.run_sync(read)
         return [
-            Due(
+            DueInvoice(
                 row.organization_id, row.draft_id, row.period_start, row.period_end, row.source,
                 finalize=row.ripe and finalize, partition=self._store.partition(row.organization_id),
             )

@@ -20,19 +20,19 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.administration import Claim, Command, Committed, Page, Query, Replay, Row
+from gateway.core.accounts.administration import Claim, Command, CommittedWrite, Page, Query, Replay, Row
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
-from gateway.core.billing.finance import Asked, LegPlace
-from gateway.core.billing.handover import COLLECTOR, Collected
+from gateway.core.billing.finance import LegPlace, ReportPeriod
+from gateway.core.billing.handover import COLLECTOR, CollectionStatus
 from gateway.errors import NotFound, TrialEnded
 from persistence import apply_transaction, entity
 from persistence import engine as engines
-from persistence.apply_transaction import Applying
+from persistence.apply_transaction import ApplyTransaction
 from persistence.billing import finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Engine, answered, apart
-from persistence.entity import Batch, Change
+from persistence.entity import EntityWrite, WriteBatch
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.replica import Replica
@@ -103,7 +103,7 @@ class Trials:
 KNOWN_MAX = 16_384
 
 
-class Glyphs:
+class FontCoverage:
     """What is known of texts; `missing` answers letters of a text that no font shows, and may take long."""
 
     def __init__(self, missing: Callable[[str], str], *, known_max: int = KNOWN_MAX) -> None:
@@ -147,7 +147,7 @@ class Store(SignInStore):
         letterhead: Letterhead = NO_LETTERHEAD,
         within: int | None = None,
         replica: Replica | None = None,
-        glyphs: Glyphs | None = None,
+        glyphs: FontCoverage | None = None,
         trials: Trials | None = None,
         organizations: AsyncEngine | None = None,
     ) -> None:
@@ -190,20 +190,20 @@ class Store(SignInStore):
         of = SUBJECTS[resource].within(self._within)
         return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
 
-    async def write(self, command: Command) -> Committed | Replay:
+    async def write(self, command: Command) -> CommittedWrite | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
         done = await self.run(lambda connection: self._write(connection, command))
         await self._wrote()
         return done
 
-    async def applying(self, work: Callable[[Applying], Awaitable[T]], *, keep: bool) -> T:
+    async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
         """Do the work in one transaction; what it wrote is undone unless it is to `keep`.
 
         What is undone keeps nobody waiting: `TrialEnded` where somebody waits for it.
         """
 
         async def done_here(connection: AsyncConnection) -> T:
-            session = Applying(connection, self._within, self.change)
+            session = ApplyTransaction(connection, self._within, self.change)
             if keep:
                 return await work(session)
             return await self._trials.run(connection, lambda: work(session))
@@ -212,7 +212,7 @@ class Store(SignInStore):
         await self._wrote()
         return done
 
-    async def collected(self, told: Collected) -> bool:
+    async def collected(self, told: CollectionStatus) -> bool:
         """Take what was told of an invoice that was handed over, once; False where it is none."""
         taken = Command(
             "handover-events", "take", COLLECTOR, str(uuid4()), lambda row: {}, None, {"told": told}
@@ -259,17 +259,17 @@ class Store(SignInStore):
         which = (invoice_id, kind, status)
         return await self.run(lambda connection: invoice_build.read_document(connection, *which, made))
 
-    async def report(self, name: str, asked: Asked, after: int, rows_max: int) -> Sequence[Row]:
+    async def report(self, name: str, asked: ReportPeriod, after: int, rows_max: int) -> Sequence[Row]:
         """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         return await self._read(lambda connection: finance.read_report(connection, name, of, after, rows_max))
 
-    async def ledger(self, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
+    async def ledger(self, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
         """Read some legs of the entries of a time, in their order, behind a place."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         return await self._read(lambda connection: finance.ledger(connection, of, after, rows_max))
 
-    async def entries(self, asked: Asked) -> AsyncIterator[Sequence[Row]]:
+    async def entries(self, asked: ReportPeriod) -> AsyncIterator[Sequence[Row]]:
         """Read the legs of all entries of a time, in batches."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         async for batch in finance.entries(await self._reading(), of):
@@ -282,7 +282,7 @@ class Store(SignInStore):
         async for piece in InvoiceUsage(await self._reading()).csv(invoice_id, self._today()):
             yield piece
 
-    def _write(self, connection: Connection, command: Command) -> Committed | Replay:
+    def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:
             first = access.claim_idempotency(connection, command.claim)
             if first is not None:
@@ -294,14 +294,16 @@ class Store(SignInStore):
             access.keep_first_answer(connection, command.claim, command.render(row))
         # An action on a tenant answers with its quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
-        return Committed(self._placed(answers, row), tuple(change.intents))
+        return CommittedWrite(self._placed(answers, row), tuple(change.intents))
 
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
 
-    def change(self, connection: Connection, command: Command, batch: Batch | None = None) -> Change:
+    def change(
+        self, connection: Connection, command: Command, batch: WriteBatch | None = None
+    ) -> EntityWrite:
         """A write under way."""
-        return Change(
+        return EntityWrite(
             connection, command, SUBJECTS[command.resource], self.partition, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
             mail_asks=self._mail_asks, letterhead=self.letterhead, batch=batch,

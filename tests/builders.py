@@ -32,24 +32,24 @@ from gateway.core.accounts.outbox import (
     LENGTH_1,
     LENGTH_2,
     VERSION,
-    Event,
+    OutboxEntry,
     decode,
 )
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.billing.money import Pricing, TokenPrice
+from gateway.core.billing.money import CreditRates, ServicePricing
 from gateway.core.billing.price_book import TokenRate, Vector
 from gateway.core.calls.tariff import charge_of, vectors_of
 from gateway.core.metering.meter import Detail
 from gateway.core.model import (
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
     Limits,
-    Observed,
     Service,
-    Settled,
     Settlement,
-    Usage,
+    SettleResult,
+    TokenUsage,
     Verdict,
 )
 from gateway.counters.layouts import packing, states
@@ -57,7 +57,7 @@ from gateway.counters.layouts.states import WindowState, pack_windows, unpack_wi
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import FIRST_PLACE
 from gateway.counters.redis.scripts import library
-from gateway.counters.settlement_log.log import BOUNDS, Bounds, SettlementLog
+from gateway.counters.settlement_log.log import BOUNDS, LogLimits, SettlementLog
 from tests.older_layouts import changed_state
 
 CHAT = Service(id=1, key="chat")
@@ -66,7 +66,7 @@ ONE_TIME = Service(id=3, key="setup", meter="consumption", counts_tokens=False, 
 UNITS = Service(id=4, key="search", meter="pay_per_use", counts_tokens=False)
 BY_TOKEN = Service(
     id=6, key="words", meter="consumption", counts_tokens=False,
-    pricing=Pricing(per_million={"*": TokenPrice(2_000_000, 5_000_000)}),
+    pricing=ServicePricing(per_million={"*": CreditRates(2_000_000, 5_000_000)}),
 )  # fmt: skip
 EVERYTHING = Service(id=5, key="all", meter="consumption", counts_tokens=True)
 
@@ -79,7 +79,7 @@ COUNTED = Limits(concurrency=1_000_000)
 # An event of nobody's, of nothing.
 
 
-def encode(event: Event) -> bytes:
+def encode(event: OutboxEntry) -> bytes:
     """Pack an entry of the outbox as the scripts do."""
     numbers = [getattr(event, one.name) for one in ENTRY.fields if not one.is_text and one.name != "version"]
     windows = b"".join(BUDGETED.pack(one[0], one[1], one[2].encode()) for one in event.budgets)
@@ -88,7 +88,7 @@ def encode(event: Event) -> bytes:
     return packed + b"".join(LENGTH_2.pack(len(text)) + text for text in texts[1:]) + _behind(event)
 
 
-def _behind(event: Event) -> bytes:
+def _behind(event: OutboxEntry) -> bytes:
     """What ends an entry."""
     if event.priced or not (event.ahead or event.carried):
         return event.priced
@@ -118,7 +118,7 @@ def settlement_log(
     keep_s: float = 60.0,
     bytes_max: int = 1 << 20,
     say: Callable[..., None] = lambda *_, **__: None,
-    bounds: Bounds = BOUNDS,
+    bounds: LogLimits = BOUNDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> SettlementLog:
     """A worker's log in a folder; `await log.close()` ends it in order."""
@@ -138,7 +138,7 @@ def prices_of(service: Service, *models: str) -> tuple[Vector, ...]:
     return vectors_of(service, models, lambda _: None)
 
 
-def credits_of(service: Service, usage: Usage, *models: str) -> int:
+def credits_of(service: Service, usage: TokenUsage, *models: str) -> int:
     """Whole credits of one call of these models, by the service's own prices."""
     counts = Detail().counts(usage)
     return charge_of(service, prices_of(service, *models), counts, None, usage.units)[0]
@@ -193,25 +193,25 @@ class Call:
         raw = self.world.get(keys.hold(self.request.caller.partition, self.id))
         return states.unpack_hold(raw)[0] if raw else None
 
-    def settle(self, tokens: int = 0, *, mode: int = packing.MODE_CHARGE, **used: Any) -> Settled:
+    def settle(self, tokens: int = 0, *, mode: int = packing.MODE_CHARGE, **used: Any) -> SettleResult:
         """Charge what was used; `used` may name credits, units, attribution, metadata."""
         return self.world.settle(self.request, tokens, mode=mode, **used)
 
-    def release(self) -> Settled:
+    def release(self) -> SettleResult:
         return self.settle(mode=packing.MODE_RELEASE)
 
     def raised(self, need: int = 0, **more: Any) -> Call:
         """The same request asked for again, once its body is read; `more` as `World.reserve` has it."""
         return self.world.reserve(need, request_id=self.id, raises=True, **more)
 
-    def reclaim(self, tokens: int = 0, **used: Any) -> Settled:
+    def reclaim(self, tokens: int = 0, **used: Any) -> SettleResult:
         return self.settle(tokens, mode=packing.MODE_RECLAIM, **used)
 
-    def post(self, tokens: int = 0, **used: Any) -> Settled:
+    def post(self, tokens: int = 0, **used: Any) -> SettleResult:
         """Charge through the late queue's door: no hold needed, but an entry there."""
         return self.settle(tokens, mode=packing.MODE_POST, **used)
 
-    def correct(self, tokens: int = 0, **used: Any) -> Settled:
+    def correct(self, tokens: int = 0, **used: Any) -> SettleResult:
         """Make good what a reclaim charged."""
         return self.settle(tokens, mode=packing.MODE_CORRECT, **used)
 
@@ -221,7 +221,7 @@ class Call:
 
     def priced(self, observed: int, margin: int, rate: TokenRate) -> tuple[int, int, int]:
         """(hold in tokens, in credits, exhausted) after renewing this call, whose tokens have a price."""
-        live = Observed(self.request.caller, self.id, 0, observed, rate=rate)
+        live = HoldExtension(self.request.caller, self.id, 0, observed, rate=rate)
         return self.world.extended([(live, margin)])[0]
 
 
@@ -312,7 +312,7 @@ class World:
 
     def settle(
         self, request: HoldRequest, tokens: int, *, mode: int, requests: int = 1, **used: Any
-    ) -> Settled:
+    ) -> SettleResult:
         settlement = Settlement(
             request.caller, request.request_id, request.user, request.service,
             charge=mode != packing.MODE_RELEASE, tokens=tokens,
@@ -325,17 +325,17 @@ class World:
             self.run_id, TOMBSTONE_MS, settlement, mode, entry, requests=requests, definitions=definitions
         )
         answer = self.run("settle", call)
-        return Settled(packing.code_of(answer))
+        return SettleResult(packing.code_of(answer))
 
     def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
-        live = [(Observed(call.request.caller, call.id, 0, observed), margin) for call in calls]
+        live = [(HoldExtension(call.request.caller, call.id, 0, observed), margin) for call in calls]
         return [(tokens, exhausted) for tokens, _, exhausted in self.extended(live)]
 
-    def extended(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int]]:
+    def extended(self, live: list[tuple[HoldExtension, int]]) -> list[tuple[int, int, int]]:
         """What `extend` answers for calls and their margins."""
         return [one[:3] for one in self.kept(live)]
 
-    def kept(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int, int, int]]:
+    def kept(self, live: list[tuple[HoldExtension, int]]) -> list[tuple[int, int, int, int, int]]:
         """The same with what their budgets hold."""
         return packing.extended(self.run("extend", packing.extend(self.run_id, TTL_MS, self.p, live)))
 
@@ -470,7 +470,7 @@ class World:
     def get(self, name: str) -> bytes:
         return cast("bytes", self.client.get(name)) or b""
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[OutboxEntry]:
         """The outbox, decoded, oldest first."""
         return [decode(fields[b"e"]) for _, fields in self.entries(keys.outbox(self.p))]
 

@@ -33,7 +33,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @dataclass
-class IdentityProvider:
+class FakeIdentityProvider:
     """What the provider knows, and what it was asked."""
 
     url: str
@@ -145,7 +145,7 @@ class IdentityProvider:
 
 
 @contextmanager
-def identity_provider() -> Iterator[IdentityProvider]:
+def identity_provider() -> Iterator[FakeIdentityProvider]:
     """A provider that answers for as long as this lasts."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def identity_provider() -> Iterator[IdentityProvider]:
             """Nothing is said."""
 
     server = _Server(("127.0.0.1", 0), Handler)
-    found = IdentityProvider(f"http://127.0.0.1:{server.server_address[1]}")
+    found = FakeIdentityProvider(f"http://127.0.0.1:{server.server_address[1]}")
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     serving.start()
     try:

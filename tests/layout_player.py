@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.billing.money import Pricing, Tier
-from gateway.core.model import HoldRequest, Limits, Observed, Service, Settlement
+from gateway.core.billing.money import PriceTier, ServicePricing
+from gateway.core.model import HoldExtension, HoldRequest, Limits, Service, Settlement
 from gateway.core.wait import in_task
 from gateway.counters.late import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
@@ -34,7 +34,7 @@ from tests.tree import ROOT
 
 TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=False,
-    pricing=Pricing(tiers=(Tier(10, 1), Tier(None, 2))),
+    pricing=ServicePricing(tiers=(PriceTier(10, 1), PriceTier(None, 2))),
 )  # fmt: skip
 SERVICES = (CHAT, BY_TOKEN, CREDITS, TIERED, CHAT, ONE_TIME)
 BUDGETS = (
@@ -119,7 +119,9 @@ class Player:
             return packing.decision(answer, asked.service).verdict.name
         if verb == "extend":
             names = tuple(one.name for one in asked.budgets)
-            live = Observed(world.caller, asked.request_id, 0, amount, budgets=names, counts_raw=bool(names))
+            live = HoldExtension(
+                world.caller, asked.request_id, 0, amount, budgets=names, counts_raw=bool(names)
+            )
             return str(world.kept([(live, amount)]))
         return str(int(self._settled(asked, verb, amount)))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.core.billing.document import Letterhead, Party
+from gateway.core.billing.document import InvoiceParty, Letterhead
 
 LETTERHEAD = Letterhead(
-    Party("Tollkeeper Ltd", ("12 Gate Street",), "GB", "GB123456789"), notes=("Thank you.",), due_days=14
+    InvoiceParty("Tollkeeper Ltd", ("12 Gate Street",), "GB", "GB123456789"),
+    notes=("Thank you.",),
+    due_days=14,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class MailServer:
+class FakeMailServer:
     """What it offers and refuses (by how a command begins), and what it was sent."""
 
     context: ssl.SSLContext | None = None
@@ -25,7 +25,7 @@ class MailServer:
     port: int = 0
 
     @asynccontextmanager
-    async def listening(self, *, tls: bool = False) -> AsyncIterator[MailServer]:
+    async def listening(self, *, tls: bool = False) -> AsyncIterator[FakeMailServer]:
         """Listen on a free port of this machine."""
         server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.context if tls else None)
         self.port = server.sockets[0].getsockname()[1]

@@ -68,6 +68,17 @@ def layers() -> list[str]:
     return list(found)
 
 
+def classes_named_twice() -> dict[str, list[str]]:
+    """Names of classes that stand in several modules of the product: each should mean one thing."""
+    found: dict[str, list[str]] = {}
+    for name in code():
+        for declared in (
+            re.findall(r"^class (\w+)", texts()[name], re.MULTILINE) if name.endswith(".py") else ()
+        ):
+            found.setdefault(declared, []).append(name)
+    return {declared: names for declared, names in found.items() if len(names) > 1}
+
+
 def folders_of(feature: str) -> list[str]:
     """Where a feature stands: its folder in `gateway/features`, its SQL, its page, its tests."""
     names = {feature, feature.replace("_", "-")}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from gateway.app import LEAVING_S_MAX
 from gateway.core.http_limits import HttpLimits
-from gateway.counters.settlement_log.log import Bounds
+from gateway.counters.settlement_log.log import LogLimits
 from gateway.run.serving import SETTLING_S_MAX
 from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
 
 HUNG = """
 import sys, threading
-from gateway.counters.settlement_log.log import Segment
+from gateway.counters.settlement_log.log import LogSegment
 Segment.leave = Segment.remove = lambda segment: threading.Event().wait()
 from gateway.__main__ import main
 sys.exit(main(["serve", "--worker"]))
@@ -26,7 +26,7 @@ sys.exit(main(["serve", "--worker"]))
 
 def test_a_worker_that_ends_is_not_killed_before_each_of_its_last_steps_had_its_time() -> None:
     breaking_off, told_and_left = HttpLimits().counters_s, 2 * LEAVING_S_MAX
-    assert breaking_off + told_and_left + Bounds().close_s_max <= SETTLING_S_MAX
+    assert breaking_off + told_and_left + LogLimits().close_s_max <= SETTLING_S_MAX
 
 
 def test_a_worker_whose_disk_hangs_ends_all_the_same(valkey: str, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ def test_the_base_installs_few_packages() -> None:
     assert len(numbers.base_packages()) <= BASE_PACKAGES_MAX
 
 
+def test_the_name_of_a_class_stands_once() -> None:
+    assert numbers.classes_named_twice() == {}
+
+
 def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     numbers.main()
     said = capsys.readouterr().out

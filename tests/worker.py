@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.core.model import HoldRequest, Settled, Settlement
+from gateway.core.model import HoldRequest, Settlement, SettleResult
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.quota import Counters
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
-from gateway.counters.settlement_log.log import BOUNDS, Bounds, SettlementLog
+from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.settlement_log.log import BOUNDS, LogLimits, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
 from tests.builders import TTL_MS, Call, driven, settlement_log
@@ -26,18 +26,18 @@ from tests.builders import TTL_MS, Call, driven, settlement_log
 class Worker:
     """The parts, and words for what it does."""
 
-    wire: Wire
+    wire: RedisConnection
     log: SettlementLog
     counters: Counters
     resubmitter: Resubmitter
 
-    async def settle(self, call: Call | HoldRequest, tokens: int, **used: Any) -> Settled:
+    async def settle(self, call: Call | HoldRequest, tokens: int, **used: Any) -> SettleResult:
         """Charge a call as the data plane does."""
         request = call.request if isinstance(call, Call) else call
         settlement = Settlement(
             request.caller, request.request_id, request.user, request.service, True, tokens, **used
         )
-        settled: Settled = await driven(self.counters.settle(settlement))
+        settled: SettleResult = await driven(self.counters.settle(settlement))
         return settled
 
     async def look(self) -> None:
@@ -67,11 +67,11 @@ async def worker_at(
     *,
     call_s: float = 1.0,
     worker_slot: str = "1",
-    announce: Callable[[Wire, str], Awaitable[None]] | None = None,
-    bounds: Bounds = BOUNDS,
+    announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
+    bounds: LogLimits = BOUNDS,
 ) -> AsyncIterator[Worker]:
     """A worker whose wire is open; it sends again within `bounds`."""
-    wire = Wire(parse_url(url), time.monotonic, call_s=call_s)
+    wire = RedisConnection(parse_url(url), time.monotonic, call_s=call_s)
     await wire.open()
     log = settlement_log(folder)
     took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)

@@ -16,9 +16,9 @@ from gateway.admin.api import finance, usage
 from gateway.admin.api import views as api_views
 from gateway.admin.api.docs_page import mount_docs, render
 from gateway.admin.api.openapi import document
-from gateway.admin.api.views import Views, answer
+from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
-from gateway.admin.http.concurrency import Places
+from gateway.admin.http.concurrency import WorkSlots
 from gateway.admin.http.guard import count_tasks, guard
 from gateway.admin.http.requests import HOURS, PLACES
 from gateway.admin.invoices import documents
@@ -42,7 +42,7 @@ def build(ports: AdminPorts) -> web.Application:
         larger=larger,
     )
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
-    app[PLACES], app[HOURS] = Places(ports.room), Hours(ports.budget, time.time)
+    app[PLACES], app[HOURS] = WorkSlots(ports.room), Hours(ports.budget, time.time)
     app.on_startup.append(_count_tasks)
     documents.mount_invoices(app, ports, ROOT)
     api_views.mount_quotes(app, ports, ROOT)
@@ -57,7 +57,7 @@ def build(ports: AdminPorts) -> web.Application:
     api_views.mount_configuration(app, ports, ROOT)
     api_views.mount_collected(app, ports)
     for resource in RESOURCES.values():
-        views = Views(ports, resource)
+        views = ResourceHandlers(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"
         app.router.add_get(collection, views.list)
         if resource.create is not None:

@@ -14,18 +14,18 @@ ADMIN_TOKEN = "tka_"  # noqa: S105  # a prefix, not a secret
 
 
 @dataclass(frozen=True, slots=True)
-class Minted:
+class NewCredential:
     """A new secret and the beginning of it that may be shown for recognition."""
 
     secret: str = field(repr=False)
     prefix: str
 
 
-def mint_credential(kind: str) -> Minted:
+def mint_credential(kind: str) -> NewCredential:
     """Make a secret of a kind (its prefix) with 190 random bits."""
     left, letters = secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS), []
     for _ in range(RANDOM_CHARS):
         left, letter = divmod(left, len(ALPHABET))
         letters.append(ALPHABET[letter])
     random = "".join(letters)
-    return Minted(kind + random, kind + random[:SHOWN_CHARS])
+    return NewCredential(kind + random, kind + random[:SHOWN_CHARS])

@@ -16,7 +16,7 @@ from gateway.admin.http.requests import checked, encode_cursor, fingerprint, req
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Action, Part, Resource, Secret
+from gateway.admin.resources.resource import Action, Resource, Secret, SubResource
 from gateway.core.accounts.administration import (
     CREATE,
     DELETE,
@@ -38,7 +38,7 @@ PARTS = {("budgets", "accounts"): live.budget_accounts, ("organizations", "unbil
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WriteRequest:
     """A write that is asked for: under which request id and, if at all, which idempotency key."""
 
     request_id: str
@@ -46,7 +46,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class WriteResult:
     """What came of a write: the answer's status and body; `made` where a row was created."""
 
     status: int
@@ -127,7 +127,7 @@ class Operations:
         return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
 
     async def part(
-        self, part: Part, row_id: int, query: Query, mark: str
+        self, part: SubResource, row_id: int, query: Query, mark: str
     ) -> tuple[Sequence[Row], str | None]:
         """One page of what a row has of a kind as JSON rows, and the cursor of the next one."""
         require_read(self._actor, self.resource)
@@ -136,7 +136,7 @@ class Operations:
         rows = [part.out.model_validate(each).model_dump(mode="json") for each in page.rows]
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
-    async def create(self, asked: Asked, sent: requests.Body) -> Done:
+    async def create(self, asked: WriteRequest, sent: requests.Body) -> WriteResult:
         """Make a row of a JSON body; a secret made here is in this answer only."""
         resource = self.resource
         require_write(self._actor, resource, CREATE, sent)
@@ -157,12 +157,12 @@ class Operations:
             return sent
         return {**sent, OWNER: within}
 
-    async def take(self, asked: Asked, values: Row, answers: Resource) -> Done:
+    async def take(self, asked: WriteRequest, values: Row, answers: Resource) -> WriteResult:
         """Take many rows in at once; answers with what became of them, as `answers` says it."""
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
-    async def change(self, asked: Asked, row_id: int, sent: requests.Body) -> Done:
+    async def change(self, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
         """Change the fields that were sent; the others stay."""
         resource = self.resource
         require_write(self._actor, resource, resource.patch_verb, sent)
@@ -170,7 +170,7 @@ class Operations:
         values = requests.check_body(resource.patch, sent, known=resource.known)
         return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
 
-    async def delete(self, asked: Asked, row_id: int) -> Done:
+    async def delete(self, asked: WriteRequest, row_id: int) -> WriteResult:
         """Delete a row; status 204 once it is done."""
         resource = self.resource
         require_write(self._actor, resource, DELETE)
@@ -180,7 +180,7 @@ class Operations:
                 return first
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
-    async def act(self, action: Action, asked: Asked, row_id: int, sent: requests.Body) -> Done:
+    async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
         """Do one of the resource's actions; answers with the row, or with the tenant's quota."""
         require_write(self._actor, self.resource, action.name)
         values: Row = {}
@@ -203,7 +203,7 @@ class Operations:
 
     def _command(
         self,
-        asked: Asked,
+        asked: WriteRequest,
         verb: str,
         row_id: int | None,
         values: Row | None = None,
@@ -216,7 +216,7 @@ class Operations:
 
     async def _do(
         self, command: Command, answers: Resource, status: int, once: Mapping[str, object] | None = None
-    ) -> Done:
+    ) -> WriteResult:
         done = await self._ports.store.write(command)
         if isinstance(done, Replay):
             return _replayed(done, status, made=command.verb == "create")
@@ -227,10 +227,10 @@ class Operations:
             await self._keep(command, refused.status, {"detail": refused.message})
             raise
         if status == 204:
-            return Done(204)
+            return WriteResult(204)
         content = await self._render(answers, done.row)
         await self._keep(command, status, content)
-        return Done(status, {**content, **(once or {})}, made=command.verb == "create")
+        return WriteResult(status, {**content, **(once or {})}, made=command.verb == "create")
 
     async def _keep(self, command: Command, status: int, content: Row) -> None:
         if command.claim is not None:
@@ -241,7 +241,7 @@ class Operations:
         return resource.render(row)
 
 
-def _replayed(first: Replay, status: int, *, made: bool) -> Done:
+def _replayed(first: Replay, status: int, *, made: bool) -> WriteResult:
     if first.status == Conflict.status:
         raise Conflict(str(first.body["detail"]))
-    return Done(first.status or status, first.body, made=made, replayed=True)
+    return WriteResult(first.status or status, first.body, made=made, replayed=True)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from gateway.admin.http.concurrency import Room
+from gateway.admin.http.concurrency import ConcurrencyLimits
 from gateway.admin.http.server import Answers
 from gateway.core.accounts.administration import (
     HOURLY,
@@ -16,17 +16,17 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
-from gateway.core.billing.handover import Collected, Returned
+from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.processes import Found
 
 if TYPE_CHECKING:
-    from gateway.background.timed.invoicing import AccountClosing
+    from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
     from gateway.counters.keeper.status import Activity
     from gateway.issuers.sign_in import SignIns
-    from persistence.resources.usage import Figures
+    from persistence.resources.usage import ConsoleQueries
     from persistence.store import Store
 
 # What the console asks of providers of identities, and of the store about who is signed in.
@@ -44,7 +44,7 @@ PEEK_TIMEOUT_S = 1.0
 INLINE_PUSHES_MAX = 64
 
 # Of all requests, whatever they ask. One takes a second of CPU at worst; the rest of an organization's wait.
-ROOM = Room(staff_max=32, own_max=2, others_max=128, waiting_max=64)
+ROOM = ConcurrencyLimits(staff_max=32, own_max=2, others_max=128, waiting_max=64)
 
 # Whoever was not identified: no role is allowed anything.
 NOBODY = Actor("nobody", "")
@@ -53,7 +53,7 @@ Health = Callable[[], Awaitable[tuple[bool, Found]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
-class Counters(Protocol):
+class CountersReader(Protocol):
     """The counters, read only. What they have and nobody can read is in no answer."""
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
@@ -68,7 +68,7 @@ class Counters(Protocol):
         """Read windows, by budget, of (partition, account name) pairs; None for one that is not there."""
 
 
-class InvoiceRenderer(Protocol):
+class InvoiceRendererPort(Protocol):
     """Makes documents that are sent to customers."""
 
     @property
@@ -106,9 +106,9 @@ class AdminPorts:
 
     store: Store
     pusher: Pusher
-    counters: Counters
-    account_closing: AccountClosing
-    invoice_renderer: InvoiceRenderer
+    counters: CountersReader
+    account_closing: AccountCloser
+    invoice_renderer: InvoiceRendererPort
     reconciler: Reconciler
     activity: Activity
     programs: Callable[[], Awaitable[Row]]
@@ -117,19 +117,19 @@ class AdminPorts:
     ready: Health
     metrics: Metrics
     snapshot: Callable[[], Awaitable[Mapping[str, Any]]]
-    figures: Figures
+    figures: ConsoleQueries
     failures: Failures
     answers: Answers = field(default_factory=Answers)
     built_in: BuiltIn = field(default_factory=BuiltIn)
     sign_ins: SignIns | None = None
-    read_collected: Callable[[bytes, str], Collected | Returned | None] | None = None
-    look_up_returned: Callable[[Returned], Awaitable[Sequence[Collected]]] | None = None
+    read_collected: Callable[[bytes, str], CollectionStatus | PaymentReturn | None] | None = None
+    look_up_returned: Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]] | None = None
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX
     request_timeout_s: float = REQUEST_TIMEOUT_S
     push_timeout_s: float = PUSH_TIMEOUT_S
-    room: Room = ROOM
+    room: ConcurrencyLimits = ROOM
     budget: HourlyBudget = HOURLY
 
     def of(self, actor: Actor) -> AdminPorts:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiosmtplib import SMTP, SMTPException, SMTPRecipientRefused, SMTPResponseException
 
-from gateway.core.alerts.messages import Mail, Outcome, plain
+from gateway.core.alerts.messages import DeliveryOutcome, Mail, plain
 from gateway.core.network import literal
 from gateway.errors import SettingError
 from gateway.files import require_regular
@@ -28,7 +28,7 @@ CONNECTIONS_MAX: Final = 4
 PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
-class Where(NamedTuple):
+class MailServer(NamedTuple):
     """A mail server; `tls` begins with the first byte (`first`), by `starttls`, or not at all (`none`)."""
 
     host: str
@@ -38,19 +38,19 @@ class Where(NamedTuple):
     password: str = ""
 
 
-def read_url(url: str) -> Where:
+def read_url(url: str) -> MailServer:
     """The server of `smtp://user:password@host:port` or `smtps://`; only one on this machine needs no TLS."""
     parts = urlsplit(url)
     host, credentials = parts.hostname or "", (unquote(parts.username or ""), unquote(parts.password or ""))
     tls = "first" if parts.scheme == "smtps" else "none" if _is_loopback(host) else "starttls"
-    return Where(host, parts.port or PORTS[parts.scheme], tls, *credentials)
+    return MailServer(host, parts.port or PORTS[parts.scheme], tls, *credentials)
 
 
-class Mailer:
+class SmtpMailer:
     """Hands mails to the server of now, all from `sender`; `context` is what TLS with it is spoken by."""
 
     def __init__(
-        self, where: Callable[[], Where], sender: str, context: Callable[[], ssl.SSLContext],
+        self, where: Callable[[], MailServer], sender: str, context: Callable[[], ssl.SSLContext],
         *, timeout_s: float = TIMEOUT_S,
     ) -> None:  # fmt: skip
         self.sender = sender
@@ -60,7 +60,7 @@ class Mailer:
         self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
 
     @classmethod
-    def of(cls, url: Callable[[], str], sender: str, ca_file: str) -> Mailer | None:
+    def of(cls, url: Callable[[], str], sender: str, ca_file: str) -> SmtpMailer | None:
         """The one that settings name, if any; `SettingError` where the authorities cannot be read.
 
         The file of them is read for each mail: another one is gone by at once.
@@ -75,17 +75,17 @@ class Mailer:
             ) from error
         return cls(lambda: read_url(url()), sender, partial(_verified_by, ca_file))
 
-    async def send(self, mail: Mail) -> Outcome:
+    async def send(self, mail: Mail) -> DeliveryOutcome:
         """Hand over once; a mail that some of its recipients get is delivered."""
         try:
             async with asyncio.timeout(self._timeout_s), self._turns:
                 return await self._hand_over(mail)
         except SMTPResponseException as said:
-            return Outcome(said.code if said.code > 0 else None, _told(said))
+            return DeliveryOutcome(said.code if said.code > 0 else None, _told(said))
         except (SMTPException, OSError, TimeoutError, ValueError) as error:
-            return Outcome(None, plain(error) or type(error).__name__)
+            return DeliveryOutcome(None, plain(error) or type(error).__name__)
 
-    async def _hand_over(self, mail: Mail) -> Outcome:
+    async def _hand_over(self, mail: Mail) -> DeliveryOutcome:
         where = self._where()
         context = None if where.tls == "none" else await asyncio.to_thread(self._context)
         server = SMTP(
@@ -110,7 +110,7 @@ def _verified_by(ca_file: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_file or None)
 
 
-async def _deliver(server: SMTP, mail: Mail) -> Outcome:
+async def _deliver(server: SMTP, mail: Mail) -> DeliveryOutcome:
     """Send a mail to those of its recipients that the server takes."""
     await server.mail(mail.sender)
     refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
@@ -121,9 +121,9 @@ async def _deliver(server: SMTP, mail: Mail) -> Outcome:
         assert server.protocol is not None
         server.protocol.write(b"QUIT\r\n")
     if not refused:
-        return Outcome(said.code)
+        return DeliveryOutcome(said.code)
     several = f"{len(refused)} of {len(mail.recipients)} recipients refused"
-    return Outcome(said.code, plain(f"{several}: {_told(refused[-1])}"))
+    return DeliveryOutcome(said.code, plain(f"{several}: {_told(refused[-1])}"))
 
 
 async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:

@@ -16,8 +16,8 @@ from inspect import isawaitable
 from typing import TypeVar
 
 from gateway.core.circuit_breaker import is_said
-from gateway.core.credentials import Failures, Told
-from gateway.errors import CountersRefused, StoreUnavailable, TollkeeperError, TookTooLong
+from gateway.core.credentials import FailureReport, Failures
+from gateway.errors import CountersRefused, StoreTimeout, StoreUnavailable, TollkeeperError
 
 # One item that fails keeps no other from its turn: each is left, counted and told, and the loop goes on.
 #
@@ -34,13 +34,13 @@ PASS, ITEM = "pass", "item"
 
 def _unavailable(error: Exception) -> bool:
     if isinstance(error, TollkeeperError):
-        return error.status == UNAVAILABLE and not isinstance(error, CountersRefused | TookTooLong)
+        return error.status == UNAVAILABLE and not isinstance(error, CountersRefused | StoreTimeout)
     return isinstance(error, OSError | TimeoutError)
 
 
 def is_store_away(error: Exception) -> bool:
     """Whether PostgreSQL cannot be asked at all. A statement that takes too long is its item's fault."""
-    return isinstance(error, StoreUnavailable) and not isinstance(error, TookTooLong)
+    return isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
 
 
 class Isolation:
@@ -267,7 +267,7 @@ class FailureTeller:
         port: str,
         failures: Failures,
         log: Callable[..., None],
-        keep: Callable[[Sequence[Told]], Awaitable[None]] | None = None,
+        keep: Callable[[Sequence[FailureReport]], Awaitable[None]] | None = None,
     ) -> None:
         self._port = port
         self._failures = failures

@@ -29,7 +29,7 @@ _LINE = re.compile(rb"[A-Za-z0-9-]+:[\x20-\x7e]*")
 EVERYBODY = 0
 
 
-class Cooled(NamedTuple):
+class BackoffEntry(NamedTuple):
     """Nobody of an organization, or of all, asks before `until`; the upstream itself said `told_until`, and
     its limits in `fields`.
     """
@@ -44,13 +44,13 @@ class Cooled(NamedTuple):
         return self.organization_id in {EVERYBODY, organization_id}
 
 
-class Cooling:
+class CircuitBreaker:
     """The entries by their names, none where `s_max` is 0. `begun` hears of those that begin here."""
 
     __slots__ = ("_begun", "entries", "s_max")
 
     def __init__(self, s_max: float = COOLING_S_MAX, begun: Callable[[], None] = lambda: None) -> None:
-        self.entries: dict[str, Cooled] = {}
+        self.entries: dict[str, BackoffEntry] = {}
         self.s_max = s_max
         self._begun = begun
 
@@ -67,7 +67,7 @@ class Cooling:
     ) -> float:
         """An upstream wants to be left alone: for how many seconds more than before it is."""
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
-        self.take(name, Cooled(told_until, told_until, _within(fields), organization_id), now)
+        self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
         one = self.of(name, now)
         if one is None or one == known:
             return 0.0
@@ -75,7 +75,7 @@ class Cooling:
         before = known.until if known is not None and known.organization_id == one.organization_id else now
         return one.until - before
 
-    def take(self, name: str, one: Cooled, now: float) -> None:
+    def take(self, name: str, one: BackoffEntry, now: float) -> None:
         """Have an entry, unless there is one that ends later, or is of no use.
 
         One of another organization makes it everybody's, for as long as both have heard.
@@ -98,7 +98,7 @@ class Cooling:
                 del entries[soonest]
         entries[name] = one._replace(until=until)
 
-    def of(self, name: str, now: float) -> Cooled | None:
+    def of(self, name: str, now: float) -> BackoffEntry | None:
         """The entry of this name, while it lasts."""
         one = self.entries.get(name)
         return one if one is not None and one.until > now else None
@@ -123,7 +123,7 @@ def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Retries:
+class RetryPolicy:
     """At most so many attempts; the first pause, how many times as long the next one is, and the longest."""
 
     attempts_max: int
@@ -309,7 +309,7 @@ CAUSES = (REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT,
 TELL_EACH_S = 10.0
 
 
-class Failing:
+class UnreportedFailures:
     """How many failures of an upstream and cause are not told yet, and when one was told last."""
 
     __slots__ = ("_untold",)

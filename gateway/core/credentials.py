@@ -109,7 +109,7 @@ IPV6_SITE_BITS = 64
 
 
 @dataclass(slots=True)
-class Told:
+class FailureReport:
     """Failures of a site since the last telling; `site` is empty for all those beyond the maximum."""
 
     site: str
@@ -131,7 +131,7 @@ class Failures:
         self._clock = clock
         # How many failures of a site its running window holds, and when that began.
         self._sites: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._untold: dict[str, Told] = {}
+        self._untold: dict[str, FailureReport] = {}
 
     def count(self, address: str, reason: str) -> float:
         """Count a failure; how many seconds its answer is to wait."""
@@ -149,7 +149,7 @@ class Failures:
             return 0.0
         return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
 
-    def take_told(self) -> list[Told]:
+    def take_told(self) -> list[FailureReport]:
         """What is to be told since this was called last, the busiest sites first."""
         untold, self._untold = self._untold, {}
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
@@ -160,7 +160,7 @@ class Failures:
 
     def _note(self, site: str, reason: str) -> None:
         known = site in self._untold or len(self._untold) < TOLD_MAX
-        told = self._untold.setdefault(site if known else "", Told(site if known else ""))
+        told = self._untold.setdefault(site if known else "", FailureReport(site if known else ""))
         told.attempts += 1
         told.reasons[reason] = told.reasons.get(reason, 0) + 1
 
@@ -184,7 +184,7 @@ def site_of(address: str) -> str:
 # pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
 
 
-class Settings(Protocol):
+class PepperSettings(Protocol):
     """What is set of them."""
 
     @property
@@ -222,7 +222,7 @@ class Peppers:
         return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
 
 
-def peppers_of(settings: Settings) -> Peppers:
+def peppers_of(settings: PepperSettings) -> Peppers:
     """As settings have them: the earlier ones with a space between two."""
     earlier = settings.earlier_key_peppers.split()
     return Peppers(settings.key_pepper.encode(), tuple(one.encode() for one in earlier))

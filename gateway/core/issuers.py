@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from gateway.core.accounts.administration import KnownPerson
+from gateway.core.accounts.administration import PersonIdentity
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import InvalidApiKey
 
@@ -217,7 +217,7 @@ _NEVER: Final = 2.0**53
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
+class TokenSubject:
     """Whose key a token stands for: one of `known_as`, the first that there is; whose user, and until when.
 
     `ends` is in seconds since the epoch.
@@ -228,7 +228,7 @@ class Meaning:
     ends: float
 
 
-def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> Meaning:
+def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
     """What a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
     if "events" in claims:
         # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
@@ -238,7 +238,7 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> Meanin
     for pointer, wanted in issuer.require:
         if not any(one in wanted for one in _texts(claims, pointer)):
             raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
-    return Meaning(_subjects(issuer, claims), _user(issuer, claims), ends)
+    return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends)
 
 
 def require_audience(issuer: Issuer, claims: Mapping[str, Any]) -> None:
@@ -327,7 +327,7 @@ _EMAIL: Final = "/email"
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
+class IdentityProvider:
     """A provider by which people sign in: `name` is part of its addresses here, `label` what people read.
 
     `issuer` has the rules of its ID tokens: the client's id is their audience, `subject` is the claim that
@@ -350,14 +350,14 @@ class SignIn:
     """How people sign in; `console_url` is where their browsers find the console."""
 
     console_url: str = ""
-    providers: tuple[Provider, ...] = ()
+    providers: tuple[IdentityProvider, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
     """Whom a provider named; an admin token of one of `known_as` stands for them, the first that there is."""
 
-    who: KnownPerson
+    who: PersonIdentity
     known_as: tuple[str, ...]
 
 
@@ -374,7 +374,9 @@ class Arrival:
     id_token: str = field(default="", repr=False)
 
 
-def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None, now: float) -> Person:
+def read_person(
+    provider: IdentityProvider, claims: Mapping[str, Any], nonce: str | None, now: float
+) -> Person:
     """Whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
 
     Its `nonce` must be that of the sign-in. One that comes later need have none (the same, 12.2).
@@ -396,7 +398,7 @@ def read_person(provider: Provider, claims: Mapping[str, Any], nonce: str | None
         raise refused(CLAIMS, "The token does not say whom it is of.")
     if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
-    who = KnownPerson(provider.issuer.issuer, identity, meaning.user or identity)
+    who = PersonIdentity(provider.issuer.issuer, identity, meaning.user or identity)
     return Person(who, meaning.known_as)
 
 

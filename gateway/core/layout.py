@@ -27,7 +27,7 @@ class UnknownLayout(ValueError):
     """Another version has stored this, which nobody here can read."""
 
 
-class Kind(NamedTuple):
+class FieldType(NamedTuple):
     """How Python's and Lua's struct call it, and its bytes. A text has only its length's."""
 
     python: str
@@ -36,24 +36,24 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "u8": Kind("B", "B", 1),
-    "f64": Kind("d", "d", 8),
-    "i64": Kind("q", "i8", 8),
-    "s24": Kind("24s", "c24", 24),
-    "s36": Kind("36s", "c36", 36),
-    "s40": Kind("40s", "c40", 40),
-    "text8": Kind("B", "Bc0", 1),
-    "text16": Kind("H", "Hc0", 2),
+    "u8": FieldType("B", "B", 1),
+    "f64": FieldType("d", "d", 8),
+    "i64": FieldType("q", "i8", 8),
+    "s24": FieldType("24s", "c24", 24),
+    "s36": FieldType("36s", "c36", 36),
+    "s40": FieldType("40s", "c40", 40),
+    "text8": FieldType("B", "Bc0", 1),
+    "text16": FieldType("H", "Hc0", 2),
 }
 
 
-class Field(NamedTuple):
+class LayoutField(NamedTuple):
     """One field. `default` is what stands where nobody fills it in, None where somebody must; `since` is the
     number of the layout with which it came, 0 before there were any.
     """
 
     name: str
-    kind: Kind
+    kind: FieldType
     default: int | None = None
     since: int = 0
 
@@ -64,7 +64,7 @@ class Field(NamedTuple):
 
 
 # What everything stored begins with.
-NUMBER = Field("layout", KINDS["u8"], LAYOUT, FIRST)
+NUMBER = LayoutField("layout", KINDS["u8"], LAYOUT, FIRST)
 
 
 class Layout:
@@ -79,7 +79,7 @@ class Layout:
     def __init__(
         self,
         name: str,
-        described: str | tuple[Field, ...],
+        described: str | tuple[LayoutField, ...],
         shared: int = 0,
         before: tuple[int, str] = (0, ""),
     ) -> None:
@@ -173,7 +173,7 @@ class Layout:
         }
 
 
-def _read(described: str) -> Iterator[Field]:
+def _read(described: str) -> Iterator[LayoutField]:
     for group in described.split(","):
         kind, *names = group.split()
         if kind == "number":
@@ -181,4 +181,4 @@ def _read(described: str) -> Iterator[Field]:
         for one in names:
             name, _, said = one.partition("=")
             default, _, since = said.partition("@")
-            yield Field(name, KINDS[kind], int(default) if default else None, int(since or 0))
+            yield LayoutField(name, KINDS[kind], int(default) if default else None, int(since or 0))

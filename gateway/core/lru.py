@@ -28,7 +28,7 @@ def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
     return kept.setdefault(key, value)
 
 
-class Kept:
+class LruEntry:
     """A value that says when it was put last: after how much of newcomers."""
 
     __slots__ = ("kept_at",)
@@ -36,10 +36,10 @@ class Kept:
     kept_at: int
 
 
-V = TypeVar("V", bound=Kept)
+V = TypeVar("V", bound=LruEntry)
 
 
-class InUse(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """Values of together `most`. `known` is for reading; who reads it by itself renews what was kept before
     `due`. `held` is the size of all.
     """

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Final, NewType
 
 from gateway.core.accounts.plans import Weights
-from gateway.core.billing.money import NO_PRICING, Pricing
+from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 
 INTEGER_MAX = 2**53 - 1
@@ -65,7 +65,7 @@ class Verdict(IntEnum):
     OTHER_ACCOUNT = -14
 
 
-class Settled(IntEnum):
+class SettleResult(IntEnum):
     """First number of a `settle` answer; SPOOLED is no script's: the worker's log has it."""
 
     SPOOLED = 2
@@ -164,7 +164,7 @@ class Attribution:
 
 
 @dataclass(slots=True)
-class Usage:
+class TokenUsage:
     """What an upstream reported or the gateway counted for one call.
 
     `total` is what is charged in tokens. `reported` is False while nothing was reported:
@@ -265,7 +265,7 @@ class Service:
     counts_tokens: bool = True
     credits: int = 0
     one_time: bool = False
-    pricing: Pricing = NO_PRICING
+    pricing: ServicePricing = NO_PRICING
     needs_plan: bool = True
     upstream: str = ""
     paths: tuple[str, ...] = ()
@@ -362,7 +362,7 @@ class Settlement:
 
 
 @dataclass(slots=True)
-class Observed:
+class HoldExtension:
     """A live call's hold as `extend` keeps it: renewed while the call lives.
 
     `tokens` is what was seen so far; `held` how many of them the hold covers, by `counts` its

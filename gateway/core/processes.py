@@ -33,7 +33,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ProgramReport:
     """One that said so, and when it did last: seconds since the epoch, by Redis' clock."""
 
     program: Program
@@ -41,7 +41,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredVersions:
     """What programs have to know: the newest layout in Redis, the schema, since which one programs run on it.
 
     0 and empty where that is not known.
@@ -77,7 +77,7 @@ class TakeUp:
         self._since: float | None = None
         self.why_not = "nobody has looked yet"
 
-    def look(self, now: float, seen: Sequence[Seen] | None, workers: int) -> bool:
+    def look(self, now: float, seen: Sequence[ProgramReport] | None, workers: int) -> bool:
         """Go by who is there, if that is known, and how many gateway workers report; `now` is monotonic."""
         self.why_not = self._trouble(seen, workers)
         if self.why_not:
@@ -88,7 +88,7 @@ class TakeUp:
             self.why_not = "others may not have said yet that they run"
         return not self.why_not
 
-    def _trouble(self, seen: Sequence[Seen] | None, workers: int) -> str:
+    def _trouble(self, seen: Sequence[ProgramReport] | None, workers: int) -> str:
         there = [one.program for one in seen or ()]
         if self._own not in there:
             return "the list of programs is not kept"
@@ -106,7 +106,7 @@ class TakeUp:
         return ""
 
 
-def counted(seen: Iterable[Seen]) -> list[list[object]]:
+def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
     """How many programs there are by role and version, for metrics."""
     found = Counter((one.program.role, one.program.version) for one in seen)
     told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}

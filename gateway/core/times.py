@@ -83,7 +83,7 @@ _STEP_MS: Final = DAY_MS
 _ZONES_KEPT: Final = 1_024
 
 
-class Clock(NamedTuple):
+class ZoneOffset(NamedTuple):
     """How many milliseconds a zone's clocks are before those of UTC, when they change (0 never), to what."""
 
     offset: int = 0
@@ -91,10 +91,10 @@ class Clock(NamedTuple):
     offset_after: int = 0
 
 
-CLOCK_OF_UTC: Final = Clock()
+CLOCK_OF_UTC: Final = ZoneOffset()
 
 
-def clock_of(time_zone: str, at_ms: int) -> Clock:
+def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
     """A zone's clocks as the scripts are told of them at a moment; ZoneInfoNotFoundError: nobody knows it."""
     return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
@@ -128,14 +128,14 @@ def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Ite
 
 
 @lru_cache(_ZONES_KEPT)
-def _clock(time_zone: str, hour: int) -> Clock:
+def _clock(time_zone: str, hour: int) -> ZoneOffset:
     zone, since = ZoneInfo(time_zone), hour * HOUR_MS
     offset = offset_at(zone, since)
     for until in range(since + _STEP_MS, since + _AHEAD_MS, _STEP_MS):
         if offset_at(zone, until) != offset:
             turns_at = _turn(zone, until - _STEP_MS, until)
-            return Clock(offset, turns_at, offset_at(zone, turns_at))
-    return Clock(offset, 0, offset)
+            return ZoneOffset(offset, turns_at, offset_at(zone, turns_at))
+    return ZoneOffset(offset, 0, offset)
 
 
 def _turn(zone: ZoneInfo, before: int, after: int) -> int:

@@ -44,7 +44,7 @@ class Parent(NamedTuple):
         return bool(self.flags & SAMPLED)
 
 
-class Kind(IntEnum):
+class SpanKind(IntEnum):
     """What a span is to its trace; the numbers are OpenTelemetry's."""
 
     INTERNAL = 1
@@ -57,7 +57,7 @@ class Span:
     """One step: from `started` to `ended`. `error` says in a word what went wrong, empty for nothing."""
 
     name: str
-    kind: Kind
+    kind: SpanKind
     span_id: bytes
     parent_id: bytes
     started: float

@@ -132,7 +132,7 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> Wait[T]:
     return over
 
 
-class Within:
+class AwakeTimeout:
     """`asyncio.timeout` by time awake: a stall of the loop counts as one part of `LOOKS_MIN` at most."""
 
     __slots__ = ("_left", "_loop", "_part_s", "_timeout", "_timer")

@@ -32,7 +32,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Ask, Server
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.connection import Wire, encode, script_parts
+from gateway.counters.redis.connection import RedisConnection, encode, script_parts
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # The markers of a server's partitions: which history they name, and having none of them name another one.
@@ -105,7 +105,7 @@ PULSE_S_MAX = 30 * 86_400
 OLDER, FOLLOWED = "it is older than what this process left in it", "its server was another's replica"
 
 
-class Fence:
+class HistoryGuard:
     """Guards one wire: its `run_id` is the history's from the first moment of each connection.
 
     `pulse` names this process among all; `clock` is monotonic. `noticed` counts the exchanges of data that
@@ -115,7 +115,7 @@ class Fence:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: RedisConnection,
         pulse: str,
         clock: Callable[[], float],
         say: Callable[..., None] = lambda *_, **__: None,
@@ -365,14 +365,14 @@ LOOK_S = 0.5
 IDLE_S = 30.0
 
 
-class Fences:
+class HistoryGuards:
     """`guard` makes the one of a wire before that connects; `pulse` names this process among all."""
 
     def __init__(
         self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
     ) -> None:
         self._pulse, self._clock, self._say = pulse, clock, say
-        self._fences: dict[Wire, Fence] = {}
+        self._fences: dict[RedisConnection, HistoryGuard] = {}
         self._promoted: dict[bytes, bytes] = {}
         self._noticed_before = 0
 
@@ -381,23 +381,23 @@ class Fences:
         """The exchanges of data that this process was the first to say."""
         return self._noticed_before + sum(one.noticed for one in self._fences.values())
 
-    def guard(self, wire: Wire) -> None:
+    def guard(self, wire: RedisConnection) -> None:
         """Make the fence of a wire; those of wires that are closed are forgotten."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
-        self._fences[wire] = Fence(wire, self._pulse, self._clock, self._say, self._promoted)
+        self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)
 
-    def of(self, wire: Wire) -> Fence:
+    def of(self, wire: RedisConnection) -> HistoryGuard:
         """The fence of a wire."""
         return self._fences[wire]
 
-    async def announce(self, wire: Wire, trouble: str) -> None:
+    async def announce(self, wire: RedisConnection, trouble: str) -> None:
         """Somebody knows that the data behind a wire is older than it was."""
         await self._fences[wire].announce(trouble)
 
     async def keep_looking(self) -> None:
         """Have each look twice a second, whatever holds up another, until cancelled."""
-        looking: dict[Wire, asyncio.Task[None]] = {}
+        looking: dict[RedisConnection, asyncio.Task[None]] = {}
         try:
             while True:
                 for wire in [one for one in looking if one.closed]:
@@ -413,7 +413,7 @@ class Fences:
                 task.cancel()
 
 
-async def keep_looking(wire: Wire, fence: Fence) -> None:
+async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
     """Look twice a second until cancelled; seldom while nobody is served by what is asked of this server.
 
     What is asked is followed by a look within half a second, and so is the word that anything may have
@@ -434,12 +434,12 @@ async def keep_looking(wire: Wire, fence: Fence) -> None:
 # The word of a server that a keeper has verified all that it has: whatever is not there does not exist.
 
 
-def ask_word(wire: Wire) -> Wait[Reply]:
+def ask_word(wire: RedisConnection) -> Wait[Reply]:
     """Ask for the history under which all of it was verified."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 
-async def says_verified(wire: Wire, word: Wait[Reply]) -> bool:
+async def says_verified(wire: RedisConnection, word: Wait[Reply]) -> bool:
     """Whether its word names the history it has now; False where it does not answer."""
     with suppress(CountersUnavailable):
         return await in_task(word) == wire.run_id

@@ -11,7 +11,14 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.budgets import account_of, accounts_of, defined
-from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb, correction_id
+from gateway.core.accounts.holds import (
+    ChargedAmounts,
+    ExpiredHold,
+    LateResolution,
+    LateSettlement,
+    Verb,
+    correction_id,
+)
 from gateway.core.accounts.outbox import (
     ENTRY,
     HEAD_BEFORE,
@@ -135,7 +142,7 @@ ORGANIZATIONS_MAX = 10_000
 
 
 @dataclass(slots=True)
-class _Known:
+class _PartitionState:
     """What was seen of one partition.
 
     `marks`: queue entries up to the first place came behind outbox entries up to the second, at most.
@@ -149,9 +156,9 @@ class _Known:
     clear: dict[int, StreamPlace] = field(default_factory=dict)
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
-    def emptied(self) -> _Known:
+    def emptied(self) -> _PartitionState:
         """What is still worth knowing once the queue is empty."""
-        return _Known(self.under, clear=self.clear)
+        return _PartitionState(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
         """The newest outbox entry that may have been there before this one of the queue."""
@@ -178,7 +185,7 @@ class LateLane:
     ) -> None:
         self._client = client
         self._look_entries_min, self._lane_look_max = look_entries_min, lane_look_max
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, _PartitionState] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
         """Up to `count` late settlements, shared between partitions, in the order of each queue.
@@ -202,7 +209,7 @@ class LateLane:
 
     async def _look(self, partition: int, count: int) -> list[LateSettlement]:
         """One pass over one queue, from the first entry that may have become decidable."""
-        known = self._known.setdefault(partition, _Known())
+        known = self._known.setdefault(partition, _PartitionState())
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
         blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
@@ -236,7 +243,7 @@ class LateLane:
         return found
 
     async def _page(
-        self, partition: int, known: _Known, start: StreamPlace, size: int
+        self, partition: int, known: _PartitionState, start: StreamPlace, size: int
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
         """Entries of a queue from a place on, the last one's place, and whether there may be more.
 
@@ -276,7 +283,9 @@ class LateLane:
                 self._client.left_alone.note("settlement", name, "it cannot be read")
         return read
 
-    async def _free(self, partition: int, known: _Known, entries: Sequence[LateEntry]) -> list[LateEntry]:
+    async def _free(
+        self, partition: int, known: _PartitionState, entries: Sequence[LateEntry]
+    ) -> list[LateEntry]:
         """Those of which nothing waits any more, neither from before them nor of themselves."""
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
@@ -308,7 +317,9 @@ class LateLane:
             raise CountersRefused("the number of entries set aside is no hash")
         return {one for one, count in zip(asked, counts, strict=True) if count}
 
-    async def _advance(self, partition: int, known: _Known, until: Mapping[int, StreamPlace]) -> None:
+    async def _advance(
+        self, partition: int, known: _PartitionState, until: Mapping[int, StreamPlace]
+    ) -> None:
         """Look in the outbox for each organization's oldest entry, as far as it matters."""
         clear = known.clear
         open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
@@ -395,7 +406,7 @@ _FIRST = b"-inf"
 STRANGE = "surrogateescape"
 
 
-class Keeping:
+class ReclaimClient:
     """What reclaiming and late posting ask and write, over the keeper's connection."""
 
     def __init__(self, client: Client) -> None:
@@ -478,7 +489,7 @@ class Keeping:
             await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), *gone)
         return found, unread
 
-    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.
 
         A lease is only given back, if nobody renewed it meanwhile.
@@ -511,7 +522,7 @@ class Keeping:
         self._looked_under = self._client.run_id
         return await self._lane.decidable(count)
 
-    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+    async def end(self, endings: Sequence[LateResolution]) -> list[bool]:
         """Deal with late settlements in one write, each once by its entry; which were dealt with.
 
         False where an account is not known, the counters refuse this one alone, or nobody can read which
@@ -541,7 +552,7 @@ class Keeping:
             raise unavailable
         return [charged.get(one, True) for one in endings]
 
-    def _charge(self, ending: Ending, definitions: Mapping[str, bytes]) -> Wait[Reply]:
+    def _charge(self, ending: LateResolution, definitions: Mapping[str, bytes]) -> Wait[Reply]:
         """Send a post, which needs no hold, or what was used beyond what a reclaim charged.
 
         Budgets that are no more are left out.
@@ -605,7 +616,7 @@ def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes,
     return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
 
 
-def _waits(ending: Ending, unread: Collection[int]) -> bool:
+def _waits(ending: LateResolution, unread: Collection[int]) -> bool:
     """Whether it counts in budgets that nobody can read."""
     late = ending.late.settlement
     return bool(late.budgets) and late.caller.organization_id in unread

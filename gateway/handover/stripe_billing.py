@@ -26,11 +26,11 @@ from gateway.core.billing.handover import (
     ERROR_CHARS_MAX,
     FAILED,
     WAITING,
-    Collected,
-    Handover,
-    Line,
-    Outcome,
-    Returned,
+    CollectionStatus,
+    HandoverOutcome,
+    HandoverStep,
+    PayableLine,
+    PaymentReturn,
     folded,
 )
 from gateway.core.billing.handover import (
@@ -39,7 +39,7 @@ from gateway.core.billing.handover import (
 from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
 
-# Stripe by its own library: one client, every request in bounded time, every failure an `Outcome`.
+# Stripe by its own library: one client, every request in bounded time, every failure an `HandoverOutcome`.
 #
 # The library keeps no secret out of its messages by promise, so what is kept of one is bounded and masked
 # here.
@@ -92,35 +92,35 @@ class StripeApi:
             max_network_retries=0,
         )
 
-    async def settled(self, attempt: Awaitable[Outcome]) -> Outcome:
+    async def settled(self, attempt: Awaitable[HandoverOutcome]) -> HandoverOutcome:
         """What comes of an attempt; what it fails by is told, not raised."""
         try:
             return await attempt
         except Unfinished as error:
-            return Outcome(FAILED, shown(str(error)), anew=True)
+            return HandoverOutcome(FAILED, shown(str(error)), anew=True)
         except stripe.APIConnectionError as error:
-            return Outcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
+            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
         except stripe.StripeError as error:
             return _told(error)
         except self.broken_off as error:
-            return Outcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
+            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
 
     async def aclose(self) -> None:
         """Let go of all connections."""
         await self._http.close_async()
 
 
-def once(handover: Handover, step: str) -> Params:
+def once(handover: HandoverStep, step: str) -> Params:
     """What makes a request of a hand-over once, however often it is sent."""
     return {"idempotency_key": f"tollkeeper-{handover.key}-{handover.version}-{step}"}
 
 
-def marks(handover: Handover) -> dict[str, str]:
+def marks(handover: HandoverStep) -> dict[str, str]:
     """What is written on whatever is made of a hand-over."""
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
-async def made(handover: Handover, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
+async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
     """What a hand-over has made before, among what a list of Stripe's has."""
     async for one in every(page):
         if (one.get("metadata") or {}).get(MARK) == handover.key:
@@ -152,18 +152,18 @@ async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Objec
     raise Unfinished(f"Stripe lists more than {PAGES_MAX * PAGE} of the customer's; it is not looked further")
 
 
-def _told(error: Any) -> Outcome:
+def _told(error: Any) -> HandoverOutcome:
     """What an answer that is an error means: an account that lets nobody in or is busy is asked again."""
     status = error.http_status or 0
     if status == 401:
-        return Outcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
+        return HandoverOutcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
     named = f" ({error.request_id})" if error.request_id else ""
     said = shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
     if status in {409, 429}:
-        return Outcome(WAITING, said)
+        return HandoverOutcome(WAITING, said)
     if isinstance(error, stripe.IdempotencyError) or status == 403 or status >= 500 or not status:
-        return Outcome(WAITING, said, anew=True)
-    return Outcome(FAILED, said, anew=True)
+        return HandoverOutcome(WAITING, said, anew=True)
+    return HandoverOutcome(FAILED, said, anew=True)
 
 
 def _cause(error: Exception) -> str:
@@ -237,35 +237,35 @@ class StripeInvoices:
         self._now = now
         self._lines_at_once = lines_at_once
 
-    async def hand_over(self, handover: Handover, note: Note) -> Outcome:
+    async def hand_over(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
         """Make one attempt; whatever the other side does is told, not raised."""
         try:
             async with asyncio.timeout(ATTEMPT_S_MAX):
                 return await self._api.settled(self._handed(handover, note))
         except TimeoutError:
-            return Outcome(WAITING, f"not done within {ATTEMPT_S_MAX:g} seconds")
+            return HandoverOutcome(WAITING, f"not done within {ATTEMPT_S_MAX:g} seconds")
 
-    async def _handed(self, handover: Handover, note: Note) -> Outcome:
+    async def _handed(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
         try:
             if handover.kind == "invoice":
                 return await self._invoice(handover, note)
             if handover.kind == "credit_note":
                 return await self._credit_note(handover)
             if handover.about is None:
-                return Outcome(CANCELED, "what it is about was never handed over")
+                return HandoverOutcome(CANCELED, "what it is about was never handed over")
             if handover.kind == "void" and handover.paper.kind == "credit_note":
                 return await self._void_note(handover, handover.about)
             return await self._ended(handover, handover.about)
         except Unspeakable as error:
             raise Unfinished(str(error)) from error
 
-    async def _invoice(self, handover: Handover, note: Note) -> Outcome:
+    async def _invoice(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
         paper = handover.paper
         there = await self._known(handover)
         if paper.status == "void" and (there is None or there["status"] == "draft"):
             if there is not None:
                 await self._api.v1.invoices.delete_async(there["id"])
-            return Outcome(CANCELED, "made void before it was handed over")
+            return HandoverOutcome(CANCELED, "made void before it was handed over")
         is_new = there is None
         if there is None:
             asked = self._draft(handover)
@@ -280,9 +280,9 @@ class StripeInvoices:
             advance = {"auto_advance": True}
             final = self._api.v1.invoices.finalize_invoice_async
             there = (await final(there["id"], advance, once(handover, "finalize"))).to_dict()
-        return Outcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
+        return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
-    async def _known(self, handover: Handover) -> Object | None:
+    async def _known(self, handover: HandoverStep) -> Object | None:
         """What this hand-over made before, as it stands now."""
         if handover.remote_id is not None:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
@@ -293,7 +293,7 @@ class StripeInvoices:
         of = {"customer": handover.customer, "created": {"gte": since}}
         return await made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
 
-    def _draft(self, handover: Handover) -> Params:
+    def _draft(self, handover: HandoverStep) -> Params:
         paper = handover.paper
         last = paper.period_end - timedelta(days=1)
         asked: Params = {
@@ -315,7 +315,7 @@ class StripeInvoices:
             asked |= self._due(handover)
         return asked
 
-    def _due(self, handover: Handover) -> Params:
+    def _due(self, handover: HandoverStep) -> Params:
         """Until when it is to be paid; Stripe takes no day that is over."""
         day = handover.paper.due_date
         if day is None:
@@ -328,7 +328,7 @@ class StripeInvoices:
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
 
-    async def _filled(self, handover: Handover, there: Object, has: set[str]) -> Object:
+    async def _filled(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
         """Put in the lines that a draft has not yet."""
         currency = handover.paper.currency
         lines = [line for line in folded(handover.paper.lines) if str(line.position) not in has]
@@ -340,7 +340,7 @@ class StripeInvoices:
             ).to_dict()
         return there
 
-    async def _credit_note(self, handover: Handover) -> Outcome:
+    async def _credit_note(self, handover: HandoverStep) -> HandoverOutcome:
         currency, amount = handover.paper.currency, -handover.paper.total
         if handover.about is None:
             return await self._to_balance(handover, -to_stripe(amount, currency))
@@ -349,17 +349,17 @@ class StripeInvoices:
         )
         if there is None:
             if handover.paper.status == "void":
-                return Outcome(CANCELED, "made void before it was handed over")
+                return HandoverOutcome(CANCELED, "made void before it was handed over")
             invoice = (await self._api.v1.invoices.retrieve_async(handover.about)).to_dict()
             asked = _note(handover, to_stripe(amount, currency), int(invoice["amount_remaining"]))
             there = (await self._api.v1.credit_notes.create_async(asked, once(handover, "create"))).to_dict()
         credited = from_stripe(int(there.get("post_payment_amount") or 0), currency)
-        return Outcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
+        return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
 
-    async def _to_balance(self, handover: Handover, amount: int) -> Outcome:
+    async def _to_balance(self, handover: HandoverStep, amount: int) -> HandoverOutcome:
         """What gives back days of several invoices is no note of one: the customer's next invoice is less."""
         if handover.paper.status == "void" and handover.kind == "credit_note":
-            return Outcome(CANCELED, "made void before it was handed over")
+            return HandoverOutcome(CANCELED, "made void before it was handed over")
         moves = self._api.v1.customers.balance_transactions
         there = await made(handover, partial(moves.list_async, handover.customer))
         if there is None:
@@ -369,17 +369,17 @@ class StripeInvoices:
             }  # fmt: skip
             done = await moves.create_async(handover.customer, asked, once(handover, "create"))
             there = done.to_dict()
-        return Outcome(DONE, remote_id=there["id"])
+        return HandoverOutcome(DONE, remote_id=there["id"])
 
-    async def _void_note(self, handover: Handover, about: str) -> Outcome:
+    async def _void_note(self, handover: HandoverStep, about: str) -> HandoverOutcome:
         if about.startswith("cbtxn_"):
             return await self._to_balance(handover, to_stripe(-handover.paper.total, handover.paper.currency))
         there = (await self._api.v1.credit_notes.retrieve_async(about)).to_dict()
         if there["status"] != "void":
             await self._api.v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
-        return Outcome(DONE, remote_id=about)
+        return HandoverOutcome(DONE, remote_id=about)
 
-    async def _ended(self, handover: Handover, about: str) -> Outcome:
+    async def _ended(self, handover: HandoverStep, about: str) -> HandoverOutcome:
         """Bring an invoice to the end it has here: void, paid to somebody else, or given up."""
         there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
         invoices, key = self._api.v1.invoices, once(handover, handover.kind)
@@ -394,10 +394,10 @@ class StripeInvoices:
             await invoices.mark_uncollectible_async(about, {}, key)
         elif stands == "paid" and handover.kind == "void":
             raise Unfinished(f"{about} is paid at Stripe: give the money back there, or record it here")
-        return Outcome(DONE, remote_id=about)
+        return HandoverOutcome(DONE, remote_id=about)
 
 
-def _compare(handover: Handover, there: Object) -> None:
+def _compare(handover: HandoverStep, there: Object) -> None:
     """`Unfinished` where Stripe would collect something else than the document says."""
     paper = handover.paper
     total = from_stripe(int(there["total"]), paper.currency)
@@ -407,7 +407,7 @@ def _compare(handover: Handover, there: Object) -> None:
         raise Unfinished(f"{there['id']} comes to {found} instead of {wanted}")
 
 
-def _line(line: Line, currency: str) -> Params:
+def _line(line: PayableLine, currency: str) -> Params:
     asked = {
         "amount": to_stripe(line.amount, currency),
         "description": line.description[:DESCRIPTION_CHARS_MAX],
@@ -422,7 +422,7 @@ def _line(line: Line, currency: str) -> Params:
     return asked | {"period": {"start": int(start.timestamp()), "end": int(end.timestamp())}}
 
 
-def _note(handover: Handover, amount: int, remaining: int) -> Params:
+def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
     """A credit note; what was paid already goes to the customer's balance."""
     asked: Params = {
         "invoice": handover.about,
@@ -458,7 +458,7 @@ class StripeEvents:
         self._secret, self._clock = secret, clock
         self._tolerance_s = tolerance_s
 
-    def read(self, body: bytes, signature: str) -> Collected | Returned | None:
+    def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | None:
         """What is told; None where it is about no invoice and no money that went back.
 
         `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
@@ -484,22 +484,22 @@ def _signed_at(signature: str) -> int:
     return int(next(part[2:] for part in signature.split(",") if part.startswith("t=")))
 
 
-def _collected(event: Any) -> Collected | None:
+def _collected(event: Any) -> CollectionStatus | None:
     invoice, name, kind = event["data"]["object"], str(event["id"]), str(event["type"])
     if not invoice.get("id") or not kind.startswith("invoice.") or len(name) > NAME_CHARS_MAX:
         return None
-    return Collected(
+    return CollectionStatus(
         name, kind, str(invoice["id"]), mark_of(invoice), str(invoice["currency"]).upper(),
         settled_of(invoice), given_up=kind == "invoice.marked_uncollectible", void=kind == "invoice.voided",
     )  # fmt: skip
 
 
-def _returned(event: Any) -> Returned | None:
+def _returned(event: Any) -> PaymentReturn | None:
     """Of which payment money went back; None where it is of none that invoices have."""
     payment, name, kind = event["data"]["object"].get("payment_intent"), str(event["id"]), str(event["type"])
     if not payment or not kind.startswith(_RETURNED) or len(name) > NAME_CHARS_MAX:
         return None
-    return Returned(name, kind, str(payment))
+    return PaymentReturn(name, kind, str(payment))
 
 
 def mark_of(invoice: Mapping[str, Any]) -> str:
@@ -533,7 +533,7 @@ class StripeReturns:
     def __init__(self, api: StripeApi) -> None:
         self._api = api
 
-    async def look_up(self, told: Returned) -> Sequence[Collected]:
+    async def look_up(self, told: PaymentReturn) -> Sequence[CollectionStatus]:
         """What each invoice of a payment stands at; `CollectorUnavailable` where Stripe does not say."""
         try:
             invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
@@ -542,7 +542,7 @@ class StripeReturns:
             why = shown(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
-    async def _stands(self, told: Returned, invoice_id: str) -> Collected:
+    async def _stands(self, told: PaymentReturn, invoice_id: str) -> CollectionStatus:
         invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
@@ -551,7 +551,7 @@ class StripeReturns:
             if payment is not None:
                 back += await self._share(payment, invoice_id)
         name = f"{told.name}:{invoice_id}"
-        return Collected(
+        return CollectionStatus(
             name, told.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
             given_back=from_stripe(back, currency),
         )  # fmt: skip

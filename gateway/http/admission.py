@@ -11,9 +11,9 @@ from typing import Final
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.calls.call import Call, is_light
+from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
-from gateway.core.calls.tariff import UNPRICED, CallPrices, Priced, PriceOf, vectors_of
+from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, vectors_of
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
@@ -33,13 +33,13 @@ from gateway.errors import (
 )
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_left_alone
-from gateway.http.ports import Directory, Ports
-from gateway.http.routing.head import CallHead, Proof
+from gateway.http.ports import DirectoryPort, Ports
+from gateway.http.routing.head import CallHead, HeaderCredential
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
 
 # What is known of a call before its body.
-_UNREAD: Final = Call("none", GENERIC, b"")
+_UNREAD: Final = CallRequest("none", GENERIC, b"")
 # A model that nobody has and no price is of.
 _UNHEARD_OF: Final = "\0"
 _BY_COST: Final = "its service is charged what it costs"
@@ -132,7 +132,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def _read(exchange: Exchange, body: bytes) -> Call:
+def _read(exchange: Exchange, body: bytes) -> CallRequest:
     """What is asked for; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
@@ -148,7 +148,7 @@ def _read(exchange: Exchange, body: bytes) -> Call:
     return call
 
 
-async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call:
+async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> CallRequest:
     """The same of a large body, in its organization's turn. All that waits counts in its caller's share.
 
     Who is refused by its head takes no turn.
@@ -161,7 +161,9 @@ async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call
 # What a call may ask for, and at which prices: those of all models it names, as they are now.
 
 
-def _priced(exchange: Exchange, caller: Caller, call: Call) -> tuple[Service, CallPrices, CallBudgets | None]:
+def _priced(
+    exchange: Exchange, caller: Caller, call: CallRequest
+) -> tuple[Service, CallPrices, CallBudgets | None]:
     """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
 
     403 where its key may not ask for every model that may answer, or nobody says a price that decides. What
@@ -200,7 +202,7 @@ def _priced(exchange: Exchange, caller: Caller, call: Call) -> tuple[Service, Ca
 
 
 def _prices(
-    ports: Ports, caller: Caller, service: Service, call: Call, budgets: CallBudgets | None
+    ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
 ) -> CallPrices:
     """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
 
@@ -230,7 +232,7 @@ def _prices(
     return prices
 
 
-def check_known(prices: CallPrices, call: Call, budgets: CallBudgets | None = None) -> None:
+def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:
     """`ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for one.
 
     Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
@@ -249,16 +251,16 @@ def _why(budgets: CallBudgets | None) -> str:
     return f"the budget {budgets.refusing(MONEY)} limits what calls cost"
 
 
-def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> Priced:
+def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> PriceMatch:
     found = look_up(caller, model, 0.0, own)
     if found is not None:
-        return Priced(model, found)
+        return PriceMatch(model, found)
     found = stand_in(caller, model, 0.0, own)
-    return Priced(model, found, found is not None)
+    return PriceMatch(model, found, found is not None)
 
 
 def _check_overlapping(
-    directory: Directory, caller: Caller, service: Service, overlapping: tuple[str, ...]
+    directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
     """`UnknownRoute` where the caller could have the same paths at another price."""
     for key in overlapping:
@@ -276,7 +278,7 @@ def _check_overlapping(
 # Which models a caller is told of: those it could call, by its key, its services and their prices.
 
 
-def _narrow(exchange: Exchange, caller: Caller, call: Call, listing: Listing) -> None:
+def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
     own, patterns = caller.models, Patterns(caller.models or ())
@@ -316,7 +318,7 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
 def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) -> bool:
     """Whether a call of a model would be admitted as far as its price decides."""
     ports, said = exchange.worker.ports, exchange.head.attribution
-    call = Call("none", exchange.routed.family, b"", model=model)
+    call = CallRequest("none", exchange.routed.family, b"", model=model)
     try:
         budgets = None
         if service.id:
@@ -327,7 +329,7 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
     return True
 
 
-async def _identify_by_any(directory: Directory, proof: Proof) -> Caller:
+async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:
     """The caller by whichever digest is known; the next call of this proof begins with that one."""
     digests = (proof.digest, *proof.others)
     wrong = InvalidApiKey()
@@ -357,7 +359,7 @@ def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
     digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
     if digests is None:
         raise refusal
-    call = CallHead(head.routed, Proof(digests[0], others=digests[1:]), head.said)
+    call = CallHead(head.routed, HeaderCredential(digests[0], others=digests[1:]), head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.cors = head.passed, head.cors
     return call

@@ -23,12 +23,12 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.billing.price_book import Counts, TokenRate, Vector, cost_nano, unpriced, usual_rate
-from gateway.core.calls.call import Call, input_tokens
+from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import NO_ESTIMATE, CallClaim, bind_output, claim_of
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
-    Priced,
+    PriceMatch,
     PriceOf,
     answering,
     charge_of,
@@ -43,12 +43,12 @@ from gateway.core.model import (
     INTEGER_MAX,
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
-    Observed,
     Service,
-    Settled,
     Settlement,
-    Usage,
+    SettleResult,
+    TokenUsage,
     Verdict,
 )
 from gateway.errors import CountersUnavailable
@@ -59,12 +59,12 @@ NO_DETAIL = Detail()
 # Why a call failed whose upstream said so.
 UPSTREAM_ERROR = "upstream_error"
 TIMED_OUT = frozenset({408, 504, 524})  # the last one is Cloudflare's
-_UNUSED = Usage(units=0)
+_UNUSED = TokenUsage(units=0)
 _NO_FIELDS: frozenset[str] = frozenset()
 _NO_UNITS: frozenset[str] = frozenset()
-_NO_PRICE: Final = Priced("", None)
+_NO_PRICE: Final = PriceMatch("", None)
 _ADMITTED = Verdict.ADMITTED
-_UNVERIFIED = Settled.UNVERIFIED
+_UNVERIFIED = SettleResult.UNVERIFIED
 # The status a client is told, 0 for its upstream's, and why.
 Failed = tuple[int, str]
 _NOT: Failed = (0, "")
@@ -90,7 +90,7 @@ class AdmittedCall:
     decision: Decision
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
-        self, exchange: Exchange, caller: Caller, service: Service, call: Call,
+        self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
         raises: AdmittedCall | None = None, prices: CallPrices = NO_PRICES,
         budgets: CallBudgets | None = None,
     ) -> None:  # fmt: skip
@@ -106,7 +106,7 @@ class AdmittedCall:
         self._accounts: tuple[str, ...] = ()
         self._stands_in = False
         # What is seen of it once it is watched; what its hold covers, and it costs while it runs, once asked.
-        self._observed: Observed | None = None
+        self._observed: HoldExtension | None = None
         self._covered = -1
         self._rate: TokenRate | None = None
         self._money_rate: TokenRate | None = None
@@ -214,11 +214,11 @@ class AdmittedCall:
         self._worker.ports.counters.outgrown(observed)
         return True
 
-    def _watch(self) -> Observed:
+    def _watch(self) -> HoldExtension:
         """Have the hold renewed from now on."""
         decision, budgets = self.decision, self.budgets
         held = self._tokens_covered()
-        observed = self._observed = Observed(
+        observed = self._observed = HoldExtension(
             self.caller, self._exchange.request_id, held, counts=self.service.counts_tokens, rate=self._rate,
             weights=decision.weights, quota=decision.held_tokens, most=self.call.most or INTEGER_MAX,
         )  # fmt: skip
@@ -290,7 +290,7 @@ class AdmittedCall:
             self._worker.ports.counters.unwatch(self._observed)
             self._observed = None
 
-    def _facts(self, usage: Usage, status: int, reason: str, used: bool) -> CallFacts:
+    def _facts(self, usage: TokenUsage, status: int, reason: str, used: bool) -> CallFacts:
         """What the call is stored as: what it used and cost, how it went, and why it failed, if it did."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
@@ -337,7 +337,7 @@ class AdmittedCall:
             else named_unpriced(unpriced(price, detail.tools)),
         )
 
-    def _settlement(self, usage: Usage, facts: CallFacts | None, used: bool) -> Settlement:
+    def _settlement(self, usage: TokenUsage, facts: CallFacts | None, used: bool) -> Settlement:
         """What charges the call; or gives its hold back, with what the journal says of it."""
         exchange, service, budgets = self._exchange, self.service, self.budgets
         settlement = Settlement(
@@ -362,7 +362,7 @@ class AdmittedCall:
                 settlement.money = min(cost, INTEGER_MAX)
         return settlement
 
-    def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
+    def _count(self, usage: TokenUsage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
         ports, service, call = self._worker.ports, self.service, self.call
         if complete:
@@ -385,7 +385,7 @@ class AdmittedCall:
 
 def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, and what came of it
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
-) -> Priced:  # fmt: skip
+) -> PriceMatch:  # fmt: skip
     """The price of a call of its admission, now that it is known what answered and how much was used."""
     named, answered = prices.named, detail.model
     if not named:
@@ -398,12 +398,12 @@ def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, a
             return found
         vector = look_up(caller, answered, now_s - prices.at_s, False)
         if vector is not None:
-            return Priced(answered, vector)
+            return PriceMatch(answered, vector)
     return found
 
 
 def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
-    look_up: PriceOf, caller: Caller, prices: CallPrices, price: Priced, detail: Detail, counts: Counts,
+    look_up: PriceOf, caller: Caller, prices: CallPrices, price: PriceMatch, detail: Detail, counts: Counts,
     now_s: float,
 ) -> int | None:  # fmt: skip
     """What a call costs in nano-units; tokens of another model within it cost what that model's do."""
@@ -431,22 +431,22 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
 # Whether a call that came to nothing may have cost its upstream something.
 
 
-def _input_alone(call: Call) -> Usage:
+def _input_alone(call: CallRequest) -> TokenUsage:
     """What a call costs at least that an upstream took: it has read the input, whoever hears the answer."""
     tokens = input_tokens(call) if call.has_input else 0
-    return Usage(tokens, total=tokens, estimated=tokens > 0)
+    return TokenUsage(tokens, total=tokens, estimated=tokens > 0)
 
 
-def _may_have_worked(usage: Usage, status: int) -> bool:
+def _may_have_worked(usage: TokenUsage, status: int) -> bool:
     """Whether an upstream that said nothing of any use may have begun: it did not refuse either."""
     return _says_nothing(usage) and (status == 0 or 200 <= status < 300)
 
 
-def _gave_up(call: Call, usage: Usage, status: int) -> bool:
+def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
     """Whether an answer may have come to nothing by the timeout that its call states."""
     timed_out = status in TIMED_OUT or 200 <= status < 300
     return call.gives_up and timed_out and call.has_input and _says_nothing(usage)
 
 
-def _says_nothing(usage: Usage) -> bool:
+def _says_nothing(usage: TokenUsage) -> bool:
     return not (usage.units > 0 or usage.total > 0 or usage.reported)

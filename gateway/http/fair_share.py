@@ -13,7 +13,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 
-class Shares:
+class FairShares:
     """`most` of something, of which one of its users has `each` at most. Users are numbers.
 
     Where `each` is less than the whole, nobody takes more than would then be left for all others
@@ -72,7 +72,7 @@ AT_ONCE_BYTES_MAX = 32 * 1024
 TURN_S_MAX = 0.001
 
 
-class Turns:
+class FairQueue:
     """Ask with `take_now`; where that says no, `wait_for` one."""
 
     __slots__ = ("_left", "_loop", "_scheduled", "_seconds", "_waiting")
@@ -128,7 +128,7 @@ REST_S_MAX = 0.5  # after one body
 _READER = ThreadPoolExecutor(1, "bodies")
 
 
-class _Waiting(Generic[T]):
+class _FairWaiter(Generic[T]):
     """One who waits for a turn; nobody does any more where `read` is None."""
 
     __slots__ = ("read", "result")
@@ -144,13 +144,13 @@ class LargeBodies(Generic[T]):
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._waiting: dict[int, deque[_Waiting[T]]] = {}
+        self._waiting: dict[int, deque[_FairWaiter[T]]] = {}
         self._taken = False
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
         """What `read` returns, once it had its turn."""
-        one = _Waiting(read, self._loop.create_future())
+        one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
         if not self._taken:
             self._next()
@@ -175,7 +175,7 @@ class LargeBodies(Generic[T]):
                 doing = self._loop.run_in_executor(_READER, one.read)
                 doing.add_done_callback(partial(self._done, one, self._seconds()))
 
-    def _done(self, one: _Waiting[T], began: float, doing: asyncio.Future[T]) -> None:
+    def _done(self, one: _FairWaiter[T], began: float, doing: asyncio.Future[T]) -> None:
         """Tell who waited, and rest: the next one begins once this one has taken no more than the share."""
         took = self._seconds() - began
         self._loop.call_later(min(REST_S_MAX, took * (1 / TIME_SHARE - 1)), self._next)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.circuit_breaker import EVERYBODY, wait_told
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.metering.meters import make_meter
@@ -93,7 +93,7 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     return answer
 
 
-def _opening(exchange: Exchange, call: Call) -> bytes:
+def _opening(exchange: Exchange, call: CallRequest) -> bytes:
     """The head of the upstream's request, but for its framing."""
     routed = exchange.routed
     closing = routed.closing_plain if call.strip_usage else routed.closing
@@ -124,7 +124,7 @@ def _is_form(pair: bytes) -> bool:
 # An upstream's own limits: which calls are refused for what it said of them.
 
 
-def check_left_alone(exchange: Exchange, caller: Caller, call: Call) -> None:
+def check_left_alone(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
     """`UpstreamLimited` where a call may not be sent now."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.routed.upstream)
@@ -149,7 +149,7 @@ def check_left_alone(exchange: Exchange, caller: Caller, call: Call) -> None:
 
 
 def leave_alone(
-    exchange: Exchange, call: Call, answer: AnswerHead, wait_s: float, spent: bool = False
+    exchange: Exchange, call: CallRequest, answer: AnswerHead, wait_s: float, spent: bool = False
 ) -> None:
     """Have the upstream of a call that it refused be left alone for so long, within the maximum.
 
@@ -176,7 +176,7 @@ def _entry(upstream: Upstream, kind: str, name: str) -> str:
     return f"{upstream.account} {kind} {name}"
 
 
-def _asked(exchange: Exchange, call: Call) -> tuple[str, str]:
+def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
     """What is asked of the account: a model, else a service, else what is free."""
     routed = exchange.routed
     if not routed.metered:

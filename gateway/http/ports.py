@@ -9,19 +9,19 @@ from typing import Protocol
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.billing.price_book import Vector
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import Estimator
-from gateway.core.circuit_breaker import Cooling, Failing
+from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
 from gateway.core.model import (
     Attribution,
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
-    Observed,
     Service,
-    Settled,
     Settlement,
+    SettleResult,
 )
 from gateway.core.traces import Parent, Span, Trace
 from gateway.http.tally import Tally
@@ -31,7 +31,7 @@ from gateway.http.upstream.dialing import LookUp, by_system
 Log = Callable[..., None]
 
 
-class Directory(Protocol):
+class DirectoryPort(Protocol):
     """Who calls and what may be called. Bounded caches; never more than a second old."""
 
     def cached(self, digest: str) -> Caller | None:
@@ -50,7 +50,7 @@ class Directory(Protocol):
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
 
     def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
     ) -> CallBudgets | None:
         """The budgets a call takes from, if any. Fails with `CountersUnavailable`.
 
@@ -79,7 +79,7 @@ class Tokens(Protocol):
         """Verify a token. Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`."""
 
 
-class Objects(Protocol):
+class ObjectOwnersPort(Protocol):
     """Whose the objects are that upstreams keep."""
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
@@ -89,22 +89,22 @@ class Objects(Protocol):
         """Note that they are; asked at once, whether it is awaited or not."""
 
 
-class Counters(Protocol):
+class CountersPort(Protocol):
     """The limits and the ledger."""
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
         """Take a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+    def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
         """Replace a hold by the actual use; SPOOLED is as certain. Fails with `CountersUnavailable`."""
 
-    def watch(self, observed: Observed) -> None:
+    def watch(self, observed: HoldExtension) -> None:
         """Keep a long call's hold alive until `unwatch`."""
 
-    def unwatch(self, observed: Observed) -> None:
+    def unwatch(self, observed: HoldExtension) -> None:
         """The call is about to settle."""
 
-    def outgrown(self, observed: Observed) -> None:
+    def outgrown(self, observed: HoldExtension) -> None:
         """A watched call has used up its hold: take more for it, soon."""
 
 
@@ -129,20 +129,20 @@ class Ports:
     upstream's name. Keys are taken that were digested under `earlier_peppers`.
     """
 
-    directory: Directory
+    directory: DirectoryPort
     tokens: Tokens
-    counters: Counters
-    objects: Objects
+    counters: CountersPort
+    objects: ObjectOwnersPort
     estimator: Estimator
     tally: Tally
     usage: Callable[[Caller, Attribution], Awaitable[bytes]]
     log: Log
     failures: Failures
     refusals: Refusals
-    cooling: Cooling
+    cooling: CircuitBreaker
     seconds: Callable[[], float]
     access_log: bool = False
-    failing: Failing = field(default_factory=Failing)
+    failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False
     tracer: Tracer | None = None
     look_up: LookUp = by_system

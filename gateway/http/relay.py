@@ -15,7 +15,7 @@ from typing import Final
 
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
@@ -152,7 +152,7 @@ def _metered(worker: Worker, admitted: AdmittedCall, meter: AnswerMeter, data: b
     return passed
 
 
-def _take_told(meter: AnswerMeter, call: Call) -> list[str]:
+def _take_told(meter: AnswerMeter, call: CallRequest) -> list[str]:
     """The ids of objects that an answer names for the first time, but for what its request brought."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()

@@ -34,15 +34,15 @@ ANSWER_CUT = "answer_cut"
 async def given_up(exchange: Exchange, error: BaseException) -> None:
     """Give back what a call that failed was admitted with, and say what came of it."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
-    failure = bare(error if expected else Fault(error))  # of any other only its type and place
+    failure = bare(error if expected else UnexpectedError(error))  # of any other only its type and place
     exchange.leave_upstream()
     caller, charge = exchange.caller, exchange.charge
     if charge is not None and charge.due:
         abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
         await charge.settle(exchange.status, False, abandoned, told)
-    if isinstance(failure, Fault) and caller is not None and charge is None:
+    if isinstance(failure, UnexpectedError) and caller is not None and charge is None:
         failure = await _counted(exchange, caller, failure)
-    if caller is not None and not exchange.opened and isinstance(failure, Refusal | Fault):
+    if caller is not None and not exchange.opened and isinstance(failure, Refusal | UnexpectedError):
         note_refused(exchange, caller, failure)
     if isinstance(failure, InvalidApiKey):
         exchange.worker.ports.tally.refused(0, failure.reason)
@@ -75,7 +75,7 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     return exchange.forwarded and (exchange.gone or not whole)
 
 
-async def _counted(exchange: Exchange, caller: Caller, fault: Fault) -> BaseException:
+async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
     """A call that failed before it was admitted is one of its sender's as a refused one is."""
     failure: BaseException = fault
     held: AdmittedCall | None = None
@@ -198,7 +198,7 @@ PERIOD_S = 60.0
 _OURS = "gateway."
 
 
-class Fault(Exception):
+class UnexpectedError(Exception):
     """An error nobody expects. Keeps nothing of it but its type and the last line of ours it came through."""
 
     def __init__(self, error: BaseException) -> None:
@@ -226,7 +226,7 @@ class FaultLog:
             self._left_out += 1
             return
         self._lines += 1
-        fault = error if isinstance(error, Fault) else Fault(error)
+        fault = error if isinstance(error, UnexpectedError) else UnexpectedError(error)
         left_out, self._left_out = self._left_out, 0
         self._log(
             "request_failed",

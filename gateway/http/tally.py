@@ -13,7 +13,7 @@ from gateway.core.billing.money import NANO
 from gateway.core.circuit_breaker import CAUSES
 from gateway.core.families.registry import ALL
 from gateway.core.histograms import SECONDS, Histogram
-from gateway.core.model import GENERIC, Usage
+from gateway.core.model import GENERIC, TokenUsage
 from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
@@ -110,7 +110,7 @@ class Tally:
             known = costs.get(series)
         costs[series] = nano if known is None else known + nano
 
-    def settled(self, service: str, usage: Usage, credits_charged: int) -> None:
+    def settled(self, service: str, usage: TokenUsage, credits_charged: int) -> None:
         """Count the units and credits of one settled call."""
         self.units[service] = self.units.get(service, 0) + usage.units
         if credits_charged:
@@ -192,7 +192,7 @@ NEVER = float("inf")
 GAP_S_MAX = 0.3
 
 
-class Clock:
+class TickClock:
     """The time of the last tick, in seconds awake; it begins as the monotonic clock's. `check` is told it."""
 
     __slots__ = ("_awake", "_check", "_loop", "_seconds", "_tick_s", "_timer", "now")

@@ -17,7 +17,7 @@ from gateway.core.issuers import (
     SUBJECT_CLAIM,
     UNKNOWN_ISSUER,
     Issuer,
-    Meaning,
+    TokenSubject,
     read_claims,
     read_token,
     refused,
@@ -33,7 +33,7 @@ SUBJECT_BYTES: Final = 640
 AGAIN_S: Final = 30.0
 
 
-class Directory(Protocol):
+class DigestLookup(Protocol):
     """Who a digest stands for."""
 
     def cached(self, digest: str) -> Caller | None:
@@ -45,7 +45,7 @@ class Directory(Protocol):
         """
 
 
-class _Known:
+class _VerifiedCaller:
     """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
 
     `again` is when it is asked anew who that is, in seconds since the epoch.
@@ -53,7 +53,7 @@ class _Known:
 
     __slots__ = ("again", "caller", "digest", "found", "issuer", "key", "meaning", "size")
 
-    def __init__(self, issuer: IssuerKeys, key: VerifyingKey, meaning: Meaning) -> None:
+    def __init__(self, issuer: IssuerKeys, key: VerifyingKey, meaning: TokenSubject) -> None:
         self.issuer, self.key, self.meaning = issuer, key, meaning
         self.size = ENTRY_BYTES + SUBJECT_BYTES * len(meaning.known_as)
         self.again = 0.0
@@ -79,7 +79,7 @@ class TokenCallers:
     def __init__(
         self,
         keys: AllKeys,
-        directory: Directory,
+        directory: DigestLookup,
         digests_of: Callable[[str], Sequence[str]],
         wall: Callable[[], float],
         *,
@@ -90,7 +90,7 @@ class TokenCallers:
         self._keys, self._directory, self._digests_of, self._wall = keys, directory, digests_of, wall
         self._bytes_max, self._again_s = bytes_max, again_s
         # By digest; those that were asked for longest ago come first.
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: OrderedDict[str, _VerifiedCaller] = OrderedDict()
         self._bytes = 0
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
@@ -150,7 +150,7 @@ class TokenCallers:
                 raise refused(SUBJECT_CLAIM, "The API key that stands for this token's subject has ended.")
         raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
 
-    def _keep(self, digest: str, known: _Known) -> None:
+    def _keep(self, digest: str, known: _VerifiedCaller) -> None:
         """Keep a token as the latest, in place of the others where there is no room."""
         before = self._known.pop(digest, None)
         if before is not None:
@@ -161,7 +161,7 @@ class TokenCallers:
             _, oldest = self._known.popitem(last=False)
             self._bytes -= oldest.size
 
-    async def _verified(self, token: bytes) -> _Known:
+    async def _verified(self, token: bytes) -> _VerifiedCaller:
         """What a token says, now that its signature is verified."""
         said = read_token(token)
         keys = self._keys.of(said.issuer)
@@ -169,4 +169,4 @@ class TokenCallers:
             raise refused(UNKNOWN_ISSUER, "The token's issuer is not one that is accepted.")
         # Its signature alone makes it true. What no signature makes good is refused before anybody is asked.
         meaning = read_claims(keys.issuer, said.claims, self._wall())
-        return _Known(keys, await keys.verify(said), meaning)
+        return _VerifiedCaller(keys, await keys.verify(said), meaning)

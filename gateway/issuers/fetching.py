@@ -21,7 +21,7 @@ import jwt
 import uvloop
 from jwt.algorithms import get_default_algorithms
 
-from gateway.core.issuers import FAMILY_OF, Issuer, Provider, SignedToken, may_lead_to
+from gateway.core.issuers import FAMILY_OF, IdentityProvider, Issuer, SignedToken, may_lead_to
 from gateway.core.network import ProxyFailed, without_password
 from gateway.errors import TollkeeperError
 from gateway.files import https_with, read_regular
@@ -232,7 +232,7 @@ class TokensRefused(TollkeeperError):
     status = 502
 
 
-def redeem(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
     """What is given for a form: `TokensRefused` where nothing is, `UnreadableKeys` where nobody answers."""
     sent, fields, secret = dict(form), {}, _secret_of(provider)
     if secret and not endpoints.sends_post:
@@ -255,7 +255,7 @@ def redeem(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) ->
     raise UnreadableKeys(f"{without_password(endpoints.token)} answers {status}, and no JSON that says what")
 
 
-def _secret_of(provider: Provider) -> str:
+def _secret_of(provider: IdentityProvider) -> str:
     """The client's secret, read anew where it is in a file; empty where it has none."""
     if not provider.client_secret_file:
         return provider.client_secret

@@ -21,9 +21,9 @@ from gateway.core.credentials import site_of
 from gateway.core.issuers import (
     UNKNOWN_ISSUER,
     Arrival,
+    IdentityProvider,
     Issuer,
     Person,
-    Provider,
     SignIn,
     read_person,
     read_token,
@@ -46,7 +46,7 @@ HINT_BYTES_MAX: Final = 4096
 
 
 def to_sign_in(
-    provider: Provider, endpoints: Endpoints, back: str, *, state: str, nonce: str, challenge: str
+    provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, nonce: str, challenge: str
 ) -> str:
     """Where somebody signs in (OpenID Connect Core 1.0, 3.1.2.1), and comes `back` from; PKCE is by S256."""
     query = {
@@ -62,7 +62,9 @@ def to_sign_in(
     return _with(endpoints.authorization, query)
 
 
-def to_sign_out(provider: Provider, endpoints: Endpoints, back: str, *, state: str, id_token: str) -> str:
+def to_sign_out(
+    provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, id_token: str
+) -> str:
     """Where somebody signs out (OpenID Connect RP-Initiated Logout 1.0, 2); empty where nowhere.
 
     The `id_token` says whose session it is. Without one most providers ask.
@@ -122,7 +124,7 @@ SIGN_OUT_S_MAX: Final = 5.0
 _RENEWAL: Final = re.compile(r"[\x20-\x7e]{1,8192}")  # RFC 6749, A.17
 # Why a provider gives nothing although the person may come in (RFC 6749, 5.2 and 4.1.2.1).
 _NOT_ABOUT_PEOPLE: Final = frozenset({"invalid_client", "server_error", "temporarily_unavailable"})
-Ask = Callable[[Provider, Endpoints, Mapping[str, str]], Mapping[str, Any]]
+Ask = Callable[[IdentityProvider, Endpoints, Mapping[str, str]], Mapping[str, Any]]
 _AWAY: Final = "The provider of identities does not answer; try again in a moment."
 
 
@@ -134,7 +136,9 @@ def read_provider(issuer: Issuer) -> KeySet:
     return fetching.read_provider(issuer)
 
 
-def ask_for_tokens(provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+def ask_for_tokens(
+    provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]
+) -> Mapping[str, Any]:
     """What a provider gives for a form; `UnreadableKeys` where nobody answers."""
     from gateway.issuers import fetching as redeeming  # noqa: PLC0415  # as above
 
@@ -157,7 +161,7 @@ class SignIns:
     ) -> None:
         self.console_url = sign_in.console_url
         self.labels: dict[str, str] = {}
-        self._providers: dict[str, Provider] = {}
+        self._providers: dict[str, IdentityProvider] = {}
         self._keys: dict[str, IssuerKeys] = {}
         self._clock, self._wall, self._log, self._read = clock, wall, log, read
         self._ask, self._answered_s_max = ask, answered_s_max
@@ -219,7 +223,7 @@ class SignIns:
 
     async def _redeemed(
         self,
-        provider: Provider,
+        provider: IdentityProvider,
         code: str,
         issuer: str | None,
         verifier: str,
@@ -265,7 +269,7 @@ class SignIns:
         """The same of an ID token."""
         return seal(id_token, cookie, ID_TOKEN)
 
-    async def _person(self, provider: Provider, said: Mapping[str, Any], nonce: str | None) -> Person:
+    async def _person(self, provider: IdentityProvider, said: Mapping[str, Any], nonce: str | None) -> Person:
         """Whom the ID token of an answer names."""
         written = said.get("id_token")
         try:
@@ -284,7 +288,7 @@ class SignIns:
 
     async def _tokens(
         self,
-        provider: Provider,
+        provider: IdentityProvider,
         endpoints: Endpoints,
         form: Mapping[str, str],
         of: tuple[str, str] | None = None,
@@ -343,7 +347,7 @@ class SignIns:
             raise NotFound
         return keys
 
-    def _of(self, name: str) -> Provider:
+    def _of(self, name: str) -> IdentityProvider:
         provider = self._providers.get(name)
         if provider is None:
             raise NotFound
@@ -353,7 +357,7 @@ class SignIns:
         """The address of ours that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
         return f"{self.console_url}/sign-in/{name}/back"
 
-    def _say(self, provider: Provider, why: str) -> None:
+    def _say(self, provider: IdentityProvider, why: str) -> None:
         self._log("sign_in_failed", provider=provider.name, why=why, level="warning")
 
 

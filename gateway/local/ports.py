@@ -28,7 +28,7 @@ FIRST_HANDED_OVER = 3
 ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
-class HeldPort:
+class ReservedPort:
     """A port that this process holds and never accepts at: its workers do.
 
     It is listened on from the moment the first of them does, until it is closed.
@@ -60,13 +60,13 @@ class HeldPort:
         self.close()
 
 
-def held_port(host: str, port: int, what: str, workers: int = 1) -> HeldPort:
+def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort:
     """Hold a port with a socket for each worker; 0 finds a free one. `StartError` if it is taken.
 
     What a service manager listens with on that port is taken where there is something.
     """
     if port and (sockets := handed_over(port)):
-        return HeldPort(sockets)
+        return ReservedPort(sockets)
     found: list[socket.socket] = []
     try:
         number, absent = port, None
@@ -90,7 +90,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> HeldPort:
             said = f"port {port} on {host} is in use; choose another for the {what} (0 = any free port)"
             raise StartError(said) from error
         raise StartError(f"cannot listen on {host}:{port} for the {what}: {error.strerror}") from error
-    return HeldPort(found)
+    return ReservedPort(found)
 
 
 def given_port() -> tuple[list[socket.socket], list[socket.socket]]:

@@ -37,7 +37,7 @@ DIED, HUNG = "died", "hung"
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ProcessSpec:
     """What to run. `ready` says whether it answers; `reason` reads a log for why it did not.
 
     One with `silent_s_max` beats (`heartbeat.py`), and is killed where that stops for so long. It says itself
@@ -66,7 +66,7 @@ class Child:
     `restarts` counts how often it had to be started again, since it died or since it hung.
     """
 
-    def __init__(self, program: Program, say: Callable[[str], None], changed: Callable[[], None]) -> None:
+    def __init__(self, program: ProcessSpec, say: Callable[[str], None], changed: Callable[[], None]) -> None:
         self.program = program
         self.pid: int | None = None
         self.restarts = {DIED: 0, HUNG: 0}

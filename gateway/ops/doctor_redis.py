@@ -19,7 +19,7 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history
 from gateway.counters.keeper import client
-from gateway.counters.keeper.status import PRESENCE_KEPT_S, Keeping, heard
+from gateway.counters.keeper.status import PRESENCE_KEPT_S, KeeperInfo, heard
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import (
     WHY,
@@ -31,8 +31,8 @@ from gateway.counters.redis.address import (
     why_refused,
 )
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Shards, Wires, wires_to
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.cluster import RedisConnections, Shards, wires_to
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.redis.scripts import VERBS, library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError, TollkeeperError
 from gateway.ops import hints
@@ -172,7 +172,7 @@ _ALONE = "no replica follows it, so while it is away nobody takes over: let one 
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _ReplicaStatus:
     """What a replica says of itself, or why it does not."""
 
     info: Mapping[str, str]
@@ -206,7 +206,7 @@ async def redis_replica_findings(
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
 
 
-async def _asked_replica(address: Address, place: Place, *, configured: bool) -> _Said:
+async def _asked_replica(address: Address, place: Place, *, configured: bool) -> _ReplicaStatus:
     who = address.now()
     login, fsync = (who.username, who.password), None
     try:
@@ -215,11 +215,11 @@ async def _asked_replica(address: Address, place: Place, *, configured: bool) ->
             with suppress(CountersUnavailable):
                 (fsync,) = await ask_apart(address, place, login, ("CONFIG", "GET", "appendfsync"))
     except CountersUnavailable as error:
-        return _Said({}, None, str(error))
-    return _Said(facts_of(info), fsync)
+        return _ReplicaStatus({}, None, str(error))
+    return _ReplicaStatus(facts_of(info), fsync)
 
 
-def _findings(place: Place, said: _Said) -> Iterator[Finding]:
+def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
     subject = f"redis replica {place[0]}:{place[1]}"
     if said.trouble:
         yield Finding(True, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
@@ -241,7 +241,7 @@ _UNREADABLE = (
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
 
 
-def of_keeper(settings: Settings, role: str, heard: Keeping | None, ran_before: bool) -> Iterator[Finding]:
+def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_before: bool) -> Iterator[Finding]:
     """What the keeper that spoke last says; `ran_before` where one has verified this Redis."""
     if heard is None:
         if not ran_before:
@@ -310,7 +310,7 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
     beyond: tuple[str, ...] = (client.NOBODYS,) if user == "default" else ()
     if role == "serve":
         beyond = (client.KEEPERS_ALONE, client.NOBODYS)
-    wire = Wire(address, time.monotonic, call_s=answer_max_s)
+    wire = RedisConnection(address, time.monotonic, call_s=answer_max_s)
     try:
         await wire.open()
         lacking = await client.refused_rights(wire, *needed)
@@ -326,7 +326,7 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
         await wire.close()
 
 
-async def _more(wire: Wire, beyond: tuple[str, ...]) -> list[str]:
+async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
     """What may be done beyond what is needed, as far as each may be when the one before it may."""
     more: list[str] = []
     for each in beyond:
@@ -409,10 +409,10 @@ class _Server:
 async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Look at what a process of this role needs of Redis."""
     shown = without_password(settings.redis_url)
-    wires: Wires | None = None
+    wires: RedisConnections | None = None
     try:
         address = parse_url(settings.redis_url, settings.redis_files)
-        wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ANSWER_MAX_S))
+        wires = wires_to(address, lambda where: RedisConnection(where, time.monotonic, call_s=ANSWER_MAX_S))
         await wires.open()
         if not await wires.connected_within(ANSWER_MAX_S):
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis_hint(wires.trouble)}")
@@ -445,7 +445,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
 
 
-async def _read(wires: Wires, name: bytes) -> Reply | CountersRefused:
+async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:
     """What is there, or why it cannot be read."""
     try:
         return await in_task(wires.of_key(name).send(encode(b"GET", name)))
@@ -466,7 +466,7 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
         yield Finding(False, "redis", f"{said}; {hint}")
 
 
-async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
+async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
     """What the keeper that spoke last says, and whether this user may know."""
     try:
         return await heard(wires), True
@@ -474,7 +474,7 @@ async def _keeping(wires: Wires) -> tuple[Keeping | None, bool]:
         return None, False
 
 
-def _name_of(wires: Wires, wire: Wire) -> str:
+def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
     """What is said of a server is said of this."""
     if not isinstance(wires, Shards):
         return "redis"
@@ -482,7 +482,7 @@ def _name_of(wires: Wires, wire: Wire) -> str:
     return f"redis {host}:{port}"
 
 
-async def _asked(wire: Wire, address: Address) -> _Server:
+async def _asked(wire: RedisConnection, address: Address) -> _Server:
     info, asked_at = await _info(wire), time.time()
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
@@ -497,7 +497,9 @@ async def _asked(wire: Wire, address: Address) -> _Server:
     )  # fmt: skip
 
 
-async def _replicas(address: Address, wires: Wires, servers: Mapping[str, _Server]) -> list[Finding]:
+async def _replicas(
+    address: Address, wires: RedisConnections, servers: Mapping[str, _Server]
+) -> list[Finding]:
     """What is said of those who may take over, where somebody would have them do it."""
     if not (address.sentinels or address.members):
         return []
@@ -519,7 +521,7 @@ def _asks(address: Address) -> bool:
     return address.username in ("", "default")
 
 
-async def _if_allowed(wire: Wire, name: str) -> Reply:
+async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
     """What a server is configured with; None where its user may not ask that."""
     with suppress(CountersRefused):
         return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
@@ -595,7 +597,7 @@ def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
     return Finding(False, subject, f"{said}: run the keeper")
 
 
-async def _info(wire: Wire) -> dict[str, str]:
+async def _info(wire: RedisConnection) -> dict[str, str]:
     answer = await in_task(wire.send(encode(b"INFO")))
     return facts_of(answer)
 

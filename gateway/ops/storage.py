@@ -45,7 +45,7 @@ _HELPS = {
 }
 
 
-class Place:
+class FileStore:
     """Files below one address. What is written is there as a whole, and durable, before its name is noted.
 
     `PlaceFailed` says what it does not allow. A bucket takes files of up to `stored_bytes_max`, which is then

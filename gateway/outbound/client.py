@@ -30,7 +30,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.resolver import ThreadedResolver
 
-from gateway.core.alerts.messages import Answer, Outcome
+from gateway.core.alerts.messages import Answer, DeliveryOutcome
 from gateway.core.network import DIRECT, Proxies, address_refusal, is_public, literal
 from gateway.outbound.tunnel import tunnelled
 
@@ -98,10 +98,10 @@ class Outgoing:
         self._private, self._proxies = private, proxies
         self._opened: ClientSession | None = None
 
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
         """Post once; whatever the other side does is told, not raised."""
         answer = await self.ask(url, headers, body, read_bytes=0)
-        return Outcome(answer.status, answer.error)
+        return DeliveryOutcome(answer.status, answer.error)
 
     async def ask(
         self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = ANSWER_BYTES_MAX

@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.errors import LoopsSilent, StartError
 from gateway.local import ports
-from gateway.local.processes import Child, Program
+from gateway.local.processes import Child, ProcessSpec
 from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.serving import command, restarts_of
@@ -36,19 +36,19 @@ SILENT_S_MAX = 10.0
 _MARK = b"facts "
 
 
-class Facts(msgspec.Struct, frozen=True):
+class LoopFacts(msgspec.Struct, frozen=True):
     """What metrics say of the loops, and whether what they look after is well, or why not, by name."""
 
     snapshot: Mapping[str, Any]
     well: Mapping[str, bool | str]
 
 
-def written_fact(facts: Facts) -> bytes:
+def written_fact(facts: LoopFacts) -> bytes:
     """One line."""
     return _MARK + msgspec.json.encode(facts)
 
 
-class HeardFacts:
+class FactsReader:
     """The end of who is told. Lines are kept as they come, and read by whoever asks.
 
     `first` is called with the first ones, and `others` with lines that are no facts, from another thread.
@@ -62,11 +62,11 @@ class HeardFacts:
         self._line, self._heard_at = b"", clock()
         pipe.listen(self._hear)
 
-    def last(self) -> Facts:
+    def last(self) -> LoopFacts:
         """The last ones; `LoopsSilent` where they are too old, or there are none."""
         if not self._line or self._clock() - self._heard_at > self._silent_s_max:
             raise LoopsSilent
-        return msgspec.json.decode(self._line[len(_MARK) :], type=Facts)
+        return msgspec.json.decode(self._line[len(_MARK) :], type=LoopFacts)
 
     def _hear(self, line: bytes) -> None:
         if not line.startswith(_MARK):
@@ -87,15 +87,15 @@ READY_S_MAX = 90.0
 STOP_S_MAX = 13.0
 
 
-class People:
+class AdminProcess:
     """The process; `facts` are what the loops tell it."""
 
     def __init__(
-        self, settings: Settings, facts: Callable[[], Awaitable[Facts]], log: Callable[..., None],
+        self, settings: Settings, facts: Callable[[], Awaitable[LoopFacts]], log: Callable[..., None],
         *, left_s_max: float = LEFT_S_MAX,
     ) -> None:  # fmt: skip
         self._settings, self._facts, self._log, self._left_s_max = settings, facts, log, left_s_max
-        self._port: ports.HeldPort | None = None
+        self._port: ports.ReservedPort | None = None
         self._child: Child | None = None
         self._has_begun = asyncio.Event()
 
@@ -103,7 +103,7 @@ class People:
         """Have the port, and the process loaded; `StartError` names a port that is taken."""
         self._port = port = await self._held()
         given, told = port.given(0, 1)
-        program = Program(
+        program = ProcessSpec(
             "the process for people", command("admin", "--worker"), ready_max_s=READY_S_MAX,
             stdin=to_json(self._settings), stop_max_s=STOP_S_MAX, given=given, environment=told,
             silent_s_max=self._settings.worker_silent_s_max,
@@ -142,7 +142,7 @@ class People:
         """What metrics say of it."""
         return restarts_of([self._child] if self._child is not None else ())
 
-    async def _held(self) -> ports.HeldPort:
+    async def _held(self) -> ports.ReservedPort:
         clock, settings = asyncio.get_running_loop().time, self._settings
         until = clock() + self._left_s_max
         while True:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from gateway.admin.application import build
-from gateway.admin.http.server import Answers, Listening, listen
+from gateway.admin.http.server import AdminListener, Answers, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.loops import FailureTeller
@@ -25,28 +25,28 @@ from gateway.background.verifying.gauges import Gauges
 from gateway.core.accounts.administration import HourlyBudget
 from gateway.core.credentials import Failures, peppers_of
 from gateway.core.processes import Found
-from gateway.counters.keeper.client import LeftAlone
+from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import LoopsSilent, SettingError
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
-from gateway.run.admin_process import HeardFacts
-from gateway.run.billing_providers import Collecting, invoice_renderer
+from gateway.run.admin_process import FactsReader
+from gateway.run.billing_providers import StripeConnection, invoice_renderer
 from gateway.run.health import ProcessVitals, disks, has_files_left
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
 from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.programs import Running
+from gateway.run.programs import ProgramList
 from gateway.run.readiness import (
     CLOCK,
     CONFIGURATION,
     DISK,
     EVERY_PARTITION,
     OPEN_FILES,
+    CachedLookup,
     Probe,
-    Recent,
     all_answer,
     one_answers,
 )
@@ -61,8 +61,8 @@ from persistence.keeper.sweeps import Losses
 from persistence.keeper.verification import Accounts
 from persistence.replica import Replica
 from persistence.resources import access
-from persistence.resources.integrity import Results
-from persistence.resources.usage import Figures
+from persistence.resources.integrity import ReconciliationResults
+from persistence.resources.usage import ConsoleQueries
 
 # The admin port of a keeper: what listens there, and its built-in tokens, read again from their files.
 #
@@ -81,7 +81,7 @@ class AdminPort:
         self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
         self._tls = TlsPort(settings, "admin", log, look_s=look_s)
-        self._listening: Listening | None = None
+        self._listening: AdminListener | None = None
         self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
     async def open(self, ports: AdminPorts, sockets: Sequence[socket.socket]) -> None:
@@ -135,7 +135,7 @@ class AdminPort:
 # Part of the composition root.
 
 
-class KeptSignIns:
+class CurrentSignIns:
     """Those of the settings: `now` is None where there were none when the keeper was started."""
 
     def __init__(self, settings: Settings, log: Callable[..., None]) -> None:
@@ -168,16 +168,16 @@ class Administration:
         engines.be_known_as(APPLICATION)
         loop, self._loops_begun = asyncio.get_running_loop(), asyncio.Event()
         self._settings, self._log = settings, logs.logger("tollkeeper.admin")
-        self._facts = HeardFacts(
+        self._facts = FactsReader(
             pipe,
             first=lambda: loop.call_soon_threadsafe(self._loops_begun.set),
             others=lambda line: loop.call_soon_threadsafe(self._later.hear, line),
         )
-        self._sign_ins = KeptSignIns(settings, self._log)
+        self._sign_ins = CurrentSignIns(settings, self._log)
         self._later = KeeperSettings(settings, None, self._log, self._sign_ins.renew)
-        self._collecting = Collecting(settings, self._later)
+        self._collecting = StripeConnection(settings, self._later)
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
-        self._doors = doors = KeeperDoors(settings, self._log, LeftAlone())
+        self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         self._invoice_renderer = invoice_renderer(settings)
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
         self._store = store_over(
@@ -185,7 +185,7 @@ class Administration:
         )
         self._pusher = Pusher(Pushes(pools.staff), doors.counters, isolation=doors.isolation)
         self._reconciler, self._account_closing = doors.comparers(
-            Accounts(pools.staff), Results(pools.staff, partition_of)
+            Accounts(pools.staff), ReconciliationResults(pools.staff, partition_of)
         )
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
@@ -194,12 +194,12 @@ class Administration:
         # What was acknowledged here is evidence; it is counted by who knows when everybody is at rest.
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
-        self._programs = Running(doors.wires, doors.counters, pools.staff)
+        self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
         self._database = Probe(lambda: engines.answers(pools.probe))
         self._redis = Probe(lambda: one_answers(doors.wires.wires))
         self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
         self._admin_port, self._growth = AdminPort(settings, self._log), metrics.LastGrowth()
-        self._snapshot, self._ready = Recent(self._look), Recent(self._look_ready)
+        self._snapshot, self._ready = CachedLookup(self._look), CachedLookup(self._look_ready)
         self._written_of: Mapping[str, Any] = {}
         self._written: dict[str, tuple[bytes, str]] = {}
         self._loops: list[asyncio.Task[None]] = []
@@ -249,7 +249,7 @@ class Administration:
             ready=self._ready.now,
             metrics=self._metrics,
             snapshot=self._snapshot.now,
-            figures=Figures(pools.staff, partition_of, organizations=pools.organizations),
+            figures=ConsoleQueries(pools.staff, partition_of, organizations=pools.organizations),
             failures=self._failures,
             built_in=self._admin_port.built_in,
             read_collected=self._collecting.read,

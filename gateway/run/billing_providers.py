@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import HandoverQueue, Handovers
-from gateway.core.billing.document import Letterhead, Party, countries
-from gateway.core.billing.handover import Collected, Returned
+from gateway.background.timed.deliveries import HandoverQueuePort, Handovers
+from gateway.core.billing.document import InvoiceParty, Letterhead, countries
+from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.network import DIRECT
 from gateway.errors import SettingError
 from gateway.extras import loading
@@ -49,11 +49,11 @@ def connector(proxies: ProxiesNow) -> Connector | None:
     return None if proxies() == DIRECT else Connector(proxies, None)
 
 
-Reader = Callable[[bytes, str], Collected | Returned | None]
-LookUp = Callable[[Returned], Awaitable[Sequence[Collected]]]
+Reader = Callable[[bytes, str], CollectionStatus | PaymentReturn | None]
+LookUp = Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]]
 
 
-class Collecting:
+class StripeConnection:
     """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted."""
 
     def __init__(self, settings: Settings, later: KeeperSettings) -> None:
@@ -77,7 +77,7 @@ class Collecting:
         if settings.stripe_webhook_secret:
             self.read = StripeEvents(later.saying("stripe_webhook_secret")).read
 
-    def loops(self, queue: HandoverQueue, log: Callable[..., None], isolation: Isolation) -> Loops:
+    def loops(self, queue: HandoverQueuePort, log: Callable[..., None], isolation: Isolation) -> Loops:
         """What hands over, where there is a key."""
         if self._api is None:
             return {}
@@ -121,14 +121,14 @@ def invoice_renderer(settings: Settings) -> InvoiceRenderer:
     return InvoiceRenderer(letterhead(settings), _logo(settings.invoice_logo))
 
 
-def _seller(settings: Settings) -> Party | None:
+def _seller(settings: Settings) -> InvoiceParty | None:
     name, *address = _lines(settings.invoice_issuer) or ("",)
     country = settings.invoice_country
     if country and country not in countries():
         raise _wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
     if not name:
         return None
-    return Party(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
+    return InvoiceParty(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
 
 
 def _iban(text: str) -> str | None:

@@ -17,30 +17,29 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.objects import Objects
-from gateway.counters.admission.quota import Counters, Crowded, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.admission.objects import ObjectOwners
+from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
+from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
-from gateway.counters.redis.cluster import Shards, Wires
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.cluster import RedisConnections, Shards
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import MissingExtra
 from gateway.extras import loading
 from gateway.http.server.server import DataPlane
-from gateway.issuers.callers import Directory as KeyDirectory
-from gateway.issuers.callers import TokenCallers
+from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
 from gateway.run.health import ProcessVitals, limits_here
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.sent_settings import SentSettings
+from gateway.run.sent_settings import SettingsUpdates
 from gateway.run.tls_port import TlsPort
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
@@ -56,7 +55,7 @@ class GatewayPort:
         self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
         self._tls = TlsPort(settings, "gateway", log)
         self._vitals = ProcessVitals("gateway")
-        self.sent = SentSettings(self._take, log)
+        self.sent = SettingsUpdates(self._take, log)
 
     async def open(self, parent_pipe: ParentPipe | None) -> None:
         """Accept clients, and settings that come later."""
@@ -89,7 +88,7 @@ class GatewayPort:
         return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
 
     def _take(self, settings: Settings) -> None:
-        bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
+        bounds = UsageBounds(usage_tokens_max=settings.usage_tokens_max)
         # The plane first: it may refuse, and nothing has changed then.
         self._plane.renew(
             settings.routes, settings.upstreams, limits_here(settings), settings.services, bounds=bounds,
@@ -107,7 +106,7 @@ class GatewayPort:
 # Part of the composition root.
 
 
-def token_callers(settings: Settings, directory: KeyDirectory, log: Callable[..., None]) -> TokenCallers:
+def token_callers(settings: Settings, directory: DigestLookup, log: Callable[..., None]) -> TokenCallers:
     """What a worker knows tokens by, with the issuers of its settings."""
     keys = AllKeys(time.monotonic, log)
     callers = TokenCallers(keys, directory, peppers_of(settings).digests, time.time)
@@ -204,16 +203,20 @@ class Door:
 
     directory: Directory
     counters: Counters | ShardedCounters
-    objects: Objects
+    objects: ObjectOwners
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
-    cooling: SharedCooling
+    cooling: SharedCircuitBreaker
     tokens: TokenCallers
 
 
 def make_door(
-    settings: Settings, wires: Wires, settlements: SettlementLog, scripts: Mapping[str, Histogram], log: Log
+    settings: Settings,
+    wires: RedisConnections,
+    settlements: SettlementLog,
+    scripts: Mapping[str, Histogram],
+    log: Log,
 ) -> Door:
     """What the worker asks Redis through; `scripts` takes the seconds of each."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
@@ -227,19 +230,19 @@ def make_door(
         took=took["lease"], pending=lambda: settlements.waiting,
     )  # fmt: skip
 
-    def counters_of(wire: Wire) -> Counters:
+    def counters_of(wire: RedisConnection) -> Counters:
         return Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
 
     counters: Counters | ShardedCounters
     if isinstance(wires, Shards):
         live = LiveHolds(wires, allowances, ttl_ms, clock, took["extend"])
         counters = ShardedCounters(
-            wires, counters_of, live, Crowded(clock, log), hold_ttl_s=settings.hold_ttl_s, clock=clock
+            wires, counters_of, live, AccountLimit(clock, log), hold_ttl_s=settings.hold_ttl_s, clock=clock
         )
     else:
         (wire,) = wires.wires
         counters = counters_of(wire)
-    objects = Objects(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
+    objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
-    cooling, tokens = SharedCooling(wires, clock), token_callers(settings, directory, log)
+    cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
     return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)

@@ -23,8 +23,8 @@ from gateway.counters.redis.address import (
     replica_lags,
     why_refused,
 )
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.local import heartbeat
 from gateway.settings.settings import Settings
@@ -175,7 +175,7 @@ class RedisState:
     """
 
     def __init__(
-        self, wires: Wires, log: Callable[..., None], *, wall: Callable[[], float] = time.time,
+        self, wires: RedisConnections, log: Callable[..., None], *, wall: Callable[[], float] = time.time,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.refusing: Mapping[str, int] = {}
@@ -239,7 +239,7 @@ class RedisState:
             **({"redis_replica_lag_seconds": max(lags)} if lags else {}),
         }
 
-    async def _asked(self, wire: Wire) -> tuple[dict[str, str], float]:
+    async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
         """What a server says, and how far our clock is ahead of its own."""
         began = self._wall()
         with suppress(CountersUnavailable):
@@ -252,7 +252,7 @@ class RedisState:
             return facts, 0.0
         return {}, 0.0
 
-    def _answered(self, wire: Wire) -> str:
+    def _answered(self, wire: RedisConnection) -> str:
         """By which code calls were refused lately, or why there is no connection."""
         code, at = wire.refusal
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
@@ -273,7 +273,9 @@ def why(codes: Mapping[str, float]) -> str:
 AWAY_LOOK_S = 0.2
 
 
-async def tell_of_redis(ways: Wires, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S) -> None:
+async def tell_of_redis(
+    ways: RedisConnections, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S
+) -> None:
     """Say it until cancelled: in between no call waits for it."""
     said = 0
     while True:

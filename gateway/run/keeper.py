@@ -14,11 +14,11 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from gateway.admin.smtp import Mailer
-from gateway.background.flushing.flusher import Failed, Flushed
+from gateway.admin.smtp import SmtpMailer
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.flushing.losses import LossCounter
-from gateway.background.flushing.share import Share
+from gateway.background.flushing.share import KeeperShare
 from gateway.background.loops import Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
@@ -27,24 +27,24 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.payments import DunningSchedule
 from gateway.core.credentials import peppers_of
 from gateway.core.histograms import SECONDS, Histogram
-from gateway.core.integrity.recovery import Verified, summary
+from gateway.core.integrity.recovery import VerificationResult, summary
 from gateway.core.model import PARTITIONS
-from gateway.counters.keeper.client import LeftAlone
-from gateway.counters.keeper.moves import Moves
+from gateway.counters.keeper.client import UnsupportedVersions
+from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.feature import features
 from gateway.run import kept_servers
-from gateway.run.admin_process import Facts, People
-from gateway.run.billing_providers import Collecting, invoice_renderer, outgoing
+from gateway.run.admin_process import AdminProcess, LoopFacts
+from gateway.run.billing_providers import StripeConnection, invoice_renderer, outgoing
 from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
-from gateway.run.kept_servers import KeptServers, Shared
+from gateway.run.kept_servers import AllShardLoops, LoopContext
 from gateway.run.lifecycle import cancel, reached, redis_reached
 from gateway.run.parts import KeeperParts
-from gateway.run.programs import Running
+from gateway.run.programs import ProgramList
 from gateway.run.readiness import EVERY_PARTITION, of_process
 from gateway.run.timed_loops import (
     billing_loops,
@@ -62,15 +62,15 @@ from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
 from persistence.keeper import handovers, retention, sweeps, verification
-from persistence.keeper.definitions import ToldClocks
+from persistence.keeper.definitions import ClockReports
 from persistence.keeper.handovers import HandoverQueue
 from persistence.keeper.news import Deliveries, Notices
-from persistence.keeper.sweeps import Losses, Shares, Sweeps
+from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
 from persistence.resources.catalogue import PriceTable
-from persistence.resources.integrity import Quarantines, Results
+from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
 
@@ -127,26 +127,26 @@ class Keeper:
         check_files(settings, "admin")  # that one is no use to the process for people is told here
         self._settings, log = settings, logs.logger("tollkeeper.keeper")
         self._log, letterhead = log, invoice_renderer(settings).letterhead
-        self._people = People(settings, self._facts, log)
+        self._people = AdminProcess(settings, self._facts, log)
         later = self._later = KeeperSettings(settings, source, log, self._people.renew)
-        self._collecting = Collecting(settings, later)
+        self._collecting = StripeConnection(settings, later)
         self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
-        self._engine, doors = self._pools.loops, KeeperDoors(settings, log, LeftAlone(log))
+        self._engine, doors = self._pools.loops, KeeperDoors(settings, log, UnsupportedVersions(log))
         self._fences, self._wires, self._counters = doors.fences, doors.wires, doors.counters
         isolation = self._isolation = doors.isolation
-        self._moves, accounts = Moves(self._wires), Accounts(self._engine)
+        self._moves, accounts = SlotMoves(self._wires), Accounts(self._engine)
         self._quarantines, moved = Quarantines(self._engine), self._counters.moved
-        shared = Shared(
+        shared = LoopContext(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
             went_back=self._went_back, refuse=self._refuse, isolation=isolation,
-            share=Share(Shares(self._pools.share, settings.admin_port)),
+            share=KeeperShare(KeeperShares(self._pools.share, settings.admin_port)),
             takes_up=lambda: self.programs.takes_up_layout,
         )  # fmt: skip
-        self._servers = KeptServers(self._wires, shared)
+        self._servers = AllShardLoops(self._wires, shared)
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
-        mailer = Mailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
+        mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead, self._pools.billing)
         self._outgoing = outgoing(later.proxies, private=settings.webhook_private_addresses)
         now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
@@ -155,12 +155,12 @@ class Keeper:
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation
         )
         self._reconciler, self._account_closing = doors.comparers(
-            accounts, Results(self._engine, partition_of)
+            accounts, ReconciliationResults(self._engine, partition_of)
         )
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
         self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._redis_state = RedisState(self._wires, self._log)
-        self.programs = Running(self._wires, self._counters, self._engine)
+        self.programs = ProgramList(self._wires, self._counters, self._engine)
         parts = KeeperParts(
             settings=settings, later=later, engine=self._engine, store=self._store, counters=self._counters,
             isolation=isolation, log=log, clock=now,
@@ -227,7 +227,7 @@ class Keeper:
         return (
             sweeper(Sweeps(engine), self._counters),
             expirer(Allocations(billing), self._counters, partition_of),
-            clock_changes(ToldClocks(engine, partition_of), now),
+            clock_changes(ClockReports(engine, partition_of), now),
             *news_loops(Notices(engine), now),
             *billing_loops(self._store, now, dunning).values(),
             month_ends(Checkpoints(billing), now),
@@ -271,8 +271,8 @@ class Keeper:
             *(gauge for work in self._work for gauge in work.gauges),
         ))  # fmt: skip
 
-    def _flushed(self, outcome: Flushed | Failed) -> None:
-        if isinstance(outcome, Failed):
+    def _flushed(self, outcome: FlushedBatch | FailedBatch) -> None:
+        if isinstance(outcome, FailedBatch):
             said = {"error": str(outcome.error), "failures": outcome.failures}
             if outcome.is_news:
                 self._log("flush failed", level="warning", **said)
@@ -286,7 +286,7 @@ class Keeper:
         if report.dead_letters:
             self._log("dead letters", count=report.dead_letters, level="error")
 
-    def _verified(self, done: list[Verified]) -> None:
+    def _verified(self, done: list[VerificationResult]) -> None:
         level = "warning" if any(each.rebuilt or each.repushed for each in done) else "info"
         self._log("counters verified", **summary(done), level=level)
 
@@ -311,9 +311,9 @@ class Keeper:
     async def _count_waiting(self) -> None:
         self._waiting = await self._servers.waiting()
 
-    async def _facts(self) -> Facts:
+    async def _facts(self) -> LoopFacts:
         verified, snapshot, refused = self._servers.verified, self._snapshot(), self._redis_state.why
-        return Facts(
+        return LoopFacts(
             snapshot,
             {
                 "redis": self._redis_state.taking > 0 or refused,

@@ -16,16 +16,16 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.background.loops import Isolation, Loop
-from gateway.background.timed.invoicing import AccountClosing
+from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.billing.document import Letterhead
 from gateway.core.network import Proxies
-from gateway.counters.history_guard import Fences
-from gateway.counters.keeper.client import LeftAlone
+from gateway.counters.history_guard import HistoryGuards
+from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import wires_to
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.extras import is_installed
 from gateway.run.lifecycle import forever
@@ -34,19 +34,19 @@ from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,
     Renewal,
-    Told,
+    SettingsListener,
     keep_renewing,
     watch_credentials,
 )
-from gateway.run.sent_settings import LOOK_S, SentSettings
+from gateway.run.sent_settings import LOOK_S, SettingsUpdates
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 from persistence.engine import Engine
 from persistence.error_mapping import is_away
 from persistence.keeper.verification import Accounts
 from persistence.replica import Replica
-from persistence.resources.integrity import Results
-from persistence.store import Glyphs, Store
+from persistence.resources.integrity import ReconciliationResults
+from persistence.store import FontCoverage, Store
 
 REDIS_CALL_S = 10.0
 
@@ -54,11 +54,11 @@ REDIS_CALL_S = 10.0
 class KeeperDoors:
     """Redis, as one process of a keeper asks it; what another version has stored is `left_alone`."""
 
-    def __init__(self, settings: Settings, log: Callable[..., None], left_alone: LeftAlone) -> None:
-        self.fences = Fences(str(uuid4()), time.monotonic, log)
+    def __init__(self, settings: Settings, log: Callable[..., None], left_alone: UnsupportedVersions) -> None:
+        self.fences = HistoryGuards(str(uuid4()), time.monotonic, log)
         self.wires = wires_to(
             parse_url(settings.url_file("redis_url"), settings.redis_files),
-            lambda where: Wire(
+            lambda where: RedisConnection(
                 where, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S, refuses_eviction=True
             ),
             begun=self.fences.guard, call_s=REDIS_CALL_S,
@@ -66,11 +66,13 @@ class KeeperDoors:
         self.isolation = Isolation(log, is_away)
         self.counters = KeeperCounters(self.wires, left_alone=left_alone)
 
-    def comparers(self, accounts: Accounts, results: Results) -> tuple[Reconciler, AccountClosing]:
+    def comparers(
+        self, accounts: Accounts, results: ReconciliationResults
+    ) -> tuple[Reconciler, AccountCloser]:
         """Who compares the counters with the ledger, and who closes accounts by it."""
         now = partial(datetime.now, UTC)
         reconciler = Reconciler(self.counters, accounts, results, now, partition_of=partition_of)
-        return reconciler, AccountClosing(self.counters, accounts, reconciler)
+        return reconciler, AccountCloser(self.counters, accounts, reconciler)
 
 
 def store_over(
@@ -82,7 +84,7 @@ def store_over(
     if is_installed("documents"):  # else no document is set whose letters could be missing
         from gateway.admin.invoices.press import missing_glyphs  # noqa: PLC0415  # its library is large
 
-        glyphs = Glyphs(missing_glyphs)
+        glyphs = FontCoverage(missing_glyphs)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
         mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
@@ -117,7 +119,7 @@ class KeeperSettings:
         self._source, self._log = source, log
         read = source if callable(source) else lambda: settings
         self._now = Renewal(settings, read, KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
-        self._sent = SentSettings(self._renew, log)
+        self._sent = SettingsUpdates(self._renew, log)
 
     def hear(self, line: bytes) -> None:
         """Take over settings that the process above sends."""
@@ -133,7 +135,7 @@ class KeeperSettings:
             return
         if not sys.stdin.isatty():  # else it means that the terminal is gone
             loop.add_signal_handler(signal.SIGHUP, asked.set)
-        told = Told(self._taken, self._log, partial(self._log, level="warning"))
+        told = SettingsListener(self._taken, self._log, partial(self._log, level="warning"))
         async with asyncio.TaskGroup() as both:
             both.create_task(keep_renewing(self._now, asked, told))
             both.create_task(watch_credentials(self._now, told, look_s=self._look_s))

@@ -14,21 +14,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
 from gateway.background.flushing.late import LateSettlements, Rollbacks
-from gateway.background.flushing.share import Share
+from gateway.background.flushing.share import KeeperShare
 from gateway.background.loops import Isolation, Loop, call
 from gateway.background.timed.pusher import Pusher, Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.holds import Movement, ReclaimPolicy
-from gateway.core.integrity.recovery import Verified
-from gateway.counters.history_guard import Fences
-from gateway.counters.keeper.outbox import DeletedEntries, Outbox, StrayReader
+from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
+from gateway.core.integrity.recovery import VerificationResult
+from gateway.counters.history_guard import HistoryGuards
+from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late import Keeping
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire
+from gateway.counters.late import ReclaimClient
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of, partition_of_digest
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 from gateway.run.keeper_doors import Run, keep_going
@@ -38,15 +38,15 @@ from persistence.engine import Engine
 from persistence.keeper import sweeps
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.verification import Accounts, Truths
-from persistence.ledger.writer import Writer
+from persistence.keeper.verification import Accounts, LedgerReader
+from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 
 # How soon a server that became a primary is looked after.
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class LoopContext:
     """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
 
     `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
@@ -56,25 +56,25 @@ class Shared:
 
     settings: Settings
     engine: Engine
-    wires: Wires
-    fences: Fences
+    wires: RedisConnections
+    fences: HistoryGuards
     counters: KeeperCounters
-    moved: deque[Movement]
+    moved: deque[MovementRange]
     log: Callable[..., None]
     first: Callable[[], Awaitable[object]]
-    flushed: Callable[[Flushed | Failed], None]
-    verified: Callable[[list[Verified]], None]
+    flushed: Callable[[FlushedBatch | FailedBatch], None]
+    verified: Callable[[list[VerificationResult]], None]
     went_back: Callable[[list[str]], None]
     refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
     isolation: Isolation
-    share: Share
+    share: KeeperShare
     takes_up: Callable[[], bool]
 
 
-class KeptServer:
+class ShardLoops:
     """The loops of one server."""
 
-    def __init__(self, wire: Wire, shared: Shared) -> None:
+    def __init__(self, wire: RedisConnection, shared: LoopContext) -> None:
         self.wire, self._log = wire, shared.log
         settings, engine, fence = shared.settings, shared.engine, shared.fences.of(wire)
         counters = KeeperCounters(
@@ -82,7 +82,7 @@ class KeptServer:
             takes_up=shared.takes_up,
         )  # fmt: skip
         sweeps, quarantines = Sweeps(engine), Quarantines(engine)
-        truths = Truths(engine, partition_of, partition_of_digest)
+        truths = LedgerReader(engine, partition_of, partition_of_digest)
 
         def partitions() -> Sequence[int]:
             return wire.part.partitions
@@ -92,10 +92,10 @@ class KeptServer:
             self.outbox.keep_to(mine)
             return mine
 
-        self.counters, self._writer = counters, Writer(settings.url_file("database_url"))
+        self.counters, self._writer = counters, LedgerWriter(settings.url_file("database_url"))
         deleted = DeletedEntries(counters)
         self.outbox = Outbox(counters, shared.log, check_history=fence.check_history, deleted=deleted)
-        streams = StrayReader(counters, fence.check_history, deleted)
+        streams = OrphanReader(counters, fence.check_history, deleted)
         rewinds = Rewinds(fence, counters, streams, quarantines, first=shared.first)
         self.rollbacks = Rollbacks(
             self.outbox, counters, Accounts(engine), quarantines, first=rewinds.notice,
@@ -106,7 +106,7 @@ class KeptServer:
             before_storing=self.rollbacks.stop_accounts, refuse=shared.refuse, partitions=flushed,
             flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
-        keeping = Keeping(counters)
+        keeping = ReclaimClient(counters)
         self._late = LateSettlements(keeping, sweeps)
         self.gate = AdmissionGate(truths, counters, time.monotonic, hurry=self._late.hurry, say=shared.log)
         self.verifier = Verifier(
@@ -150,14 +150,14 @@ class KeptServer:
         self._writer.close()
 
 
-class KeptServers:
+class AllShardLoops:
     """Those that are there, as they come and go."""
 
-    def __init__(self, wires: Wires, shared: Shared) -> None:
+    def __init__(self, wires: RedisConnections, shared: LoopContext) -> None:
         self._wires, self._shared, self.share = wires, shared, shared.share
         self._sharing: list[asyncio.Task[None]] = []
-        self._kept: dict[Wire, KeptServer] = {}
-        self._ending: dict[KeptServer, asyncio.Task[None]] = {}
+        self._kept: dict[RedisConnection, ShardLoops] = {}
+        self._ending: dict[ShardLoops, asyncio.Task[None]] = {}
         self._reclaimed_before = 0
 
     @property
@@ -181,7 +181,7 @@ class KeptServers:
         """Say that this keeper is there, and begin with the servers there are."""
         run = partial(self.share.run, self._reached, self._in_hand)
         shared = self._shared
-        truths = Truths(shared.engine, partition_of, partition_of_digest)
+        truths = LedgerReader(shared.engine, partition_of, partition_of_digest)
         lists = PublishedLists(truths, shared.counters, self._may_publish, shared.log)
         loops: dict[str, Run] = {"share": run, "lists": lists.run}
         self._sharing = keep_going(loops, shared.log, shared.isolation)
@@ -197,10 +197,10 @@ class KeptServers:
             self._ending[gone].add_done_callback(partial(self._ended, gone))
         for wire in wires:
             if wire not in self._kept:
-                self._kept[wire] = KeptServer(wire, self._shared)
+                self._kept[wire] = ShardLoops(wire, self._shared)
                 self._kept[wire].start()
 
-    def _ended(self, gone: KeptServer, _: asyncio.Task[None]) -> None:
+    def _ended(self, gone: ShardLoops, _: asyncio.Task[None]) -> None:
         del self._ending[gone]
 
     async def stop(self, *, flushes: bool = True) -> None:
@@ -272,7 +272,7 @@ class KeptServers:
 # What a keeper looks up of the servers it stands on, for metrics.
 
 
-async def server_certificates(settings: Settings, wires: Wires) -> Mapping[str, object]:
+async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     """When the servers' own certificates end."""
     ends = {
         "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),

@@ -29,8 +29,8 @@ from gateway.counters.admission.stored import services_of
 from gateway.counters.keeper.status import HOST_CHARS_MAX
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.cluster import Wires, wires_to
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.cluster import RedisConnections, wires_to
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError, TollkeeperError
 from gateway.settings.settings import Settings
 
@@ -72,7 +72,9 @@ async def reached(
             await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
 
 
-async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
+async def redis_reached(
+    wires: RedisConnections, wait_s: float, stop: asyncio.Event, log: Callable[..., None]
+) -> bool:
     """Wait until there is a connection to Redis, as `reached` does; of a cluster to one primary at least.
 
     StartError at once where it would delete counters.
@@ -89,7 +91,7 @@ async def redis_reached(wires: Wires, wait_s: float, stop: asyncio.Event, log: C
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
     """The services as Redis has them; empty where it does not say."""
     address, name = parse_url(settings.url_file("redis_url"), settings.redis_files), keys.CATALOGUE.encode()
-    wires = wires_to(address, lambda where: Wire(where, time.monotonic, call_s=ASK_S_MAX))
+    wires = wires_to(address, lambda where: RedisConnection(where, time.monotonic, call_s=ASK_S_MAX))
     try:
         async with asyncio.timeout(ASK_S_MAX):
             await wires.open()

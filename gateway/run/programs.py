@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 
 from gateway.core.accounts.administration import Row
 from gateway.core.layout import FIRST, LAYOUT
-from gateway.core.processes import Seen, Stored, TakeUp, counted
+from gateway.core.processes import ProgramReport, StoredVersions, TakeUp, counted
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.status import PROGRAMS_MAX, SILENT_S_MAX, Programs
+from gateway.counters.keeper.status import PROGRAMS_MAX, SILENT_S_MAX, ProgramRegistry
 from gateway.counters.redis import keys
-from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.cluster import RedisConnections
 from gateway.errors import CountersUnavailable
 from gateway.run.lifecycle import this_program
 from persistence.engine import Engine
@@ -29,10 +29,10 @@ SCHEMA_LOOK_S = 5.0
 LAYOUT_LOOK_S = 1.0
 
 
-class Running(Programs):
+class ProgramList(ProgramRegistry):
     """All programs, of which this keeper is one."""
 
-    def __init__(self, wires: Wires, counters: Client, engine: Engine) -> None:
+    def __init__(self, wires: RedisConnections, counters: Client, engine: Engine) -> None:
         super().__init__(wires, this_program("keeper", NEEDED))
         self.outgrown = ""
         self.takes_up_layout = False
@@ -77,16 +77,16 @@ class Running(Programs):
         refused = sum(bool(stored.refused(one.program)) for one in seen)
         return {"programs": counted(seen), "programs_refused": refused}
 
-    async def _stored(self) -> Stored:
+    async def _stored(self) -> StoredVersions:
         """What has to be known; a newer version's marker says its number where all others do."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)
         at = await status(self._engine)
-        return Stored(layout, at.version or "", at.runs_from)
+        return StoredVersions(layout, at.version or "", at.runs_from)
 
 
-def _row(one: Seen, stored: Stored) -> Row:
+def _row(one: ProgramReport, stored: StoredVersions) -> Row:
     said = asdict(one.program)
     return {
         **said,

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import Found, report, there
 from gateway.core.wait import in_task
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.run.health import CLOCK_OFF_S_MAX, DiskWatch, has_files_left, why
 from gateway.settings.settings import Settings
@@ -74,7 +74,7 @@ async def listen(
 
     `OSError` if the port is taken. `wrapped` puts TLS in front of connections.
     """
-    served, loop = Served(ops, answers_max), asyncio.get_running_loop()
+    served, loop = OpsConnections(ops, answers_max), asyncio.get_running_loop()
 
     def plain() -> asyncio.Protocol:
         reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX, loop=loop)
@@ -86,7 +86,7 @@ async def listen(
     return await loop.create_server(made, host, port, backlog=BACKLOG)
 
 
-class Served:
+class OpsConnections:
     """The connections of the port. Where too many have not asked yet, the oldest of them gives way.
 
     A probe asks as soon as it is connected, so it is answered whoever holds connections open; `/livez`
@@ -181,7 +181,7 @@ class Probe:
             return False
 
 
-class Recent(Generic[T]):
+class CachedLookup(Generic[T]):
     """What was looked up a moment ago: who asks within `fresh_s` has the same, and one at a time looks."""
 
     def __init__(
@@ -202,7 +202,7 @@ class Recent(Generic[T]):
             return self._found[1]
 
 
-async def one_answers(wires: Sequence[Wire]) -> bool:
+async def one_answers(wires: Sequence[RedisConnection]) -> bool:
     """Whether Redis answers; of a cluster one primary is enough."""
     asked = [asyncio.create_task(_pinged(wire)) for wire in wires]
     try:
@@ -215,12 +215,12 @@ async def one_answers(wires: Sequence[Wire]) -> bool:
             one.cancel()
 
 
-async def all_answer(wires: Sequence[Wire]) -> bool:
+async def all_answer(wires: Sequence[RedisConnection]) -> bool:
     """Whether Redis answers; of a cluster each primary."""
     return bool(wires) and all(await asyncio.gather(*map(_pinged, wires)))
 
 
-async def _pinged(wire: Wire) -> bool:
+async def _pinged(wire: RedisConnection) -> bool:
     with suppress(CountersUnavailable):
         return await in_task(wire.send(encode(b"PING"))) == b"PONG"
     return False

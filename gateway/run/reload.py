@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.http_limits import SETTABLE
-from gateway.core.issuers import Provider
+from gateway.core.issuers import IdentityProvider
 from gateway.core.network import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.files import is_same_place
@@ -146,7 +146,7 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     )  # fmt: skip
 
 
-def _with_secret(running: Provider, written: Provider) -> Provider:
+def _with_secret(running: IdentityProvider, written: IdentityProvider) -> IdentityProvider:
     """A provider that is another one by now, or knows us as another, keeps the secret that it knows."""
     is_same = (running.issuer.issuer, running.client_id) == (written.issuer.issuer, written.client_id)
     return replace(running, client_secret=written.client_secret) if is_same else running
@@ -169,7 +169,7 @@ def _without_credentials(proxy: Proxy | None) -> Proxy | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SettingsListener:
     """Who hears of settings that were read again: `taken` hands `running` on."""
 
     taken: Callable[[], Awaitable[None]]
@@ -178,7 +178,12 @@ class Told:
 
 
 async def keep_renewing(
-    now: Renewal, asked: asyncio.Event, told: Told, *, look_s: float = CONFIG_LOOK_S, again_s: float = AGAIN_S
+    now: Renewal,
+    asked: asyncio.Event,
+    told: SettingsListener,
+    *,
+    look_s: float = CONFIG_LOOK_S,
+    again_s: float = AGAIN_S,
 ) -> None:
     """Have what is written in force once its file is another, or somebody asks, until cancelled."""
     loop, path = asyncio.get_running_loop(), now.running.config_path
@@ -202,7 +207,7 @@ async def keep_renewing(
             tried, again = found, loop.time() + again_s
 
 
-async def _renewed(now: Renewal, told: Told, *, is_asked: bool) -> bool:
+async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> bool:
     """Take over what is written, all of it or nothing; whether it is right. Nobody hears twice why not."""
     was_wrong = now.wrong
     try:
@@ -221,7 +226,7 @@ async def _renewed(now: Renewal, told: Told, *, is_asked: bool) -> bool:
     return True
 
 
-async def watch_credentials(now: Renewal, told: Told, *, look_s: float = LOOK_S) -> None:
+async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: float = LOOK_S) -> None:
     """Have credentials in force once their files change, until cancelled."""
 
     async def read() -> str:

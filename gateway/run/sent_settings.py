@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from gateway.settings.settings import Settings, Watched, from_json
+from gateway.settings.settings import Settings, WatchedFiles, from_json
 
 
-class SentSettings:
+class SettingsUpdates:
     """What takes over settings; `is_stale` while the last ones are not in force."""
 
     def __init__(self, take: Callable[[Settings], None], log: Callable[..., None]) -> None:
@@ -57,7 +57,7 @@ async def watch(
     What could not be read is tried again with each look, since rights may change where a file does not. Why
     is told once.
     """
-    watched, warned = Watched(), ""
+    watched, warned = WatchedFiles(), ""
     while True:
         if await asyncio.to_thread(watched.changed, [*paths()]):
             why = await read()

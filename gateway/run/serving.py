@@ -19,11 +19,11 @@ from pathlib import Path
 from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
-from gateway.local.processes import DIED, HUNG, Child, Program
+from gateway.local.processes import DIED, HUNG, Child, ProcessSpec
 from gateway.run.health import DiskWatch, disks, few_files
 from gateway.run.lifecycle import forever, run_to_end, stop_signal, until_stopped
 from gateway.run.readiness import Ops, listen, of_gateway
-from gateway.run.reload import Renewal, Told, keep_renewing, watch_credentials
+from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.settings import PREFIX, SUFFIX, Settings, load, to_json
 from gateway.telemetry import logs, metrics
@@ -95,7 +95,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
         programs = gateway_workers(command("serve", "--worker"), settings, held, ready_s_max)
         children += [Child(program, voice.say, lambda: None) for program in programs]
-        told = Told(partial(_hand_on, now, children, port), voice.say, voice.warn)
+        told = SettingsListener(partial(_hand_on, now, children, port), voice.say, voice.warn)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "settings": partial(keep_renewing, now, renew, told),
             "secrets": partial(watch_credentials, now, told),
@@ -139,22 +139,22 @@ async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
     await asyncio.gather(*(child.tell(line) for child in children))
 
 
-def gateway_port(settings: Settings) -> ports.HeldPort:
+def gateway_port(settings: Settings) -> ports.ReservedPort:
     """The port of the gateway, held for its workers."""
     host, port = settings.gateway_host, settings.gateway_port
     return ports.held_port(host, port, "gateway (--gateway-port)", settings.workers)
 
 
 def gateway_workers(
-    argv: tuple[str, ...], settings: Settings, held: ports.HeldPort, ready_s_max: float
-) -> list[Program]:
+    argv: tuple[str, ...], settings: Settings, held: ports.ReservedPort, ready_s_max: float
+) -> list[ProcessSpec]:
     """The workers that accept at the gateway's port."""
     said = to_json(settings.with_values(gateway_port=held.number).of_gateways)
     programs = []
     for number in range(settings.workers):
         given, told = held.given(number, settings.workers)
         programs.append(
-            Program(
+            ProcessSpec(
                 f"gateway worker {number + 1}",
                 argv,
                 ready_max_s=ready_s_max,

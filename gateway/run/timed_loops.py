@@ -13,7 +13,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from gateway.background.loops import Due, Isolation, Loop, batches, call, each
-from gateway.background.timed.invoicing import AccountClosing, Invoicing
+from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.core.accounts.administration import KEEPER, Command
 from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.billing.payments import DunningSchedule
@@ -25,7 +25,7 @@ from gateway.settings.settings import Settings
 from persistence.billing import amendments, charges, dunning, payments, subscriptions, top_ups
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
-from persistence.keeper.definitions import ToldClocks
+from persistence.keeper.definitions import ClockReports
 from persistence.keeper.news import Notices
 from persistence.keeper.sweeps import Sweeps
 from persistence.ledger.checkpoints import Checkpoints
@@ -223,7 +223,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters) -> Loop:
     return Loop("sweeper", 1.0, (sweep,), quiet=away)
 
 
-def clock_changes(told: ToldClocks, clock: Clock) -> Loop:
+def clock_changes(told: ClockReports, clock: Clock) -> Loop:
     """Tells the counters of clocks: what they know of a zone is exact until its clocks change twice."""
 
     async def tell(zone: str) -> None:
@@ -249,7 +249,7 @@ def news_loops(notices: Notices, clock: Clock) -> Sequence[Loop]:
 
 
 def invoicing_loops(
-    settings: Settings, due: Schedule, closing: AccountClosing, log: Callable[..., None]
+    settings: Settings, due: Schedule, closing: AccountCloser, log: Callable[..., None]
 ) -> Sequence[Loop]:
     """Invoices on schedule, where a person wants them."""
     if settings.invoice_schedule == "off":

@@ -41,8 +41,8 @@ from gateway.core.issuers import (
     SUBJECT,
     USUAL_ALGORITHMS,
     USUAL_SCOPES,
+    IdentityProvider,
     Issuer,
-    Provider,
     SignIn,
     may_be_asked,
 )
@@ -73,7 +73,7 @@ Required = Annotated[
 ]
 
 
-class WrittenIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `issuers`."""
 
     issuer: Text
@@ -90,7 +90,7 @@ class WrittenIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require: Required = {}
 
 
-def issuers_of(written: Iterable[WrittenIssuer]) -> tuple[Issuer, ...]:
+def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
     """The issuers of a configuration; `SettingError` names the place of what cannot be."""
     found: dict[str, Issuer] = {}
     for number, one in enumerate(written):
@@ -104,7 +104,7 @@ def issuers_of(written: Iterable[WrittenIssuer]) -> tuple[Issuer, ...]:
     return tuple(found.values())
 
 
-def _check(one: WrittenIssuer, place: str) -> None:
+def _check(one: IssuerConfig, place: str) -> None:
     if one.jwks_uri and one.jwks_file:
         raise SettingError(f"{place}: jwks_uri and jwks_file are both set: expected one of them")
     if one.jwks_uri and not may_be_asked(one.jwks_uri):
@@ -133,7 +133,7 @@ Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$"
 Secret = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{0,1024}$")]
 
 
-class WrittenProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `providers`."""
 
     name: Slug
@@ -153,14 +153,14 @@ class WrittenProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_session: bool = True
 
 
-class WrittenSignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`sign_in` of a configuration file."""
 
     console_url: str = ""
-    providers: Annotated[tuple[WrittenProvider, ...], msgspec.Meta(max_length=PROVIDERS_MAX)] = ()
+    providers: Annotated[tuple[ProviderConfig, ...], msgspec.Meta(max_length=PROVIDERS_MAX)] = ()
 
 
-def sign_in_of(written: WrittenSignIn) -> SignIn:
+def sign_in_of(written: SignInConfig) -> SignIn:
     """How people sign in; `SettingError` names the place of what cannot be."""
     if written.console_url or written.providers:
         _check_url(written.console_url)
@@ -177,7 +177,7 @@ def sign_in_of(written: WrittenSignIn) -> SignIn:
     return SignIn(written.console_url.rstrip("/"), tuple(map(_provider, written.providers)))
 
 
-def _provider(one: WrittenProvider) -> Provider:
+def _provider(one: ProviderConfig) -> IdentityProvider:
     rules = Issuer(
         one.issuer,
         (one.client_id,),
@@ -191,7 +191,7 @@ def _provider(one: WrittenProvider) -> Provider:
     )
     label = one.label or urlsplit(one.issuer).hostname or one.name
     secret = (one.client_secret, one.client_secret_file)
-    return Provider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
+    return IdentityProvider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
 
 
 def _check_url(url: str) -> None:
@@ -202,7 +202,7 @@ def _check_url(url: str) -> None:
         raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
 
 
-def _check_sign_in(one: WrittenProvider, place: str) -> None:
+def _check_sign_in(one: ProviderConfig, place: str) -> None:
     if not may_be_asked(one.issuer):
         said = "is no https:// address, where its discovery document would be"
         raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
@@ -316,7 +316,7 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
-class RouteTable(NamedTuple):
+class RouteConfig(NamedTuple):
     """What may pass and where it goes; `services` says where calls of services go."""
 
     routes: tuple[Route, ...]
@@ -341,7 +341,7 @@ class RouteTable(NamedTuple):
                 "give each `paths` of its own, such as [/v1/sms/*]"
             )
 
-    def redirected(self, base_url: str, proxies: Proxies | None = None) -> RouteTable:
+    def redirected(self, base_url: str, proxies: Proxies | None = None) -> RouteConfig:
         """The same table with every upstream, and the services', at one base URL, through these proxies."""
         upstreams = {
             target.name: replace(target, base_url=base_url, proxies=proxies or target.proxies)
@@ -353,7 +353,7 @@ class RouteTable(NamedTuple):
             routes=_with_services(self.routes), upstreams=tuple(upstreams.values()), services=services
         )
 
-    def through(self, proxies: Proxies) -> RouteTable:
+    def through(self, proxies: Proxies) -> RouteConfig:
         """The same table, everybody in it reached through these proxies, unless it has its own."""
         upstreams = tuple(_through(proxies, target) for target in self.upstreams)
         issuers = tuple(replace(issuer, proxies=proxies) for issuer in self.issuers)
@@ -376,10 +376,10 @@ SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}",
 DEFAULT_ROUTES: tuple[Route, ...] = (*(route for one in ALL for route in one.routes), SERVICES_ROUTE)
 
 
-def default_table(environ: Mapping[str, str]) -> RouteTable:
+def default_table(environ: Mapping[str, str]) -> RouteConfig:
     """The routes of the API families and of services; their credentials from the usual variables."""
     upstreams = tuple(one.target(environ) for one in reversed(ALL) if one.target is not None)
-    return RouteTable(routes=DEFAULT_ROUTES, upstreams=upstreams)
+    return RouteConfig(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
 
 class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -423,8 +423,8 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstreams: dict[Name, _Upstream] = {}
     services: dict[Name, _Service] = {}
     workloads: Annotated[dict[Uri, Key], msgspec.Meta(max_length=WORKLOADS_MAX)] = {}
-    issuers: Annotated[tuple[WrittenIssuer, ...], msgspec.Meta(max_length=ISSUERS_MAX)] = ()
-    sign_in: WrittenSignIn = WrittenSignIn()
+    issuers: Annotated[tuple[IssuerConfig, ...], msgspec.Meta(max_length=ISSUERS_MAX)] = ()
+    sign_in: SignInConfig = SignInConfig()
     routes: tuple[_Route, ...] | None = None
     include_default_routes: bool = False
 
@@ -450,7 +450,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
         raise SettingError(f"{path}: {explained(str(error), document, ConfigFile)}") from error
 
 
-def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
+def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     """The table a configuration file describes, over the built-in one."""
     default = default_table(environ)
     upstreams = {target.name: target for target in default.upstreams}
@@ -475,7 +475,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
     rules = ServiceRules(services, paths, unread=unread)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
     sign_in = sign_in_of(config.sign_in)
-    return RouteTable(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in)
+    return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in)
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:

@@ -50,7 +50,7 @@ from gateway.settings.checking import (
     wanted_of,
 )
 from gateway.settings.config_file import (
-    RouteTable,
+    RouteConfig,
     base_url_of,
     default_table,
     read_config,
@@ -124,7 +124,7 @@ def read_secret(place: str, path: str) -> str:
     return data.decode().rstrip("\r\n")
 
 
-class Watched:
+class WatchedFiles:
     """Files that may change while we run, each known by when and how large it was."""
 
     def __init__(self) -> None:
@@ -374,11 +374,11 @@ class Settings(Servers, frozen=True, kw_only=True):
         return {name: value for name, value in self.values().items() if name in NAMES}
 
     @property
-    def table(self) -> RouteTable:
+    def table(self) -> RouteConfig:
         """Routes and upstreams together."""
-        return RouteTable(*(getattr(self, name) for name in RouteTable._fields))
+        return RouteConfig(*(getattr(self, name) for name in RouteConfig._fields))
 
-    def with_table(self, table: RouteTable) -> Settings:
+    def with_table(self, table: RouteConfig) -> Settings:
         """The same settings with these routes and upstreams, reached through our proxies."""
         return msgspec.structs.replace(self, **table.through(self.proxies)._asdict())
 
@@ -393,7 +393,7 @@ class Settings(Servers, frozen=True, kw_only=True):
 
 
 # What the file's routes and standard variables say has no name of ours.
-_ELSEWHERE = {*RouteTable._fields, "tracing", "proxies", "http", "secret_files", "config_path", "overruled"}
+_ELSEWHERE = {*RouteConfig._fields, "tracing", "proxies", "http", "secret_files", "config_path", "overruled"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 

@@ -22,7 +22,7 @@ _FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----",
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedCertificate:
     """What was read of one set of files: the context, the certificate, and its end, Unix time."""
 
     context: ssl.SSLContext
@@ -30,7 +30,7 @@ class Loaded:
     ends: float | None
 
 
-def load(files: TlsFiles, prefix: str) -> Loaded:
+def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     """Read certificate, key and, where named, the authorities of clients; `SettingError` names the setting.
 
     `prefix` is what the names of the settings begin with, such as `TOLLKEEPER_ADMIN_TLS_`.
@@ -64,7 +64,7 @@ def load(files: TlsFiles, prefix: str) -> Loaded:
         ends = not_after(ssl.PEM_cert_to_DER_cert(content.decode("latin-1")))
     except (ValueError, UnreadableCertificate):  # it serves all the same
         ends = None
-    return Loaded(context, content, ends)
+    return LoadedCertificate(context, content, ends)
 
 
 class Certificates:

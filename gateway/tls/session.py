@@ -186,17 +186,17 @@ class Gate(Protocol):
     def wall(self) -> float:
         """What the time is, Unix time."""
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: TlsSession) -> None:
         """A connection begins; from now on its handshake has a deadline."""
 
-    def is_due(self, session: Session) -> bool:
+    def is_due(self, session: TlsSession) -> bool:
         """Whether it is this handshake's turn; else `go_on` is called once it is."""
 
-    def settled(self, session: Session, failure: str) -> None:
+    def settled(self, session: TlsSession, failure: str) -> None:
         """The handshake is over; why it failed, empty where it did not."""
 
 
-class Session(TlsTransport, asyncio.Protocol):
+class TlsSession(TlsTransport, asyncio.Protocol):
     """The protocol of an accepted socket; the transport of the protocol `inner`, once hands are shaken."""
 
     __slots__ = ("_ended", "_gate", "_incoming", "_state", "_timer", "_waiting", "failure")
@@ -418,8 +418,8 @@ class TlsGate:
         self.failures: Counter[str] = Counter()
         self.bound(handshake_s, handshakes_max)
         self._loop = asyncio.get_running_loop()
-        self._shaking: dict[Session, asyncio.TimerHandle] = {}
-        self._due: deque[Session] = deque()
+        self._shaking: dict[TlsSession, asyncio.TimerHandle] = {}
+        self._due: deque[TlsSession] = deque()
         self._left = STEPS_A_TURN
         self._scheduled = False
 
@@ -427,9 +427,9 @@ class TlsGate:
         """Go by these from the next connection on."""
         self._handshake_s, self._handshakes_max = handshake_s, handshakes_max
 
-    def wrapped(self, inner: Callable[[], Any]) -> Callable[[], Session]:
+    def wrapped(self, inner: Callable[[], Any]) -> Callable[[], TlsSession]:
         """Makers of protocols, as a server wants them: each has TLS between its socket and itself."""
-        return lambda: Session(self, inner())
+        return lambda: TlsSession(self, inner())
 
     @property
     def shaking(self) -> int:
@@ -453,7 +453,7 @@ class TlsGate:
         """The certificate of now."""
         return self.certificates.context
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: TlsSession) -> None:
         """Give a handshake its time."""
         if len(self._shaking) >= self._handshakes_max:
             oldest = next(iter(self._shaking))
@@ -461,7 +461,7 @@ class TlsGate:
             oldest.expire("crowded_out")
         self._shaking[session] = self._loop.call_later(self._handshake_s, session.expire, "timeout")
 
-    def is_due(self, session: Session) -> bool:
+    def is_due(self, session: TlsSession) -> bool:
         """Whether it goes on now; else it does when those before it did."""
         self._schedule()
         if self._left > 0 and not self._due:
@@ -470,7 +470,7 @@ class TlsGate:
         self._due.append(session)
         return False
 
-    def settled(self, session: Session, failure: str) -> None:
+    def settled(self, session: TlsSession, failure: str) -> None:
         """A handshake is over."""
         deadline = self._shaking.pop(session, None)
         if deadline is not None:

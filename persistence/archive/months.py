@@ -32,7 +32,7 @@ SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) =
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class MonthlyLedger:
     """A table by month: whose its rows are and when they were. `kind` is of the accounts it moves, if any."""
 
     table: Table
@@ -52,14 +52,16 @@ class Ledger:
         return f"{self.name}_y{month:%Y}m{month:%m}"
 
 
-TOKENS = Ledger(token_ledger, "tenant_id", "created_at", "tenant", "tenant_id, seq")
-CREDITS = Ledger(credit_transaction, "organization_id", '"timestamp"', "credits", "organization_id, seq")
-SPENDS = Ledger(feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
-CALLS = Ledger(call, "organization_id", "created_at", order="created_at, id")
+TOKENS = MonthlyLedger(token_ledger, "tenant_id", "created_at", "tenant", "tenant_id, seq")
+CREDITS = MonthlyLedger(
+    credit_transaction, "organization_id", '"timestamp"', "credits", "organization_id, seq"
+)
+SPENDS = MonthlyLedger(feature_usage, "organization_id", '"timestamp"', "spend", "organization_id, seq")
+CALLS = MonthlyLedger(call, "organization_id", "created_at", order="created_at, id")
 # What a month of these has is billed. Each goes by itself, as long as it is kept.
 LEDGERS = (TOKENS, CREDITS, SPENDS, CALLS)
 # By this nothing is owed.
-AUDIT = Ledger(audit_log, "organization_id", "created_at", order="id")
+AUDIT = MonthlyLedger(audit_log, "organization_id", "created_at", order="id")
 BY_NAME = {ledger.name: ledger for ledger in (*LEDGERS, AUDIT)}
 
 # Months of a ledger that have a partition and are in no archive.
@@ -112,7 +114,7 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
     return row
 
 
-def months_before(connection: Connection, before: date, ledger: Ledger) -> list[date]:
+def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -> list[date]:
     """The first days of months of a ledger that ended by a day and are in no archive, oldest first."""
     found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
     return [month for (month,) in found if end_of(month) <= before]
@@ -188,13 +190,13 @@ MOVES = {
 }
 
 
-def why_open(connection: Connection, ledger: Ledger, month: date) -> list[str]:
+def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
     """Why a month of a ledger is not closed, in words; empty where it is, whatever other ledgers lack."""
     said = what_waits(connection, ledger, month)
     return said + _of_ledger(connection, ledger, ledger.partition(month)) if ledger.kind else said
 
 
-def what_waits(connection: Connection, ledger: Ledger, month: date) -> list[str]:
+def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
     """The same of what is beside its rows. Nothing is owed by the audit log: what is over is closed."""
     if ledger is AUDIT:
         return []
@@ -205,7 +207,7 @@ def what_waits(connection: Connection, ledger: Ledger, month: date) -> list[str]
     return said
 
 
-def _of_ledger(connection: Connection, ledger: Ledger, partition: str) -> list[str]:
+def _of_ledger(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}
     said = _said(

@@ -22,7 +22,7 @@ from persistence.archive.months import (
     CREDITS,
     MOVES,
     Connection,
-    Ledger,
+    MonthlyLedger,
     one,
     what_waits,
 )
@@ -47,13 +47,13 @@ _ADDED = {
 _WRITTEN = {MOMENT: f'{_ADDED[MOMENT]} AS "{{name}}"'}
 
 
-def columns_of(ledger: Ledger) -> Mapping[str, str]:
+def columns_of(ledger: MonthlyLedger) -> Mapping[str, str]:
     """The columns of a ledger and what each holds."""
     return {column.name: _kind(column) for column in ledger.table.columns}
 
 
 @contextmanager
-def as_csv(connection: Connection, ledger: Ledger, month: date) -> Iterator[Iterator[bytes]]:
+def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[Iterator[bytes]]:
     """All rows of a month as CSV: an empty cell is null, an empty text is quoted."""
     cells = ", ".join(
         _WRITTEN.get(kind, '"{name}"').format(name=name) for name, kind in columns_of(ledger).items()
@@ -65,7 +65,7 @@ def as_csv(connection: Connection, ledger: Ledger, month: date) -> Iterator[Iter
         yield (bytes(piece) for piece in copied)
 
 
-def about(connection: Connection, ledger: Ledger, month: date) -> int:
+def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
     """How many rows a month has, as the database last estimated it; 0 where it did not yet."""
     statement = (
         "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # noqa: S608  # our own words
@@ -76,7 +76,7 @@ def about(connection: Connection, ledger: Ledger, month: date) -> int:
     return int(found)
 
 
-def figures(connection: Connection, ledger: Ledger, month: date) -> tuple[int, Mapping[str, Figure]]:
+def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple[int, Mapping[str, Figure]]:
     """How many rows a month has, and the figures of each column."""
     columns = columns_of(ledger)
     sums = ", ".join(
@@ -173,7 +173,7 @@ _DROPPED = "UPDATE archived_month SET dropped_at = now() WHERE ledger = %s AND m
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ArchivedMonth:
     """A file of an archive that has a whole month of a ledger: where, and what it holds."""
 
     ledger: str
@@ -186,7 +186,7 @@ class Stored:
     figures: Mapping[str, Figure]
 
 
-def cut_month(connection: Connection, stored: Stored) -> bool:
+def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
     """Take a month out of its ledger: False where it has other rows by now than those stored.
 
     `ArchiveFailed` where it is not closed any more, where it has fewer rows than those (a ledger only grows,
@@ -219,16 +219,16 @@ def cut_month(connection: Connection, stored: Stored) -> bool:
     return True
 
 
-def _note(connection: Connection, stored: Stored, kept: int) -> None:
+def _note(connection: Connection, stored: ArchivedMonth, kept: int) -> None:
     each = (stored.url, stored.file, stored.rows, kept, stored.bytes, stored.sha256)
     connection.execute(_NOTE, (stored.ledger, stored.month, *each))
 
 
-def droppable(connection: Connection, days: int) -> list[Stored]:
+def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
     """Months that are archived since so many days and here as tables by themselves, each with its file."""
     found = connection.execute(_DROPPABLE, (days,))
     return [
-        Stored(ledger, month, url, file, rows, size, sha256, {})
+        ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
         for ledger, month, url, file, rows, size, sha256 in found
     ]
 
@@ -241,7 +241,7 @@ def drop_month(connection: Connection, name: str, month: date) -> None:
         connection.execute(_DROPPED, (name, month))
 
 
-def _stand_for(connection: Connection, ledger: Ledger, month: date) -> int:
+def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
     """Keep what is asked for later, and what the rest comes to; answers how many rows are kept."""
     names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
@@ -293,7 +293,7 @@ def have(connection: Connection, statement: str, taken: str) -> None:
                 raise ArchiveFailed(f"{taken} for too long: try again") from error
 
 
-def _replace(connection: Connection, ledger: Ledger, month: date) -> None:
+def _replace(connection: Connection, ledger: MonthlyLedger, month: date) -> None:
     names = names_of(ledger, month)
     connection.execute(_TAKE_OUT.format(**names).encode())
     connection.execute(_SET_ASIDE.format(archived=ARCHIVED, **names).encode())
@@ -306,7 +306,7 @@ def make(connection: Connection, names: Mapping[str, str]) -> None:
     connection.execute(_MAKE.format(**names).encode())
 
 
-def put_in(connection: Connection, ledger: Ledger, month: date) -> None:
+def put_in(connection: Connection, ledger: MonthlyLedger, month: date) -> None:
     """Have it be that month."""
     since, until = bounds_of(month)
     connection.execute(_PUT_IN.format(**names_of(ledger, month), since=since, until=until).encode())
@@ -317,7 +317,7 @@ def bounds_of(month: date) -> tuple[str, str]:
     return f"{month} 00:00:00+00", f"{end_of(month)} 00:00:00+00"
 
 
-def names_of(ledger: Ledger, month: date) -> dict[str, str]:
+def names_of(ledger: MonthlyLedger, month: date) -> dict[str, str]:
     """The ledger, a month of it, and what is to be that; and the column of whose its rows are."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}
@@ -340,7 +340,7 @@ SELECT owner, first_seq, last_seq, epoch, amount, balance FROM (
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRun:
+class MovementRun:
     """Movements of an account that follow each other, as PostgreSQL has them: one row, or a run."""
 
     owner: int
@@ -351,16 +351,16 @@ class KeptRun:
     balance: int | None
 
 
-def archived(connection: Connection) -> list[Stored]:
+def archived(connection: Connection) -> list[ArchivedMonth]:
     """What was archived, wherever it is, month by month and ledger by ledger."""
     found = connection.execute(_ARCHIVED)
     return [
-        Stored(ledger, month, url, file, rows, size, sha256, {})
+        ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
         for ledger, month, url, file, rows, size, sha256 in found
     ]
 
 
-def kept(connection: Connection, ledger: Ledger, month: date) -> Iterator[KeptRun]:
+def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
     """What stands for a month of a ledger, by account and number; to be read in a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
@@ -370,7 +370,7 @@ def kept(connection: Connection, ledger: Ledger, month: date) -> Iterator[KeptRu
         cursor.itersize = FETCHED_AT_ONCE
         cursor.execute(statement.encode(), {"month": month, "accounts": f"{ledger.kind}:%"})
         for owner, first, last, epoch, amount, left in cursor:
-            yield KeptRun(owner, first, last, epoch, int(amount), None if left is None else int(left))
+            yield MovementRun(owner, first, last, epoch, int(amount), None if left is None else int(left))
 
 
 def contradictions(connection: Connection) -> list[str]:
@@ -409,7 +409,7 @@ INSERT INTO {kept} ({columns}) SELECT {columns} FROM gone"""
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class PartitionedMonth:
     """A month of a ledger that has its partition now, and how many rows came into it."""
 
     ledger: str
@@ -417,7 +417,7 @@ class Moved:
     rows: int
 
 
-def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Moved]:
+def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[PartitionedMonth]:
     """Give a partition to each month that has rows and none, each ledger in one transaction."""
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
@@ -437,7 +437,7 @@ def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date,
     return found
 
 
-def _bring_in(connection: Connection, ledger: Ledger, room: int) -> list[Moved]:
+def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[PartitionedMonth]:
     if not _asked(connection, ledger):
         return []
     moved = []
@@ -450,19 +450,19 @@ def _bring_in(connection: Connection, ledger: Ledger, room: int) -> list[Moved]:
         for month, rows in months:
             if rows <= room:
                 room -= rows
-                moved.append(Moved(ledger.name, month, _move(connection, ledger, month)))
+                moved.append(PartitionedMonth(ledger.name, month, _move(connection, ledger, month)))
         connection.execute(
             f"ALTER TABLE {ledger.name} ATTACH PARTITION {ledger.name}_default DEFAULT".encode()
         )
     return moved
 
 
-def _asked(connection: Connection, ledger: Ledger) -> list[tuple[date, int]]:
+def _asked(connection: Connection, ledger: MonthlyLedger) -> list[tuple[date, int]]:
     found = connection.execute(_MONTHS.format(ledger=ledger.name, at=ledger.at, most=MONTHS_MAX).encode())
     return [(month, int(rows)) for month, rows in found]
 
 
-def _move(connection: Connection, ledger: Ledger, month: date) -> int:
+def _move(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
     names, (since, until) = names_of(ledger, month), bounds_of(month)
     make(connection, names)
     columns = ", ".join(f'"{column.name}"' for column in ledger.table.columns)

@@ -20,12 +20,12 @@ from sqlalchemy import Connection, case, insert, select, text
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
 from gateway.core.accounts.outbox import named_unpriced
-from gateway.core.billing.money import IN_MONEY, MICRO, NANO, Tier, pack_tiers, spend_micro
+from gateway.core.billing.money import IN_MONEY, MICRO, NANO, PriceTier, pack_tiers, spend_micro
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.billing.price_book import (
     SAME,
     Factor,
-    Price,
+    ModelPrice,
     charged,
     choose,
     cost_nano,
@@ -41,7 +41,7 @@ from persistence import entity
 from persistence.billing import charges, credit_balances
 from persistence.billing.events import service_of
 from persistence.billing.plans import carried, in_cycle
-from persistence.entity import Change, Subject, write_of
+from persistence.entity import Entity, EntityWrite, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
 from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
@@ -81,7 +81,7 @@ _KEY = text("SELECT key FROM service WHERE id = :service")
 
 
 @dataclass(frozen=True, slots=True)
-class Amended:
+class CallEffects:
     """A call, what moved for it, and its service where it is known; `sign` is 1 of what is taken back."""
 
     call: Any
@@ -109,7 +109,7 @@ class Amended:
         return bool(self.units.in_money or (not self.units.units and service and is_in_money(service)))
 
 
-def amended_call(change: Change) -> Amended:
+def amended_call(change: EntityWrite) -> CallEffects:
     """The call, held until the end of the transaction."""
     values, connection = change.command.values, change.connection
     request_id = UUID(str(values["request_id"]))
@@ -129,7 +129,7 @@ def amended_call(change: Change) -> Amended:
     since = connection.execute(_SINCE).scalar()
     if since is not None and (tokens.at or units.at or call.created_at) < since:
         raise Unprocessable(errors=(("request_id", "is of a month that is archived: it cannot be amended"),))
-    return Amended(call, tokens, units, service, -1 if values.get("direction") == "OUT" else 1)
+    return CallEffects(call, tokens, units, service, -1 if values.get("direction") == "OUT" else 1)
 
 
 _PRICES = text("""
@@ -143,7 +143,7 @@ SELECT q.cycle, q.next_reset_at, p.overage_policy
 KINDS = ("tokens", "credits", "units")
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Amend; `Conflict` where that was done before, `Unprocessable` where the call cannot be moved so."""
     values, connection = change.command.values, change.connection
     amended = amended_call(change)
@@ -176,7 +176,7 @@ def create(change: Change) -> Row:
     return change.fetch(row_id)
 
 
-def _checked(values: Row, amended: Amended) -> dict[str, int]:
+def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
     """What is moved: no more is taken back than there is, and nothing is added that the service has not."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
@@ -188,7 +188,7 @@ def _checked(values: Row, amended: Amended) -> dict[str, int]:
     return {**asked, "units": int(nano) or asked["units"]}
 
 
-def _too_much(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[str, str]]:
+def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
     """What there is less of than is to be taken back."""
     call, tokens, units = amended.call, amended.tokens, amended.units
     has = {
@@ -207,7 +207,7 @@ def _too_much(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[
     return errors
 
 
-def _foreign(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[str, str]]:
+def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
     """What the service of the call does not charge, or not so much at once."""
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
@@ -226,7 +226,7 @@ def _foreign(asked: dict[str, int], nano: int, amended: Amended) -> list[tuple[s
     return errors
 
 
-def _of_quota(change: Change, amended: Amended, moved: int) -> tuple[int, int]:
+def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
     """Tokens that a cycle which is over owes no more, or besides; and those that the quota moves by."""
     call, tokens = amended.call, amended.tokens
     if not moved:
@@ -253,23 +253,25 @@ def _of_quota(change: Change, amended: Amended, moved: int) -> tuple[int, int]:
     return 0, part
 
 
-def _parts(connection: Connection, amended: Amended, units: int) -> list[tuple[int, tuple[Tier, ...]]]:
+def _parts(
+    connection: Connection, amended: CallEffects, units: int
+) -> list[tuple[int, tuple[PriceTier, ...]]]:
     """Units that are moved, and what they cost: the last ones of the call are taken back first."""
     if not units or amended.in_money:
         return [(units, IN_MONEY if units else ())]
     if not amended.units.units:  # the price of now
         return [(units, amended.service.pricing.ladder if amended.service is not None else ())]
-    found: list[tuple[int, tuple[Tier, ...]]] = []
+    found: list[tuple[int, tuple[PriceTier, ...]]] = []
     for many, unit_price in reversed(_used_at(connection, amended)):
         moved = min(many, units) if amended.sign > 0 else units
-        found.append((moved, (Tier(None, unit_price),)))
+        found.append((moved, (PriceTier(None, unit_price),)))
         units -= moved
         if not units:
             break
     return found
 
 
-def _used_at(connection: Connection, amended: Amended) -> list[tuple[int, Decimal]]:
+def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, Decimal]]:
     """What the units of a call cost, in their order."""
     call, units = amended.call, amended.units
     if isinstance(units.prices, list):
@@ -283,7 +285,7 @@ def _used_at(connection: Connection, amended: Amended) -> list[tuple[int, Decima
     return [(units.units, min(prices, key=lambda price: abs(price - each)))]
 
 
-def _settle(change: Change, amended: Amended, moved: dict[str, int]) -> None:
+def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) -> None:
     """Have the counters move what the call was charged: each write's id is a correction's."""
     values, writes = change.command.values, []
     for units, tiers in _parts(change.connection, amended, moved["units"]):
@@ -299,7 +301,7 @@ def _settle(change: Change, amended: Amended, moved: dict[str, int]) -> None:
     change.intend_all(writes)
 
 
-def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]:
+def correcting_write(change: EntityWrite, call: Any, moves: Row) -> dict[str, object]:
     """A control write that has the counters move what a call was charged; its id is a correction's.
 
     What it moves was supplied on the day of the call, and told `told_on` where `moves` say so.
@@ -314,7 +316,7 @@ def correcting_write(change: Change, call: Any, moves: Row) -> dict[str, object]
     return write_of(partition, account, "amend", payload, correction_id(str(uuid4())))
 
 
-def _give(change: Change, organization_id: int, amount: int) -> None:
+def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
     account = f"organization:{organization_id}"
     [write_id] = change.intend([account], "credits", {"amount": amount}, organization_id=organization_id)
     values = change.command.values
@@ -327,7 +329,7 @@ def _give(change: Change, organization_id: int, amount: int) -> None:
     )  # fmt: skip
 
 
-def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: Amended) -> None:
+def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: CallEffects) -> None:
     """Take it off the call's row, and off what calls add up to; a call at cost is one unit."""
     values = {
         **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
@@ -341,7 +343,7 @@ def _tell(connection: Connection, request_id: str, back: dict[str, int], amended
     listeners.tell_changes(connection, "amended", [(before, after)])
 
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     amendment,
     source=select(
         *(column for column in amendment.c if column.name != "units"),
@@ -407,7 +409,7 @@ UPDATE call SET cost = n.k, unpriced = n.u, price_id = %(price)s, rerated = rera
 
 
 @dataclass(frozen=True, slots=True)
-class _Rated:
+class _RepricedCall:
     """A call, what it costs now, and by how many units of money that is more."""
 
     call: Any
@@ -416,7 +418,7 @@ class _Rated:
     unpriced: str | None
 
 
-def create_rerating(change: Change) -> Row:
+def create_rerating(change: EntityWrite) -> Row:
     """Set a price, and rate again what it is about; what is too much for one transaction is left."""
     row = entity.create(change)
     if (effective := _effective(row)) < change.now:
@@ -430,7 +432,7 @@ def create_rerating(change: Change) -> Row:
     return row
 
 
-def _begin(change: Change, row: Row) -> None:
+def _begin(change: EntityWrite, row: Row) -> None:
     """Rate the first piece of what a price is about."""
     actor = change.command.actor.scope
     after = _rate(change, row, 0, actor)
@@ -439,7 +441,7 @@ def _begin(change: Change, row: Row) -> None:
         change.connection.execute(insert(rerating_left).values(left))
 
 
-def rate(change: Change) -> Row:
+def rate(change: EntityWrite) -> Row:
     """Rate the next piece of what a price left."""
     connection, named = change.connection, {"price": change.row_id}
     row, left = change.fetch(), connection.execute(_HOLD, named).first()
@@ -454,7 +456,7 @@ def reratings_left(connection: Connection, count: int) -> Sequence[int]:
     return connection.execute(_LEFT, {"count": count}).scalars().all()
 
 
-def _rate(change: Change, row: Row, after: int, actor: str) -> int | None:
+def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
     """Rate a piece of the calls behind one; answers the last of them, None where there are no more."""
     span = (_effective(row), str(row["currency"]))
     calls = _open(change.connection, span, after=after, piece=PIECE_CALLS_MAX)
@@ -477,10 +479,10 @@ def _effective(row: Row) -> datetime:
     return effective
 
 
-def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_Rated]:
+def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
     """Those of the calls that this price is about, and what they cost by it."""
     currency, ours = str(row["currency"]), int(str(row["id"]))
-    book: dict[str, list[Price]] = {}
+    book: dict[str, list[ModelPrice]] = {}
     factors: dict[tuple[int, str], Factor] = {}
     every = [
         read_price(dict(each))
@@ -502,7 +504,7 @@ def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_
                 cost = cost_nano(chosen.vector, counts, call.tools or {}, call.service_tier)
                 more = _units(call, cost, factors[whose]) - call.units
                 lacking = named_unpriced(unpriced(chosen.vector, call.tools or {}))
-                yield _Rated(call, cost, more, stored_text(lacking) or None)
+                yield _RepricedCall(call, cost, more, stored_text(lacking) or None)
                 break
 
 
@@ -513,7 +515,7 @@ def _units(call: Any, cost: int, factor: Factor) -> int:
     return min(charged(cost, factor), INTEGER_MAX)
 
 
-def _write(change: Change, row: Row, rated: Sequence[_Rated], actor: str) -> None:
+def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(
@@ -532,7 +534,7 @@ def _write(change: Change, row: Row, rated: Sequence[_Rated], actor: str) -> Non
     _tell_rerating(connection, int(str(row["id"])), rated)
 
 
-def _intended(change: Change, one: _Rated, reason: str) -> dict[str, object]:
+def _intended(change: EntityWrite, one: _RepricedCall, reason: str) -> dict[str, object]:
     """What has the counters move by the difference."""
     moves = {
         "tokens": 0, "units": -one.more, "tiers": pack_tiers(IN_MONEY).hex(),
@@ -541,7 +543,7 @@ def _intended(change: Change, one: _Rated, reason: str) -> dict[str, object]:
     return correcting_write(change, one.call, moves)
 
 
-def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_Rated]) -> None:
+def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_RepricedCall]) -> None:
     """Say in the calls what they cost now, and in what they add up to."""
     times = [one.call.created_at for one in rated]
     values = {
@@ -559,7 +561,7 @@ def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_Rated
 
 
 PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "rate": rate})
-RERATING_SUBJECT = Subject(
+RERATING_SUBJECT = Entity(
     rerating,
     source=select(
         *(each for each in rerating.c if each.name not in {"cost_before", "cost_after", "charged"}),

@@ -14,12 +14,12 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.charges import DEBT, Charge, spread_amount
+from gateway.core.billing.charges import DEBT, SupplyCharge, spread_amount
 from gateway.core.billing.money import EXACT
-from gateway.core.billing.subscription import Segment
+from gateway.core.billing.subscription import PlanSegment
 from persistence.billing import credit_balances, proration
 from persistence.billing.proration import NamedCharge, segment_of
-from persistence.entity import Subject, hold_flushes
+from persistence.entity import Entity, hold_flushes
 from persistence.error_mapping import statements_within
 from persistence.tables import charge as table
 
@@ -307,7 +307,7 @@ def accrue(
     In advance, cycles that have begun today are charged whole. Tokens of a cycle that runs are charged
     where the last of them were used before `running`, and what is missing to a minimum once its cycle is
     over. The caller holds the organizations, then the flushes of their partitions. From now on a statement
-    of the transaction is bounded: `TookTooLong`.
+    of the transaction is bounded: `StoreTimeout`.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
@@ -321,9 +321,9 @@ def accrue(
     proration.add_fees(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
-def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, Segment]]:
+def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, PlanSegment]]:
     """All segments of organizations, by whose they are, and by id."""
-    found: dict[int, dict[int, Segment]] = {each: {} for each in organization_ids}
+    found: dict[int, dict[int, PlanSegment]] = {each: {} for each in organization_ids}
     for row in proration.fee_rows_of(connection, organization_ids):
         found[row.organization_id][row.id] = segment_of(row)
     return found
@@ -360,10 +360,10 @@ def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
 
 def open_charges(
     connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
-) -> dict[int, list[Charge]]:
+) -> dict[int, list[SupplyCharge]]:
     """What `accrue` would write, by organization."""
     here = _here(connection, organization_ids, running)
-    found = defaultdict[int, list[Charge]](list)
+    found = defaultdict[int, list[SupplyCharge]](list)
     for select in _READ.values():
         for row in connection.execute(select, here):
             found[row.organization_id].append(charge_of(row))
@@ -378,15 +378,15 @@ def open_charges(
     return found
 
 
-def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[int, list[Charge]]:
+def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[int, list[SupplyCharge]]:
     """The charges that no invoice has, by organization."""
-    found = defaultdict[int, list[Charge]](list)
+    found = defaultdict[int, list[SupplyCharge]](list)
     for row in connection.execute(_UNBILLED, {"organizations": list(organization_ids)}):
         found[row.organization_id].append(charge_of(row))
     return found
 
 
-def bill(connection: Connection, placed: Iterable[tuple[int, Charge, int | None]]) -> None:
+def bill(connection: Connection, placed: Iterable[tuple[int, SupplyCharge, int | None]]) -> None:
     """Let invoices have charges, each on its line: an invoice, a charge, a line."""
     rows = [(charge.id, invoice_id, line) for invoice_id, charge, line in placed]
     if rows:
@@ -394,9 +394,9 @@ def bill(connection: Connection, placed: Iterable[tuple[int, Charge, int | None]
         connection.execute(_BILL, {"ids": ids, "invoices": invoices, "lines": lines})
 
 
-def charge_of(row: Any) -> Charge:
+def charge_of(row: Any) -> SupplyCharge:
     """A row of `charge`, or of what will be one."""
-    return Charge(
+    return SupplyCharge(
         kind=row.kind, start=row.period_start, end=row.period_end, quantity=row.quantity,
         unit_price=row.unit_price, amount=row.amount, source=row.source, source_id=row.source_id,
         tenant_id=row.tenant_id, service_id=row.service_id, place=row.place, id=getattr(row, "id", 0),
@@ -435,7 +435,7 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 
 
 def _missing(
-    connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[Charge]]
+    connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[SupplyCharge]]
 ) -> list[NamedCharge]:
     """What organizations that have agreed on a minimum miss of it; `more` is not written yet."""
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
@@ -498,7 +498,7 @@ def charge_free(
     return sorted(set(organization_ids) - set(held))
 
 
-CHARGE_SUBJECT = Subject(
+CHARGE_SUBJECT = Entity(
     table,
     time="period_start",
     conditions={

@@ -15,11 +15,11 @@ from uuid import UUID
 from sqlalchemy import insert, select, text, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.handover import CANCELED, DONE, FAILED, WAITING, Collected
+from gateway.core.billing.handover import CANCELED, DONE, FAILED, WAITING, CollectionStatus
 from gateway.errors import AdminRefusal, Conflict, NotFound
 from persistence.billing import charges, handovers, payments
 from persistence.billing.invoice_build import INVOICE_HEADS, money, rest_of
-from persistence.entity import Change, Subject, id_in, lock
+from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.tables import handover, handover_event, payment
 
 REFERENCE = "stripe:"
@@ -49,7 +49,7 @@ UPDATE handover SET state = 'canceled', done_at = :now
 _LEFT = select(payment.c.id, payment.c.amount).order_by(payment.c.id.desc())
 
 
-def ask_collection(change: Change) -> Row:
+def ask_collection(change: EntityWrite) -> Row:
     """Hand the command's invoice over: one that was final before its organization had a customer there."""
     row = payments.held(change)
     if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
@@ -69,7 +69,7 @@ def ask_collection(change: Change) -> Row:
     return change.fetch()
 
 
-def retry(change: Change) -> Row:
+def retry(change: EntityWrite) -> Row:
     """Begin it anew, for the customer the organization has by now where nothing was made of it yet."""
     row = lock(change)
     if row["state"] not in {FAILED, CANCELED}:
@@ -89,7 +89,7 @@ UPDATE handover AS h
   FROM organization AS o WHERE h.id = :id AND o.id = h.organization_id""")
 
 
-def cancel(change: Change) -> Row:
+def cancel(change: EntityWrite) -> Row:
     """Leave it: what waits behind an invoice's own is left with it."""
     row = lock(change)
     if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
@@ -101,7 +101,7 @@ def cancel(change: Change) -> Row:
     return change.fetch()
 
 
-def ended(change: Change) -> Row:
+def ended(change: EntityWrite) -> Row:
     """Keep how the attempt ended that the command names; `Conflict` where another has begun since."""
     values = change.command.values
     # Whoever records money holds the organization first, and then its rows.
@@ -120,10 +120,10 @@ def ended(change: Change) -> Row:
     return change.fetch()
 
 
-def take(change: Change) -> Row:
+def take(change: EntityWrite) -> Row:
     """Take what was told of an invoice, once; `NotFound` where it is none that was handed over."""
     told = change.command.values["told"]
-    assert isinstance(told, Collected)
+    assert isinstance(told, CollectionStatus)
     here = {"remote": told.remote_id, "key": _uuid(told.key)}
     found = change.connection.execute(_FOUND, here).first()
     if found is None:
@@ -142,7 +142,7 @@ def take(change: Change) -> Row:
     return change.fetch(event)
 
 
-def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
     """Do here what was done there; answers the money that is recorded, and what could not be done."""
     nothing = Decimal(0)
     stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
@@ -161,7 +161,9 @@ def _collected(change: Change, told: Collected, invoice_id: int) -> tuple[Decima
     return recorded - gone, " ".join(filter(None, (more, less))) or None
 
 
-def _come_in(change: Change, told: Collected, invoice_id: int, stands: Any) -> tuple[Decimal, str | None]:
+def _come_in(
+    change: EntityWrite, told: CollectionStatus, invoice_id: int, stands: Any
+) -> tuple[Decimal, str | None]:
     """Record what was settled there and is not recorded here yet."""
     nothing = Decimal(0)
     before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
@@ -178,7 +180,7 @@ def _come_in(change: Change, told: Collected, invoice_id: int, stands: Any) -> t
     return amount, more if beyond else None
 
 
-def _gone_back(change: Change, told: Collected, invoice_id: int) -> tuple[Decimal, str | None]:
+def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
     """Take out of the payments what went back to the customer there and had not left them before."""
     nothing = Decimal(0)
     if told.given_back is None:
@@ -190,7 +192,7 @@ def _gone_back(change: Change, told: Collected, invoice_id: int) -> tuple[Decima
     return gone, _remains_of(told, before.own + gone, wanted - gone)
 
 
-def _remains_of(told: Collected, own: Decimal, beyond: Decimal) -> str | None:
+def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
     """What of money that went back a person should know: it was given twice, or not at all."""
     assert told.given_back is not None
 
@@ -207,7 +209,7 @@ def _remains_of(told: Collected, own: Decimal, beyond: Decimal) -> str | None:
     return None
 
 
-def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None:
+def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
     """Do what a person may do to an invoice; why not, where it is refused."""
     command = replace(change.command, resource="invoices", id=invoice_id, values=values)
     try:
@@ -218,7 +220,7 @@ def _done(change: Change, verb: Any, invoice_id: int, values: Row) -> str | None
     return None
 
 
-def take_from_balance(change: Change) -> None:
+def take_from_balance(change: EntityWrite) -> None:
     """Take back what the command's note, which is void from now on, gave to the customer's balance there."""
     given = _LEFT.where(payment.c.invoice_id == change.row_id, payment.c.reference.startswith(REFERENCE))
     for row in change.connection.execute(given.where(payment.c.amount < 0)).all():
@@ -229,7 +231,7 @@ def take_from_balance(change: Change) -> None:
             payments.reverse(back)
 
 
-def _to_balance(change: Change, row: Row, reference: str) -> None:
+def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
     """A note over no one invoice is on the customer's balance there: its credit is not used here."""
     note_id = id_in(row, "invoice_id")
     stands = change.connection.execute(_STANDS, {"id": note_id}).one()
@@ -241,19 +243,21 @@ def _to_balance(change: Change, row: Row, reference: str) -> None:
         ))  # fmt: skip
 
 
-def _require_whole(change: Change, note_id: int) -> None:
+def _require_whole(change: EntityWrite, note_id: int) -> None:
     """`Conflict` where credit of a note was used here: all of it would be on the customer's balance there."""
     total = change.connection.execute(_STANDS, {"id": note_id}).one().total_amount
     if rest_of(change.connection, note_id) != total:
         raise Conflict("Some of its credit is used here, and Stripe would give all of it.")
 
 
-def _give_back(change: Change, note_id: int, invoice_id: int, credited: Decimal, note: str) -> None:
+def _give_back(change: EntityWrite, note_id: int, invoice_id: int, credited: Decimal, note: str) -> None:
     """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
     _take_out(change, invoice_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{note}")
 
 
-def _take_out(change: Change, invoice_id: int, amount: Decimal, reference: str, *, of: str = "") -> Decimal:
+def _take_out(
+    change: EntityWrite, invoice_id: int, amount: Decimal, reference: str, *, of: str = ""
+) -> Decimal:
     """Give back payments of an invoice whose references begin so, the last first; answers how much."""
     left = amount
     paid = _LEFT.where(
@@ -272,7 +276,7 @@ def _take_out(change: Change, invoice_id: int, amount: Decimal, reference: str, 
     return max(Decimal(0), amount) - max(Decimal(0), left)
 
 
-def _end(change: Change, values: Row) -> None:
+def _end(change: EntityWrite, values: Row) -> None:
     ended_at = change.now if values["state"] in {DONE, CANCELED} else None
     kept = update(handover).where(handover.c.id == change.row_id)
     change.connection.execute(kept.values({**values, "done_at": ended_at}))
@@ -285,8 +289,8 @@ def _uuid(key: str) -> UUID | None:
         return None
 
 
-SUBJECT = Subject(handover, verbs={"retry": retry, "cancel": cancel, "ended": ended})
-EVENTS = Subject(
+SUBJECT = Entity(handover, verbs={"retry": retry, "cancel": cancel, "ended": ended})
+EVENTS = Entity(
     handover_event,
     source=select(
         *(column for column in handover_event.c if column.name != "amount"),

@@ -22,15 +22,15 @@ from gateway.core.billing.charges import (
     MOVE_MAX,
     Allocation,
     Allocator,
+    CreditGrant,
     ExpiredGrant,
-    Grant,
     Outflow,
     settled,
     too_many,
 )
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, Unprocessable
-from persistence.entity import Change, id_in
+from persistence.entity import EntityWrite, id_in
 from persistence.resources.app_users import acting
 from persistence.tables import credit_addition, credit_price
 
@@ -117,7 +117,7 @@ def debt_prices(connection: Connection, organization_id: int) -> CreditPrices:
     return CreditPrices([row.since for row in rows], [row.unit_cost for row in rows])
 
 
-def keep_debt_price(change: Change, row: Row) -> None:
+def keep_debt_price(change: EntityWrite, row: Row) -> None:
     """Note what debt costs from now on, where the command's organization says another price than before."""
     before = None if change.before is None else change.before["credit_unit_cost"]
     cost = row["credit_unit_cost"]
@@ -156,7 +156,7 @@ def debt_billed_by(connection: Connection, invoice_id: int) -> set[Lot]:
     return {(row.day, row.unit_price) for row in connection.execute(_BILLED, {"invoice": invoice_id})}
 
 
-def give_credits(change: Change, invoice: Row) -> None:
+def give_credits(change: EntityWrite, invoice: Row) -> None:
     """Give the credits that a paid invoice billed, once; whoever calls holds the organization."""
     here = {"invoice": invoice["id"]}
     amount = int(change.connection.execute(_TO_GIVE, here).scalar_one())
@@ -174,7 +174,7 @@ def give_credits(change: Change, invoice: Row) -> None:
     )  # fmt: skip
 
 
-def refuse_while_given(change: Change) -> None:
+def refuse_while_given(change: EntityWrite) -> None:
     """`Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
     if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
         raise Conflict("The credits it billed were given with its payment; write a credit note.")
@@ -394,9 +394,9 @@ def _keep(
         connection.execute(_SPENT, {"grants": list(spent), "amounts": list(spent.values())})
 
 
-def _grant(addition_id: int, row: Any) -> Grant:
+def _grant(addition_id: int, row: Any) -> CreditGrant:
     expires_ms = None if row.expires_at is None else ms_of(row.expires_at)
-    return Grant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
+    return CreditGrant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
 
 
 # What is used beyond a plan or a balance costs, and how much of it one move may come to.
@@ -414,7 +414,7 @@ SELECT CASE WHEN p.overage_policy = 'bill' THEN
  WHERE t.id = :tenant""")
 
 
-class Prices(NamedTuple):
+class OveragePrices(NamedTuple):
     """What a token beyond the plan and a credit beyond the balance cost; None: nothing."""
 
     token: Decimal | None
@@ -432,7 +432,7 @@ def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int,
         raise Unprocessable(errors=tuple(errors))
 
 
-def prices_of(connection: Connection, tenant_id: int) -> Prices:
+def prices_of(connection: Connection, tenant_id: int) -> OveragePrices:
     """The prices of now."""
     row = connection.execute(_OVERAGE_PRICES, {"tenant": tenant_id}).first()
-    return Prices(None, None) if row is None else Prices(row.token, row.credit)
+    return OveragePrices(None, None) if row is None else OveragePrices(row.token, row.credit)

@@ -18,7 +18,7 @@ from gateway.core.billing.payments import BLOCK, REMINDER, UNBLOCK, DunningSched
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
-from persistence.entity import Change, Subject, id_in
+from persistence.entity import Entity, EntityWrite, id_in
 from persistence.keeper.news import told
 from persistence.tables import dunning_step
 
@@ -92,7 +92,7 @@ def due(
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
 
 
-def advance(change: Change) -> Row:
+def advance(change: EntityWrite) -> Row:
     """Do what is due of an organization; `Conflict` where nothing is."""
     values = change.command.values
     organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
@@ -119,7 +119,7 @@ def advance(change: Change) -> Row:
     return change.fetch(made[-1])
 
 
-def _remind(change: Change, organization_id: int, row: Any, days: int, schedule: DunningSchedule) -> int:
+def _remind(change: EntityWrite, organization_id: int, row: Any, days: int, schedule: DunningSchedule) -> int:
     reason = f"{row.number} was to be paid by {row.due_date}."
     said = {"invoice_id": row.id, "action": REMINDER, "days": days, "reason": reason}
     step = _add(change, organization_id, said)
@@ -127,7 +127,9 @@ def _remind(change: Change, organization_id: int, row: Any, days: int, schedule:
     return step
 
 
-def _block(change: Change, here: dict[str, int], invoice_id: int, schedule: DunningSchedule) -> list[int]:
+def _block(
+    change: EntityWrite, here: dict[str, int], invoice_id: int, schedule: DunningSchedule
+) -> list[int]:
     """Block the tenants that are not yet; whom a person has blocked stays that person's."""
     steps = []
     found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
@@ -144,7 +146,7 @@ def _block(change: Change, here: dict[str, int], invoice_id: int, schedule: Dunn
     return steps
 
 
-def _pass_on(change: Change, here: dict[str, int], invoice_id: int) -> list[int]:
+def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list[int]:
     """Let another invoice have the blocks of those that block no more: given up, it goes on blocking."""
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
@@ -157,7 +159,7 @@ def _pass_on(change: Change, here: dict[str, int], invoice_id: int) -> list[int]
     return steps
 
 
-def _let_go(change: Change, here: dict[str, int]) -> list[int]:
+def _let_go(change: EntityWrite, here: dict[str, int]) -> list[int]:
     """End the blocks; a tenant that a person has blocked or let go since stays as it is."""
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
@@ -174,29 +176,29 @@ def _let_go(change: Change, here: dict[str, int]) -> list[int]:
     return steps
 
 
-def _last(change: Change, tenant_id: int) -> Any:
+def _last(change: EntityWrite, tenant_id: int) -> Any:
     """Who last blocked a tenant, or let it go; None where nobody did."""
     return change.connection.execute(_LAST, {"account": f"tenant:{tenant_id}"}).first()
 
 
-def _intend(change: Change, organization_id: int, tenant_id: int, verb: str, reason: str) -> UUID:
+def _intend(change: EntityWrite, organization_id: int, tenant_id: int, verb: str, reason: str) -> UUID:
     account = [f"tenant:{tenant_id}"]
     [write] = change.intend(account, verb, {"reason": reason}, organization_id=organization_id)
     return write
 
 
-def _add(change: Change, organization_id: int, said: Row) -> int:
+def _add(change: EntityWrite, organization_id: int, said: Row) -> int:
     made = insert(dunning_step).values(
         organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **said
     )
     return int(change.connection.execute(made.returning(dunning_step.c.id)).scalar_one())
 
 
-def _tell(change: Change, event: str, step: int, schedule: DunningSchedule) -> None:
+def _tell(change: EntityWrite, event: str, step: int, schedule: DunningSchedule) -> None:
     row = change.fetch(step)
     rest = rest_of(change.connection, id_in(row, "invoice_id"))
     here = {"event": event, "step": step, "invoice": row["invoice_id"], "days": row["days"], "rest": rest}
     change.connection.execute(_TELL, here | {"block": schedule.block_days})
 
 
-SUBJECT = Subject(dunning_step, verbs={"advance": advance})
+SUBJECT = Entity(dunning_step, verbs={"advance": advance})

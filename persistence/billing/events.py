@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.definitions import Negotiated
+from gateway.core.accounts.definitions import NegotiatedTerms
 from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.billing import events
-from gateway.core.billing.events import Told, Unacceptable
+from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import Vector, choose, read_price
 from gateway.core.billing.proration import CARRY
@@ -26,9 +26,9 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, o
 from gateway.core.model import Service
 from gateway.core.times import ms_of
 from persistence.billing import charges
-from persistence.billing.credit_balances import Prices, prices_of
+from persistence.billing.credit_balances import OveragePrices, prices_of
 from persistence.billing.plans import carried, in_cycle, is_borne
-from persistence.entity import Change, Subject, write_of
+from persistence.entity import Entity, EntityWrite, write_of
 from persistence.resources.catalogue import price_candidates
 from persistence.tables import use_event
 
@@ -73,14 +73,14 @@ class _Tenant:
     has_plan: bool
     carries: bool
     changed_at: datetime
-    beyond: Prices
+    beyond: OveragePrices
 
 
 @dataclass(slots=True)
 class _Batch:
     """What one request takes in; what several of its events ask for is read once."""
 
-    change: Change
+    change: EntityWrite
     kept_since: datetime | None
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class _Batch:
         return self.change.connection
 
 
-def take(change: Change) -> Row:
+def take(change: EntityWrite) -> Row:
     """Take a batch in: how many were accepted, how many are known already, and why others are not."""
     sent = change.command.values["events"]
     assert isinstance(sent, list)
@@ -255,7 +255,7 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
     negotiated = None
     if row.negotiated_credits is not None:
         pricing = read_pricing(row.own_pricing) if row.own_pricing else None
-        negotiated = Negotiated(row.id, row.negotiated_credits, row.own_meter, pricing, row.own_counts)
+        negotiated = NegotiatedTerms(row.id, row.negotiated_credits, row.own_meter, pricing, row.own_counts)
     return as_negotiated(base, negotiated)
 
 
@@ -269,10 +269,10 @@ def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | N
     return batch.prices[wanted]
 
 
-def _told(data: Mapping[str, Any], at: datetime) -> Told:
+def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
-    return Told(
+    return EventUsage(
         at_ms=ms_of(at), model=data.get("model") or "", user=data.get("user") or "",
         project_id=data.get("project_id"), units=data.get("units") or 1, counts=counts, tools=tools,
         service_tier=data.get("service_tier") or "", is_counted=usage is not None,
@@ -290,4 +290,4 @@ def _charge_late(batch: _Batch) -> None:
         charges.accrue_told(batch.connection, batch.told)
 
 
-SUBJECT = Subject(use_event, verbs={"create": take})
+SUBJECT = Entity(use_event, verbs={"create": take})

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import Charge
-from gateway.core.billing.finance import SUPPLY, Asked, LegPlace, tax_by_month
+from gateway.core.billing.charges import SupplyCharge
+from gateway.core.billing.finance import SUPPLY, LegPlace, ReportPeriod, tax_by_month
 from persistence import engine as engines
 from persistence.billing import charges
 from persistence.tables import organization
@@ -350,23 +350,23 @@ _BY_SUPPLY = text(_TAXED.format(
                 i.period_end - 1)::date""",
 ))  # fmt: skip
 
-Reader = Callable[[Connection, Asked], list[Row]]
+Reader = Callable[[Connection, ReportPeriod], list[Row]]
 
 
 def read_report(
-    connection: Connection, report: str, asked: Asked, after: int, rows_max: int
+    connection: Connection, report: str, asked: ReportPeriod, after: int, rows_max: int
 ) -> Sequence[Row]:
     """Some rows of a report that is no ledger, in its order, behind so many."""
     return _REPORTS[report](connection, asked)[after : after + rows_max]
 
 
-def ledger(connection: Connection, asked: Asked, after: LegPlace, rows_max: int) -> Sequence[Row]:
+def ledger(connection: Connection, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
     """Some legs of entries, in the order of the ledger, behind a place."""
     here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
     return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
 
 
-async def entries(engine: AsyncEngine, asked: Asked) -> AsyncIterator[Sequence[Row]]:
+async def entries(engine: AsyncEngine, asked: ReportPeriod) -> AsyncIterator[Sequence[Row]]:
     """The legs of all entries of a time, in batches, over a connection of its own: readers may be slow."""
     async with engines.apart(engine) as connection:
         await connection.execute(text("SET LOCAL jit = off"))
@@ -375,7 +375,7 @@ async def entries(engine: AsyncEngine, asked: Asked) -> AsyncIterator[Sequence[R
                 yield [dict(row) for row in batch]
 
 
-def _values(asked: Asked) -> dict[str, Any]:
+def _values(asked: ReportPeriod) -> dict[str, Any]:
     return {
         "since": asked.since, "until": asked.until, "day": (asked.until - timedelta(microseconds=1)).date(),
         "organization": asked.organization_id, "currency": asked.currency,
@@ -383,21 +383,21 @@ def _values(asked: Asked) -> dict[str, Any]:
 
 
 def _plain(statement: Any) -> Reader:
-    def read(connection: Connection, asked: Asked) -> list[Row]:
+    def read(connection: Connection, asked: ReportPeriod) -> list[Row]:
         return [dict(row) for row in connection.execute(statement, _values(asked)).mappings()]
 
     return read
 
 
 def _by_month(statement: Any) -> Reader:
-    def read(connection: Connection, asked: Asked) -> list[Row]:
+    def read(connection: Connection, asked: ReportPeriod) -> list[Row]:
         rows = connection.execute(statement, _values(asked)).mappings()
         return [{**row, "month": row["month"] and row["month"].date()} for row in rows]
 
     return read
 
 
-def _taxes(connection: Connection, asked: Asked) -> list[Row]:
+def _taxes(connection: Connection, asked: ReportPeriod) -> list[Row]:
     """By month, rate, currency and organization; a document made void is taken back in the month it was."""
     by_supply = asked.by == SUPPLY
     found: dict[tuple[date, int, str, Decimal], dict[str, Any]] = {}
@@ -467,7 +467,7 @@ def read_unbilled(connection: Connection, organization_id: int, today: date) -> 
     return _by_kind(currency, charges.unbilled(connection, ids)[organization_id] + found[organization_id])
 
 
-def _by_kind(currency: str, known: Sequence[Charge]) -> list[Row]:
+def _by_kind(currency: str, known: Sequence[SupplyCharge]) -> list[Row]:
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
 
@@ -477,7 +477,7 @@ def unbilled_in_words(rows: Iterable[Row]) -> str:
     return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
 
 
-def _row(kind: str, currency: str, some: Iterable[Charge]) -> Row | None:
+def _row(kind: str, currency: str, some: Iterable[SupplyCharge]) -> Row | None:
     found = list(some)
     amount = sum((charge.amount for charge in found), Decimal(0)).normalize()
     if not amount:

@@ -38,8 +38,8 @@ from gateway.core.billing.charges import (
     DEBT,
     NOTHING,
     ONE_DAY,
-    Borne,
-    Charge,
+    ChargeSplit,
+    SupplyCharge,
     Wanted,
     borne,
     gathered,
@@ -49,20 +49,27 @@ from gateway.core.billing.document import (
     CORRECTED_MAX,
     CREDIT_NOTE,
     INVOICE,
-    Corrected,
     Document,
+    InvoiceParty,
+    InvoiceReference,
     Letterhead,
-    Party,
     require_complete,
 )
 from gateway.core.billing.invoice import Bill, bill
 from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from gateway.core.billing.payments import Receivable, due_on
+from gateway.core.billing.payments import OpenInvoice, due_on
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.billing import charges, credit_balances, handovers, invoice_lines
-from persistence.billing.invoice_lines import Gathered, Known, keep_lines, known, next_numbers, read_facts
-from persistence.entity import Change, Subject, json_of
+from persistence.billing.invoice_lines import (
+    InvoiceCharges,
+    InvoiceInputs,
+    keep_lines,
+    known,
+    next_numbers,
+    read_facts,
+)
+from persistence.entity import Entity, EntityWrite, json_of
 from persistence.keeper.news import tell_invoices
 from persistence.tables import (
     invoice,
@@ -174,7 +181,7 @@ LINES = (
 )
 
 # Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
-INVOICE_HEADS = Subject(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
+INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
@@ -209,9 +216,11 @@ SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k
  ORDER BY b.finalized_at, b.number LIMIT :most""")
 
 
-def document_of(letterhead: Letterhead, organization: Any, corrects: Sequence[Corrected] = ()) -> Document:
+def document_of(
+    letterhead: Letterhead, organization: Any, corrects: Sequence[InvoiceReference] = ()
+) -> Document:
     """What is true now of who sells, and of an organization's row."""
-    buyer = Party(
+    buyer = InvoiceParty(
         organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
     )
     return Document(
@@ -220,7 +229,7 @@ def document_of(letterhead: Letterhead, organization: Any, corrects: Sequence[Co
     )  # fmt: skip
 
 
-def copy_document(change: Change, row: Row) -> Document:
+def copy_document(change: EntityWrite, row: Row) -> Document:
     """Copy into a credit note what is true of it now; its due date is a column of its own."""
     of = organization.c
     found = select(of.id, of.name, of.address, of.country, of.tax_number)
@@ -234,7 +243,7 @@ def copy_document(change: Change, row: Row) -> Document:
     return copied
 
 
-def corrected_by(connection: Connection, row: Row) -> Sequence[Corrected]:
+def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
     """The invoices that a note gives something back of."""
     if row["corrects_id"] is not None:
         found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
@@ -243,8 +252,8 @@ def corrected_by(connection: Connection, row: Row) -> Sequence[Corrected]:
     return [_corrected(each) for each in found]
 
 
-def _corrected(row: Any) -> Corrected:
-    return Corrected(row.number, row.finalized_at.astimezone(UTC).date().isoformat())
+def _corrected(row: Any) -> InvoiceReference:
+    return InvoiceReference(row.number, row.finalized_at.astimezone(UTC).date().isoformat())
 
 
 _CLEAR = text("DELETE FROM invoice_line WHERE invoice_id = ANY(cast(:ids AS bigint[]))")
@@ -273,7 +282,7 @@ class Draft(NamedTuple):
     only: Wanted | None = None
 
 
-class Drawn(NamedTuple):
+class DraftWithLines(NamedTuple):
     """A draft with its lines, as they were kept."""
 
     draft: Draft
@@ -281,7 +290,7 @@ class Drawn(NamedTuple):
     total: Decimal
     kind: str
     document: Document
-    known: Known
+    known: InvoiceInputs
     # Why not all that is owed is on it; empty where it is.
     left: str = ""
 
@@ -298,7 +307,7 @@ class Final(NamedTuple):
 
 def of_source(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
-) -> dict[int, Borne]:
+) -> dict[int, ChargeSplit]:
     """What one source owes that no invoice has, by organization; whose owes nothing is left out."""
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
@@ -306,7 +315,7 @@ def of_source(
     return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
-def days_of(taken: Sequence[Charge]) -> tuple[date, date]:
+def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
     """The days that an invoice of charges is of, the last not included: it is in nobody's way."""
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
     return min(each.day for each in taken), ends
@@ -314,7 +323,7 @@ def days_of(taken: Sequence[Charge]) -> tuple[date, date]:
 
 def draw_draft(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
-) -> list[Drawn]:
+) -> list[DraftWithLines]:
     """Make drafts' lines of what each would take now: all are up to the same day."""
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
@@ -324,7 +333,7 @@ def draw_draft(
 
 def take_charges(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
-) -> list[Drawn]:
+) -> list[DraftWithLines]:
     """Charge what is known, and make drafts' lines of what each has from now on; `have` lets it have them."""
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
@@ -332,7 +341,7 @@ def take_charges(
     return _keep(connection, letterhead, drafts, taken)
 
 
-def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
+def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
     """`Unprocessable` where a draft must not become final as it was drawn; `UnseenLetters` if unknown."""
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
@@ -340,7 +349,7 @@ def require_final(letterhead: Letterhead, drawn: Drawn) -> None:
     require_complete(drawn.document, said, letterhead.missing_glyphs)
 
 
-def have_draft(connection: Connection, drawn: Sequence[Drawn]) -> list[Final]:
+def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
     """Let drafts have the charges that they took; what is left is to finish them."""
     of = [each.draft.invoice_id for each in drawn]
     charges.bill(
@@ -386,7 +395,7 @@ def finish_final(
             continue
         due_date = due_on(today, letterhead.due_days if each.due_days is None else each.due_days)
         due_dates.append(due_date)
-        statuses.append(Receivable(each.total, due_date).status(today))
+        statuses.append(OpenInvoice(each.total, due_date).status(today))
     ids = [each.invoice_id for each in finals]
     covers = [None if each.covers is None else json.dumps(each.covers) for each in finals]
     numbers = next_numbers(connection, now, len(finals))
@@ -399,7 +408,7 @@ def finish_final(
     return statuses
 
 
-def owes_credits(drawn: Drawn) -> bool:
+def owes_credits(drawn: DraftWithLines) -> bool:
     """Whether it bills credits beyond the balance."""
     return any(charge.source == DEBT for charge, _ in drawn.bill.placed)
 
@@ -410,18 +419,18 @@ def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
 
 
 def _taken(
-    connection: Connection, owed: Mapping[int, Sequence[Charge]], until: date, only: Wanted | None
-) -> dict[int, Borne]:
+    connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
+) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))
     return {owner: borne(gathered(some, until, segments[owner], only)) for owner, some in owed.items()}
 
 
 def _keep(
-    connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, Borne]
-) -> list[Drawn]:
+    connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, ChargeSplit]
+) -> list[DraftWithLines]:
     """Keep the lines of charges, and say what of them is left for another invoice."""
     wanted = [
-        Gathered(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
+        InvoiceCharges(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
         for of in drafts
     ]
     facts = read_facts(connection, wanted)
@@ -439,7 +448,7 @@ def _keep(
     totals = keep_lines(connection, {id_: made.lines for id_, made in bills.items()})
     drawn = [
         # What gives back more than it bills is a credit note, of the invoices that billed it.
-        Drawn(
+        DraftWithLines(
             each, bills[each.invoice_id], totals[each.invoice_id],
             CREDIT_NOTE if totals[each.invoice_id] < 0 else INVOICE,
             _document(letterhead, facts[each.organization_id], left[each.invoice_id]),
@@ -456,12 +465,12 @@ def _keep(
     return drawn
 
 
-def _document(letterhead: Letterhead, known: Known, left: str) -> Document:
+def _document(letterhead: Letterhead, known: InvoiceInputs, left: str) -> Document:
     made = document_of(letterhead, known.organization)
     return replace(made, notes=(*made.notes, left)) if left else made
 
 
-def _name_corrected(connection: Connection, drawn: Drawn) -> None:
+def _name_corrected(connection: Connection, drawn: DraftWithLines) -> None:
     """Copy into a credit note which invoices billed what it gives back: known once it has its charges."""
     row = {"id": drawn.draft.invoice_id, "corrects_id": None}
     named = replace(drawn.document, corrects=tuple(corrected_by(connection, row)))

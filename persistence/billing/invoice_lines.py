@@ -15,15 +15,15 @@ from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import ADDITION, SEGMENT, USAGE, Charge, Wanted, borne, gathered
-from gateway.core.billing.document import Dated, Tax, misfits
-from gateway.core.billing.invoice import Facts, Fee, Line, bill, is_back
+from gateway.core.billing.charges import ADDITION, SEGMENT, USAGE, SupplyCharge, Wanted, borne, gathered
+from gateway.core.billing.document import EffectiveTax, Tax, misfits
+from gateway.core.billing.invoice import BillLine, Fee, InvoiceFacts, bill, is_back
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import charges
 from persistence.billing.proration import segment_of
-from persistence.entity import Change, Subject, id_in, lock, require
+from persistence.entity import Entity, EntityWrite, id_in, lock, require
 from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
 
 # Numbers of invoices: given out in the transaction that finalizes, so that a year's have no gap.
@@ -112,7 +112,7 @@ def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def refuse_second_draft(change: Change, organization_id: int) -> None:
+def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
     """Raise `Conflict` where a draft shows the same charges."""
     values = change.command.values
     here, source_id = invoice.c, values.get("source_id")
@@ -144,7 +144,7 @@ FIRST_DAY = date(1970, 1, 1)
 _HOLD = select(organization.c.tax_rate).with_for_update()
 _COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
-# With which tax lines billed what was supplied then, by what `Charge.supply` says.
+# With which tax lines billed what was supplied then, by what `SupplyCharge.supply` says.
 _TAX_BILLED = text("""
 SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
        c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
@@ -169,7 +169,7 @@ TODAY = func.coalesce(
 )
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Add a rate from a day on."""
     values = change.command.values
     errors = misfits(Tax(values["rate"], values.get("category"), values.get("reason")))  # type: ignore[arg-type]  # as the resource reads them
@@ -180,7 +180,7 @@ def create(change: Change) -> Row:
     return entity.create(change)
 
 
-def change_tax_of_organization(change: Change) -> Row:
+def change_tax_of_organization(change: EntityWrite) -> Row:
     """Change an organization; another rate of tax is a row from today on."""
     before = lock(change)
     rate = change.command.values.get("tax_rate")
@@ -193,21 +193,23 @@ def change_tax_of_organization(change: Change) -> Row:
     return changed
 
 
-def read_tax_rates(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Sequence[Dated]]:
+def read_tax_rates(
+    connection: Connection, organization_ids: Sequence[int]
+) -> Mapping[int, Sequence[EffectiveTax]]:
     """The dated taxes of organizations that have some, in the order of their days."""
     here = tax_rate.c
     found = select(tax_rate).where(here.organization_id.in_(organization_ids))
     rows = connection.execute(found.order_by(here.effective_from, here.id))
-    dated = defaultdict[int, list[Dated]](list)
+    dated = defaultdict[int, list[EffectiveTax]](list)
     for row in rows:
         dated[row.organization_id].append(
-            Dated(row.effective_from, tax_of(row.rate, row.category, row.reason))
+            EffectiveTax(row.effective_from, tax_of(row.rate, row.category, row.reason))
         )
     return dated
 
 
 def taxed_with(
-    connection: Connection, organization_id: int, charges: Iterable[Charge]
+    connection: Connection, organization_id: int, charges: Iterable[SupplyCharge]
 ) -> Mapping[object, Tax]:
     """With which tax the supplies were billed that some of these charges give back."""
     since = min((charge.start for charge in charges if is_back(charge)), default=None)
@@ -227,7 +229,7 @@ def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
     return Tax(rate.normalize(), category, reason)
 
 
-def _begin(change: Change, organization_id: int) -> None:
+def _begin(change: EntityWrite, organization_id: int) -> None:
     """Make the rate it had until now the first row; refuse too many."""
     held: Any = change.connection.execute(_HOLD.where(organization.c.id == organization_id)).scalar_one()
     mine = _COUNT.where(tax_rate.c.organization_id == organization_id)
@@ -239,7 +241,7 @@ def _begin(change: Change, organization_id: int) -> None:
         change.connection.execute(insert(tax_rate).values(first))
 
 
-TAX_RATE_SUBJECT = Subject(
+TAX_RATE_SUBJECT = Entity(
     tax_rate, time="created_at", verbs={"create": create}, refers={"organization_id": organization}
 )
 
@@ -261,24 +263,24 @@ SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
  ORDER BY n.place""")  # noqa: S608  # our own words
 
 
-def lines_of(change: Change, invoice_id: int) -> Sequence[Any]:
+def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
     """The lines of an invoice, in order."""
     kept = invoice_line.c
     found = select(invoice_line).where(kept.invoice_id == invoice_id).order_by(kept.position)
     return change.connection.execute(found).all()
 
 
-def line_of(row: Any) -> Line:
+def line_of(row: Any) -> BillLine:
     """A line as it was stored; it has no tax where that was not stored with it."""
     tax = None if row.tax_rate is None else tax_of(row.tax_rate, row.tax_category, row.tax_reason)
-    return Line(
+    return BillLine(
         row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
         row.tenant_id, row.basis, tax=tax, start=row.period_start, end=row.period_end,
     )  # fmt: skip
 
 
 def keep_lines(
-    connection: Connection, of: Mapping[int, Sequence[Line]], corrects: Sequence[int | None] = ()
+    connection: Connection, of: Mapping[int, Sequence[BillLine]], corrects: Sequence[int | None] = ()
 ) -> dict[int, Decimal]:
     """Store lines of invoices; of a note each with the position of the line it gives back.
 
@@ -349,24 +351,24 @@ SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC
  GROUP BY 1, 2, 3""")
 
 
-class Gathered(NamedTuple):
+class InvoiceCharges(NamedTuple):
     """The charges that an organization's invoice takes, and the days it is of (the last not included)."""
 
     organization_id: int
     start: date
     until: date
-    charges: Sequence[Charge]
+    charges: Sequence[SupplyCharge]
 
 
-class Known(NamedTuple):
+class InvoiceInputs(NamedTuple):
     """What an invoice is made of, its organization's row, and the first day of the uses behind it."""
 
-    facts: Facts
+    facts: InvoiceFacts
     organization: Any
     since: date
 
 
-def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, Known]:
+def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict[int, InvoiceInputs]:
     """All that is said of charges, by organization; each has one invoice."""
     every = [charge for each in wanted for charge in each.charges]
     ids = [each.organization_id for each in wanted]
@@ -377,7 +379,7 @@ def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, 
     found = {}
     for of, start, until, taken in wanted:
         row, taxes = rows[of], dated.get(of, ())
-        facts = Facts(
+        facts = InvoiceFacts(
             currency=row.currency,
             tax_rate=row.tax_rate.normalize(),
             taxes=taxes,
@@ -393,11 +395,11 @@ def read_facts(connection: Connection, wanted: Sequence[Gathered]) -> dict[int, 
             units_before=before.get(of, {}),
             since=start,
         )
-        found[of] = Known(facts, row, row.since)
+        found[of] = InvoiceInputs(facts, row, row.since)
     return found
 
 
-def _spans(wanted: Iterable[Gathered]) -> dict[str, Any]:
+def _spans(wanted: Iterable[InvoiceCharges]) -> dict[str, Any]:
     ids, starts, ends, _ = (list(column) for column in zip(*wanted, strict=True))
     return {"organizations": ids, "starts": starts, "ends": ends}
 
@@ -410,13 +412,13 @@ def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping
     return found
 
 
-def _fees(connection: Connection, charges: Iterable[Charge]) -> dict[int, Fee]:
+def _fees(connection: Connection, charges: Iterable[SupplyCharge]) -> dict[int, Fee]:
     ids = sorted({charge.source_id for charge in charges if charge.source == SEGMENT and charge.source_id})
     found = connection.execute(_FEES, {"ids": ids}) if ids else ()
     return {row.id: Fee(segment_of(row), row.name) for row in found}
 
 
-def _all_names(connection: Connection, charges: Sequence[Charge]) -> dict[str, dict[int, str]]:
+def _all_names(connection: Connection, charges: Sequence[SupplyCharge]) -> dict[str, dict[int, str]]:
     of = {
         "tenant": {charge.tenant_id for charge in charges},
         "service": {charge.service_id for charge in charges},
@@ -432,7 +434,7 @@ def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int,
 
 
 def _units_before(
-    connection: Connection, wanted: Iterable[Gathered]
+    connection: Connection, wanted: Iterable[InvoiceCharges]
 ) -> Mapping[int, Mapping[tuple[int | None, date], int]]:
     first = {
         each.organization_id: min(charge.day for charge in each.charges if charge.kind == USAGE)
@@ -447,7 +449,7 @@ def _units_before(
     return found
 
 
-def _has_units(gathered: Gathered) -> bool:
+def _has_units(gathered: InvoiceCharges) -> bool:
     return any(charge.kind == USAGE for charge in gathered.charges)
 
 
@@ -464,7 +466,7 @@ SELECT position, kind, description, amount, tenant_id, service_id FROM invoice_l
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedLine:
+class NumberedLine:
     """A line as it is charged for."""
 
     position: int
@@ -476,16 +478,16 @@ class PlacedLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class NumberedLines:
     """Lines in their order, and charges with the position of theirs; None where they came to nothing."""
 
-    lines: Sequence[PlacedLine]
-    charges: Sequence[tuple[Charge, int | None]]
+    lines: Sequence[NumberedLine]
+    charges: Sequence[tuple[SupplyCharge, int | None]]
 
 
 def known(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
-) -> dict[int, list[Charge]]:
+) -> dict[int, list[SupplyCharge]]:
     """What is owed and no invoice has, written or not, by organization; up to a day that may be to come."""
     found, running = charges.unbilled(connection, organization_ids), midnight(until)
     open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
@@ -494,29 +496,31 @@ def known(
     return found
 
 
-def placed(connection: Connection, invoice: Any, today: date) -> Placed:
+def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     """What an invoice has, or a draft would take today; `invoice` is its row."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
     here = {"invoice": invoice.id}
-    lines = [PlacedLine(*row) for row in connection.execute(_LINES, here)]
-    return Placed(lines, [(charges.charge_of(row), row.line) for row in connection.execute(_BILLED, here)])
+    lines = [NumberedLine(*row) for row in connection.execute(_LINES, here)]
+    return NumberedLines(
+        lines, [(charges.charge_of(row), row.line) for row in connection.execute(_BILLED, here)]
+    )
 
 
-def _drawn(connection: Connection, invoice: Any, today: date) -> Placed:
+def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
     open_ = known(connection, [organization_id], until, today)[organization_id]
     taken = borne(
         gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
     ).taken
-    wanted = Gathered(organization_id, start, until, taken)
+    wanted = InvoiceCharges(organization_id, start, until, taken)
     facts = read_facts(connection, [wanted])[organization_id].facts
     made = bill(facts if only is None else replace(facts, credits_consumed=0))
     lines = [
-        PlacedLine(
+        NumberedLine(
             position, each.kind, each.description, each.amount, each.tenant_id, each.service_id or None
         )
         for position, each in enumerate(made.lines, 1)
     ]
-    return Placed(lines, made.placed)
+    return NumberedLines(lines, made.placed)

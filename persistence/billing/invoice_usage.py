@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import ONE_DAY, OVERAGE, USAGE, Charge
+from gateway.core.billing.charges import ONE_DAY, OVERAGE, USAGE, SupplyCharge
 from gateway.core.billing.invoice import INFORMATION
 from gateway.core.billing.price_book import FALLBACK, KINDS
 from gateway.core.billing.subscription import midnight
@@ -28,7 +28,7 @@ from gateway.core.times import rfc3339
 from gateway.errors import NotFound
 from persistence import engine as engines
 from persistence.billing.invoice_build import Box, Cover, boxes
-from persistence.billing.invoice_lines import Placed, PlacedLine, placed
+from persistence.billing.invoice_lines import NumberedLine, NumberedLines, placed
 
 # How PostgreSQL writes the uses behind an invoice as CSV: a slice of an account's movements at a time.
 #
@@ -276,13 +276,13 @@ SELECT w.kind, a.created_at, w.quantity, a.tenant_id, a.service_id, NULL, a.requ
  ORDER BY l.at, l.request_id, l.corrects""")
 
 
-def usage_charge_rows(connection: Connection, invoice: Any, placed: Placed) -> list[Row]:
+def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLines) -> list[Row]:
     """Charges but those of units, tax, what was rounded, and late tokens."""
     here = {"organization": invoice.organization_id}
     tenants = {row.id: row.name for row in connection.execute(_CHARGED_TENANTS, here)}
     ids = sorted({charge.service_id for charge, _ in placed.charges if charge.service_id})
     services = {row.id: row for row in connection.execute(_SERVICES, {"ids": ids})}
-    of_line: dict[int, list[Charge]] = defaultdict(list)
+    of_line: dict[int, list[SupplyCharge]] = defaultdict(list)
     for charge, position in placed.charges:
         if position is not None:
             of_line[position].append(charge)
@@ -304,7 +304,9 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: Placed) -> l
     return found
 
 
-def remaining_usage_charges(invoice: Any, placed: Placed, summed: Mapping[int, Decimal]) -> Iterator[Row]:
+def remaining_usage_charges(
+    invoice: Any, placed: NumberedLines, summed: Mapping[int, Decimal]
+) -> Iterator[Row]:
     """What lines of units are charged for that no row of a use explains: rows from before said no price."""
     due: dict[int, Decimal] = defaultdict(Decimal)
     for charge, position in placed.charges:
@@ -316,14 +318,16 @@ def remaining_usage_charges(invoice: Any, placed: Placed, summed: Mapping[int, D
             yield _row(invoice, line, USAGE, unexplained)
 
 
-def _row(invoice: Any, line: PlacedLine, kind: str, amount: Decimal) -> Row:
+def _row(invoice: Any, line: NumberedLine, kind: str, amount: Decimal) -> Row:
     return _cells(
         line=line.position, kind=kind, description=line.description, quantity=1,
         unit_price=_plain(amount), amount=_plain(amount), currency=invoice.currency,
     )  # fmt: skip
 
 
-def _charge(invoice: Any, line: PlacedLine, charge: Charge, tenants: Mapping[int, str], service: Any) -> Row:
+def _charge(
+    invoice: Any, line: NumberedLine, charge: SupplyCharge, tenants: Mapping[int, str], service: Any
+) -> Row:
     return _cells(
         line=line.position, kind=charge.kind, description=line.description,
         period_start=rfc3339(charge.start), period_end=rfc3339(charge.end), quantity=_plain(charge.quantity),
@@ -469,7 +473,7 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
     return Cover(invoice.id, since, until, int(seqs[kind]), invoice.finalized_at, invoice.voided_at)
 
 
-def _values(invoice: Any, found: Placed) -> Values:
+def _values(invoice: Any, found: NumberedLines) -> Values:
     """What rows of uses look up: the line of a service's days at a price, and that of credits."""
     spans = _spans(found)
     services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
@@ -480,7 +484,7 @@ def _values(invoice: Any, found: Placed) -> Values:
     }  # fmt: skip
 
 
-def _spans(found: Placed) -> list[Span]:
+def _spans(found: NumberedLines) -> list[Span]:
     """A service, a price, and from which day to which one of a month its units are on a line.
 
     A month has several lines where a rate of tax changed within it.
@@ -502,13 +506,13 @@ def _spans(found: Placed) -> list[Span]:
     return spans
 
 
-def _of_tenant(found: Placed, tenant_id: int) -> Values:
+def _of_tenant(found: NumberedLines, tenant_id: int) -> Values:
     """The lines of a tenant's cycles that went beyond its plan."""
     lines = dict(_cycles(found, tenant_id))
     return {"cycles": list(lines), "cycle_lines": list(lines.values())}
 
 
-def _cycles(found: Placed, tenant_id: int) -> Iterator[tuple[int, int]]:
+def _cycles(found: NumberedLines, tenant_id: int) -> Iterator[tuple[int, int]]:
     for charge, line in found.charges:
         if charge.kind == OVERAGE and charge.tenant_id == tenant_id and line and charge.place is not None:
             yield charge.place, line

@@ -32,13 +32,13 @@ from persistence.billing import (
 )
 from persistence.billing.invoice_build import SOURCE
 from persistence.billing.invoice_lines import only_of
-from persistence.entity import Change, Subject, day_in, id_in, require
+from persistence.entity import Entity, EntityWrite, day_in, id_in, require
 from persistence.tables import invoice, invoice_line, organization
 
 PERIOD_DAYS_MAX = 1_100
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Make a draft of a period that no other draft of the organization overlaps, and no invoice has."""
     require(change)
     values = change.command.values
@@ -82,7 +82,7 @@ def overlapping(
     }
 
 
-def _create_one_off(change: Change) -> Row:
+def _create_one_off(change: EntityWrite) -> Row:
     """Make a draft of what a source owes now; its period is that of its charges, and is in nobody's way."""
     values = change.command.values
     organization_id = id_in(values, "organization_id")
@@ -103,13 +103,13 @@ def _create_one_off(change: Change) -> Row:
     return _drafted(change, organization_id, (start, max(ends, until) if said else ends))
 
 
-def _require_near(change: Change, until: date) -> None:
+def _require_near(change: EntityWrite, until: date) -> None:
     """`Unprocessable` where an invoice would have days of a far future: each of them is a charge."""
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
 
 
-def _drafted(change: Change, organization_id: int, period: tuple[date, date]) -> Row:
+def _drafted(change: EntityWrite, organization_id: int, period: tuple[date, date]) -> Row:
     currency = select(organization.c.currency).where(organization.c.id == organization_id).scalar_subquery()
     values = change.command.values
     made = insert(invoice).values(
@@ -122,7 +122,7 @@ def _drafted(change: Change, organization_id: int, period: tuple[date, date]) ->
     return change.fetch(invoice_id)
 
 
-def recompute(change: Change) -> Row:
+def recompute(change: EntityWrite) -> Row:
     """Make a draft's lines again from the facts as they are now."""
     row = _draft(change)
     if not _gathers(row):
@@ -131,7 +131,7 @@ def recompute(change: Change) -> Row:
     return change.fetch()
 
 
-def finalize(change: Change) -> Row:
+def finalize(change: EntityWrite) -> Row:
     """Give a draft its number and its final lines: from now on nothing changes it."""
     row = _draft(change)
     connection, letterhead = change.connection, change.letterhead
@@ -151,7 +151,7 @@ def finalize(change: Change) -> Row:
     return final
 
 
-def _take_note(change: Change, row: Row) -> invoice_build.Final:
+def _take_note(change: EntityWrite, row: Row) -> invoice_build.Final:
     """Give back what a note is about."""
     payments.give_back(change, id_in(row, "corrects_id"))
     charges.give_back(change.connection, [id_in(row, "organization_id")])
@@ -161,7 +161,7 @@ def _take_note(change: Change, row: Row) -> invoice_build.Final:
     return invoice_build.Final(change.row_id, CREDIT_NOTE, Decimal(str(row["total_amount"])), None)
 
 
-def bill_top_up(change: Change) -> Row:
+def bill_top_up(change: EntityWrite) -> Row:
     """Make an addition's own invoice, final at once; answers the one it has where it has one."""
     addition_id = id_in(change.command.values, "source_id")
     organization_id = id_in(change.command.values, "organization_id")
@@ -179,7 +179,7 @@ def bill_top_up(change: Change) -> Row:
     return change.fetch(made)
 
 
-def void(change: Change) -> Row:
+def void(change: EntityWrite) -> Row:
     """Take a finalized invoice back: its number stays, what it billed is owed again."""
     row = payments.held(change)
     if row["status"] != "finalized":
@@ -205,7 +205,7 @@ def void(change: Change) -> Row:
     return change.fetch()
 
 
-def draft_note(change: Change) -> Row:
+def draft_note(change: EntityWrite) -> Row:
     """Make a draft of a credit note: over all that is left of a finalized invoice, or the lines asked for."""
     row = payments.held(change)
     if row["status"] != "finalized" or row["kind"] != "invoice":
@@ -215,7 +215,7 @@ def draft_note(change: Change) -> Row:
     return change.fetch(id_in(note, "id"))
 
 
-def remove(change: Change) -> Row:
+def remove(change: EntityWrite) -> Row:
     """Delete a draft; a finalized invoice can only be made void."""
     row = _draft(change)
     change.connection.execute(delete(invoice_line).where(invoice_line.c.invoice_id == change.row_id))
@@ -223,13 +223,13 @@ def remove(change: Change) -> Row:
     return row
 
 
-def _settle_corrected(change: Change, row: Row) -> None:
+def _settle_corrected(change: EntityWrite, row: Row) -> None:
     """Of an invoice that a note gives back there is less to pay, or more again."""
     if row["corrects_id"] is not None:
         payments.settle(change, id_in(row, "corrects_id"))
 
 
-def _draft(change: Change) -> Row:
+def _draft(change: EntityWrite) -> Row:
     row = payments.held(change)
     if row["status"] != "draft":
         raise Conflict(f"The invoice is {row['status']}, no longer a draft.")
@@ -249,7 +249,7 @@ def _draft_of(row: Row) -> invoice_build.Draft:
     return invoice_build.Draft(id_in(row, "id"), id_in(row, "organization_id"), *_period(row), only_of(row))
 
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     invoice,
     source=SOURCE,
     verbs={

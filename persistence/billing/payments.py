@@ -25,7 +25,7 @@ from gateway.core.billing.payments import (
     VOID,
     WAITING,
     Left,
-    Receivable,
+    OpenInvoice,
     require_open,
     require_payable,
     require_returnable,
@@ -39,7 +39,7 @@ from persistence.billing import charges, credit_balances, handovers, top_ups
 from persistence.billing.finance import rest_before
 from persistence.billing.invoice_build import PAID, money, rest_of
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
-from persistence.entity import Change, Subject, id_in, lock
+from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.keeper.news import tell_payment_status
 from persistence.tables import invoice, invoice_line, note_application, payment
 
@@ -106,7 +106,7 @@ def open_credit_owners(connection: Connection, organization_ids: Sequence[int]) 
     return sorted({row.organization_id for row in rows if row.open})
 
 
-def give_own(change: Change, invoice_id: int) -> bool:
+def give_own(change: EntityWrite, invoice_id: int) -> bool:
     """Apply what notes over an invoice have left to what is left to pay of it; whether there was some."""
     notes = change.connection.execute(_OWN, {"invoice": invoice_id}).all()
     if not notes:
@@ -118,7 +118,7 @@ def give_own(change: Change, invoice_id: int) -> bool:
 
 
 def apply_oldest(
-    change: Change, organization_id: int, *, past_due: bool, also: Collection[int] = ()
+    change: EntityWrite, organization_id: int, *, past_due: bool, also: Collection[int] = ()
 ) -> set[int]:
     """Apply open credit to what is due, both the oldest first; answers the invoices that got some.
 
@@ -147,7 +147,7 @@ def apply_oldest(
     return own | {invoice_id for _, invoice_id, _ in spread}
 
 
-def take_back_credit(change: Change, document_id: int) -> set[int]:
+def take_back_credit(change: EntityWrite, document_id: int) -> set[int]:
     """Take back what a note or an invoice that is void had applied; answers the invoices of it."""
     found = [tuple(row) for row in change.connection.execute(_APPLIED, {"document": document_id})]
     add_open_credit(change, VOID, found)
@@ -155,12 +155,12 @@ def take_back_credit(change: Change, document_id: int) -> set[int]:
     return {invoice_id for _, invoice_id, _ in found}
 
 
-def reopen_credit(change: Change, note_ids: Sequence[int]) -> None:
+def reopen_credit(change: EntityWrite, note_ids: Sequence[int]) -> None:
     """Have notes looked at again: credit came back to them."""
     _note_used_up(change, note_ids, used_up=False)
 
 
-def add_open_credit(change: Change, reason: str, rows: Iterable[tuple[int, int, Decimal]]) -> None:
+def add_open_credit(change: EntityWrite, reason: str, rows: Iterable[tuple[int, int, Decimal]]) -> None:
     """Note how much of notes is applied to which invoices."""
     some = list(rows)
     if some:
@@ -176,7 +176,7 @@ def open_credit_is_here(connection: Connection, document_id: int) -> bool:
     return bool(connection.execute(_IS_HERE, {"document": document_id}).scalar_one())
 
 
-def _note_used_up(change: Change, note_ids: Sequence[int], *, used_up: bool) -> None:
+def _note_used_up(change: EntityWrite, note_ids: Sequence[int], *, used_up: bool) -> None:
     if note_ids:
         change.connection.execute(_USED_UP, {"notes": list(note_ids), "used_up": used_up})
 
@@ -211,13 +211,13 @@ SELECT id FROM invoice WHERE id = :id AND organization_id = :organization AND cu
    AND payment_status IS NOT NULL""")
 
 
-def held(change: Change) -> Row:
+def held(change: EntityWrite) -> Row:
     """The command's row, as it stands once nobody else invoices its organization."""
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     return lock(change)
 
 
-def record(change: Change) -> Row:
+def record(change: EntityWrite) -> Row:
     """Take a payment of the command's invoice; one that is told again is taken once."""
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
@@ -231,7 +231,7 @@ def record(change: Change) -> Row:
     return change.fetch()
 
 
-def refund(change: Change) -> Row:
+def refund(change: EntityWrite) -> Row:
     """Pay open credit of the command's note back; what is told again is paid back once."""
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
@@ -241,7 +241,7 @@ def refund(change: Change) -> Row:
     return change.fetch()
 
 
-def apply(change: Change) -> Row:
+def apply(change: EntityWrite) -> Row:
     """Apply open credit of the command's note to an invoice that a person names."""
     row, invoice_id = held(change), id_in(change.command.values, "invoice_id")
     amount = Decimal(str(change.command.values["amount"]))
@@ -256,7 +256,7 @@ def apply(change: Change) -> Row:
     return change.fetch()
 
 
-def give_up(change: Change) -> Row:
+def give_up(change: EntityWrite) -> Row:
     """Say that nobody hopes for what is left to pay of the command's invoice."""
     row = held(change)
     if row["payment_status"] not in WAITING:
@@ -267,7 +267,7 @@ def give_up(change: Change) -> Row:
     return change.fetch()
 
 
-def reverse(change: Change) -> Row:
+def reverse(change: EntityWrite) -> Row:
     """Give a payment back, or take a refund back, or a part of it: a row of its own with the sign turned."""
     # A payment never changes, so its row is not locked; its organization is.
     organization_id = id_in(change.fetch(), "organization_id")
@@ -291,7 +291,7 @@ def reverse(change: Change) -> Row:
 
 
 def apply_open(
-    change: Change, organization_id: int, *, past_due: bool = True, also: Collection[int] = ()
+    change: EntityWrite, organization_id: int, *, past_due: bool = True, also: Collection[int] = ()
 ) -> None:
     """Apply an organization's open credit to what is past due or, as something becomes final, to all of it.
 
@@ -302,13 +302,13 @@ def apply_open(
         settle(change, invoice_id)
 
 
-def settle(change: Change, invoice_id: int) -> None:
+def settle(change: EntityWrite, invoice_id: int) -> None:
     """Bring an invoice's payment status to what is left to pay of it, and tell where it is another."""
     give_own(change, invoice_id)
     row = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if row.payment_status is None:
         return
-    standing = Receivable(row.rest, row.due_date, given_up=row.uncollectible_at is not None)
+    standing = OpenInvoice(row.rest, row.due_date, given_up=row.uncollectible_at is not None)
     status = standing.status(change.today)
     if status != row.payment_status:
         kept = update(invoice).where(invoice.c.id == invoice_id).values(payment_status=status)
@@ -332,7 +332,7 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
     return len(fallen)
 
 
-def _tell_collector(change: Change, invoice_id: int, status: str, paid: Decimal) -> None:
+def _tell_collector(change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
     """Whoever collects an invoice's money has to know what came in elsewhere, or was given up."""
     if status == STATUS_PAID and paid > 0:
         handovers.tell(change.connection, invoice_id, "paid")
@@ -340,7 +340,7 @@ def _tell_collector(change: Change, invoice_id: int, status: str, paid: Decimal)
         handovers.tell(change.connection, invoice_id, "uncollectible")
 
 
-def refuse_while_paid(change: Change) -> None:
+def refuse_while_paid(change: EntityWrite) -> None:
     """`Conflict` where money came in for the command's invoice, or credit of its note was paid back."""
     paid = change.connection.execute(select(PAID).where(invoice.c.id == change.row_id)).scalar_one()
     if paid < 0:
@@ -370,7 +370,9 @@ def _is_known(
     return True
 
 
-def _add(change: Change, row: Row, invoice_id: int, amount: Decimal, corrects_id: int | None = None) -> None:
+def _add(
+    change: EntityWrite, row: Row, invoice_id: int, amount: Decimal, corrects_id: int | None = None
+) -> None:
     made = insert(payment).values(
         organization_id=row["organization_id"], invoice_id=invoice_id, amount=amount,
         currency=row["currency"], reference=change.command.values["reference"], corrects_id=corrects_id,
@@ -379,7 +381,7 @@ def _add(change: Change, row: Row, invoice_id: int, amount: Decimal, corrects_id
     change.connection.execute(made)
 
 
-def _require_open(change: Change, row: Row, amount: Decimal) -> None:
+def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     """`Conflict` of what has no credit that may be used here; `Unprocessable` where there is not so much."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
@@ -400,7 +402,7 @@ _given_back = (
     .scalar_subquery()
 )
 _left = case((payment.c.corrects_id.is_(None), payment.c.amount + _given_back), else_=0)
-SUBJECT = Subject(
+SUBJECT = Entity(
     payment,
     source=select(
         *(column for column in payment.c if column.name != "amount"),
@@ -409,7 +411,7 @@ SUBJECT = Subject(
     ),
     verbs={"reverse": reverse},
 )
-APPLICATIONS = Subject(
+APPLICATIONS = Entity(
     note_application,
     source=select(
         *(column for column in note_application.c if column.name != "amount"),
@@ -435,7 +437,7 @@ _THERE = {
 }
 
 
-def draft_credit_note(change: Change, row: Row) -> int:
+def draft_credit_note(change: EntityWrite, row: Row) -> int:
     """Make a draft over all that is left of the command's invoice, or the lines asked for; answers its id."""
     lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
     given = {
@@ -457,7 +459,7 @@ def draft_credit_note(change: Change, row: Row) -> int:
     return note_id
 
 
-def give_back(change: Change, invoice_id: int) -> None:
+def give_back(change: EntityWrite, invoice_id: int) -> None:
     """Give back the charges behind the lines of a note: all that is left where nothing of a line is."""
     here = {"id": invoice_id, "note": change.row_id}
     given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
@@ -471,7 +473,7 @@ def give_back(change: Change, invoice_id: int) -> None:
         change.connection.execute(kept.values(exact=exact, basis=None if exact is None else line.basis))
 
 
-def refuse_while_there(change: Change) -> None:
+def refuse_while_there(change: EntityWrite) -> None:
     """`Conflict` where a credit note gives the command's invoice back, or would."""
     for status, message in _THERE.items():
         notes = select(func.count()).where(invoice.c.corrects_id == change.row_id, invoice.c.status == status)

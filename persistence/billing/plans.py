@@ -19,9 +19,9 @@ from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
 from gateway.core.billing.proration import (
     ALL,
     CARRY,
-    Said,
+    PlanStart,
+    PlanVersion,
     TokenTerms,
-    Turn,
     begin_of,
     sold_with,
     stop_of,
@@ -31,7 +31,7 @@ from gateway.core.billing.subscription import midnight
 from gateway.core.times import moment_of, wrong_calendar
 from gateway.errors import Unprocessable
 from persistence import entity
-from persistence.entity import THIS, Change, Subject, live
+from persistence.entity import THIS, Entity, EntityWrite, live
 from persistence.tables import organization, subscription_plan, tenant, token_plan
 
 WEIGHTS = "weights"
@@ -39,7 +39,7 @@ WEIGHTS = "weights"
 plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
-def define(change: Change, row: Row) -> None:
+def define(change: EntityWrite, row: Row) -> None:
     """Have the plan loaded again for its tenants; what it weighs, for every gateway."""
     if row["weights"] or (change.command.verb == "change" and WEIGHTS in change.command.values):
         change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
@@ -55,7 +55,7 @@ def define(change: Change, row: Row) -> None:
         change.intend(accounts, "define", {}, organization_id=organization_id)
 
 
-def check_row(change: Change, row: Row) -> None:
+def check_row(change: EntityWrite, row: Row) -> None:
     """`Unprocessable` where cycles begin on no day, or more plans have weights than gateways carry."""
     interval, zone, anchor = (row[name] for name in ("reset_interval", "time_zone", "anchor_day"))
     errors = tuple(wrong_calendar(str(interval), str(zone), cast("int | None", anchor)))
@@ -66,13 +66,13 @@ def check_row(change: Change, row: Row) -> None:
     _check_weights(change)
 
 
-def priced_in(change: Change, plan_id: object) -> str | None:
+def priced_in(change: EntityWrite, plan_id: object) -> str | None:
     """What a token plan's price is in, where it says so."""
     found = select(token_plan.c.currency).where(token_plan.c.id == plan_id)
     return change.connection.execute(found).scalar()
 
 
-def _check_currency(change: Change, row: Row) -> None:
+def _check_currency(change: EntityWrite, row: Row) -> None:
     """`Unprocessable` where there is no price, or somebody who is on the plan pays in another currency."""
     if row["overage_unit_price"] is None:
         raise Unprocessable(errors=(("currency", "belongs to overage_unit_price, and there is none"),))
@@ -89,7 +89,7 @@ def _check_currency(change: Change, row: Row) -> None:
             raise Unprocessable(errors=(("currency", wrong),))
 
 
-def _check_weights(change: Change) -> None:
+def _check_weights(change: EntityWrite) -> None:
     if not change.command.values.get(WEIGHTS):
         return
     weighing = live(token_plan, func.count()).where(token_plan.c.weights != {})
@@ -100,7 +100,7 @@ def _check_weights(change: Change) -> None:
         raise Unprocessable(errors=((WEIGHTS, message),))
 
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     token_plan,
     verbs=entity.VERBS,
     referenced={
@@ -281,7 +281,7 @@ def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime)
     return 0 if lot.is_had else max(0, int(left or 0))
 
 
-def _window(turns: Sequence[Turn], row: Any) -> tuple[datetime, datetime] | None:
+def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] | None:
     """When tokens of a plan were used."""
     stop = stop_of(turns, row.cycle_ends_at)
     begin = begin_of(turns, stop)
@@ -296,7 +296,7 @@ def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], s
     return int(connection.execute(_BEHIND, here).scalar_one())
 
 
-def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[Turn], list[int]]:
+def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[PlanStart], list[int]]:
     """Resets and plans of a tenant up to a write, or to its last movement (None); and their seqs."""
     wanted = {"tenant": row.tenant_id, "write": write_id, "count": TURNS_MAX}
     last = None
@@ -305,11 +305,11 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
         if last is None or _is_before(last.created_at, row):
             return [], []
     found = connection.execute(_TURNS if last is None else _GONE_TURNS, wanted).all()[::-1]
-    turns = [Turn(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found]
+    turns = [PlanStart(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found]
     seqs = [each.seq for each in found]
     if last is not None:
         moved = -(last.total_remaining or 0)
-        turns.append(Turn(last.created_at, is_reset=False, remaining=None, moved=moved))
+        turns.append(PlanStart(last.created_at, is_reset=False, remaining=None, moved=moved))
         seqs.append(last.seq + 1)
     return turns, seqs
 
@@ -426,10 +426,12 @@ def sold_plan_of(
     if given is not None and given.payload.get("plan_id") == plan["id"]:
         told = {**plan, **{name: given.payload[name] for name in _SOLD if name in given.payload}}
         since = given.payload.get("since_ms")
-        got = Said(given.created_at if since is None else moment_of(int(since)), terms_of(told, anchor))
+        got = PlanVersion(
+            given.created_at if since is None else moment_of(int(since)), terms_of(told, anchor)
+        )
     renewed = connection.execute(_RENEWED, {"account": account, "at": at}).scalar()
-    said = [Said(row["since"], terms_of(dict(row), anchor)) for row in rows]
-    found = sold_with(said or [Said(at, terms_of(plan, anchor))], got, renewed, at)
+    said = [PlanVersion(row["since"], terms_of(dict(row), anchor)) for row in rows]
+    found = sold_with(said or [PlanVersion(at, terms_of(plan, anchor))], got, renewed, at)
     return {**plan, **_fields(found)}
 
 

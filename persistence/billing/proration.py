@@ -24,7 +24,7 @@ from gateway.core.billing.charges import (
     FEE,
     ONE_DAY,
     SUBSCRIPTION,
-    Charge,
+    SupplyCharge,
     charged_until,
     day_fees,
     fee_charge,
@@ -33,9 +33,9 @@ from gateway.core.billing.charges import (
 from gateway.core.billing.proration import (
     ALL,
     BILL,
-    Ahead,
-    Ended,
-    Used,
+    EarlyUse,
+    PlanUsage,
+    SegmentEnd,
     ahead,
     days_of,
     debt_end,
@@ -43,7 +43,7 @@ from gateway.core.billing.proration import (
     plan_end,
     token_cycle,
 )
-from gateway.core.billing.subscription import Segment, Terms, cycle_of, midnight
+from gateway.core.billing.subscription import PlanSegment, SegmentTerms, cycle_of, midnight
 from persistence.billing import plans
 from persistence.billing.plans import TokenPlan, terms_of
 from persistence.tables import plan_end as table
@@ -51,11 +51,13 @@ from persistence.tables import plan_end as table
 # Segments of subscriptions as the rules see them.
 
 
-def segment_of(row: Any) -> Segment:
+def segment_of(row: Any) -> PlanSegment:
     """A row of `subscription_segment`."""
     span = (row.anchor_date, row.start_date, row.end_date)
-    terms = Terms(row.billing, row.trial_end, row.discount_rate, row.discount_end, row.minimum_commitment)
-    return Segment(
+    terms = SegmentTerms(
+        row.billing, row.trial_end, row.discount_rate, row.discount_end, row.minimum_commitment
+    )
+    return PlanSegment(
         row.plan_id, row.billing_interval, row.cost, *span, row.id, terms, row.quantity, row.negotiated
     )
 
@@ -106,7 +108,7 @@ class NamedCharge(NamedTuple):
 
     organization_id: int
     fact: str
-    charge: Charge
+    charge: SupplyCharge
 
 
 class SegmentDue(NamedTuple):
@@ -151,8 +153,8 @@ def subscription_fees(
 
 
 def _not_yet(
-    fee: Charge, segment: Segment, seen: dict[tuple[int, str, date], Any]
-) -> tuple[Charge | None, int]:
+    fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
+) -> tuple[SupplyCharge | None, int]:
     """What of a day's fee is not charged, and how many rows there are of it."""
     known = seen.get((segment.id, fee.kind, fee.day))
     if known is None:
@@ -202,7 +204,7 @@ def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) 
     })  # fmt: skip
 
 
-def fact_of(fee: Charge, number: int) -> str:
+def fact_of(fee: SupplyCharge, number: int) -> str:
     """What names a day of a segment."""
     what = "segment" if fee.kind == FEE else fee.kind
     return f"{what}:{fee.source_id}:{fee.day}:{number}"
@@ -263,12 +265,12 @@ UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), 
        amount = :amount, charges = charges + :charges WHERE id = :id""")
 
 # What names a fact, and its charge.
-EarlyCharge = tuple[str, Charge]
+EarlyCharge = tuple[str, SupplyCharge]
 # Tenants of which something was told, and since when that was used.
 EarlyUseReport = Mapping[int, datetime]
 
 
-class Taken(NamedTuple):
+class PlanRemoval(NamedTuple):
     """Whose plan was taken by which control write; None of a tenant that was deleted.
 
     `anchor` is the day on which the tenant's months begin.
@@ -285,12 +287,12 @@ class SettledEarlyUse(NamedTuple):
 
     end_id: int
     read: plans.PlanTurns
-    ahead: Ahead
+    ahead: EarlyUse
     named: EarlyCharge | None
 
 
 def note_early_use(
-    connection: Connection, taken: Taken, ended: Ended, had: TokenPlan, then: TokenPlan | None
+    connection: Connection, taken: PlanRemoval, ended: SegmentEnd, had: TokenPlan, then: TokenPlan | None
 ) -> None:
     """Keep that a tenant's token plan was taken, where something can be owed for it."""
     found = plan_end(
@@ -311,7 +313,11 @@ def note_early_use(
 
 
 def end_debt(
-    connection: Connection, taken: Taken, ended: Ended | None, had: TokenPlan, then: TokenPlan | None
+    connection: Connection,
+    taken: PlanRemoval,
+    ended: SegmentEnd | None,
+    had: TokenPlan,
+    then: TokenPlan | None,
 ) -> None:
     """Have debt of earlier plans end with the one that carried it, where the next does not carry it on."""
     found = debt_end(
@@ -323,7 +329,7 @@ def end_debt(
 
 
 def regain_early_use(
-    connection: Connection, taken: Taken, then: TokenPlan, anchor: date, at: datetime
+    connection: Connection, taken: PlanRemoval, then: TokenPlan, anchor: date, at: datetime
 ) -> None:
     """Note with plans that ended in the cycle that a tenant has their tokens again, or more of them.
 
@@ -395,7 +401,7 @@ def _owed(
 
 
 def _settled(
-    ends: Sequence[tuple[Any, plans.PlanTurns]], segments: Sequence[Segment], before: Decimal
+    ends: Sequence[tuple[Any, plans.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
 ) -> Iterator[SettledEarlyUse]:
     """What the ends of a cycle come to that is not noted of them."""
     if not ends:
@@ -418,17 +424,17 @@ def _settled(
         noted = (end.used, end.began, end.debt, end.quantity, end.amount)
         if (*read, due.tokens, due.amount) != noted:
             tokens, amount = due.tokens - (end.quantity or 0), due.amount - (end.amount or 0)
-            named = (_fact(end), _charge(end, Ahead(tokens, amount, due.unit_price))) if amount else None
+            named = (_fact(end), _charge(end, EarlyUse(tokens, amount, due.unit_price))) if amount else None
             yield SettledEarlyUse(end.id, read, due, named)
 
 
-def _used(row: Any, read: plans.PlanTurns, segments: Sequence[Segment]) -> Used:
+def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
     # Where nobody carried it on, its cycle was over before the plan went.
     counted = row.counted if read.debt is not None or not row.carries else 0
     # A keeper of before did not note it.
     ended = (each.end for each in segments if each.anchor == row.anchor_date)
     until = row.paid_until or max((day for day in ended if day <= row.supplied_until), default=row.paid_from)
-    return Used(
+    return PlanUsage(
         row.tenant_id, read.began, until, row.total_amount, row.worth, read.used, counted, row.regained,
         read.debt,
     )  # fmt: skip
@@ -439,9 +445,9 @@ def _fact(row: Any) -> str:
     return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
 
 
-def _charge(row: Any, rest: Ahead) -> Charge:
+def _charge(row: Any, rest: EarlyUse) -> SupplyCharge:
     span = (midnight(row.supplied_from), midnight(row.supplied_until))
-    return Charge(
+    return SupplyCharge(
         EARLY_USE, *span, Decimal(rest.tokens), rest.unit_price, rest.amount, SUBSCRIPTION,
         row.subscription_id, tenant_id=row.tenant_id,
     )  # fmt: skip
@@ -471,8 +477,8 @@ SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amou
 
 
 def missing_to_commitments(
-    connection: Connection, organization_id: int, until: date, more: Iterable[Charge]
-) -> list[tuple[str, Charge]]:
+    connection: Connection, organization_id: int, until: date, more: Iterable[SupplyCharge]
+) -> list[tuple[str, SupplyCharge]]:
     """Charges for the cycles that ended up to a day, or rather what theirs come to less what they have.
 
     `more` are charges that are not written yet. Each comes with the name of its fact.
@@ -497,7 +503,7 @@ def missing_to_commitments(
         if first in had:
             rest, rows = rest - had[first].amount, had[first].rows
         if rest:
-            charge = Charge(
+            charge = SupplyCharge(
                 COMMITMENT, midnight(first), midnight(end), Decimal(1 if rest > 0 else -1), abs(rest), rest,
                 SUBSCRIPTION, subscription_id,
             )  # fmt: skip
@@ -505,7 +511,7 @@ def missing_to_commitments(
     return found
 
 
-def _cycles(segments: Sequence[Segment], until: date) -> list[tuple[date, date, Decimal]]:
+def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, date, Decimal]]:
     """Cycles that are over, as far as they were in force, and what each comes to at least."""
     found = []
     for anchor in sorted({segment.anchor for segment in segments}):
@@ -521,7 +527,7 @@ def _cycles(segments: Sequence[Segment], until: date) -> list[tuple[date, date, 
     return found
 
 
-def _least(segment: Segment, first: date, over: date, whole: int) -> Decimal:
+def _least(segment: PlanSegment, first: date, over: date, whole: int) -> Decimal:
     """What the days that a segment has of a cycle come to at least: a trial owes nothing."""
     begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
     days = (min(over, segment.end) - begins).days

@@ -9,13 +9,13 @@ from sqlalchemy import case, func, insert, literal, select, update
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plans import plan_payload
-from gateway.core.billing.proration import Ended
+from gateway.core.billing.proration import SegmentEnd
 from gateway.core.times import ms_of
 from gateway.errors import Unprocessable
 from persistence.billing import plans, proration
 from persistence.billing.plans import TokenPlan, plan_in_force, priced_in
-from persistence.billing.proration import Taken
-from persistence.entity import Change, Subject, id_in, lock, require
+from persistence.billing.proration import PlanRemoval
+from persistence.entity import Entity, EntityWrite, id_in, lock, require
 from persistence.tables import (
     organization,
     organization_subscription,
@@ -38,7 +38,7 @@ _negotiated = (
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
-def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: object) -> None:
+def set_plan(change: EntityWrite, tenant_id: int, organization_id: int, plan_id: object) -> None:
     """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it.
 
     `Unprocessable` where its price is in another currency than the organization pays in.
@@ -52,13 +52,13 @@ def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: obje
 
 
 def inherit(
-    change: Change,
+    change: EntityWrite,
     tenant_id: int,
     organization_id: int,
     plan_id: int | None,
     *,
     began: date | None,
-    ended: Ended | None = None,
+    ended: SegmentEnd | None = None,
 ) -> None:
     """Give a tenant the plan of a subscription, unless it has its own; the day it `began` aligns its cycles.
 
@@ -73,11 +73,11 @@ def inherit(
 
 
 def _move(
-    change: Change,
+    change: EntityWrite,
     tenant_id: int,
     organization_id: int,
     values: Row,
-    ended: Ended | None = None,
+    ended: SegmentEnd | None = None,
     *,
     began: date | None = None,
 ) -> None:
@@ -104,7 +104,7 @@ def _move(
     [write] = change.intend(
         [f"tenant:{tenant_id}"], "plan", payload | priced, organization_id=organization_id
     )
-    taken = Taken(tenant_id, organization_id, write, anchor)
+    taken = PlanRemoval(tenant_id, organization_id, write, anchor)
     if found is not None and began is not None:
         proration.regain_early_use(change.connection, taken, found, began, change.now)
     if had is None:
@@ -114,31 +114,31 @@ def _move(
         proration.note_early_use(change.connection, taken, ended, had, found)
 
 
-def forget_plan(change: Change, tenant_id: int, organization_id: int, ended: Ended) -> None:
+def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended: SegmentEnd) -> None:
     """Have the plan end that a tenant had when it was deleted: what it used is owed as another's is."""
     here = tenant.c.id == tenant_id
     had = _plan(change, change.connection.execute(select(tenant.c.inherited_plan_id).where(here)).scalar())
     anchor = select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     change.connection.execute(update(tenant).where(here).values(inherited_plan_id=None))
     if had is not None:
-        taken = Taken(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
+        taken = PlanRemoval(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
         had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
         # Nobody goes on with its tokens.
         proration.end_debt(change.connection, taken, ended, had, None)
         proration.note_early_use(change.connection, taken, replace(ended, over=True), had, None)
 
 
-def _plan(change: Change, plan_id: object) -> TokenPlan | None:
+def _plan(change: EntityWrite, plan_id: object) -> TokenPlan | None:
     found = change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id)).mappings().first()
     return None if found is None else dict(found)
 
 
-def open_account(change: Change, tenant_id: int) -> None:
+def open_account(change: EntityWrite, tenant_id: int) -> None:
     """Give a new tenant its row; the flusher keeps it from then on."""
     change.connection.execute(insert(tenant_quota).values(tenant_id=tenant_id))
 
 
-def change_plan(change: Change) -> Row:
+def change_plan(change: EntityWrite) -> Row:
     """`PATCH /tenant-quotas/{id}`."""
     before = lock(change)
     require(change)
@@ -148,7 +148,7 @@ def change_plan(change: Change) -> Row:
     return change.fetch()
 
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     tenant,
     source=(
         select(
@@ -185,7 +185,11 @@ SUBJECT = Subject(
 
 
 def give_plan(
-    change: Change, organization_id: int, tenant_id: int | None = None, *, ended: Ended | None = None
+    change: EntityWrite,
+    organization_id: int,
+    tenant_id: int | None = None,
+    *,
+    ended: SegmentEnd | None = None,
 ) -> None:
     """Give the organization's tenants (or one) the token plan of its subscription in force, or take it.
 

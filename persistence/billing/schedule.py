@@ -12,14 +12,14 @@ from sqlalchemy import Connection, text
 
 from gateway.core.billing.charges import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
-from gateway.core.billing.invoice import CONFLICT, REFUSED, Left, left_by
+from gateway.core.billing.invoice import CONFLICT, REFUSED, SkipReason, left_by
 from gateway.core.billing.payments import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_balances, invoice_build, payments
-from persistence.billing.invoice_build import Draft, Drawn, Final
+from persistence.billing.invoice_build import Draft, DraftWithLines, Final
 from persistence.billing.invoice_lines import NOTHING_OWED
 from persistence.billing.invoices import overlapping
-from persistence.entity import Change, hold_flushes
+from persistence.entity import EntityWrite, hold_flushes
 from persistence.resources import access
 
 # A month is over when it is in UTC, whose days invoices have, and where the customer is. It is drafted then,
@@ -116,7 +116,7 @@ def claim(connection: Connection, partition: int) -> bool:
     return bool(connection.execute(_CLAIM, {"partition": partition}).scalar_one())
 
 
-def leave(connection: Connection, left: Mapping[int, Left | None]) -> None:
+def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
     """Keep why organizations' invoices were left."""
     ids = sorted(left)
     said = [(None, None) if (why := left[each]) is None else (why.reason, why.why) for each in ids]
@@ -162,7 +162,7 @@ Month = tuple[date, date, bool]
 
 
 @dataclass(slots=True)
-class Batch:
+class InvoiceBatch:
     """Organizations whose invoices are made together; what is left and busy is told by `make`.
 
     `change_of` makes the change of one invoice by the keeper, for what is done of one alone.
@@ -174,15 +174,15 @@ class Batch:
     finalize: bool
     letterhead: Letterhead
     partition_of: Callable[[int], int]
-    change_of: Callable[[str, int], Change]
-    left: dict[int, Left] = field(default_factory=dict)
+    change_of: Callable[[str, int], EntityWrite]
+    left: dict[int, SkipReason] = field(default_factory=dict)
     # Somebody charges or invoices these now.
     busy: Collection[int] = ()
     # Texts of all of them with letters that are to be looked for first.
     unseen: list[str] = field(default_factory=list)
 
 
-def make_scheduled(batch: Batch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
+def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
     """Make what is due of organizations; `wait` for those that are held by somebody.
 
     `UnseenLetters` has the texts of all of them: they are looked for at once.
@@ -207,18 +207,18 @@ def make_scheduled(batch: Batch, organization_ids: Sequence[int], *, wait: bool 
         _finish(batch, [*months, *fees], made)
 
 
-def _months(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+def _months(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
     """Draft months; answers those that become final."""
     months = defaultdict[Month, list[Any]](list)
     for row in due:
         months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
-    finals: list[Drawn] = []
+    finals: list[DraftWithLines] = []
     for (start, until, final), rows in sorted(months.items(), key=lambda of: of[0]):
         finals += _drawn(batch, _drafts(batch, start, until, rows), rows, final=final)
     return finals
 
 
-def _fees(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
+def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
     """Draft fees in advance, those up to the same day together; answers those that become final."""
     drafts = defaultdict[date, list[Draft]](list)
     for row in due:
@@ -227,14 +227,14 @@ def _fees(batch: Batch, due: Sequence[Any]) -> list[Drawn]:
             drafts[draft.until].append(draft)
     for draft in _new_fees(batch, [row.organization_id for row in due if row.draft_id is None]):
         drafts[draft.until].append(draft)
-    finals: list[Drawn] = []
+    finals: list[DraftWithLines] = []
     for _, some in sorted(drafts.items()):
         some.sort(key=lambda each: each.organization_id)
         finals += _drawn(batch, some, due, final=batch.finalize)
     return finals
 
 
-def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
+def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draft]:
     """New drafts of fees in advance; who owes nothing of it by now has none."""
     if not organization_ids:
         return []
@@ -244,7 +244,7 @@ def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
     if nothing := [each for each in organization_ids if each not in found]:
         at = (batch.connection, batch.now, nothing, batch.grace_hours)
         due = {row.organization_id for row in due_of(*at, finalize=False) if row.source}
-        batch.left |= dict.fromkeys(due, Left(CONFLICT, NOTHING_OWED))
+        batch.left |= dict.fromkeys(due, SkipReason(CONFLICT, NOTHING_OWED))
     days = {owner: invoice_build.days_of(some) for owner, some in found.items()}
     made = batch.connection.execute(_NEW_AHEAD, {
         "organizations": list(days), "starts": [start for start, _ in days.values()],
@@ -253,7 +253,9 @@ def _new_fees(batch: Batch, organization_ids: Sequence[int]) -> list[Draft]:
     return [Draft(row.id, row.organization_id, row.period_start, row.period_end, AHEAD) for row in made]
 
 
-def _drawn(batch: Batch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool) -> list[Drawn]:
+def _drawn(
+    batch: InvoiceBatch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool
+) -> list[DraftWithLines]:
     """Make the lines of drafts; answers those that become final."""
     if not drafts:
         return []
@@ -264,35 +266,39 @@ def _drawn(batch: Batch, drafts: Sequence[Draft], rows: Sequence[Any], *, final:
     return []
 
 
-def _today(batch: Batch) -> date:
+def _today(batch: InvoiceBatch) -> date:
     return batch.now.astimezone(UTC).date()
 
 
-def _drafts(batch: Batch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
+def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
     """The drafts of a month: those there are, and new ones where nothing keeps one from being made."""
     drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
     new = [row.organization_id for row in rows if row.draft_id is None]
     if new:
         other = overlapping(batch.connection, new, start, until)
-        batch.left |= {each: Left(CONFLICT, why) for each, why in other.items()}
+        batch.left |= {each: SkipReason(CONFLICT, why) for each, why in other.items()}
         free = [each for each in new if each not in other]
         made = batch.connection.execute(_NEW, {"start": start, "until": until, "organizations": free})
         drafts += [Draft(row.id, row.organization_id, start, until) for row in made]
     return sorted(drafts, key=lambda each: each.organization_id)
 
 
-def _with_lines(batch: Batch, drawn: Sequence[Drawn], known: Collection[int]) -> list[Drawn]:
+def _with_lines(
+    batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
+) -> list[DraftWithLines]:
     """Drafts that have something to bill; the others are taken out, the known ones with a row of it."""
     empty = [each for each in drawn if not each.bill.lines]
     # What no invoice bears is said where it is looked for: there is none that could.
-    batch.left |= {each.draft.organization_id: Left(REFUSED, each.left) for each in empty if each.left}
+    batch.left |= {each.draft.organization_id: SkipReason(REFUSED, each.left) for each in empty if each.left}
     if empty:
         batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
         _note(batch, "delete", [each for each in empty if each.draft.invoice_id in known])
     return [each for each in drawn if each.bill.lines]
 
 
-def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list[Drawn]:
+def _complete(
+    batch: InvoiceBatch, drawn: Sequence[DraftWithLines], rows: Sequence[Any]
+) -> list[DraftWithLines]:
     """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
     found, known = [], {row.draft_id for row in rows}
     for each in _with_lines(batch, drawn, known):
@@ -308,7 +314,7 @@ def _complete(batch: Batch, drawn: Sequence[Drawn], rows: Sequence[Any]) -> list
     return found
 
 
-def _finish(batch: Batch, finals: Sequence[Drawn], made: Sequence[Final]) -> None:
+def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequence[Final]) -> None:
     """Give numbers: the last thing but for credits that an invoice without anything to pay gives at once."""
     _note(batch, "finalize", finals)
     statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
@@ -325,7 +331,7 @@ def _finish(batch: Batch, finals: Sequence[Drawn], made: Sequence[Final]) -> Non
             payments.apply_open(change, each.draft.organization_id, past_due=False)
 
 
-def _note(batch: Batch, action: str, drawn: Sequence[Drawn]) -> None:
+def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> None:
     """Write who did it."""
     access.record_all_audit(
         batch.change_of(action, 0),

@@ -18,14 +18,14 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_update
 from gateway.core.accounts.administration import Row
 from gateway.core.billing import subscription as rules
 from gateway.core.billing.charges import ONE_DAY
-from gateway.core.billing.proration import Ended
-from gateway.core.billing.subscription import Segment, Subscription, Terms
+from gateway.core.billing.proration import SegmentEnd
+from gateway.core.billing.subscription import PlanSegment, SegmentTerms, Subscription
 from gateway.core.times import MILLISECOND
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import charges, quotas
 from persistence.billing.proration import segment_of
-from persistence.entity import Change, Subject, add, day_in, id_in, json_of, live, lock, require
+from persistence.entity import Entity, EntityWrite, add, day_in, id_in, json_of, live, lock, require
 from persistence.tables import (
     organization,
     organization_subscription,
@@ -50,7 +50,7 @@ SELECT DISTINCT plan_id FROM subscription_plan_price
  WHERE number IS NULL AND effective_from <= :today ORDER BY 1 LIMIT :count""")
 
 
-def reprice(change: Change) -> Row:
+def reprice(change: EntityWrite) -> Row:
     """`/reprice`: what it costs from a day on for all who have it, but for who negotiated a fee."""
     row = lock(change)
     values, day = change.command.values, day_in(change.command.values, "from")
@@ -76,7 +76,7 @@ def reprice(change: Change) -> Row:
     return advance_plan_price(change)
 
 
-def advance_plan_price(change: Change) -> Row:
+def advance_plan_price(change: EntityWrite) -> Row:
     """Have prices that reach all take effect whose day has come."""
     row = lock(change)
     waiting = select(_price).where(
@@ -133,7 +133,7 @@ START_DAYS_MAX = 3_660
 NEGOTIATED = ("negotiated_cost", "overage_unit_price")
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Subscribe an organization; one whose subscription is over gets a new one in its place."""
     values = change.command.values
     organization_id, plan_id = id_in(values, "organization_id"), id_in(values, "plan_id")
@@ -144,7 +144,7 @@ def create(change: Change) -> Row:
     _check_days(values, start, end, change.today)
     interval = str(values.get("billing_interval") or "monthly")
     agreed = {name: values.get(name) for name in AGREED}
-    terms = Terms(**agreed)  # type: ignore[arg-type]  # as the Admin API has checked them
+    terms = SegmentTerms(**agreed)  # type: ignore[arg-type]  # as the Admin API has checked them
     negotiated, quantity = values.get("negotiated_cost"), int(str(values.get("quantity", 1)))
     cost = _cost(change, plan_id, interval) if negotiated is None else Decimal(str(negotiated))
     begun = rules.begin(plan_id, interval, cost, start, end)
@@ -169,7 +169,7 @@ def create(change: Change) -> Row:
     return _keep(change, row_id, organization_id, begun)
 
 
-def change_plan(change: Change) -> Row:
+def change_plan(change: EntityWrite) -> Row:
     """`/change`: to another plan now, or when the running period ends."""
     row = _held(change)
     require(change)
@@ -186,7 +186,7 @@ def change_plan(change: Change) -> Row:
     return _kept(change, row, changed, now=change.command.values.get("when", "now") == "now")
 
 
-def agree_terms(change: Change) -> Row:
+def agree_terms(change: EntityWrite) -> Row:
     """`/terms`: another discount, minimum, fee or quantity from a day on: at once, or when the day comes."""
     row = _held(change)
     require(change)
@@ -217,14 +217,14 @@ def agree_terms(change: Change) -> Row:
     return _kept(change, row, _by_terms(change, subscription))
 
 
-def cancel(change: Change) -> Row:
+def cancel(change: EntityWrite) -> Row:
     """`/cancel`: end it now, or when the running period ends."""
     row = _held(change)
     now = change.command.values.get("when") == "now"
     return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now)
 
 
-def extend(change: Change) -> Row:
+def extend(change: EntityWrite) -> Row:
     """Move the end; the only field that may be set by hand."""
     row = _held(change)
     end = _end_in({**row, **change.command.values})
@@ -233,7 +233,7 @@ def extend(change: Change) -> Row:
     return _kept(change, row, rules.extend(_subscription(change, row), end, change.today))
 
 
-def advance(change: Change) -> Row:
+def advance(change: EntityWrite) -> Row:
     """Carry out what the calendar brings: terms and prices, a change that waited, a beginning, an end."""
     row = _held(change)
     subscription = _subscription(change, row)
@@ -246,7 +246,7 @@ def advance(change: Change) -> Row:
     return _kept(change, row, _by_terms(change, subscription))
 
 
-def tell(change: Change, plan: Row) -> None:
+def tell(change: EntityWrite, plan: Row) -> None:
     """Have everybody on a plan follow what it is now: tenants its token plan, gateways its features."""
     here = organization_subscription
     subscribed = select(here.c.organization_id).where(here.c.plan_id == plan["id"], here.c.status != "over")
@@ -273,13 +273,13 @@ def due(connection: Connection, today: date, count: int) -> Sequence[int]:
     return connection.execute(wanted.order_by(here.id).limit(count)).scalars().all()
 
 
-def _hold_organization(change: Change, organization_id: int) -> None:
+def _hold_organization(change: EntityWrite, organization_id: int) -> None:
     """Keep others from subscribing it or giving it tenants; before anything of it is held to be read."""
     here = select(organization.c.id).where(organization.c.id == organization_id)
     change.connection.execute(here.with_for_update(key_share=True))
 
 
-def _held(change: Change) -> Row:
+def _held(change: EntityWrite) -> Row:
     """The command's row and its organization, held: a tenant made meanwhile is there, or comes after."""
     _hold_organization(change, id_in(change.fetch(), "organization_id"))
     return lock(change)
@@ -305,12 +305,12 @@ def _check_days(values: Row, start: date, end: date, today: date) -> None:
         raise Unprocessable(errors=tuple(errors))
 
 
-def _kept(change: Change, row: Row, subscription: Subscription, *, now: bool = False) -> Row:
+def _kept(change: EntityWrite, row: Row, subscription: Subscription, *, now: bool = False) -> Row:
     return _keep(change, change.row_id, id_in(row, "organization_id"), subscription, now=now)
 
 
 def _keep(
-    change: Change, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
+    change: EntityWrite, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
 ) -> Row:
     """Store the subscription and its segments, and bring it into force; a person ends a plan `now`."""
     current, plan = subscription.current, subscription_plan
@@ -341,22 +341,22 @@ def _keep(
     return change.fetch(row_id)
 
 
-def _ended(change: Change, row_id: int, subscription: Subscription, *, now: bool) -> Ended | None:
+def _ended(change: EntityWrite, row_id: int, subscription: Subscription, *, now: bool) -> SegmentEnd | None:
     """The segment that ended last, if one did: by the calendar at midnight, by a person now."""
     over = subscription.end <= change.today
     past = subscription.segments if over else subscription.segments[:-1]
     if not past or past[-1].end > change.today:
         return None
     at = change.now if now else rules.midnight(past[-1].end) - MILLISECOND
-    return Ended(row_id, subscription.segments, past[-1], at, over)
+    return SegmentEnd(row_id, subscription.segments, past[-1], at, over)
 
 
-def _define(change: Change, organization_id: int, ended: Ended | None = None) -> None:
+def _define(change: EntityWrite, organization_id: int, ended: SegmentEnd | None = None) -> None:
     change.define(f"organization:{organization_id}", organization_id)
     quotas.give_plan(change, organization_id, ended=ended)
 
 
-def _keep_segment(change: Change, organization_id: int, segment: Segment) -> None:
+def _keep_segment(change: EntityWrite, organization_id: int, segment: PlanSegment) -> None:
     here = subscription_segment
     if segment.id:
         ended = update(here).where(here.c.id == segment.id, here.c.end_date != segment.end)
@@ -378,7 +378,7 @@ def _keep_segment(change: Change, organization_id: int, segment: Segment) -> Non
     )
 
 
-def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
+def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
     """The subscription as the rules see it, with the segments of its present term."""
     here = subscription_segment
     rows = change.connection.execute(
@@ -394,7 +394,7 @@ def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
     return found
 
 
-def _by_terms(change: Change, subscription: Subscription, until: date | None = None) -> Subscription:
+def _by_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
     """The subscription by the terms whose day has come: of a field the latest that say it count."""
     current, here = subscription.current, subscription_term.c
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
@@ -410,7 +410,7 @@ def _by_terms(change: Change, subscription: Subscription, until: date | None = N
     return subscription
 
 
-def _require_currency(change: Change, organization_id: int, plan_id: int) -> None:
+def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -> None:
     """`Unprocessable` where a plan costs what the organization does not pay in: nothing is converted."""
     pays, costs = organization.c, subscription_plan.c
     found = select(pays.currency, costs.currency.label("plan")).where(
@@ -421,7 +421,7 @@ def _require_currency(change: Change, organization_id: int, plan_id: int) -> Non
         raise Unprocessable(errors=(("plan_id", wrong),))
 
 
-def _cost(change: Change, plan_id: int, interval: str) -> Decimal:
+def _cost(change: EntityWrite, plan_id: int, interval: str) -> Decimal:
     name, times = COSTS[interval]
     column = subscription_plan.c[name]
     found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
@@ -453,7 +453,7 @@ _segments = (
     .scalar_subquery()
 )
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     organization_subscription,
     source=select(
         *(column for column in organization_subscription.c if column.name != "end_date"),

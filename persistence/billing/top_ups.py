@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from gateway.errors import Conflict
 from persistence.billing.charges import PREPAID, driver_level, insert_of
-from persistence.entity import Change
+from persistence.entity import EntityWrite
 from persistence.keeper.news import told
 
 _DUE = text("""
@@ -65,7 +65,7 @@ def keep_invoice(connection: Connection, addition_id: int, invoice_id: int) -> N
     connection.execute(_KEEP, {"addition": addition_id, "invoice": invoice_id})
 
 
-def release(change: Change, invoice_id: int) -> None:
+def release(change: EntityWrite, invoice_id: int) -> None:
     """Give the credits that waited for this invoice, once."""
     for row in change.connection.execute(_RELEASED, {"invoice": invoice_id}).all():
         account = f"organization:{row.organization_id}"
@@ -74,7 +74,7 @@ def release(change: Change, invoice_id: int) -> None:
         change.connection.execute(_IN_FORCE, {"write": write, "addition": row.id})
 
 
-def refuse_while_waiting(change: Change) -> None:
+def refuse_while_waiting(change: EntityWrite) -> None:
     """`Conflict` where credits wait for the command's invoice: void, they would be owed and never given."""
     if change.connection.execute(_WAITS, {"invoice": change.row_id}).scalar_one():
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")

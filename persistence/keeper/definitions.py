@@ -29,7 +29,7 @@ from gateway.core.accounts.definitions import (
     ControlWrite,
     Definition,
     KeyDefinition,
-    Negotiated,
+    NegotiatedTerms,
     OrganizationAccount,
     OrganizationDefinition,
     OrganizationTerms,
@@ -43,7 +43,7 @@ from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.model import Limits, Service
-from gateway.core.times import Clock, ms_of
+from gateway.core.times import ZoneOffset, ms_of
 from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import in_force
 
@@ -286,7 +286,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
         negotiated=tuple(
-            Negotiated(service_id, credits_, meter, read_pricing(pricing) if pricing else None, counts)
+            NegotiatedTerms(service_id, credits_, meter, read_pricing(pricing) if pricing else None, counts)
             for service_id, credits_, meter, pricing, counts in row["negotiated"] or ()
         ),
         features=tuple(subscription["features"]),
@@ -411,7 +411,7 @@ _BEFORE = {"total": "total_amount", "interval": "reset_interval", "policy": "ove
 _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
 
-class Waiting:
+class PendingWrites:
     """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
 
     Of those that are `cut` more waits than was taken.
@@ -455,7 +455,7 @@ class Pushes:
             return [str(row.account) for row in rows]
 
     @asynccontextmanager
-    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[Waiting]:
+    async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[PendingWrites]:
         """What those of these accounts wait for that nobody else pushes, one at least, held until the end."""
         while True:
             mine = await self._take(accounts)
@@ -480,7 +480,7 @@ class Pushes:
         return mine
 
 
-async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Waiting:
+async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> PendingWrites:
     """The oldest writes of each account, with what they define: who has many leaves room for all others."""
     each = max(1, WRITES_MAX // len(accounts))
     found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
@@ -495,7 +495,7 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Wait
     by_account: dict[str, list[ControlWrite]] = {account: [] for account in accounts}
     for row in rows:
         by_account[str(row["account"])].append(_write(row, definitions_of, owners))
-    return Waiting(connection, by_account, cut)
+    return PendingWrites(connection, by_account, cut)
 
 
 def _write(
@@ -577,7 +577,7 @@ VALUES (:id, :partition, :account, 'define', '{}')""")
 _UP_TO = text("UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone")
 
 
-class ToldClocks:
+class ClockReports:
     """What the counters were told of clocks."""
 
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
@@ -589,7 +589,7 @@ class ToldClocks:
         async with self._engine.connect() as connection:
             return (await connection.scalars(_ZONES)).all()
 
-    async def tell(self, time_zone: str, clock: Clock, count: int) -> int:
+    async def tell(self, time_zone: str, clock: ZoneOffset, count: int) -> int:
         """Have tenants of a zone defined again that were not told of this clock; answers how many."""
         values = {"zone": time_zone, **clock._asdict()}
         async with self._engine.connect() as connection:

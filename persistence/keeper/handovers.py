@@ -19,10 +19,10 @@ from gateway.core.billing.handover import (
     LEASE_S,
     RETRIES,
     WAITING,
-    Handover,
-    Line,
-    Outcome,
-    Paper,
+    FinalDocument,
+    HandoverOutcome,
+    HandoverStep,
+    PayableLine,
 )
 from gateway.errors import Conflict
 from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
@@ -67,7 +67,7 @@ class HandoverQueue:
         self._engine = engine
         self._store = store
 
-    async def claim(self, count: int) -> Sequence[Handover]:
+    async def claim(self, count: int) -> Sequence[HandoverStep]:
         """Hand-overs that are due, each for one sender; an attempt of each is counted."""
         async with self._engine.begin() as connection:
             rows = (await connection.execute(_CLAIM, {"n": count, "lease": LEASE_S})).all()
@@ -78,13 +78,13 @@ class HandoverQueue:
             }
         return [_handover(row, lines.get(row.id, ())) for row in rows]
 
-    async def note(self, handover: Handover, remote_id: str) -> None:
+    async def note(self, handover: HandoverStep, remote_id: str) -> None:
         """Keep what was made of it there, before anything more is."""
         here = {"id": handover.id, "attempt": handover.attempt, "remote": remote_id}
         async with self._engine.begin() as connection:
             await connection.execute(_NOTE, here)
 
-    async def ended(self, handover: Handover, outcome: Outcome) -> None:
+    async def ended(self, handover: HandoverStep, outcome: HandoverOutcome) -> None:
         """Keep what came of an attempt; one that another has overtaken is forgotten."""
         retry_s = RETRIES.after_s(handover.attempt) if outcome.state == WAITING else None
         if retry_s is not None:
@@ -112,16 +112,16 @@ async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_
     return await delete(engine, _FORGET, {"days": days}, at_once)
 
 
-def _handover(row: Any, lines: Sequence[Any]) -> Handover:
-    paper = Paper(
+def _handover(row: Any, lines: Sequence[Any]) -> HandoverStep:
+    paper = FinalDocument(
         row.number, row.paper, row.status, row.currency, row.total_amount, row.finalized_at,
         row.period_start, row.period_end, row.due_date, tuple(_line(line) for line in lines),
     )  # fmt: skip
-    return Handover(
+    return HandoverStep(
         row.id, str(row.key), row.version, row.attempts, row.kind, row.customer, row.created_at, paper,
         row.remote, row.about,
     )  # fmt: skip
 
 
-def _line(row: Any) -> Line:
-    return Line(row.position, row.description, row.amount, row.kind, row.period_start, row.period_end)
+def _line(row: Any) -> PayableLine:
+    return PayableLine(row.position, row.description, row.amount, row.kind, row.period_start, row.period_end)

@@ -29,7 +29,7 @@ from gateway.core.alerts.messages import (
     SCHEME,
     TEST_EVENT,
     Delivery,
-    Outcome,
+    DeliveryOutcome,
     digest_of,
     is_mail,
     recipients_of,
@@ -39,11 +39,11 @@ from gateway.core.alerts.thresholds import (
     DAYS,
     LOOK_BACK_MS,
     TOTAL_AHEAD_MS,
-    Hour,
+    AlertState,
+    HourlySpend,
     RunningWindow,
-    Sample,
     Samples,
-    Told,
+    UsageSample,
     crossed,
     exceeds,
     exhausted_ms,
@@ -203,7 +203,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
         for found in accounts:
-            told = Told(found.part, found.level, found.exceeded)
+            told = AlertState(found.part, found.level, found.exceeded)
             parts = crossed(_thresholds(found), told, found.used, found.limit)
             exceeded = exceeds(told, found.used, found.limit)
             news += (_news(found, "budget.threshold", part) for part in parts)
@@ -306,12 +306,12 @@ def _window(found: Found) -> RunningWindow:
     return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), found.limit, found.used)
 
 
-def _sample(found: Found, name: str) -> Sample | None:
+def _sample(found: Found, name: str) -> UsageSample | None:
     used, at = getattr(found, f"{name}_used"), getattr(found, f"{name}_at")
-    return None if at is None else Sample(used, ms_of(at))
+    return None if at is None else UsageSample(used, ms_of(at))
 
 
-def _stored(sample: Sample | None) -> tuple[object, object]:
+def _stored(sample: UsageSample | None) -> tuple[object, object]:
     return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
 
 
@@ -420,8 +420,8 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
         )
 
 
-def _hour(found: Found) -> Hour:
-    return Hour(int(found.cost), int(found.usual), int(found.average_day), found.known_since)
+def _hour(found: Found) -> HourlySpend:
+    return HourlySpend(int(found.cost), int(found.usual), int(found.average_day), found.known_since)
 
 
 def _news_of_sudden_use(found: Found, hour: datetime) -> News:
@@ -641,7 +641,7 @@ class Deliveries:
             for row in rows:
                 delivery = await self._taken(connection, row, agreed) if row.wanted else "the webhook is gone"
                 if isinstance(delivery, str):
-                    await connection.execute(_DONE, _result(row.id, Outcome(None, delivery), None))
+                    await connection.execute(_DONE, _result(row.id, DeliveryOutcome(None, delivery), None))
                 else:
                     taken.append(delivery)
             sent = Counter(row.webhook_id for row in rows if _counts(row))
@@ -677,7 +677,7 @@ class Deliveries:
             row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
         )
 
-    async def done(self, delivery: Delivery, outcome: Outcome) -> None:
+    async def done(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
         """Keep what came of an attempt."""
         retry_s = None if outcome.delivered else RETRIES.after_s(delivery.attempts)
         async with self._engine.begin() as connection:
@@ -695,7 +695,7 @@ def _counts(row: Row[Any]) -> bool:
     return is_mail(row.url) and row.organization_id is not None and not (asked_for and row.attempts == 1)
 
 
-def _result(delivery_id: int, outcome: Outcome, retry_s: float | None) -> dict[str, Any]:
+def _result(delivery_id: int, outcome: DeliveryOutcome, retry_s: float | None) -> dict[str, Any]:
     undelivered = "failed" if retry_s is None else "pending"
     return {
         "id": delivery_id,

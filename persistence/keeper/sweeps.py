@@ -17,17 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.holds import (
     LETTER,
-    Charged,
+    ChargedAmounts,
     LateSettlement,
     Loss,
-    Movement,
+    MovementRange,
     letter_of,
     refund_id,
 )
-from gateway.core.accounts.outbox import Assigned
+from gateway.core.accounts.outbox import PartitionAssignment
 from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.credentials import not_after
-from gateway.core.integrity.reconciliation import Kind
+from gateway.core.integrity.reconciliation import DifferenceKind
 from gateway.errors import LedgerUnavailable
 from persistence.engine import plain_url
 from persistence.error_mapping import complaint
@@ -86,7 +86,7 @@ WITH gone AS (DELETE FROM keeper WHERE id = :id)
 DELETE FROM keeper_partition WHERE keeper_id = :id""")
 
 
-class Shares:
+class KeeperShares:
     """What keepers say, over a connection that waits for nobody.
 
     A host has one keeper at a `port`; at port 0, which is any, each is in a place of its own.
@@ -96,7 +96,9 @@ class Shares:
         self._engine, self.id, self._first = engine, uuid4(), True
         self._place = f"{socket.gethostname()}:{port}" if port else str(self.id)
 
-    async def keep(self, reached: Collection[int], left: Collection[int], held_s: float) -> Assigned:
+    async def keep(
+        self, reached: Collection[int], left: Collection[int], held_s: float
+    ) -> PartitionAssignment:
         """Be there for so long, flushing of these partitions, and give some away; what is whose by then.
 
         Who was in this place before this keeper began is there no more.
@@ -107,7 +109,7 @@ class Shares:
         }  # fmt: skip
         found = await self._run(values)
         self._first = False
-        return Assigned(
+        return PartitionAssignment(
             frozenset(p for p, is_mine, is_due in found if is_mine and is_due),
             frozenset(p for p, is_mine, is_due in found if is_mine and not is_due),
             frozenset(p for p, is_mine, _ in found if not is_mine),
@@ -218,7 +220,7 @@ async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
     """
     async with engine.connect() as connection:
         found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
-    return [(kind.value, found.get(kind.value, 0)) for kind in Kind]
+    return [(kind.value, found.get(kind.value, 0)) for kind in DifferenceKind]
 
 
 async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
@@ -356,7 +358,7 @@ DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :da
 _TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
 
 
-async def remember_losses(connection: AsyncConnection, movements: Sequence[Movement]) -> None:
+async def remember_losses(connection: AsyncConnection, movements: Sequence[MovementRange]) -> None:
     """Keep as evidence which of these acknowledged movements their epoch's ledger has not.
 
     Everything their organizations had in the outbox of that epoch must be stored by now.
@@ -385,7 +387,7 @@ class Losses:
         async with self._engine.connect() as connection:
             return (await connection.execute(_OPEN)).first() is not None
 
-    async def count(self, known: Sequence[Movement], at_rest: Collection[int]) -> list[Loss]:
+    async def count(self, known: Sequence[MovementRange], at_rest: Collection[int]) -> list[Loss]:
         """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
         keeper did itself, evidence too where it is asked.
         """
@@ -479,10 +481,10 @@ class Sweeps:
         self._since = since if found else until
         return found
 
-    async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
+    async def charged(self, late: Sequence[LateSettlement]) -> dict[str, ChargedAmounts]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
-        found: dict[str, Charged] = {}
+        found: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:
             for some, since in retention.by_month(await retention.places(connection, ids)):
                 refunds = [refund_id(one) for one in some]
@@ -517,7 +519,7 @@ class Sweeps:
             if (await connection.execute(_REFUND, values)).first() is not None:
                 await _told(connection, request_id, amount)
 
-    async def remember(self, acknowledged: Sequence[Movement]) -> None:
+    async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
         """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
         async with self._engine.begin() as connection:
             await remember_losses(connection, acknowledged)
@@ -545,11 +547,11 @@ def _letter(late: LateSettlement) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _charged(row: Row[Any]) -> Charged:
+def _charged(row: Row[Any]) -> ChargedAmounts:
     """What the ledgers say; how many tokens there were says the journal, where it has the call."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
-    return Charged(
+    return ChargedAmounts(
         tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed,
         money=row.money or 0, raw_tokens=tokens, requests=1,
     )  # fmt: skip

@@ -17,9 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
-from gateway.core.accounts.outbox import Budgeted
-from gateway.core.integrity.reconciliation import Item, Kind, LedgerAccount, Owner, StoredBudgets
-from gateway.core.integrity.recovery import AccountHead, Compared, Everybodys, Places, Truth
+from gateway.core.accounts.outbox import WindowKey
+from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount, Owner, StoredBudgets
+from gateway.core.integrity.recovery import (
+    AccountHead,
+    ComparisonPoint,
+    GlobalDefinitions,
+    LedgerState,
+    PartitionContents,
+)
 from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.engine import apart
 from persistence.error_mapping import QUERY_CANCELED, sqlstate, translating
@@ -65,7 +71,7 @@ class BudgetUses:
             return await budgets_of(connection, organizations)
 
     async def stored(
-        self, partition: int, organizations: Sequence[int], windows: Iterable[Budgeted]
+        self, partition: int, organizations: Sequence[int], windows: Iterable[WindowKey]
     ) -> StoredBudgets:
         """What is used of these organizations' windows, whoever's accounts, and up to which entry."""
         async with translating(self._engine.connect()) as connection:
@@ -77,12 +83,12 @@ class BudgetUses:
         return StoredBudgets((mark or "").encode(), used, aside)
 
 
-async def _used(connection: AsyncConnection, windows: Sequence[Budgeted]) -> dict[Budgeted, int]:
+async def _used(connection: AsyncConnection, windows: Sequence[WindowKey]) -> dict[WindowKey, int]:
     if not windows:
         return {}
     values = {"ids": [one.budget_id for one in windows], "starts": [one.start_ms for one in windows]}
     rows = await connection.execute(_USED, values)
-    return {Budgeted(row.budget_id, row.start_ms, row.value): row.used for row in rows}
+    return {WindowKey(row.budget_id, row.start_ms, row.value): row.used for row in rows}
 
 
 async def forget_budget_uses(engine: AsyncEngine) -> int:
@@ -163,7 +169,7 @@ ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id, epoch = excluded
 RETURNING partition""")
 
 
-class Truths(BudgetUses):
+class LedgerReader(BudgetUses):
     """Where the verifier reads."""
 
     def __init__(
@@ -180,14 +186,14 @@ class Truths(BudgetUses):
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
         self._credentials_max, self._changes_max = credentials_max, changes_max
 
-    async def everybodys(self) -> Everybodys:
+    async def everybodys(self) -> GlobalDefinitions:
         """Catalogue and prices."""
         async with self._at_one_moment() as (connection, version):
             catalogue, prices = await definitions.catalogue(connection), await definitions.prices(connection)
             position = int((await connection.execute(_POSITION)).scalar_one())
-        return Everybodys(catalogue, prices, version, position)
+        return GlobalDefinitions(catalogue, prices, version, position)
 
-    async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> Places:
+    async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> PartitionContents:
         """Who is to be looked at in these partitions: of those `known` up to a position, who changed.
 
         Where more was changed than is looked at, all.
@@ -214,7 +220,7 @@ class Truths(BudgetUses):
                         found.setdefault(partition, set()).add(row.organization_id)
                 written = [row for row in changed if row.key_id is not None]
                 credentials |= self._standing(written, known, but_of=partitions)
-        return Places({one: sorted(its) for one, its in found.items()}, sorted(credentials))
+        return PartitionContents({one: sorted(its) for one, its in found.items()}, sorted(credentials))
 
     async def _too_many(self, connection: AsyncConnection, position: int) -> bool:
         values = {"position": position, "n": self._changes_max + 1}
@@ -233,12 +239,12 @@ class Truths(BudgetUses):
             and self._partition_of(row.organization_id) not in but_of
         }
 
-    async def compared(self) -> dict[int, Compared]:
+    async def compared(self) -> dict[int, ComparisonPoint]:
         """What partitions were compared as last, but for those that rows were lost of."""
         async with self._engine.connect() as connection:
             rows = await connection.execute(_COMPARED)
             return {
-                one.partition: Compared(
+                one.partition: ComparisonPoint(
                     one.compared_run_id.encode(), one.compared_epoch, one.compared_position
                 )
                 for one in rows
@@ -253,12 +259,12 @@ class Truths(BudgetUses):
         async with self._engine.begin() as connection:
             await connection.execute(_NOTE_COMPARED, values)
 
-    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+    async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
         """All there is of some partitions, whose organizations these are; as of one moment."""
         ids = {"ids": [one for its in organizations.values() for one in its]}
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
-            found = {one: Truth([], [], [], [], [], version) for one in organizations}
+            found = {one: LedgerState([], [], [], [], [], version) for one in organizations}
             for row in applied:
                 found[row.partition].applied.append(str(row.id))
             if not ids["ids"]:
@@ -273,7 +279,7 @@ class Truths(BudgetUses):
                 self._its(found, user).users.append(user)
         return found
 
-    def _its(self, found: Mapping[int, Truth], definition: AccountDefinition) -> Truth:
+    def _its(self, found: Mapping[int, LedgerState], definition: AccountDefinition) -> LedgerState:
         return found[self._partition_of(definition.organization_id)]
 
     async def credentials(self, keys: Sequence[int]) -> list[KeyDefinition]:
@@ -523,7 +529,7 @@ class Accounts(BudgetUses):
                     raise
                 return None
         return [
-            Item(one.account, Kind.CONTRADICTION, 0, one.seq or 0, f"{one.invariant}: {one.detail}")
+            Item(one.account, DifferenceKind.CONTRADICTION, 0, one.seq or 0, f"{one.invariant}: {one.detail}")
             for one in found
         ]
 

@@ -10,12 +10,12 @@ from typing import Any
 from psycopg import Connection
 
 from gateway.core.accounts.outbox import (
+    AccountMovement,
     Batch,
-    Event,
     EventFlag,
     EventKind,
     FlushReport,
-    Moved,
+    OutboxEntry,
     moved,
     places_before,
     stream_place,
@@ -29,14 +29,14 @@ from persistence.ledger.guard import (
     TOKENS,
     UNKNOWN,
     USAGE,
-    Fault,
     Head,
     Heads,
     Movement,
     Placed,
+    QuarantineReason,
     event_of,
 )
-from persistence.ledger.rollup import Moves
+from persistence.ledger.rollup import RollupDelta
 from persistence.ledger.rows import request_of
 from persistence.ledger.statements import bounded
 
@@ -81,7 +81,7 @@ def stand(connection: Connection[Any], batch: Batch) -> Heads:
 
 def contradictions(
     connection: Connection[Any], repeats: Sequence[Placed], fresh: Sequence[Placed]
-) -> list[Fault]:
+) -> list[QuarantineReason]:
     """Entries that claim a stored place with other content; `fresh` is about to be stored."""
     faults = []
     for part in _STORED:
@@ -132,7 +132,7 @@ def month_of(seconds: float) -> int:
     return moment.year * 12 + moment.month
 
 
-def move(connection: Connection[Any], moves: Moves) -> None:
+def move(connection: Connection[Any], moves: RollupDelta) -> None:
     """Bring accounts and roll-ups to where the fresh entries leave them."""
     quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
     paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
@@ -151,7 +151,7 @@ def move(connection: Connection[Any], moves: Moves) -> None:
             connection.execute(statement, statements.columns_of(rows))
 
 
-def charge(connection: Connection[Any], moves: Moves) -> None:
+def charge(connection: Connection[Any], moves: RollupDelta) -> None:
     """Charge what the stored movements make known: tokens beyond plans that ended, credits that were sold."""
     if moves.beyond:
         connection.execute(statements.CHARGE_TOKENS, (sorted(moves.beyond),))
@@ -159,7 +159,7 @@ def charge(connection: Connection[Any], moves: Moves) -> None:
         connection.execute(statements.CHARGE_CREDITS, (sorted(moves.granted),))
 
 
-def top_up(connection: Connection[Any], moves: Moves) -> None:
+def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
     """Order credits for whom the stored movements leave at a threshold, once the last ones have arrived."""
     if moves.granted:
         connection.execute(top_ups.CLOSE_AFTER, (sorted(moves.granted),))
@@ -167,7 +167,7 @@ def top_up(connection: Connection[Any], moves: Moves) -> None:
         connection.execute(top_ups.ORDER_AFTER, (sorted(moves.credits),))
 
 
-def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:
+def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: RollupDelta) -> None:
     """Blocks and unblocks by hand: how a tenant stands after the last, unless it moved since."""
     last = {}
     for _, (_, _, event) in status_changes:
@@ -229,7 +229,7 @@ def set_aside(
     return kept
 
 
-def _quota(tenant_id: int, event: Event, reset_ms: int | None) -> tuple[Any, ...]:
+def _quota(tenant_id: int, event: OutboxEntry, reset_ms: int | None) -> tuple[Any, ...]:
     unlimited = event.flags & _UNLIMITED
     return (
         tenant_id, event.used, None if unlimited else event.remaining, event.remaining if unlimited else 0,
@@ -242,7 +242,7 @@ def _added_up(buckets: Mapping[Any, Sequence[int]]) -> list[tuple[Any, ...]]:
     return [(*bucket, *map(bounded, sums)) for bucket, sums in sorted(buckets.items())]
 
 
-def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, Moved, Content]]:
+def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountMovement, Content]]:
     """The movements of one part, each with what identifies it."""
     claims = []
     for placed in entries:
@@ -255,7 +255,7 @@ def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, Moved, C
     return claims
 
 
-def _stored(connection: Connection[Any], part: int, places: Sequence[Moved]) -> Stored:
+def _stored(connection: Connection[Any], part: int, places: Sequence[AccountMovement]) -> Stored:
     wanted = {"ids": [one.owner_id for one in places], "seqs": [one.seq for one in places]}
     return {(id_, seq): tuple(content) for id_, seq, *content in connection.execute(_STORED[part], wanted)}
 
@@ -267,11 +267,11 @@ def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes
     return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, statements.columns_of(rows))}
 
 
-def _conflict(placed: Placed, one: Moved, found: object, content: object) -> Fault:
+def _conflict(placed: Placed, one: AccountMovement, found: object, content: object) -> QuarantineReason:
     partition, (entry_id, _, event) = placed
     assert event is not None
     reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
-    return Fault("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
+    return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
 
 
 # Accounts that contradict what is stored, as the writer stops them and lets them go on.
@@ -295,7 +295,7 @@ def accepted_accounts(connection: Connection[Any], partitions: Sequence[int]) ->
     return {account: (float(until_ms), reason) for account, until_ms, reason in rows}
 
 
-def set_aside_account(faults: Iterable[Fault], accepted: Accepted) -> dict[Place, str]:
+def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) -> dict[Place, str]:
     """The entries among these faults that somebody accepted as contradictions, with the reason."""
     aside = {}
     for fault in faults:
@@ -325,7 +325,7 @@ def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: 
                 connection.execute(statements.FILE_DRIFT, (place.account, place.seq, difference))
 
 
-def quarantine(connection: Connection[Any], faults: Iterable[Fault]) -> None:
+def quarantine(connection: Connection[Any], faults: Iterable[QuarantineReason]) -> None:
     """Stop accounts until a person or the verifier releases them."""
     for fault in sorted(faults, key=lambda fault: fault.account):
         event = fault.event
@@ -346,7 +346,7 @@ def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
         connection.execute(statements.MARK, (partitions, [newest[one].decode() for one in partitions]))
 
 
-def _stood(fault: Fault) -> str | None:
+def _stood(fault: QuarantineReason) -> str | None:
     """Where an account stood before the entry that stopped it, as JSON; None where that says nothing."""
     for place in places_before(fault.event):
         if place.account == fault.account and abs(place.balance or 0) <= INTEGER_MAX:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, column, literal, select, table, text, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.integrity.reconciliation import Item, Kind
+from gateway.core.integrity.reconciliation import DifferenceKind, Item
 
 # So many movements are added up by one statement; a longer month has several checkpoints.
 MOVEMENTS_MAX = 1_000_000
@@ -218,7 +218,7 @@ async def disproved(connection: AsyncConnection, accounts: Sequence[str], count:
                 f" {found.came_to}, their checkpoint says {found.movements} and {found.amount}"
             )
             difference = int(found.amount - found.came_to)
-            items.append(Item(found.account, Kind.DRIFT, difference, found.last_seq, detail))
+            items.append(Item(found.account, DifferenceKind.DRIFT, difference, found.last_seq, detail))
     return items
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from gateway.core.accounts.outbox import Event, EventKind, EventNote
+from gateway.core.accounts.outbox import EventKind, EventNote, OutboxEntry
 from gateway.core.times import AHEAD_MAX_MS, began, began_ms, moment_of, says_when
 from persistence.keeper.retention import times_of
 from persistence.ledger import rollup, rows, statements
@@ -130,9 +130,9 @@ INSERT INTO clock_ahead AS c (day, since) SELECT * FROM unnest(%s::date[], %s::t
 ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.since"""
 
 
-def note_clock_ahead(connection: Connection[Any], events: Iterable[Event]) -> None:
+def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry]) -> None:
     """Note the days of these entries' requests, where rows of them are earlier than their ids say."""
-    some, told = list[Event](), list[Event]()
+    some, told = list[OutboxEntry](), list[OutboxEntry]()
     for event in events:
         (some if says_when(event.source) else told).append(event)
     found: dict[date, int] = {}
@@ -143,7 +143,7 @@ def note_clock_ahead(connection: Connection[Any], events: Iterable[Event]) -> No
         connection.execute(_NOTE, (days, [moment_of(found[day]) for day in days]))
 
 
-def _of_ids(events: Sequence[Event]) -> Iterator[tuple[Event, datetime]]:
+def _of_ids(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
     if not events:
         return
     latest, earliest_ms = began(max(event.source for event in events)), min(event.at_ms for event in events)
@@ -155,7 +155,7 @@ def _of_ids(events: Sequence[Event]) -> Iterator[tuple[Event, datetime]]:
             yield event, moment
 
 
-def _of_events(events: Sequence[Event]) -> Iterator[tuple[Event, datetime]]:
+def _of_events(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
     for event in events:
         if event.facts is not None and event.facts.used_ms > event.at_ms + AHEAD_MAX_MS:
             yield event, moment_of(event.facts.used_ms)
@@ -191,7 +191,7 @@ class Copies:
 
     def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
         self._fresh, self._noted = fresh, noted
-        self._corrections: list[Event] = []
+        self._corrections: list[OutboxEntry] = []
         self._by_table = {
             "token_ledger": _with(fresh, TOKENS),
             "credit_transaction": [p for p in _with(fresh, CREDITS) if event_of(p).kind != EventKind.CREDIT],
@@ -203,13 +203,13 @@ class Copies:
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
         """Copy every row; answers how many by ledger. `Unstorable` where one cannot be packed."""
 
-        def user(event: Event) -> int | None:
+        def user(event: OutboxEntry) -> int | None:
             return users.get((event.organization_id, event.user)) if event.user else None
 
         additions = self._additions(connection)
         self._by_table["call"], self._corrections = journal_of(connection, self._fresh, self._noted)
         self._price_reclaimed(connection)
-        shapes: dict[str, tuple[str, Callable[[Event], bytes]]] = {
+        shapes: dict[str, tuple[str, Callable[[OutboxEntry], bytes]]] = {
             "token_ledger": (rows.LEDGER_COLUMNS, lambda event: rows.token_row(event, user(event))),
             "credit_transaction": (
                 rows.TRANSACTION_COLUMNS,
@@ -233,7 +233,7 @@ class Copies:
         return {table: len(placed) for table, placed in written.items()}
 
     def _roll_up(
-        self, connection: Connection[Any], user: Callable[[Event], int | None]
+        self, connection: Connection[Any], user: Callable[[OutboxEntry], int | None]
     ) -> list[tuple[Row, Row]]:
         """Bring hours and days to where calls leave them; answers corrected ones as they were, and are."""
         hours: rollup.Rollup = {}
@@ -257,7 +257,7 @@ class Copies:
     def _tell(
         self,
         connection: Connection[Any],
-        user: Callable[[Event], int | None],
+        user: Callable[[OutboxEntry], int | None],
         changes: Sequence[tuple[Row, Row]],
     ) -> None:
         """Tell every feature of calls, and of corrected ones as they were and are."""
@@ -302,7 +302,7 @@ def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:
 
 
 def _copy(
-    connection: Connection[Any], statement: str, row: Callable[[Event], bytes], placed: Sequence[Placed]
+    connection: Connection[Any], statement: str, row: Callable[[OutboxEntry], bytes], placed: Sequence[Placed]
 ) -> None:
     remaining = iter(placed)
     with connection.cursor() as cursor, cursor.copy(statement) as copy:

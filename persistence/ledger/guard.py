@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from gateway.core.accounts.outbox import Batch, Entry, Event, EventFlag, EventKind, Owner, Waiter
+from gateway.core.accounts.outbox import Batch, Entry, EventFlag, EventKind, OutboxEntry, Owner, Waiter
 from gateway.core.model import INTEGER_MAX
 
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
@@ -24,7 +24,7 @@ STATUS_KINDS = (EventKind.BLOCK, EventKind.UNBLOCK)
 Placed = tuple[int, Entry]
 
 
-def event_of(placed: Placed) -> Event:
+def event_of(placed: Placed) -> OutboxEntry:
     """The event of an entry that has one."""
     event = placed[1][2]
     assert event is not None
@@ -43,14 +43,14 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class QuarantineReason:
     """Why an account is in quarantine from now on; `behind` names the account it waits for."""
 
     kind: str
     account: str
     partition: int
     entry_id: bytes
-    event: Event
+    event: OutboxEntry
     stored_seq: int
     found_seq: int
     reason: str
@@ -67,7 +67,7 @@ class Heads:
 
 
 @dataclass(slots=True)
-class Sorted:
+class SortedBatch:
     """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
     `status_changes` only change how an account stands, `noted` move none and tell of a call or of a budget,
     `dead` become dead letters, `idle` say nothing.
@@ -79,7 +79,7 @@ class Sorted:
     noted: list[Placed] = field(default_factory=list)
     dead: list[Placed] = field(default_factory=list)
     idle: list[Placed] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[QuarantineReason] = field(default_factory=list)
     held: int = 0
     waiting: Counter[Waiter] = field(default_factory=Counter)
     parked: dict[Owner, list[bytes]] = field(default_factory=dict)
@@ -90,12 +90,12 @@ def sort_out(
     heads: Heads,
     poison: Mapping[tuple[int, bytes], str],
     aside: Collection[tuple[int, bytes]] = frozenset(),
-) -> Sorted:
+) -> SortedBatch:
     """Take a batch apart, moving `heads` along; `poison` entries can not be stored as rows.
 
     Those also in `aside` have no place in their accounts, and leave none behind.
     """
-    out = Sorted()
+    out = SortedBatch()
     tenants, fresh = heads.tenants, out.fresh
     for partition, entries in batch.items():
         for entry in entries:
@@ -122,7 +122,7 @@ def sort_out(
     return out
 
 
-def _place(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
+def _place(out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *, poisoned: bool) -> None:
     parts = movements(event, heads)
     if not parts:
         _place_unnumbered(out, heads, placed, event, poisoned=poisoned)
@@ -146,7 +146,7 @@ def _place(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned:
     (out.dead if poisoned else out.fresh).append(placed)
 
 
-def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int]]) -> None:
+def _hold(out: SortedBatch, placed: Placed, event: OutboxEntry, parts: list[tuple[Head, int]]) -> None:
     """Have an entry wait, and with it what follows on every account it moves."""
     partition, (entry_id, packed, _) = placed
     if not storable(event):
@@ -164,7 +164,9 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
             _stop(out, head, placed, ("behind", seq, reason), behind=first.account)
 
 
-def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
+def _place_unnumbered(
+    out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *, poisoned: bool
+) -> None:
     head = heads.tenants[event.tenant_id]
     if event.kind not in STATUS_KINDS:
         tells = event.kind == EventKind.CONSUME or event.facts is not None or bool(event.budgets)
@@ -184,7 +186,7 @@ def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event, *
         out.idle.append(placed)
 
 
-def movements(event: Event, heads: Heads) -> list[tuple[Head, int]]:
+def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
     """The accounts an entry moves, each with the seq it claims."""
     parts = []
     if event.flags & TOKENS:
@@ -196,7 +198,7 @@ def movements(event: Event, heads: Heads) -> list[tuple[Head, int]]:
     return parts
 
 
-def storable(event: Event) -> bool:
+def storable(event: OutboxEntry) -> bool:
     """Whether every number fits its column; one that does not comes from no script of ours."""
     ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
     places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
@@ -214,7 +216,7 @@ def storable(event: Event) -> bool:
     )
 
 
-def _fault(head: Head, seq: int, event: Event, *, repeated: bool) -> tuple[str, str] | None:
+def _fault(head: Head, seq: int, event: OutboxEntry, *, repeated: bool) -> tuple[str, str] | None:
     if event.organization_id != head.organization_id:
         return "conflict", f"belongs to organization {head.organization_id}, not {event.organization_id}"
     if seq > head.seq + 1:
@@ -228,12 +230,14 @@ def _fault(head: Head, seq: int, event: Event, *, repeated: bool) -> tuple[str, 
 
 
 def _stop(
-    out: Sorted, head: Head, placed: Placed, why: tuple[str, int, str], *, behind: str | None = None
+    out: SortedBatch, head: Head, placed: Placed, why: tuple[str, int, str], *, behind: str | None = None
 ) -> None:
     kind, seq, reason = why
     partition, (entry_id, _, event) = placed
     assert event is not None
-    out.faults.append(Fault(kind, head.account, partition, entry_id, event, head.seq, seq, reason, behind))
+    out.faults.append(
+        QuarantineReason(kind, head.account, partition, entry_id, event, head.seq, seq, reason, behind)
+    )
     head.stopped = QUARANTINED
 
 

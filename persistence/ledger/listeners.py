@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import psycopg
 from sqlalchemy import Connection
 
-from gateway.core.accounts.outbox import Event
+from gateway.core.accounts.outbox import OutboxEntry
 from gateway.core.accounts.usage import DIMENSIONS, SUMS
 from gateway.feature import features
 
@@ -26,14 +26,14 @@ Change = tuple[Sequence[Any], Sequence[Any]]
 _REQUEST = len(DIMENSIONS) + len(SUMS)
 
 
-class Listener(Protocol):
+class LedgerListener(Protocol):
     """A feature's side of it."""
 
     def stored(
         self,
         connection: psycopg.Connection[Any],
-        calls: Sequence[Event],
-        user: Callable[[Event], int | None],
+        calls: Sequence[OutboxEntry],
+        user: Callable[[OutboxEntry], int | None],
         changes: Sequence[Change],
     ) -> None:
         """A flush stored calls, and corrected others that it learned more of."""
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
 
 @cache
-def listeners() -> tuple[Listener, ...]:
+def listeners() -> tuple[LedgerListener, ...]:
     """Those of every feature."""
     return tuple(listener for feature in features() for listener in feature.listeners())
 

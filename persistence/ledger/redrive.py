@@ -23,9 +23,9 @@ from sqlalchemy.util import await_only
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.outbox import (
-    Event,
     EventKind,
     MalformedEvent,
+    OutboxEntry,
     attributed,
     control_id,
     decode,
@@ -54,7 +54,7 @@ from persistence.ledger.guard import (
     movements,
     storable,
 )
-from persistence.ledger.rollup import Moves, add_up
+from persistence.ledger.rollup import RollupDelta, add_up
 from persistence.ledger.rows import stored_text
 from persistence.tables import call
 
@@ -82,7 +82,7 @@ class RefusedJournal:
 
     def __init__(self, engine: AsyncEngine, *, named_a_day_max: int = NAMED_A_DAY_MAX) -> None:
         self._engine = engine
-        self._named = Named(named_a_day_max)
+        self._named = RefusalNames(named_a_day_max)
 
     async def store(self, batches: Sequence[RefusedBatch]) -> int:
         """Store those that are not stored; how many calls were counted.
@@ -127,7 +127,7 @@ class RefusedJournal:
         return owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, ""
 
 
-class Named:
+class RefusalNames:
     """What of refused calls is told apart: the first ones of each organization and day."""
 
     def __init__(self, a_day_max: int) -> None:
@@ -197,10 +197,10 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 def blocking(connection: Connection) -> psycopg.Connection[Any]:
     """The same transaction as a psycopg connection; must be called where the store runs its work."""
-    return cast("psycopg.Connection[Any]", _Blocking(connection))
+    return cast("psycopg.Connection[Any]", _SyncConnection(connection))
 
 
-class _Blocking:
+class _SyncConnection:
     """Runs statements, and copies rows in."""
 
     def __init__(self, connection: Connection) -> None:
@@ -214,12 +214,12 @@ class _Blocking:
         return self._connection.exec_driver_sql(statement, parameters if named else tuple(parameters))
 
     @contextmanager
-    def cursor(self) -> Iterator[_Copying]:
+    def cursor(self) -> Iterator[_CopyCursor]:
         driver = self._connection.connection.driver_connection
-        yield _Copying(cast("psycopg.AsyncConnection[Any]", driver))
+        yield _CopyCursor(cast("psycopg.AsyncConnection[Any]", driver))
 
 
-class _Copying:
+class _CopyCursor:
     """A cursor that can only copy; what is written goes out at once, when the copy is over."""
 
     def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
@@ -290,7 +290,7 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
         raise Conflict(f"Request {request_id} is charged already: resolve it instead.")
 
 
-def corrected(letter: Row, sent: Row) -> Event:
+def corrected(letter: Row, sent: Row) -> OutboxEntry:
     """What a dead letter says with the corrections sent: a whole entry, or some of its fields."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
@@ -331,7 +331,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
         accounts.finish(blocking(connection), [id_], ())
 
 
-def _movements(event: Event) -> list[Movement]:
+def _movements(event: OutboxEntry) -> list[Movement]:
     """The movements an entry makes, in the order of `guard.movements`."""
     month = accounts.month_of(event.at_ms // 1000)
     return [
@@ -340,7 +340,7 @@ def _movements(event: Event) -> list[Movement]:
     ]
 
 
-def _refuse_twice(connection: psycopg.Connection[Any], event: Event) -> None:
+def _refuse_twice(connection: psycopg.Connection[Any], event: OutboxEntry) -> None:
     """A request is charged once: another movement may have charged it meanwhile."""
     if event.kind != EventKind.CONSUME or not rows.is_uuid(event.source) or rows.corrects(event.metadata):
         return
@@ -370,7 +370,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
         raise Unprocessable(f"PostgreSQL still refuses it: {complaint(error)}.") from error
 
 
-def _heads(moves: Moves, event: Event, seqs: Mapping[str, int]) -> Moves:
+def _heads(moves: RollupDelta, event: OutboxEntry, seqs: Mapping[str, int]) -> RollupDelta:
     """Only an account that nothing moved since stands where this leaves it."""
     if event.seq < seqs.get(f"tenant:{event.tenant_id}", 0):
         moves.quotas.clear()

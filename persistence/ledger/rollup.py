@@ -20,11 +20,11 @@ from gateway.core.accounts.outbox import (
     INPUT,
     OUTPUT,
     REASONING,
-    Budgeted,
     CallFacts,
-    Event,
     EventFlag,
     EventKind,
+    OutboxEntry,
+    WindowKey,
     attributed,
     sign_of,
     stream_place,
@@ -56,7 +56,7 @@ UsageBucket = tuple[int, int, int, int, int, int, int, str, str]
 Rollup = dict[UsageBucket, list[int]]
 
 
-def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None) -> None:
+def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int | None) -> None:
     """Put a call into the roll-up of its hour."""
     _, project, _ = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
@@ -196,7 +196,7 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 
 
 # Windows, and the entry that moves them.
-Move = tuple[tuple[Budgeted, ...], Event]
+Move = tuple[tuple[WindowKey, ...], OutboxEntry]
 
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
@@ -216,7 +216,7 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
     """
     resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
     turns: dict[int, list[Move]] = {}
-    turn_of: dict[Budgeted, int] = {}
+    turn_of: dict[WindowKey, int] = {}
     for each in sorted(placed, key=_place) if resets else placed:
         event = event_of(each)
         if resets.isdisjoint(event.budgets):
@@ -229,7 +229,7 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
     return ((turn % 2 == 1, turns[turn]) for turn in sorted(turns))
 
 
-def _sets_back(event: Event) -> bool:
+def _sets_back(event: OutboxEntry) -> bool:
     return event.kind == EventKind.BUDGET
 
 
@@ -240,7 +240,7 @@ def _place(placed: Placed) -> tuple[int, Any]:
 
 def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
     """What entries use of each window, in all three units, and whose account it can be."""
-    alike: dict[tuple[Budgeted, ...], list[Any]] = {}
+    alike: dict[tuple[WindowKey, ...], list[Any]] = {}
     for budgets, event in moves:
         if budgets:
             sums = alike.get(budgets)
@@ -250,7 +250,7 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
             sums[0] += sign * event.money
             sums[1] += sign * event.raw_tokens
             sums[2] += sign * event.requests
-    windows: dict[Budgeted, list[Any]] = {}
+    windows: dict[WindowKey, list[Any]] = {}
     for moved, (money, tokens, requests, event) in alike.items():
         for window in moved:
             sums = windows.setdefault(window, [0, 0, 0, event])
@@ -260,12 +260,12 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
     return [_row(window, *windows[window]) for window in sorted(windows) if _can_be(window)]
 
 
-def _can_be(window: Budgeted) -> bool:
+def _can_be(window: WindowKey) -> bool:
     """Whether there can be such a window: a number no column holds is nobody's, and stops no flush."""
     return 0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX
 
 
-def _row(window: Budgeted, money: int, tokens: int, requests: int, event: Event) -> tuple[object, ...]:
+def _row(window: WindowKey, money: int, tokens: int, requests: int, event: OutboxEntry) -> tuple[object, ...]:
     _, project, _ = attributed(event.attribution)
     return (
         window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,
@@ -312,7 +312,7 @@ ON CONFLICT (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_ba
 DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 
 
-def supplied_day(event: Event) -> int:
+def supplied_day(event: OutboxEntry) -> int:
     """The UTC day of a use, since 1970: what is told late says when it was, never that it is to come."""
     day = event.at_ms // DAY_MS
     if event.facts is not None:
@@ -320,13 +320,13 @@ def supplied_day(event: Event) -> int:
     return _day_in(event, "supplied_on", day)
 
 
-def told_day(event: Event) -> int:
+def told_day(event: OutboxEntry) -> int:
     """The UTC day, since 1970, that a use was told on, or what it takes back."""
     day = event.at_ms // DAY_MS
     return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
 
 
-def _day_in(event: Event, name: str, day: int) -> int:
+def _day_in(event: OutboxEntry, name: str, day: int) -> int:
     """The day that a correction names, if it is not behind its own one."""
     if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
@@ -350,7 +350,7 @@ ToldBucket = tuple[int, int, int, Decimal, int, int, bool]
 
 
 @dataclass(slots=True)
-class Moves:
+class RollupDelta:
     """The last movement of each account, and what was used by bucket.
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
@@ -359,11 +359,11 @@ class Moves:
     may have ended with tokens beyond it, `granted` organizations that got or lost credits.
     """
 
-    quotas: dict[int, Event] = field(default_factory=dict)
-    credits: dict[int, Event] = field(default_factory=dict)
-    spends: dict[int, Event] = field(default_factory=dict)
+    quotas: dict[int, OutboxEntry] = field(default_factory=dict)
+    credits: dict[int, OutboxEntry] = field(default_factory=dict)
+    spends: dict[int, OutboxEntry] = field(default_factory=dict)
     resets: dict[int, int] = field(default_factory=dict)
-    activations: list[Event] = field(default_factory=list)
+    activations: list[OutboxEntry] = field(default_factory=list)
     daily: dict[Bucket, list[int]] = field(default_factory=dict)
     priced: dict[PricedBucket, list[int]] = field(default_factory=dict)
     told: dict[ToldBucket, list[int]] = field(default_factory=dict)
@@ -371,9 +371,9 @@ class Moves:
     granted: set[int] = field(default_factory=set)
 
 
-def add_up(fresh: Iterable[Placed]) -> Moves:
+def add_up(fresh: Iterable[Placed]) -> RollupDelta:
     """Fold entries, in account order, into what they come to."""
-    moves = Moves()
+    moves = RollupDelta()
     quotas, daily = moves.quotas, moves.daily
     for _, (_, _, event) in fresh:
         assert event is not None
@@ -404,7 +404,7 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
     return moves
 
 
-def _add_granted(moves: Moves, event: Event) -> None:
+def _add_granted(moves: RollupDelta, event: OutboxEntry) -> None:
     if event.flags & CREDITS:
         moves.credits[event.organization_id] = event
         moves.granted.add(event.organization_id)
@@ -414,13 +414,13 @@ def _add_granted(moves: Moves, event: Event) -> None:
         moves.beyond.add(event.tenant_id)
 
 
-def _left_before(event: Event) -> int:
+def _left_before(event: OutboxEntry) -> int:
     """What remained of a tenant's tokens before a grant."""
     left = 0 if event.flags & UNLIMITED else event.remaining
     return left - event.amount if event.flags & INWARD else left + event.amount
 
 
-def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
+def _add_priced(moves: RollupDelta, bucket: Bucket, event: OutboxEntry) -> None:
     supplied, is_back = supplied_day(event), event.units < 0
     is_told = is_back or supplied != bucket[1]
     told = max(supplied, told_day(event))

@@ -23,16 +23,16 @@ from gateway.core.accounts.outbox import (
     TEXT_CHARACTERS_MAX,
     UNKNOWN_BYTES_MAX,
     CallFacts,
-    Event,
     EventFlag,
     EventKind,
     EventNote,
+    OutboxEntry,
     attributed,
     facts_in,
     in_money,
     reclaimed_in,
 )
-from gateway.core.billing.money import DECIMALS, MICRO, Tier, are_money, read_tiers, spread
+from gateway.core.billing.money import DECIMALS, MICRO, PriceTier, are_money, read_tiers, spread
 from gateway.core.billing.price_book import KINDS
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import moment_of
@@ -47,7 +47,7 @@ from persistence.ledger.statements import bounded
 PRICES_MAX = 1_024
 
 
-def portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
+def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
     """First unit of the month, units and price of each tier the event's units lie in."""
     if not event.priced:
         # An entry of before prices were kept: what it cost, spread over its units.
@@ -55,13 +55,13 @@ def portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
         yield 0, event.units, round(each, DECIMALS)
         return
     at = int(PRICED.struct.unpack_from(event.priced)[0])
-    tiers = _tiers(event.priced[PRICED.size :]) or (Tier(None, Decimal(0)),)
+    tiers = _tiers(event.priced[PRICED.size :]) or (PriceTier(None, Decimal(0)),)
     for portion in spread(tiers, at, event.units):
         yield at, portion.quantity, portion.unit_price
         at += portion.quantity
 
 
-def unit_prices(event: Event) -> bytes:
+def unit_prices(event: OutboxEntry) -> bytes:
     """The price of its units as JSON, or of each tier they lie in; empty where the units are money."""
     packed = event.priced[PRICED.size :]
     if not event.units or are_money(packed):
@@ -73,7 +73,7 @@ def unit_prices(event: Event) -> bytes:
 
 
 @lru_cache(maxsize=PRICES_MAX)
-def _tiers(packed: bytes) -> tuple[Tier, ...]:
+def _tiers(packed: bytes) -> tuple[PriceTier, ...]:
     return read_tiers(packed)
 
 
@@ -132,7 +132,7 @@ _TRUE, _FALSE = b"\0\0\0\1\1", b"\0\0\0\1\0"
 _LENGTH = Struct(">i").pack
 
 
-def token_row(event: Event, user_id: int | None) -> bytes:
+def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
     """The `token_ledger` row of an entry with the tokens part; ValueError if its source is no UUID."""
     at = (event.at_ms - EPOCH_MS) * 1000
     if (
@@ -174,7 +174,7 @@ def token_row(event: Event, user_id: int | None) -> bytes:
     )
 
 
-def credit_row(event: Event, user_id: int | None) -> bytes:
+def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
     """The `credit_transaction` row of a use with the credits part."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
@@ -189,7 +189,7 @@ def credit_row(event: Event, user_id: int | None) -> bytes:
     )  # fmt: skip
 
 
-def usage_row(event: Event, user_id: int | None) -> bytes:
+def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
     """The `feature_usage` row of a use with the usage part."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
@@ -206,7 +206,7 @@ def usage_row(event: Event, user_id: int | None) -> bytes:
     )  # fmt: skip
 
 
-def posting_row(event: Event, origin: Origin | None) -> bytes:
+def posting_row(event: OutboxEntry, origin: Origin | None) -> bytes:
     """The `credit_posting` row of a grant: an addition or its expiry, or what its metadata calls it."""
     at = (event.at_ms - EPOCH_MS) * 1000
     signed = event.credits if event.flags & _INWARD else -event.credits
@@ -237,25 +237,25 @@ def corrects(metadata: bytes) -> str:
     return named if isinstance(named, str) else ""
 
 
-def _names(event: Event) -> tuple[bytes, bytes]:
+def _names(event: OutboxEntry) -> tuple[bytes, bytes]:
     if event.kind == _CONSUMED:
         return uuid_field(event.source), NULL
     return uuid_field(corrects(event.metadata)), uuid_field(event.source)
 
 
-def request_of(event: Event) -> str:
+def request_of(event: OutboxEntry) -> str:
     """The request a use belongs to, or that an adjustment makes good; empty if it names none."""
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 
-def _was_for(event: Event) -> bytes:
+def _was_for(event: OutboxEntry) -> bytes:
     """The fields of content, project and version."""
     content, project, version = attributed(event.attribution)
     named = bytes_field(version.encode()) if version else NULL
     return number_field(content) + number_field(project) + named
 
 
-def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
+def _use(event: OutboxEntry, user_id: int | None) -> tuple[bytes, ...]:
     return (
         uuid_field(request_of(event)),
         reference(event.service_id),
@@ -330,7 +330,7 @@ FIELDS = CALL_COLUMNS.count(",") + 1
 _FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
 
 
-def call_row(event: Event, user_id: int | None) -> bytes:
+def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
     """The `call` row of a use."""
     facts = facts_of(event)
     content, project, version = attributed(event.attribution)
@@ -370,17 +370,17 @@ def call_row(event: Event, user_id: int | None) -> bytes:
     )  # fmt: skip
 
 
-def facts_of(event: Event) -> CallFacts:
+def facts_of(event: OutboxEntry) -> CallFacts:
     """What an entry says of its call, also where it was written before entries had facts."""
     return event.facts or facts_in(event.metadata)
 
 
-def used_at(event: Event, facts: CallFacts) -> int:
+def used_at(event: OutboxEntry, facts: CallFacts) -> int:
     """When a call was, in ms: what did not pass the gateway says it itself, its account moved later."""
     return facts.used_ms or event.at_ms
 
 
-def reclaimed_facts(event: Event, currency: str) -> CallFacts:
+def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
     """What is known of a call that was taken back and cost something: its entry has no facts."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
@@ -398,7 +398,7 @@ def stored_text(value: str) -> str:
     return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode()
 
 
-def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
+def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
     """Tokens a call used, credits and units it was charged: one where it is charged what it costs."""
     flags = event.flags
     tokens, units = facts.total, facts.units
@@ -413,12 +413,12 @@ def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
     return tokens, event.credits if flags & CREDITS else 0, units
 
 
-def _moves_units(event: Event) -> bool:
+def _moves_units(event: OutboxEntry) -> bool:
     """Whether an entry's own units are the call's."""
     return bool(event.flags & USAGE) and not in_money(event)
 
 
-def correction(event: Event) -> dict[str, object]:
+def correction(event: OutboxEntry) -> dict[str, object]:
     """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
@@ -483,7 +483,7 @@ _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJU
 
 def journal_of(
     connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]
-) -> tuple[list[Placed], list[Event]]:
+) -> tuple[list[Placed], list[OutboxEntry]]:
     """The entries that become rows, and those that change one; `noted` move no account."""
     made, changing = [], []
     for placed in fresh:
@@ -509,11 +509,11 @@ def journal_of(
     ]
 
 
-def _corrects(event: Event) -> bool:
+def _corrects(event: OutboxEntry) -> bool:
     return event.kind == _ADJUSTED and event.facts is not None
 
 
-def _stored(connection: Connection[Any], events: Sequence[Event]) -> frozenset[str]:
+def _stored(connection: Connection[Any], events: Sequence[OutboxEntry]) -> frozenset[str]:
     """The requests of these that have their row: it is of the moment their entry says."""
     if not events:
         return frozenset()
@@ -522,12 +522,12 @@ def _stored(connection: Connection[Any], events: Sequence[Event]) -> frozenset[s
     return frozenset(request for (request,) in connection.execute(statements.STORED_CALLS, values))
 
 
-def _known(connection: Connection[Any], events: Iterable[Event]) -> frozenset[str]:
+def _known(connection: Connection[Any], events: Iterable[OutboxEntry]) -> frozenset[str]:
     """The requests of these that have a row, of whatever moment."""
     ids = _ids(events)
     found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
     return frozenset(request for (request,) in found)
 
 
-def _ids(events: Iterable[Event]) -> list[str]:
+def _ids(events: Iterable[OutboxEntry]) -> list[str]:
     return [event.source for event in events if is_uuid(event.source)]

@@ -38,10 +38,10 @@ from persistence.ledger import accounts, rows, statements
 from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users
 from persistence.ledger.guard import (
     QUARANTINED,
-    Fault,
     Heads,
     Placed,
-    Sorted,
+    QuarantineReason,
+    SortedBatch,
     event_of,
     sort_out,
     storable,
@@ -59,7 +59,7 @@ SET_ASIDE = b'{"unreadable":true}'
 
 
 @dataclass(slots=True)
-class Refused:
+class BatchFailures:
     """What one batch's attempts have learned: reasons by place, and accounts to stop.
 
     `aside` are those of `poison` that contradict what is stored, accepted by a person.
@@ -68,7 +68,7 @@ class Refused:
     poison: dict[Place, str] = field(default_factory=dict)
     aside: set[Place] = field(default_factory=set)
     unreadable: dict[Place, str] = field(default_factory=dict)
-    stops: dict[str, Fault] = field(default_factory=dict)
+    stops: dict[str, QuarantineReason] = field(default_factory=dict)
 
     def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
         """Take an error of PostgreSQL into account; False if no entry can be blamed for it."""
@@ -121,11 +121,11 @@ def _readable(metadata: bytes) -> bool:
     return b"\\u0000" not in metadata
 
 
-def _clash(placed: Placed, part: int, reason: str) -> Fault:
+def _clash(placed: Placed, part: int, reason: str) -> QuarantineReason:
     partition, (entry_id, _, _) = placed
     event = event_of(placed)
     one = moved(event)[part]
-    return Fault("conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason)
+    return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason)
 
 
 STATEMENT_TIMEOUT_S = 60
@@ -137,7 +137,7 @@ RETRY_DELAY_S = 0.05
 T = TypeVar("T")
 
 
-class Writer:
+class LedgerWriter:
     """Writes batches over one connection of its own, one at a time."""
 
     def __init__(self, url: str | UrlFile, *, new_users_a_day_max: int = NEW_USERS_A_DAY_MAX) -> None:
@@ -187,7 +187,7 @@ class Writer:
 
     def write_now(self, batch: Batch, history: History | None = None) -> FlushReport:
         """Store a batch in one transaction, from a thread that may block."""
-        refused = Refused()
+        refused = BatchFailures()
         attempt = 0
         with self._turn:
             while True:
@@ -215,7 +215,7 @@ class Writer:
         if connection is not None:
             connection.close()
 
-    def _attempt(self, batch: Batch, history: History | None, refused: Refused) -> FlushReport:
+    def _attempt(self, batch: Batch, history: History | None, refused: BatchFailures) -> FlushReport:
         connection = self._connected()
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
@@ -237,8 +237,8 @@ class Writer:
         return report
 
     def _sort(
-        self, connection: Connection[Any], batch: Batch, refused: Refused
-    ) -> tuple[Sorted, list[Fault]]:
+        self, connection: Connection[Any], batch: Batch, refused: BatchFailures
+    ) -> tuple[SortedBatch, list[QuarantineReason]]:
         """Take the batch apart, again without what turns out to contradict what is stored.
 
         Its account is in quarantine, or, where a person accepted it, it is set aside.
@@ -264,10 +264,10 @@ class Writer:
     def _store(
         self,
         connection: Connection[Any],
-        sorted_: Sorted,
-        faults: list[Fault],
+        sorted_: SortedBatch,
+        faults: list[QuarantineReason],
         users: dict[Name, int],
-        refused: Refused,
+        refused: BatchFailures,
     ) -> FlushReport:
         """Rows first, then what they add up to, then what they make done."""
         report = _report(sorted_, faults)
@@ -292,7 +292,7 @@ class Writer:
         return self._connection
 
 
-def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
+def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport:
     """What may be deleted, and forgotten in the counters, once this is committed."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
@@ -338,7 +338,7 @@ def _stop(heads: Heads, names: set[str]) -> None:
                 head.stopped = QUARANTINED
 
 
-def _dead_letter_reason(placed: Placed, refused: Refused) -> str:
+def _dead_letter_reason(placed: Placed, refused: BatchFailures) -> str:
     partition, (entry_id, packed, event) = placed
     if event is None:
         try:

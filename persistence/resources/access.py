@@ -37,15 +37,15 @@ from gateway.core.accounts.administration import (
     Actor,
     Claim,
     ConsoleSession,
-    KnownPerson,
+    PersonIdentity,
     Replay,
     Row,
 )
-from gateway.core.credentials import Told
+from gateway.core.credentials import FailureReport
 from gateway.core.issuers import LIFE_MAX, VOUCHED
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
-from persistence.entity import THIS, Change, Subject, Verb, add, alter, live, lock, require
+from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, live, lock, require
 from persistence.resources.quota import forget_key
 from persistence.tables import (
     admin_token,
@@ -96,7 +96,7 @@ def find_session(connection: Connection, digest: str) -> ConsoleSession | None:
     ).first()  # fmt: skip
     if row is None:
         return None
-    person = KnownPerson(row.issuer, row.identity, row.person) if row.person is not None else None
+    person = PersonIdentity(row.issuer, row.identity, row.person) if row.person is not None else None
     return ConsoleSession(row.id, row.token_digest, person, row.renewal, row.id_token, is_due=row.is_due)
 
 
@@ -119,7 +119,7 @@ def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouch
     connection.execute(update(console_session).where(_sessions_here.id == session_id).values(**values))
 
 
-def create_session(change: Change) -> Row:
+def create_session(change: EntityWrite) -> Row:
     """Begin a session; those that are over go, and the oldest of the same people where there are too many."""
     row = change.fetch(add(change))
     owner = row["organization_id"]
@@ -177,13 +177,13 @@ def _of_same(row: Row) -> ColumnElement[bool]:
     return (_sessions_here.issuer == row["issuer"]) & (_sessions_here.identity == row["identity"])
 
 
-def end(change: Change) -> Row:
+def end(change: EntityWrite) -> Row:
     """End a session; ending it again changes nothing."""
     change.connection.execute(delete_(console_session).where(console_session.c.id == change.row_id))
     return {"id": change.row_id}
 
 
-SESSION_SUBJECT = Subject(console_session, verbs={"create": create_session, "end": end})
+SESSION_SUBJECT = Entity(console_session, verbs={"create": create_session, "end": end})
 
 
 # Who changed what, and when: written in the transaction of the change.
@@ -198,12 +198,12 @@ _audit_here = audit_log.c
 MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
 
 
-def record_audit(change: Change, row: Row) -> None:
+def record_audit(change: EntityWrite, row: Row) -> None:
     """Write the audit row of one change."""
     keep_audit(change.connection, [audit_entry_of(change, row)])
 
 
-def audit_entry_of(change: Change, row: Row) -> dict[str, object]:
+def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
     """The audit row of one change; secrets and their digests are never part of it."""
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
@@ -226,7 +226,7 @@ def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> 
         connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
 
 
-def record_all_audit(change: Change, done: Sequence[tuple[int, int, Row]]) -> None:
+def record_all_audit(change: EntityWrite, done: Sequence[tuple[int, int, Row]]) -> None:
     """Write the audit rows of one change of many rows: which row, whose it is, and what was asked."""
     command = change.command
     rows = [
@@ -256,13 +256,13 @@ def person_of(actor: Actor) -> dict[str, object]:
     }
 
 
-def _whose(change: Change, row: Row) -> object:
+def _whose(change: EntityWrite, row: Row) -> object:
     if change.command.resource == "organizations":
         return row["id"]
     return row.get("organization_id", change.within)
 
 
-async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:
+async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) -> None:
     """Write a row for each site that sent wrong credentials to the Admin API."""
     async with engine.begin() as connection:
         await connection.execute(
@@ -303,7 +303,7 @@ def told(row: Row, within: int) -> Row:
 _token = admin_token.c
 # Entries of before people were kept with their issuer: the token that stood for a person names it.
 _issuer = func.coalesce(_audit_here.issuer, case((_audit_here.person.is_not(None), _token.issuer)))
-AUDIT_SUBJECT = Subject(
+AUDIT_SUBJECT = Entity(
     audit_log,
     source=select(
         *(column for column in _audit_here if column.name != "issuer"),
@@ -412,7 +412,9 @@ DIGEST_CHARACTERS = 64
 GIVEN_UP = "0" * 40
 
 
-def claim_subject(change: Change, table: Table, noun: str, in_use: ColumnElement[bool] | None = None) -> None:
+def claim_subject(
+    change: EntityWrite, table: Table, noun: str, in_use: ColumnElement[bool] | None = None
+) -> None:
     """Refuse a subject to whoever might claim another organization's, and a second credential of it.
 
     Rows that are not `in_use` are there for the record alone. A revoked one makes room: it stays, and is
@@ -443,7 +445,7 @@ MEMBERS_KEYS_MAX = 1_000
 TAKEN_OVER = ("tenant_id", "name", "user", "user_header", "limits", "models")
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Keep a new key and have it loaded."""
     tenant_id = int(str(change.command.values["tenant_id"]))
     hold_of_members(change, tenant_id)
@@ -455,7 +457,7 @@ def create(change: Change) -> Row:
     return row
 
 
-def hold_of_members(change: Change, tenant_id: int) -> None:
+def hold_of_members(change: EntityWrite, tenant_id: int) -> None:
     """Let members make keys of a tenant one at a time, so that they count each other's.
 
     Before others hold the row to share it.
@@ -465,7 +467,7 @@ def hold_of_members(change: Change, tenant_id: int) -> None:
         change.connection.execute(mine.with_for_update(key_share=True))
 
 
-def refuse_many(change: Change, tenant_id: int) -> None:
+def refuse_many(change: EntityWrite, tenant_id: int) -> None:
     """Raise `Conflict` for a member where a tenant has as many keys as members may make."""
     if change.command.actor.role != MEMBER:
         return
@@ -476,7 +478,7 @@ def refuse_many(change: Change, tenant_id: int) -> None:
         raise Conflict(f"{said}, and a member makes no more: revoke some first.")
 
 
-def rotate(change: Change) -> Row:
+def rotate(change: EntityWrite) -> Row:
     """Keep a new key in the place of another, which ends after an overlap; answers with the new one."""
     tenant_id = int(str(change.fetch()["tenant_id"]))
     hold_of_members(change, tenant_id)
@@ -502,7 +504,7 @@ def rotate(change: Change) -> Row:
     return row
 
 
-def _refuse_rotation(change: Change, old: Row) -> None:
+def _refuse_rotation(change: EntityWrite, old: Row) -> None:
     """Raise `Conflict` where nothing can stand in a key's place, or another does."""
     if old["issuer"] is not None:
         raise Conflict("Signed tokens stand for it: there is no key to change.")
@@ -520,7 +522,7 @@ def _refuse_rotation(change: Change, old: Row) -> None:
         )
 
 
-def change_key(change: Change) -> Row:
+def change_key(change: EntityWrite) -> Row:
     """Change a key; one that another stands in the place of ends when it does, or earlier."""
     old, values = lock(change), change.command.values
     if old["replaced_by_id"] is not None and "expires_at" in values:
@@ -531,7 +533,7 @@ def change_key(change: Change) -> Row:
     return entity.change_row(change)
 
 
-def delete(change: Change) -> Row:
+def delete(change: EntityWrite) -> Row:
     """Delete a key whose revocation has reached the counters: until then its digest is needed."""
     row = lock(change)
     waiting = select(control_write.c.id).where(
@@ -548,12 +550,12 @@ def delete(change: Change) -> Row:
     return entity.forget(change)
 
 
-def define(change: Change, row: Row) -> None:
+def define(change: EntityWrite, row: Row) -> None:
     """Have the key loaded again."""
     change.define(f"key:{row['id']}", row["organization_id"])
 
 
-KEY_SUBJECT = Subject(
+KEY_SUBJECT = Entity(
     api_key,
     source=select(api_key, tenant.c.organization_id).join(tenant, tenant.c.id == api_key.c.tenant_id),
     conditions={
@@ -619,7 +621,7 @@ def admin_token_has_ended(connection: Connection, digest: str) -> bool:
     return there is not None and find_admin_token(connection, digest) is None
 
 
-def check_user(change: Change, row: Row) -> None:
+def check_user(change: EntityWrite, row: Row) -> None:
     """`Unprocessable` where a token of an organization would act as somebody of another."""
     if row["organization_id"] is None or row["user_id"] is None:
         return
@@ -628,7 +630,7 @@ def check_user(change: Change, row: Row) -> None:
         raise Unprocessable(errors=(("user_id", "is a user of another organization"),))
 
 
-def create_admin_token(change: Change) -> Row:
+def create_admin_token(change: EntityWrite) -> Row:
     """Keep a new token; one of people only where nobody could claim another organization's."""
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
@@ -637,7 +639,7 @@ def create_admin_token(change: Change) -> Row:
     return entity.create(change)
 
 
-def delete_admin_token(change: Change) -> Row:
+def delete_admin_token(change: EntityWrite) -> Row:
     """Forget the token; the row stays for the audit log, which names it."""
     row = lock(change)
     revoked_at = func.coalesce(_here.revoked_at, func.now())
@@ -648,7 +650,7 @@ def delete_admin_token(change: Change) -> Row:
 def _by_equals(verb: Verb) -> Verb:
     """Let an organization's own people do nothing to a token that staff made for staff."""
 
-    def do(change: Change) -> Row:
+    def do(change: EntityWrite) -> Row:
         actor = change.command.actor
         if lock(change)["ours"] and actor.organization_id is not None:
             if "expires_at" in change.command.values:
@@ -662,7 +664,7 @@ def _by_equals(verb: Verb) -> Verb:
     return do
 
 
-ADMIN_TOKEN_SUBJECT = Subject(
+ADMIN_TOKEN_SUBJECT = Entity(
     admin_token,
     source=select(admin_token).where(_IS_THERE),
     verbs={

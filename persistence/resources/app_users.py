@@ -7,7 +7,7 @@ from sqlalchemy import ScalarSelect, select, update
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
 from persistence import entity
-from persistence.entity import THIS, Change, Subject, add, fitted, id_in, live, require
+from persistence.entity import THIS, Entity, EntityWrite, add, fitted, id_in, live, require
 from persistence.tables import admin_token, app_user, organization, tenant
 
 BUILT_IN = "built-in"
@@ -24,7 +24,7 @@ def acting(actor: Actor) -> int | ScalarSelect[int] | None:
     )
 
 
-def define(change: Change, row: Row) -> None:
+def define(change: EntityWrite, row: Row) -> None:
     """Have the user's limits loaded again, in each tenant of the organization."""
     if row["organization_id"] is None:
         return
@@ -35,7 +35,7 @@ def define(change: Change, row: Row) -> None:
         change.intend(accounts, "define", {}, organization_id=owner)
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Make a user, or bring a deleted one of the same external id back."""
     require(change)
     values = change.command.values
@@ -63,7 +63,7 @@ def create(change: Change) -> Row:
     return row
 
 
-def delete(change: Change) -> Row:
+def delete(change: EntityWrite) -> Row:
     """Delete a user; the one that the settings' tokens act as is always there."""
     row = change.fetch()
     if row["organization_id"] is None and row["external_id"] == BUILT_IN:
@@ -71,7 +71,7 @@ def delete(change: Change) -> Row:
     return entity.delete(change)
 
 
-SUBJECT = Subject(
+SUBJECT = Entity(
     app_user,
     verbs={"create": create, "change": entity.change_row, "delete": delete},
     refers={"organization_id": organization},

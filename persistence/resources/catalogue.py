@@ -43,7 +43,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import subscriptions
 from persistence.billing.plans import priced_in
-from persistence.entity import THIS, Change, Subject, alter, live, lock, refuse_while_referenced
+from persistence.entity import THIS, Entity, EntityWrite, alter, live, lock, refuse_while_referenced
 from persistence.resources import people
 from persistence.tables import (
     budget,
@@ -70,20 +70,20 @@ _own = business_model.alias("own")
 _chosen = business_model.alias("chosen")
 
 
-def check_service(change: Change, row: Row) -> None:
+def check_service(change: EntityWrite, row: Row) -> None:
     """A service, and what organizations negotiated for it."""
     for found in _services(change, service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
     _refuse_negotiated(change, organization_service.c.service_id == row["id"])
 
 
-def check_negotiated(change: Change, row: Row) -> None:
+def check_negotiated(change: EntityWrite, row: Row) -> None:
     """What an organization negotiated."""
     for _, found in _negotiated(change, organization_service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
 
 
-def check_model_prices(change: Change, row: Row) -> None:
+def check_model_prices(change: EntityWrite, row: Row) -> None:
     """Every service that follows a business model."""
     for _, why in _services(change, service.c.business_model_id == row["id"]):
         raise Conflict(f"A service of this business model could not use its pricing: {why}.")
@@ -91,14 +91,14 @@ def check_model_prices(change: Change, row: Row) -> None:
     _refuse_negotiated(change, (organization_service.c.business_model_id == row["id"]) | follows)
 
 
-def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:
+def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
     for row_id, (_, why) in _negotiated(change, which):
         raise Conflict(
             f"Change organization-services {row_id} first, which could not use its pricing: {why}."
         )
 
 
-def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
+def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
     """The field and what is right in its place, of each service that cannot use its price."""
     if not _DECIDING & change.command.values.keys():
         return
@@ -113,7 +113,7 @@ def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str,
             yield found
 
 
-def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
     """The same of what organizations negotiated, each with its id."""
     if not _DECIDING & change.command.values.keys():
         return
@@ -162,12 +162,12 @@ def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str
 ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 
 
-def define(change: Change, _: Row) -> None:
+def define(change: EntityWrite, _: Row) -> None:
     """Have the catalogue loaded again."""
     change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
 
 
-def define_model(change: Change, row: Row) -> None:
+def define_model(change: EntityWrite, row: Row) -> None:
     """Have the catalogue loaded again, and whoever negotiated this business model for a service."""
     define(change, row)
     here = organization_service.c
@@ -176,7 +176,7 @@ def define_model(change: Change, row: Row) -> None:
         change.define(f"organization:{organization_id}", organization_id)
 
 
-def delete_service(change: Change) -> Row:
+def delete_service(change: EntityWrite) -> Row:
     """Take a service out of the catalogue; its key becomes free, its rows stay."""
     row = lock(change)
     refuse_while_referenced(change)
@@ -186,7 +186,7 @@ def delete_service(change: Change) -> Row:
     return row
 
 
-def check_model(change: Change) -> None:
+def check_model(change: EntityWrite) -> None:
     """`Conflict` where one that is always there would get another name or meter."""
     if change.command.id is not None and {"name", "meter"} & change.command.values.keys():
         name = lock(change)["name"]
@@ -194,7 +194,7 @@ def check_model(change: Change) -> None:
             raise Conflict(f"{name} is always there: its name and meter cannot change.")
 
 
-def delete_model(change: Change) -> Row:
+def delete_model(change: EntityWrite) -> Row:
     """Delete a business model that nothing uses."""
     name = lock(change)["name"]
     if name in ALWAYS_THERE:
@@ -202,7 +202,7 @@ def delete_model(change: Change) -> Row:
     return entity.forget(change)
 
 
-BUSINESS_MODELS = Subject(
+BUSINESS_MODELS = Entity(
     business_model,
     verbs={**entity.VERBS, "delete": delete_model},
     referenced={
@@ -221,7 +221,7 @@ _key = select(service.c.key).where(service.c.id == THIS).scalar_subquery()
 _counts = case((service.c.counts_tokens, true()), (service.c.counts_none, false()))
 _columns = [one for one in service.c if one.name not in {"counts_tokens", "counts_none"}]
 
-SERVICES = Subject(
+SERVICES = Entity(
     service,
     source=live(service, *_columns, _counts.label("counts_tokens")),
     verbs={**entity.VERBS, "delete": delete_service},
@@ -246,7 +246,7 @@ SERVICES = Subject(
 # What organizations negotiated, and the subscriptions on offer.
 
 
-def check_features(change: Change) -> None:
+def check_features(change: EntityWrite) -> None:
     """`Unprocessable` where `feature_access` names a service that is not there."""
     wanted = change.command.values.get("feature_access")
     if isinstance(wanted, list) and wanted:
@@ -256,7 +256,7 @@ def check_features(change: Change) -> None:
             raise Unprocessable(errors=(("feature_access", f"there is no service {missing[0]!r}"),))
 
 
-def check_currency(change: Change, row: Row) -> None:
+def check_currency(change: EntityWrite, row: Row) -> None:
     """`Unprocessable` where tokens beyond the token plan would cost another currency than the plan does."""
     costs = priced_in(change, row["token_plan_id"])
     if costs is not None and costs != row["currency"]:
@@ -266,7 +266,7 @@ def check_currency(change: Change, row: Row) -> None:
 
 _here = organization_subscription.c
 
-ORGANIZATION_SERVICES = Subject(
+ORGANIZATION_SERVICES = Entity(
     organization_service,
     verbs=entity.VERBS,
     refers={
@@ -279,7 +279,7 @@ ORGANIZATION_SERVICES = Subject(
     defining=frozenset({"negotiated_credits", "business_model_id", "counts_tokens", "pricing"}),
 )
 
-SUBSCRIPTION_PLANS = Subject(
+SUBSCRIPTION_PLANS = Entity(
     subscription_plan,
     source=subscriptions.PLAN_PRICE_SOURCE,
     verbs=subscriptions.PLAN_PRICE_VERBS,
@@ -331,7 +331,7 @@ _same = (
 )
 
 
-def check_values(change: Change) -> None:
+def check_values(change: EntityWrite) -> None:
     """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
     connection, values = change.connection, change.command.values
     connection.execute(_LOCK)
@@ -352,7 +352,7 @@ def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
         raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
 
 
-def define_price(change: Change, _: Row) -> None:
+def define_price(change: EntityWrite, _: Row) -> None:
     """Have every gateway told."""
     change.intend([PRICES_ACCOUNT], "define", {}, organization_id=None)
 
@@ -438,7 +438,7 @@ class PriceTable:
         return len(rows)
 
 
-PRICE_SUBJECT = Subject(
+PRICE_SUBJECT = Entity(
     price,
     time="effective_from",
     conditions={

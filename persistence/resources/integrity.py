@@ -37,10 +37,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.accounts.holds import read_letter
-from gateway.core.integrity.reconciliation import Item, Kind, Reconciled, Rollback
+from gateway.core.integrity.reconciliation import DifferenceKind, Item, ReconciliationSummary, Rollback
 from gateway.errors import Conflict, Unprocessable
 from persistence.engine import apart
-from persistence.entity import Change, Subject, alter, lock, write_of
+from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translated, translating
 from persistence.ledger import statements
 from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
@@ -187,7 +187,7 @@ class Quarantines:
             return int(found or 0)
 
 
-def release(change: Change) -> Row:
+def release(change: EntityWrite) -> Row:
     """`/release`: let an account, and those that wait for it, go on; `accept` says how, with the reason."""
     row = lock(change)
     if row["released_at"] is not None:
@@ -289,7 +289,7 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
     )
 
 
-QUARANTINE_SUBJECT = Subject(
+QUARANTINE_SUBJECT = Entity(
     quarantine,
     source=source(quarantine, "released"),
     told=told("released"),
@@ -307,7 +307,7 @@ QUARANTINE_SUBJECT = Subject(
 _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_at IS NULL")
 
 
-def drive_again(change: Change) -> Row:
+def drive_again(change: EntityWrite) -> Row:
     """`/redrive`: store it where it belongs, with the corrections sent."""
     letter = _open(change)
     if late := _late(letter):
@@ -320,7 +320,7 @@ def drive_again(change: Change) -> Row:
     return _close(change, "redriven", change.command.values.get("reason"))
 
 
-def resolve(change: Change) -> Row:
+def resolve(change: EntityWrite) -> Row:
     """`/resolve`: have it stay as it is, with a reason; it holds no invoice up any more."""
     letter = _open(change)
     if _late(letter) is None:
@@ -334,7 +334,7 @@ def _late(letter: Row) -> tuple[str, bytes] | None:
     return read_letter(raw)
 
 
-def _charge_late(change: Change, letter: Row, request_id: str, record: bytes) -> None:
+def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: bytes) -> None:
     """Have a settlement charged that no archive has, once by its request's id."""
     given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
     if given:
@@ -350,14 +350,14 @@ def _charge_late(change: Change, letter: Row, request_id: str, record: bytes) ->
     )
 
 
-def _open(change: Change) -> Row:
+def _open(change: EntityWrite) -> Row:
     letter = lock(change)
     if letter["resolved_at"] is not None:
         raise Conflict(f"It was {letter['resolution']} at {letter['resolved_at']}.")
     return letter
 
 
-def _close(change: Change, resolution: str, reason: object) -> Row:
+def _close(change: EntityWrite, resolution: str, reason: object) -> Row:
     alter(
         change,
         {
@@ -372,7 +372,7 @@ def _close(change: Change, resolution: str, reason: object) -> Row:
 
 _resolved = dead_letter.c.resolved_at.is_not(None)
 
-DEAD_LETTER_SUBJECT = Subject(
+DEAD_LETTER_SUBJECT = Entity(
     dead_letter,
     source=source(dead_letter, "resolved"),
     told=told("resolved"),
@@ -381,12 +381,12 @@ DEAD_LETTER_SUBJECT = Subject(
 )
 
 
-def _asked(_: Change) -> Row:
+def _asked(_: EntityWrite) -> Row:
     """Somebody asked for many decisions: each is audited by itself, that they were asked for is now."""
     return {"id": "many"}
 
 
-MANY_DEAD_LETTERS = Subject(dead_letter, verbs={"decide": _asked})
+MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
 
 
 # What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good.
@@ -423,7 +423,7 @@ VALUES (:account, :seq, :difference, :write)
 ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference""")
 
 
-class Results:
+class ReconciliationResults:
     """Reconciliations, the last one first."""
 
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
@@ -446,7 +446,7 @@ class Results:
             if not done:  # else there is nothing left to keep from others
                 raise translated(error) from error
 
-    async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
+    async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
         """Store one result; answers it as it is shown."""
         values: dict[str, Any] = {
             "started_at": started,
@@ -470,7 +470,7 @@ class Results:
 
     async def asked(self) -> datetime | None:
         """When the last run began that asked all rows; None where there is none yet."""
-        all_asked = ~reconciliation.c["items"].contains([{"kind": Kind.UNASKED.value}])
+        all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (
             select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
         )
@@ -522,20 +522,20 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
         await connection.execute(_FILE, values)
 
 
-def _more(found: Reconciled) -> Sequence[Item]:
+def _more(found: ReconciliationSummary) -> Sequence[Item]:
     """That not all is kept, where it is not."""
     left = len(found.items) - ITEMS_KEPT_MAX
     detail = f"{left} more are not kept: put these right, and compare again"
-    return [Item("rows", Kind.MORE, 0, 0, detail)] if left > 0 else []
+    return [Item("rows", DifferenceKind.MORE, 0, 0, detail)] if left > 0 else []
 
 
 def _shown(item: Item) -> dict[str, object]:
     return {name: value for name, value in asdict(item).items() if name != "correction"}
 
 
-def _asked_results(_: Change) -> Row:
+def _asked_results(_: EntityWrite) -> Row:
     """Somebody asked for a run: what it finds is kept when it ends, that it was asked is audited now."""
     return {"id": "now"}
 
 
-RECONCILIATION_SUBJECT = Subject(reconciliation, time="started_at", verbs={"run": _asked_results})
+RECONCILIATION_SUBJECT = Entity(reconciliation, time="started_at", verbs={"run": _asked_results})

@@ -16,8 +16,8 @@ from persistence.billing import credit_balances, finance, invoice_lines, quotas,
 from persistence.billing.credit_balances import prices_of
 from persistence.entity import (
     THIS,
-    Change,
-    Subject,
+    Entity,
+    EntityWrite,
     Verb,
     add,
     alter,
@@ -88,12 +88,12 @@ PRICES = {
 }
 
 
-def define_organization(change: Change, row: Row) -> None:
+def define_organization(change: EntityWrite, row: Row) -> None:
     """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
 
 
-def delete(change: Change) -> Row:
+def delete(change: EntityWrite) -> Row:
     """Take an organization out; `Conflict` says what of it no invoice has."""
     lock(change)
     refuse_while_referenced(change)
@@ -105,7 +105,7 @@ def delete(change: Change) -> Row:
     return entity.delete(change)
 
 
-def keep_currency(change: Change, row: Row) -> None:
+def keep_currency(change: EntityWrite, row: Row) -> None:
     """Raise `Conflict` where amounts that were in one currency would be in another."""
     before = change.before
     if before is None or before["currency"] == row["currency"]:
@@ -126,7 +126,7 @@ def keep_currency(change: Change, row: Row) -> None:
         )
 
 
-def check_row(change: Change, row: Row) -> None:
+def check_row(change: EntityWrite, row: Row) -> None:
     """Keep its currency, and what credits beyond its balance cost since when."""
     keep_currency(change, row)
     _check_debt(change, row)
@@ -134,7 +134,7 @@ def check_row(change: Change, row: Row) -> None:
     _top_up(change, row)
 
 
-def _check_debt(change: Change, row: Row) -> None:
+def _check_debt(change: EntityWrite, row: Row) -> None:
     """All credits that may be used beyond the balance can be billed at once."""
     if not {"credit_limit", "credit_unit_cost"} & change.command.values.keys():
         return
@@ -148,7 +148,7 @@ def _check_debt(change: Change, row: Row) -> None:
         raise Unprocessable(errors=((name, why),))
 
 
-def _top_up(change: Change, row: Row) -> None:
+def _top_up(change: EntityWrite, row: Row) -> None:
     """Check what credits bought by themselves come to; new terms order some where the balance is low now."""
     terms = row["auto_top_up"]
     if not isinstance(terms, dict):
@@ -163,7 +163,7 @@ def _top_up(change: Change, row: Row) -> None:
         top_ups.order_top_up(change.connection, id_in(row, "id"))
 
 
-ORGANIZATION_SUBJECT = Subject(
+ORGANIZATION_SUBJECT = Entity(
     organization,
     source=live(
         organization,
@@ -220,7 +220,7 @@ SELECT t.organization_id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenan
  GROUP BY t.organization_id HAVING bool_and({_IS_BLOCKED})""")  # noqa: S608  # ours
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Make a tenant, its organization if none is named, its account and its plan."""
     require(change)
     values = change.command.values
@@ -235,7 +235,7 @@ def create(change: Change) -> Row:
     return change.fetch(tenant_id)
 
 
-def change_tenant(change: Change) -> Row:
+def change_tenant(change: EntityWrite) -> Row:
     """Change name, limits or plan."""
     before = lock(change)
     require(change)
@@ -250,14 +250,14 @@ def change_tenant(change: Change) -> Row:
     return change.fetch()
 
 
-def delete_tenant(change: Change) -> Row:
+def delete_tenant(change: EntityWrite) -> Row:
     """Delete a tenant that nothing refers to."""
     if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
         raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
     return entity.delete(change)
 
 
-def define_tenant(change: Change, row: Row) -> None:
+def define_tenant(change: EntityWrite, row: Row) -> None:
     """Have the tenant loaded again."""
     change.define(f"tenant:{row['id']}", row["organization_id"])
 
@@ -265,7 +265,7 @@ def define_tenant(change: Change, row: Row) -> None:
 def action(verb: str) -> Verb:
     """Make a verb that moves the tenant's quota; its values are the control write's payload."""
 
-    def act(change: Change) -> Row:
+    def act(change: EntityWrite) -> Row:
         organization_id = id_in(lock(change), "organization_id")
         change.before = None
         values = change.command.values
@@ -279,12 +279,12 @@ def action(verb: str) -> Verb:
     return act
 
 
-def _refuse_shut_out(change: Change, owner: int) -> None:
+def _refuse_shut_out(change: EntityWrite, owner: int) -> None:
     if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"id": owner}) is not None:
         raise Forbidden("Staff have blocked all tenants of this organization: they make another one.")
 
 
-def _organization_of(change: Change) -> int:
+def _organization_of(change: EntityWrite) -> int:
     values = change.command.values
     if values.get("organization_id") is not None:
         return id_in(values, "organization_id")
@@ -296,7 +296,7 @@ def _organization_of(change: Change) -> int:
     return organization_id
 
 
-TENANT_SUBJECT = Subject(
+TENANT_SUBJECT = Entity(
     tenant,
     conditions={"search": named(tenant)},
     verbs={

@@ -43,7 +43,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.errors import Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Change, Condition, Subject, add, alter, id_in, live, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, add, alter, id_in, live, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
@@ -70,7 +70,7 @@ _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) 
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
-def check_values(change: Change) -> None:
+def check_values(change: EntityWrite) -> None:
     """`Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
     values = change.command.values
     owner = id_in(values, "organization_id")
@@ -81,7 +81,7 @@ def check_values(change: Change) -> None:
         raise Unprocessable(errors=tuple(errors))
 
 
-def change_budget(change: Change) -> Row:
+def change_budget(change: EntityWrite) -> Row:
     """Change what is not the window's: its name, its amount, what becomes of calls, what is told."""
     alter(change, _changed(lock(change), change.command.values))
     return _defined(change)
@@ -99,7 +99,7 @@ def _changed(row: Row, said: Row) -> Row:
     return said
 
 
-def raise_amount(change: Change) -> Row:
+def raise_amount(change: EntityWrite) -> Row:
     """Have another amount stand for a budget's own until a time."""
     row, values = lock(change), change.command.values
     amount, until = values["amount"], values["until"]
@@ -111,7 +111,7 @@ def raise_amount(change: Change) -> Row:
     return _defined(change)
 
 
-def reset(change: Change) -> Row:
+def reset(change: EntityWrite) -> Row:
     """Have the use of the window that runs begin at 0 again, in all accounts."""
     row = lock(change)
     change.before = None
@@ -122,13 +122,13 @@ def reset(change: Change) -> Row:
     return row
 
 
-def forget_key(change: Change, key_id: int) -> None:
+def forget_key(change: EntityWrite, key_id: int) -> None:
     """Let go of a key that is deleted: budgets that were of it are deleted, and only kept."""
     gone = (budget.c.api_key_id == key_id, budget.c.deleted_at.is_not(None))
     change.connection.execute(update(budget).where(*gone).values(api_key_id=None))
 
 
-def _defined(change: Change) -> Row:
+def _defined(change: EntityWrite) -> Row:
     row = change.fetch()
     people.define_organization(change, row)
     return row
@@ -180,7 +180,7 @@ _columns = (
 )
 _here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
 
-BUDGET_SUBJECT = Subject(
+BUDGET_SUBJECT = Entity(
     budget,
     source=select(*_columns).select_from(_here).where(budget.c.deleted_at.is_(None)),
     verbs={
@@ -200,7 +200,7 @@ BUDGET_SUBJECT = Subject(
     check_values=check_values,
     define=people.define_organization,
 )
-BUDGET_ACCOUNTS = Subject(budget_use, time="start", order=("value",))
+BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
 
 
 # Credits given to organizations and taken back; the balance follows when the counters have it.
@@ -208,7 +208,7 @@ BUDGET_ACCOUNTS = Subject(budget_use, time="start", order=("value",))
 # The row and the intent are written together. What the counters refuse never was an addition.
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Give credits, or take them back where the number is negative."""
     require(change)
     # What is null is as if it was not said.
@@ -235,7 +235,7 @@ def create(change: Change) -> Row:
     return change.fetch(add(change, **{**defaults, **values, "control_write_id": write_id}))
 
 
-def create_ordered(change: Change) -> Row:
+def create_ordered(change: EntityWrite) -> Row:
     """Make the addition of an order; `Conflict` where it is made already."""
     order = top_ups.take_top_up(change.connection, id_in(change.command.values, "order_id"))
     terms = order.terms
@@ -250,7 +250,7 @@ def create_ordered(change: Change) -> Row:
     return change.fetch(id_in(made, "id"))
 
 
-def _check_giver(change: Change, organization_id: int) -> None:
+def _check_giver(change: EntityWrite, organization_id: int) -> None:
     """Staff may give credits to anybody, an organization's users only be named for their own."""
     giver = change.command.values.get("added_by_id")
     if giver is None:
@@ -260,7 +260,7 @@ def _check_giver(change: Change, organization_id: int) -> None:
         raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
 
 
-def _check_price(change: Change, organization_id: int, amount: int) -> None:
+def _check_price(change: EntityWrite, organization_id: int, amount: int) -> None:
     """What it comes to can be billed: at its own price, and what is taken back as debt."""
     unit_cost = change.command.values.get("unit_cost")
     why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
@@ -271,7 +271,7 @@ def _check_price(change: Change, organization_id: int, amount: int) -> None:
         raise Unprocessable(errors=(("credits_added", why),))
 
 
-def _check_own_invoice(change: Change, organization_id: int, amount: int) -> None:
+def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
     """An invoice of its own has something on it, and nothing that waits for its payment expires meanwhile."""
     values = change.command.values
     invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
@@ -294,7 +294,7 @@ def _check_own_invoice(change: Change, organization_id: int, amount: int) -> Non
         raise Unprocessable(errors=tuple(errors))
 
 
-def _check_times(change: Change, amount: int) -> None:
+def _check_times(change: EntityWrite, amount: int) -> None:
     errors = []
     expires_at, timestamp = change.command.values.get("expires_at"), change.command.values.get("timestamp")
     if expires_at is not None:
@@ -319,7 +319,7 @@ _remaining = case(
     else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
 )
 
-ADDITION_SUBJECT = Subject(
+ADDITION_SUBJECT = Entity(
     credit_addition,
     source=select(credit_addition, _remaining.label("credits_remaining"), (~_waits).label("in_force")).where(
         ~_refused
@@ -353,7 +353,7 @@ def _of_request(table: Table, at: str) -> Condition:
     return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
 
 
-TOKEN_LEDGER = Subject(
+TOKEN_LEDGER = Entity(
     token_ledger,
     order=("tenant_id", "seq"),
     conditions={
@@ -367,7 +367,7 @@ TOKEN_LEDGER = Subject(
         "request_id": _of_request(token_ledger, "created_at"),
     },
 )
-CREDIT_TRANSACTIONS = Subject(
+CREDIT_TRANSACTIONS = Entity(
     credit_transaction,
     source=select(
         credit_transaction,
@@ -377,7 +377,7 @@ CREDIT_TRANSACTIONS = Subject(
     time="timestamp",
     order=("organization_id", "seq"),
 )
-FEATURE_USAGE = Subject(
+FEATURE_USAGE = Entity(
     feature_usage,
     source=select(
         *(column for column in feature_usage.c if column.name != "unit_prices"),
@@ -394,7 +394,7 @@ _USAGE = func.jsonb_build_object(
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {"tools", "unknown_usage", "unpriced", "cost", "api_key_id", *KINDS}
-CALLS = Subject(
+CALLS = Entity(
     call,
     source=select(
         *(column for column in call.c if column.name not in _OTHERWISE),

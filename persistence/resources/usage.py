@@ -34,7 +34,7 @@ from gateway.core.accounts.usage import (
     OTHER_PROJECTS,
     SPANS,
     SUMS,
-    Piece,
+    ReportPiece,
     UsageQuery,
     hours_asked,
     in_parts,
@@ -203,7 +203,7 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     return union_all(*found).subquery("rows")
 
 
-def _began(interval: str, piece: Piece) -> ColumnElement[datetime]:
+def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
     """When the interval of a row began; seldom by a function of each row, as dear as adding it up."""
     if SPANS[piece.span].unit == interval:
         return _here.start
@@ -245,7 +245,7 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
 
-class Figures:
+class ConsoleQueries:
     """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
 
     named = frozenset(
@@ -270,10 +270,12 @@ class Figures:
         self._partition_of = partition_of
         self._within = within
 
-    def within(self, organization_id: int | None) -> Figures:
+    def within(self, organization_id: int | None) -> ConsoleQueries:
         """The same for whom there is nothing but an organization's own, and what is everybody's."""
         engine = self._engine if organization_id is None else self._organizations
-        return Figures(engine, self._partition_of, within=organization_id, organizations=self._organizations)
+        return ConsoleQueries(
+            engine, self._partition_of, within=organization_id, organizations=self._organizations
+        )
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows, deleted ones too; an id without a row is left out."""

@@ -24,7 +24,7 @@ from gateway.core.alerts.messages import (
 )
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.entity import Change, Subject, json_of, live, lock
+from persistence.entity import Entity, EntityWrite, json_of, live, lock
 from persistence.tables import mail_consent, organization, webhook, webhook_delivery
 
 # With so many messages waiting, nobody adds one by hand.
@@ -37,7 +37,7 @@ _THIS_HOUR = func.date_trunc("hour", func.now())
 _ASKING = text("SELECT pg_advisory_xact_lock(7814)")
 
 
-def check_url(change: Change) -> None:
+def check_url(change: EntityWrite) -> None:
     """`Unprocessable` where the URL may not be called, or no mail goes there."""
     url = change.command.values.get("url")
     refused = _refusal(str(url), change) if url is not None else None
@@ -45,7 +45,7 @@ def check_url(change: Change) -> None:
         raise Unprocessable(errors=(("url", refused),))
 
 
-def _refusal(url: str, change: Change) -> str | None:
+def _refusal(url: str, change: EntityWrite) -> str | None:
     if not messages.is_mail(url):
         return network.address_refusal(url, private=change.private_addresses)
     if not change.mail_allowed:
@@ -57,19 +57,19 @@ def _refusal(url: str, change: Change) -> str | None:
     return messages.recipient_refusal(url, private=change.private_addresses)
 
 
-def create(change: Change) -> Row:
+def create(change: EntityWrite) -> Row:
     """Make a webhook; addresses in it are asked unless staff wrote them."""
     return _addressed(change, entity.create(change))
 
 
-def change_row(change: Change) -> Row:
+def change_row(change: EntityWrite) -> Row:
     """Change a webhook; another URL is of whoever writes it."""
     before = lock(change)
     row = entity.change_row(change)
     return row if row["url"] == before["url"] else _addressed(change, row)
 
 
-def send_test(change: Change) -> Row:
+def send_test(change: EntityWrite) -> Row:
     """`/test`: have something sent now, and addresses asked again; `Conflict` where that is too much."""
     row = lock(change)
     waiting = select(_delivery.id).where(_delivery.webhook_id == change.row_id, _delivery.state == "pending")
@@ -84,7 +84,7 @@ def send_test(change: Change) -> Row:
     return row
 
 
-def _addressed(change: Change, row: Row) -> Row:
+def _addressed(change: EntityWrite, row: Row) -> Row:
     """Note whose addresses a webhook has, and have those asked that have to agree."""
     change.connection.execute(update(webhook).where(_here.id == row["id"]).values(ours=change.by_staff))
     row = change.fetch(int(str(row["id"])))
@@ -98,7 +98,7 @@ def _unconfirmed(row: Row) -> list[str]:
     return found
 
 
-def _ask(change: Change, row: Row) -> bool:
+def _ask(change: EntityWrite, row: Row) -> bool:
     """Have addresses asked that have not agreed and were not asked within a day; whether there are any.
 
     `Conflict` where that is too much for a mailbox or for the organization.
@@ -134,7 +134,7 @@ def _ask(change: Change, row: Row) -> bool:
     return bool(asked)
 
 
-def _send(change: Change, row: Row, event: str, payload: Row, occasion: str) -> None:
+def _send(change: EntityWrite, row: Row, event: str, payload: Row, occasion: str) -> None:
     """Have a message sent that nobody but who asks for it causes; `Conflict` where there were too many."""
     connection, owner = change.connection, row["organization_id"]
     here = _here.id == row["id"]
@@ -199,7 +199,7 @@ ELSE (SELECT coalesce(jsonb_agg(a ORDER BY n), '[]'::jsonb)
        WHERE NOT EXISTS (SELECT FROM mail_consent AS c WHERE c.organization_id = webhook.organization_id
                             AND c.address = a AND c.given_at IS NOT NULL)) END""")
 
-WEBHOOKS = Subject(
+WEBHOOKS = Entity(
     webhook,
     source=live(webhook, webhook, _last.label("last_delivery"), _unconfirmed_here.label("unconfirmed")),
     verbs={**entity.VERBS, "create": create, "change": change_row, "test": send_test},
@@ -207,4 +207,4 @@ WEBHOOKS = Subject(
     check_values=check_url,
 )
 
-WEBHOOK_DELIVERIES = Subject(webhook_delivery)
+WEBHOOK_DELIVERIES = Entity(webhook_delivery)

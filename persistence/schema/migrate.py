@@ -96,7 +96,7 @@ def upgrade(
     """
     until, tries, last = time.monotonic() + locks_s_max, 0, ""
     while True:
-        blocking = Blocking(url)
+        blocking = BlockerWatch(url)
         try:
             return _upgraded(url, told, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations)
         except SchemaInUse as error:
@@ -115,7 +115,7 @@ def upgrade(
 def _upgraded(
     url: str,
     told: Callable[[str], object],
-    blocking: Blocking,
+    blocking: BlockerWatch,
     *,
     end_older: bool,
     wait_s: float,
@@ -196,7 +196,7 @@ def _lock(connection: Connection, tables: list[str]) -> None:
         connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
 
 
-class Blocking:
+class BlockerWatch:
     """Who keeps a session waiting, by a look at it now and then from another one; `who` is on one line."""
 
     def __init__(self, url: str) -> None:

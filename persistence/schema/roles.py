@@ -35,7 +35,7 @@ NAME_BYTES_MAX = 63
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 
-class Grant(NamedTuple):
+class RoleGrant(NamedTuple):
     """A right of a role, or of everybody, on a table or view, a function, or the schema."""
 
     role: str
@@ -44,12 +44,12 @@ class Grant(NamedTuple):
     name: str
 
 
-def _read(said: str) -> Iterator[Grant]:
+def _read(said: str) -> Iterator[RoleGrant]:
     """The rights that statements of `grants.sql` give."""
     for rights, kind, names, roles in _STATEMENT.findall(said):
         for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
             object_ = "" if kind == "SCHEMA" else name
-            yield Grant(role.removeprefix(":"), right, kind or "TABLE", object_)
+            yield RoleGrant(role.removeprefix(":"), right, kind or "TABLE", object_)
 
 
 _STATEMENT = re.compile(
@@ -79,7 +79,7 @@ def roles_of(database: str) -> dict[str, str]:
     return {role: f"{database}_{role}" for role in (WRITER, READER)}
 
 
-def writes(wanted: Iterable[Grant] = WANTED) -> dict[str, frozenset[str]]:
+def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
     """What the writer may do with each table and view, besides reading it."""
     found: dict[str, frozenset[str]] = {}
     for grant in wanted:
@@ -88,7 +88,7 @@ def writes(wanted: Iterable[Grant] = WANTED) -> dict[str, frozenset[str]]:
     return found
 
 
-def apply_grants(connection: Connection, wanted: frozenset[Grant] = WANTED) -> str:
+def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) -> str:
     """Make the roles and give them what they may do; what an administrator has to do first, else empty.
 
     Only what differs is granted or revoked: a repeated migrate writes nothing, and needs no right to. Runs
@@ -125,7 +125,7 @@ def _made(connection: Connection, name: str) -> bool:
     return True
 
 
-def _found(connection: Connection, names: dict[str, str], wanted: frozenset[Grant]) -> set[Grant]:
+def _found(connection: Connection, names: dict[str, str], wanted: frozenset[RoleGrant]) -> set[RoleGrant]:
     """What the roles may do now; of everybody's rights only those to functions that act as their owner."""
     roles = {name: role for role, name in names.items()}
     ours = {(grant.kind, grant.name) for grant in wanted}
@@ -133,12 +133,12 @@ def _found(connection: Connection, names: dict[str, str], wanted: frozenset[Gran
     for grantee, right, kind, name in connection.execute(_FOUND):
         role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
         if role is not None and (kind, name) in ours:
-            found.add(Grant(role, right, kind, name))
+            found.add(RoleGrant(role, right, kind, name))
     return found
 
 
 def _statements(
-    found: set[Grant], wanted: frozenset[Grant], quoted: dict[str, str], schema: str
+    found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
     """What makes of the rights that are found those that are wanted, many objects at once."""
     for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
@@ -270,7 +270,7 @@ SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key
 
 
 @dataclass(frozen=True, slots=True)
-class Peppered:
+class PepperUse:
     """How many credentials are under a pepper, by its id; None of those made before ids were kept."""
 
     pepper: str | None
@@ -283,10 +283,10 @@ class Peppered:
         return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in of if count)
 
 
-def in_use(url: str) -> list[Peppered]:
+def in_use(url: str) -> list[PepperUse]:
     """Ask a database of the newest schema; `SchemaUnavailable`."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
-            return [Peppered(*row) for row in connection.execute(_IN_USE).fetchall()]
+            return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
     except psycopg.Error as error:
         raise SchemaUnavailable(complaint(error)) from error

@@ -13,7 +13,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import CANCELED, COUNTED_MAX, FAILED, WAITING
-from persistence.entity import Change, Subject, alter, lock
+from persistence.entity import Entity, EntityWrite, alter, lock
 from persistence.tables import money, usage_feed, usage_outbox
 from persistence.usage_feed.outbox import BORDER, hold_flushes
 
@@ -26,7 +26,7 @@ UPDATE usage_outbox AS u
 _LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN ('waiting', 'failed')")
 
 
-def begin(change: Change) -> Row:
+def begin(change: EntityWrite) -> Row:
     """Tell what is used from now on, in a feed like one that has ended."""
     hold_flushes(change.connection)
     row = lock(change)
@@ -37,21 +37,21 @@ def begin(change: Change) -> Row:
     return change.fetch(change.connection.execute(made).scalar_one())
 
 
-def resume(change: Change) -> Row:
+def resume(change: EntityWrite) -> Row:
     """Send again at once, whatever pause there is."""
     _kept(change)
     alter(change, {"paused_until": None, "attempts": 0, "error": None})
     return change.fetch()
 
 
-def retry_all(change: Change) -> Row:
+def retry_all(change: EntityWrite) -> Row:
     """Have everything that was refused sent again, behind what waits."""
     _kept(change)
     change.connection.execute(_RETRY, {"states": [FAILED], "id": None, "feed_id": change.row_id})
     return change.fetch()
 
 
-def end(change: Change) -> Row:
+def end(change: EntityWrite) -> Row:
     """Tell nothing of what is used from now on; of what was used before, also what becomes known later."""
     hold_flushes(change.connection)
     if lock(change)["ended_at"] is not None:
@@ -60,7 +60,7 @@ def end(change: Change) -> Row:
     return change.fetch()
 
 
-def drop(change: Change) -> Row:
+def drop(change: EntityWrite) -> Row:
     """Leave whatever a feed that has ended did not tell yet, and tell nothing more of its time."""
     hold_flushes(change.connection)
     _kept(change)
@@ -71,7 +71,7 @@ def drop(change: Change) -> Row:
     return change.fetch()
 
 
-def retry(change: Change) -> Row:
+def retry(change: EntityWrite) -> Row:
     """Have one that was refused, or left, sent again, behind what waits."""
     row = lock(change)
     if row["state"] == WAITING:
@@ -81,7 +81,7 @@ def retry(change: Change) -> Row:
     return change.fetch()
 
 
-def cancel(change: Change) -> Row:
+def cancel(change: EntityWrite) -> Row:
     """Leave one that was refused: it is never sent."""
     row = lock(change)
     if row["state"] != FAILED:
@@ -95,7 +95,7 @@ def _border() -> ColumnElement[Any]:
     return literal_column(BORDER)
 
 
-def _kept(change: Change) -> None:
+def _kept(change: EntityWrite) -> None:
     if lock(change)["dropped_at"] is not None:
         raise Conflict("The feed is dropped: nothing of it is told any more.")
 
@@ -110,7 +110,7 @@ def _count(state: str) -> ColumnElement[Any]:
 
 _feed, _out = usage_feed.c, usage_outbox.c
 _NOT_TOLD = {"place", "folding", "cost", "api_key_id", "user_id", "project_id", "service_id"}
-FEEDS = Subject(
+FEEDS = Entity(
     usage_feed,
     source=select(
         *(each for each in _feed if not each.name.startswith("leased_")), _count(WAITING), _count(FAILED)
@@ -120,7 +120,7 @@ FEEDS = Subject(
 )
 # What is dropped is deleted later.
 _DROPPED = select(_feed.id).where(_feed.dropped_at.is_not(None))
-EVENTS = Subject(
+EVENTS = Entity(
     usage_outbox,
     source=select(
         *(each for each in _out if each.name not in _NOT_TOLD),

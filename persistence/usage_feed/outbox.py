@@ -15,7 +15,7 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.outbox import CallFacts, Event
+from gateway.core.accounts.outbox import CallFacts, OutboxEntry
 from gateway.core.accounts.usage import DIMENSIONS, OTHER, SUMS
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import AMOUNTS, FOLDED, LATE, USE, Kind
@@ -123,7 +123,7 @@ def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
     return _MAY_HAVE, (max(times), min(times))
 
 
-def of_call(event: Event, facts: CallFacts, user_id: int | None) -> list[Told]:
+def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
     """What is told of a call: nothing where it used nothing."""
     hours: rollup.Rollup = {}
     rollup.add_call(hours, event, facts, user_id)
@@ -154,8 +154,8 @@ class FeedListener:
     def stored(
         self,
         connection: psycopg.Connection[Any],
-        calls: Sequence[Event],
-        user: Callable[[Event], int | None],
+        calls: Sequence[OutboxEntry],
+        user: Callable[[OutboxEntry], int | None],
         changes: Sequence[Change],
     ) -> None:
         """Have calls and corrected ones told, where they are of a feed's time."""

@@ -23,10 +23,10 @@ from gateway.features.usage_feed.events import (
     COUNTED_MAX,
     FAILED_MAX,
     LEASE_S,
+    FeedEvent,
     Pause,
     Service,
     Terms,
-    UsageEvent,
     amount_of,
     pause_s,
 )
@@ -133,7 +133,7 @@ class FeedQueue:
             await connection.execute(_BEGIN, here)
             return True
 
-    async def claim(self, service: Service, count: int) -> Sequence[UsageEvent]:
+    async def claim(self, service: Service, count: int) -> Sequence[FeedEvent]:
         """The oldest events that wait for a service, of one feed.
 
         None while all its feeds pause, or other keepers send.
@@ -191,7 +191,7 @@ async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) ->
     }
 
 
-def _event(row: Any) -> UsageEvent:
+def _event(row: Any) -> FeedEvent:
     said = {
         "kind": row.kind, "request_id": row.request_id, "used_at": row.used_at and rfc3339(row.used_at),
         "organization": row.organization, "tenant_id": row.tenant_id, "tenant": row.tenant, "user": row.user,
@@ -201,4 +201,4 @@ def _event(row: Any) -> UsageEvent:
     }  # fmt: skip
     properties = {name: str(value) for name, value in said.items() if value is not None}
     properties |= {name: amount_of(name, getattr(row, name)) for name in AMOUNTS}
-    return UsageEvent(row.id, row.name, str(row.organization_id), row.at, properties)
+    return FeedEvent(row.id, row.name, str(row.organization_id), row.at, properties)

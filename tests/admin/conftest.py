@@ -26,14 +26,14 @@ from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.credentials import Failures, Peppers
-from gateway.core.integrity.reconciliation import Item, Kind
+from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from gateway.issuers.sign_in import SignIns
 from persistence import engine as engines
-from persistence.resources.usage import Figures
+from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, roles
 from persistence.schema.version import NEEDED
 from persistence.store import Store
@@ -159,7 +159,7 @@ class MemoryCounters:
     ) -> Mapping[str, object]:
         assert within_s == 600
         now = datetime.now(UTC)
-        old = Item("tenant:1", Kind.CONTRADICTION, 0, 4, "chain: 10 then 9 by -2")
+        old = Item("tenant:1", DifferenceKind.CONTRADICTION, 0, 4, "chain: 10 then 9 by -2")
         self.reconciled = {
             "checked": 3, "drift_tokens": 0 if repair else 7, "drift_credits": 0, "pending": 0,
             "items": [asdict(old)] if whole else [],
@@ -344,7 +344,7 @@ def ports_over(
     async def metrics(accept: str) -> tuple[bytes, str]:
         return b"tollkeeper_build_info 1\n", "text/plain; version=0.0.4"
 
-    figures = Figures(engine, partition_of)
+    figures = ConsoleQueries(engine, partition_of)
     return AdminPorts(
         store=store(engine, partition_of, mail_allowed=True, letterhead=letterhead),
         pusher=counters,

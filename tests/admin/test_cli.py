@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from gateway.cli.admin.client import AdminClient
 from gateway.cli.admin.program import mount
 from gateway.core.accounts.outbox import CallFacts, write_facts
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import ADMIN, READONLY, Api
 from tests.persistence.scenario import batch_of, settle_in
 
@@ -292,7 +292,7 @@ async def test_usage_by_what_is_asked_shows_names_and_costs(run: Run, admin_data
             cost=1_500_000_001, currency="USD",
         )  # fmt: skip
         account.consume(1234, user="ann", metadata=write_facts(facts))
-    writer = Writer(admin_database)
+    writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     writer.close()
     asked = ("usage", "--by", "model,user", "--from", "2026-11-03", "--to", "2026-11-04")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
@@ -10,13 +10,13 @@ from tests.persistence.scenario import Account, batch_of, broken, settle_in
 __all__ = ["run"]
 
 
-async def torn(api: Api) -> tuple[Account, Writer]:
+async def torn(api: Api) -> tuple[Account, LedgerWriter]:
     """An account whose second movement could not become a row."""
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.service_id = 2**80
     account.consume(10)
-    writer = Writer(api.url)
+    writer = LedgerWriter(api.url)
     await writer.write(batch_of(account))
     return account, writer
 

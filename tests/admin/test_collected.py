@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admin.application import build
-from gateway.core.billing.handover import Collected, Returned
+from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.handover.stripe_billing import TOLERANCE_S, StripeEvents
 from persistence import engine as engines
 from persistence.keeper import handovers
@@ -38,7 +38,7 @@ async def told(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
 async def told_by(
     admin_database: str,
     keeper_database: str,
-    look_up: Callable[[Returned], Awaitable[Sequence[Collected]]] | None = None,
+    look_up: Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]] | None = None,
 ) -> AsyncIterator[Api]:
     """The Admin API of a keeper that Stripe tells something."""
     engine, counters = engines.create(keeper_database), MemoryCounters(admin_database)
@@ -163,11 +163,13 @@ async def test_an_amount_in_another_currency_is_for_a_person(told: Api) -> None:
 async def test_money_that_went_back_is_looked_up_or_told_again(
     admin_database: str, keeper_database: str, kind: str, about: str
 ) -> None:
-    asked: list[Returned] = []
+    asked: list[PaymentReturn] = []
 
-    async def look_up(told: Returned) -> Sequence[Collected]:
+    async def look_up(told: PaymentReturn) -> Sequence[CollectionStatus]:
         asked.append(told)
-        back = Collected(told.name, kind, "in_1", "", "USD", Decimal("69.60"), given_back=Decimal("9.60"))
+        back = CollectionStatus(
+            told.name, kind, "in_1", "", "USD", Decimal("69.60"), given_back=Decimal("9.60")
+        )
         return [replace(back, name="evt_1:in_9", remote_id="in_9"), back]
 
     money = {"object": about, "id": "x_1", "payment_intent": "pi_1"}
@@ -183,7 +185,7 @@ async def test_money_that_went_back_is_looked_up_or_told_again(
         assert (now["payment_status"], now["amount_paid"], now["amount_due"]) == ("open", "60.00", "9.60")
         for other in ({**money, "payment_intent": None}, {**money, "object": "payout"}):
             assert (await send(told, {**sent, "data": {"object": other}})).json == {"taken": False}
-    assert asked == [Returned("evt_1", kind, "pi_1")]
+    assert asked == [PaymentReturn("evt_1", kind, "pi_1")]
 
 
 async def test_where_nobody_is_told_anything_there_is_nothing(api: Api) -> None:

@@ -16,8 +16,8 @@ import pyarrow.parquet
 import pytest
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import Report, Resource
-from gateway.core.accounts.administration import Reach
+from gateway.admin.resources.resource import ReportEndpoint, Resource
+from gateway.core.accounts.administration import RowScope
 from gateway.core.accounts.usage import GROUPS
 from tests.admin import two_organizations
 from tests.admin.conftest import Answer, Api
@@ -83,11 +83,11 @@ async def test_of_another_organization_nothing_is_read(world: World) -> None:
     for resource in RESOURCES.values():
         seen = await world.admin.get(f"{resource.name}?limit=1000")
         told = await world.alpha.get(f"{resource.name}?limit=1000")
-        if resource.access.reach is Reach.WHOLE:
+        if resource.access.reach is RowScope.WHOLE:
             one = await world.alpha.get(f"{resource.name}/{world.shared[resource.name]}")
             assert (seen.status, told.status, one.status) == (200, 403, 403), resource.name
             continue
-        if resource.access.reach is Reach.OWNED:
+        if resource.access.reach is RowScope.OWNED:
             assert traces(seen.raw.decode()), f"{resource.name}: what is looked for is there"
         assert told.status == 200
         assert traces(told.raw.decode()) == [], resource.name
@@ -101,7 +101,7 @@ async def _look_for_rows(world: World, resource: Resource) -> None:
     below = ["", *(f"/{part.name}" for part in resource.parts)]
     below += [file.suffix for file in resource.documents]
     for suffix in below:
-        if resource.access.reach is Reach.OWNED:
+        if resource.access.reach is RowScope.OWNED:
             found = await world.alpha.get(f"{resource.name}/{world.bravos[resource.name]}{suffix}")
             unknown = await world.alpha.get(f"{resource.name}/{UNKNOWN}{suffix}")
             assert (found.status, told(found)) == (404, told(unknown)), f"{resource.name}{suffix}"
@@ -132,8 +132,8 @@ async def _look_by_filters(world: World, resource: Resource, rows: list[dict[str
         assert traces((await world.alpha.get(asked)).raw.decode()) == [], asked
 
 
-async def _look_in_report(world: World, report: Report) -> None:
-    if report.access.reach is Reach.WHOLE:
+async def _look_in_report(world: World, report: ReportEndpoint) -> None:
+    if report.access.reach is RowScope.WHOLE:
         assert (await world.alpha.get(report.name)).status == 403
         return
     if report.name == "activity":
@@ -192,9 +192,9 @@ async def test_of_another_organization_nothing_is_changed(world: World) -> None:
             row = world.bravos.get(name) or world.shared[name]
             body = BODIES.get(operation, {}) if "requestBody" in spec else None
             answer = await world.alpha.call(method, path.replace("{id}", str(row)), body)
-            wanted = 404 if reach is Reach.OWNED and not is_of_all else 403
+            wanted = 404 if reach is RowScope.OWNED and not is_of_all else 403
             assert answer.status == wanted, (operation, answer.raw)
-        elif reach is not Reach.OWNED or name == "organizations":
+        elif reach is not RowScope.OWNED or name == "organizations":
             assert (await world.alpha.call(method, path, {})).status == 403, operation
         elif name not in {"events", "configuration"}:
             await _refer_to_theirs(world, RESOURCES[name])

@@ -9,19 +9,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.admin.ports import Counters
+from gateway.admin.ports import CountersReader
 from gateway.background.timed.pusher import Pusher
-from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
 from gateway.core.accounts.plans import LiveQuota
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from persistence import engine as engines
 from persistence.keeper.definitions import Pushes
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from persistence.store import Store
 from tests.admin.conftest import MemoryCounters
 from tests.waiting import eventually
@@ -35,12 +34,12 @@ class Door:
 
     store: Store
     pusher: Pusher
-    counters: Counters
+    counters: CountersReader
 
     async def write(self, resource: str, verb: str, row_id: int | None = None, **values: object) -> Row:
         command = Command(resource, verb, ACTOR, "r", lambda _: {}, row_id, values)
         written = await self.store.write(command)
-        assert isinstance(written, Committed)
+        assert isinstance(written, CommittedWrite)
         assert not await self.pusher.push([intent.account for intent in written.intents])
         return written.row
 
@@ -60,13 +59,13 @@ async def door(request: pytest.FixtureRequest, keeper_database: str) -> AsyncIte
         memory = MemoryCounters(keeper_database)
         yield Door(store, memory, memory)
     else:
-        wire = Wire(parse_url(request.getfixturevalue("valkey")), time.monotonic)
+        wire = RedisConnection(parse_url(request.getfixturevalue("valkey")), time.monotonic)
         wire.start()
         counters = KeeperCounters(wire)
-        verifier = Verifier(Truths(engine, partition_of), counters)
+        verifier = Verifier(LedgerReader(engine, partition_of), counters)
         verifying = asyncio.create_task(verifier.run())
         await eventually(lambda: verifier.ready)
-        yield Door(store, RealPusher(Pushes(engine), counters), counters)
+        yield Door(store, Pusher(Pushes(engine), counters), counters)
         verifying.cancel()
         await wire.close()
     await engine.dispose()

@@ -14,7 +14,7 @@ import pytest
 from gateway.core.accounts.outbox import EventKind, decode
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import READONLY, Api
 from tests.builders import encode
 from tests.persistence.ledger.test_budget_uses import budget_of, moves
@@ -22,13 +22,13 @@ from tests.persistence.scenario import Account, batch_of, broken, busy, entries_
 
 
 @pytest.fixture
-async def writer(api: Api) -> AsyncIterator[Writer]:
-    writer = Writer(api.url)
+async def writer(api: Api) -> AsyncIterator[LedgerWriter]:
+    writer = LedgerWriter(api.url)
     yield writer
     writer.close()
 
 
-async def bury(api: Api, writer: Writer, account: Account, /, **poison: Any) -> dict[str, Any]:
+async def bury(api: Api, writer: LedgerWriter, account: Account, /, **poison: Any) -> dict[str, Any]:
     """Have the account's last entry arrive poisoned; answers its letter."""
     entry_id, packed = account.entries[-1]
     account.entries[-1] = (entry_id, encode(replace(decode(packed), **poison)))
@@ -37,7 +37,7 @@ async def bury(api: Api, writer: Writer, account: Account, /, **poison: Any) -> 
     return dict(letter)
 
 
-async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: Writer) -> None:
+async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     event = account.consume(10)
@@ -52,7 +52,7 @@ async def test_a_letter_is_shown_with_what_it_says(api: Api, writer: Writer) -> 
     assert (await api.get("dead-letters?resolved=true")).json["items"] == []
 
 
-async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, writer: Writer) -> None:
+async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, writer: LedgerWriter) -> None:
     api.rows(
         "insert into usage_feed (service, begun_at, waiting_max)"
         " values ('lago', '2000-01-01', 1000) returning id"
@@ -67,7 +67,9 @@ async def test_a_letter_that_is_put_back_is_told_to_a_billing_service(api: Api, 
 
 
 @pytest.mark.parametrize("moved_on", [False, True])
-async def test_a_corrected_letter_takes_its_place_once(api: Api, writer: Writer, *, moved_on: bool) -> None:
+async def test_a_corrected_letter_takes_its_place_once(
+    api: Api, writer: LedgerWriter, *, moved_on: bool
+) -> None:
     [account] = settle_in(api.url, 1000)
     busy(account)
     await writer.write(batch_of(account))
@@ -101,7 +103,7 @@ async def test_a_corrected_letter_takes_its_place_once(api: Api, writer: Writer,
     assert audited == [("redrive", "dead-letters", "builtin:admin")]
 
 
-async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: Writer) -> None:
+async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     budget = budget_of(api.url, account)
@@ -118,7 +120,7 @@ async def test_a_letter_put_back_moves_its_budgets_once(api: Api, writer: Writer
     assert api.rows(used, budget) == [(5,)]
 
 
-async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, writer: Writer) -> None:
+async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(1, credits_=7)
@@ -135,7 +137,7 @@ async def test_credits_put_back_behind_allocated_ones_are_allocated(api: Api, wr
     assert api.rows("select seq, amount from credit_allocation order by seq") == [(1, 7), (2, 2)]
 
 
-async def test_bytes_that_say_nothing_are_sent_whole(api: Api, writer: Writer) -> None:
+async def test_bytes_that_say_nothing_are_sent_whole(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10)
@@ -154,7 +156,7 @@ async def test_bytes_that_say_nothing_are_sent_whole(api: Api, writer: Writer) -
     assert await broken(api.url) == []
 
 
-async def test_metadata_that_was_set_aside_is_stored_already(api: Api, writer: Writer) -> None:
+async def test_metadata_that_was_set_aside_is_stored_already(api: Api, writer: LedgerWriter) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10, metadata=b"{broken")
@@ -165,7 +167,9 @@ async def test_metadata_that_was_set_aside_is_stored_already(api: Api, writer: W
     assert api.rows("select count(*) from token_ledger") == [(2,)]
 
 
-async def test_a_request_that_was_charged_meanwhile_is_not_charged_again(api: Api, writer: Writer) -> None:
+async def test_a_request_that_was_charged_meanwhile_is_not_charged_again(
+    api: Api, writer: LedgerWriter
+) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     event = account.consume(10)
@@ -179,7 +183,7 @@ async def test_a_request_that_was_charged_meanwhile_is_not_charged_again(api: Ap
 
 
 async def test_a_resolved_letter_stays_a_listed_gap_and_finishes_its_control_write(
-    api: Api, writer: Writer
+    api: Api, writer: LedgerWriter
 ) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
@@ -213,7 +217,7 @@ async def test_a_resolved_letter_stays_a_listed_gap_and_finishes_its_control_wri
         {"raw": ""},
     ],
 )
-async def test_wrong_corrections_are_named(api: Api, writer: Writer, sent: dict[str, Any]) -> None:
+async def test_wrong_corrections_are_named(api: Api, writer: LedgerWriter, sent: dict[str, Any]) -> None:
     [account] = settle_in(api.url, 1000)
     account.reset()
     account.consume(10)

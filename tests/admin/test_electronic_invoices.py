@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from facturx import get_xml_from_pdf
 
-from gateway.core.billing.document import Letterhead, Party
+from gateway.core.billing.document import InvoiceParty, Letterhead
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
 
@@ -39,7 +39,7 @@ async def test_xml_is_made_once_and_stays_to_the_byte(
     pdf = (await api.get(f"invoices/{made['id']}.pdf")).raw
     assert get_xml_from_pdf(pdf, check_xsd=False) == ("factur-x.xml", first.raw)
     await api.patch(f"organizations/{made['organization_id']}", {"name": "New", "country": "DE"})
-    other = Letterhead(Party("Somebody Else", (), "ES", "ES1"))
+    other = Letterhead(InvoiceParty("Somebody Else", (), "ES", "ES1"))
     async with api_of(admin_database, keeper_database, other) as later:
         assert (await later.get(where)).raw == first.raw
         assert (await later.get(f"{where}?format=ubl")).raw == ubl

@@ -14,14 +14,14 @@ from functools import partial
 import psycopg
 import pytest
 
-from gateway.core.billing.document import Letterhead, Party
-from persistence.store import Glyphs, Store
+from gateway.core.billing.document import InvoiceParty, Letterhead
+from persistence.store import FontCoverage, Store
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
 from tests.waiting import eventually
 
 OTHER = Letterhead(
-    Party("Somebody Else", ("1 Other Road",), "FR", "FR1"), notes=("Pay at once.",), due_days=3
+    InvoiceParty("Somebody Else", ("1 Other Road",), "FR", "FR1"), notes=("Pay at once.",), due_days=3
 )
 ADDRESS = {"address": ["5 Main Road", "Springfield"], "country": "US", "tax_number": "US-77"}
 
@@ -80,7 +80,7 @@ async def test_letters_that_no_font_has_keep_an_invoice_from_becoming_final(
 ) -> None:
     ids = await acme(api, address=["東京都 1"])
     made = await draft(api, ids)
-    looking = partial(Store, glyphs=Glyphs(han))
+    looking = partial(Store, glyphs=FontCoverage(han))
     async with api_of(admin_database, keeper_database, store=looking) as other:
         refused = await other.post(f"invoices/{made['id']}/finalize")
         assert refused.status == 422
@@ -109,7 +109,9 @@ async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_serve
         assert go_on.wait(60)
         return ""
 
-    async with api_of(admin_database, keeper_database, store=partial(Store, glyphs=Glyphs(slow))) as other:
+    async with api_of(
+        admin_database, keeper_database, store=partial(Store, glyphs=FontCoverage(slow))
+    ) as other:
         finalizing = asyncio.ensure_future(other.post(f"invoices/{made['id']}/finalize"))
         await eventually(begun.is_set)
         # Neither the flush of its partition waits, nor whoever charges it; and the keeper answers.

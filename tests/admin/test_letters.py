@@ -13,7 +13,7 @@ from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
 from gateway.cli.admin.program import decided
 from gateway.core.accounts.administration import REQUEST_S_MAX
 from gateway.core.accounts.outbox import Batch
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
@@ -37,7 +37,7 @@ async def left_behind(api: Api, *, letters: int = 3, accounts: int = 1) -> tuple
     Answers what waits behind them as well.
     """
     found = settle_in(api.url, *[1000] * accounts)
-    writer = Writer(api.url)
+    writer = LedgerWriter(api.url)
     for account in found:
         account.reset()
     await writer.write(batch_of(*found))
@@ -71,7 +71,7 @@ async def test_all_of_it_is_put_back_some_a_call_and_nothing_twice(api: Api) -> 
     released = (await api.post("letters", ACCOUNTS)).json
     assert (len(released["done"]), released["refused"]) == (1, [])
     assert await counts(api) == (0, 0)
-    writer = Writer(api.url)
+    writer = LedgerWriter(api.url)
     await writer.write(behind)
     writer.close()
     rows = api.rows("select seq, amount from token_ledger where transaction_type = 'consume' order by seq")

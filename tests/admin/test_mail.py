@@ -15,8 +15,8 @@ from gateway.core.alerts.messages import (
     ASKED_OF_ORGANIZATION_MAX,
     HOURLY_OF_ORGANIZATION_MAX,
     HOURLY_OF_WEBHOOK_MAX,
+    DeliveryOutcome,
     Mail,
-    Outcome,
     mailbox_of,
 )
 from persistence import engine
@@ -37,9 +37,9 @@ class Mails:
     def __init__(self) -> None:
         self.sent: list[Mail] = []
 
-    async def send(self, mail: Mail) -> Outcome:
+    async def send(self, mail: Mail) -> DeliveryOutcome:
         self.sent.append(mail)
-        return Outcome(250)
+        return DeliveryOutcome(250)
 
     def to(self) -> Counter[str]:
         return Counter(address for mail in self.sent for address in mail.recipients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.persistence.scenario import batch_of, settle_in
 
@@ -193,7 +193,7 @@ async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str
             [account] = settle_in(api.url, 1000)
             account.reset()
             account.consume(1, units=3, spend=4)
-            writer = Writer(api.url)
+            writer = LedgerWriter(api.url)
             await writer.write(batch_of(account))
             writer.close()
             where = f"organizations/{account.organization_id}"
@@ -211,7 +211,7 @@ async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str
             [account] = settle_in(api.url, 1000)
             account.reset()
             account.consume(1)
-            writer = Writer(api.url)
+            writer = LedgerWriter(api.url)
             await writer.write(batch_of(account))
             writer.close()
             plan = await api.make(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
@@ -16,7 +16,7 @@ async def stopped(api: Api) -> tuple[Account, dict[str, Any]]:
     """An account of which a movement, that also moved credits, is gone; and its quarantine."""
     [account] = settle_in(api.url, 1000)
     account.reset()
-    writer = Writer(api.url)
+    writer = LedgerWriter(api.url)
     await writer.write(batch_of(account))
     account.credit(100)
     account.take()

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient
 
 from gateway.admin.application import ROOT
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import Answered, Report, Resource
+from gateway.admin.resources.resource import Endpoint, ReportEndpoint, Resource
 from gateway.core.accounts.administration import (
     ADMIN,
     CHANGE,
@@ -22,7 +22,7 @@ from gateway.core.accounts.administration import (
     MEMBER,
     ROLES,
     Actor,
-    Reach,
+    RowScope,
     refused_write,
     settable,
 )
@@ -61,7 +61,7 @@ OUR_FIELDS = {
     "tenants": "plan_id",
 }
 OF_ALL = {"organizations": "create", "admin-tokens": "ours"}
-OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is Reach.OWNED}
+OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is RowScope.OWNED}
 SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 
 
@@ -76,9 +76,9 @@ async def holder_of(api: Api, role: str, organization_id: int | None = None) -> 
     return api.acting_as(made["token"])
 
 
-def verbs_of(one: Answered) -> set[str]:
+def verbs_of(one: Endpoint) -> set[str]:
     """What may be done to a resource or a report, as its routes are made."""
-    if isinstance(one, Report):
+    if isinstance(one, ReportEndpoint):
         return {one.run.name} if one.run is not None else set()
     assert isinstance(one, Resource)
     found = {action.name for action in one.actions}
@@ -87,7 +87,7 @@ def verbs_of(one: Answered) -> set[str]:
     return found | ({DELETE} if one.deletable else set())
 
 
-def fields_of(one: Answered, verb: str) -> set[str]:
+def fields_of(one: Endpoint, verb: str) -> set[str]:
     if not isinstance(one, Resource) or verb not in {CREATE, CHANGE}:
         return set()
     model = one.create if verb == CREATE else one.patch
@@ -186,7 +186,7 @@ async def test_a_member_reads_what_is_their_organizations_and_changes_its_keys_a
         sent = {} if method != "GET" else None
         answer = await member.call(method, path.replace("{id}", "999999"), sent)
         report = REPORTS.get(name) or RESOURCES.get(name)
-        is_whole = report is not None and report.access.reach is Reach.WHOLE
+        is_whole = report is not None and report.access.reach is RowScope.WHOLE
         readable = method == "GET" and MEMBER in READERS.get(name, {MEMBER}) and not is_whole
         if (answer.status != 403) != (readable or "m" in OTHERWISE.get(operation, WRITERS[name])):
             wrong.append((operation, answer.status))

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.admin.smtp import Mailer, Where, read_url
+from gateway.admin.smtp import MailServer, SmtpMailer, read_url
 from gateway.core.alerts.messages import Delivery, Mail, mail_of
 from gateway.errors import SettingError
-from tests.mail_server import MailServer
+from tests.mail_server import FakeMailServer
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 FROM = "tollkeeper@example.com"
@@ -36,15 +36,15 @@ class Place:
     context: ssl.SSLContext
 
     @asynccontextmanager
-    async def open(self, *, tls: bool = False, **said: Any) -> AsyncIterator[MailServer]:
-        async with MailServer(self.context, **said).listening(tls=tls) as server:
+    async def open(self, *, tls: bool = False, **said: Any) -> AsyncIterator[FakeMailServer]:
+        async with FakeMailServer(self.context, **said).listening(tls=tls) as server:
             yield server
 
-    def mail_server(self, server: MailServer, tls: str = "starttls", **how: Any) -> Mailer:
+    def mail_server(self, server: FakeMailServer, tls: str = "starttls", **how: Any) -> SmtpMailer:
         context = ssl.create_default_context(cafile=self.ca_file)
         credentials = () if tls == "none" else ("user", "p@ss")
-        where = Where(HOST, server.port, tls, *credentials)
-        return Mailer(lambda: where, FROM, lambda: context, **how)
+        where = MailServer(HOST, server.port, tls, *credentials)
+        return SmtpMailer(lambda: where, FROM, lambda: context, **how)
 
 
 @pytest.fixture
@@ -96,16 +96,16 @@ async def test_without_starttls_nothing_is_said(place: Place) -> None:
 @pytest.mark.parametrize(
     ("url", "where"),
     [
-        ("smtp://user:p%40ss@mail.example", Where("mail.example", 587, "starttls", "user", "p@ss")),
-        ("smtps://mail.example", Where("mail.example", 465, "first")),
-        ("smtp://10.0.0.1:25", Where("10.0.0.1", 25, "starttls")),
-        ("smtp://localhost:25", Where("localhost", 25, "none")),
-        ("smtp://[::1]:25", Where("::1", 25, "none")),
-        ("smtp://localhost.example:25", Where("localhost.example", 25, "starttls")),
-        ("smtps://localhost", Where("localhost", 465, "first")),
+        ("smtp://user:p%40ss@mail.example", MailServer("mail.example", 587, "starttls", "user", "p@ss")),
+        ("smtps://mail.example", MailServer("mail.example", 465, "first")),
+        ("smtp://10.0.0.1:25", MailServer("10.0.0.1", 25, "starttls")),
+        ("smtp://localhost:25", MailServer("localhost", 25, "none")),
+        ("smtp://[::1]:25", MailServer("::1", 25, "none")),
+        ("smtp://localhost.example:25", MailServer("localhost.example", 25, "starttls")),
+        ("smtps://localhost", MailServer("localhost", 465, "first")),
     ],
 )
-def test_only_a_server_on_this_machine_needs_no_tls(url: str, where: Where) -> None:
+def test_only_a_server_on_this_machine_needs_no_tls(url: str, where: MailServer) -> None:
     assert read_url(url) == where
 
 
@@ -133,7 +133,7 @@ async def test_another_authority_and_another_password_are_gone_by_from_the_next_
         now = f"smtps://user:one@{HOST}:{server.port}"
         authorities = tmp_path / "authorities.pem"
         trustme.CA().cert_pem.write_to_path(str(authorities))
-        mailer = Mailer.of(lambda: now, FROM, str(authorities))
+        mailer = SmtpMailer.of(lambda: now, FROM, str(authorities))
         assert mailer is not None
         assert "CERTIFICATE_VERIFY_FAILED" in ((await mailer.send(mail())).error or "")
         authorities.write_bytes(Path(place.ca_file).read_bytes())
@@ -184,7 +184,7 @@ async def test_a_server_that_speaks_something_else(place: Place, said: bytes) ->
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as sockets:
-        server = MailServer(port=sockets.sockets[0].getsockname()[1])
+        server = FakeMailServer(port=sockets.sockets[0].getsockname()[1])
         outcome = await place.mail_server(server).send(mail())
     assert outcome.status is None
     assert outcome.error
@@ -198,7 +198,7 @@ async def test_a_server_that_says_nothing_is_left(place: Place) -> None:
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as sockets:
-        server = MailServer(port=sockets.sockets[0].getsockname()[1])
+        server = FakeMailServer(port=sockets.sockets[0].getsockname()[1])
         outcome = await place.mail_server(server, timeout_s=0.05).send(mail())
         done.set()
     assert (outcome.status, outcome.error) == (None, "TimeoutError")
@@ -214,8 +214,8 @@ async def test_lines_of_a_mail_do_not_end_it(place: Place) -> None:
 
 
 def test_a_file_of_authorities_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
-    assert Mailer.of(lambda: "", "", "") is None
+    assert SmtpMailer.of(lambda: "", "", "") is None
     (tmp_path / "ca.pem").write_text("nothing")
     for name in ("ca.pem", "none.pem"):
         with pytest.raises(SettingError, match="TOLLKEEPER_SMTP_CA_FILE"):
-            Mailer.of(lambda: "smtp://h", FROM, str(tmp_path / name))
+            SmtpMailer.of(lambda: "smtp://h", FROM, str(tmp_path / name))

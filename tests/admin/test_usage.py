@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_
 from gateway.core.accounts.usage import GROUPS, SUMS
 from gateway.core.billing import finance
 from persistence import engine as engines
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import partitions
 from tests.admin.conftest import READONLY, Api
 from tests.persistence.scenario import batch_of, settle_in
@@ -50,7 +50,7 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
             project = f"\t{number % 2}\t" if number % 3 else ""
             account.consume(18, user=f"u{number % 4}", attribution=project, metadata=write_facts(facts))
             account.at_ms += random.randrange(70 * 60_000)
-    writer = Writer(admin_database)
+    writer = LedgerWriter(admin_database)
     await writer.write(batch_of(*accounts))
     writer.close()
     found: list[dict[str, Any]] = (await api.get("calls?limit=1000")).json["items"]
@@ -216,7 +216,7 @@ async def test_a_sum_beyond_a_column_is_told_all_the_same(api: Api, admin_databa
         account.at_ms = int(BEGAN.timestamp() * 1000)
         account.reset()
         account.consume(1, metadata=write_facts(CallFacts(total=1, cost=2**62 + 2**61, currency="USD")))
-    writer = Writer(admin_database)
+    writer = LedgerWriter(admin_database)
     await writer.write(batch_of(*accounts))
     writer.close()
     [item] = (await api.get(f"usage?{SPAN}")).json["items"]
@@ -235,7 +235,7 @@ async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database
     for days in (0, 29, 31):
         account.at_ms = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000)
         account.consume(5)
-    writer = Writer(admin_database)
+    writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     writer.close()
     [item] = (await api.get("usage")).json["items"]
@@ -342,7 +342,7 @@ async def test_what_came_to_nothing_is_no_item(api: Api, admin_database: str) ->
     account.reset()
     request = str(uuid.uuid4())
     account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
-    writer = Writer(admin_database)
+    writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     facts = CallFacts(model="m", counts=(5, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=5)
     account.consume(1, kind=EventKind.ADJUST, metadata=corrected(write_facts(facts), request, "settled late"))

@@ -17,7 +17,7 @@ from uuid import uuid4
 import psycopg
 
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import Reach
+from gateway.core.accounts.administration import RowScope
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.features.usage_feed.events import AMOUNTS
@@ -302,4 +302,4 @@ def _of_bills_and_faults(bravos: Mapping[str, int], shared: Mapping[str, int]) -
 
 def owned() -> set[str]:
     """The resources of which each organization has its own rows."""
-    return {name for name, resource in RESOURCES.items() if resource.access.reach is Reach.OWNED}
+    return {name for name, resource in RESOURCES.items() if resource.access.reach is RowScope.OWNED}

@@ -20,22 +20,22 @@ from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.timed.pusher import Pusher, Reclaimer
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.administration import Actor, Command, Committed, Row
-from gateway.core.integrity.recovery import Verified
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
+from gateway.core.integrity.recovery import VerificationResult
 from gateway.core.model import Caller
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late import Keeping
+from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.run.timed_loops import sweeper
 from persistence import engine as engines
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.verification import Truths
-from persistence.ledger.writer import Writer
+from persistence.keeper.verification import LedgerReader
+from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.builders import World
 from tests.letterhead import LETTERHEAD
@@ -45,12 +45,12 @@ STAFF = Actor("builtin:admin", "admin")
 DIGEST = "d" * 64
 
 
-async def parted(*wires: Wire) -> None:
+async def parted(*wires: RedisConnection) -> None:
     """Wait until all of them have noticed that their server is gone."""
     await eventually(lambda: not any(wire.connected for wire in wires))
 
 
-async def rejoined(*wires: Wire) -> None:
+async def rejoined(*wires: RedisConnection) -> None:
     """Wait until all of them are connected."""
     await eventually(lambda: all(wire.connected for wire in wires))
 
@@ -66,14 +66,14 @@ class Backend:
     def __init__(self, valkey: str, database: str, **patience: float) -> None:
         self.valkey, self.database = valkey, database
         self.engine = engines.create(database)
-        self.wire = Wire(parse_url(valkey), time.monotonic, **patience)
+        self.wire = RedisConnection(parse_url(valkey), time.monotonic, **patience)
         self.counters = KeeperCounters(self.wire)
-        self.keeping = Keeping(self.counters)
+        self.keeping = ReclaimClient(self.counters)
         sweeps = Sweeps(self.engine)
-        self.writer = Writer(database)
+        self.writer = LedgerWriter(database)
         self.flusher = Flusher(Outbox(self.counters), self.writer, lambda _: None)
         self.pusher = Pusher(Pushes(self.engine), self.counters)
-        self.verifier = Verifier(Truths(self.engine, partition_of), self.counters)
+        self.verifier = Verifier(LedgerReader(self.engine, partition_of), self.counters)
         self.reclaimer = Reclaimer(self.keeping)
         self.sweeper = sweeper(sweeps, self.counters)
         self.late_settlements = LateSettlements(self.keeping, sweeps)
@@ -86,11 +86,13 @@ class Backend:
 
     # --- what people do -----------------------------------------------------------------
 
-    async def write(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Committed:
+    async def write(
+        self, resource: str, verb: str, row_id: int | None = None, **values: Any
+    ) -> CommittedWrite:
         """One write through the store: the row and its control writes."""
         command = Command(resource, verb, STAFF, str(uuid.uuid4()), _rendered, row_id, values)
         written = await self.store.write(command)
-        assert isinstance(written, Committed)
+        assert isinstance(written, CommittedWrite)
         return written
 
     async def made(self, resource: str, **values: Any) -> int:
@@ -117,7 +119,7 @@ class Backend:
 
     # --- what the clock does ------------------------------------------------------------
 
-    async def verify(self) -> list[Verified]:
+    async def verify(self) -> list[VerificationResult]:
         return await self.verifier.verify()
 
     async def push(self) -> int:

@@ -9,7 +9,7 @@ from math import ceil
 import pytest
 
 from gateway.core.billing.money import NANO, whole_credits
-from gateway.core.model import Service, Settled
+from gateway.core.model import Service, SettleResult
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.builders import BY_TOKEN, Call, World
@@ -30,7 +30,7 @@ def hold(world: World, nano: int, service: Service = BY_TOKEN) -> Call:
     return world.reserve(service=service, credits_=whole_credits(nano)[0])
 
 
-def settle(call: Call, nano: int) -> Settled:
+def settle(call: Call, nano: int) -> SettleResult:
     credits_, over = whole_credits(nano)
     return call.settle(credits=credits_, over=over)
 
@@ -102,7 +102,7 @@ async def test_a_settlement_that_came_late_is_charged_its_parts(valkey: str, mig
         for _ in range(2):
             call = hold(world, NANO // 2)
             world.client.delete(keys.hold(world.p, call.id))
-            assert settle(call, NANO // 2) is Settled.UNKNOWN
+            assert settle(call, NANO // 2) is SettleResult.UNKNOWN
         await drained(backend)
         assert (account(backend, world), world.late()) == ((-1, 0), [])
         assert await broken(migrated) == []
@@ -126,7 +126,7 @@ async def test_what_a_reclaim_charged_is_made_good_to_the_part(
         service = BY_TOKEN
         call = world.reserve(service=service, credits_=5)
         call.reclaim(credits=reclaimed, metadata=b'{"reclaimed":true}')
-        assert settle(call, nano) is Settled.RECLAIMED
+        assert settle(call, nano) is SettleResult.RECLAIMED
         await drained(backend)
         given = backend.rows(
             "select credits_added from credit_addition where category = 'refund' and organization_id = %s",

@@ -13,18 +13,18 @@ import psycopg
 import pytest
 import redis
 
-from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.background.flushing.share import Share
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
+from gateway.background.flushing.share import KeeperShare
 from gateway.core.accounts.outbox import FlushReport, History, fan_out
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from persistence import engine
-from persistence.keeper.sweeps import Shares
-from persistence.ledger.writer import Writer
+from persistence.keeper.sweeps import KeeperShares
+from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
@@ -63,12 +63,12 @@ class Dying(Outbox):
 async def flushing(
     valkey: str,
     database: str,
-    seen: list[Flushed | Failed] | None = None,
+    seen: list[FlushedBatch | FailedBatch] | None = None,
     outbox: Callable[[Client], Outbox] = Outbox,
 ) -> AsyncIterator[Flusher]:
-    wire = Wire(parse_url(valkey), time.monotonic)
+    wire = RedisConnection(parse_url(valkey), time.monotonic)
     await wire.open()
-    writer = Writer(database)
+    writer = LedgerWriter(database)
     try:
         yield Flusher(
             outbox(Client(wire)), writer, (seen if seen is not None else []).append, flush_interval_s=0.01
@@ -180,13 +180,13 @@ class Reading(Outbox):
 
 
 @asynccontextmanager
-async def sharing(valkey: str, database: str) -> AsyncIterator[tuple[Flusher, Reading, Share]]:
+async def sharing(valkey: str, database: str) -> AsyncIterator[tuple[Flusher, Reading, KeeperShare]]:
     """A keeper's flusher, which flushes its share of the partitions."""
-    wire, writer = Wire(parse_url(valkey), time.monotonic), Writer(database)
+    wire, writer = RedisConnection(parse_url(valkey), time.monotonic), LedgerWriter(database)
     await wire.open()
     pool, outbox = engine.create(database, connections_max=1), Reading(Client(wire))
-    share = Share(
-        Shares(pool, 0), held_s=3600
+    share = KeeperShare(
+        KeeperShares(pool, 0), held_s=3600
     )  # however slow the machine is, it is there until it says otherwise
     flusher = Flusher(outbox, writer, lambda _: None, partitions=share.partitions, flush_interval_s=0.01)
     try:
@@ -240,7 +240,7 @@ async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, 
     accounts = settle_in(migrated, *[10_000] * 4)
     for account in accounts:
         account.reset()
-    seen: list[Flushed | Failed] = []
+    seen: list[FlushedBatch | FailedBatch] = []
     with LossyProxy(migrated) as proxy:
         async with flushing(valkey, proxy.url, seen) as flusher:
             running = asyncio.create_task(flusher.run())
@@ -260,8 +260,8 @@ async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, 
                 await eventually(lambda: waiting(valkey, *accounts) == 0)
             flusher.stop()
             await running
-    reports: list[FlushReport] = [fact.report for fact in seen if isinstance(fact, Flushed)]
-    assert any(isinstance(fact, Failed) for fact in seen)
+    reports: list[FlushReport] = [fact.report for fact in seen if isinstance(fact, FlushedBatch)]
+    assert any(isinstance(fact, FailedBatch) for fact in seen)
     assert sum(report.repeated for report in reports) > 0
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(4 * 151,)]
     assert await broken(migrated) == []
@@ -294,7 +294,7 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
     for _ in range(5):
         account.consume(1)
     append(valkey, account)
-    seen: list[Flushed | Failed] = []
+    seen: list[FlushedBatch | FailedBatch] = []
     async with flushing(valkey, migrated, seen) as flusher:
         assert await flusher.flush() == 1
         for _ in range(3):
@@ -302,7 +302,7 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
             other.consume(1)
             append(valkey, account, other)
             assert await flusher.flush() == 1
-        held = [one.report.held for one in seen if isinstance(one, Flushed)]
+        held = [one.report.held for one in seen if isinstance(one, FlushedBatch)]
         assert held == [5, 1, 1, 1]
         assert (waiting(valkey, account), parked(valkey, account)) == (0, 8)
 
@@ -313,7 +313,7 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
         assert await flusher.flush() == 0
         # What was missing turns up: it goes on in order.
         await release(migrated, f"tenant:{account.tenant_id}")
-        writer = Writer(migrated)
+        writer = LedgerWriter(migrated)
         await writer.write(fan_out({account.partition: first}))
         writer.close()
         account.consume(1)
@@ -396,7 +396,7 @@ async def test_a_release_behind_a_read_has_newer_entries_wait_for_those_before_t
     append(valkey, account)
     async with flushing(valkey, migrated) as flusher:
         await flusher.flush()
-        writer = Writer(migrated)
+        writer = LedgerWriter(migrated)
         [judged] = (await writer.judged([account.partition])).values()
         await release(migrated, f"tenant:{account.tenant_id}")
         epochs = await writer.epochs()

@@ -16,8 +16,8 @@ import pytest
 
 from gateway.background.flushing.losses import LossCounter
 from gateway.core.accounts.holds import Loss
-from gateway.core.model import PARTITIONS, Service, Settled
-from gateway.counters.settlement_log.log import Bounds
+from gateway.core.model import PARTITIONS, Service, SettleResult
+from gateway.counters.settlement_log.log import LogLimits
 from persistence.keeper.sweeps import Losses
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
@@ -32,7 +32,7 @@ union all select request_id::text, credits_used from credit_transaction
 union all select request_id::text, usage_amount from feature_usage"""
 
 
-QUICK = Bounds(batch_s=0.0)
+QUICK = LogLimits(batch_s=0.0)
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Scene:
     folder: Path
     truth: dict[str, int] = field(default_factory=dict)
 
-    async def settle(self, call: Call, tokens: int) -> Settled:
+    async def settle(self, call: Call, tokens: int) -> SettleResult:
         """One complete answer."""
         settled = await self.worker.settle(call, tokens, credits=tokens, units=tokens)
         self.truth[call.id] = tokens
@@ -141,7 +141,7 @@ async def forgotten(scene: Scene, service: Service) -> None:
     await scene.settle_some(3, service)
     await scene.crash(copy)
     await scene.recover()
-    assert await scene.settle(calls[3], 5) is Settled.DONE
+    assert await scene.settle(calls[3], 5) is SettleResult.DONE
     await scene.recover()
     assert scene.world.user("ann").inflight == 0
 
@@ -192,7 +192,7 @@ async def test_an_emptied_redis_costs_nothing(
         await scene.settle_some(3)
         open_call = scene.world.reserve(need=5)
         scene.world.client.flushall()
-        assert await scene.settle(open_call, 5) is Settled.SPOOLED
+        assert await scene.settle(open_call, 5) is SettleResult.SPOOLED
         await scene.recover()
         scene.check()
 

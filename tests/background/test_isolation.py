@@ -24,8 +24,8 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount
 from gateway.core.alerts.messages import Delivery
 from gateway.core.billing.charges import ExpiredGrant
-from gateway.core.billing.handover import Handover
-from gateway.core.integrity.recovery import Truth
+from gateway.core.billing.handover import HandoverStep
+from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import expirer
@@ -136,7 +136,7 @@ async def definitions(isolation: Isolation) -> None:
         KeyDefinition(7, 6, 5, HUSH, limits, user=HUSH), UserDefinition(6, 5, HUSH, limits),
     ]  # fmt: skip
     target = failing(define_all=[(one, ValueError()) for one in found])
-    await Partitions(failing(), target, None, isolation).define(Truth([], [], [], [], [], 1))
+    await Partitions(failing(), target, None, isolation).define(LedgerState([], [], [], [], [], 1))
 
 
 async def deliveries(isolation: Isolation) -> None:
@@ -145,7 +145,7 @@ async def deliveries(isolation: Isolation) -> None:
 
 
 async def handovers(isolation: Isolation) -> None:
-    handover = Handover(12, HUSH, 1, 1, "customer", HUSH, now(), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
+    handover = HandoverStep(12, HUSH, 1, 1, "customer", HUSH, now(), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
     await Handovers(failing(), failing(), lambda *_, **__: None, isolation=isolation).attempt(handover)
 
 

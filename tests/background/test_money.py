@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
-from gateway.core.billing.money import AtCost, Pricing, Tier
+from gateway.core.billing.money import CostMarkup, PriceTier, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import INTEGER_MAX, Service, Verdict
 from gateway.counters.layouts import states
@@ -21,8 +21,8 @@ from tests.background.backend import Backend, backend_at
 from tests.builders import UNITS, World
 from tests.persistence.scenario import broken
 
-AT_COST = replace(UNITS, pricing=Pricing(at_cost=AtCost(Decimal("1.2"))))
-TIERS = Pricing((Tier(2, Decimal(1)), Tier(None, Decimal("0.5"))))
+AT_COST = replace(UNITS, pricing=ServicePricing(at_cost=CostMarkup(Decimal("1.2"))))
+TIERS = ServicePricing((PriceTier(2, Decimal(1)), PriceTier(None, Decimal("0.5"))))
 
 
 async def known(backend: Backend, service: Service = AT_COST) -> Service:

@@ -6,14 +6,14 @@ import uuid
 from dataclasses import replace
 from decimal import Decimal
 
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Service
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.builders import ONE_TIME, UNITS, World
 
-TIERS = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+TIERS = ServicePricing((PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
 
 
 async def known(backend: Backend, service: Service) -> Service:

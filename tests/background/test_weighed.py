@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.core.accounts.holds import ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.accounts.plans import ONE, Weights
-from gateway.core.model import Observed, Settled
+from gateway.core.model import HoldExtension, SettleResult
 from gateway.counters.redis import keys
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_verifier import restarted
@@ -23,7 +23,7 @@ async def test_a_call_settled_after_its_reclaim_is_made_good_in_both_numbers(
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(1000)
         call = world.reserve(need=500, quota=(50, 50, 0))
-        live = Observed(world.caller, call.id, 0, tokens=200, weights=TENTH, weighed=20)
+        live = HoldExtension(world.caller, call.id, 0, tokens=200, weights=TENTH, weighed=20)
         world.extended([(live, 0)])
         (hold,) = await held(backend, world, call.id)
         assert (hold.observed, hold.weighed, hold.held) == (200, 20, 50)
@@ -31,7 +31,7 @@ async def test_a_call_settled_after_its_reclaim_is_made_good_in_both_numbers(
         await backend.flush()
         assert tokens_of(backend, call.id) == 200
         used = {"tokens": 400, "weighed": 130, "metadata": facts(100, 300)}
-        for settled in (Settled.RECLAIMED, Settled.UNKNOWN):
+        for settled in (SettleResult.RECLAIMED, SettleResult.UNKNOWN):
             assert call.settle(**used) is settled
             await drained(backend)
             assert backend.ledger(world.caller.tenant_id) == [
@@ -49,7 +49,7 @@ async def test_all_that_a_call_held_is_what_it_counts(valkey: str, migrated: str
         (hold,) = await held(backend, world, call.id)
         assert await backend.keeping.reclaim(hold, hold.charge(ReclaimPolicy.CHARGE_HOLD))
         assert (world.tenant.used, world.tenant.remaining, world.tenant.held) == (50, 950, 0)
-        assert call.settle(tokens=300, weighed=30, metadata=facts(300, 0)) is Settled.RECLAIMED
+        assert call.settle(tokens=300, weighed=30, metadata=facts(300, 0)) is SettleResult.RECLAIMED
         await drained(backend)
         assert backend.ledger(world.caller.tenant_id)[1:] == [
             (2, "consume", -50, 950),
@@ -63,7 +63,7 @@ async def test_a_call_that_never_arrived_is_posted_by_what_it_counts(valkey: str
         call = world.reserve(need=500, quota=(50, 50, 0))
         world.client.delete(keys.hold(world.p, call.id))
         used = {"tokens": 300, "weighed": 30, "metadata": facts(0, 300)}
-        assert [call.settle(**used), call.settle(**used)] == [Settled.UNKNOWN] * 2
+        assert [call.settle(**used), call.settle(**used)] == [SettleResult.UNKNOWN] * 2
         await drained(backend)
         assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -30, 970)]
         assert tokens_of(backend, call.id) == 300

@@ -17,7 +17,7 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.conftest import ValkeyServer
 
@@ -27,7 +27,7 @@ START = Callable[..., ValkeyServer]
 class Frozen:
     """A writer whose process is stopped between reading a batch and writing it."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
         self.stopped, self.woken = asyncio.Event(), asyncio.Event()
 

@@ -12,14 +12,14 @@ from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import bounds
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper.verification import Accounts
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 from tests.background.backend import Backend, backend_at
 from tests.persistence.scenario import broken
 
 
 async def compared(backend: Backend) -> list[Any]:
     reconciler = Reconciler(
-        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of),
+        backend.counters, Accounts(backend.engine), ReconciliationResults(backend.engine, partition_of),
         lambda: datetime.now(UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
     return list((await reconciler.run_now())["items"])  # type: ignore[call-overload]  # a list

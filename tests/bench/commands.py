@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import HoldRequest, Limits, Service, Settlement
 from gateway.counters.layouts import packing
 from gateway.counters.redis.scripts import library
@@ -28,7 +28,7 @@ WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10
 PAID = Service(id=2, key="images", meter="consumption", counts_tokens=True, credits=1)
 TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=True,
-    pricing=Pricing(tiers=(Tier(10_000, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+    pricing=ServicePricing(tiers=(PriceTier(10_000, Decimal("0.001")), PriceTier(None, Decimal("0.0008")))),
 )  # fmt: skip
 KINDS = {"chat": (CHAT, 0), "credits": (PAID, 1), "tiers": (TIERED, 0)}
 # Windows of each account of budgets that a call has, where this tree has budgets; and which of them are

@@ -16,7 +16,7 @@ from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.billing.price_book import PriceBook, cost_nano, read_price
 from gateway.core.metering import meter as metering
 from gateway.core.metering.meters import AnswerMeter, make_meter
-from gateway.core.model import Usage
+from gateway.core.model import TokenUsage
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
 from tests.recorded.answers import Answer, answers
@@ -44,7 +44,7 @@ def main() -> None:
         print(f"{what}: {statistics.median(took):.2f} µs a call (best {min(took):.2f})")
 
 
-def read(answer: Answer) -> tuple[str, AnswerMeter, Usage]:
+def read(answer: Answer) -> tuple[str, AnswerMeter, TokenUsage]:
     """An answer as its call has it once it has ended."""
     meter = make_meter(answer.call, 200, answer.content_type)
     meter.feed(answer.body)
@@ -52,7 +52,7 @@ def read(answer: Answer) -> tuple[str, AnswerMeter, Usage]:
     return answer.asked, meter, meter.usage()
 
 
-def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: Usage) -> int | None:
+def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) -> int | None:
     """As `gateway/http/charge.py` does it."""
     detail = meter.detail
     counts = detail.counts(usage)
@@ -62,7 +62,7 @@ def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: Usage) -> int |
     return None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier)
 
 
-def facts(book: PriceBook, asked: str, meter: AnswerMeter, usage: Usage) -> bytes:
+def facts(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) -> bytes:
     """The cost, and all that is written of the call."""
     detail = meter.detail
     return write_facts(CallFacts(
@@ -73,7 +73,7 @@ def facts(book: PriceBook, asked: str, meter: AnswerMeter, usage: Usage) -> byte
 
 
 def measure(
-    metered: list[tuple[str, AnswerMeter, Usage]], step: Callable[[str, AnswerMeter, Usage], object]
+    metered: list[tuple[str, AnswerMeter, TokenUsage]], step: Callable[[str, AnswerMeter, TokenUsage], object]
 ) -> list[float]:
     """Microseconds of CPU a call, round by round."""
     times = CALLS_A_ROUND // len(metered)

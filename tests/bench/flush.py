@@ -26,18 +26,18 @@ from pathlib import Path
 import psycopg
 import redis
 
-from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.core.accounts.outbox import Budgeted, FlushReport
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
+from gateway.core.accounts.outbox import FlushReport, WindowKey
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.local.embedded.postgres import OPTIONS
 from gateway.local.embedded.unprivileged import borrow
 from persistence import engine
 from persistence.ledger import checkpoints
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer, free_port, postgres_bin
 from tests.persistence.scenario import Account, insert_budget, settle_in
@@ -121,7 +121,7 @@ def _fill(valkey: str, url: str, entries: int, *, new_users: bool, budgets: bool
             account = accounts[0] if made_up else accounts[number % len(accounts)]
             user = f"made-up-{uuid.uuid4()}" if made_up else f"user-{number % USERS}"
             of_user = f"{number % USERS:024x}"
-            windows = [Budgeted(one, 0, of_user if each else "") for one, each in ids.get(id(account), ())]
+            windows = [WindowKey(one, 0, of_user if each else "") for one, each in ids.get(id(account), ())]
             moves = {"budgets": tuple(windows), "money": 1 + number % 2000, "raw_tokens": 1, "requests": 1}
             account.consume(
                 1 + number % 2000, user=user, request_id=str(uuid.uuid4()), metadata=METADATA, **moves
@@ -156,13 +156,13 @@ def _append(client: redis.Redis, accounts: list[Account]) -> None:
 
 
 async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, object]:
-    wire = Wire(parse_url(server.url), time.monotonic)
+    wire = RedisConnection(parse_url(server.url), time.monotonic)
     await wire.open()
-    writer = Writer(url)
+    writer = LedgerWriter(url)
     reports: list[FlushReport] = []
 
-    def observe(fact: Flushed | Failed) -> None:
-        if isinstance(fact, Failed):
+    def observe(fact: FlushedBatch | FailedBatch) -> None:
+        if isinstance(fact, FailedBatch):
             raise fact.error
         reports.append(fact.report)
 

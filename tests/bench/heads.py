@@ -18,7 +18,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.request import cut_length
 from gateway.http.routing import head as reading
 from gateway.http.routing.head import HeadReader, HeadRouter
-from gateway.http.routing.routes import Bindings
+from gateway.http.routing.routes import WorkerBindings
 from gateway.settings.config_file import DEFAULT_ROUTES
 from tests.http.fakes import FakeDirectory
 
@@ -71,7 +71,9 @@ def reader() -> Callable[[bytes], bytes]:
         )
         for route in DEFAULT_ROUTES
     }
-    bindings = Bindings(DEFAULT_ROUTES, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
+    bindings = WorkerBindings(
+        DEFAULT_ROUTES, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None
+    )
     heads = HeadReader(HeadRouter(DEFAULT_ROUTES, targets, bindings, limits), b"p" * 32, limits)
 
     def read(data: bytes) -> bytes:

@@ -23,7 +23,7 @@ import psycopg
 
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.keeper.verification import Accounts
@@ -81,7 +81,7 @@ class Bench:
 
     async def do(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Row:
         done = await self.store.write(Command(resource, verb, ACTOR, "bench", lambda _: {}, row_id, values))
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
         return done.row
 
     async def timed(self, what: str, work: Awaitable[Any]) -> Any:

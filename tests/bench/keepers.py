@@ -26,17 +26,17 @@ from urllib.parse import urlsplit
 
 import redis
 
-from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.background.flushing.share import Share
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
+from gateway.background.flushing.share import KeeperShare
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from persistence import engine as engines
-from persistence.keeper.sweeps import Shares
-from persistence.ledger.writer import Writer
+from persistence.keeper.sweeps import KeeperShares
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.bench.flush import METADATA, postgres, postgres_cpu_s, postmaster
 from tests.bench.machine import BenchError, cpu_s
@@ -198,10 +198,10 @@ class Counted(Outbox):
 
 async def _keep(valkey: str, url: str) -> int:
     """Flush this keeper's share, from the moment that all may begin until they are to stop."""
-    wire, writer = Wire(parse_url(valkey), time.monotonic), Writer(url)
+    wire, writer = RedisConnection(parse_url(valkey), time.monotonic), LedgerWriter(url)
     await wire.open()
     outbox, engine = Counted(Client(wire)), engines.create(url, connections_max=1)
-    share = Share(Shares(engine, 0))
+    share = KeeperShare(KeeperShares(engine, 0))
     flusher = Flusher(outbox, writer, _raise, partitions=share.partitions)
 
     def in_hand() -> Collection[int]:
@@ -228,8 +228,8 @@ async def _said(client: redis.Redis, name: str) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def _raise(fact: Flushed | Failed) -> None:
-    if isinstance(fact, Failed):
+def _raise(fact: FlushedBatch | FailedBatch) -> None:
+    if isinstance(fact, FailedBatch):
         raise fact.error
 
 

@@ -9,13 +9,13 @@ from decimal import Decimal
 import psycopg
 
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from persistence.store import Store
 
 ACTOR = Actor("builtin:admin", "admin")
@@ -82,12 +82,12 @@ COST = 29
 
 async def fill(url: str, redis_url: str, organizations: int, months: int) -> None:
     """Make organizations with some months of use in a migrated, empty database; bring the counters to it."""
-    pool, wire = engine.create(url), Wire(parse_url(redis_url), time.monotonic)
+    pool, wire = engine.create(url), RedisConnection(parse_url(redis_url), time.monotonic)
     await wire.open()
     try:
         await _first(Store(pool, partition_of, lambda: datetime(YEAR, 1, 1, tzinfo=UTC)))
         _copy(url, organizations, months)
-        await Verifier(Truths(pool, partition_of), KeeperCounters(wire)).verify()
+        await Verifier(LedgerReader(pool, partition_of), KeeperCounters(wire)).verify()
     finally:
         await wire.close()
         await pool.dispose()
@@ -96,7 +96,7 @@ async def fill(url: str, redis_url: str, organizations: int, months: int) -> Non
 async def _first(store: Store) -> None:
     async def do(resource: str, verb: str, **values: object) -> Row:
         done = await store.write(Command(resource, verb, ACTOR, "bench", lambda _: {}, None, values))
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
         return done.row
 
     plan = await do(

@@ -28,15 +28,15 @@ import psycopg
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.timed.invoicing import AccountClosing, Invoicing
+from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.keeper.verification import Accounts
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 from persistence.schedule import Schedule
 from persistence.schema import migrate
 from persistence.store import Store
@@ -101,18 +101,16 @@ class Keeper:
 async def serve(url: str, redis_url: str) -> None:
     """Be a keeper: for each moment on standard input make what is due then."""
     now = datetime(YEAR, 1, 1, tzinfo=UTC)
-    pool, wire = engine.create(url), Wire(parse_url(redis_url), time.monotonic)
+    pool, wire = engine.create(url), RedisConnection(parse_url(redis_url), time.monotonic)
     await wire.open()
     counted = _counted(pool)
     store = Store(pool, partition_of, lambda: now, letterhead=LETTERHEAD)
     counters, accounts = KeeperCounters(wire), Accounts(pool)
     check = Reconciler(
-        counters, accounts, Results(pool, partition_of), lambda: now, partition_of=partition_of
+        counters, accounts, ReconciliationResults(pool, partition_of), lambda: now, partition_of=partition_of
     )
     due = Schedule(pool, store, GRACE_HOURS, lambda: now)
-    invoicing = Invoicing(
-        due, AccountClosing(counters, accounts, check), _log, finalize=True, at_once=AT_ONCE
-    )
+    invoicing = Invoicing(due, AccountCloser(counters, accounts, check), _log, finalize=True, at_once=AT_ONCE)
     print("{}", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         now = datetime.fromisoformat(line.strip())

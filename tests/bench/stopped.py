@@ -25,8 +25,8 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
-from persistence.ledger.writer import Writer
+from gateway.counters.redis.connection import RedisConnection
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.bench.flush import postgres
 from tests.conftest import ValkeyServer
@@ -97,7 +97,7 @@ async def _measure(valkey: str, url: str, waiting: int, among: int) -> dict[str,
 
 @asynccontextmanager
 async def _flushing(valkey: str, url: str) -> AsyncIterator[None]:
-    wire, writer = Wire(parse_url(valkey), time.monotonic), Writer(url)
+    wire, writer = RedisConnection(parse_url(valkey), time.monotonic), LedgerWriter(url)
     await wire.open()
     flusher = Flusher(Outbox(Client(wire)), writer, lambda _: None)
     running = asyncio.create_task(flusher.run())

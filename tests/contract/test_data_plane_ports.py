@@ -14,13 +14,13 @@ import pytest
 from gateway.core.model import (
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
     Limits,
-    Observed,
     Scope,
     Service,
-    Settled,
     Settlement,
+    SettleResult,
     Verdict,
 )
 from gateway.counters.admission.callers import Directory
@@ -28,7 +28,7 @@ from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from gateway.http import ports
 from tests.builders import World, driven, new_id, settlement_log
@@ -42,8 +42,8 @@ CHAT = SERVICES["chat"]
 class Stand:
     """One implementation of both ports, and how to take it away."""
 
-    directory: ports.Directory
-    counters: ports.Counters
+    directory: ports.DirectoryPort
+    counters: ports.CountersPort
     caller: Caller
     chat: Service
     forget: Callable[[], Any]
@@ -58,7 +58,7 @@ def fake() -> Stand:
         directory.known = False
 
     def take_away() -> None:
-        directory.down, counters.decision, counters.settled = True, None, Settled.SPOOLED
+        directory.down, counters.decision, counters.settled = True, None, SettleResult.SPOOLED
 
     return Stand(
         directory, counters, CALLER, CHAT, forget, take_away,
@@ -71,7 +71,7 @@ async def real(url: str, folder: Path) -> Stand:
     world.plan(90)
     world.define_key(Limits(requests_per_minute=60))
     world.define_tenant(Limits(tokens_per_minute=1000))
-    wire = Wire(parse_url(url), time.monotonic)
+    wire = RedisConnection(parse_url(url), time.monotonic)
     await wire.open()
     world.client.set(keys.CATALOGUE, encode_catalogue(1, list(SERVICES.values())))
     world.client.set(keys.verified(0), wire.run_id)
@@ -163,7 +163,7 @@ async def test_a_hold_is_settled_and_nothing_stays_in_use(stand: Stand, charge: 
     request = hold(stand)
     await driven(stand.counters.reserve(request))
     assert stand.in_use() == 1
-    assert await driven(stand.counters.settle(used(request, 5, charge=charge))) is Settled.DONE
+    assert await driven(stand.counters.settle(used(request, 5, charge=charge))) is SettleResult.DONE
     assert stand.in_use() == 0
 
 
@@ -173,7 +173,7 @@ async def test_away_is_said_and_never_guessed(stand: Stand) -> None:
     await away(stand)
     with pytest.raises(CountersUnavailable):
         await driven(stand.counters.reserve(hold(stand)))
-    assert await driven(stand.counters.settle(used(request, 5))) is Settled.SPOOLED
+    assert await driven(stand.counters.settle(used(request, 5))) is SettleResult.SPOOLED
     with pytest.raises(CountersUnavailable):
         await driven(stand.counters.settle(used(request, 5, charge=False)))
 
@@ -181,7 +181,7 @@ async def test_away_is_said_and_never_guessed(stand: Stand) -> None:
 async def test_watching_asks_nothing_of_the_call(stand: Stand) -> None:
     request = hold(stand)
     await driven(stand.counters.reserve(request))
-    observed = Observed(request.caller, request.request_id, held=20, tokens=7)
+    observed = HoldExtension(request.caller, request.request_id, held=20, tokens=7)
     stand.counters.watch(observed)
     stand.counters.unwatch(observed)
     stand.counters.unwatch(observed)

@@ -6,18 +6,18 @@ import struct
 
 import pytest
 
-from gateway.core.layout import FIRST, KINDS, LAYOUT, NUMBER, Field, Layout, UnknownLayout
+from gateway.core.layout import FIRST, KINDS, LAYOUT, NUMBER, Layout, LayoutField, UnknownLayout
 
 BYTE, DOUBLE = KINDS["u8"], KINDS["f64"]
 GROWN = Layout(
     "GROWN",
     (
         NUMBER,
-        Field("flags", BYTE, 0),
-        Field("first", DOUBLE, 0),
-        Field("second", DOUBLE, -1, LAYOUT + 1),
-        Field("third", DOUBLE, 0),
-        Field("last", BYTE, 7, FIRST),
+        LayoutField("flags", BYTE, 0),
+        LayoutField("first", DOUBLE, 0),
+        LayoutField("second", DOUBLE, -1, LAYOUT + 1),
+        LayoutField("third", DOUBLE, 0),
+        LayoutField("last", BYTE, 7, FIRST),
     ),
 )
 

@@ -8,7 +8,15 @@ from typing import Literal
 import pytest
 
 from gateway.core.layout import LAYOUT
-from gateway.core.processes import OTHER, VERSIONS_TOLD_MAX, Program, Seen, Stored, TakeUp, counted
+from gateway.core.processes import (
+    OTHER,
+    VERSIONS_TOLD_MAX,
+    Program,
+    ProgramReport,
+    StoredVersions,
+    TakeUp,
+    counted,
+)
 
 
 def program(
@@ -20,23 +28,27 @@ def program(
 @pytest.mark.parametrize(
     ("stored", "of", "said"),
     [
-        (Stored(132, "0073", "0069"), program(), ""),
-        (Stored(131, "0073", "0073"), program(), ""),
-        (Stored(0, "", ""), program("keeper", schema="0073"), ""),
-        (Stored(133, "0073", "0069"), program(), "layout 133, this program knows up to 132: run a newer one"),
-        (Stored(132, "0073", "0069"), program("keeper", schema="0073"), ""),
-        (Stored(132, "0074", "0069"), program("keeper", schema="0073"), ""),
-        (Stored(132, "0074", "0073"), program("keeper", schema="0073"), ""),
-        (Stored(132, "0072", "0072"), program("keeper", schema="0073"), ""),
+        (StoredVersions(132, "0073", "0069"), program(), ""),
+        (StoredVersions(131, "0073", "0073"), program(), ""),
+        (StoredVersions(0, "", ""), program("keeper", schema="0073"), ""),
         (
-            Stored(132, "0074", "0074"), program("keeper", schema="0073"),
+            StoredVersions(133, "0073", "0069"),
+            program(),
+            "layout 133, this program knows up to 132: run a newer one",
+        ),
+        (StoredVersions(132, "0073", "0069"), program("keeper", schema="0073"), ""),
+        (StoredVersions(132, "0074", "0069"), program("keeper", schema="0073"), ""),
+        (StoredVersions(132, "0074", "0073"), program("keeper", schema="0073"), ""),
+        (StoredVersions(132, "0072", "0072"), program("keeper", schema="0073"), ""),
+        (
+            StoredVersions(132, "0074", "0074"), program("keeper", schema="0073"),
             "schema version 0074, this program knows 0073 at most: run a newer one",
         ),
-        (Stored(132, "0074", ""), program("keeper", schema="0073"), "0073 at most"),
+        (StoredVersions(132, "0074", ""), program("keeper", schema="0073"), "0073 at most"),
     ],
 )  # fmt: skip
 def test_who_is_older_than_what_is_stored_is_told_both_numbers(
-    stored: Stored, of: Program, said: str
+    stored: StoredVersions, of: Program, said: str
 ) -> None:
     assert said in stored.refused(of)
     assert bool(stored.refused(of)) is bool(said)
@@ -44,7 +56,7 @@ def test_who_is_older_than_what_is_stored_is_told_both_numbers(
 
 def test_programs_are_counted_by_role_and_version() -> None:
     ours = [program(), program(), program("keeper", "1.1"), program("keeper")]
-    assert counted(Seen(one, 0.0) for one in ours) == [
+    assert counted(ProgramReport(one, 0.0) for one in ours) == [
         ["gateway", "1.0", 2], ["keeper", "1.0", 1], ["keeper", "1.1", 1],
     ]  # fmt: skip
 
@@ -52,7 +64,7 @@ def test_programs_are_counted_by_role_and_version() -> None:
 def test_versions_beyond_so_many_are_others_and_none_is_left_out() -> None:
     common = [program(version=f"1.{number}") for number in range(VERSIONS_TOLD_MAX)]
     rare = [program(version=f"2.{number}") for number in range(7)]
-    found = counted(Seen(one, 0.0) for one in [*common, *common, *rare])
+    found = counted(ProgramReport(one, 0.0) for one in [*common, *common, *rare])
     assert len(found) == VERSIONS_TOLD_MAX + 1
     assert ["gateway", OTHER, 7] in found
 
@@ -67,8 +79,8 @@ def take_up() -> TakeUp:
     return TakeUp(OWN, SILENT_S, MOST)
 
 
-def seen(*programs: Program) -> list[Seen]:
-    return [Seen(one, 0.0) for one in programs]
+def seen(*programs: Program) -> list[ProgramReport]:
+    return [ProgramReport(one, 0.0) for one in programs]
 
 
 def test_a_layout_is_taken_up_once_all_have_read_it_for_as_long_as_one_may_be_silent() -> None:
@@ -97,7 +109,7 @@ def test_a_layout_is_taken_up_once_all_have_read_it_for_as_long_as_one_may_be_si
     ],
 )
 def test_what_nobody_knows_is_no_and_the_time_begins_again(
-    there: list[Seen] | None, workers: int, said: str
+    there: list[ProgramReport] | None, workers: int, said: str
 ) -> None:
     of, all_well = take_up(), seen(OWN, OF_TODAY)
     of.look(0, all_well, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.routes import Route
-from gateway.core.families.objects import Owned, read_objects
+from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -50,7 +50,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=12,
 )
 DOCUMENTS = st.dictionaries(NAMES | TEXTS, VALUES, max_size=6)
-ANY = Owned((), lambda _: True, reads=True)
+ANY = ObjectAccess((), lambda _: True, reads=True)
 
 
 @settings(max_examples=400)

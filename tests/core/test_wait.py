@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from gateway.core.wait import LOOKS_MIN, Awake, Within
+from gateway.core.wait import LOOKS_MIN, Awake, AwakeTimeout
 
 
 async def test_a_stall_is_a_part_of_a_wait() -> None:
     """What came meanwhile is still taken, on either side of the stall."""
     came = asyncio.get_running_loop().create_future()
-    async with Within(0.4):
+    async with AwakeTimeout(0.4):
         for _ in range(LOOKS_MIN - 2):
             time.sleep(0.6)  # noqa: ASYNC251  # the loop stands still: this is what is tested
             await asyncio.sleep(0)
@@ -23,7 +23,7 @@ async def test_a_stall_is_a_part_of_a_wait() -> None:
 
 async def test_what_does_not_come_is_given_up() -> None:
     with pytest.raises(TimeoutError):
-        async with Within(0.01):
+        async with AwakeTimeout(0.01):
             await asyncio.get_running_loop().create_future()
 
 

@@ -17,14 +17,14 @@ from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.counters.lease_stage import LEASE_S, Clock, Employ, Worker, silent
 from tests.valkey_cluster import ValkeyCluster
 
 WITHIN_S = 30.0
-Connect = Callable[..., Awaitable[Wire]]
+Connect = Callable[..., Awaitable[RedisConnection]]
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def world(valkey: str) -> Iterator[World]:
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
     """Opens a wire to a URL or address; more keywords are the wire's own."""
-    wires: list[Wire] = []
+    wires: list[RedisConnection] = []
 
-    async def opened(where: Any, **more: Any) -> Wire:
-        wire = Wire(parse_url(where) if isinstance(where, str) else where, time.monotonic, **more)
+    async def opened(where: Any, **more: Any) -> RedisConnection:
+        wire = RedisConnection(parse_url(where) if isinstance(where, str) else where, time.monotonic, **more)
         wires.append(wire)
         await wire.open()
         return wire

@@ -12,14 +12,14 @@ from typing import Any
 from gateway.core.model import PARTITIONS
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.refusals import SharedCooling
-from gateway.counters.history_guard import Fences
+from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import taken_up
-from gateway.counters.keeper.status import Programs, WorkerReports, unpack
+from gateway.counters.keeper.status import ProgramRegistry, WorkerReports, unpack
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import wires_to
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.run.lifecycle import this_program
 from tests.builders import settlement_log
@@ -34,17 +34,18 @@ class Idle:
     """Over one server, or the primaries of a cluster."""
 
     def __init__(self, url: str, folder: Path, hears: tuple[bytes, ...] = HEARD) -> None:
-        self.fences = Fences("pulse", time.monotonic, silent)
+        self.fences = HistoryGuards("pulse", time.monotonic, silent)
         self.wires = wires_to(
-            parse_url(url), lambda where: Wire(where, time.monotonic, hears=hears), begun=self.fences.guard,
+            parse_url(url), lambda where: RedisConnection(where, time.monotonic, hears=hears),
+            begun=self.fences.guard,
             taken_up=taken_up,
         )  # fmt: skip
         self.log = settlement_log(folder)
         self.directory = Directory(self.wires, time.monotonic)
-        self.cooling = SharedCooling(self.wires, time.monotonic)
+        self.cooling = SharedCircuitBreaker(self.wires, time.monotonic)
         reports = WorkerReports(self.wires, WORKER, 0, time.monotonic)
         self.resubmitter = Resubmitter(self.wires, self.log, time.monotonic, silent, report=reports.report)
-        self.programs = Programs(self.wires, this_program("gateway"))
+        self.programs = ProgramRegistry(self.wires, this_program("gateway"))
 
     @property
     def is_current(self) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 from gateway.core.model import (
     Decision,
     HoldRequest,
-    Settled,
     Settlement,
+    SettleResult,
 )
 from gateway.counters.admission.quota import Counters
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import RENEW_S, Leaser
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
@@ -45,7 +45,7 @@ class Worker:
     """One worker's counters and leases; `cut` is whether it has lost Redis."""
 
     world: World
-    wire: Wire
+    wire: RedisConnection
     allowances: Allowances
     counters: Counters
     leaser: Leaser
@@ -84,7 +84,9 @@ class Worker:
         request = self.request(need, **more)
         return request, await driven(self.counters.reserve(request))
 
-    async def settle(self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any) -> Settled:
+    async def settle(
+        self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any
+    ) -> SettleResult:
         settlement = Settlement(
             request.caller, request.request_id, request.user, request.service, charge, tokens, **used
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-from gateway.counters.settlement_log.log import ACKNOWLEDGED, Block, Reading, Record, records_in
+from gateway.counters.settlement_log.log import ACKNOWLEDGED, Block, Record, SegmentReader, records_in
 
 
 @dataclass
@@ -21,12 +21,12 @@ class Contents:
 
 
 @contextmanager
-def reading(data: bytes) -> Iterator[Reading]:
+def reading(data: bytes) -> Iterator[SegmentReader]:
     """What reads a file of these bytes."""
     descriptor = os.memfd_create("segment")
     try:
         os.write(descriptor, data)
-        with closing(Reading(descriptor, len(data))) as one:
+        with closing(SegmentReader(descriptor, len(data))) as one:
             yield one
     finally:
         os.close(descriptor)

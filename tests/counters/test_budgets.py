@@ -10,15 +10,15 @@ import pytest
 
 from gateway.core.accounts.budgets import OTHERS, Budget, account_of, defined
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
-from gateway.core.accounts.holds import Charged, Ending, LateSettlement, ReclaimPolicy, Verb
-from gateway.core.accounts.outbox import Budgeted, EventKind
+from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, ReclaimPolicy, Verb
+from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
+from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.admission.stored import encode_terms
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.control import RESET_ACCOUNTS
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late import Keeping
+from gateway.counters.late import ReclaimClient
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import unpack
@@ -45,8 +45,8 @@ async def worker(world: World, employ: Employ) -> Worker:
 
 
 @pytest.fixture
-async def keeping(world: World, connect: Connect) -> Keeping:
-    return Keeping(Client(await connect(world.url)))
+async def keeping(world: World, connect: Connect) -> ReclaimClient:
+    return ReclaimClient(Client(await connect(world.url)))
 
 
 def budgeted(world: World, budget: Budget, value: str = "") -> BudgetAccount:
@@ -86,7 +86,7 @@ async def test_a_call_counts_what_it_used_and_its_record_says_so(
     request, decision = await worker.reserve(5, budgets=(here, hers), money=9, raw_tokens=5)
     assert (decision.verdict, decision.money_held, decision.raw_held) == (Verdict.ADMITTED, 9, 5)
     spent = {"money": 7, "raw_tokens": 4, "budgets": names(here, hers)}
-    assert await worker.settle(request, 4, **spent) is Settled.DONE
+    assert await worker.settle(request, 4, **spent) is SettleResult.DONE
     assert used(world, here, hers) == [(7, 0), (4, 0), (7, 0)]
     await worker.log.written()
     (record,) = (one for file in tmp_path.rglob("*") if file.is_file() for one in answered(file.read_bytes()))
@@ -97,7 +97,7 @@ async def test_a_call_counts_what_it_used_and_its_record_says_so(
 async def test_a_stream_is_extended_in_money(world: World, worker: Worker) -> None:
     here = account(window(1, 1000))
     request, _ = await worker.reserve(5, budgets=(here,), money=20)
-    observed = Observed(request.caller, request.request_id, 20, 25, counts=False)
+    observed = HoldExtension(request.caller, request.request_id, 20, 25, counts=False)
     observed.budgets, observed.money_rate = names(here), RATE
     worker.counters.watch(observed)
     await worker.counters.extend_all()
@@ -116,7 +116,7 @@ async def test_one_too_many_of_each_shares_the_account_of_all_others(world: Worl
     request, decision = await worker.reserve(budgets=(hers,), money=9)
     assert decision.verdict is Verdict.ADMITTED
     assert names(*request.budgets) == (f"{NAME}:{OTHERS}",)
-    assert await worker.settle(request, 0, money=7, budgets=names(*request.budgets)) is Settled.DONE
+    assert await worker.settle(request, 0, money=7, budgets=names(*request.budgets)) is SettleResult.DONE
     assert used(world, *request.budgets) == [(7, 0)]
     assert worker.counters.crowded.calls == 1
 
@@ -143,41 +143,41 @@ async def test_what_a_budget_that_enforces_covers_is_served_from_no_lease(worker
 
 
 async def test_what_was_used_meanwhile_counts_once_redis_is_back(
-    world: World, worker: Worker, keeping: Keeping
+    world: World, worker: Worker, keeping: ReclaimClient
 ) -> None:
     here, hers = budgeted(world, DAILY), budgeted(world, EACH, "ann")
     await worker.renew()
     await worker.lose()
     request, _ = await worker.reserve(5, budgets=(here, hers), money=9)
-    assert await worker.settle(request, 4, money=7, budgets=names(here, hers)) is Settled.SPOOLED
+    assert await worker.settle(request, 4, money=7, budgets=names(here, hers)) is SettleResult.SPOOLED
     await worker.find()
     await worker.resubmitter.resubmit()
     [late] = await late_ones(world, keeping)
     assert (late.settlement.money, late.settlement.budgets) == (7, names(here, hers))
-    assert await keeping.end([Ending(late, Verb.POST, Charged(4, money=7, raw_tokens=4, requests=1))]) == [
-        True
-    ]
+    assert await keeping.end(
+        [LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, raw_tokens=4, requests=1))]
+    ) == [True]
     assert used(world, here, hers) == [(7, 0), (1, 0)]
     start = world.windows(here.name)[0].start
     value = hers.name.partition(":")[2]
-    assert world.events()[-1].budgets == (Budgeted(1, start), Budgeted(2, 0, value))
+    assert world.events()[-1].budgets == (WindowKey(1, start), WindowKey(2, 0, value))
 
 
-async def late_ones(world: World, keeping: Keeping) -> list[LateSettlement]:
+async def late_ones(world: World, keeping: ReclaimClient) -> list[LateSettlement]:
     """What is late, once everything before it is rows."""
     world.client.xtrim(keys.outbox(world.p), maxlen=0)
     return list(await keeping.late(10))
 
 
 async def test_a_late_call_of_a_budget_that_is_no_more_is_posted_all_the_same(
-    world: World, worker: Worker, keeping: Keeping
+    world: World, worker: Worker, keeping: ReclaimClient
 ) -> None:
     here, gone = budgeted(world, DAILY), account(window(7, 100), value="ann")
     request, _ = await worker.reserve(5, budgets=(here, gone), money=9)
     world.client.delete(keys.hold(world.p, request.request_id))
-    assert await worker.settle(request, 4, money=7, budgets=names(here, gone)) is Settled.UNKNOWN
+    assert await worker.settle(request, 4, money=7, budgets=names(here, gone)) is SettleResult.UNKNOWN
     [late] = await late_ones(world, keeping)
-    ending = Ending(late, Verb.POST, Charged(4, money=7, requests=1))
+    ending = LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, requests=1))
     # Until the partitions are verified, what is not there may only not be there yet.
     with pytest.raises(CountersUnavailable):
         await keeping.end([ending])
@@ -191,7 +191,7 @@ async def test_a_late_call_of_a_budget_that_is_no_more_is_posted_all_the_same(
 
 @pytest.mark.parametrize("stored", [b"{", b'{"version":1,"terms":[]}', b"[" * 100_000, None])
 async def test_budgets_nobody_can_read_keep_no_other_late_call_waiting(
-    world: World, keeping: Keeping, stored: bytes | None
+    world: World, keeping: ReclaimClient, stored: bytes | None
 ) -> None:
     here = budgeted(world, DAILY)
     calls = [world.reserve(need=5, budgets=(here,), money=20), world.reserve(need=5)]
@@ -199,7 +199,10 @@ async def test_budgets_nobody_can_read_keep_no_other_late_call_waiting(
         world.client.delete(keys.hold(world.p, call.id))
         call.settle(tokens=5, money=7 * (call is calls[0]))
     late = await late_ones(world, keeping)
-    ends = [Ending(one, Verb.POST, Charged(5, money=one.settlement.money, requests=1)) for one in late]
+    ends = [
+        LateResolution(one, Verb.POST, ChargedAmounts(5, money=one.settlement.money, requests=1))
+        for one in late
+    ]
     terms = keys.organization_terms(world.caller.organization_id)
     right = world.client.getdel(terms)
     if stored is None:
@@ -223,12 +226,12 @@ async def test_budgets_nobody_can_read_keep_no_other_late_call_waiting(
     ],
 )
 async def test_a_reclaim_counts_in_budgets_what_its_policy_says(
-    world: World, keeping: Keeping, policy: ReclaimPolicy, expected: list[tuple[int, int]]
+    world: World, keeping: ReclaimClient, policy: ReclaimPolicy, expected: list[tuple[int, int]]
 ) -> None:
     world.plan(None)
     here = account(window(1, 1000), window(2, 1000, "tokens"), window(3, 9, "requests"))
     call = world.reserve(need=5, budgets=(here,), money=20, raw_tokens=5)
-    live = Observed(world.caller, call.id, 0, 30, budgets=names(here), money_rate=RATE, counts_raw=True)
+    live = HoldExtension(world.caller, call.id, 0, 30, budgets=names(here), money_rate=RATE, counts_raw=True)
     world.kept([(live, 20)])
     world.client.zadd(keys.deadlines(world.p), {call.id: 1})
     [expired] = await keeping.expired(10)
@@ -237,15 +240,15 @@ async def test_a_reclaim_counts_in_budgets_what_its_policy_says(
     assert used(world, here) == expected
 
 
-async def test_what_comes_after_a_reclaim_counts_what_differs(world: World, keeping: Keeping) -> None:
+async def test_what_comes_after_a_reclaim_counts_what_differs(world: World, keeping: ReclaimClient) -> None:
     world.plan(None)
     here = budgeted(world, DAILY)
     call = world.reserve(need=5, budgets=(here,), money=20)
     call.reclaim(3, money=12)
     call.settle(tokens=5, money=17)
     [late] = await late_ones(world, keeping)
-    more = Charged(2, money=5, raw_tokens=2)
-    assert await keeping.end([Ending(replace(late), Verb.CORRECT, more)]) == [True]
+    more = ChargedAmounts(2, money=5, raw_tokens=2)
+    assert await keeping.end([LateResolution(replace(late), Verb.CORRECT, more)]) == [True]
     assert used(world, here) == [(17, 0)]
     assert world.events()[-1].requests == 0
 

@@ -12,23 +12,23 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.core.integrity.recovery import Strays
+from gateway.core.integrity.recovery import OrphanEntries
 from gateway.core.layout import LAYOUT
 from gateway.counters.history_guard import (
     NOBODY,
     PULSE_S_MAX,
-    Fence,
+    HistoryGuard,
     _watched,
     generation,
     history,
     keep_looking,
 )
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.outbox import StrayReader
+from gateway.counters.keeper.outbox import OrphanReader
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually, wait_until
@@ -96,9 +96,9 @@ async def guarded(
     pulse: str = "1",
     clock: Callable[[], float] = time.monotonic,
     promoted: dict[bytes, bytes] | None = None,
-) -> AsyncIterator[tuple[Wire, Fence]]:
-    wire = Wire(parse_url(url), time.monotonic)
-    fence = Fence(wire, pulse, clock, promoted=promoted)
+) -> AsyncIterator[tuple[RedisConnection, HistoryGuard]]:
+    wire = RedisConnection(parse_url(url), time.monotonic)
+    fence = HistoryGuard(wire, pulse, clock, promoted=promoted)
     await wire.open()
     try:
         yield wire, fence
@@ -106,7 +106,7 @@ async def guarded(
         await wire.close()
 
 
-async def looked(fence: Fence) -> None:
+async def looked(fence: HistoryGuard) -> None:
     """Look until an answer comes: a connection may have to be made anew for it."""
 
     async def answered() -> bool:
@@ -118,12 +118,12 @@ async def looked(fence: Fence) -> None:
     await eventually(answered)
 
 
-def stray_reader(wire: Wire, fence: Fence) -> StrayReader:
-    return StrayReader(Client(wire), fence.check_history)
+def stray_reader(wire: RedisConnection, fence: HistoryGuard) -> OrphanReader:
+    return OrphanReader(Client(wire), fence.check_history)
 
 
 @asynccontextmanager
-async def cut_off(data: Data, wire: Wire) -> AsyncIterator[None]:
+async def cut_off(data: Data, wire: RedisConnection) -> AsyncIterator[None]:
     """While the block runs there is no connection, nor can one be made."""
     home, wire.address = wire.address, parse_url(f"redis://127.0.0.1:{free_port()}")
     data.client.client_kill_filter(_type="normal", skipme=True)
@@ -422,7 +422,7 @@ async def test_an_exchange_behind_a_drop_of_strays_is_noticed(data: Data) -> Non
     async with guarded(data.server.url) as (wire, fence):
         await fence.check_history()
         data.client.save()
-        begins = await stray_reader(wire, fence).drop(Strays(0, b"5-0"))
+        begins = await stray_reader(wire, fence).drop(OrphanEntries(0, b"5-0"))
         assert begins == b"5-1"
         reloaded(data)
         await fence.check_history()
@@ -436,7 +436,7 @@ async def test_strays_are_not_dropped_in_data_that_was_exchanged(data: Data) -> 
         data.client.save()
         reloaded(data)
         with pytest.raises(CountersUnavailable):
-            await stray_reader(wire, fence).drop(Strays(0, b"5-0"))
+            await stray_reader(wire, fence).drop(OrphanEntries(0, b"5-0"))
         assert data.client.exists(keys.outbox(0)) == 0
         assert fence.noticed == 1
 
@@ -449,7 +449,7 @@ async def test_strays_are_not_said_to_be_dropped_where_the_stream_went_on(data: 
         data.client.xadd(keys.outbox(0), {"e": ""}, id="9-0")
         with pytest.raises(CountersRefused):
             await fence.check_history(encode(b"XADD", keys.outbox(0).encode(), b"5-1", b"e", b""))
-        assert await reader.drop(Strays(0, b"5-0")) == b"9-1"
+        assert await reader.drop(OrphanEntries(0, b"5-0")) == b"9-1"
         assert fence.noticed == 0
 
 

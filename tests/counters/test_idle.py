@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.admission.cache import HEARD
-from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -70,7 +70,7 @@ async def test_what_a_keeper_writes_is_told(world: World, tmp_path: Path) -> Non
         verify(world, worker.wires.wires[0].run_id, epoch=3)
         await eventually(lambda: min(reported(world.client)) == 3)
         await eventually(lambda: worker.is_current and worker.directory.version == 3)
-        other = SharedCooling(worker.wires, time.monotonic)
+        other = SharedCircuitBreaker(worker.wires, time.monotonic)
         other.table.begin("upstream", 60.0, (), time.monotonic())
         await other.share()
         await eventually(lambda: "upstream" in worker.cooling.table.entries, within_s=10.0)

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.keeper.moves import Moves
+from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.status import SAY_AGAIN_S
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -91,7 +91,7 @@ async def test_a_partition_that_is_moved_is_known_under_its_new_marker(
     cluster: ValkeyCluster, worker: Idle
 ) -> None:
     partition = cluster.partitions_of(cluster.primaries[0])[-1]
-    moves = Moves(worker.wires)
+    moves = SlotMoves(worker.wires)
     await moves.take_up()
     before = worker.wires.of(partition)
     cluster.move(partition, cluster.primaries[1])

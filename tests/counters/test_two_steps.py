@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 
-from gateway.core.model import NO_SERVICE, HoldRequest, Limits, Settled, Verdict
+from gateway.core.model import NO_SERVICE, HoldRequest, Limits, SettleResult, Verdict
 from gateway.counters.leases.leaser import ACTIVE_S
 from tests.builders import CHAT, World, driven
 from tests.conftest import ValkeyServer
@@ -81,7 +81,7 @@ async def test_a_call_of_two_steps_ends_once_wherever_each_was_admitted(
     await turn(worker, at_end)
     if charge:
         known = at_end and (at_head or at_body)
-        expected = Settled.DONE if known else Settled.UNKNOWN if at_end else Settled.SPOOLED
+        expected = SettleResult.DONE if known else SettleResult.UNKNOWN if at_end else SettleResult.SPOOLED
         assert await worker.settle(request, USED) is expected
     else:
         await worker.release(request)

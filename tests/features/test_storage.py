@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import MissingExtra, PlaceFailed
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from gateway.ops.storage import Place
 )
 def test_no_password_stands_in_an_address_which_is_kept_and_shown(url: str) -> None:
     with pytest.raises(PlaceFailed, match="AWS_ACCESS_KEY_ID") as refused:
-        Place(url)
+        FileStore(url)
     assert "Geheim1" not in refused.value.message
     assert "AKIA" not in refused.value.message
 
@@ -33,25 +33,25 @@ def test_no_password_stands_in_an_address_which_is_kept_and_shown(url: str) -> N
 )
 def test_what_an_address_says_beside_its_store_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(PlaceFailed, match="AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE") as refused:
-        Place(url)
+        FileStore(url)
     assert "Geheim1" not in refused.value.message
 
 
 @pytest.mark.parametrize("url", ["", " "])
 def test_an_address_is_said(url: str) -> None:
     with pytest.raises(PlaceFailed, match="empty"):
-        Place(url)
+        FileStore(url)
 
 
 def test_an_address_is_parted_and_put_together_again() -> None:
-    folder, name = Place.parted("s3://ledgers/all/one?region=eu-central-1&scheme=http")
+    folder, name = FileStore.parted("s3://ledgers/all/one?region=eu-central-1&scheme=http")
     assert (folder, name) == ("s3://ledgers/all?region=eu-central-1&scheme=http", "one")
-    assert Place(folder).address(name) == "s3://ledgers/all/one?region=eu-central-1&scheme=http"
-    assert Place.parted("s3://ledgers") == ("s3://ledgers", "")
+    assert FileStore(folder).address(name) == "s3://ledgers/all/one?region=eu-central-1&scheme=http"
+    assert FileStore.parted("s3://ledgers") == ("s3://ledgers", "")
 
 
 def test_what_a_directory_does_not_allow_is_told_whoever_asks(tmp_path: Path) -> None:
-    place = Place(str(tmp_path))
+    place = FileStore(str(tmp_path))
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "full.json").mkdir()
     (tmp_path / "full.json" / "one").write_bytes(b"x")
@@ -76,4 +76,4 @@ def test_what_a_directory_does_not_allow_is_told_whoever_asks(tmp_path: Path) ->
 def test_a_program_without_its_libraries_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
     with pytest.raises(MissingExtra, match=r"pip install .tollkeeper\[archive\]"):
-        Place(str(tmp_path))
+        FileStore(str(tmp_path))

@@ -10,23 +10,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from gateway.core.accounts.budgets import Asked, Budget
+from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.billing.price_book import NO_STAND_INS, Vector
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import Route
 from gateway.core.model import (
     Attribution,
     Caller,
     Decision,
     Family,
+    HoldExtension,
     HoldRequest,
-    Observed,
     Scope,
     Service,
-    Settled,
     Settlement,
+    SettleResult,
     Verdict,
     Window,
 )
@@ -183,7 +183,7 @@ class FakeDirectory:
         return self.services
 
     def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
     ) -> CallBudgets | None:
         """Of those that are `there`, at the beginning of 2026; `remembered` are models of calls."""
         if remember:
@@ -191,7 +191,7 @@ class FakeDirectory:
         if not self.budgets_there:
             return None
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
-        found = budgets.find(Asked(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
+        found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
@@ -242,8 +242,8 @@ class FakeCounters:
         self.heads: list[HoldRequest] = []
         self.let_go: list[Settlement] = []
         self.settlements: list[Settlement] = []
-        self.watched: list[Observed] = []
-        self.unwatched: list[Observed] = []
+        self.watched: list[HoldExtension] = []
+        self.unwatched: list[HoldExtension] = []
         self.outgrowths: list[int] = []
         self.extension: tuple[int, bool, bool] | None = None
         self.decision: Decision | None = Decision(
@@ -260,11 +260,11 @@ class FakeCounters:
         self.by_head: Decision | None = self.decision
         # Whether budgets hold just what they are asked for, and not what the decision says.
         self.holds_asked = False
-        self.settled: Settled | None = Settled.DONE
+        self.settled: SettleResult | None = SettleResult.DONE
         self.silent = self.slow = False
         self.admitting: list[tuple[Wait[Decision], Decision]] = []
         self.asked = asyncio.Event()
-        self.waiting: list[Wait[Settled]] = []
+        self.waiting: list[Wait[SettleResult]] = []
 
     async def reserve(self, request: HoldRequest) -> Decision:
         wait: Wait[Decision] = Wait()
@@ -285,29 +285,29 @@ class FakeCounters:
             asyncio.get_running_loop().call_soon(wait.set, decision)
         return await wait
 
-    async def settle(self, settlement: Settlement) -> Settled:
+    async def settle(self, settlement: Settlement) -> SettleResult:
         if not settlement.service.id:
             assert not settlement.charge
             self.let_go.append(settlement)
-            return Settled.DONE
+            return SettleResult.DONE
         self.settlements.append(settlement)
         self.asked.set()
-        wait: Wait[Settled] = Wait()
+        wait: Wait[SettleResult] = Wait()
         if self.silent:
             self.waiting.append(wait)
-        elif self.settled is None or (self.settled is Settled.SPOOLED and not settlement.charge):
+        elif self.settled is None or (self.settled is SettleResult.SPOOLED and not settlement.charge):
             wait.fail(CountersUnavailable())
         else:
             asyncio.get_running_loop().call_soon(wait.set, self.settled)
         return await wait
 
-    def watch(self, observed: Observed) -> None:
+    def watch(self, observed: HoldExtension) -> None:
         self.watched.append(observed)
 
-    def unwatch(self, observed: Observed) -> None:
+    def unwatch(self, observed: HoldExtension) -> None:
         self.unwatched.append(observed)
 
-    def outgrown(self, observed: Observed) -> None:
+    def outgrown(self, observed: HoldExtension) -> None:
         """Extend at once, by what `extension` says: the hold, and whether the account is exhausted."""
         self.outgrowths.append(observed.tokens)
         if self.extension is not None:

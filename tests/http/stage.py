@@ -21,12 +21,12 @@ import h11
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.claims import Estimator
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
-from gateway.core.circuit_breaker import Cooling
+from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import Objects, Ports, Tokens, Tracer
+from gateway.http.ports import ObjectOwnersPort, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -301,11 +301,11 @@ class Stage:
         self.tokens: Tokens = NoTokens()
         self.counters = FakeCounters()
         self.objects = FakeObjects()
-        self.stored: Objects | None = None
+        self.stored: ObjectOwnersPort | None = None
         self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
         self.refusals = Refusals(time.time)
-        self.cooling = Cooling()
+        self.cooling = CircuitBreaker()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
@@ -403,7 +403,7 @@ async def staged(
     look_up: LookUp = by_system,
     tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
     earlier_peppers: tuple[bytes, ...] = (),
-    stored: Objects | None = None,
+    stored: ObjectOwnersPort | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the

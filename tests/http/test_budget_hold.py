@@ -15,13 +15,13 @@ from gateway.core.accounts.budgets import (
     FLAG_TOKENS,
     MONEY,
     TOKENS,
-    Asked,
     Budget,
+    CallAttributes,
     account_of,
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.billing.price_book import KINDS, Vector, read_stand_ins
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import ModelNotPriced
@@ -137,9 +137,9 @@ async def test_a_model_nobody_can_price_is_not_called_under_a_budget_of_money() 
 
 def test_a_call_that_names_no_model_is_not_priced_under_a_budget_of_money() -> None:
     """No family reads one without; one that did would count nothing."""
-    nameless = Call("openai_chat", Family("openai"), b"")
+    nameless = CallRequest("openai_chat", Family("openai"), b"")
     check_known(NO_PRICES, nameless)
-    asking = OrganizationBudgets(1, (BUDGET,), "USD").find(Asked(7, 0, 1), 0)
+    asking = OrganizationBudgets(1, (BUDGET,), "USD").find(CallAttributes(7, 0, 1), 0)
     with pytest.raises(ModelNotPriced, match=BUDGET.name):
         check_known(NO_PRICES, nameless, asking)
 

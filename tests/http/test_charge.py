@@ -8,15 +8,15 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.money import Pricing, Tier, TokenPrice
+from gateway.core.billing.money import CreditRates, PriceTier, ServicePricing
 from gateway.core.calls.claims import CEILING
 from gateway.core.model import Service
 from gateway.errors import ServiceNotIncluded
 from tests.http.fakes import CHAT, get, post
 from tests.http.stage import staged
 
-PRICES = {"m": TokenPrice(input=2_000_000, output=5_000_000)}  # 2 and 5 credits a token
-BY_TOKEN = Service(1, "chat", "consumption", False, credits=9, pricing=Pricing(per_million=PRICES))
+PRICES = {"m": CreditRates(input=2_000_000, output=5_000_000)}  # 2 and 5 credits a token
+BY_TOKEN = Service(1, "chat", "consumption", False, credits=9, pricing=ServicePricing(per_million=PRICES))
 
 
 @pytest.mark.parametrize("counts", [False, True])
@@ -46,7 +46,9 @@ async def test_a_model_without_a_price_is_refused_and_nothing_is_held(model: str
 @pytest.mark.parametrize("model", ["m ", " m", "m\\u00a0", "m\\n", "\\tm", "m\\u200b", "m\\u0000"])
 async def test_a_name_with_blanks_around_it_is_no_name(model: str) -> None:
     async with staged() as stage:
-        stage.directory.services["chat"] = replace(BY_TOKEN, pricing=Pricing(per_million={"*": PRICES["m"]}))
+        stage.directory.services["chat"] = replace(
+            BY_TOKEN, pricing=ServicePricing(per_million={"*": PRICES["m"]})
+        )
         got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
         assert (got.status, got.reason) == (400, "invalid_request")
 
@@ -63,7 +65,9 @@ async def test_every_model_that_may_answer_needs_a_price(more: bytes) -> None:
 @pytest.mark.parametrize(
     "service",
     [
-        Service(1, "chat", "consumption", False, pricing=Pricing(tiers=(Tier(None, Decimal(1)),))),
+        Service(
+            1, "chat", "consumption", False, pricing=ServicePricing(tiers=(PriceTier(None, Decimal(1)),))
+        ),
         Service(1, "chat", "pay_per_use", False, pricing=BY_TOKEN.pricing),
     ],
 )
@@ -77,7 +81,7 @@ async def test_a_stored_price_that_cannot_be_used_charges_nobody_nothing(service
 
 async def test_a_call_that_names_no_model_is_not_priced_by_one() -> None:
     async with staged() as stage:
-        prices = Pricing(per_million={"*": PRICES["m"]})
+        prices = ServicePricing(per_million={"*": PRICES["m"]})
         stage.directory.services["search"] = replace(stage.directory.services["search"], pricing=prices)
         got = await stage.ask(get(b"/services/search/x"), "GET")
         assert (got.status, got.reason) == (403, "model_not_priced")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.core.model import Decision, HoldRequest, Settled
+from gateway.core.model import Decision, HoldRequest, SettleResult
 from gateway.core.wait import Wait
 from tests.http.fakes import ANSWER, AUTH, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, answer, chunks, get, post
 from tests.http.stage import staged
@@ -440,7 +440,7 @@ async def test_a_settlement_is_never_interrupted_by_the_client() -> None:
         await stage.settled()
         client.reset()
         await eventually(lambda: stage.connections == 0)
-        stage.counters.waiting[0].set(Settled.DONE)
+        stage.counters.waiting[0].set(SettleResult.DONE)
         await eventually(lambda: stage.tally.requests)
         assert len(stage.counters.settlements) == 1
 

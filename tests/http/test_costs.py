@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.outbox import CallFacts, read_facts
-from gateway.core.billing.money import AtCost, Pricing
+from gateway.core.billing.money import CostMarkup, ServicePricing
 from gateway.core.billing.price_book import Vector, read_stand_ins
 from gateway.core.calls.claims import MODEL_USES, TOOL_USES
 from gateway.core.model import Service
@@ -298,9 +298,15 @@ async def test_a_stand_in_without_a_price_is_none(stand_ins: str) -> None:
         assert (got.status, got.reason) == (403, "model_not_priced")
 
 
-IN_MONEY = Service(9, "messages", "pay_per_use", True, pricing=Pricing(at_cost=AtCost(Decimal("1.2"))))
+IN_MONEY = Service(
+    9, "messages", "pay_per_use", True, pricing=ServicePricing(at_cost=CostMarkup(Decimal("1.2")))
+)
 IN_CREDITS = Service(
-    9, "messages", "consumption", False, pricing=Pricing(at_cost=AtCost(Decimal("1.2"), Decimal(250)))
+    9,
+    "messages",
+    "consumption",
+    False,
+    pricing=ServicePricing(at_cost=CostMarkup(Decimal("1.2"), Decimal(250))),
 )
 
 

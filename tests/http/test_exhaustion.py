@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from gateway.core.billing.money import Pricing, TokenPrice
+from gateway.core.billing.money import CreditRates, ServicePricing
 from gateway.core.calls.routes import Route
 from gateway.core.model import Service
 from tests.http.fakes import (
@@ -140,7 +140,7 @@ async def test_what_counts_no_tokens_is_never_extended_for_them() -> None:
 
 
 async def test_a_stream_that_outgrows_its_credits_is_treated_as_one_without_tokens() -> None:
-    price = Pricing(per_million={"*": TokenPrice(1_000_000, 1_000_000)})
+    price = ServicePricing(per_million={"*": CreditRates(1_000_000, 1_000_000)})
     for extension, cut in (((1 << 20, False, False), False), ((40, True, True), True)):
         async with staged() as stage:
             stage.directory.services["chat"] = Service(1, "chat", "consumption", False, pricing=price)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.http.reply import LINES_MAX, PERIOD_S, Fault, FaultLog
+from gateway.http.reply import LINES_MAX, PERIOD_S, FaultLog, UnexpectedError
 
 
 class Clock:
@@ -21,7 +21,7 @@ def raised() -> Exception:
 
 
 def test_a_fault_keeps_type_and_place_and_nothing_else() -> None:
-    fault = Fault(raised())
+    fault = UnexpectedError(raised())
     assert str(fault) == "ValueError"
     assert fault.place.partition(":")[0] == __name__
     assert "wrote" not in repr((fault, fault.args, fault.__dict__, fault.__cause__, fault.__context__))

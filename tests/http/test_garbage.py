@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.routing.head import CallHead, Reading, RoutedHead
+from gateway.http.routing.head import CallHead, ParsedHead, RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Link
@@ -33,7 +33,7 @@ from tests.http.fakes import (
 from tests.http.stage import Close, Stage, Step, staged
 from tests.waiting import eventually
 
-OURS = (ClientConnection, Exchange, Link, CallHead, Reading, RoutedHead)
+OURS = (ClientConnection, Exchange, Link, CallHead, ParsedHead, RoutedHead)
 STREAM = STREAM_HEAD + chunks(EVENT, end=False)
 REST = chunks(EVENT, USAGE_EVENT, DONE_EVENT)
 

@@ -17,7 +17,7 @@ from gateway.core.metering.meters import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
 from gateway.http.routing.head import HeadRouter
-from gateway.http.routing.routes import Bindings
+from gateway.http.routing.routes import WorkerBindings
 from tests.http.fakes import AUTH, CALLER, ROUTES, FakeDirectory, answer, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_budget_hold import BUDGET
@@ -86,7 +86,7 @@ def test_a_service_where_no_models_are_asks_for_no_list() -> None:
     rules = ServiceRules(
         (("sms", "sms"), ("beside", "beside"), ("allowed", "beside")), unread=frozenset({"allowed"})
     )
-    bindings = Bindings(routes, targets, rules, directory, lambda event, **facts: None)
+    bindings = WorkerBindings(routes, targets, rules, directory, lambda event, **facts: None)
     router = HeadRouter(routes, targets, bindings, HttpLimits())
     found = {
         name: router.route(post(b"{}", b"/services/%b/x" % name.encode())).any_model

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families import registry
-from gateway.core.families.controlled import Document, Names, flag, maximum, model_name
-from gateway.core.families.family import ApiFamily, Shape
+from gateway.core.families.controlled import ControlledNames, Document, flag, maximum, model_name
+from gateway.core.families.family import ApiFamily, CallKind
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import Family
@@ -21,10 +21,10 @@ from gateway.errors import Refusal
 from tests.http.fakes import ROUTES, answer, chunks, post
 from tests.http.stage import staged
 
-_CONTROLLED = Names("model", "live", "most")
+_CONTROLLED = ControlledNames("model", "live", "most")
 
 
-def read(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read(call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds) -> None:
     _CONTROLLED.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "live")
@@ -51,7 +51,7 @@ ECHO = ApiFamily(
     Family("echo"),
     lambda refusal, request_id: {"oops": refusal.reason, "of": request_id},
     shapes={
-        "echo_say": Shape(
+        "echo_say": CallKind(
             read,
             Dialect(whole, report, lambda meter: b'data: {"spent": [0, 0]}\n\n'),
             "most",

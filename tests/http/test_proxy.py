@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from gateway.core.model import Decision, Settled, Verdict
+from gateway.core.model import Decision, SettleResult, Verdict
 from gateway.errors import CountersRefused, InternalError
 from gateway.http.reply import LINES_MAX
 from tests.http.fakes import (
@@ -68,7 +68,7 @@ async def test_nothing_of_a_whole_answer_is_sent_before_it_is_settled() -> None:
         await stage.settled()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.reader.read(1), 0.1)
-        stage.counters.waiting[0].set(Settled.DONE)
+        stage.counters.waiting[0].set(SettleResult.DONE)
         assert (await client.answer()).body == ANSWER
 
 
@@ -82,7 +82,7 @@ async def test_the_end_of_a_stream_waits_for_its_settlement() -> None:
         await stage.settled()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.read_until(DONE_EVENT), 0.1)
-        stage.counters.waiting[0].set(Settled.DONE)
+        stage.counters.waiting[0].set(SettleResult.DONE)
         assert await client.read_until(DONE_EVENT + b"\r\n0\r\n\r\n")
 
 
@@ -113,7 +113,7 @@ async def test_the_end_of_a_stream_waits_however_it_comes(end: list[bytes | floa
         await stage.settled()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.read_until(b"[DONE]"), 0.1)
-        stage.counters.waiting[0].set(Settled.DONE)
+        stage.counters.waiting[0].set(SettleResult.DONE)
         assert b"[DONE]" in await client.read_until(b"\r\n0\r\n\r\n")
 
 
@@ -164,7 +164,7 @@ async def test_a_route_may_settle_after_its_reply() -> None:
         client = await stage.client()
         assert (await client.ask(post(CHAT, b"/v1/later"))).body == ANSWER
         await stage.settled()
-        stage.counters.waiting[0].set(Settled.DONE)
+        stage.counters.waiting[0].set(SettleResult.DONE)
         stage.counters.silent = False
         assert (await client.ask(post(CHAT))).status == 200
 

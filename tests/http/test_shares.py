@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from gateway.http.fair_share import Shares
+from gateway.http.fair_share import FairShares
 
 
-def fill(shares: Shares, organization_id: int, amount: int = 1) -> int:
+def fill(shares: FairShares, organization_id: int, amount: int = 1) -> int:
     """Take until it is refused; what one has then."""
     while shares.acquire(organization_id, amount):
         pass
@@ -17,7 +17,7 @@ def fill(shares: Shares, organization_id: int, amount: int = 1) -> int:
 
 
 def test_one_has_its_share_and_no_more() -> None:
-    shares = Shares(2000, 500)
+    shares = FairShares(2000, 500)
     assert fill(shares, 1) == 500
     assert shares.acquire(2)
     shares.release(1)
@@ -26,7 +26,7 @@ def test_one_has_its_share_and_no_more() -> None:
 
 @pytest.mark.parametrize("organizations", [1, 2, 4, 8])
 def test_where_some_have_all_they_can_a_newcomer_gets_some(organizations: int) -> None:
-    shares = Shares(2000, 500)
+    shares = FairShares(2000, 500)
     for _ in range(3):
         for organization_id in range(organizations):
             fill(shares, organization_id)
@@ -36,21 +36,21 @@ def test_where_some_have_all_they_can_a_newcomer_gets_some(organizations: int) -
 
 
 def test_the_whole_may_be_ones_alone() -> None:
-    shares = Shares(3, 3)
+    shares = FairShares(3, 3)
     assert fill(shares, 1) == 3
     assert not shares.acquire(2)
 
 
 def test_a_share_is_one_at_least_and_all_of_it_may_come_at_once() -> None:
-    assert Shares(2, 0).acquire(1)
-    shares = Shares(128, 32)
+    assert FairShares(2, 0).acquire(1)
+    shares = FairShares(128, 32)
     assert shares.acquire(1, 32)
     assert not shares.acquire(1)
     assert not shares.acquire(2, 33)
 
 
 def test_what_is_given_back_is_there_again_to_the_last() -> None:
-    draw, shares, held = random.Random(5), Shares(1000, 250), list[tuple[int, int]]()
+    draw, shares, held = random.Random(5), FairShares(1000, 250), list[tuple[int, int]]()
     for _ in range(5000):
         if held and draw.random() < 0.5:
             shares.release(*held.pop(draw.randrange(len(held))))

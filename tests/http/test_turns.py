@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from gateway.http.fair_share import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
+from gateway.http.fair_share import AT_ONCE_BYTES_MAX, TURN_S_MAX, FairQueue
 from tests.http.fakes import CHAT_STREAM, DONE_EVENT, EVENT, USAGE_EVENT, chunks, get, post
 from tests.http.stage import staged
 from tests.waiting import eventually
@@ -37,7 +37,7 @@ class Scene:
         self.time = 0.0
         self.ran: list[int] = []
         self.took_s = took_s
-        self.turns = Turns(cast("asyncio.AbstractEventLoop", self.loop), lambda: self.time)
+        self.turns = FairQueue(cast("asyncio.AbstractEventLoop", self.loop), lambda: self.time)
 
     def wait(self, number: int, *, again: bool = False) -> None:
         def go_on() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.issuers import Issuer, Meaning, known_as, read_claims, read_token
+from gateway.core.issuers import Issuer, TokenSubject, known_as, read_claims, read_token
 from gateway.errors import InvalidApiKey
 from gateway.issuers.fetching import read_key_set
 from gateway.settings.config_errors import parsed
@@ -59,7 +59,7 @@ def examples(folder: Path) -> dict[str, Issuer]:
     return found
 
 
-def meant(folder: Path, said: dict[str, Any], **header: Any) -> Meaning:
+def meant(folder: Path, said: dict[str, Any], **header: Any) -> TokenSubject:
     """What a token of these claims means, once it is signed and verified."""
     text = read_token(token(said, **header))
     key = read_key_set(jwks()).find(text)

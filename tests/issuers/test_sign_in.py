@@ -13,14 +13,14 @@ from gateway.core.issuers import SignIn
 from gateway.errors import IssuerUnavailable, NotFound, SignInRefused
 from gateway.issuers.sign_in import ASKED_AT_ONCE_MAX, ASKED_BY_SITE_MAX, SignIns
 from tests.admin.console.elsewhere import Held, configured
-from tests.identity_provider import IdentityProvider, identity_provider
+from tests.identity_provider import FakeIdentityProvider, identity_provider
 from tests.waiting import eventually
 
 COOKIE = "c" * 43
 
 
 @pytest.fixture
-def one() -> Iterator[IdentityProvider]:
+def one() -> Iterator[FakeIdentityProvider]:
     with identity_provider() as provider:
         yield provider
 
@@ -34,24 +34,24 @@ def held() -> Iterator[Held]:
 
 
 @pytest.fixture
-def other() -> Iterator[IdentityProvider]:
+def other() -> Iterator[FakeIdentityProvider]:
     with identity_provider() as provider:
         yield provider
 
 
-def sign_ins_of(one: IdentityProvider, other: IdentityProvider, **more: Any) -> SignIns:
+def sign_ins_of(one: FakeIdentityProvider, other: FakeIdentityProvider, **more: Any) -> SignIns:
     providers = configured("one", one), configured("other", other)
     sign_in = SignIn("https://console.example", providers)
     return SignIns(sign_in, time.monotonic, time.time, lambda *_, **__: None, **more)
 
 
-def redeem(sign_ins: SignIns, name: str, provider: IdentityProvider, address: str = "192.0.2.99") -> Any:
+def redeem(sign_ins: SignIns, name: str, provider: FakeIdentityProvider, address: str = "192.0.2.99") -> Any:
     asked = {"code": "made-up", "issuer": provider.url, "verifier": "v", "nonce": "n"}
     return sign_ins.redeem(name, address=address, **asked)
 
 
 async def test_made_up_codes_keep_nobody_from_another_provider_or_from_going_on(
-    one: IdentityProvider, other: IdentityProvider, held: Held
+    one: FakeIdentityProvider, other: FakeIdentityProvider, held: Held
 ) -> None:
     sign_ins = sign_ins_of(one, other, ask=held.ask)
     everywhere = [f"192.0.2.{site}" for site in range(ASKED_AT_ONCE_MAX)]
@@ -83,7 +83,7 @@ async def test_made_up_codes_keep_nobody_from_another_provider_or_from_going_on(
 
 @pytest.mark.parametrize("site", [["192.0.2.1"], [f"2001:db8::{host}" for host in range(1, 9)]])
 async def test_made_up_codes_of_one_site_leave_room_for_people_elsewhere(
-    one: IdentityProvider, other: IdentityProvider, held: Held, site: list[str]
+    one: FakeIdentityProvider, other: FakeIdentityProvider, held: Held, site: list[str]
 ) -> None:
     sign_ins = sign_ins_of(one, other, ask=held.ask)
     sent = [site[n % len(site)] for n in range(ASKED_BY_SITE_MAX)]
@@ -105,7 +105,7 @@ async def test_made_up_codes_of_one_site_leave_room_for_people_elsewhere(
 
 
 async def test_a_provider_that_does_not_answer_in_time_is_away(
-    one: IdentityProvider, other: IdentityProvider, held: Held
+    one: FakeIdentityProvider, other: FakeIdentityProvider, held: Held
 ) -> None:
     hurried = sign_ins_of(one, other, ask=held.ask, answered_s_max=0.05)
     await hurried.address("one", state="s", nonce="n", challenge="c")
@@ -117,7 +117,7 @@ async def test_a_provider_that_does_not_answer_in_time_is_away(
 
 @pytest.mark.parametrize("odd", ["\ud800", "a\nb", "ü", "", "r" * 8193, 7])
 async def test_what_cannot_be_asked_with_is_not_kept(
-    one: IdentityProvider, other: IdentityProvider, odd: object
+    one: FakeIdentityProvider, other: FakeIdentityProvider, odd: object
 ) -> None:
     sign_ins = sign_ins_of(one, other)
     one.renewals["first"] = True
@@ -130,7 +130,7 @@ async def test_what_cannot_be_asked_with_is_not_kept(
 
 
 async def test_other_providers_are_gone_by_at_once_and_what_is_known_of_the_same_stays(
-    one: IdentityProvider, other: IdentityProvider
+    one: FakeIdentityProvider, other: FakeIdentityProvider
 ) -> None:
     sign_ins = sign_ins_of(one, other)
     labels, known = sign_ins.labels, sign_ins._keys["other"]

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.core.alerts.messages import signature
 from tests.journey.stack import Body, Stack
-from tests.mail_server import MailServer
+from tests.mail_server import FakeMailServer
 from tests.waiting import wait_until
 
 FROM = "tollkeeper@example.com"
@@ -61,9 +61,9 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def mailbox() -> Iterator[MailServer]:
+def mailbox() -> Iterator[FakeMailServer]:
     """A mail server on this machine, so without TLS, in a thread of its own."""
-    server, loop, there = MailServer(offers=()), asyncio.new_event_loop(), threading.Event()
+    server, loop, there = FakeMailServer(offers=()), asyncio.new_event_loop(), threading.Event()
 
     async def listen() -> None:
         async with server.listening():
@@ -85,7 +85,7 @@ def organization_of(stack: Stack, tenant: int) -> int:
 
 
 def test_a_budget_that_is_used_up_is_told_once_by_message_and_by_mail(
-    own_stack: Callable[..., Stack], receiver: Receiver, mailbox: MailServer
+    own_stack: Callable[..., Stack], receiver: Receiver, mailbox: FakeMailServer
 ) -> None:
     stack = own_stack(
         TOLLKEEPER_WEBHOOK_PRIVATE_ADDRESSES="true",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.local.processes import DIED, HUNG, Child, Program
+from gateway.local.processes import DIED, HUNG, Child, ProcessSpec
 from tests.waiting import eventually
 
 READS = "import sys; line = sys.stdin.readline(); open(sys.argv[1], 'w').write(line); sys.stdin.read()"
@@ -25,7 +25,7 @@ async def test_what_is_told_while_it_starts_is_its_first_line(
     async def ready(_pid: int) -> bool:
         return said.exists() and said.read_text().endswith("\n")
 
-    program = Program("reader", (sys.executable, "-c", READS, str(said)), ready, stdin=b"old")
+    program = ProcessSpec("reader", (sys.executable, "-c", READS, str(said)), ready, stdin=b"old")
     child = Child(program, lambda _: None, lambda: None)
     spawns = asyncio.create_subprocess_exec
 
@@ -48,7 +48,7 @@ async def test_a_start_that_fails_is_no_restart(tmp_path: Path) -> None:
     async def ready(_pid: int) -> bool:
         return True
 
-    child = Child(Program("sleeper", (str(program),), ready, stop_max_s=0.1), said.append, lambda: None)
+    child = Child(ProcessSpec("sleeper", (str(program),), ready, stop_max_s=0.1), said.append, lambda: None)
     await child.start()
     try:
         program.rename(away)

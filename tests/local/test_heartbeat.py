@@ -13,7 +13,7 @@ import pytest
 
 from gateway.local import heartbeat
 from gateway.local.heartbeat import Heartbeat
-from gateway.local.processes import DIED, HUNG, LAST_WORDS_S, Child, Program
+from gateway.local.processes import DIED, HUNG, LAST_WORDS_S, Child, ProcessSpec
 from tests.tree import ROOT
 from tests.waiting import eventually
 
@@ -48,7 +48,7 @@ class Kept:
         async def ready(_pid: int) -> bool:
             return code is SILENT or self.there.exists()
 
-        program = Program(
+        program = ProcessSpec(
             "worker", (sys.executable, "-c", code, str(self.there)), ready, ready_max_s,
             stdin=b"settings", log=self.log, cwd=ROOT, silent_s_max=silent_s_max, stop_max_s=0.1,
             last_words_s=last_words_s,

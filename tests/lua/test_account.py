@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.core.accounts.outbox import Event, EventFlag, EventKind
+from gateway.core.accounts.outbox import EventFlag, EventKind, OutboxEntry
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.model import Settled, Verdict
+from gateway.core.model import SettleResult, Verdict
 from tests.builders import Call, World
 
 DAY_MS = 86_400_000
@@ -128,11 +128,11 @@ class Life(RuleBasedStateMachine):
     def end(self, at: int, tokens: int, how: str) -> None:
         call, _ = self.live.pop(at % len(self.live))
         if how == "release":
-            assert call.release() is Settled.DONE
+            assert call.release() is SettleResult.DONE
             return
         end = call.settle if how == "settle" else call.reclaim
-        assert end(tokens) is Settled.DONE
-        assert call.settle(tokens) is (Settled.UNKNOWN if how == "settle" else Settled.RECLAIMED)
+        assert end(tokens) is SettleResult.DONE
+        assert call.settle(tokens) is (SettleResult.UNKNOWN if how == "settle" else SettleResult.RECLAIMED)
         if how == "settle" or tokens:
             self.model.use(tokens)
 
@@ -231,7 +231,7 @@ def explain(world: World) -> None:
         assert row.used == used
 
 
-def signed(row: Event) -> int:
+def signed(row: OutboxEntry) -> int:
     return row.amount if row.flags & EventFlag.IN else -row.amount
 
 

@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of
-from gateway.core.accounts.outbox import Budgeted, EventKind
-from gateway.core.model import Settled, Verdict
+from gateway.core.accounts.outbox import EventKind, WindowKey
+from gateway.core.model import SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows, replaced
 from gateway.counters.redis import keys
@@ -75,8 +75,8 @@ def test_those_beyond_the_bound_share_an_account(world: World) -> None:
     others = replaced((plain, hers), refused.decision.used)
     assert [one.name for one in others] == [OTHER_NAME, f"{NAME}:{OTHERS}"]
     call = world.reserve(budgets=others, money=10)
-    assert call.settle(money=7) is Settled.DONE
-    assert world.events()[-1].budgets == (Budgeted(2, 0), Budgeted(1, 0, OTHERS))
+    assert call.settle(money=7) is SettleResult.DONE
+    assert world.events()[-1].budgets == (WindowKey(2, 0), WindowKey(1, 0, OTHERS))
     assert [one.used for one in world.windows(f"{NAME}:{OTHERS}")] == [7]
 
 
@@ -99,7 +99,7 @@ def test_what_a_call_costs_that_held_nothing_is_counted(world: World) -> None:
     first.release()
     free.settle(money=7)
     assert [one.used for one in world.windows(hers.name)] == [7]
-    assert world.events()[-1].budgets == (Budgeted(1, 0, "ann"),)
+    assert world.events()[-1].budgets == (WindowKey(1, 0, "ann"),)
 
 
 def test_calls_that_come_to_nothing_fill_no_places(world: World) -> None:
@@ -191,8 +191,8 @@ def test_a_reset_takes_what_was_used_once_and_tells_it(world: World) -> None:
     assert reset(world, ann.name, bob.name, f"{NAME}:nobody", write_id=write_id).code == 1
     told = world.events()[count:]
     assert [(one.kind, one.source, one.money, one.budgets) for one in told] == [
-        (EventKind.BUDGET, write_id, 7, (Budgeted(1, 0, "ann"),)),
-        (EventKind.BUDGET, write_id, 9, (Budgeted(1, 0, "bob"),)),
+        (EventKind.BUDGET, write_id, 7, (WindowKey(1, 0, "ann"),)),
+        (EventKind.BUDGET, write_id, 9, (WindowKey(1, 0, "bob"),)),
     ]
     assert told[0].metadata == b'{"reason":"r"}'
     assert [(one.used, one.held) for one in world.windows(ann.name)] == [(0, 5), (7, 5)]
@@ -232,8 +232,8 @@ def test_a_use_that_was_before_counts_in_the_windows_that_had_begun(world: World
     day = window(2, 1000, at=(now - DAY, now + DAY, now + 2 * DAY))
     call = world.reserve(budgets=(account(hour, day, value=value),), money=10)
     call.release()
-    assert tell(call, money=7, used_ms=now - 2 * HOUR) is Settled.DONE
-    assert tell(call, money=7, used_ms=now - 2 * HOUR) is Settled.DONE
+    assert tell(call, money=7, used_ms=now - 2 * HOUR) is SettleResult.DONE
+    assert tell(call, money=7, used_ms=now - 2 * HOUR) is SettleResult.DONE
     [(moved, start, _)] = world.events()[-1].budgets
     assert (moved, start) == (2, now - DAY)
     name = account(hour, day, value=value).name

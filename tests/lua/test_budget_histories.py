@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, account_of, bounds, defined
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import BudgetAccount, Observed, Settled, Verdict
+from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import BUDGET, WindowState, pack_windows
 from gateway.counters.redis import keys
@@ -170,7 +170,9 @@ class Life:
     def extend(self, at: int, seen: int) -> None:
         call, held = self.calls[at]
         names = tuple(one.name for one in call.request.budgets)
-        live = Observed(self.world.caller, call.id, 0, seen, budgets=names, money_rate=RATE, counts_raw=True)
+        live = HoldExtension(
+            self.world.caller, call.id, 0, seen, budgets=names, money_rate=RATE, counts_raw=True
+        )
         [(tokens, _, exhausted, money, raw_tokens)] = self.world.kept([(live, 0)])
         if held is None:
             assert tokens == -1
@@ -194,7 +196,7 @@ class Life:
         mode = {"settle": packing.MODE_CHARGE, "release": packing.MODE_RELEASE}.get(how, packing.MODE_RECLAIM)
         spent: dict[str, int] = {} if how == "release" else {"money": money, "raw_tokens": tokens}
         settled = call.settle(tokens, mode=mode, **spent)
-        assert (settled is Settled.DONE) == (held is not None)
+        assert (settled is SettleResult.DONE) == (held is not None)
         if held is None:
             return
         self.calls[at] = call, None
@@ -213,7 +215,8 @@ class Life:
         call.request.budgets = self.asked(which, self.now)
         mode, requests = (packing.MODE_POST, 1) if how == "post" else (packing.MODE_CORRECT, 0)
         assert (
-            call.settle(tokens, mode=mode, requests=requests, money=money, raw_tokens=tokens) is Settled.DONE
+            call.settle(tokens, mode=mode, requests=requests, money=money, raw_tokens=tokens)
+            is SettleResult.DONE
         )
         if (call.id, how) not in self.posted:  # once: the second is on its way to PostgreSQL
             self.posted.add((call.id, how))

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_REQUESTS, FLAG_TOKENS, WINDOWS_MAX
-from gateway.core.accounts.outbox import Budgeted
+from gateway.core.accounts.outbox import WindowKey
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import BudgetWindow, LimitKind, Limits, Observed, Scope, Settled, Verdict
+from gateway.core.model import BudgetWindow, HoldExtension, LimitKind, Limits, Scope, SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.accounts import WINDOW_GONE
 from gateway.counters.layouts.states import pack_windows
@@ -48,11 +48,11 @@ def test_a_call_holds_in_every_window_by_its_unit_and_counts_there_what_it_used(
     assert (call.decision.money_held, call.decision.raw_held) == (40, 7)
     assert call.decision.budget == BudgetWindow(1, 100, 40, at[1], FLAG_MONEY)
     assert meters(world) == [(1, 0, 40), (2, 0, 7), (3, 0, 1)]
-    assert call.settle(tokens=5, money=33, raw_tokens=6) is Settled.DONE
+    assert call.settle(tokens=5, money=33, raw_tokens=6) is SettleResult.DONE
     assert meters(world) == [(1, 33, 0), (2, 6, 0), (3, 1, 0)]
     entry = world.events()[-1]
     assert (entry.money, entry.raw_tokens, entry.requests) == (33, 6, 1)
-    assert entry.budgets == (Budgeted(1, at[0]), Budgeted(2, 0), Budgeted(3, 0))
+    assert entry.budgets == (WindowKey(1, at[0]), WindowKey(2, 0), WindowKey(3, 0))
 
 
 def test_a_call_takes_from_many_accounts_at_once(world: World) -> None:
@@ -62,7 +62,7 @@ def test_a_call_takes_from_many_accounts_at_once(world: World) -> None:
     call.settle(money=8)
     assert meters(world) == [(1, 8, 0)]
     assert meters(world, hers.name) == [(2, 8, 0)]
-    assert world.events()[-1].budgets == (Budgeted(1, 0), Budgeted(2, 0, "a" * 24))
+    assert world.events()[-1].budgets == (WindowKey(1, 0), WindowKey(2, 0, "a" * 24))
 
 
 def test_a_release_counts_nothing(world: World) -> None:
@@ -207,7 +207,7 @@ def test_what_was_used_goes_with_its_window_and_what_is_held_stays(world: World)
     first, second = world.windows(NAME)
     assert (first.start, first.next, first.after, first.used, first.held) == (now - 1, now + HOUR, 0, 7, 0)
     assert (second.used, second.held) == (22, 0)
-    assert world.events()[-1].budgets == (Budgeted(1, now - 1), Budgeted(2, 0))
+    assert world.events()[-1].budgets == (WindowKey(1, now - 1), WindowKey(2, 0))
 
 
 def test_a_definition_that_comes_late_says_no_other_time(world: World) -> None:
@@ -261,7 +261,7 @@ def test_a_window_that_goes_refuses_nobody_and_its_calls_still_count(world: Worl
     assert [one.flags & WINDOW_GONE for one in world.windows(NAME)] == [0, WINDOW_GONE]
     call.settle(money=9)
     assert meters(world) == [(1, 9, 50), (2, 9, 0)]
-    assert world.events()[-1].budgets == (Budgeted(1, 0), Budgeted(2, 0))
+    assert world.events()[-1].budgets == (WindowKey(1, 0), WindowKey(2, 0))
     # Whoever has not heard of its end, or was the first to hear of it, finds it as it was.
     assert world.reserve(budgets=(both,), money=2).verdict is Verdict.BUDGET_EXCEEDED
     assert world.reserve(budgets=(both,), money=1).verdict is Verdict.ADMITTED
@@ -307,7 +307,7 @@ def test_a_head_is_raised_with_budgets_and_a_refusal_leaves_it(world: World) -> 
 def test_a_head_is_released_that_took_from_no_account(world: World) -> None:
     head = world.reserve()
     head.request.budgets = (account(window(1, 100)),)
-    assert head.release() is Settled.DONE
+    assert head.release() is SettleResult.DONE
     assert meters(world) == []
 
 
@@ -329,7 +329,7 @@ RATE = TokenRate(0, 10**6, 10**6, in_money=True)
 def kept(world: World, call: Call, tokens: int, margin: int = 0, *, raw: bool = False) -> tuple[int, ...]:
     """Exhausted, then what budgets hold in money and tokens of a call that was seen so far."""
     names = tuple(one.name for one in call.request.budgets)
-    live = Observed(world.caller, call.id, 0, tokens, budgets=names, money_rate=RATE, counts_raw=raw)
+    live = HoldExtension(world.caller, call.id, 0, tokens, budgets=names, money_rate=RATE, counts_raw=raw)
     return world.kept([(live, margin)])[0][2:]
 
 
@@ -369,7 +369,9 @@ def test_a_stream_holds_more_tokens_too(world: World) -> None:
 def test_calls_that_are_kept_together_share_what_is_free(world: World) -> None:
     here = account(window(1, 100))
     both = [world.reserve(budgets=(here,), money=20) for _ in range(2)]
-    live = [(Observed(world.caller, one.id, 0, 45, budgets=(NAME,), money_rate=RATE), 15) for one in both]
+    live = [
+        (HoldExtension(world.caller, one.id, 0, 45, budgets=(NAME,), money_rate=RATE), 15) for one in both
+    ]
     assert [one[2:4] for one in world.kept(live)] == [(0, 60), (1, 40)]
     assert meters(world) == [(1, 0, 100)]
 
@@ -389,10 +391,10 @@ def test_a_call_that_names_other_accounts_takes_no_more_of_them(world: World) ->
 def test_a_reclaim_counts_what_it_charges_and_a_correction_the_rest(world: World) -> None:
     here = account(window(1, 100), window(2, 100, "tokens"), window(3, 9, "requests"))
     call = world.reserve(need=9, budgets=(here,), money=40, raw_tokens=9)
-    assert call.reclaim(5, money=20, raw_tokens=5) is Settled.DONE
+    assert call.reclaim(5, money=20, raw_tokens=5) is SettleResult.DONE
     assert meters(world) == [(1, 20, 0), (2, 5, 0), (3, 1, 0)]
-    assert call.settle(tokens=8, money=33, raw_tokens=8) is Settled.RECLAIMED
-    assert call.correct(3, money=13, raw_tokens=3, requests=0) is Settled.DONE
+    assert call.settle(tokens=8, money=33, raw_tokens=8) is SettleResult.RECLAIMED
+    assert call.correct(3, money=13, raw_tokens=3, requests=0) is SettleResult.DONE
     assert meters(world) == [(1, 33, 0), (2, 8, 0), (3, 1, 0)]
     correction = world.events()[-1]
     assert (correction.money, correction.raw_tokens, correction.requests) == (13, 3, 0)
@@ -402,7 +404,7 @@ def test_a_reclaim_counts_what_it_charges_and_a_correction_the_rest(world: World
 def test_a_call_that_is_taken_back_for_nothing_counts_nothing(world: World) -> None:
     here = account(window(1, 100), window(2, 9, "requests"))
     call = world.reserve(budgets=(here,), money=40)
-    assert call.reclaim(requests=0) is Settled.DONE
+    assert call.reclaim(requests=0) is SettleResult.DONE
     assert meters(world) == [(1, 0, 0), (2, 0, 0)]
 
 
@@ -410,13 +412,13 @@ def test_an_account_that_is_gone_is_left_out_and_made_by_who_brings_its_definiti
     here, other = account(window(1, 100)), account(window(2, 100), name=OTHER_NAME)
     call = world.reserve(budgets=(here, other), money=40)
     world.client.delete(keys.budget_account(world.p, NAME))
-    assert call.settle(money=7) is Settled.DONE
+    assert call.settle(money=7) is SettleResult.DONE
     assert meters(world) == []
-    assert world.events()[-1].budgets == (Budgeted(2, 0),)
+    assert world.events()[-1].budgets == (WindowKey(2, 0),)
     late = world.reserve(budgets=(other,))
     late.request.budgets = (here, other)
     world.client.delete(keys.hold(world.p, late.id))
-    assert late.post(money=5) is Settled.DONE
+    assert late.post(money=5) is SettleResult.DONE
     assert (meters(world), meters(world, OTHER_NAME)) == ([(1, 5, 0)], [(2, 12, 0)])
 
 
@@ -424,7 +426,7 @@ def test_what_meets_no_hold_waits_with_its_accounts(world: World) -> None:
     here = account(window(1, 100))
     call = world.reserve(budgets=(here,), money=40)
     call.settle(money=7)
-    assert call.settle(money=7) is Settled.UNKNOWN
+    assert call.settle(money=7) is SettleResult.UNKNOWN
     assert meters(world) == [(1, 7, 0)]
     [late] = world.late()
     assert late[b"b"].endswith(NAME.encode())
@@ -449,7 +451,7 @@ def test_a_call_of_the_version_before_is_kept_and_ends_as_it_would_have(world: W
     assert states.unpack_hold(older) == states.unpack_hold(raw)
     assert states.held_budgets(older) == []
     assert call.extend(7, 3) == (10, 0)
-    assert call.settle(tokens=8) is Settled.DONE
+    assert call.settle(tokens=8) is SettleResult.DONE
     assert (world.tenant.used, world.slots("ünï")) == (8, [0, 0, 0, 0])
 
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import bounds
-from gateway.core.times import CLOCK_OF_UTC, Clock, clock_of
+from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 from tests.lua.boundaries import boundary_after
 
 LIB = Path("lua/lib")
@@ -35,7 +35,9 @@ NUMBERS = {"none": 0, "daily": 1, "weekly": 2, "monthly": 3}
 class Ask(Protocol):
     """The scripts' calendar: the first boundary after a moment, the last of some, and the cycles between."""
 
-    def __call__(self, interval: str, now: int, anchor: int, steps: int, clock: Clock = ...) -> list[int]: ...
+    def __call__(
+        self, interval: str, now: int, anchor: int, steps: int, clock: ZoneOffset = ...
+    ) -> list[int]: ...
 
 
 def ms(text: str) -> int:
@@ -48,7 +50,9 @@ def ask(valkey: str) -> Ask:
     text = "".join((LIB / name).read_text() for name in ("state.lua", "calendar.lua"))
     script = client.register_script((text + CALL).encode())
 
-    def asked(interval: str, now: int, anchor: int, steps: int, clock: Clock = CLOCK_OF_UTC) -> list[int]:
+    def asked(
+        interval: str, now: int, anchor: int, steps: int, clock: ZoneOffset = CLOCK_OF_UTC
+    ) -> list[int]:
         return [int(number) for number in script(args=[NUMBERS[interval], anchor, now, steps, *clock])]
 
     return asked
@@ -116,7 +120,7 @@ def following(interval: str, zone: str, anchor: int, now: int) -> int:
     return bounds(OF_BUDGETS[interval], zone, anchor, now)[1]
 
 
-def exact_until(zone: str, told: int, clock: Clock) -> int:
+def exact_until(zone: str, told: int, clock: ZoneOffset) -> int:
     """Until when a clock is right: its second change, or as far as one is looked for."""
     if not clock.turns_at:
         return told + 390 * DAY_MS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.outbox import EventFlag
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.layout import FIRST, LAYOUT, Layout
-from gateway.core.model import Settled, Settlement, Verdict
+from gateway.core.model import Settlement, SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import KEPT
 from gateway.counters.redis import keys
@@ -27,7 +27,7 @@ def hold(world: World, nano: int) -> Call:
     return world.reserve(service=BY_TOKEN, credits_=whole_credits(nano)[0])
 
 
-def settle(call: Call, nano: int) -> Settled:
+def settle(call: Call, nano: int) -> SettleResult:
     credits_, over = whole_credits(nano)
     return call.settle(credits=credits_, over=over)
 
@@ -39,7 +39,7 @@ def used(world: World, balance: int = 0) -> int:
 def test_a_hundred_calls_cost_what_they_cost_together(world: World) -> None:
     world.grant("credits", 1000)
     for _ in range(100):
-        assert settle(hold(world, 1_157_500_000), 1_157_500_000) is Settled.DONE
+        assert settle(hold(world, 1_157_500_000), 1_157_500_000) is SettleResult.DONE
     assert used(world, 1000) == 116
     assert world.organization.ahead == 250_000_000
     entries = world.events()[1:]

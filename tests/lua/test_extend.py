@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import Settled
+from gateway.core.model import SettleResult
 from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id
 
@@ -138,7 +138,7 @@ def test_an_extended_hold_settles_to_zero(world: World) -> None:
     world.plan(1000)
     call = world.reserve(need=100, user="ann")
     call.extend(observed=300, margin=100)
-    assert call.settle(tokens=333) is Settled.DONE
+    assert call.settle(tokens=333) is SettleResult.DONE
     assert (world.tenant.held, world.tenant.remaining, world.slots("ann")) == (0, 667, [0, 0, 0, 0])
 
 

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from gateway.core.model import Limits, Settled, Verdict
+from gateway.core.model import Limits, SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import allowance
-from gateway.counters.leases.allowance import GIVE_BACK, IF_OVER, NONE, NOTHING, RENEWED, Leased, Share
+from gateway.counters.leases.allowance import (
+    GIVE_BACK,
+    IF_OVER,
+    NONE,
+    NOTHING,
+    RENEWED,
+    AccountLease,
+    LeaseTerms,
+)
 from gateway.counters.redis import keys
 from tests.builders import CREDITS, World, new_id
 
@@ -29,8 +37,8 @@ class Gateway:
         self.spent = 0
 
     def ask(
-        self, tokens: Share = NOTHING, credits_: Share = NOTHING, *, ttl_ms: int = TTL_MS
-    ) -> Leased | None:
+        self, tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING, *, ttl_ms: int = TTL_MS
+    ) -> LeaseTerms | None:
         call = allowance.lease(
             self.world.run_id, self.world.caller, self.id, ttl_ms,
             fraction=self.fraction, tokens=tokens, credits_=credits_,
@@ -41,7 +49,7 @@ class Gateway:
 
     def renew(self) -> None:
         """As a gateway does: it counts on less at once, on more once it is held."""
-        found = self.ask(Share(max(self.kept, self.spent), self.spent))
+        found = self.ask(AccountLease(max(self.kept, self.spent), self.spent))
         self.kept = found.tokens or 0 if found else 0
 
     @property
@@ -60,7 +68,7 @@ def gateway(world: World) -> Gateway:
 def test_a_share_of_what_is_free_is_set_aside(gateway: Gateway) -> None:
     world = gateway.world
     world.reserve(need=400)
-    assert gateway.ask() == Leased(60, 20, False, False, False, False, plan_id=1)
+    assert gateway.ask() == LeaseTerms(60, 20, False, False, False, False, plan_id=1)
     hold = gateway.hold
     assert hold is not None
     assert (hold.flags, hold.tokens, hold.credits) == (states.HOLD_LEASE, 60, 20)
@@ -84,7 +92,7 @@ def test_it_takes_no_slot_and_no_rate(gateway: Gateway) -> None:
 
 def test_what_it_holds_already_counts_as_free_to_itself(gateway: Gateway) -> None:
     for _ in range(3):
-        found = gateway.ask(Share(100), Share(20))
+        found = gateway.ask(AccountLease(100), AccountLease(20))
         assert found is not None
         assert (found.tokens, found.credits) == (100, 20)
     assert gateway.world.tenant.held == 100
@@ -95,18 +103,18 @@ def test_it_shrinks_only_once_the_gateway_counts_on_less(gateway: Gateway) -> No
     gateway.ask()
     call = world.reserve(need=700)
     call.settle(700)
-    found = gateway.ask(Share(100), Share(20))
+    found = gateway.ask(AccountLease(100), AccountLease(20))
     assert found is not None
     assert found.tokens == 30
     assert world.tenant.held == 100
-    gateway.ask(Share(30), Share(20))
+    gateway.ask(AccountLease(30), AccountLease(20))
     assert world.tenant.held == 30
 
 
 def test_what_was_spent_and_not_charged_stays_held_whatever_is_free(gateway: Gateway) -> None:
     world = gateway.world
     world.reserve(need=990)
-    found = gateway.ask(Share(50, 50))
+    found = gateway.ask(AccountLease(50, 50))
     assert found is not None
     assert found.tokens == 50
     assert world.tenant.held == 1040
@@ -118,8 +126,8 @@ def test_what_was_handed_in_is_held_until_the_late_lane_is_empty(gateway: Gatewa
     gateway.ask()
     request = world.reserve(need=5).request
     late = replace(request, request_id=new_id())
-    assert world.settle(late, 30, mode=packing.MODE_CHARGE) is Settled.UNKNOWN
-    spent = Share(100, 30, 30)
+    assert world.settle(late, 30, mode=packing.MODE_CHARGE) is SettleResult.UNKNOWN
+    spent = AccountLease(100, 30, 30)
     found = gateway.ask(spent)
     assert found is not None
     assert (found.charged, found.tokens) == (False, 30 + (1000 - 5 - 30) // 10)
@@ -172,7 +180,7 @@ def test_a_refusal_changes_nothing(gateway: Gateway, how: str) -> None:
         case "unknown":
             world.client.delete(world.tenant_key)
     before = world.everything()
-    assert gateway.ask(Share(100)) is None
+    assert gateway.ask(AccountLease(100)) is None
     assert gateway.code == {"deny": NONE, "block": NONE, "unverified": 0, "unknown": -2}[how]
     assert world.everything() == before
     if how in {"deny", "block"}:
@@ -183,7 +191,7 @@ def test_a_refusal_changes_nothing(gateway: Gateway, how: str) -> None:
 @pytest.mark.parametrize("terms", [{"total": None}, {"total": 5, "overage_policy": "bill"}])
 def test_what_is_not_limited_is_not_held(world: World, terms: dict[str, Any]) -> None:
     world.plan(on_store_failure="allow", **terms)
-    found = Gateway(world).ask(Share(10, 5))
+    found = Gateway(world).ask(AccountLease(10, 5))
     assert found is not None
     assert found.tokens is None
     assert world.tenant.held == 0
@@ -192,7 +200,7 @@ def test_what_is_not_limited_is_not_held(world: World, terms: dict[str, Any]) ->
 def test_it_tells_the_plans_terms(world: World) -> None:
     world.define_organization(cap=10)
     world.plan(1000, on_store_failure="allow", admission="strict", on_exhausted="cut")
-    assert Gateway(world).ask() == Leased(100, 0, True, True, True, False, plan_id=1)
+    assert Gateway(world).ask() == LeaseTerms(100, 0, True, True, True, False, plan_id=1)
 
 
 def test_a_due_reset_runs_first(gateway: Gateway) -> None:

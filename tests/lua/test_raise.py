@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from gateway.core.model import NO_SERVICE, LimitKind, Limits, Scope, Service, Settled, Verdict
+from gateway.core.model import NO_SERVICE, LimitKind, Limits, Scope, Service, SettleResult, Verdict
 from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CHAT, COUNTED, CREDITS, EVERYTHING, ONE_TIME, UNITS, Call, World
 
@@ -51,7 +51,7 @@ def test_a_raise_takes_tokens_and_credits_but_no_second_request_or_slot(
     taken = [state.tokens_used for state in (world.key, world.user("ann"), world.tenant, world.organization)]
     assert all(690 * 60_000 < level <= 700 * 60_000 for level in taken)
     assert world.deadlines().keys() == {first.id}
-    assert raised.settle(tokens=500, credits=10) is Settled.DONE
+    assert raised.settle(tokens=500, credits=10) is SettleResult.DONE
     assert world.slots("ann") == [0, 0, 0, 0]
     assert (world.tenant.held, world.tenant.used, world.organization.balance) == (0, 500, 40)
     assert world.organization.credits_held == 0
@@ -115,21 +115,21 @@ def test_a_raise_that_is_refused_changes_nothing_and_the_head_is_released(
     )
     assert (again.verdict, world.everything()) == (verdict, before)
     in_flight = world.key.inflight
-    assert call.release() is Settled.DONE
+    assert call.release() is SettleResult.DONE
     assert world.key.inflight == in_flight - 1
     assert call.hold is None
 
 
 @pytest.mark.parametrize("end", [Call.release, Call.reclaim])
-def test_a_hold_that_is_gone_is_taken_anew(world: World, end: Callable[[Call], Settled]) -> None:
+def test_a_hold_that_is_gone_is_taken_anew(world: World, end: Callable[[Call], SettleResult]) -> None:
     limited(world, Limits(concurrency=1))
     first = head(world)
-    assert end(first) is Settled.DONE
+    assert end(first) is SettleResult.DONE
     assert world.key.inflight == 0
     raised = first.raised(need=5)
     assert (raised.verdict, world.key.inflight, world.tenant.held) == (Verdict.ADMITTED, 1, 5)
     assert world.client.pttl(keys.hold(world.p, first.id)) == -1
-    assert raised.settle(tokens=5) is Settled.DONE
+    assert raised.settle(tokens=5) is SettleResult.DONE
     assert world.key.inflight == 0
 
 
@@ -147,7 +147,7 @@ def test_one_time_is_joined_by_the_raise_alone(world: World) -> None:
     assert world.organization.credits_held == 0
     raised = first.raised(service=ONE_TIME, credits_=50)
     assert (raised.verdict, world.organization.credits_held) == (Verdict.ADMITTED, 50)
-    assert other.release() is Settled.DONE
+    assert other.release() is SettleResult.DONE
     assert world.organization.credits_held == 50
     raised.settle(credits=50)
     assert (world.organization.balance, world.organization.credits_held) == (50, 0)
@@ -164,10 +164,10 @@ def test_a_raised_hold_is_not_given_back_as_its_heads(world: World) -> None:
     first = head(world)
     raised = first.raised(service=UNITS, units=3)
     before = world.everything()
-    assert first.release() is Settled.UNKNOWN
+    assert first.release() is SettleResult.UNKNOWN
     assert world.everything() == before
-    assert raised.release() is Settled.DONE
-    assert head(world).raised(service=UNITS).release() is Settled.DONE
+    assert raised.release() is SettleResult.DONE
+    assert head(world).raised(service=UNITS).release() is SettleResult.DONE
     assert world.key.inflight == 0
 
 
@@ -181,10 +181,10 @@ def test_a_hold_is_raised_to_its_own_service_alone(world: World) -> None:
 def test_a_free_hold_ends_without_a_row(world: World) -> None:
     limited(world, Limits(concurrency=5))
     before = len(world.events())
-    assert head(world, user="ann").release() is Settled.DONE
+    assert head(world, user="ann").release() is SettleResult.DONE
     reclaimed = head(world, user="ann")
     assert reclaimed.extend(0, 0) == (0, 0)
-    assert reclaimed.reclaim() is Settled.DONE
+    assert reclaimed.reclaim() is SettleResult.DONE
     assert (len(world.events()), world.late(), world.slots("ann")) == (before, [], [0, 0, 0, 0])
     assert world.deadlines() == {}
 

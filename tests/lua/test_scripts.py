@@ -13,7 +13,7 @@ import redis
 
 from gateway.core.accounts.definitions import TenantDefinition
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
+from gateway.core.model import PARTITIONS, HoldExtension, HoldRequest, Limits, Settlement, Verdict
 from gateway.counters.keeper import outbox
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import allowance
@@ -60,7 +60,7 @@ def calls(world: World) -> dict[str, packing.Call]:
         world.run_id,
         TTL_MS,
         world.p,
-        [(Observed(world.caller, one.id, 0, 9, budgets=names), 9) for one in live],
+        [(HoldExtension(world.caller, one.id, 0, 9, budgets=names), 9) for one in live],
     )
     terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily")
     for verb in packing.VERBS:
@@ -77,7 +77,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["load verify"] = packing.rebuild(world.run_id, world.p, keys.marker(world.p), marker, marker)
     made["lease"] = allowance.lease(
         world.run_id, world.caller, new_id(), TTL_MS,
-        fraction=0.1, tokens=allowance.Share(5, 3, 2), credits_=allowance.Share(1, 1, 1),
+        fraction=0.1, tokens=allowance.AccountLease(5, 3, 2), credits_=allowance.AccountLease(1, 1, 1),
     )  # fmt: skip
     made["lease give back"] = allowance.lease(world.run_id, world.caller, held, allowance.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.core.accounts.holds import correction_id
 from gateway.core.accounts.outbox import PRICED, EventFlag, EventKind, EventNote
-from gateway.core.billing.money import Pricing, Tier, read_tiers
-from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
+from gateway.core.billing.money import PriceTier, ServicePricing, read_tiers
+from gateway.core.model import INTEGER_MAX, Limits, Settlement, SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from tests.builders import CHAT, COUNTED, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
@@ -20,7 +20,7 @@ from tests.lua.uses import tell
 def test_settle_replaces_the_hold_by_the_use(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50, user="ann")
-    assert call.settle(tokens=70) is Settled.DONE
+    assert call.settle(tokens=70) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.remaining, world.tenant.held) == (70, 30, 0)
     assert (call.hold, world.deadlines(), world.slots("ann")) == (None, {}, [0, 0, 0, 0])
 
@@ -43,7 +43,7 @@ def test_the_longest_texts_of_a_caller_are_in_its_entry(world: World) -> None:
     world.plan(100)
     user, attribution = "\U0001f600" * 128, f"{2**53 - 1}\t{2**53 - 1}\t" + "\U0001f600" * 64
     call = world.reserve(need=50, user=user)
-    assert call.settle(tokens=7, attribution=attribution, metadata=b"{}") is Settled.DONE
+    assert call.settle(tokens=7, attribution=attribution, metadata=b"{}") is SettleResult.DONE
     event = world.events()[-1]
     assert (event.amount, event.user, event.attribution, event.metadata) == (7, user, attribution, b"{}")
 
@@ -51,9 +51,9 @@ def test_the_longest_texts_of_a_caller_are_in_its_entry(world: World) -> None:
 def test_settling_twice_is_settling_once(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50)
-    assert call.settle(tokens=70) is Settled.DONE
+    assert call.settle(tokens=70) is SettleResult.DONE
     before = (world.tenant, world.organization, world.key, world.events())
-    assert call.settle(tokens=70) is Settled.UNKNOWN
+    assert call.settle(tokens=70) is SettleResult.UNKNOWN
     assert (world.tenant, world.organization, world.key, world.events()) == before
     (late,) = world.late()
     assert late[b"charged"] == b"0"
@@ -63,7 +63,7 @@ def test_release_charges_nothing_and_leaves_no_entry(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50, user="ann")
     entries = len(world.events())
-    assert call.release() is Settled.DONE
+    assert call.release() is SettleResult.DONE
     assert (world.tenant.remaining, world.tenant.held, world.tenant.used) == (100, 0, 0)
     assert (len(world.events()), world.slots("ann"), call.hold) == (entries, [0, 0, 0, 0], None)
 
@@ -73,7 +73,7 @@ def test_releasing_what_is_gone_is_not_late(world: World) -> None:
     call = world.reserve(need=50)
     call.release()
     before = world.everything()
-    assert call.release() is Settled.UNKNOWN
+    assert call.release() is SettleResult.UNKNOWN
     assert world.everything() == before
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_hold_goes_to_the_late_lane_and_changes_nothing_else(world: W
     call = world.reserve(need=10)
     world.client.delete(keys.hold(world.p, call.id))
     before = {name: kept for name, kept in world.everything().items() if b"late" not in name}
-    assert call.settle(tokens=9, attribution="\t\tv", metadata=b"{}") is Settled.UNKNOWN
+    assert call.settle(tokens=9, attribution="\t\tv", metadata=b"{}") is SettleResult.UNKNOWN
     assert {name: kept for name, kept in world.everything().items() if b"late" not in name} == before
     (late,) = world.late()
     assert (late[b"u"], late[b"c"], late[b"m"], late[b"charged"]) == (b"", b"\t\tv", b"{}", b"0")
@@ -184,7 +184,7 @@ def test_an_unknown_account_goes_to_the_late_lane(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=10)
     world.client.delete(world.tenant_key)
-    assert call.settle(tokens=9) is Settled.UNKNOWN
+    assert call.settle(tokens=9) is SettleResult.UNKNOWN
     assert len(world.late()) == 1
 
 
@@ -193,14 +193,14 @@ def test_unverified_settles_nothing(world: World) -> None:
     call = world.reserve(need=10)
     before = world.everything()
     world.run_id = b"f" * 40
-    assert call.settle(tokens=9) is Settled.UNVERIFIED
+    assert call.settle(tokens=9) is SettleResult.UNVERIFIED
     assert world.everything() == before
 
 
 def test_reclaim_charges_what_was_seen_and_leaves_a_tombstone(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50, user="ann")
-    assert call.reclaim(tokens=20) is Settled.DONE
+    assert call.reclaim(tokens=20) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.held, world.slots("ann")) == (20, 0, [0, 0, 0, 0])
     assert world.events()[-1].note == EventNote.RECLAIMED
     hold = call.hold
@@ -214,7 +214,7 @@ def test_reclaiming_what_nothing_was_seen_of_is_free(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50)
     entries = len(world.events())
-    assert call.reclaim() is Settled.DONE
+    assert call.reclaim() is SettleResult.DONE
     assert (world.tenant.remaining, world.tenant.held, len(world.events())) == (100, 0, entries)
 
 
@@ -223,7 +223,7 @@ def test_a_late_settle_after_a_reclaim_says_what_was_charged(world: World) -> No
     call = world.reserve(need=50)
     call.reclaim(tokens=20)
     before = (world.tenant, world.events())
-    assert call.settle(tokens=70) is Settled.RECLAIMED
+    assert call.settle(tokens=70) is SettleResult.RECLAIMED
     assert (world.tenant, world.events()) == before
     assert [late[b"charged"] for late in world.late()] == [b"20"]
 
@@ -233,8 +233,8 @@ def test_reclaiming_twice_is_reclaiming_once(world: World) -> None:
     call = world.reserve(need=50)
     call.reclaim(tokens=20)
     before = world.everything()
-    assert call.reclaim(tokens=20) is Settled.RECLAIMED
-    assert call.release() is Settled.RECLAIMED
+    assert call.reclaim(tokens=20) is SettleResult.RECLAIMED
+    assert call.release() is SettleResult.RECLAIMED
     assert world.everything() == before
 
 
@@ -242,7 +242,7 @@ def test_post_charges_without_a_hold_once_by_its_id(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50)
     call.release()
-    assert [call.post(tokens=30), call.post(tokens=30)] == [Settled.DONE, Settled.DONE]
+    assert [call.post(tokens=30), call.post(tokens=30)] == [SettleResult.DONE, SettleResult.DONE]
     assert (world.tenant.used, world.tenant.remaining) == (30, 70)
     assert (world.events()[-1].note, world.events()[-1].source) == (EventNote.LATE, call.id)
     assert world.client.hexists(keys.control(world.p), call.id)
@@ -281,7 +281,7 @@ def test_a_correction_moves_what_differs_and_counts_no_use(world: World) -> None
 
 
 def test_units_are_given_back_at_the_prices_they_cost(world: World) -> None:
-    tiers = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+    tiers = ServicePricing((PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
     call = world.reserve(service=replace(UNITS, pricing=tiers), units=12)
     call.reclaim(tokens=1, units=12)
     assert world.organization.spent == 11_600
@@ -293,7 +293,7 @@ def test_units_are_given_back_at_the_prices_they_cost(world: World) -> None:
 
 
 def test_units_given_back_in_another_month_are_worth_what_the_first_ones_cost(world: World) -> None:
-    tiers = Pricing((Tier(2, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+    tiers = ServicePricing((PriceTier(2, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
     call = world.reserve(service=replace(UNITS, pricing=tiers), units=12)
     call.reclaim(tokens=1, units=12)
     name = keys.activation(world.p, 1, UNITS.id)
@@ -322,7 +322,7 @@ def test_post_to_an_unknown_account_does_nothing(world: World) -> None:
     call = world.reserve(need=10)
     world.client.delete(world.tenant_key, keys.hold(world.p, call.id))
     before = world.everything()
-    assert call.post(tokens=9) is Settled.UNKNOWN
+    assert call.post(tokens=9) is SettleResult.UNKNOWN
     after = world.everything()
     assert after.pop(keys.late(world.p).encode())[0] is not None  # its entry stays
     assert after == before
@@ -388,7 +388,7 @@ def test_a_forgotten_key_does_not_keep_a_call_from_ending(world: World, end: obj
     call = world.reserve(need=10)
     world.client.delete(world.api_key)
     assert callable(end)
-    assert end(call) is Settled.DONE
+    assert end(call) is SettleResult.DONE
     assert (world.tenant.held, world.tenant.inflight) == (0, 0)
     assert world.get(world.api_key) == b""
 
@@ -398,7 +398,7 @@ def test_tombstones_do_not_count_as_holds(world: World) -> None:
     call = world.reserve(need=10)
     call.reclaim(tokens=1)
     assert call.extend(observed=5) == (-1, 0)
-    assert call.settle(tokens=5, mode=packing.MODE_CHARGE) is Settled.RECLAIMED
+    assert call.settle(tokens=5, mode=packing.MODE_CHARGE) is SettleResult.RECLAIMED
 
 
 # --- use that a control write tells ------------------------------------------------------
@@ -409,13 +409,13 @@ def test_a_use_of_a_control_write_needs_no_entry_and_is_charged_once_until_it_is
     call = world.reserve(need=10)
     call.release()
     now = world.now_ms()
-    assert [tell(call, 30, used_ms=now) for _ in range(2)] == [Settled.DONE, Settled.DONE]
+    assert [tell(call, 30, used_ms=now) for _ in range(2)] == [SettleResult.DONE, SettleResult.DONE]
     assert (world.tenant.used, world.late()) == (30, [])
     event = world.events()[-1]
     assert (event.source, event.note, event.amount) == (call.id, EventNote.LATE, 30)
     # Stored, the counters forget it: its control write is done by then.
     world.client.hdel(keys.control(world.p), call.id)
-    assert tell(call, 30, used_ms=now) is Settled.DONE
+    assert tell(call, 30, used_ms=now) is SettleResult.DONE
     assert world.tenant.used == 60
 
 
@@ -424,7 +424,7 @@ def test_a_use_of_a_control_write_corrects_too(world: World) -> None:
     call = world.reserve(need=10)
     call.settle(tokens=40)
     used = {"mode": packing.MODE_CORRECT, "used_ms": world.now_ms()}
-    assert [tell(call, -15, **used) for _ in range(2)] == [Settled.DONE, Settled.DONE]
+    assert [tell(call, -15, **used) for _ in range(2)] == [SettleResult.DONE, SettleResult.DONE]
     assert (world.tenant.used, world.tenant.remaining) == (40, 75)
     event = world.events()[-1]
     assert (event.kind, event.source, event.amount) == (EventKind.ADJUST, correction_id(call.id), 15)
@@ -437,5 +437,5 @@ def test_a_partition_that_is_not_verified_takes_no_use_of_a_control_write(world:
     call.release()
     world.client.delete(keys.marker(world.p))
     before = world.everything()
-    assert tell(call, 30, used_ms=world.now_ms()) is Settled.UNVERIFIED
+    assert tell(call, 30, used_ms=world.now_ms()) is SettleResult.UNVERIFIED
     assert world.everything() == before

@@ -9,20 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.money import FOLD, IN_MONEY, Pricing, Tier, folded, spend_micro
-from gateway.core.model import INTEGER_MAX, LimitKind, Service, Settled, Verdict
+from gateway.core.billing.money import FOLD, IN_MONEY, PriceTier, ServicePricing, folded, spend_micro
+from gateway.core.model import INTEGER_MAX, LimitKind, Service, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import ONE_TIME, UNITS, World
 
 
 def tiered(*tiers: tuple[int | None, str]) -> Service:
-    return replace(UNITS, pricing=Pricing(tuple(Tier(end, Decimal(price)) for end, price in tiers)))
+    return replace(
+        UNITS, pricing=ServicePricing(tuple(PriceTier(end, Decimal(price)) for end, price in tiers))
+    )
 
 
 TIERED = tiered((10, "0.0010"), (None, "0.0008"))  # 1,000 and 800 millionths
 LADDERED = tiered((10, "0.0010"), (None, "0.000000000007"))
-MONEY = replace(UNITS, pricing=Pricing(IN_MONEY))
+MONEY = replace(UNITS, pricing=ServicePricing(IN_MONEY))
 FLAT = tiered((None, "0.00001"))  # 10 millionths
 
 
@@ -31,7 +33,7 @@ def kept(world: World, service: Service = UNITS) -> states.ActivationState:
 
 
 def use(world: World, units: int, service: Service = TIERED) -> None:
-    assert world.reserve(service=service, units=units).settle(units=units) is Settled.DONE
+    assert world.reserve(service=service, units=units).settle(units=units) is SettleResult.DONE
 
 
 # --- what units cost --------------------------------------------------------------------
@@ -58,8 +60,8 @@ def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
     end, tiers = 0, []
     for width, price in steps:
         end += width
-        tiers.append(Tier(end, price))
-    service = replace(UNITS, pricing=Pricing((*tiers, Tier(None, last))))
+        tiers.append(PriceTier(end, price))
+    service = replace(UNITS, pricing=ServicePricing((*tiers, PriceTier(None, last))))
     world.client.delete(keys.activation(world.p, 1, UNITS.id), keys.outbox(world.p))
     for units in uses:
         use(world, units, service)
@@ -220,16 +222,16 @@ def test_without_a_cap_nothing_is_held(world: World) -> None:
 def test_a_reclaimed_call_gives_its_hold_back_and_costs_its_tiers(world: World) -> None:
     world.define_organization(cap=10**9)
     call = world.reserve(service=TIERED, units=5)
-    assert call.reclaim(tokens=1, units=5) is Settled.DONE
+    assert call.reclaim(tokens=1, units=5) is SettleResult.DONE
     assert (world.organization.spend_held, world.organization.spent, kept(world).quantity) == (0, 5000, 5)
 
 
 def test_a_settlement_without_a_hold_keeps_its_tiers(world: World) -> None:
     call = world.reserve(service=TIERED, units=5)
     world.client.delete(keys.hold(world.p, call.id))
-    assert call.settle(units=5) is Settled.UNKNOWN
+    assert call.settle(units=5) is SettleResult.UNKNOWN
     (entry,) = world.late()
     assert len(entry[b"t"]) == 48
-    assert call.post(units=5) is Settled.DONE
-    assert call.post(units=5) is Settled.DONE
+    assert call.post(units=5) is SettleResult.DONE
+    assert call.post(units=5) is SettleResult.DONE
     assert (world.organization.spent, kept(world).quantity) == (5000, 5)

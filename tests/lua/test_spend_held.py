@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.money import Pricing, Tier
-from gateway.core.model import Service, Settled, Verdict
+from gateway.core.billing.money import PriceTier, ServicePricing
+from gateway.core.model import Service, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import UNITS, Call, World
@@ -22,7 +22,9 @@ MICRO = 1_000_000
 
 
 def tiered(id_: int, *tiers: tuple[int | None, str]) -> Service:
-    return replace(UNITS, id=id_, pricing=Pricing(tuple(Tier(end, Decimal(price)) for end, price in tiers)))
+    return replace(
+        UNITS, id=id_, pricing=ServicePricing(tuple(PriceTier(end, Decimal(price)) for end, price in tiers))
+    )
 
 
 RISING = tiered(4, (10, "0"), (None, "1"))
@@ -47,7 +49,7 @@ def test_a_cap_under_rising_tiers_admits_what_it_pays_and_no_more(world: World) 
     assert (kept(world).held, kept(world).held_price) == (0, 0)
 
 
-def end(call: Call, how: str, units: int) -> Settled:
+def end(call: Call, how: str, units: int) -> SettleResult:
     if how == "release":
         return call.release()
     return call.settle(units=units) if how == "settle" else call.reclaim(units=units)
@@ -160,7 +162,7 @@ def test_any_life_of_a_cap_is_the_models(
         elif live:
             call, which, held = live.pop(at % len(live))
             used = 0 if what == "release" else min(units, held)
-            assert end(call, what, used) is Settled.DONE
+            assert end(call, what, used) is SettleResult.DONE
             model.end(which, held, used)
         if bounded:
             assert model.outlook <= model.cap
@@ -198,7 +200,7 @@ def test_a_hold_of_before_units_were_held_gives_its_price_back(world: World) -> 
     world.rebuild(keys.activation(world.p, 1, RISING.id), states.pack(states.ActivationState()))
     other = world.reserve(service=RISING)
     assert world.organization.spend_held == 2 * MICRO
-    assert call.settle(units=12) is Settled.DONE
+    assert call.settle(units=12) is SettleResult.DONE
     assert (world.organization.spent, world.organization.spend_held) == (2 * MICRO, MICRO)
     other.release()
     assert (kept(world).held, world.organization.spend_held) == (0, 0)

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.core.model import NO_SERVICE, Limits, Settled, Verdict
+from gateway.core.model import NO_SERVICE, Limits, SettleResult, Verdict
 from gateway.counters.layouts.states import UNCOUNTED, HoldState, KeyState, OrganizationState
 from tests.builders import CREDITS, NO_LIMITS, Call, World
 
@@ -35,7 +35,7 @@ def test_a_call_leaves_what_has_no_limits_as_it_is(world: World, end: type[Call]
     hold = hold_of(call)
     assert (hold.key_tpm, hold.tenant_tpm, hold.organization_tpm) == (UNCOUNTED, 0, UNCOUNTED)
     assert (world.get(world.api_key), world.get(world.organization_key)) == before
-    assert end(call) is Settled.DONE
+    assert end(call) is SettleResult.DONE
     assert (world.get(world.api_key), world.get(world.organization_key)) == before
     assert (world.tenant.inflight, world.tenant.held) == (0, 0)
 
@@ -47,7 +47,7 @@ def test_credits_are_told_and_taken_of_an_organization_without_limits(world: Wor
     call = world.reserve(need=5, service=CREDITS, credits_=20)
     assert (call.decision.credits_remaining, world.organization.credits_held) == (30, 20)
     assert world.reserve(need=5, service=CREDITS).decision.credits_remaining == 30
-    assert call.settle(tokens=5, credits=20) is Settled.DONE
+    assert call.settle(tokens=5, credits=20) is SettleResult.DONE
     assert (world.organization.balance, world.organization.credits_held) == (30, 0)
     assert world.organization.inflight == 0
 
@@ -58,10 +58,10 @@ def test_a_call_of_before_a_limit_gives_no_slot_back(world: World) -> None:
     world.define_key(ONE)
     world.define_organization(ONE)
     late = world.reserve(need=1)
-    assert early.settle(tokens=1) is Settled.DONE
+    assert early.settle(tokens=1) is SettleResult.DONE
     assert (late.verdict, world.key.inflight, world.organization.inflight) == (Verdict.ADMITTED, 1, 1)
     assert world.reserve(need=1).verdict is Verdict.CONCURRENCY_LIMITED
-    assert late.settle(tokens=1) is Settled.DONE
+    assert late.settle(tokens=1) is SettleResult.DONE
     assert (world.key.inflight, world.organization.inflight) == (0, 0)
 
 
@@ -69,7 +69,7 @@ def test_a_call_of_before_a_limit_counts_its_tokens_when_it_ends(world: World) -
     world.plan(100)
     call = world.reserve(need=1)
     world.define_key(Limits(tokens_per_minute=10))
-    assert call.settle(tokens=30) is Settled.DONE
+    assert call.settle(tokens=30) is SettleResult.DONE
     assert world.reserve(need=1).verdict is Verdict.RATE_LIMITED
 
 
@@ -81,7 +81,7 @@ def test_a_call_gives_its_slot_back_where_the_limit_is_gone(world: World) -> Non
     world.define_key()
     world.define_organization()
     assert world.reserve(need=1).verdict is Verdict.ADMITTED
-    assert call.settle(tokens=1) is Settled.DONE
+    assert call.settle(tokens=1) is SettleResult.DONE
     assert (world.key.inflight, world.organization.inflight) == (0, 0)
 
 
@@ -157,7 +157,7 @@ class Limited(RuleBasedStateMachine):
         call, _ = self.calls.pop(at % len(self.calls))
         more = {"credits": 2} if how == "settle" and call.request.credits else {}
         ended = call.release() if how == "release" else getattr(call, how)(tokens=2, **more)
-        assert ended is Settled.DONE
+        assert ended is SettleResult.DONE
 
     @invariant()
     def counts_what_was_taken(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.model import NO_SERVICE, Limits, Settled, Verdict
+from gateway.core.model import NO_SERVICE, Limits, SettleResult, Verdict
 from tests.builders import NO_LIMITS, World
 
 HOUR_MS, IDLE_MS, DAY_MS = 3_600_000, 120_000, 86_400_000
@@ -22,12 +22,12 @@ def test_nothing_is_kept_of_a_user_without_limits(world: World) -> None:
     for number in range(20):
         call = world.reserve(need=5, user=f"made up {number}")
         assert (call.verdict, world.tenant.inflight) == (Verdict.ADMITTED, 1)
-        assert call.settle(tokens=5) is Settled.DONE
+        assert call.settle(tokens=5) is SettleResult.DONE
         assert world.events()[-1].user == f"made up {number}"
     assert world.client.dbsize() <= before + 1  # the outbox
     assert world.tenant.inflight == 0
     reclaimed = world.reserve(need=5, user="made up")
-    assert reclaimed.reclaim(tokens=5) is Settled.DONE
+    assert reclaimed.reclaim(tokens=5) is SettleResult.DONE
     assert life_ms(world, "made up") == -2
 
 
@@ -89,7 +89,7 @@ def test_a_state_that_ended_meanwhile_is_not_made_again_by_a_settlement(world: W
     world.plan(100)
     call = world.reserve(need=5, user="ann")
     world.client.delete(world.user_key("ann"))
-    assert call.settle(tokens=5) is Settled.DONE
+    assert call.settle(tokens=5) is SettleResult.DONE
     assert life_ms(world, "ann") == -2
 
 
@@ -109,7 +109,7 @@ def test_a_made_up_user_fills_few_bytes_and_for_two_minutes(world: World) -> Non
     world.plan(10**9)
 
     name = "\N{GRINNING FACE}" * 128
-    assert world.reserve(need=5, user=name).settle(tokens=5) is Settled.DONE
+    assert world.reserve(need=5, user=name).settle(tokens=5) is SettleResult.DONE
     kept = world.client.memory_usage(world.user_key(name))
     assert kept is not None
     assert kept < 400

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from gateway.core.accounts.plans import ONE, Weights
-from gateway.core.model import Limits, Observed, Settled, Verdict
+from gateway.core.model import HoldExtension, Limits, SettleResult, Verdict
 from gateway.counters.admission.usage import UNIT
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -28,7 +28,7 @@ def test_a_hold_is_of_the_quota_and_its_buckets_take_tokens(world: World) -> Non
     assert (call.decision.tokens_remaining, call.decision.limit) == (40, 100)
     assert world.tenant.held == 60
     assert bucket(world) == 600
-    assert call.settle(tokens=500, weighed=50) is Settled.DONE
+    assert call.settle(tokens=500, weighed=50) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.remaining, world.tenant.held) == (50, 50, 0)
     assert 490 <= bucket(world) <= 500
     assert world.events()[-1].amount == 50
@@ -71,7 +71,7 @@ def test_what_counts_nothing_is_a_row_of_nothing(world: World) -> None:
 def test_a_live_call_is_topped_up_by_what_it_counts(world: World) -> None:
     world.plan(100, plan_id=PLAN)
     call = world.reserve(100, ceiling=5000, quota=(10, 500, 0), plan_id=PLAN)
-    live = Observed(world.caller, call.id, 0, tokens=300, weights=TENTH, weighed=30)
+    live = HoldExtension(world.caller, call.id, 0, tokens=300, weights=TENTH, weighed=30)
     assert world.extended([(live, 100)]) == [(100, 0, 0)]  # all that was free was held already
     live.weighed = 120
     assert world.extended([(live, 100)]) == [(100, 0, 1)]
@@ -89,7 +89,7 @@ def test_a_hold_of_the_version_before_is_observed_as_it_was(world: World) -> Non
     assert call.extend(7) == (10, 0)
     hold = states.unpack_hold(world.get(name))[0]
     assert (hold.tokens, hold.observed, hold.weighed) == (10, 7, -1)
-    assert call.settle(tokens=8) is Settled.DONE
+    assert call.settle(tokens=8) is SettleResult.DONE
     assert world.tenant.remaining == 92
 
 
@@ -98,10 +98,10 @@ def test_a_late_call_waits_with_what_it_counts(world: World) -> None:
     call = world.reserve(500, quota=(50, 50, 0), plan_id=PLAN)
     call.reclaim(tokens=200, weighed=20, metadata=json.dumps({"reclaimed": True}).encode())
     assert (world.tenant.used, world.tenant.held) == (20, 0)
-    assert call.settle(tokens=400, weighed=40) is Settled.RECLAIMED
+    assert call.settle(tokens=400, weighed=40) is SettleResult.RECLAIMED
     (entry,) = world.client.xrange(keys.late(world.p))
     assert int(entry[1][b"charged"]) == 20
-    assert call.correct(tokens=200, weighed=20) is Settled.DONE
+    assert call.correct(tokens=200, weighed=20) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.remaining) == (20, 960)
     assert world.events()[-1].amount == 20
 

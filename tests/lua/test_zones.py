@@ -12,7 +12,7 @@ from gateway.core.accounts.budgets import bounds
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Verdict
-from gateway.core.times import HOUR_MS, Clock, clock_of
+from gateway.core.times import HOUR_MS, ZoneOffset, clock_of
 from tests.builders import Call, World
 
 DAY_MS = 24 * HOUR_MS
@@ -117,7 +117,7 @@ def test_a_cycle_that_is_over_by_the_clocks_of_the_other_zone_ends_at_once_and_o
     world.reserve(need=1).settle(tokens=30)
     now, utc_end = world.now_ms(), world.tenant.next_reset
     # A zone whose clocks show tomorrow's first minute.
-    ahead = Clock(utc_end - now + HOUR_MS // 60)
+    ahead = ZoneOffset(utc_end - now + HOUR_MS // 60)
     assert world.grant("plan", terms=PlanTerms(1, 1, ahead, 100, "daily")).code == 1
     assert (world.tenant.next_reset, world.tenant.cycle) == (utc_end - ahead.offset, 1)
     assert world.sweep().code == 1

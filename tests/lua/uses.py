@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.core.model import Settled, Settlement
+from gateway.core.model import Settlement, SettleResult
 from gateway.counters.layouts import packing
 from tests.builders import TOMBSTONE_MS, Call
 
 
-def tell(call: Call, tokens: int = 0, *, used_ms: int, mode: int = packing.MODE_POST, **used: Any) -> Settled:
+def tell(
+    call: Call, tokens: int = 0, *, used_ms: int, mode: int = packing.MODE_POST, **used: Any
+) -> SettleResult:
     """Charge what a call is told to have used at a moment."""
     request = call.request
     settlement = Settlement(
@@ -20,4 +22,4 @@ def tell(call: Call, tokens: int = 0, *, used_ms: int, mode: int = packing.MODE_
         call.world.run_id, TOMBSTONE_MS, settlement, mode, b"%d" % used_ms,
         definitions=tuple(one.defined for one in request.budgets),
     )  # fmt: skip
-    return Settled(packing.code_of(call.world.run("settle", asked)))
+    return SettleResult(packing.code_of(call.world.run("settle", asked)))

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 
 from gateway.core.calls.tariff import rate_of
-from gateway.core.model import Observed, Service, Settled, Usage
+from gateway.core.model import HoldExtension, Service, SettleResult, TokenUsage
 from gateway.counters.admission.callers import Directory
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -184,7 +184,7 @@ class System:
             raise AssertionError("a service that is not included was resolved")
         service = directory.resolve(caller, key)
         assert service is not None
-        held = credits_of(service, Usage(input=need, output=0, units=units), MODEL)
+        held = credits_of(service, TokenUsage(input=need, output=0, units=units), MODEL)
         call = world.reserve(
             need if service.counts_tokens else 0, service=service, credits_=held, units=units, ttl_ms=TTL_MS
         )
@@ -209,7 +209,7 @@ class System:
         if call.state != "open":
             return
         rate = rate_of(service, prices_of(service, MODEL), 10)
-        live = Observed(real.request.caller, real.id, 0, seen, rate=rate)
+        live = HoldExtension(real.request.caller, real.id, 0, seen, rate=rate)
         real.world.extended([(live, margin)])
         price = call.price
 
@@ -224,17 +224,20 @@ class System:
             return
         call, real, service = self.calls.pop(at % len(self.calls))
         tokens = read + written if service.counts_tokens else 0
-        credits_ = credits_of(service, Usage(read, written, units=units), MODEL)
+        credits_ = credits_of(service, TokenUsage(read, written, units=units), MODEL)
         assert credits_ == call.price.cost(read, written, units)
         settled = real.settle(tokens, credits=credits_, units=units, metadata=b'{"model":"m"}')
         if call.state == "open":
-            assert settled is Settled.DONE
+            assert settled is SettleResult.DONE
             self.organization.charge(call, tokens, credits_, units)
         else:
-            assert settled in {Settled.RECLAIMED, Settled.UNKNOWN}
+            assert settled in {SettleResult.RECLAIMED, SettleResult.UNKNOWN}
             self.lane.append((call, tokens, credits_, units))
         if again:
-            assert real.settle(tokens, credits=credits_, units=units) in {Settled.UNKNOWN, Settled.RECLAIMED}
+            assert real.settle(tokens, credits=credits_, units=units) in {
+                SettleResult.UNKNOWN,
+                SettleResult.RECLAIMED,
+            }
 
     async def fail(self, at: int) -> None:
         """A call ends without any use."""

@@ -11,7 +11,7 @@ import redis
 
 from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable
 from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.settings.settings import load
@@ -88,7 +88,7 @@ async def test_users_by_rights_are_fit_or_told_which_right_they_lack(own_valkey:
 
 async def test_a_server_that_tells_no_changes_is_used_and_said(own_valkey: Start) -> None:
     server = own_valkey("--appendonly", "yes", *without("CLIENT"))
-    wire = Wire(parse_url(server.url), time.monotonic, hears=(b"tk:id:",))
+    wire = RedisConnection(parse_url(server.url), time.monotonic, hears=(b"tk:id:",))
     await wire.open()
     assert wire.connected
     assert not wire.hearing.since
@@ -101,7 +101,7 @@ async def test_a_server_that_tells_no_changes_is_used_and_said(own_valkey: Start
 
 async def test_a_server_without_functions_is_not_used_and_told_by_name(own_valkey: Start) -> None:
     server = own_valkey("--appendonly", "yes", *without("FUNCTION"))
-    wire = Wire(parse_url(server.url), time.monotonic)
+    wire = RedisConnection(parse_url(server.url), time.monotonic)
     with pytest.raises(CountersUnavailable, match=r"unknown command 'FUNCTION'"):
         await wire.open()
     await eventually(lambda: "unknown command 'FUNCTION'" in wire.trouble)

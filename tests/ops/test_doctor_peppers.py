@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from gateway.core.credentials import Peppers, peppers_of
-from gateway.counters.keeper.status import PRESENCE_KEPT_S, Keeping, Presence, heard
+from gateway.counters.keeper.status import PRESENCE_KEPT_S, KeeperInfo, Presence, heard
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.ops.doctor import _called
 from gateway.ops.doctor_redis import of_credentials, of_keeper
 from gateway.settings.settings import Settings, load
@@ -26,7 +26,7 @@ IDS = {name: Peppers(name.encode()).ids[0] for name in (OURS, BEFORE, ANOTHER)}
 SETTINGS = Settings(key_pepper=OURS, earlier_key_peppers=BEFORE)
 
 
-def told(heard: Keeping | None, role: str = "all", *, before: bool = True) -> list[tuple[bool, str, str]]:
+def told(heard: KeeperInfo | None, role: str = "all", *, before: bool = True) -> list[tuple[bool, str, str]]:
     return [(each.well, each.subject, each.says) for each in of_keeper(SETTINGS, role, heard, before)]
 
 
@@ -45,7 +45,7 @@ def test_a_keeper_that_is_gone_is_wrong_where_somebody_needs_one() -> None:
     ],
 )  # fmt: skip
 def test_keys_a_keeper_makes_are_known_here_or_that_is_wrong(theirs: tuple[str, ...], well: bool) -> None:
-    here, pepper = told(Keeping("9.9", tuple(IDS[one] for one in theirs)))
+    here, pepper = told(KeeperInfo("9.9", tuple(IDS[one] for one in theirs)))
     assert here == (True, "keeper", "one of version 9.9 is there")
     assert pepper[:2] == (well, "pepper")
     assert IDS[theirs[0]] in pepper[2]
@@ -53,18 +53,18 @@ def test_keys_a_keeper_makes_are_known_here_or_that_is_wrong(theirs: tuple[str, 
 
 
 def test_accounts_that_the_keeper_cannot_read_are_wrong() -> None:
-    _, (is_well, subject, says), *_ = told(Keeping("9.9", (IDS[OURS],), unreadable=2))
+    _, (is_well, subject, says), *_ = told(KeeperInfo("9.9", (IDS[OURS],), unreadable=2))
     assert (is_well, subject) == (False, "keeper")
     assert "whose calls are refused: 2" in says
     assert "deploy/README.md" in says
 
 
 async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> None:
-    wire = Wire(parse_url(valkey), time.monotonic)
+    wire = RedisConnection(parse_url(valkey), time.monotonic)
     await wire.open()
     saying = asyncio.create_task(Presence(wire, "9.9", ("one", "two"), lambda: 3).keep_saying())
     try:
-        assert await eventually(lambda: heard(wire)) == Keeping("9.9", ("one", "two"), 3)
+        assert await eventually(lambda: heard(wire)) == KeeperInfo("9.9", ("one", "two"), 3)
         with redis.Redis.from_url(valkey) as client:
             assert 0 < client.ttl("tk:keepers") <= PRESENCE_KEPT_S
             client.flushall()
@@ -76,7 +76,7 @@ async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> N
 
 @pytest.mark.parametrize("said", [b"no json", b"\xff", b"{}", b'{"version":"9.9","peppers":[]}', b"[1]"])
 async def test_what_no_keeper_says_is_none(valkey: str, said: bytes) -> None:
-    wire = Wire(parse_url(valkey), time.monotonic)
+    wire = RedisConnection(parse_url(valkey), time.monotonic)
     await wire.open()
     try:
         with redis.Redis.from_url(valkey) as client:

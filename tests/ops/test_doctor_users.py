@@ -12,7 +12,7 @@ import redis
 
 from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.ops import doctor_redis
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer
@@ -34,7 +34,7 @@ def users() -> dict[str, str]:
 async def server(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
     """A server that a keeper has brought the scripts to."""
     server = own_valkey()
-    wire = Wire(parse_url(server.url), time.monotonic)
+    wire = RedisConnection(parse_url(server.url), time.monotonic)
     await wire.open()
     await wire.close()
     return server

@@ -16,22 +16,22 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.loops import Loop
-from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite
 from gateway.core.accounts.outbox import EventFlag, EventKind
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from gateway.core.billing.payments import DunningSchedule
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import billing_loops, charge
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger import checkpoints
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.scenario import Account, batch_of, document, rows_of
 
 ACTOR = Actor("builtin:admin", "admin")
-TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+TIERS = (PriceTier(10_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008")))
 _INVARIANTS = str(
     checkpoints.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True})
 )
@@ -50,7 +50,7 @@ class April:
     allocations: Allocations
     now: datetime
     account: Account
-    writer: Writer
+    writer: LedgerWriter
     pool: AsyncEngine
     # For what is only looked at, and often.
     connection: psycopg.Connection[tuple[object, ...]]
@@ -74,7 +74,7 @@ class April:
         self, resource: str, verb: str, row_id: int | None = None, **values: object
     ) -> dict[str, Any]:
         done = await self.store.write(Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values))
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
         return dict(done.row)
 
     async def on(self, moment: datetime) -> None:
@@ -151,7 +151,7 @@ async def opened(
     written = keeper_url or url
     pool = engine.create(written)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
-    writer = Writer(written)
+    writer = LedgerWriter(written)
     with psycopg.connect(url, autocommit=True) as connection:
         made = kind(url, store, Allocations(pool), begins, Account(0, 0), writer, pool, connection)
         try:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.migrated import cloned, migrated, shared, template
 
 __all__ = ["cloned", "migrated", "shared", "template"]
 
 
 @pytest.fixture
-def writer(migrated: str) -> Iterator[Writer]:
-    writer = Writer(migrated)
+def writer(migrated: str) -> Iterator[LedgerWriter]:
+    writer = LedgerWriter(migrated)
     yield writer
     writer.close()

@@ -13,8 +13,8 @@ import psycopg
 from psycopg import sql
 
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.accounts.outbox import PRICED, Batch, Event, EventFlag, EventKind, fan_out
-from gateway.core.billing.money import Tier, pack_tiers, spend_micro
+from gateway.core.accounts.outbox import PRICED, Batch, EventFlag, EventKind, OutboxEntry, fan_out
+from gateway.core.billing.money import PriceTier, pack_tiers, spend_micro
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.ledger import checkpoints
@@ -22,7 +22,7 @@ from persistence.store import Store
 from tests.builders import encode
 
 NOW_MS = 1_790_000_000_000
-BLANK = Event(
+BLANK = OutboxEntry(
     kind=0, flags=0, at_ms=NOW_MS, epoch=1, organization_id=0, tenant_id=0, key_id=0, service_id=0, seq=0,
     cycle=0, amount=0, remaining=0, used=0, next_reset_ms=0, credit_seq=0, credits=0, balance=0, spend_seq=0,
     units=0, spend=0, spent=0, source="", user="", attribution="", metadata=b"",
@@ -61,7 +61,7 @@ class Account:
     spent: int = 0
     spend_month: str = ""
     # What units cost from now on (none: what `spend` says), and how many a service had in a month.
-    tiers: tuple[Tier, ...] = ()
+    tiers: tuple[PriceTier, ...] = ()
     units: dict[tuple[int, str], int] = field(default_factory=dict)
     entries: list[tuple[bytes, bytes]] = field(default_factory=list)
 
@@ -79,7 +79,7 @@ class Account:
             flags |= EventFlag.BLOCKED
         return flags
 
-    def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> Event:
+    def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> OutboxEntry:
         event = replace(
             BLANK, kind=int(kind), flags=int(flags | self.status()), at_ms=self.at_ms, epoch=self.epoch,
             organization_id=self.organization_id, tenant_id=self.tenant_id, seq=self.seq, cycle=self.cycle,
@@ -90,7 +90,7 @@ class Account:
         self.at_ms += 1
         return event
 
-    def reset(self, source: str = "") -> Event:
+    def reset(self, source: str = "") -> OutboxEntry:
         before, metadata = 0 if self.total is None else self.remaining, b""
         self.remaining = self.total or 0
         if before < 0 and self.policy == "carry" and not self.forgives:
@@ -117,7 +117,7 @@ class Account:
         metadata: bytes = METADATA,
         kind: EventKind = EventKind.CONSUME,
         **facts: object,
-    ) -> Event:
+    ) -> OutboxEntry:
         flags = EventFlag(0)
         if tokens is not None:
             flags |= EventFlag.TOKENS
@@ -148,7 +148,7 @@ class Account:
             source=request_id or str(uuid.uuid4()), metadata=metadata, priced=priced, **facts,
         )  # fmt: skip
 
-    def grant(self, kind: EventKind, amount: int, source: str = "", **facts: object) -> Event:
+    def grant(self, kind: EventKind, amount: int, source: str = "", **facts: object) -> OutboxEntry:
         self.seq += 1
         if self.total is not None:
             self.remaining += amount
@@ -156,12 +156,12 @@ class Account:
         source = source or str(uuid.uuid4())
         return self.emit(kind, EventFlag.TOKENS | inward, amount=abs(amount), source=source, **facts)
 
-    def mark(self, *, blocked: bool, source: str = "") -> Event:
+    def mark(self, *, blocked: bool, source: str = "") -> OutboxEntry:
         self.manual = blocked
         kind = EventKind.BLOCK if blocked else EventKind.UNBLOCK
         return self.emit(kind, EventFlag(0), source=source or str(uuid.uuid4()))
 
-    def credit(self, amount: int, source: str = "", metadata: bytes = b"") -> Event:
+    def credit(self, amount: int, source: str = "", metadata: bytes = b"") -> OutboxEntry:
         self.credit_seq, self.balance = self.credit_seq + 1, self.balance + amount
         flags = EventFlag.CREDITS | (EventFlag.IN if amount >= 0 else EventFlag(0))
         return self.emit(

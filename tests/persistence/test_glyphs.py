@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence.store import Glyphs
+from persistence.store import FontCoverage
 
 
 async def test_each_text_is_told_its_own_letters() -> None:
@@ -12,13 +12,13 @@ async def test_each_text_is_told_its_own_letters() -> None:
         asked.append(text)
         return "东京"
 
-    glyphs = Glyphs(missing)
+    glyphs = FontCoverage(missing)
     await glyphs.look(["京 京都", "Жук", "京 京都"])
     assert (asked, glyphs.known) == (["京 京都 Жук"], {"京 京都": "京", "Жук": ""})
 
 
 async def test_the_oldest_are_forgotten_and_those_that_were_asked_for_are_not() -> None:
-    glyphs = Glyphs(lambda _: "", known_max=3)
+    glyphs = FontCoverage(lambda _: "", known_max=3)
     await glyphs.look(["a", "b"])
     await glyphs.look(["c", "d"])
     assert list(glyphs.known) == ["b", "c", "d"]

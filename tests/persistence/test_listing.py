@@ -8,12 +8,12 @@ from sqlalchemy import Text, cast, create_engine, func
 
 from gateway.core.accounts.administration import Query
 from persistence import entity
-from persistence.entity import Subject
+from persistence.entity import Entity
 from persistence.resources import people
 from persistence.tables import tenant
 
 ALL = Query({}, None, None, None, 1)
-SLOW = Subject(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(seconds), Text) == ""})
+SLOW = Entity(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(seconds), Text) == ""})
 
 
 @pytest.fixture

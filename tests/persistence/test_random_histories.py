@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, fan_out
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of, settle_in
 
@@ -79,7 +79,7 @@ def test_random_histories_keep_every_invariant(
         streams.setdefault(account.partition, []).extend(account.take())
     for entries in streams.values():
         entries.sort()
-    writer = Writer(shared)
+    writer = LedgerWriter(shared)
     try:
         at = 0
         for forward, back in [*cuts, (10_000, 5)]:

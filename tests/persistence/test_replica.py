@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Actor, Command, Committed, Query
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query
 from gateway.counters.redis.keys import partition_of
 from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor
@@ -116,7 +116,7 @@ class Reader:
         done = await self.store.write(
             Command("organizations", "create", ACTOR, "t", lambda _: {}, None, values)
         )
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
 
     def make_elsewhere(self, name: str) -> None:
         rows_of(self.url, "INSERT INTO organization (name) VALUES (%s) RETURNING id", [name])

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, Left
+from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, SkipReason
 from persistence import engine
 from persistence.schedule import Schedule
-from persistence.store import Glyphs, Store
+from persistence.store import FontCoverage, Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer
@@ -38,8 +38,10 @@ class Agreeing:
     def __init__(self, *torn: int) -> None:
         self.torn = torn
 
-    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
-        return {each: Left(NOT_AGREED, "They differ.") for each in organization_ids if each in self.torn}
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
+        return {
+            each: SkipReason(NOT_AGREED, "They differ.") for each in organization_ids if each in self.torn
+        }
 
 
 class Killed(BaseException):
@@ -48,7 +50,7 @@ class Killed(BaseException):
 
 @asynccontextmanager
 async def keeper(
-    april: April, *torn: int, letterhead: Letterhead = LETTERHEAD, glyphs: Glyphs | None = None
+    april: April, *torn: int, letterhead: Letterhead = LETTERHEAD, glyphs: FontCoverage | None = None
 ) -> AsyncIterator[tuple[Invoicing, AsyncEngine]]:
     """One that has all organizations in one partition: so they are a batch."""
     pool = engine.create(april.url)
@@ -325,7 +327,7 @@ async def test_letters_of_a_batch_are_looked_for_at_once_and_leave_none_but_thei
         asked.append(text)
         return "東京"
 
-    async with keeper(april, glyphs=Glyphs(missing)) as (invoicing, _):
+    async with keeper(april, glyphs=FontCoverage(missing)) as (invoicing, _):
         await invoicing.turn()
         await invoicing.turn()
     [without] = [organization for organization, name in made.items() if name == "東京"]
@@ -345,7 +347,7 @@ async def test_letters_of_a_batch_of_many_days_are_looked_for_at_once(april: Apr
         made.append(ids["organization"])
     await april.on(at(4, len(names), 1))
     asked: list[str] = []
-    async with keeper(april, glyphs=Glyphs(lambda text: asked.append(text) or "")) as (invoicing, _):
+    async with keeper(april, glyphs=FontCoverage(lambda text: asked.append(text) or "")) as (invoicing, _):
         assert await invoicing.turn() == (len(names), 0)
     assert len(asked) == 1
     assert set(asked[0].split()) == set(names)
@@ -358,7 +360,7 @@ async def test_one_whose_letters_are_never_known_is_left_and_others_are_made(apr
     await april.do("organizations", "change", made[0], name="Ωμέγα")
     await april.on(at(5, 2, 1))
 
-    class Forgetful(Glyphs):
+    class Forgetful(FontCoverage):
         async def look(self, texts: Iterable[str]) -> None:
             """What is found is not kept."""
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from gateway.errors import Conflict
 from tests.persistence.april import April, april, at, invoiced, set_up, use
 from tests.persistence.credits import give, post_expiries
@@ -97,7 +97,7 @@ async def test_units_are_billed_at_what_they_cost_when_they_were_used(april: Apr
     dearer = {"tiers": [{"up_to": None, "unit_price": "0.002"}]}
     await april.do("services", "change", ids["rerank"], pricing=dearer)
     use(account, ids["rerank"], units=500)  # admitted before
-    account.tiers = (Tier(None, Decimal("0.002")),)
+    account.tiers = (PriceTier(None, Decimal("0.002")),)
     account.consume(None, units=100)
     april.flush()
     await april.on(at(5, 1, 0))

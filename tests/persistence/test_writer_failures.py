@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from gateway.errors import LedgerUnavailable
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import (
     batch_of,
@@ -22,7 +22,7 @@ from tests.persistence.scenario import (
 from tests.waiting import eventually, wait_until
 
 
-async def test_a_partition_another_flusher_holds_is_left(migrated: str, writer: Writer) -> None:
+async def test_a_partition_another_flusher_holds_is_left(migrated: str, writer: LedgerWriter) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     account.reset()
     other.reset()
@@ -41,7 +41,7 @@ async def test_two_writers_at_once_write_each_row_once(migrated: str) -> None:
     for account in accounts:
         busy(account)
     batches = [batch_of(account) for account in accounts]
-    writers = [Writer(migrated), Writer(migrated)]
+    writers = [LedgerWriter(migrated), LedgerWriter(migrated)]
 
     def insist(which: int) -> None:
         for batch in batches if which else reversed(batches):
@@ -60,7 +60,7 @@ async def test_a_lost_commit_reply_is_recognised_at_redelivery(migrated: str) ->
     busy(account)
     batch = batch_of(account)
     with LossyProxy(migrated) as proxy:
-        writer = Writer(proxy.url)
+        writer = LedgerWriter(proxy.url)
         proxy.swallow_next(b"COMMIT")
         with pytest.raises(LedgerUnavailable):
             await writer.write(batch)
@@ -71,7 +71,9 @@ async def test_a_lost_commit_reply_is_recognised_at_redelivery(migrated: str) ->
     assert await broken(migrated) == []
 
 
-async def test_a_connection_killed_before_the_commit_leaves_nothing(migrated: str, writer: Writer) -> None:
+async def test_a_connection_killed_before_the_commit_leaves_nothing(
+    migrated: str, writer: LedgerWriter
+) -> None:
     [account] = settle_in(migrated, 1000)
     busy(account)
     batch = batch_of(account)
@@ -100,7 +102,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(migrated: st
     assert await broken(migrated) == []
 
 
-async def test_a_deadlock_is_retried(migrated: str, writer: Writer) -> None:
+async def test_a_deadlock_is_retried(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     busy(account)
     batch = batch_of(account)
@@ -122,6 +124,6 @@ async def test_a_deadlock_is_retried(migrated: str, writer: Writer) -> None:
 
 
 async def test_without_postgresql_the_writer_says_so(migrated: str) -> None:
-    writer = Writer("postgresql://postgres@127.0.0.1:9/none")
+    writer = LedgerWriter("postgresql://postgres@127.0.0.1:9/none")
     with pytest.raises(LedgerUnavailable):
         await writer.write({})

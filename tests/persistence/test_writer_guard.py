@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from gateway.core.accounts.outbox import Event, fan_out
-from persistence.ledger.writer import Writer
+from gateway.core.accounts.outbox import OutboxEntry, fan_out
+from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
 from tests.persistence.scenario import (
     Account,
@@ -25,7 +25,7 @@ from tests.persistence.scenario import (
 )
 
 
-async def test_redelivery_changes_nothing(migrated: str, writer: Writer) -> None:
+async def test_redelivery_changes_nothing(migrated: str, writer: LedgerWriter) -> None:
     accounts = settle_in(migrated, 1000, None)
     for account in accounts:
         busy(account)
@@ -44,7 +44,7 @@ async def test_redelivery_changes_nothing(migrated: str, writer: Writer) -> None
     assert await broken(migrated) == []
 
 
-async def test_an_entry_delivered_twice_in_one_batch_is_one_row(migrated: str, writer: Writer) -> None:
+async def test_an_entry_delivered_twice_in_one_batch_is_one_row(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     account.consume(10, credits_=1)
@@ -57,7 +57,7 @@ async def test_an_entry_delivered_twice_in_one_batch_is_one_row(migrated: str, w
 
 @pytest.mark.parametrize("change", [{"amount": 11}, {"remaining": 5}, {"source": str(uuid.uuid4())}])
 async def test_a_reused_seq_with_other_content_is_quarantined_never_dropped(
-    migrated: str, writer: Writer, change: dict[str, object]
+    migrated: str, writer: LedgerWriter, change: dict[str, object]
 ) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     account.reset()
@@ -80,7 +80,7 @@ async def test_a_reused_seq_with_other_content_is_quarantined_never_dropped(
     assert await broken(migrated) == []
 
 
-async def test_a_gap_stops_its_account_and_nobody_else(migrated: str, writer: Writer) -> None:
+async def test_a_gap_stops_its_account_and_nobody_else(migrated: str, writer: LedgerWriter) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     account.reset()
     account.consume(1)
@@ -109,13 +109,13 @@ async def test_a_gap_stops_its_account_and_nobody_else(migrated: str, writer: Wr
     assert await broken(migrated) == []
 
 
-def account_first(account: Account) -> Event:
+def account_first(account: Account) -> OutboxEntry:
     """The first movement the account made."""
     again = Account(account.organization_id, account.tenant_id, account.total)
     return again.reset()
 
 
-async def test_an_accepted_gap_is_listed_as_lost(migrated: str, writer: Writer) -> None:
+async def test_an_accepted_gap_is_listed_as_lost(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     await writer.write(batch_of(account))
@@ -135,7 +135,7 @@ async def test_an_accepted_gap_is_listed_as_lost(migrated: str, writer: Writer) 
     assert await broken(migrated) == []
 
 
-async def test_accounts_moved_by_one_entry_wait_together(migrated: str, writer: Writer) -> None:
+async def test_accounts_moved_by_one_entry_wait_together(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     await writer.write(batch_of(account))
@@ -158,7 +158,7 @@ async def test_accounts_moved_by_one_entry_wait_together(migrated: str, writer: 
     assert await broken(migrated) == []
 
 
-async def test_an_account_postgresql_does_not_know_waits(migrated: str, writer: Writer) -> None:
+async def test_an_account_postgresql_does_not_know_waits(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     stranger = Account(account.organization_id, 999_999, 10)
     stranger.reset()
@@ -168,7 +168,7 @@ async def test_an_account_postgresql_does_not_know_waits(migrated: str, writer: 
     assert rows_of(migrated, "SELECT kind FROM quarantine") == [("unknown_account",)]
 
 
-async def test_an_entry_of_another_organization_is_a_conflict(migrated: str, writer: Writer) -> None:
+async def test_an_entry_of_another_organization_is_a_conflict(migrated: str, writer: LedgerWriter) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     mixed = Account(other.organization_id, account.tenant_id, 1000)
     mixed.reset()
@@ -177,7 +177,7 @@ async def test_an_entry_of_another_organization_is_a_conflict(migrated: str, wri
     assert "belongs to organization" in str(rows_of(migrated, "SELECT reason FROM quarantine")[0][0])
 
 
-async def test_an_epoch_never_runs_backwards(migrated: str, writer: Writer) -> None:
+async def test_an_epoch_never_runs_backwards(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.epoch = 3
     account.reset()
@@ -188,7 +188,7 @@ async def test_an_epoch_never_runs_backwards(migrated: str, writer: Writer) -> N
     assert rows_of(migrated, "SELECT epoch FROM tenant_quota") == [(3,)]
 
 
-async def test_bytes_that_say_nothing_go_to_the_dead_letters_raw(migrated: str, writer: Writer) -> None:
+async def test_bytes_that_say_nothing_go_to_the_dead_letters_raw(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     good = account.take()
@@ -216,7 +216,7 @@ async def test_bytes_that_say_nothing_go_to_the_dead_letters_raw(migrated: str, 
     ],
 )
 async def test_a_poisonous_event_is_a_listed_gap_of_its_own_account(
-    migrated: str, writer: Writer, poison: dict[str, object]
+    migrated: str, writer: LedgerWriter, poison: dict[str, object]
 ) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     account.reset()
@@ -244,7 +244,7 @@ async def test_a_poisonous_event_is_a_listed_gap_of_its_own_account(
     "metadata", [b"{broken", b'{"a":"\\u0000"}', b'{"a":"\xff"}', b'{"a":"\\ud800"}', b'{"a":1e999999}']
 )
 async def test_unreadable_metadata_is_set_aside_and_the_charge_stands(
-    migrated: str, writer: Writer, metadata: bytes
+    migrated: str, writer: LedgerWriter, metadata: bytes
 ) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
@@ -261,7 +261,9 @@ async def test_unreadable_metadata_is_set_aside_and_the_charge_stands(
     assert await broken(migrated) == []
 
 
-async def test_a_row_that_is_there_without_its_balance_is_a_conflict(migrated: str, writer: Writer) -> None:
+async def test_a_row_that_is_there_without_its_balance_is_a_conflict(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account, other = settle_in(migrated, 1000, 1000)
     account.reset()
     other.reset()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.model import Family
 from tests.recorded.prices import KINDS
 
@@ -49,13 +49,15 @@ class Answer:
         return EVENTS if self.mode == "sse" else JSON
 
     @property
-    def call(self) -> Call:
+    def call(self) -> CallRequest:
         """The call it answers, as a route would have read it."""
         streamed = self.mode != "json"
         meter = "gemini_stream" if streamed and self.api == "gemini" else METERS[self.api]
         family = Family(meter.partition("_")[0])
         reports = meter in {"anthropic_messages", "gemini_generate", "gemini_stream"}
-        return Call(meter, family, b"{}", self.asked, streamed, None, 1, 300, 0, False, reports=reports)
+        return CallRequest(
+            meter, family, b"{}", self.asked, streamed, None, 1, 300, 0, False, reports=reports
+        )
 
 
 @dataclass(frozen=True)

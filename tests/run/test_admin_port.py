@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import StartError
-from gateway.run.admin_process import People
+from gateway.run.admin_process import AdminProcess
 from gateway.run.administration import AdminPort
 from gateway.settings.settings import load
 from tests.run.test_reload import changed_in_place, replaced
@@ -73,7 +73,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
         settings = load({"TOLLKEEPER_ADMIN_PORT": str(number)})
         said = rf"port {number} on 127.0.0.1 is in use; choose another .*TOLLKEEPER_ADMIN_PORT"
         with pytest.raises(StartError, match=said):
-            await People(settings, unused, unused, left_s_max=0.0).begin()
+            await AdminProcess(settings, unused, unused, left_s_max=0.0).begin()
 
 
 @pytest.mark.parametrize("environ", [{}, {"TOLLKEEPER_ADMIN_TOKEN": OLD}])

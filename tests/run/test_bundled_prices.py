@@ -23,7 +23,7 @@ from gateway.core.billing.price_book import (
     KINDS,
     MAKERS,
     MATCHES,
-    Price,
+    ModelPrice,
     PriceBook,
     choose,
     cost_nano,
@@ -56,7 +56,7 @@ def bundle() -> Bundle:
 
 
 @cache
-def prices() -> tuple[Price, ...]:
+def prices() -> tuple[ModelPrice, ...]:
     return tuple(read_price({"request": None, "tools": None, "context_tiers": None, "service_tiers": None,
                              **row, "id": number}) for number, row in enumerate(bundle().rows))  # fmt: skip
 

@@ -14,7 +14,7 @@ from stripe import APIError, InvalidRequestError
 from gateway.background.loops import Isolation
 from gateway.background.timed.deliveries import Handovers
 from gateway.errors import MissingExtra, Unauthorized
-from gateway.run.billing_providers import Collecting
+from gateway.run.billing_providers import StripeConnection
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings, load
 from tests.proxy_server import HERE, ProxyServer
@@ -23,15 +23,15 @@ from tests.stripe_server import stripe_server
 KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
 
 
-def of(**said: str) -> Collecting:
+def of(**said: str) -> StripeConnection:
     return over(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}))
 
 
-def over(settings: Settings) -> Collecting:
-    return Collecting(settings, KeeperSettings(settings, None, print, lambda _: None))
+def over(settings: Settings) -> StripeConnection:
+    return StripeConnection(settings, KeeperSettings(settings, None, print, lambda _: None))
 
 
-def loops(collecting: Collecting) -> dict[str, Any]:
+def loops(collecting: StripeConnection) -> dict[str, Any]:
     queue: Any = None  # nothing is asked of it before a loop runs
     return collecting.loops(queue, queue, lambda *_, **__: None, Isolation())
 
@@ -75,7 +75,7 @@ async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
         said = {"TOLLKEEPER_STRIPE_API_URL": stripe.url, "TOLLKEEPER_STRIPE_WEBHOOK_SECRET": SECRET}
         settings = load({**said, "TOLLKEEPER_STRIPE_API_KEY": KEY})
         later = KeeperSettings(settings, None, print, lambda _: None)
-        collecting = Collecting(settings, later)
+        collecting = StripeConnection(settings, later)
         api, read = collecting._api, collecting.read
         assert api is not None
         assert read is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.errors import LoopsSilent
-from gateway.run.admin_process import Facts, HeardFacts, written_fact
+from gateway.run.admin_process import FactsReader, LoopFacts, written_fact
 from gateway.run.parent_pipe import ParentPipe
 
 
@@ -23,15 +23,15 @@ class Pipe(ParentPipe):
 
 def test_the_last_facts_count_until_nothing_came_for_too_long() -> None:
     pipe, now, begun, settings = Pipe(), [0.0], list[bool](), list[bytes]()
-    heard = HeardFacts(
+    heard = FactsReader(
         pipe, lambda: begun.append(True), settings.append, clock=lambda: now[0], silent_s_max=10.0
     )
     with pytest.raises(LoopsSilent):
         heard.last()
     for holds in (1, 2):
         pipe.say(b'{"log_level":"info"}\n')
-        pipe.say(written_fact(Facts({"holds": holds}, {"counters_verified": True})) + b"\n")
-    assert heard.last() == Facts({"holds": 2}, {"counters_verified": True})
+        pipe.say(written_fact(LoopFacts({"holds": holds}, {"counters_verified": True})) + b"\n")
+    assert heard.last() == LoopFacts({"holds": 2}, {"counters_verified": True})
     assert (begun, len(settings)) == ([True], 2)
     now[0] = 10.1
     with pytest.raises(LoopsSilent):

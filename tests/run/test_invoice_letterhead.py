@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.billing.document import Party
+from gateway.core.billing.document import InvoiceParty
 from gateway.errors import SettingError
 from gateway.run.billing_providers import invoice_renderer, letterhead
 from gateway.settings.settings import Settings
@@ -39,7 +39,7 @@ def test_everything_set(tmp_path: Path) -> None:
             invoice_country="DE", invoice_tax_number="DE123456789",
         )
     )  # fmt: skip
-    assert made.letterhead.seller == Party("Tollkeeper Ltd", ("12 Gate Street",), "DE", "DE123456789")
+    assert made.letterhead.seller == InvoiceParty("Tollkeeper Ltd", ("12 Gate Street",), "DE", "DE123456789")
     assert made.letterhead.notes == ("Pay soon.", "Thank you.")
     assert made.pdf(INVOICE).startswith(b"%PDF-")
 

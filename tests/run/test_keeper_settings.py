@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway.core.network import Proxy
-from gateway.run.administration import KeptSignIns
+from gateway.run.administration import CurrentSignIns
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal
@@ -35,7 +35,7 @@ async def test_providers_are_taken_over_from_a_file_and_a_wrong_one_is_said(tmp_
     file, said = tmp_path / "c.yaml", Said()
     written(file, "one")
     read = partial(load, {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}, file)
-    sign_ins = KeptSignIns(read(), lambda event, **more: said.append((event, more)))
+    sign_ins = CurrentSignIns(read(), lambda event, **more: said.append((event, more)))
     kept = KeeperSettings(read(), read, lambda event, **more: said.append((event, more)), sign_ins.renew)
     keeping = asyncio.create_task(kept.keep())
     try:
@@ -125,7 +125,7 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         return load({}, tmp_path / "c.yaml")
 
     pipe = Pipe()
-    sign_ins = KeptSignIns(settings("one"), lambda *_, **__: None)
+    sign_ins = CurrentSignIns(settings("one"), lambda *_, **__: None)
     kept = KeeperSettings(settings("one"), pipe, lambda *_, **__: None, sign_ins.renew)
     keeping = asyncio.create_task(kept.keep())
     try:
@@ -139,7 +139,7 @@ async def test_providers_are_taken_over_from_a_supervisor(tmp_path: Path) -> Non
         keeping.cancel()
 
 
-class Providers(KeptSignIns):
+class Providers(CurrentSignIns):
     """Ways to sign in that some settings cannot be used for."""
 
     def renew(self, settings: Settings) -> None:
@@ -217,7 +217,7 @@ def test_that_a_restart_is_needed_is_said_once(tmp_path: Path) -> None:
     file, said = tmp_path / "c.yaml", list[str]()
     written(file, "one")
     environ = {"TOLLKEEPER_DATA_DIR": str(tmp_path / "data")}
-    kept = KeptSignIns(load(environ, None), lambda event, **_: said.append(event))
+    kept = CurrentSignIns(load(environ, None), lambda event, **_: said.append(event))
     for _ in range(2):
         kept.renew(load(environ, file))
     assert said == ["a restart is needed"]

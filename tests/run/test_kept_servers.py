@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import cast
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection
 from gateway.run.keeper import Keeper
-from gateway.run.kept_servers import KeptServer, KeptServers, Shared
+from gateway.run.kept_servers import AllShardLoops, LoopContext, ShardLoops
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer
 from tests.persistence.migrated import migrated, shared, template
@@ -39,11 +39,11 @@ class Kept:
 
 
 async def test_what_waits_is_told_while_servers_come_and_go() -> None:
-    servers = KeptServers(cast("Wires", None), cast("Shared", SimpleNamespace(share=None)))
+    servers = AllShardLoops(cast("RedisConnections", None), cast("LoopContext", SimpleNamespace(share=None)))
     for number in range(3):
-        wire = cast("Wire", object())
+        wire = cast("RedisConnection", object())
         kept = Kept(number, lambda wire=wire: servers._kept.pop(wire))
-        servers._kept[wire] = cast("KeptServer", kept)
+        servers._kept[wire] = cast("ShardLoops", kept)
     assert await servers.waiting() == {
         "outbox_entries": 30, "outbox_oldest_seconds": 0.0, "waiting_entries": 3,
         "outbox_streams_broken": 3, "holds": 6,

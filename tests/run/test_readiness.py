@@ -12,9 +12,9 @@ import pytest
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import report, there
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.run.health import DiskWatch
-from gateway.run.readiness import Probe, Recent, all_answer, of_gateway, one_answers
+from gateway.run.readiness import CachedLookup, Probe, all_answer, of_gateway, one_answers
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer
@@ -58,7 +58,7 @@ async def test_whoever_asks_within_a_moment_has_what_was_found_and_one_at_a_time
             raise OSError("nobody there")
         return looks[0]
 
-    recent = Recent(look, fresh_s=1.0, clock=lambda: now[0])
+    recent = CachedLookup(look, fresh_s=1.0, clock=lambda: now[0])
     assert await asyncio.gather(*(recent.now() for _ in range(5))) == [1] * 5
     now[0], wrong[0] = 1.0, True
     with pytest.raises(OSError, match="nobody there"):
@@ -71,7 +71,7 @@ async def test_one_primary_that_answers_is_enough_and_whether_all_do_is_known(
     own_valkey: Callable[..., ValkeyServer],
 ) -> None:
     first, second = own_valkey(), own_valkey()
-    wires = [Wire(parse_url(one.url), time.monotonic) for one in (first, second)]
+    wires = [RedisConnection(parse_url(one.url), time.monotonic) for one in (first, second)]
     try:
         for one in wires:
             await one.open()

@@ -15,7 +15,7 @@ import redis
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.run.health import RedisState
 from tests.conftest import ValkeyServer, free_port
@@ -25,8 +25,10 @@ Said = list[tuple[str, str]]
 
 
 @asynccontextmanager
-async def looked_at(server: ValkeyServer, said: Said, **made: Any) -> AsyncIterator[tuple[RedisState, Wire]]:
-    wire = Wire(parse_url(server.url), time.monotonic)
+async def looked_at(
+    server: ValkeyServer, said: Said, **made: Any
+) -> AsyncIterator[tuple[RedisState, RedisConnection]]:
+    wire = RedisConnection(parse_url(server.url), time.monotonic)
     await wire.open()
 
     def log(event: str, code: str = "", **_: object) -> None:
@@ -41,15 +43,15 @@ async def looked_at(server: ValkeyServer, said: Said, **made: Any) -> AsyncItera
         await wire.close()
 
 
-async def full(server: ValkeyServer, client: redis.Redis, wire: Wire) -> None:
+async def full(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
     client.config_set("maxmemory", 1)
 
 
-async def of_another(server: ValkeyServer, client: redis.Redis, wire: Wire) -> None:
+async def of_another(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
     client.replicaof("127.0.0.1", str(free_port()))
 
 
-async def without_a_disk(server: ValkeyServer, client: redis.Redis, wire: Wire) -> None:
+async def without_a_disk(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
     """Its snapshot fails, and a write is answered so."""
     client.config_set("save", "1 1")
     shutil.rmtree(server.folder)
@@ -80,7 +82,7 @@ def well_again(client: redis.Redis, code: str) -> None:
 async def test_why_redis_refuses_is_told_until_it_takes_calls_again(
     own_valkey: Callable[..., ValkeyServer],
     code: str,
-    break_it: Callable[[ValkeyServer, redis.Redis, Wire], Awaitable[None]],
+    break_it: Callable[[ValkeyServer, redis.Redis, RedisConnection], Awaitable[None]],
     takes: bool,
 ) -> None:
     """By what calls are answered alone a server is not given up: only calls can say that it is well again."""

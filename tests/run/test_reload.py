@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway.core.issuers import SignIn
-from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, Told, keep_renewing, watch_credentials
+from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.supervisor.up import _placed, renewal_of
 from gateway.settings.settings import Settings, load
 from tests.waiting import eventually
@@ -51,7 +51,7 @@ class Watching:
         self.said: list[str] = []
         self.warned: list[str] = []
         self.asked = asyncio.Event()
-        self.told = Told(self.taken, self.said.append, self.warned.append)
+        self.told = SettingsListener(self.taken, self.said.append, self.warned.append)
 
     async def taken(self) -> None:
         (one,) = (dict(each.headers) for each in self.now.running.upstreams if each.name == "s")

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import SettingError
 from gateway.files import SECRET_BYTES_MAX
-from gateway.settings.settings import NAMES, PREFIX, SECRETS, Watched, load, reread
+from gateway.settings.settings import NAMES, PREFIX, SECRETS, WatchedFiles, load, reread
 
 HUSH = "hush-hush-hush-hush"
 VALUES = {
@@ -153,7 +153,7 @@ def test_a_secret_is_read_again_as_it_was_at_first(tmp_path: Path) -> None:
 def test_a_file_has_changed_once_and_a_missing_one_too(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     written(one, "a")
-    watched, both = Watched(), [str(one), str(other)]
+    watched, both = WatchedFiles(), [str(one), str(other)]
     assert watched.changed(both)
     assert not watched.changed(both)
     written(other, "b")

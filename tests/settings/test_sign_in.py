@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.issuers import Issuer, Provider, SignIn
+from gateway.core.issuers import IdentityProvider, Issuer, SignIn
 from gateway.errors import SettingError
 from gateway.settings.settings import from_json, to_json
 from tests.settings.test_issuers import loaded
@@ -37,7 +37,7 @@ def test_a_provider_is_read_with_its_rules_and_no_gateway_hears_of_it(tmp_path: 
         subjects=(("1", "staff"),),
         user="/email",
     )
-    provider = Provider(
+    provider = IdentityProvider(
         "example", "login.example.com", rules, "console", "hushhush", "", ("openid", "groups")
     )
     assert settings.sign_in == SignIn("https://toll.example.com", (provider,))

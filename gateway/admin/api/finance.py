@@ -26,7 +26,7 @@ from gateway.admin.http.requests import (
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
 from gateway.core.accounts.administration import Place, Row, count_rows
-from gateway.core.billing.finance import DOCUMENT, Asked, LegPlace
+from gateway.core.billing.finance import DOCUMENT, LegPlace, ReportPeriod
 from gateway.core.text import csv
 from gateway.errors import NotFound, Unprocessable
 
@@ -120,7 +120,9 @@ def shown_as(name: str, asked: Mapping[str, object]) -> Shown:
     return leg
 
 
-async def _lines(mine: AdminPorts, name: str, asked: Asked, shown: Shown) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    mine: AdminPorts, name: str, asked: ReportPeriod, shown: Shown
+) -> AsyncGenerator[bytes, None]:
     columns = columns_of(name)
     if name == LEDGER:
         yield csv(columns, (), head=True)
@@ -144,7 +146,7 @@ def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
 
 
 async def _rows(
-    name: str, store: Store, asked: Asked, place: Place | None, limit: int
+    name: str, store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
     """Rows of a report behind a place, which is how many were told, and the place of the next page."""
     after = 0
@@ -157,7 +159,7 @@ async def _rows(
 
 
 async def _legs(
-    store: Store, asked: Asked, place: Place | None, limit: int
+    store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
     """Legs of the ledger behind a place, which is the last that was told, and the place of the next page."""
     rows = await store.ledger(asked, _leg(asked, place), limit + 1)
@@ -172,7 +174,7 @@ async def _legs(
     )  # fmt: skip
 
 
-def _leg(asked: Asked, place: Place | None) -> LegPlace:
+def _leg(asked: ReportPeriod, place: Place | None) -> LegPlace:
     since = asked.since
     assert since is not None
     if place is None:
@@ -191,7 +193,7 @@ def _of_another() -> Unprocessable:
     )
 
 
-def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:
+def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
     """What is asked, of the caller's own organization where it has one; of another there is nothing."""
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:
@@ -199,14 +201,16 @@ def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> Asked:
     of: dict[str, Any] = {"organization_id": own or organization_id, "currency": asked.get("currency")}
     today = datetime.now(UTC).date()
     if "at" in ASKED[name].model_fields:
-        return Asked(_midnight((asked.get("at") or today) + timedelta(days=1)), **of)
+        return ReportPeriod(_midnight((asked.get("at") or today) + timedelta(days=1)), **of)
     last = asked.get("until") or f"{today:%Y-%m}"
     first = asked.get("since") or last
     months = _number(last) - _number(first) + 1
     if not 0 < months <= MONTHS_MAX:
         wanted = f"must be up to {MONTHS_MAX - 1} months before to, or the same"
         raise Unprocessable("Some query parameters are wrong.", (("from", wanted),))
-    return Asked(_first(_number(last) + 1), _first(_number(first)), by=asked.get("by") or DOCUMENT, **of)
+    return ReportPeriod(
+        _first(_number(last) + 1), _first(_number(first)), by=asked.get("by") or DOCUMENT, **of
+    )
 
 
 def _number(month: str) -> int:
@@ -222,7 +226,7 @@ def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _file(name: str, asked: Asked, suffix: str) -> str:
+def _file(name: str, asked: ReportPeriod, suffix: str) -> str:
     last = (asked.until - timedelta(days=1)).date()
     if asked.since is None:
         return f"{name}-{last}.{suffix}"

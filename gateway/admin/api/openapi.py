@@ -10,15 +10,15 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.admin.http.requests import FILTER_CHARS_MAX, KEY_PARAMETER, LIMIT_DEFAULT, LIMIT_MAX
 from gateway.admin.resources.resource import (
-    Answered,
-    Batch,
+    BatchEndpoint,
     Cursor,
-    Document,
+    DocumentEndpoint,
+    Endpoint,
     Filter,
-    Part,
     Question,
-    Report,
+    ReportEndpoint,
     Resource,
+    SubResource,
 )
 from gateway.core.accounts.administration import ROLES
 
@@ -323,7 +323,9 @@ READ_REFUSALS = ("401", "403", "404", "422", "429", "503")
 DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "501", "503")
 
 
-def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:
+def document(
+    resources: Mapping[str, Resource], reports: Mapping[str, ReportEndpoint], *, version: str
+) -> Json:
     """Describe every resource and every report; the answer is JSON, ready to be sent."""
     paths: Json = {}
     for report in reports.values():
@@ -362,7 +364,7 @@ def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *
     }
 
 
-def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -> Json:
+def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndpoint]) -> Json:
     models: list[tuple[type[BaseModel], Any]] = []
     for report in reports.values():
         models.append((report.out, "serialization"))
@@ -396,7 +398,7 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -
     return schemas
 
 
-def _report_paths(report: Report) -> Json:
+def _report_paths(report: ReportEndpoint) -> Json:
     read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
         read["parameters"] = [
@@ -466,7 +468,7 @@ def _list(resource: Resource) -> Json:
     return _paged(operation, resource.title)
 
 
-def _part(resource: Resource, part: Part) -> Json:
+def _part(resource: Resource, part: SubResource) -> Json:
     summary = f"{part.summary}, {part.order}"
     operation = _operation(resource, part.name, summary, refusals=READ_REFUSALS)
     operation["parameters"] = list(PAGING)
@@ -495,7 +497,7 @@ def _create(resource: Resource) -> Json:
     return operation
 
 
-def _take(resource: Resource, batch: Batch) -> Json:
+def _take(resource: Resource, batch: BatchEndpoint) -> Json:
     operation = _operation(
         resource, batch.name, batch.summary, batch.body, title=batch.out.__name__, later=True
     )
@@ -513,7 +515,7 @@ def _ask(resource: Resource, question: Question) -> Json:
     return operation
 
 
-def _document(answered: Answered, file: Document) -> Json:
+def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
     schema: Json = {"type": "string", **({} if file.media.startswith("text/") else {"format": "binary"})}
     if file.media.endswith("json"):
         schema = {"type": "object"}
@@ -528,7 +530,7 @@ def _document(answered: Answered, file: Document) -> Json:
 
 
 def _operation(
-    answered: Answered,
+    answered: Endpoint,
     verb: str,
     summary: str,
     body: type[BaseModel] | None = None,

@@ -169,7 +169,7 @@ class Parquet:
         }
         self._arrow = arrow
         self._schema = arrow.schema([(name, types.get(name, arrow.int64())) for name in columns])
-        self._written = _Written()
+        self._written = _ByteSink()
         self._writer = parquet.ParquetWriter(arrow.PythonFile(self._written, "w"), self._schema)
 
     @classmethod
@@ -204,7 +204,7 @@ class Parquet:
         return self._written.take()
 
 
-class _Written(io.RawIOBase):
+class _ByteSink(io.RawIOBase):
     """What was written and is not taken yet."""
 
     def __init__(self) -> None:

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from aiohttp import web
 from multidict import MultiMapping
 
-from gateway.admin.configuration.applying import Configurator, Wish
+from gateway.admin.configuration.applying import ApplyRequest, Configurator
 from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.configuration.planning import export
 from gateway.admin.configuration.words import schema
 from gateway.admin.http import requests
-from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
 from gateway.admin.http.requests import (
     VALUES_MAX,
@@ -38,10 +38,9 @@ from gateway.admin.http.requests import (
     take_place,
     with_plus,
 )
-from gateway.admin.operations import Asked, Done, Operations, finish
+from gateway.admin.operations import Operations, WriteRequest, WriteResult, finish
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.catalogue import QUOTE, Quote
-from gateway.admin.resources.catalogue import Asked as QuoteQuery
+from gateway.admin.resources.catalogue import QUOTE, Quote, QuoteQuery
 from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
 from gateway.admin.resources.integrity import (
     DEAD_LETTERS,
@@ -53,7 +52,7 @@ from gateway.admin.resources.integrity import (
 )
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, ReconciliationRun
-from gateway.admin.resources.resource import Action, Part, Resource
+from gateway.admin.resources.resource import Action, Resource, SubResource
 from gateway.admin.resources.values import TEXT_CHARS_MAX
 from gateway.core.accounts.administration import (
     CREATE,
@@ -69,7 +68,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.refusals import busiest
 from gateway.core.billing.events import EVENTS_MAX
-from gateway.core.billing.handover import Collected, Returned
+from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     KINDS,
@@ -102,7 +101,7 @@ def answer(status: int, content: object, headers: Mapping[str, str] | None = Non
     )
 
 
-class Views:
+class ResourceHandlers:
     """The handlers of one resource."""
 
     def __init__(self, ports: AdminPorts, resource: Resource) -> None:
@@ -121,7 +120,7 @@ class Views:
         operations = await self._reading(request)
         return answer(200, await operations.show(row_id(request)))
 
-    async def part(self, request: web.Request, part: Part) -> web.Response:
+    async def part(self, request: web.Request, part: SubResource) -> web.Response:
         """`GET /<resource>/{id}/<part>`: one page."""
         operations = await self._reading(request)
         owner = row_id(request)
@@ -161,7 +160,7 @@ class Views:
         self,
         request: web.Request,
         verb: str,
-        write: Callable[[Operations, Asked, Body], Awaitable[Done]],
+        write: Callable[[Operations, WriteRequest, Body], Awaitable[WriteResult]],
     ) -> web.Response:
         ports = await admit(self._ports, request)
         # Who may not is told so before anything it sent is looked at.
@@ -170,7 +169,7 @@ class Views:
         if request.method != "DELETE":
             sent = await read_body(request, needed=request.method == "PATCH")
         claim = claim_of(request, ports.actor, sent) if request.method == "POST" else None
-        done = await write(Operations(ports, self._resource), Asked(request[REQUEST_ID], claim), sent)
+        done = await write(Operations(ports, self._resource), WriteRequest(request[REQUEST_ID], claim), sent)
         if done.status == 204:
             return web.Response(status=204)
         headers = {"Idempotent-Replayed": "true"} if done.replayed else {}
@@ -199,7 +198,7 @@ COUNTED_MAX, COUNT_MS = 100_000, 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Many:
+class _BulkAction:
     """Which resource, its action on each row, and the filter that finds those that are open."""
 
     resource: str
@@ -208,8 +207,8 @@ class _Many:
 
 
 _DECIDED = {
-    DEAD_LETTERS: _Many("dead-letters", "redrive", "resolved"),
-    "quarantine": _Many("quarantine", "release", "released"),
+    DEAD_LETTERS: _BulkAction("dead-letters", "redrive", "resolved"),
+    "quarantine": _BulkAction("quarantine", "release", "released"),
 }
 
 
@@ -239,7 +238,7 @@ def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
     app.router.add_post(f"{root}/letters", decide)
 
 
-async def _count(ports: AdminPorts, many: _Many) -> int | None:
+async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
     query = Query({many.still_open: False}, None, None, None, 1)
     operations = Operations(ports, RESOURCES[many.resource])
     found = await operations.count(query, COUNTED_MAX, COUNT_MS)
@@ -279,7 +278,7 @@ async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
             break
         after = int(str(row["id"]))
         try:
-            await operations.act(action, Asked(request_id), after, body)
+            await operations.act(action, WriteRequest(request_id), after, body)
             done.append(after)
         except (Conflict, Unprocessable, NotFound) as refusal:
             refused.append({"id": after, "why": refusal.message})
@@ -299,7 +298,7 @@ def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
         require_write(mine.actor, resource, CREATE)
         sent = await _read(request)
         claim = claim_of(request, mine.actor, {"events": sent})
-        asked = Asked(request[REQUEST_ID], claim)
+        asked = WriteRequest(request[REQUEST_ID], claim)
         done = await Operations(mine, resource).take(asked, _sorted(sent), TAKEN)
         headers = {"Idempotent-Replayed": "true"} if done.replayed else None
         return answer(done.status, done.content, headers)
@@ -367,7 +366,7 @@ LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class UploadLimits:
     """How many at once, how much each may send (bytes, values in them, objects), and how long it may take."""
 
     at_once_max: int
@@ -377,9 +376,9 @@ class Share:
     objects_max: int
 
 
-STAFF = Share(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0, OBJECTS_MAX)
+STAFF = UploadLimits(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0, OBJECTS_MAX)
 # Less than staff wait who touch something of the same organization.
-ORGANIZATION = Share(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0, 5_000)
+ORGANIZATION = UploadLimits(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0, 5_000)
 # Of who may only plan.
 READER = replace(ORGANIZATION, objects_max=1_000)
 # Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
@@ -388,22 +387,26 @@ ORGANIZATIONS_AT_ONCE_MAX = 2
 ORGANIZATIONS_THERE_MAX = 16
 
 
-def share_of(actor: Actor) -> Share:
+def share_of(actor: Actor) -> UploadLimits:
     """What a caller has."""
     if actor.organization_id is None:
         return STAFF
     return READER if actor.role == READONLY else ORGANIZATION
 
 
-class Turns:
+class UploadSlots:
     """Turns that are taken, by organization."""
 
     def __init__(self) -> None:
-        self._there = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_THERE_MAX))
-        self._working = Places(Room(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_AT_ONCE_MAX))
+        self._there = WorkSlots(
+            ConcurrencyLimits(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_THERE_MAX)
+        )
+        self._working = WorkSlots(
+            ConcurrencyLimits(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_AT_ONCE_MAX)
+        )
 
     @asynccontextmanager
-    async def taken(self, actor: Actor) -> AsyncIterator[Share]:
+    async def taken(self, actor: Actor) -> AsyncIterator[UploadLimits]:
         """Have one of the caller's own; `Overloaded` where all of these are taken."""
         async with self._there.of(actor.organization_id):
             yield share_of(actor)
@@ -413,7 +416,7 @@ class Turns:
         return self._working.of(actor.organization_id)
 
 
-async def read_within(request: web.Request, share: Share) -> bytes:
+async def read_within(request: web.Request, share: UploadLimits) -> bytes:
     """What was sent, as it came: more than other requests may send, within the caller's share."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
@@ -457,7 +460,7 @@ def _now() -> datetime:
 
 def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve what is written down, plans, and their being done."""
-    turns = Turns()
+    turns = UploadSlots()
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -495,11 +498,13 @@ def _schema() -> bytes:
     return json.dumps(schema(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _take_time(request: web.Request, share: Share) -> None:
+def _take_time(request: web.Request, share: UploadLimits) -> None:
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + share.work_s_max)
 
 
-def _wish(request: web.Request, actor: Actor, raw: bytes, share: Share) -> tuple[Wish, Claim | None]:
+def _wish(
+    request: web.Request, actor: Actor, raw: bytes, share: UploadLimits
+) -> tuple[ApplyRequest, Claim | None]:
     """What is asked, and the claim that it is done under."""
     sent = requests.parse_body(raw, share.values_max)
     objects = sent.get("objects")
@@ -507,14 +512,14 @@ def _wish(request: web.Request, actor: Actor, raw: bytes, share: Share) -> tuple
     checked = requests.check_body(
         ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent
     )
-    wish = Wish(**{**checked, "objects": objects})  # type: ignore[arg-type]  # as it is checked
+    wish = ApplyRequest(**{**checked, "objects": objects})  # type: ignore[arg-type]  # as it is checked
     claim = claim_of(request, actor, sent)
     if wish.digest is None:  # a plan changes nothing
         return wish, None
     return wish, claim and replace(claim, running_s_max=share.work_s_max + REQUEST_S_MAX)
 
 
-async def _answered(configurator: Configurator, wish: Wish) -> web.Response:
+async def _answered(configurator: Configurator, wish: ApplyRequest) -> web.Response:
     done = await configurator.do(wish)
     headers = {"Idempotent-Replayed": "true"} if done.replayed else None
     return await in_thread(answer, done.status, done.content, headers)
@@ -726,11 +731,13 @@ def mount_collected(app: web.Application, ports: AdminPorts) -> None:
     app.router.add_post(PATH, take)
 
 
-async def _found(ports: AdminPorts, told: Collected | Returned | None) -> Sequence[Collected]:
+async def _found(
+    ports: AdminPorts, told: CollectionStatus | PaymentReturn | None
+) -> Sequence[CollectionStatus]:
     """What is told of each invoice."""
     if told is None:
         return ()
-    if isinstance(told, Collected):
+    if isinstance(told, CollectionStatus):
         return (told,)
     if ports.look_up_returned is None:
         raise CollectorUnavailable(

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from gateway.admin.configuration.objects import OBJECTS_MAX, Objects, read
+from gateway.admin.configuration.objects import OBJECTS_MAX, ConfigObjects, read
 from gateway.admin.configuration.planning import Plan, Planner
-from gateway.admin.configuration.references import ROWS_MAX, Planned
+from gateway.admin.configuration.references import ROWS_MAX, PlannedRow
 from gateway.admin.configuration.words import KINDS, declared
 from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import may_write, require_read, require_write
 from gateway.admin.live import push
-from gateway.admin.operations import Done, finish, mint
+from gateway.admin.operations import WriteResult, finish, mint
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.core.accounts.administration import (
@@ -28,15 +28,15 @@ from gateway.core.accounts.administration import (
     Command,
     Intent,
     Mark,
-    Ran,
     Replay,
     Row,
     Step,
+    StepResult,
 )
 from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unprocessable
 
 if TYPE_CHECKING:
-    from persistence.apply_transaction import Applying
+    from persistence.apply_transaction import ApplyTransaction
 
 # A longer plan is not tried before it is done.
 TRIED_MAX = 2_000
@@ -45,7 +45,7 @@ TAKEN_SHOWN_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ApplyRequest:
     """What is asked: `digest` names the plan to be done, None asks for one."""
 
     objects: Mapping[str, object]
@@ -56,7 +56,7 @@ class Wish:
 
 
 @dataclass(slots=True)
-class _Work:
+class _ApplyResult:
     """What one transaction came to."""
 
     plan: Plan
@@ -81,7 +81,7 @@ class Configurator:
         self._claim = claim
         self._owner = ports.actor.organization_id or 0
 
-    async def do(self, wish: Wish) -> Done:
+    async def do(self, wish: ApplyRequest) -> WriteResult:
         """Plan, try or apply; `Conflict` where the plan is another by now."""
         self._require_some(wish)
         objects = await in_thread(read, wish.objects, self._ports.actor.organization_id, self._objects_max)
@@ -97,35 +97,37 @@ class Configurator:
         except TrialEnded:
             work = await self._transaction(replace(wish, trial=False), objects)
         if isinstance(work, Replay):
-            return Done(work.status or 200, work.body, replayed=True)
+            return WriteResult(work.status or 200, work.body, replayed=True)
         content = await in_thread(_told, work)
         if not keep:
-            return Done(200, content)
+            return WriteResult(200, content)
         content |= await self._push(work)
         status = 202 if content["pending"] else 200
         if self._claim is not None:
             await finish(self._ports, self._claim, status, content, self._request_id)
-        return Done(status, {**content, "secrets": work.secrets})
+        return WriteResult(status, {**content, "secrets": work.secrets})
 
-    async def _transaction(self, wish: Wish, objects: Objects) -> _Work | Replay:
+    async def _transaction(self, wish: ApplyRequest, objects: ConfigObjects) -> _ApplyResult | Replay:
         keep = wish.digest is not None
         return await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
 
-    async def _push(self, work: _Work) -> Row:
+    async def _push(self, work: _ApplyResult) -> Row:
         """Tell the counters; what comes of it."""
         try:
             return {"pending": not await push(self._ports, work.intents)}
         except Conflict as error:  # it is stored all the same
             return {"refused": error.message}
 
-    async def _work(self, session: Applying, wish: Wish, objects: Objects) -> _Work | Replay:
+    async def _work(
+        self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects
+    ) -> _ApplyResult | Replay:
         if self._claim is not None:
             first = await session.claim(self._claim)
             if first is not None:
                 return first
         planning = self._plan if wish.digest is None else self._held
         plan = await planning(session, wish, objects)
-        work = _Work(plan)
+        work = _ApplyResult(plan)
         if wish.digest is None and not wish.trial:
             return work
         await in_thread(self._require_all, plan)
@@ -148,7 +150,7 @@ class Configurator:
             await session.keep(self._claim, await in_thread(_told, work))
         return work
 
-    async def _held(self, session: Applying, wish: Wish, objects: Objects) -> Plan:
+    async def _held(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
         """Compare while nobody else applies to any of it. Trials are undone: they keep nobody waiting."""
         await session.hold()
         plan = await self._plan(session, wish, objects)
@@ -156,7 +158,7 @@ class Configurator:
             plan = await self._plan(session, wish, objects)  # somebody has applied meanwhile
         return plan
 
-    async def _plan(self, session: Applying, wish: Wish, objects: Objects) -> Plan:
+    async def _plan(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
         """Compare what is wanted with what is there."""
         marks = await session.marks(self._owner, wish.name, self._rows_max)
         if len(marks) > self._rows_max:
@@ -167,7 +169,7 @@ class Configurator:
         planner = Planner(session, objects, self._ports.actor, marks, self._clock(), rows_max=self._rows_max)
         return await planner.plan(prune=wish.prune, suggests=wish.digest is None)
 
-    def _require_some(self, wish: Wish) -> None:
+    def _require_some(self, wish: ApplyRequest) -> None:
         """Refuse who may write none of what an apply is about, before anything is looked at."""
         kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
         if wish.digest is None or not kinds:
@@ -183,7 +185,7 @@ class Configurator:
         for planned in plan.changes:
             self._require(planned)
 
-    def _require(self, planned: Planned) -> None:
+    def _require(self, planned: PlannedRow) -> None:
         """Refuse what the caller's role may not do, naming the object."""
         for verb, values in planned.writes:
             try:
@@ -192,7 +194,7 @@ class Configurator:
                 where = planned.at or planned.name
                 raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
 
-    def _steps(self, planned: Planned, secrets: list[Row]) -> list[Step]:
+    def _steps(self, planned: PlannedRow, secrets: list[Row]) -> list[Step]:
         render, resource = planned.resource.render, planned.resource
         steps = []
         for verb, said in planned.writes:
@@ -225,7 +227,7 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
     ]
 
 
-def _told(work: _Work) -> dict[str, object]:
+def _told(work: _ApplyResult) -> dict[str, object]:
     """The answer, without what is shown once."""
     plan = work.plan
     changes = [
@@ -250,7 +252,7 @@ def _told(work: _Work) -> dict[str, object]:
     }
 
 
-def _ended(plan: Plan, ran: Mapping[int, Ran]) -> list[Mark]:
+def _ended(plan: Plan, ran: Mapping[int, StepResult]) -> list[Mark]:
     """Marks of rows that are gone now."""
     return [
         Mark(planned.resource.name, planned.row_id, (), made=True)

@@ -55,7 +55,7 @@ class Reference:
 
 
 @dataclass(slots=True)
-class Wanted:
+class WantedObject:
     """One object: `values` are the fields it says, checked, but for those that name others."""
 
     resource: Resource
@@ -97,10 +97,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Objects:
+class ConfigObjects:
     """All that was sent, by kind, in the order in which rows can be made."""
 
-    by_kind: Mapping[str, Sequence[Wanted]]
+    by_kind: Mapping[str, Sequence[WantedObject]]
 
     @cached_property
     def count(self) -> int:
@@ -108,7 +108,7 @@ class Objects:
         return sum(map(len, self.by_kind.values()))
 
 
-def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = OBJECTS_MAX) -> Objects:
+def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = OBJECTS_MAX) -> ConfigObjects:
     """Read all objects; `Unprocessable` names each that is wrong, and the field.
 
     Of a caller of one organization, `own`, whatever says none is of that one.
@@ -117,7 +117,7 @@ def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = 
     errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
     if len(unknown) == UNKNOWN_KINDS_MAX:
         refuse(errors)
-    found: dict[str, list[Wanted]] = {}
+    found: dict[str, list[WantedObject]] = {}
     count = number = 0
     for kind, resource in KINDS.items():
         objects = sent.get(kind, [])
@@ -135,7 +135,7 @@ def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = 
             if len(errors) >= ERRORS_MAX:
                 refuse(errors)
     refuse(errors)
-    return Objects(found)
+    return ConfigObjects(found)
 
 
 def refuse(errors: Errors) -> None:
@@ -144,7 +144,7 @@ def refuse(errors: Errors) -> None:
         raise Unprocessable("Nothing was applied.", tuple(errors[:ERRORS_MAX]))
 
 
-def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Wanted | None:
+def _object(place: _Place, one: object, own: int | None, errors: Errors) -> WantedObject | None:
     resource, index, number = place
     at, how = f"{resource.name}.{index}", declared(resource)
     if not isinstance(one, dict):
@@ -190,7 +190,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
         return None
     plain = row.model_dump(exclude_unset=True)
     given = {name: each for name, each in plain.items() if name in values and name not in ids}
-    return Wanted(resource, index, number, one, row, given, names)
+    return WantedObject(resource, index, number, one, row, given, names)
 
 
 def _unknown(resource: Resource, said: str) -> str:
@@ -259,7 +259,7 @@ Identity = tuple[object, ...]
 Which = tuple[str, object]
 
 
-def values_of(wanted: Wanted) -> Row:
+def values_of(wanted: WantedObject) -> Row:
     """What an object says, or means where it says nothing, with the ids of others."""
     defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
     for name in references(wanted.resource):
@@ -284,7 +284,7 @@ def stored(resource: Resource, row: Row, name: str) -> object:
 # Rows of one name that take each other's place in time: which one was made for a moment, or is in force.
 
 
-class Dated:
+class DateOrder:
     """Put in order once, for however many objects ask: `since` is the field that says from when."""
 
     def __init__(self, rows: Sequence[Row], since: str) -> None:

@@ -13,11 +13,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gateway.admin.configuration.objects import (
-    Dated,
+    ConfigObjects,
+    DateOrder,
     Errors,
     Identity,
-    Objects,
-    Wanted,
+    WantedObject,
     Which,
     identity_of,
     refuse,
@@ -28,9 +28,9 @@ from gateway.admin.configuration.references import (
     ROWS_MAX as MATCHED_ROWS_MAX,
 )
 from gateway.admin.configuration.references import (
-    Matching,
     Pair,
-    Planned,
+    PlannedRow,
+    RowMatcher,
     meant,
     name_all,
 )
@@ -41,17 +41,17 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
-from gateway.core.accounts.administration import CREATE, DELETE, Actor, Mark, New, Row
+from gateway.core.accounts.administration import CREATE, DELETE, Actor, Mark, NewRowId, Row
 from gateway.errors import Unprocessable
 
 if TYPE_CHECKING:
-    from persistence.apply_transaction import Applying
+    from persistence.apply_transaction import ApplyTransaction
 
 NOW = "now"
 
 
 # A row: the object that is about it now, and its id.
-Taken = tuple[Wanted, int]
+Taken = tuple[WantedObject, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Plan:
     `taken` are rows that no file was about before, and objects are now.
     """
 
-    changes: Sequence[Planned]
+    changes: Sequence[PlannedRow]
     unchanged: int
     marks: Sequence[Mark]
     forgotten: Sequence[Mark]
@@ -74,7 +74,8 @@ class Planner:
     """Makes a plan in one transaction. `marks` are of the name that is applied under."""
 
     def __init__(
-        self, session: Applying, objects: Objects, actor: Actor, marks: Sequence[Mark], now: datetime,
+        self, session: ApplyTransaction, objects: ConfigObjects, actor: Actor, marks: Sequence[Mark],
+        now: datetime,
         *, rows_max: int = MATCHED_ROWS_MAX,
     ) -> None:  # fmt: skip
         self._session = session
@@ -83,14 +84,14 @@ class Planner:
         self._rows_max = rows_max
         self._marks: dict[tuple[str, object], Mark] = {(mark.resource, mark.row_id): mark for mark in marks}
         own = actor.organization_id
-        self._matching = Matching(session, objects, own, self._errors, self._marks, rows_max=rows_max)
+        self._matching = RowMatcher(session, objects, own, self._errors, self._marks, rows_max=rows_max)
         self._now = now
-        self._changes: list[Planned] = []
+        self._changes: list[PlannedRow] = []
         self._new_marks: list[Mark] = []
         self._forgotten: list[Mark] = []
         self._taken: list[Taken] = []
         self._met: set[tuple[str, object]] = set()
-        self._dated: dict[tuple[str, Identity], Dated] = {}
+        self._dated: dict[tuple[str, Identity], DateOrder] = {}
         self._unchanged = 0
 
     async def plan(self, *, prune: bool, suggests: bool = True) -> Plan:
@@ -130,7 +131,7 @@ class Planner:
         elif rows:
             found = rows[0]
             self._change(wanted, found, pair.mark)
-        row_id: int | New = New(wanted.number)
+        row_id: int | NewRowId = NewRowId(wanted.number)
         if found is None:
             self._make(wanted)
         elif how.since:
@@ -140,18 +141,18 @@ class Planner:
         if not how.since:
             self._note(pair, row_id)
 
-    def _note(self, pair: Pair, row_id: int | New) -> None:
+    def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
         """Remember what an object is about, and what it was called; what stood there before is forgotten."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
         self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
         said = None
         if declared(wanted.resource).known_by_id:
             said = identity_of(wanted.resource, values_of(wanted))
-        made = isinstance(row_id, New) or (before is not None and before.made)
+        made = isinstance(row_id, NewRowId) or (before is not None and before.made)
         mark = Mark(kind, row_id, wanted.fields, made, said)
         if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
-        if before is None and not isinstance(row_id, New):
+        if before is None and not isinstance(row_id, NewRowId):
             self._taken.append((wanted, row_id))
         passed = [self._marks.get((kind, each)) for each in pair.passed]
         self._forgotten += [mark for mark in passed if mark is not None]
@@ -172,7 +173,7 @@ class Planner:
             planned.stays = why
             self._changes.append(planned)
 
-    def _make(self, wanted: Wanted) -> None:
+    def _make(self, wanted: WantedObject) -> None:
         how, values = declared(wanted.resource), dict(wanted.values)
         said = wanted.as_json()
         fields: dict[str, tuple[object, object]] = {name: (None, said[name]) for name in values}
@@ -188,7 +189,7 @@ class Planner:
         planned.fields = fields
         self._changes.append(planned)
 
-    def _change(self, wanted: Wanted, row: Row, mark: Mark | None) -> None:
+    def _change(self, wanted: WantedObject, row: Row, mark: Mark | None) -> None:
         resource, how = wanted.resource, declared(wanted.resource)
         said = {**values_of(wanted)}
         left_out = [name for name in (mark.fields if mark else ()) if name not in wanted.fields]
@@ -232,7 +233,7 @@ class Planner:
                 planned.fields[told] = (before[name], after[name])
         self._changes.append(planned)
 
-    def _latest(self, wanted: Wanted, rows: Sequence[Row]) -> Row | None:
+    def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
         """The row that says what is wanted, in force then; None where one has to be made."""
         resource, how = wanted.resource, declared(wanted.resource)
         dated, at = self._by_moment(wanted, rows), wanted.values.get(how.since)
@@ -255,11 +256,11 @@ class Planner:
             return found
         return None
 
-    def _by_moment(self, wanted: Wanted, rows: Sequence[Row]) -> Dated:
+    def _by_moment(self, wanted: WantedObject, rows: Sequence[Row]) -> DateOrder:
         """The rows of its name, which thousands of objects may have."""
         name = (wanted.resource.name, identity_of(wanted.resource, values_of(wanted)))
         if name not in self._dated:
-            self._dated[name] = Dated(rows, declared(wanted.resource).since)
+            self._dated[name] = DateOrder(rows, declared(wanted.resource).since)
         return self._dated[name]
 
     async def _prune(self) -> None:
@@ -278,7 +279,7 @@ class Planner:
             for row in there:
                 row_id, number = int(str(row["id"])), -1 - len(self._changes)
                 by = {name: row[name] for name in declared(resource).by}
-                planned = Planned(DELETE, resource, "", number, by, row_id)
+                planned = PlannedRow(DELETE, resource, "", number, by, row_id)
                 if identity_of(resource, row) in several:
                     planned.stays = "others have its name: rename all but one, or delete it by its id"
                 elif resource.settle_first or resource.deletable:
@@ -299,16 +300,16 @@ class Planner:
             return {identity_of(resource, row) for row in rows}
         return {identity for identity, count in there.items() if count > 1}
 
-    def _planned(self, verb: str, wanted: Wanted, row_id: int | None = None) -> Planned:
+    def _planned(self, verb: str, wanted: WantedObject, row_id: int | None = None) -> PlannedRow:
         values = values_of(wanted)
         by = {name: values[name] for name in declared(wanted.resource).by}
-        return Planned(verb, wanted.resource, wanted.at, wanted.number, by, row_id)
+        return PlannedRow(verb, wanted.resource, wanted.at, wanted.number, by, row_id)
 
-    def _refuse(self, wanted: Wanted, name: str, message: str) -> None:
+    def _refuse(self, wanted: WantedObject, name: str, message: str) -> None:
         self._errors.append((f"{wanted.at}.{word(wanted.resource, name)}", message))
 
 
-def _digest(changes: Sequence[Planned], marks: Sequence[Mark]) -> str:
+def _digest(changes: Sequence[PlannedRow], marks: Sequence[Mark]) -> str:
     noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
     return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
 
@@ -347,7 +348,7 @@ class _Export:
         self._names: dict[str, Counter[object]] = {}
         self._left_out: list[str] = []
 
-    async def read(self, session: Applying) -> Row:
+    async def read(self, session: ApplyTransaction) -> Row:
         """All kinds, each behind what it refers to."""
         objects: dict[str, list[Row]] = {}
         marks = await session.marks(self._owner, DEFAULT_NAME, ROWS_MAX)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from gateway.admin.configuration.objects import (
     ERRORS_MAX,
+    ConfigObjects,
     Errors,
     Identity,
-    Objects,
     Reference,
-    Wanted,
+    WantedObject,
     Which,
     identity_of,
     shown,
@@ -31,12 +31,12 @@ from gateway.admin.configuration.words import (
 )
 from gateway.admin.http.guard import in_thread
 from gateway.admin.resources.resource import Resource
-from gateway.core.accounts.administration import OWNER, Mark, New, Row
+from gateway.core.accounts.administration import OWNER, Mark, NewRowId, Row
 from gateway.core.billing.price_book import folded
 from gateway.errors import Unprocessable
 
 if TYPE_CHECKING:
-    from persistence.apply_transaction import Applying
+    from persistence.apply_transaction import ApplyTransaction
 
 # Whom names stand for: what objects refer to, among what is there and what will be.
 
@@ -49,14 +49,14 @@ class _Unknown(LookupError):
         self.which = (kind, name)
 
 
-class Names:
+class NameIndex:
     """What is there or will be, kind by kind; objects that refer to it are resolved behind it."""
 
     def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which, Mark]) -> None:
         # Rows that others may have the names of tomorrow, with their whole names.
         self.referred: dict[Which, Identity | None] = {}
         # Objects that name what is not there any more: they wait, and nothing else does.
-        self.left: list[tuple[Wanted, str]] = []
+        self.left: list[tuple[WantedObject, str]] = []
         # Ids that objects are about, and names of what was there before, by kind.
         self.said: dict[str, set[object]] = defaultdict(set)
         self.lost: dict[str, set[object]] = defaultdict(set)
@@ -94,7 +94,7 @@ class Names:
                 field, _ = self._errors[at]
                 self._errors[at] = (field, f"{_there_is_no(kind, name)}; did you mean {near!r}?")
 
-    def resolve(self, wanted: Wanted) -> bool:
+    def resolve(self, wanted: WantedObject) -> bool:
         """Find what an object refers to; False where something is not there, or enough is wrong already."""
         wanted.ids.clear()  # whom they stood for in an earlier plan, others may not be by now
         if len(self._errors) >= ERRORS_MAX:
@@ -115,7 +115,7 @@ class Names:
                 return False
         return True
 
-    def _miss(self, wanted: Wanted, field: str, reference: Reference, error: LookupError) -> None:
+    def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
         """Leave an object whose other was there before, with all that names it; else it is wrong."""
         kind, said = reference.target.name, word(wanted.resource, field)
         if reference.name in self.lost[kind]:
@@ -143,7 +143,7 @@ class Names:
         one = target.name.removesuffix("s")
         found = self._decided(target.name, name, found)
         if len(found) == 1:
-            if (how.known_by_id or len(how.by) > len(wanted)) and not isinstance(found[0], New):
+            if (how.known_by_id or len(how.by) > len(wanted)) and not isinstance(found[0], NewRowId):
                 which = target.name, found[0]
                 self.referred[which] = self._whole_of[which] if how.known_by_id else None
             return found[0]
@@ -194,7 +194,7 @@ def _there_is_no(kind: str, name: object) -> str:
 
 
 @dataclass(slots=True)
-class Planned:
+class PlannedRow:
     """What is to be done about one row, and how it is told: `fields` are (before, after) by their words."""
 
     verb: str
@@ -224,13 +224,13 @@ class Planned:
         }  # fmt: skip
 
 
-async def name_all(session: Applying, changes: Sequence[Planned]) -> None:
+async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> None:
     """Give each change the whole name of its row, and the names of what its fields named before."""
     await in_thread(_name_all, changes, await _rows(session, changes))
 
 
-def _name_all(changes: Sequence[Planned], rows: Mapping[Which, Row]) -> None:
-    made: dict[int, Planned] = {each.number: each for each in changes}
+def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
+    made: dict[int, PlannedRow] = {each.number: each for each in changes}
 
     def whole(resource: Resource, by: Row) -> str:
         parts: list[object] = []
@@ -238,7 +238,7 @@ def _name_all(changes: Sequence[Planned], rows: Mapping[Which, Row]) -> None:
             kind, value = references(resource).get(name), by[name]
             if kind is None or value is None:
                 parts.append(value)
-            elif isinstance(value, New):
+            elif isinstance(value, NewRowId):
                 parts.append(whole(KINDS[kind], made[value.number].by))
             else:
                 there = rows.get((kind, value))
@@ -254,14 +254,14 @@ def _name_all(changes: Sequence[Planned], rows: Mapping[Which, Row]) -> None:
             each.fields[said] = (before, after)
 
 
-async def _rows(session: Applying, changes: Sequence[Planned]) -> Mapping[Which, Row]:
+async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
     """Rows that names are made of; those that refer to others before them."""
     wanted: dict[str, set[object]] = defaultdict(set)
 
     def want(resource: Resource, by: Row) -> None:
         for name in declared(resource).by:
             kind = references(resource).get(name)
-            if kind is not None and by[name] is not None and not isinstance(by[name], New):
+            if kind is not None and by[name] is not None and not isinstance(by[name], NewRowId):
                 wanted[kind].add(by[name])
 
     for each in changes:
@@ -288,7 +288,7 @@ FOLLOWED_MAX = 100
 
 
 @dataclass(slots=True)
-class Remembered:
+class NamedRows:
     """Of one kind: `rows` by their names in files, `marks` by the same, and names whose rows are `lost`.
 
     `passed` are the ids of those in whose places the rows stand, `gone` of those that had the names.
@@ -302,9 +302,9 @@ class Remembered:
 
 
 async def remember(
-    session: Applying, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
+    session: ApplyTransaction, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
     last: Collection[object],
-) -> Remembered:  # fmt: skip
+) -> NamedRows:  # fmt: skip
     """Find the rows of these names, whole ones or the part that people know, as files said them before."""
     mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
     there = await _read(session, resource, [_id(mark) for mark in mine])
@@ -318,8 +318,8 @@ async def remember(
     return _sorted_out(resource, mine, known)
 
 
-def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> Remembered:
-    how, found = declared(resource), Remembered()
+def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> NamedRows:
+    how, found = declared(resource), NamedRows()
     stands: dict[object, Identity] = {}
     # A row is called what it was last: what is of itself, not of one before it, comes last; the newest last.
     ends = [(mark, *_end(how.followed_by, known, _id(mark))) for mark in marks]
@@ -355,11 +355,11 @@ def _name(resource: Resource, row: Row | None) -> Identity | None:
 
 
 def _id(mark: Mark) -> int:
-    assert not isinstance(mark.row_id, New)  # what is stored has an id
+    assert not isinstance(mark.row_id, NewRowId)  # what is stored has an id
     return mark.row_id
 
 
-async def _read(session: Applying, resource: Resource, ids: Collection[object]) -> dict[object, Row]:
+async def _read(session: ApplyTransaction, resource: Resource, ids: Collection[object]) -> dict[object, Row]:
     wanted = {each for each in ids if each is not None}
     rows = await session.find(resource.name, {"id": wanted}, len(wanted)) if wanted else ()
     return {row["id"]: row for row in rows}
@@ -376,13 +376,13 @@ class Pair:
     `mark` is what was noted of the row before, `passed` are rows in whose place it stands.
     """
 
-    wanted: Wanted
+    wanted: WantedObject
     rows: Sequence[Row]
     mark: Mark | None = None
     passed: Sequence[int] = ()
 
 
-class Matching:
+class RowMatcher:
     """Finds rows kind by kind, in the order in which they can be made.
 
     `own` is the organization the caller is of: what says none of its own is of that one. `marks` say which
@@ -390,10 +390,10 @@ class Matching:
     """
 
     def __init__(
-        self, session: Applying, objects: Objects, own: int | None, errors: Errors,
+        self, session: ApplyTransaction, objects: ConfigObjects, own: int | None, errors: Errors,
         marks: Mapping[Which, Mark], *, rows_max: int = ROWS_MAX,
     ) -> None:  # fmt: skip
-        self.names = Names(own, errors, marks)
+        self.names = NameIndex(own, errors, marks)
         # Rows that files meant, and whose names are those of other rows now.
         self.replaced: set[Which] = set()
         self._marks = marks
@@ -421,10 +421,10 @@ class Matching:
         found = await in_thread(self._paired, resource, whole, rows, before, claimed)
         return found if len(self._errors) == refused else []
 
-    async def _before(self, resource: Resource, objects: Sequence[Wanted]) -> Remembered:
+    async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
         """What these objects, and what is referred to, were before."""
         if not declared(resource).known_by_id:
-            return Remembered()
+            return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}
         asked = self._asked.get(resource.name, set())
         found = await remember(self._session, resource, self._marks_of[resource.name], names, asked)
@@ -434,9 +434,9 @@ class Matching:
     def _paired(
         self,
         resource: Resource,
-        whole: Sequence[Wanted],
+        whole: Sequence[WantedObject],
         rows: Sequence[Row],
-        before: Remembered,
+        before: NamedRows,
         claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
         """The objects with the rows they are about, all of which may be referred to from now on."""
@@ -463,14 +463,14 @@ class Matching:
             if self._waits_for_claimed(pair, claimed):
                 continue
             if not pair.rows:
-                self.names.know(resource, values_of(wanted), New(wanted.number))
+                self.names.know(resource, values_of(wanted), NewRowId(wanted.number))
             if name not in said or not pair.rows:
-                self.names.said[kind].update([row["id"] for row in pair.rows] or [New(wanted.number)])
+                self.names.said[kind].update([row["id"] for row in pair.rows] or [NewRowId(wanted.number)])
             said.add(name)
             found.append(pair)
         return found
 
-    def _waits(self, wanted: Wanted, holder: Row | None, own: Row | None) -> bool:
+    def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
         """Leave an object whose name another row has: there cannot be two of it."""
         kind = wanted.resource.name
         if holder is None or (own is not None and own["id"] == holder["id"]):
@@ -494,7 +494,7 @@ class Matching:
         self.names.lost[kind].add(values_of(wanted)[declared(wanted.resource).by[-1]])
         return True
 
-    def _pair(self, wanted: Wanted, name: Identity, there: Sequence[Row], before: Remembered) -> Pair:
+    def _pair(self, wanted: WantedObject, name: Identity, there: Sequence[Row], before: NamedRows) -> Pair:
         """The row that is an object's own; else those of its name, but for what others named so."""
         kind = wanted.resource.name
         passed = before.passed.get(name, ())
@@ -515,7 +515,7 @@ class Matching:
                 self._asked[each.target.name].add(each.name)
                 self._ask(each.says.values())
 
-    async def _rows(self, resource: Resource, objects: Sequence[Wanted]) -> list[Row]:
+    async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
         """Rows that may be meant, by the part of their names that tells most."""
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
@@ -531,7 +531,7 @@ class Matching:
         said[key] -= asked
         return await self._read(resource, [{key: asked}, said])
 
-    async def _claimed(self, resource: Resource, objects: Sequence[Wanted]) -> dict[Identity, Row]:
+    async def _claimed(self, resource: Resource, objects: Sequence[WantedObject]) -> dict[Identity, Row]:
         """The rows that have what objects claim, by what it is."""
         claims = declared(resource).claims
         some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
@@ -551,9 +551,9 @@ class Matching:
                 raise Unprocessable(errors=((resource.name, message),))
         return [row for row in found if not how.is_gone(row)]
 
-    def _refuse_twice(self, resource: Resource, objects: Sequence[Wanted]) -> None:
+    def _refuse_twice(self, resource: Resource, objects: Sequence[WantedObject]) -> None:
         how = declared(resource)
-        first: dict[Identity, Wanted] = {}
+        first: dict[Identity, WantedObject] = {}
         for wanted in objects:
             at = wanted.values.get(how.since) if how.since else None
             other = first.setdefault((*identity_of(resource, values_of(wanted)), at), wanted)
@@ -562,7 +562,7 @@ class Matching:
                 self._errors.append((f"{wanted.at}.{name}", f"names the same as {other.at}"))
 
 
-def never_becomes(wanted: Wanted, row: Row) -> list[str]:
+def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
     """The fields that an object says, and that a row never gets."""
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
@@ -577,4 +577,4 @@ def never_becomes(wanted: Wanted, row: Row) -> list[str]:
 
 def _there(values: Iterable[object]) -> set[object]:
     """Those that can be in a row by now."""
-    return {each for each in values if not isinstance(each, New)}
+    return {each for each in values if not isinstance(each, NewRowId)}

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Declared, Resource
+from gateway.admin.resources.resource import ConfigDeclaration, Resource
 from gateway.admin.resources.values import DECIMAL, In
 
 Json = dict[str, Any]  # JSON schema: any shape
@@ -23,7 +23,7 @@ Json = dict[str, Any]  # JSON schema: any shape
 _ID = "_id"
 
 
-def declared(resource: Resource) -> Declared:
+def declared(resource: Resource) -> ConfigDeclaration:
     """How files say rows of a kind."""
     assert resource.declared is not None
     return resource.declared

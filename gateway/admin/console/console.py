@@ -19,15 +19,15 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import asked_of, checked
 from gateway.admin.console import lists, panels, reports
-from gateway.admin.console.formatting import Form
+from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
     Assets,
-    Desk,
+    ConsoleShell,
     Pages,
     Posted,
     Sessions,
-    Signed,
+    SignedInPerson,
     Writing,
     read_form,
     see,
@@ -36,7 +36,7 @@ from gateway.admin.console.panels import preview
 from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.reports import Live, Overview
 from gateway.admin.console.screens import SCREENS, Screen
-from gateway.admin.console.sign_in import Signing, SigningElsewhere, SigningOut
+from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
 from gateway.admin.http.guard import CSV, Files, files_of
 from gateway.admin.http.requests import LIMIT_MAX, read_once, require_read, slow_down
 from gateway.admin.invoices import documents
@@ -62,7 +62,7 @@ _OVER = "This link is no longer good, or never was. An organization can have you
 class Consents:
     """Asks whom a link was mailed to, and keeps what they say."""
 
-    def __init__(self, desk: Desk, failures: Failures) -> None:
+    def __init__(self, desk: ConsoleShell, failures: Failures) -> None:
         self._desk, self._failures = desk, failures
 
     async def show(self, request: web.Request) -> web.StreamResponse:
@@ -98,7 +98,7 @@ class Consents:
 PROGRAMS_SHOWN_MAX = 500
 
 
-async def show_programs(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def show_programs(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /programs`."""
     require_read(desk.ports.actor, views.PROGRAMS_REPORT)
     found = await views.running_programs(desk.ports)
@@ -122,15 +122,17 @@ _PAGES = {
 }  # fmt: skip
 
 
-async def show_reconciliation(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def show_reconciliation(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+) -> web.Response:
     """`GET /reconciliation`."""
     report, actor = views.RECONCILIATION_REPORT, desk.ports.actor
     require_read(actor, report)
     may_run = refused_write(actor, report.name, report.access, views.RECONCILIATION_RUN) is None
     last = await views.last_reconciliation(desk.ports)
     items: Any = (last or {}).get("items", [])
-    again = Form("/reconciliation", "Run now", "Run now", note="Compares every account.")
-    repair = Form(
+    again = PageForm("/reconciliation", "Run now", "Run now", note="Compares every account.")
+    repair = PageForm(
         "/reconciliation/repair", "Run and repair", "Run and repair", is_dangerous=True,
         note="Makes each drift good by an appended adjust or correction.",
     )  # fmt: skip
@@ -146,7 +148,7 @@ async def show_reconciliation(desk: Desk, request: web.Request, signed: Signed) 
 
 
 async def run_reconciliation(
-    desk: Desk, request: web.Request, signed: Signed, _posted: Posted, *, repair: bool
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, _posted: Posted, *, repair: bool
 ) -> web.Response:
     """`POST /reconciliation` and `/reconciliation/repair`."""
     await views.run_reconciliation(desk.ports, request, None, repair=repair)
@@ -214,14 +216,14 @@ STATEMENTS = (
 )  # fmt: skip
 
 
-def mount_statements(app: web.Application, desk: Desk) -> None:
+def mount_statements(app: web.Application, desk: ConsoleShell) -> None:
     """Serve each report's page."""
     for statement in STATEMENTS:
         app.router.add_get(f"/{statement.name}", desk.reading(partial(show_statement, statement=statement)))
 
 
 async def show_statement(
-    desk: Desk, request: web.Request, signed: Signed, *, statement: Statement
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, *, statement: Statement
 ) -> web.Response:
     """`GET /balances?at=2026-05-31`: by organization and currency, those that owe most first."""
     require_read(desk.ports.actor, REPORTS[f"reports/{statement.name}"])
@@ -273,14 +275,20 @@ class Exports:
         self._files = files
 
     async def file(
-        self, desk: Desk, request: web.Request, signed: Signed, *, screen: Screen, **fixed: str
+        self,
+        desk: ConsoleShell,
+        request: web.Request,
+        signed: SignedInPerson,
+        *,
+        screen: Screen,
+        **fixed: str,
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
         query = lists.read(screen, request, LIMIT_MAX, fixed)
         pieces = self._pieces(desk, screen, query)
         return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)
 
-    async def _pieces(self, desk: Desk, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, desk: ConsoleShell, screen: Screen, query: Query) -> AsyncGenerator[bytes, None]:
         operations, columns = desk.operations[screen.name], tuple(screen.resource.out.model_fields)
         count = await operations.count(query, self._rows_max, COUNT_MS_MAX)
         if count is None or count > self._rows_max:
@@ -319,14 +327,14 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     """Serve the console."""
     assets = Assets()
     sessions = Sessions(ports)
-    desk = Desk(ports, Pages(assets, version=ports.version), sessions)
+    desk = ConsoleShell(ports, Pages(assets, version=ports.version), sessions)
     router = app.router
     router.add_get("/static/{mark}/{name}", assets.serve)
 
-    signing = Signing(desk, ports.failures)
+    signing = SignInPages(desk, ports.failures)
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
-    leaving = SigningOut(desk)
+    leaving = SignOutPages(desk)
     router.add_post("/sign-out", leaving.sign_out)
     consents = Consents(desk, ports.failures)
     router.add_get("/mail/{token}", consents.show)
@@ -363,7 +371,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     usage.mount_files(app, ports, "", signed_in)
     files = Exports(files_of(app, ports.request_timeout_s))
 
-    async def ledger(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
+    async def ledger(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
         tenant_id = request.match_info["id"]
         return await files.file(desk, request, signed, screen=panels.LEDGER, tenant_id=tenant_id)
 
@@ -374,28 +382,30 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     app.middlewares.append(_not_found_as_page(desk))
 
 
-def _mount_sign_ins(app: web.Application, desk: Desk, signing: Signing, leaving: SigningOut) -> None:
+def _mount_sign_ins(
+    app: web.Application, desk: ConsoleShell, signing: SignInPages, leaving: SignOutPages
+) -> None:
     """Let people in by providers of identities, where there are any."""
     ports, router = desk.ports, app.router
     if ports.sign_ins is None:
         return
     app[OVER_TLS] = ports.sign_ins.console_url.startswith("https:")
-    elsewhere = SigningElsewhere(desk, ports.sign_ins, ports.failures, signing.door)
+    elsewhere = ProviderSignInPages(desk, ports.sign_ins, ports.failures, signing.door)
     one, out = (f"/{way}/{{provider:[a-z0-9-]+}}" for way in ("sign-in", "sign-out"))
     router.add_get(one, elsewhere.leave, allow_head=False)
     router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
     router.add_get(f"{out}/back", leaving.come_back, allow_head=False)
 
 
-def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:
+def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> None:
     router, resource = app.router, screen.resource
     collection, one = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
 
-    def of(desk: Desk) -> Records:
+    def of(desk: ConsoleShell) -> Records:
         return Records(desk, screen, EXTRAS.get(screen.name))
 
     async def act(
-        desk: Desk, request: web.Request, signed: Signed, posted: Posted, *, action: Action
+        desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action
     ) -> web.StreamResponse:
         return await of(desk).act(request, signed, posted, action=action)
 
@@ -416,7 +426,7 @@ def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:
         writing(f"{one}/{address_of(action)}", partial(act, action=action), action.name)
 
 
-def _not_found_as_page(desk: Desk) -> Middleware:
+def _not_found_as_page(desk: ConsoleShell) -> Middleware:
     @web.middleware
     async def found(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

@@ -17,7 +17,7 @@ from multidict import MultiMapping
 
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources import resource as typed_as
-from gateway.admin.resources.resource import Field, words
+from gateway.admin.resources.resource import FormField, words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ENFORCE, SELECTING
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
@@ -175,7 +175,7 @@ NEARLY = 80.0
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class BudgetUse:
     """An account of a budget on a page: amounts as people read them, shares of the limit in per cent."""
 
     used: str
@@ -187,7 +187,7 @@ class Use:
     tone: str
 
 
-def use_of(budget: Row, account: Row | None = None) -> Use | None:
+def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     """What is used of a budget, or of one account of it; None of one with `each`, which has many."""
     row = budget if account is None else account
     if row["used"] is None:
@@ -195,7 +195,7 @@ def use_of(budget: Row, account: Row | None = None) -> Use | None:
     limit, used, held = (Decimal(str(each)) for each in (limit_of(budget), row["used"], row["held"]))
     used_share = percent(float(used), float(limit))
     tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
-    return Use(
+    return BudgetUse(
         bare(budget, row["used"]),
         bare(budget, row["held"]),
         bare(budget, row["remaining"]),
@@ -567,7 +567,7 @@ _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class PageForm:
     """A form on a page: fields, what is in them, what is wrong with them.
 
     What cannot be taken back is `confirmed` by a tick that says so.
@@ -578,7 +578,7 @@ class Form:
     action: str
     title: str
     submit: str
-    fields: Sequence[Field] = ()
+    fields: Sequence[FormField] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     former: Mapping[str, Any] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
@@ -591,12 +591,12 @@ class Form:
     once: str = field(default_factory=lambda: uuid4().hex)
 
     @property
-    def groups(self) -> list[tuple[str, list[Field]]]:
+    def groups(self) -> list[tuple[str, list[FormField]]]:
         """The fields in order, those that stand together under their heading."""
         return [(group, list(fields)) for group, fields in groupby(self.fields, lambda each: each.group)]
 
 
-def fields_in_form(fields: Sequence[Field], row: Row) -> dict[str, Any]:
+def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
     """A row's values as a form shows them: texts, and lists of texts for what has many."""
     values: dict[str, Any] = {}
     for each in fields:
@@ -608,12 +608,12 @@ def fields_in_form(fields: Sequence[Field], row: Row) -> dict[str, Any]:
     return values
 
 
-def defaults(fields: Sequence[Field]) -> dict[str, Any]:
+def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
     """What a new form begins with."""
     return {each.name: [] if each.kind == "many" else each.default for each in fields}
 
 
-def form_again(form: Form, posted: MultiMapping[Any], error: AdminRefusal) -> Form:
+def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -> PageForm:
     """A refused form as it was typed, with what is wrong beside its fields."""
     values = {each.name: _typed(each, each.name, posted) for each in form.fields}
     beside, others = _by_field(form.fields, error.errors)
@@ -621,12 +621,12 @@ def form_again(form: Form, posted: MultiMapping[Any], error: AdminRefusal) -> Fo
     return replace(form, values=values, errors=beside, message=message, is_open=True)
 
 
-def former_values(fields: Sequence[Field], posted: MultiMapping[Any]) -> dict[str, Any]:
+def former_values(fields: Sequence[FormField], posted: MultiMapping[Any]) -> dict[str, Any]:
     """What a change began with."""
     return {each.name: _typed(each, FORMER + each.name, posted) for each in fields}
 
 
-def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
+def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
     """The JSON body a posted form stands for.
 
     Where `changes`, only fields that differ from what the form began with; a field that was
@@ -654,7 +654,9 @@ def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool
     return body
 
 
-def _by_field(fields: Sequence[Field], errors: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+def _by_field(
+    fields: Sequence[FormField], errors: Sequence[tuple[str, str]]
+) -> tuple[dict[str, str], list[str]]:
     """Messages beside their fields, and those that belong to none of them."""
     beside: dict[str, str] = {}
     others: list[str] = []
@@ -674,7 +676,7 @@ def _by_field(fields: Sequence[Field], errors: Sequence[tuple[str, str]]) -> tup
     return beside, others
 
 
-def _typed(each: Field, name: str, posted: MultiMapping[Any]) -> Any:
+def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
     sent = [text for text in posted.getall(name, []) if isinstance(text, str)]
     if each.kind == "many":
         return [text for text in sent if text]
@@ -683,7 +685,7 @@ def _typed(each: Field, name: str, posted: MultiMapping[Any]) -> Any:
     return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
 
 
-def _value(each: Field, typed: Any) -> object:
+def _value(each: FormField, typed: Any) -> object:
     if each.kind == "many":
         return list(typed)
     if typed == "":
@@ -707,7 +709,7 @@ def _value(each: Field, typed: Any) -> object:
     return typed
 
 
-def _shown(each: Field, value: Any) -> Any:
+def _shown(each: FormField, value: Any) -> Any:
     if each.kind == "many":
         return [str(item) for item in value or ()]
     if value is None:

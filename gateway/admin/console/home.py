@@ -29,10 +29,10 @@ from gateway.admin.console.screens import menu
 from gateway.admin.http import requests
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
-from gateway.admin.operations import Asked, Operations
+from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import NOBODY, AdminPorts
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Answered, words
+from gateway.admin.resources.resource import Endpoint, words
 from gateway.core.accounts.administration import (
     Actor,
     Claim,
@@ -150,7 +150,7 @@ def _seen(value: object) -> object:
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class CachedAnswer(Generic[T]):
     """An answer of the store, asked for anew by whoever looks when it is older than `fresh_s`."""
 
     def __init__(
@@ -199,7 +199,7 @@ _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SignedInPerson:
     """Who is signed in; `form_token` is what the forms of this session carry.
 
     `id_token` is what a provider is told when they sign out, sealed; empty for who came by none.
@@ -212,7 +212,7 @@ class Signed:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class SessionCookie:
     """A new session: what its cookie holds, and how long it lasts."""
 
     cookie: str = field(repr=False)
@@ -226,14 +226,14 @@ class Sessions:
         self._ports = ports
         self._asking: set[asyncio.Task[None]] = set()
 
-    async def begin(self, request: web.Request, token: str) -> Session:
+    async def begin(self, request: web.Request, token: str) -> SessionCookie:
         """Begin a session for who holds the token; `Unauthorized` if nobody does."""
         actor, digest = await requests.known_token(self._ports, token)
         await requests.take_place(request, actor.organization_id)
         name = secrets.token_urlsafe(SESSION_BYTES)
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
-    async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> Session:
+    async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> SessionCookie:
         """Begin a session for whom a provider named; `SignInRefused` if no admin token stands for them."""
         person, sign_ins = arrival.person, self._ports.sign_ins
         assert person is not None
@@ -263,7 +263,7 @@ class Sessions:
 
     async def _begin(
         self, request: web.Request, actor: Actor, seconds: int, values: Mapping[str, object], name: str
-    ) -> Session:
+    ) -> SessionCookie:
         ends = datetime.now(UTC) + timedelta(seconds=seconds)
         kept = {
             **values,
@@ -274,9 +274,9 @@ class Sessions:
         await self._ports.store.write(
             Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, kept)
         )
-        return Session(name, seconds)
+        return SessionCookie(name, seconds)
 
-    async def signed_in(self, request: web.Request) -> Signed:
+    async def signed_in(self, request: web.Request) -> SignedInPerson:
         """Who sent the request; `Unauthorized` if nobody is signed in."""
         name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
@@ -290,9 +290,9 @@ class Sessions:
         if session.is_due:
             await self._ask_again(request, session, actor, name)
         form_token = hmac.digest(name.encode(), b"form", "sha256").hex()
-        return Signed(actor, session.id, form_token, session.id_token or "")
+        return SignedInPerson(actor, session.id, form_token, session.id_token or "")
 
-    async def end(self, request: web.Request, signed: Signed) -> None:
+    async def end(self, request: web.Request, signed: SignedInPerson) -> None:
         """End a session."""
         await self._end(request, signed.actor, signed.session_id)
 
@@ -348,7 +348,7 @@ class Sessions:
         return self._ports.peppers.digest(f"session {name}")
 
 
-def set_cookie(request: web.Request, response: web.StreamResponse, session: Session) -> None:
+def set_cookie(request: web.Request, response: web.StreamResponse, session: SessionCookie) -> None:
     """Hand the session's name to the browser: no script reads it, no other site sends it."""
     response.set_cookie(
         cookie_of(request), session.cookie, max_age=session.seconds, path="/", httponly=True,
@@ -384,7 +384,7 @@ def require_own_origin(request: web.Request) -> None:
         raise Forged
 
 
-def require_form_token(signed: Signed, posted: Mapping[str, object]) -> None:
+def require_form_token(signed: SignedInPerson, posted: Mapping[str, object]) -> None:
     """Refuse a form that does not carry this session's token."""
     sent = posted.get("form_token")
     if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), signed.form_token.encode()):
@@ -405,13 +405,13 @@ SHORT = {"invoices": "invoice-heads"}
 LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
 
 Posted = MultiMapping[Any]
-Reading = Callable[["Desk", web.Request, Signed], Awaitable[web.StreamResponse]]
-Writing = Callable[["Desk", web.Request, Signed, Posted], Awaitable[web.StreamResponse]]
+Reading = Callable[["ConsoleShell", web.Request, SignedInPerson], Awaitable[web.StreamResponse]]
+Writing = Callable[["ConsoleShell", web.Request, SignedInPerson, Posted], Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Choices = dict[str, list[tuple[str, str]]]
 
 
-class Desk:
+class ConsoleShell:
     """The console's common ground."""
 
     def __init__(self, ports: AdminPorts, pages: Pages, sessions: Sessions) -> None:
@@ -422,9 +422,9 @@ class Desk:
         }
         self._pages = pages
 
-    def of(self, actor: Actor) -> Desk:
+    def of(self, actor: Actor) -> ConsoleShell:
         """The desk of who is signed in: what its role and organization let it see and do."""
-        return Desk(self.ports.of(actor), self._pages, self.sessions)
+        return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
     def reading(self, page: Reading) -> Handler:
         """A page that is looked at."""
@@ -439,11 +439,11 @@ class Desk:
 
         return handle
 
-    def writing(self, page: Writing, answered: Answered, verb: str) -> Handler:
+    def writing(self, page: Writing, answered: Endpoint, verb: str) -> Handler:
         """A form that changes something: sent by a page of ours, by somebody who may do that."""
 
         async def posted(
-            desk: Desk, request: web.Request, signed: Signed, form: Posted
+            desk: ConsoleShell, request: web.Request, signed: SignedInPerson, form: Posted
         ) -> web.StreamResponse:
             require_write(signed.actor, answered, verb)
             return await page(desk, request, signed, form)
@@ -453,7 +453,9 @@ class Desk:
     def asking(self, page: Writing) -> Handler:
         """A form that was sent by a page of ours."""
 
-        async def posted(desk: Desk, request: web.Request, signed: Signed) -> web.StreamResponse:
+        async def posted(
+            desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+        ) -> web.StreamResponse:
             form = await read_form(request)
             require_form_token(signed, form)
             return await page(desk, request, signed, form)
@@ -461,7 +463,12 @@ class Desk:
         return self.reading(posted)
 
     def answer(
-        self, request: web.Request, signed: Signed | None, template: str, status: int = 200, **facts: Any
+        self,
+        request: web.Request,
+        signed: SignedInPerson | None,
+        template: str,
+        status: int = 200,
+        **facts: Any,
     ) -> web.Response:
         """Render a page with what every page has."""
         return self._pages.answer(
@@ -480,7 +487,7 @@ class Desk:
         )
 
     def refused(
-        self, request: web.Request, signed: Signed | None, error: TollkeeperError
+        self, request: web.Request, signed: SignedInPerson | None, error: TollkeeperError
     ) -> web.StreamResponse:
         """Say an error on a page; who is not signed in is shown the door."""
         if isinstance(error, Unauthorized):
@@ -499,15 +506,15 @@ class Desk:
         return response
 
     def asked(
-        self, request: web.Request, signed: Signed, posted: Posted, sent: requests.Body | None = None
-    ) -> Asked:
+        self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: requests.Body | None = None
+    ) -> WriteRequest:
         """Who asks for a write; a form with a body is done once, however often it is sent."""
         once = posted.get("once")
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
             key, digest = f"console:{once}", requests.body_digest(sent)
             claim = Claim(signed.actor.claims_as, key, request.method, request.path, digest)
-        return Asked(request[REQUEST_ID], claim)
+        return WriteRequest(request[REQUEST_ID], claim)
 
     async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:
         """The names of rows by (resource, id)."""

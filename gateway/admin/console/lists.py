@@ -20,7 +20,7 @@ from yarl import URL
 from gateway.admin import credentials, live
 from gateway.admin.console import formatting
 from gateway.admin.console.formatting import MONEY, Cell, Names, cell, label_of, references
-from gateway.admin.console.home import Choices, Desk, Posted, Signed, query, see
+from gateway.admin.console.home import Choices, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
 from gateway.core.accounts.administration import Query, Row
@@ -135,7 +135,7 @@ _PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class FilterControl:
     """One filter: its name, what is in it, and what may be chosen."""
 
     name: str
@@ -148,7 +148,7 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ListPage:
     """Rows of a page, what an address says for the next one, and how many rows there are if that is known."""
 
     rows: Sequence[Row]
@@ -158,7 +158,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ListRow:
     """One row of a list."""
 
     id: int
@@ -167,7 +167,9 @@ class Line:
     row: Row
 
 
-async def show(desk: Desk, request: web.Request, signed: Signed, *, screen: Screen) -> web.Response:
+async def show(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, *, screen: Screen
+) -> web.Response:
     """`GET /<resource>`."""
     listed = await page_of(desk, screen, request)
     status = 422 if listed["errors"] else 200
@@ -175,7 +177,7 @@ async def show(desk: Desk, request: web.Request, signed: Signed, *, screen: Scre
 
 
 async def page_of(
-    desk: Desk,
+    desk: ConsoleShell,
     screen: Screen,
     request: web.Request,
     *,
@@ -190,7 +192,7 @@ async def page_of(
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     order = order_of(screen, request.query.get("sort", ""))
     errors: Mapping[str, str] = {}
-    found = Found((), None, None)
+    found = ListPage((), None, None)
     try:
         found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=fixed)
     except Unprocessable as wrong:
@@ -219,14 +221,14 @@ async def page_of(
 
 
 async def _found(
-    desk: Desk,
+    desk: ConsoleShell,
     screen: Screen,
     request: web.Request,
     order: Order,
     *,
     rows_max: int,
     fixed: Mapping[str, str],
-) -> Found:
+) -> ListPage:
     """The rows of a page; in another order than their own, only where there are few enough of them."""
     operations = desk.operations[screen.name]
     if not order.is_own:
@@ -237,15 +239,15 @@ async def _found(
             rows = in_order(rows, screen, order, names)
             shown_rows = rows[page * rows_max : (page + 1) * rows_max]
             following = {"page": str(page + 2)} if (page + 1) * rows_max < len(rows) else None
-            return Found(shown_rows, following, len(rows))
+            return ListPage(shown_rows, following, len(rows))
     query = read(screen, request, rows_max, fixed)
     (rows, cursor), count = await asyncio.gather(
         operations.list(query), operations.count(query, COUNT_MAX, COUNT_MS_MAX)
     )
-    return Found(rows, {"cursor": cursor} if cursor else None, count, is_too_long=not order.is_own)
+    return ListPage(rows, {"cursor": cursor} if cursor else None, count, is_too_long=not order.is_own)
 
 
-async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def find(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /find/<resource>?<field>=`: what an id may be, as options of the field."""
     name = request.match_info["resource"]
     text = next(iter(request.query.values()), "").strip()
@@ -273,7 +275,7 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
     return read_query(screen.name, screen.resource.filters, sent)
 
 
-async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line]:
+async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:
     """Rows with everything their cells need: names of what they refer to, quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
@@ -281,7 +283,7 @@ async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line
         rows = [{**row, "use": formatting.use_of(row)} for row in rows]
     names = await desk.names(references(screen, rows))
     return [
-        Line(
+        ListRow(
             id_ := int(str(row.get("id", 0))),
             f"/{screen.name}/{id_}" if screen.has_page else "",
             [cell(screen, row, name, names) for name in screen.columns],
@@ -291,7 +293,7 @@ async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line
     ]
 
 
-async def with_quotas(desk: Desk, tenants: Sequence[Row]) -> list[Row]:
+async def with_quotas(desk: ConsoleShell, tenants: Sequence[Row]) -> list[Row]:
     """Tenants with their quota as it is now."""
     ids = [int(str(row["id"])) for row in tenants]
     stored = await desk.ports.figures.quotas(ids)
@@ -320,7 +322,7 @@ def quota_of(row: Row | None) -> Row | None:
 
 def _controls(
     screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str]
-) -> list[Control]:
+) -> list[FilterControl]:
     """The filters a list offers, with what is in them."""
     found = []
     for name in screen.filters:
@@ -334,12 +336,12 @@ def _controls(
         kind = "choice" if offered else KINDS.get(wanted.kind, "text")
         value, error = request.query.get(name, ""), errors.get(name, "")
         shape = "search" if name == "search" else kind
-        found.append(Control(name, label_of(name), shape, value, offered, target, error))
+        found.append(FilterControl(name, label_of(name), shape, value, offered, target, error))
     if screen.spans_time:
         for name in ("from", "to"):
             value = request.query.get(name, "")
             kind = "text" if "T" in value else "day"
-            found.append(Control(name, name.title(), kind, value, error=errors.get(name, "")))
+            found.append(FilterControl(name, name.title(), kind, value, error=errors.get(name, "")))
     return found
 
 
@@ -397,7 +399,9 @@ class Hit:
 Hits = list[tuple[str, list[Hit]]]
 
 
-async def ask_search(desk: Desk, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+async def ask_search(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+) -> web.Response:
     """`POST /search`: on to the only hit, or all of them."""
     text = posted.get("q", "")
     wanted = reduced(text.strip())[:FILTER_CHARS_MAX] if isinstance(text, str) else ""
@@ -407,7 +411,7 @@ async def ask_search(desk: Desk, request: web.Request, signed: Signed, posted: P
     return desk.answer(request, signed, "search.html", wanted=wanted, found=found)
 
 
-async def show_search(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /search?q=`: what was found."""
     text = request.query.get("q", "").strip()
     wanted = reduced(text)
@@ -426,7 +430,7 @@ def reduced(text: str) -> str:
     return secret[1] + secret[2][: credentials.SHOWN_CHARS]
 
 
-async def _found_by_search(desk: Desk, wanted: str) -> Hits:
+async def _found_by_search(desk: ConsoleShell, wanted: str) -> Hits:
     if not wanted or len(wanted) > FILTER_CHARS_MAX:
         return []
     with suppress(ValueError):
@@ -437,7 +441,7 @@ async def _found_by_search(desk: Desk, wanted: str) -> Hits:
     return [(SCREENS[name].title, found) for name, found in zip(_BY_NAME, hits, strict=True) if found]
 
 
-async def _of_request(desk: Desk, request_id: str) -> Hits:
+async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
     """The call of a request; what it moved, where the journal no longer has it."""
     for names in (("calls",), ("credit-transactions", "feature-usage")):
         hits = await asyncio.gather(
@@ -459,7 +463,7 @@ async def _of_request(desk: Desk, request_id: str) -> Hits:
     return [("Ledgers", moved)] if moved else []
 
 
-async def _hits(desk: Desk, name: str, by: str, wanted: str, notes: Sequence[str]) -> list[Hit]:
+async def _hits(desk: ConsoleShell, name: str, by: str, wanted: str, notes: Sequence[str]) -> list[Hit]:
     screen, operations = SCREENS[name], desk.operations[name]
     sent = MultiDict({by: wanted, "limit": str(FOUND_MAX)})
     try:

@@ -17,13 +17,13 @@ from gateway.admin import live
 from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, lists, reports
 from gateway.admin.console.formatting import label_of
-from gateway.admin.console.home import Desk, Signed, query
+from gateway.admin.console.home import ConsoleShell, SignedInPerson, query
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.handover import DONE
 from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
 from gateway.core.billing.money import EXACT, ONE_NANO
@@ -32,7 +32,7 @@ from gateway.core.billing.price_book import (
     PARTS,
     TOKENS_A_PRICE,
     USES_A_PRICE,
-    Line,
+    CostLine,
     lines,
     read_price,
 )
@@ -45,12 +45,12 @@ from gateway.errors import NotFound
 PER = {TOKENS_A_PRICE: "a million", USES_A_PRICE: "a thousand", 1: "a call"}
 
 
-async def about_call(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[str, Any]:
     """A call's tokens by kind, its cost by the price it was admitted at, and where it left rows."""
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
-    found: Sequence[Line] = ()
+    found: Sequence[CostLine] = ()
     if price is not None:
         counts = [usage.get(kind, 0) for kind in KINDS]
         tier = str(row["service_tier"] or "")
@@ -74,7 +74,7 @@ async def about_call(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
     }
 
 
-async def _price(desk: Desk, price_id: object) -> Row | None:
+async def _price(desk: ConsoleShell, price_id: object) -> Row | None:
     if not isinstance(price_id, int):
         return None
     try:
@@ -95,7 +95,7 @@ ACCOUNTS_SHOWN = 50
 SCREEN = SCREENS["budgets"]
 
 
-async def about_budget(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """What is used of a budget; of one with `each`, by whom most."""
     targets = {name: SCREEN.resource.target(name) for name in SELECTING}
     ids = {targets[name]: {int(str(row[name]))} for name in SELECTING if targets[name] and row[name]}
@@ -109,7 +109,7 @@ async def about_budget(desk: Desk, request: web.Request, row: Row) -> Mapping[st
     }
 
 
-async def budget_use(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /budgets/{id}/use`: what is used alone, asked for every other second."""
     row = await desk.operations["budgets"].show(row_id(request))
     return desk.answer(
@@ -118,7 +118,7 @@ async def budget_use(desk: Desk, request: web.Request, signed: Signed) -> web.Re
 
 
 async def of_account(
-    desk: Desk, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
+    desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
 ) -> dict[str, Any]:
     """Budgets that name somebody, and somebody's own account of those with `each`."""
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
@@ -134,14 +134,14 @@ async def of_account(
     }
 
 
-async def _own(desk: Desk, organization_id: int, each: str, whose: str) -> Sequence[Row]:
+async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
     """Budgets that give everybody of a kind an amount, with what somebody has used of it."""
     wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
     page = await desk.ports.store.page("budgets", wanted)
     return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
 
-async def _accounts(desk: Desk, row: Row) -> dict[str, Any]:
+async def _accounts(desk: ConsoleShell, row: Row) -> dict[str, Any]:
     """Whose accounts of a budget used most, each with its use, and whether there are more."""
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
@@ -195,7 +195,7 @@ LEDGER = Screen(
 )  # fmt: skip
 
 
-async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """A tenant's quota, what it spent in the last days, its keys and its ledger."""
     tenant_id = int(str(row["id"]))
     [with_quota], keys, ledger, cost, its_budgets = await asyncio.gather(
@@ -227,7 +227,7 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
     }
 
 
-async def about_key(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """What an API key's calls cost, and its budgets."""
     key_id = int(str(row["id"]))
     tenant = await desk.ports.store.get("tenants", int(str(row["tenant_id"])))
@@ -238,7 +238,7 @@ async def about_key(desk: Desk, request: web.Request, row: Row) -> Mapping[str, 
     return {**cost, "budgets": its_budgets}
 
 
-async def about_user(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """What a user's calls cost, and a user's budgets; staff has none."""
     cost = await _cost(desk, request, "user_id", int(str(row["id"])))
     if row["organization_id"] is None:
@@ -248,7 +248,7 @@ async def about_user(desk: Desk, request: web.Request, row: Row) -> Mapping[str,
     return {**cost, "budgets": await of_account(desk, organization_id, owner, "user", user)}
 
 
-async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def quota(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /tenants/{id}/quota`: the account alone, asked for every other second."""
     [row] = await lists.with_quotas(desk, [{"id": row_id(request)}])
     if row["quota"] is None:
@@ -256,7 +256,7 @@ async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Respons
     return desk.answer(request, signed, "quota.html", quota=row["quota"])
 
 
-async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_organization(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """An organization's spend, credits, tenants, subscription, invoices and use of the last days."""
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
@@ -264,7 +264,7 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     until = end_of("day", datetime.now(UTC))
     owner = {"organization_id": organization_id}
     asked = UsageQuery((until - DAY).replace(day=1), until, "none", (), owner, 0)
-    account = Asked(until, organization_id=organization_id)
+    account = ReportPeriod(until, organization_id=organization_id)
     usage, spent, balances, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
         reports.spent(desk.ports.store, asked, "cost"),
@@ -280,7 +280,7 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     }
 
 
-async def preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
+async def preview(desk: ConsoleShell, name: str, **filters: int) -> dict[str, Any]:
     """The first rows of a list that belongs to a page, and where all of them are."""
     screen = SCREENS[name]
     wanted = query(PREVIEW_ROWS, newest_first=screen.newest_first, **filters)
@@ -298,7 +298,7 @@ async def preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
     }
 
 
-async def _cost(desk: Desk, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
+async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
     """What calls of one account came to this month and in the last days, by model or whatever is asked."""
     until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
@@ -322,7 +322,7 @@ async def _cost(desk: Desk, request: web.Request, column: str, row_id: int) -> d
     }
 
 
-async def _organization_use(desk: Desk, organization_id: int, measure: str) -> formatting.Chart:
+async def _organization_use(desk: ConsoleShell, organization_id: int, measure: str) -> formatting.Chart:
     tenants = await desk.ports.figures.tenants_of(organization_id, TENANT_DAYS_MAX)
     since, until = _last_days(max(1, min(DAYS, TENANT_DAYS_MAX // max(1, tenants))))
     days = await desk.ports.figures.organization_days(organization_id, since, DAY_ROWS_MAX)
@@ -355,7 +355,7 @@ HANDOVERS_TOLD_MAX = len(HANDOVER_KINDS)
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 
-class Happened(NamedTuple):
+class TimelineEntry(NamedTuple):
     """One step of an invoice's life: when, what, the state it brought, and the page that tells more."""
 
     at: datetime
@@ -364,7 +364,7 @@ class Happened(NamedTuple):
     href: str = ""
 
 
-async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
     """Some of an invoice's lines, in order, the names they refer to, what of it was paid, and its history."""
     sent = request.query.get("after", "")
     after = int(sent) if _POSITION.fullmatch(sent) else 0
@@ -389,7 +389,7 @@ async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[s
     }
 
 
-async def _history(desk: Desk, row: Row) -> list[Happened]:
+async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
     """What happened to it, the first thing first; payments and notes lead to their pages."""
     invoice_id = int(str(row["id"]))
     found = list(_of_itself(row))
@@ -403,38 +403,40 @@ async def _history(desk: Desk, row: Row) -> list[Happened]:
         amount = formatting.money(note["total_amount"], str(note["currency"]))
         what = f"Credit note {note['number'] or '(draft)'}: {amount}"
         at = note["finalized_at"] or note["created_at"]
-        found.append(Happened(_moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
+        found.append(TimelineEntry(_moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
     if row["status"] == "finalized":
         paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
         for payment in paid:
             amount = formatting.money(payment["amount"], str(payment["currency"]))
             what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Paid back"
             said = f"{what}: {amount}, {payment['reference']}"
-            found.append(Happened(_moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
+            found.append(
+                TimelineEntry(_moment(payment["created_at"]), said, "", f"/payments/{payment['id']}")
+            )
     of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
     applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
     for each in applied:
         amount = formatting.money(each["amount"], str(each["currency"]))
         said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
-        found.append(Happened(_moment(each["created_at"]), said, str(each["reason"]), href))
+        found.append(TimelineEntry(_moment(each["created_at"]), said, str(each["reason"]), href))
     handed, _ = await desk.operations["handovers"].list(query(HANDOVERS_TOLD_MAX, invoice_id=invoice_id))
     for each in handed:
         told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"
         what = f"{told}: {str(each['kind']).replace('_', ' ')}"
         at = _moment(each["done_at"] or each["created_at"])
-        found.append(Happened(at, what, str(each["state"]), f"/handovers/{each['id']}"))
+        found.append(TimelineEntry(at, what, str(each["state"]), f"/handovers/{each['id']}"))
     return sorted(found, key=lambda each: each.at)
 
 
-def _of_itself(row: Row) -> Iterator[Happened]:
-    yield Happened(_moment(row["created_at"]), "Drafted", "draft")
+def _of_itself(row: Row) -> Iterator[TimelineEntry]:
+    yield TimelineEntry(_moment(row["created_at"]), "Drafted", "draft")
     if row["finalized_at"]:
         due = f", due on {row['due_date']}" if row["due_date"] else ""
-        yield Happened(_moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
+        yield TimelineEntry(_moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
     if row["uncollectible_at"]:
-        yield Happened(_moment(row["uncollectible_at"]), "Given up", "uncollectible")
+        yield TimelineEntry(_moment(row["uncollectible_at"]), "Given up", "uncollectible")
     if row["voided_at"]:
-        yield Happened(_moment(row["voided_at"]), "Made void", "void")
+        yield TimelineEntry(_moment(row["voided_at"]), "Made void", "void")
 
 
 def _moment(value: object) -> datetime:

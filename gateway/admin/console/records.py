@@ -15,13 +15,13 @@ from aiohttp import web
 
 from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting
-from gateway.admin.console.formatting import Form, cell, label_of, references, state_of
-from gateway.admin.console.home import Desk, Posted, Signed, see
+from gateway.admin.console.formatting import PageForm, cell, label_of, references, state_of
+from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, see
 from gateway.admin.console.screens import Screen
 from gateway.admin.http.requests import Body
-from gateway.admin.operations import Done
+from gateway.admin.operations import WriteResult
 from gateway.admin.resources import resource as resources_resource
-from gateway.admin.resources.resource import Action, Field, fields_of
+from gateway.admin.resources.resource import Action, FormField, fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
 from gateway.core.billing.handover import CANCELED, FAILED
@@ -53,20 +53,20 @@ CONFIRMED = {
 }
 
 # What a page of a certain resource shows beyond its fields.
-Extras = Callable[[Desk, web.Request, Row], Awaitable[Mapping[str, Any]]]
+Extras = Callable[[ConsoleShell, web.Request, Row], Awaitable[Mapping[str, Any]]]
 
 
 class Records:
     """The pages and forms of a screen's rows; `extras` reads what a row's page shows beyond its fields."""
 
-    def __init__(self, desk: Desk, screen: Screen, extras: Extras | None = None) -> None:
+    def __init__(self, desk: ConsoleShell, screen: Screen, extras: Extras | None = None) -> None:
         self._desk = desk
         self._screen = screen
         self._extras = extras
         self._operations = desk.operations[screen.name]
 
     async def show(
-        self, request: web.Request, signed: Signed, refused: Form | None = None, status: int = 200
+        self, request: web.Request, signed: SignedInPerson, refused: PageForm | None = None, status: int = 200
     ) -> web.Response:
         """`GET /<resource>/{id}`; `refused` is a form that comes back."""
         desk, screen = self._desk, self._screen
@@ -91,7 +91,7 @@ class Records:
             **more,
         )
 
-    async def new(self, request: web.Request, signed: Signed) -> web.Response:
+    async def new(self, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /<resource>/new`; what the address says is filled in."""
         if not self._may(CREATE):
             raise NotFound
@@ -104,7 +104,7 @@ class Records:
         own = {"organization_id": str(signed.actor.organization_id or "")}
         return await self._form_page(request, signed, replace(form, values={**form.values, **own, **said}))
 
-    async def create(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+    async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
@@ -118,7 +118,9 @@ class Records:
             return self._shown_once(request, signed, secret.field, done)
         return _said(f"/{screen.name}/{done.content['id']}", "made", done)
 
-    def _shown_once(self, request: web.Request, signed: Signed, field: str, done: Done) -> web.Response:
+    def _shown_once(
+        self, request: web.Request, signed: SignedInPerson, field: str, done: WriteResult
+    ) -> web.Response:
         """The page that shows a secret, the one time that it is known."""
         screen, owner = self._screen, done.content.get("tenant_id")
         back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
@@ -127,7 +129,7 @@ class Records:
             secret=str(done.content.get(field, "")),
         )  # fmt: skip
 
-    async def change(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+    async def change(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/change`: only what was typed over is sent."""
         where = self._address(row_id(request))
         form = self._change_form(where)
@@ -138,17 +140,17 @@ class Records:
             return see(f"{where}?done=nothing")
         doing = self._operations.change(self._desk.asked(request, signed, posted), row_id(request), sent)
         done = await self._done(request, signed, posted, form, doing)
-        return _said(where, "changed", done) if isinstance(done, Done) else done
+        return _said(where, "changed", done) if isinstance(done, WriteResult) else done
 
-    async def delete(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+    async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`."""
-        form = Form(f"{self._address(row_id(request))}/{DELETE}", "Delete", "Delete", is_dangerous=True)
+        form = PageForm(f"{self._address(row_id(request))}/{DELETE}", "Delete", "Delete", is_dangerous=True)
         doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
-        return see(f"/{self._screen.name}?done=deleted") if isinstance(done, Done) else done
+        return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
 
     async def act(
-        self, request: web.Request, signed: Signed, posted: Posted, *, action: Action
+        self, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action
     ) -> web.Response:
         """`POST /<resource>/{id}/<action>`."""
         acted = row_id(request)
@@ -156,14 +158,14 @@ class Records:
         sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False), acted)
         doing = self._operations.act(action, self._desk.asked(request, signed, posted, sent), acted, sent)
         done = await self._done(request, signed, posted, form, doing)
-        if not isinstance(done, Done):
+        if not isinstance(done, WriteResult):
             return done
         if action.mints and self._screen.resource.secret is not None:
             return self._shown_once(request, signed, self._screen.resource.secret.field, done)
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
 
-    async def _in_unit(self, form: Form, sent: Body, of: int | None = None) -> Body:
+    async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
         """A body whose amounts are of its unit, or of that of the row it is for."""
         names = resources_resource.amounts(form.fields, sent)
         if not names:
@@ -174,11 +176,11 @@ class Records:
     async def _done(
         self,
         request: web.Request,
-        signed: Signed,
+        signed: SignedInPerson,
         posted: Posted,
-        form: Form,
-        doing: Coroutine[Any, Any, Done],
-    ) -> Done | web.Response:
+        form: PageForm,
+        doing: Coroutine[Any, Any, WriteResult],
+    ) -> WriteResult | web.Response:
         """What came of a write; where it is refused, the row's page with the form as it was typed."""
         try:
             return await doing
@@ -187,17 +189,17 @@ class Records:
             return await self.show(request, signed, refused, error.status)
 
     async def _form_page(
-        self, request: web.Request, signed: Signed, form: Form, status: int = 200
+        self, request: web.Request, signed: SignedInPerson, form: PageForm, status: int = 200
     ) -> web.Response:
         form = await self._with_choices(form)
         return self._desk.answer(request, signed, "new.html", status, screen=self._screen, form=form)
 
-    async def _with_choices(self, form: Form) -> Form:
+    async def _with_choices(self, form: PageForm) -> PageForm:
         """A form with the short lists its ids may be chosen from."""
         targets = {each.refers for each in form.fields if each.refers}
         return replace(form, choices=await self._desk.choices(targets))
 
-    async def _forms(self, row: Row) -> list[Form]:
+    async def _forms(self, row: Row) -> list[PageForm]:
         """Every form a row's page offers."""
         screen, resource, where = self._screen, self._screen.resource, self._address(row["id"])
         found = [
@@ -215,36 +217,36 @@ class Records:
             and (screen.name != "invoices" or row["status"] == "draft")
         ):
             note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
-            found.append(Form(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
+            found.append(PageForm(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
         return [await self._with_choices(each) for each in found]
 
     def _may(self, verb: str) -> bool:
         resource = self._screen.resource
         return refused_write(self._desk.ports.actor, resource.name, resource.access, verb) is None
 
-    def _blank(self) -> Form:
+    def _blank(self) -> PageForm:
         one, model = self._screen.one, self._screen.resource.create
         return self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", model, CREATE)
 
-    def _change_form(self, where: str) -> Form:
+    def _change_form(self, where: str) -> PageForm:
         title = EDITS.get(self._screen.name, "Edit")
         resource = self._screen.resource
         return self._form(f"{where}/{CHANGE}", title, "Save changes", resource.patch, resource.patch_verb)
 
-    def _action_form(self, where: str, action: Action) -> Form:
+    def _action_form(self, where: str, action: Action) -> PageForm:
         title = action.name.replace("-", " ").capitalize()
         form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
         confirmed = CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
         return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
 
-    def _form(self, action: str, title: str, submit: str, model: type[In] | None, verb: str) -> Form:
+    def _form(self, action: str, title: str, submit: str, model: type[In] | None, verb: str) -> PageForm:
         resource = self._screen.resource
-        fields: Sequence[Field] = ()
+        fields: Sequence[FormField] = ()
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
             fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
-        return Form(action, title, submit, fields, formatting.defaults(fields))
+        return PageForm(action, title, submit, fields, formatting.defaults(fields))
 
     def _address(self, row: object) -> str:
         return f"/{self._screen.name}/{row}"
@@ -300,6 +302,6 @@ def _has_credit(row: Row) -> bool:
     return Decimal(str(row["amount_due"] or 0)) < 0
 
 
-def _said(where: str, what: str, done: Done) -> web.Response:
+def _said(where: str, what: str, done: WriteResult) -> web.Response:
     """Send the browser on to a page that says what was done, and whether it is applied later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")

@@ -22,8 +22,8 @@ from multidict import MultiDict
 
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
-from gateway.admin.console.home import Desk, Kept, Signed
-from gateway.admin.console.lists import Control
+from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson
+from gateway.admin.console.lists import FilterControl
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import REPORTS, UsageAsked
 from gateway.admin.resources.resource import REFERS
@@ -57,7 +57,7 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class SpendSummary:
     """What a span came to: `groups` are rows by group and currency, dearest first; `totals` by currency."""
 
     groups: Sequence[Row]
@@ -67,7 +67,7 @@ class Spent:
 
 async def spent(
     store: Store, asked: UsageQuery, measure: str, currency: str = "", *, items_max: int = ITEMS_MAX
-) -> Spent:
+) -> SpendSummary:
     """Add up what is asked; its interval is the chart's, by `measure`, if money in one currency.
 
     Of more than `items_max` groups and times those with most are read by themselves; more groups are refused.
@@ -76,7 +76,7 @@ async def spent(
     whole = replace(asked, interval="none")
     if asked.interval == "none":
         groups = added(await _some(store, whole), asked.groups)
-        return Spent(groups, added(groups, ()), None)
+        return SpendSummary(groups, added(groups, ()), None)
     over_time = await store.used(asked)
     found = over_time if len(over_time) <= items_max else await _some(store, whole)
     groups = added(found, asked.groups)
@@ -94,7 +94,7 @@ async def spent(
         used, list(starts(asked)), names,
         unit=measure, currency=currency if measure == "cost" else "", interval=asked.interval,
     )  # fmt: skip
-    return Spent(groups, totals, chart)
+    return SpendSummary(groups, totals, chart)
 
 
 def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
@@ -207,7 +207,7 @@ _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ReportRow:
     """One row of the table: names of its groups with where they lead, its share of the cost, its calls."""
 
     row: Row
@@ -216,7 +216,7 @@ class Line:
     calls: str
 
 
-class Asked:
+class ReportQuery:
     """What an address asks; everything of it can be said again with a change."""
 
     def __init__(self, sent: Mapping[str, str], groups: Sequence[str], now: datetime) -> None:
@@ -280,15 +280,15 @@ class Asked:
         )
 
 
-async def show_explorer(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+async def show_explorer(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /usage`."""
     sent = {name: text.strip() for name, text in request.query.items()}
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
-    asked = Asked(sent, groups, datetime.now(UTC))
+    asked = ReportQuery(sent, groups, datetime.now(UTC))
     errors: Mapping[str, str] = {}
     typed = (asked.since, asked.until)
-    found, facts = Spent((), (), None), {}
+    found, facts = SpendSummary((), (), None), {}
     try:
         query = asked.query()
         found = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
@@ -322,11 +322,11 @@ def _files(interval: str) -> list[tuple[str, str]]:
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
-def _lines(found: Spent, asked: Asked) -> list[Line]:
+def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
     whole = {row["currency"]: amount_of(row, "cost") for row in found.totals}
     rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)
     return [
-        Line(
+        ReportRow(
             row,
             [(part_name(row, group), _narrowed(asked, row, group)) for group in asked.groups],
             share_of_spend(amount_of(row, "cost"), whole[row["currency"]]),
@@ -336,7 +336,7 @@ def _lines(found: Spent, asked: Asked) -> list[Line]:
     ]
 
 
-def _narrowed(asked: Asked, row: Row, group: str) -> str:
+def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
     """The explorer for one value of a group; empty for what has none."""
     column = GROUPS[group]
     if row[column] is None:
@@ -346,7 +346,7 @@ def _narrowed(asked: Asked, row: Row, group: str) -> str:
     return asked.address(**{column: row[column], "group_by": then})
 
 
-def _calls(asked: Asked, row: Row) -> str:
+def _calls(asked: ReportQuery, row: Row) -> str:
     """The calls behind a row; empty where a list of calls cannot be asked for them."""
     columns = [GROUPS[group] for group in asked.groups]
     if any(row[name] is None for name in columns) or "currency" in asked.filters:
@@ -362,7 +362,9 @@ def _places(rows: Sequence[Row]) -> int:
     return max((-int(each) for each in exponents), default=0)
 
 
-async def _chips(desk: Desk, asked: Asked, errors: Mapping[str, str]) -> list[tuple[str, str, str]]:
+async def _chips(
+    desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
     """The filters in force: what they are called, of what, and the address without them."""
     ids = {name: int(text) for name, text in asked.filters.items() if name in REFERS and text.isdecimal()}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
@@ -378,8 +380,8 @@ async def _chips(desk: Desk, asked: Asked, errors: Mapping[str, str]) -> list[tu
 
 
 def _controls(
-    asked: Asked, choices: Mapping[str, Sequence[tuple[str, str]]], errors: Mapping[str, str]
-) -> list[Control]:
+    asked: ReportQuery, choices: Mapping[str, Sequence[tuple[str, str]]], errors: Mapping[str, str]
+) -> list[FilterControl]:
     found = []
     for name in FILTERS:
         refers = REFERS.get(name, "")
@@ -387,7 +389,7 @@ def _controls(
         kind = "choice" if offered else "named" if refers in {"organizations", "tenants"} else "id"
         kind = kind if name.endswith("_id") else "text"
         value, error = asked.filters.get(name, ""), errors.get(name, "")
-        found.append(Control(name, label_of(name), kind, value, offered, refers, error))
+        found.append(FilterControl(name, label_of(name), kind, value, offered, refers, error))
     return found
 
 
@@ -444,7 +446,7 @@ _log = logging.getLogger("tollkeeper.console")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricSample:
     """Sums since the start, at a moment; `facts` are the numbers of that moment."""
 
     at: float
@@ -468,7 +470,7 @@ class Live:
     def __init__(self, snapshot: Callable[[], Awaitable[Snapshot]], clock: Callable[[], float]) -> None:
         self._snapshot = snapshot
         self._clock = clock
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self._samples: deque[MetricSample] = deque(maxlen=SAMPLES_MAX)
         self._watched_at = -WATCHED_S
         self._taking = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -541,20 +543,20 @@ class Live:
                 self._samples.clear()  # counted again: what was before says nothing of it
             self._samples.append(sample)
 
-    def _since(self, seconds: float) -> Sample:
+    def _since(self, seconds: float) -> MetricSample:
         """The last sample that is at least so old, else the oldest."""
         edge = self._samples[-1].at - seconds
         return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
 
 
-def sample_of(snapshot: Snapshot, at: float) -> Sample:
+def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
     """Add up a snapshot of all workers."""
     reasons = Counter[str]()
     for _, _, reason, count in snapshot.get("requests", ()):
         reasons[reason] += count
     requests = reasons.total()
     del reasons[""]
-    return Sample(
+    return MetricSample(
         at,
         requests,
         sum(count for _, kind, count in snapshot.get("tokens", ()) if kind == "total"),
@@ -566,7 +568,7 @@ def sample_of(snapshot: Snapshot, at: float) -> Sample:
     )
 
 
-def rates(before: Sample, after: Sample) -> dict[str, float]:
+def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
     """What happened a second between two samples; zeros where they are one."""
     seconds = after.at - before.at
     more = {
@@ -577,7 +579,7 @@ def rates(before: Sample, after: Sample) -> dict[str, float]:
     return {name: round(max(0, n) / seconds, 3) if seconds > 0 else 0.0 for name, n in more.items()}
 
 
-def latencies(before: Sample, after: Sample) -> dict[str, float | None]:
+def latencies(before: MetricSample, after: MetricSample) -> dict[str, float | None]:
     """Quantiles of the requests between two samples, in seconds; None where there were none."""
     found: dict[str, float | None] = {}
     for prefix, new, old in (
@@ -590,7 +592,7 @@ def latencies(before: Sample, after: Sample) -> dict[str, float | None]:
     return found
 
 
-def _reasons(before: Sample, after: Sample) -> list[tuple[str, int, int]]:
+def _reasons(before: MetricSample, after: MetricSample) -> list[tuple[str, int, int]]:
     """Refusals by reason: in the last minute and since the start, most often first."""
     found = [(name, count - before.reasons.get(name, 0), count) for name, count in after.reasons.items()]
     return sorted(found, key=lambda each: (-each[1], -each[2], each[0]))[:REASONS_MAX]
@@ -618,8 +620,8 @@ OWNERS_MAX = 64
 class _Sums:
     """What pages of one organization, or of all, show for a while."""
 
-    today: Kept[Sequence[Row]]
-    spend: Kept[dict[str, Any]]
+    today: CachedAnswer[Sequence[Row]]
+    spend: CachedAnswer[dict[str, Any]]
 
 
 class Overview:
@@ -632,27 +634,31 @@ class Overview:
         # By organization, of those that somebody of one looked at last; None is all of them.
         self._sums: dict[int | None, _Sums] = {}
 
-    async def show(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /`."""
         facts, spend = await asyncio.gather(self._facts(desk), self._sums_of(desk).spend.now())
         return desk.answer(request, signed, "overview.html", spend=spend, **facts)
 
-    async def spend(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /spend`: what is spent, alone, asked for now and then."""
         return desk.answer(request, signed, "spend.html", spend=await self._sums_of(desk).spend.now())
 
-    async def fragment(self, desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    async def fragment(
+        self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+    ) -> web.Response:
         """`GET /live`: the numbers alone, asked for every second."""
         _require_all(desk)
         return desk.answer(request, signed, "fragment.html", **await self._facts(desk))
 
-    async def history(self, desk: Desk, _request: web.Request, _signed: Signed) -> web.Response:
+    async def history(
+        self, desk: ConsoleShell, _request: web.Request, _signed: SignedInPerson
+    ) -> web.Response:
         """`GET /live/history`: columns for the chart."""
         _require_all(desk)
         columns = await self._live.history()
         return web.Response(text=json.dumps(columns), content_type="application/json")
 
-    async def _facts(self, desk: Desk) -> dict[str, Any]:
+    async def _facts(self, desk: ConsoleShell) -> dict[str, Any]:
         """What everything does now, and who used most today; of one organization the latter alone."""
         today = self._sums_of(desk).today
         if _owner(desk) is not None:
@@ -670,12 +676,12 @@ class Overview:
             "at": datetime.now(UTC),
         }
 
-    def _sums_of(self, desk: Desk) -> _Sums:
+    def _sums_of(self, desk: ConsoleShell) -> _Sums:
         """What is kept for everybody with the same organization."""
         owner, ports = _owner(desk), desk.ports
         kept = self._sums.pop(owner, None) or _Sums(
-            Kept(partial(_busiest, ports), self._clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S),
-            Kept(partial(_spent, ports), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S),
+            CachedAnswer(partial(_busiest, ports), self._clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S),
+            CachedAnswer(partial(_spent, ports), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S),
         )
         self._sums[owner] = kept
         if len(self._sums) > OWNERS_MAX:
@@ -705,11 +711,11 @@ class Overview:
         }
 
 
-def _owner(desk: Desk) -> int | None:
+def _owner(desk: ConsoleShell) -> int | None:
     return desk.ports.actor.organization_id
 
 
-def _require_all(desk: Desk) -> None:
+def _require_all(desk: ConsoleShell) -> None:
     if _owner(desk) is not None:
         raise Forbidden("What all gateways do is seen with a token of all organizations.")
 

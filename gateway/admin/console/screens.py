@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import Answered, Resource
+from gateway.admin.resources.resource import Endpoint, Resource
 from gateway.core.accounts.administration import Actor, refused_read
 from gateway.feature import features
 
@@ -292,5 +292,5 @@ def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
     return {heading: found[heading] for heading in ("", *HEADINGS) if heading in found}
 
 
-def _is_read(actor: Actor, answered: Answered) -> bool:
+def _is_read(actor: Actor, answered: Endpoint) -> bool:
     return refused_read(actor, answered.name, answered.access) is None

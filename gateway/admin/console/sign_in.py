@@ -17,9 +17,9 @@ from urllib.parse import quote
 from aiohttp import web
 
 from gateway.admin.console.home import (
-    Desk,
+    ConsoleShell,
     Posted,
-    Signed,
+    SignedInPerson,
     drop_cookie,
     is_secure,
     read_form,
@@ -41,10 +41,10 @@ _TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
 _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)
 
 
-class Signing:
+class SignInPages:
     """The door of the console."""
 
-    def __init__(self, desk: Desk, failures: Failures) -> None:
+    def __init__(self, desk: ConsoleShell, failures: Failures) -> None:
         self._desk = desk
         self._failures = failures
         sign_ins = desk.ports.sign_ins
@@ -110,7 +110,7 @@ _WRITTEN = re.compile(r"([\w-]{1,4000})\.([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class PendingSignIn:
     """A sign-in at a provider that leads to an address of ours; `ends` is in seconds since the epoch."""
 
     provider: str
@@ -119,9 +119,9 @@ class Begun:
     seed: str = field(repr=False)
 
     @staticmethod
-    def now(provider: str, address: str, at: float) -> Begun:
+    def now(provider: str, address: str, at: float) -> PendingSignIn:
         """One that begins at a moment."""
-        return Begun(provider, address, int(at) + BEGUN_S, secrets.token_urlsafe(SEED_BYTES))
+        return PendingSignIn(provider, address, int(at) + BEGUN_S, secrets.token_urlsafe(SEED_BYTES))
 
     @property
     def state(self) -> str:
@@ -158,13 +158,13 @@ class Begun:
         return _encoded(hmac.digest(self.seed.encode(), use.encode(), "sha256"))
 
 
-def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> Begun | None:
+def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
     """What a cookie holds; None where it is none of ours, or is over at this moment."""
     found = _WRITTEN.fullmatch(written)
     if found is None or not any(hmac.compare_digest(one, found[2]) for one in digests(_marked(found[1]))):
         return None
     text = found[1]
-    begun = Begun(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+    begun = PendingSignIn(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
     return begun if at < begun.ends else None
 
 
@@ -192,16 +192,16 @@ _USED = "This sign-in was used before. Begin again at {}."
 Door = Callable[[web.Request, int, str], web.Response]
 
 
-class SigningElsewhere:
+class ProviderSignInPages:
     """The door of the console to people whom a provider knows. `door` shows it, with what went wrong."""
 
-    def __init__(self, desk: Desk, sign_ins: SignIns, failures: Failures, door: Door) -> None:
+    def __init__(self, desk: ConsoleShell, sign_ins: SignIns, failures: Failures, door: Door) -> None:
         self._desk, self._sign_ins, self._failures, self._door = desk, sign_ins, failures, door
 
     async def leave(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in/{provider}`: send the browser there."""
         name = request.match_info["provider"]
-        begun = Begun.now(name, wanted_of(request), time.time())
+        begun = PendingSignIn.now(name, wanted_of(request), time.time())
         try:
             address = await self._sign_ins.address(
                 name, state=begun.state, nonce=begun.nonce, challenge=begun.challenge
@@ -235,7 +235,7 @@ class SigningElsewhere:
         response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
         return response
 
-    async def _begun(self, request: web.Request) -> Begun:
+    async def _begun(self, request: web.Request) -> PendingSignIn:
         """The sign-in that a request is the answer to, used up with it.
 
         `SignInRefused` where it is none of this browser's, or somebody came back from it before.
@@ -287,10 +287,10 @@ SIGNED_OUT_COOKIE = "tollkeeper_leaving"
 HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"
 
 
-class SigningOut:
+class SignOutPages:
     """The way out of the console."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ConsoleShell) -> None:
         self._desk = desk
 
     async def sign_out(self, request: web.Request) -> web.StreamResponse:
@@ -308,13 +308,13 @@ class SigningOut:
         drop_cookie(request, response)
         return response
 
-    async def _leave(self, request: web.Request, signed: Signed) -> web.Response | None:
+    async def _leave(self, request: web.Request, signed: SignedInPerson) -> web.Response | None:
         """The page that goes on to the provider; None where people sign out nowhere else."""
         sign_ins, person = self._desk.ports.sign_ins, signed.actor.person
         name = sign_ins.name_of(person.issuer) if sign_ins is not None and person is not None else ""
         if sign_ins is None or not name:
             return None
-        begun = Begun.now(name, "/", time.time())
+        begun = PendingSignIn.now(name, "/", time.time())
         cookie = request.cookies.get(session_cookie_of(request), "")
         address = await sign_ins.sign_out_address(name, signed.id_token, cookie, state=begun.farewell)
         if not address:

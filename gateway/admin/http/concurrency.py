@@ -18,7 +18,7 @@ Whose = int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ConcurrencyLimits:
     """How many work at once: staff, people of one organization, of all organizations, and all together.
 
     Of one organization, and of staff, `waiting_max` wait for a place, each for `wait_s` at most,
@@ -33,10 +33,10 @@ class Room:
     wait_s: float | None = 10.0
 
 
-class Places:
+class WorkSlots:
     """The places of a room; `taken` is how many each organization has."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: ConcurrencyLimits) -> None:
         self._room = room
         self.taken: Counter[Whose] = Counter()
         # Those that wait; the organization that was given a place last comes last.

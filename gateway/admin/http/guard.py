@@ -17,10 +17,10 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.requests import problem, refusal, slow_down
 from gateway.admin.http.server import HELD, Answers
-from gateway.core.accounts.administration import METER, Actor, Meter
+from gateway.core.accounts.administration import METER, Actor, WorkMeter
 from gateway.core.credentials import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
@@ -33,12 +33,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Metered(Coroutine[Any, Any, T]):
+class MeteredCoroutine(Coroutine[Any, Any, T]):
     """A coroutine each step of which is counted."""
 
     __slots__ = ("_inner", "_meter")
 
-    def __init__(self, inner: Coroutine[Any, Any, T], meter: Meter) -> None:
+    def __init__(self, inner: Coroutine[Any, Any, T], meter: WorkMeter) -> None:
         self._inner, self._meter = inner, meter
 
     def send(self, value: Any) -> Any:
@@ -80,7 +80,7 @@ def _task(
     loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, **named: Any
 ) -> asyncio.Future[Any]:
     meter = METER.get() if context is None else context.get(METER)
-    counted = work if meter is None else Metered(work, meter)
+    counted = work if meter is None else MeteredCoroutine(work, meter)
     return asyncio.Task(counted, loop=loop, context=context, **named)
 
 
@@ -99,7 +99,7 @@ async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> 
                 running.exception()
 
 
-def _counted(meter: Meter | None, work: Callable[[], T]) -> T:
+def _counted(meter: WorkMeter | None, work: Callable[[], T]) -> T:
     began = time.thread_time()
     try:
         return work()
@@ -108,7 +108,7 @@ def _counted(meter: Meter | None, work: Callable[[], T]) -> T:
             _count(meter, began)
 
 
-def _count(meter: Meter, began: float) -> None:
+def _count(meter: WorkMeter, began: float) -> None:
     if meter.hour is not None:
         meter.hour.cpu_s += time.thread_time() - began
 
@@ -188,12 +188,12 @@ def guard(
 async def _answer(
     request: web.Request, handler: Handler, timeout_s: float, failures: Failures
 ) -> web.StreamResponse:
-    path, meter = request.path, Meter()
+    path, meter = request.path, WorkMeter()
     METER.set(meter)  # of this request: each is begun by one of its own
     try:
         async with AsyncExitStack() as held, asyncio.timeout(timeout_s) as deadline:
             request[HELD], request[DEADLINE] = held, deadline
-            return await Metered(_begun(handler, request), meter)
+            return await MeteredCoroutine(_begun(handler, request), meter)
     except Unauthorized as error:
         await slow_down(failures, request, error.failure)
         return refusal(error, instance=path)
@@ -244,15 +244,15 @@ def _too_large(path: str) -> web.Response:
 
 CSV = "text/csv; charset=utf-8"
 # Of all kinds together. Each has a connection to PostgreSQL for as long as its reader takes.
-ROOM = Room(staff_max=4, own_max=1, others_max=3, waiting_max=4)
+ROOM = ConcurrencyLimits(staff_max=4, own_max=1, others_max=3, waiting_max=4)
 
 
 class Files:
     """Answers the files of a port; `piece_s` bounds how long a reader may take for a piece."""
 
-    def __init__(self, piece_s: float, room: Room = ROOM) -> None:
+    def __init__(self, piece_s: float, room: ConcurrencyLimits = ROOM) -> None:
         self._piece_s = piece_s
-        self._places = Places(room)
+        self._places = WorkSlots(room)
 
     async def answer(
         self, request: web.Request, actor: Actor, name: str, media: str, pieces: AsyncGenerator[bytes, None]

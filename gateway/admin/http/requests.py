@@ -22,10 +22,10 @@ from multidict import MultiMapping
 from pydantic import BaseModel, ValidationError
 
 from gateway.admin import credentials
-from gateway.admin.http.concurrency import Places
+from gateway.admin.http.concurrency import WorkSlots
 from gateway.admin.http.server import HELD, IDENTIFIED
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Answered, Filter, Whole
+from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter, IntegerParameter
 from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import (
     ADMIN,
@@ -33,7 +33,7 @@ from gateway.core.accounts.administration import (
     READONLY,
     Actor,
     Claim,
-    Hour,
+    HourlyUse,
     Hours,
     Place,
     Query,
@@ -57,7 +57,7 @@ from gateway.errors import (
 if TYPE_CHECKING:
     from persistence.store import Store
 
-PLACES = web.AppKey("places", Places)
+PLACES = web.AppKey("places", WorkSlots)
 HOURS = web.AppKey("hours", Hours)
 # What an address begins with that answers what may be of any size; and what one ends with that is a file.
 COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration"})
@@ -108,7 +108,7 @@ def costs_much(request: web.Request) -> bool:
 
 
 @contextmanager
-def _counted(hour: Hour) -> Iterator[None]:
+def _counted(hour: HourlyUse) -> Iterator[None]:
     meter, began = METER.get(), time.monotonic()
     if meter is not None:
         meter.hour = hour
@@ -172,21 +172,21 @@ async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
     return actor
 
 
-def require_read(actor: Actor, answered: Answered) -> None:
+def require_read(actor: Actor, answered: Endpoint) -> None:
     """Refuse a caller whose role may not read something, or not of all organizations."""
     refused = refused_read(actor, answered.name, answered.access)
     if refused is not None:
         raise Forbidden(refused)
 
 
-def require_write(actor: Actor, answered: Answered, verb: str, sent: Collection[str] = ()) -> None:
+def require_write(actor: Actor, answered: Endpoint, verb: str, sent: Collection[str] = ()) -> None:
     """Refuse a caller whose role may not do something, or not with these fields."""
     refused = refused_write(actor, answered.name, answered.access, verb, sent)
     if refused is not None:
         raise ReadOnly(refused) if actor.role == READONLY else Forbidden(refused)
 
 
-def may_write(actor: Actor, answered: Answered, verb: str) -> bool:
+def may_write(actor: Actor, answered: Endpoint, verb: str) -> bool:
     """Whether a caller may do something with some fields."""
     return refused_write(actor, answered.name, answered.access, verb) is None
 
@@ -346,7 +346,7 @@ def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[
     )
 
 
-def read_numbers(numbers: Mapping[str, Whole], sent: MultiMapping[str]) -> dict[str, int]:
+def read_numbers(numbers: Mapping[str, IntegerParameter], sent: MultiMapping[str]) -> dict[str, int]:
     """The numbers a report is asked with; `Unprocessable` names one that is wrong."""
     errors = _twice(sent) + [(name, "unknown parameter") for name in sent.keys() - numbers.keys()]
     found = {}

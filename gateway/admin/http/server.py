@@ -78,7 +78,7 @@ HELD = web.RequestKey("held", AsyncExitStack)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ConnectionLimits:
     """What the port keeps: how many connections, and how long one may stay without a whole head.
 
     `head_s` counts from the connection on, `next_s` from an answer on: until it is read, the rest of
@@ -91,7 +91,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class AdminListener:
     """A listening server; `port` is the one it really got."""
 
     port: int
@@ -109,17 +109,17 @@ async def listen(
     app: web.Application,
     host: str = "",
     port: int = 0,
-    bounds: Bounds | None = None,
+    bounds: ConnectionLimits | None = None,
     *,
     sockets: Sequence[socket.socket] = (),
     wrapped: Wrapped | None = None,
-) -> Listening:
+) -> AdminListener:
     """Serve the application; port 0 is any free one. `OSError` if the port is taken.
 
     Where there are `sockets`, which are bound already, it is served on those. `wrapped` puts TLS in front of
     connections.
     """
-    connections = Connections(bounds or Bounds())
+    connections = Connections(bounds or ConnectionLimits())
     app.middlewares.insert(0, connections.middleware())
     runner = web.AppRunner(
         app,
@@ -145,7 +145,7 @@ async def listen(
     except OSError:
         await runner.cleanup()
         raise
-    return Listening(int(servers[0].sockets[0].getsockname()[1]), runner, servers)
+    return AdminListener(int(servers[0].sockets[0].getsockname()[1]), runner, servers)
 
 
 class Connections:
@@ -155,7 +155,7 @@ class Connections:
     is not identified. Where everybody is, the newcomer is closed.
     """
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: ConnectionLimits) -> None:
         self._bounds = bounds
         # Without a whole head, in the order since when, each with its deadline.
         self._waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http.concurrency import Places, Room
+from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import admit, require_read
 from gateway.admin.invoices.renderer import FACTUR_X, UBL
-from gateway.admin.ports import AdminPorts, InvoiceRenderer
+from gateway.admin.ports import AdminPorts, InvoiceRendererPort
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Row, count_rows
 from gateway.core.text import csv
@@ -35,9 +35,9 @@ XML = "application/xml"
 # What files are called by what is in them.
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
 # Documents that are being made or wait for it.
-UNDER_WAY = Room(staff_max=32, own_max=8, others_max=32)
+UNDER_WAY = ConcurrencyLimits(staff_max=32, own_max=8, others_max=32)
 # One at once: setting and writing take a core, of 10,000 lines for a few seconds and up to 800 MB.
-MADE = Room(1, 1, 1, all_max=1, waiting_max=32, wait_s=None)
+MADE = ConcurrencyLimits(1, 1, 1, all_max=1, waiting_max=32, wait_s=None)
 # How long a request waits for its own, which must be less than a request may take.
 WAIT_S = 20.0
 RETRY_S = 5
@@ -99,7 +99,7 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     app.router.add_get(f"{one}/usage.csv", usage)
 
 
-class Asking(Protocol):
+class DocumentRequester(Protocol):
     """Who asks for a document, and what they may see."""
 
     @property
@@ -118,16 +118,16 @@ class DocumentMaker:
     """
 
     def __init__(
-        self, renderer: InvoiceRenderer, wait_s: float = WAIT_S, under_way: Room = UNDER_WAY
+        self, renderer: InvoiceRendererPort, wait_s: float = WAIT_S, under_way: ConcurrencyLimits = UNDER_WAY
     ) -> None:
         self._renderer = renderer
         self._wait_s = wait_s
-        self._places, self._making = Places(under_way), Places(MADE)
+        self._places, self._making = WorkSlots(under_way), WorkSlots(MADE)
         self._under_way: dict[Which, asyncio.Task[bytes]] = {}
         # Who was asked for last is the last.
         self._drafts: dict[Which, bytes] = {}
 
-    async def pdf(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
+    async def pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """The PDF; of a final invoice with its XML in it, where that can be made."""
         status = str(invoice["status"])
         if status == "draft":
@@ -138,14 +138,14 @@ class DocumentMaker:
             mine, (invoice_id, "pdf", status), partial(self._pdf, mine, invoice_id, invoice)
         )
 
-    async def xml(self, mine: Asking, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+    async def xml(self, mine: DocumentRequester, invoice_id: int, invoice: Row, syntax: str) -> bytes:
         """The XML: of a void invoice what was made before, since it cannot say that it is void."""
         if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
             return known
         make = partial(self._xml, mine, invoice_id, invoice, syntax)
         return await self._awaited(mine, (invoice_id, syntax, "finalized"), make)
 
-    async def _draft(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
+    async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """The PDF of a draft, made once for what it says: whoever asks for the same again has the same."""
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
@@ -168,7 +168,7 @@ class DocumentMaker:
         await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _awaited(
-        self, mine: Asking, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
+        self, mine: DocumentRequester, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> bytes:
         """What a task makes, which goes on where nobody waits any longer; `Overloaded` until it is there."""
         task = self._under_way.get(which)
@@ -180,7 +180,7 @@ class DocumentMaker:
             raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
         return task.result()
 
-    async def _placed(self, mine: Asking, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _placed(self, mine: DocumentRequester, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         whose = mine.actor.organization_id
         async with self._places.of(whose), self._making.of(whose):
             return await make()
@@ -191,7 +191,7 @@ class DocumentMaker:
             # Told to those who wait; where nobody does, the next one makes it again.
             task.exception()
 
-    async def _pdf(self, mine: Asking, invoice_id: int, invoice: Row) -> bytes:
+    async def _pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         status = str(invoice["status"])
         try:
             content = await self._xml(mine, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
@@ -200,14 +200,14 @@ class DocumentMaker:
         make = partial(self._renderer.pdf, invoice, content)
         return await self._keep(mine, invoice_id, "pdf", status, make)
 
-    async def _xml(self, mine: Asking, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+    async def _xml(self, mine: DocumentRequester, invoice_id: int, invoice: Row, syntax: str) -> bytes:
         if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
             return known
         make = partial(self._renderer.xml, invoice, syntax)
         return await self._keep(mine, invoice_id, syntax, "finalized", make)
 
     async def _keep(
-        self, mine: Asking, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
+        self, mine: DocumentRequester, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
     ) -> bytes:
         kept = await mine.store.document(invoice_id, kind, status, await in_thread(make))
         assert kept is not None
@@ -217,7 +217,7 @@ class DocumentMaker:
 _MAKER = web.AppKey("documents", DocumentMaker)
 
 
-def _maker_of(app: web.Application, renderer: InvoiceRenderer) -> DocumentMaker:
+def _maker_of(app: web.Application, renderer: InvoiceRendererPort) -> DocumentMaker:
     """Who makes the documents of a port: the Admin API's and the console's."""
     if _MAKER not in app:
         app[_MAKER] = DocumentMaker(renderer)

@@ -18,8 +18,8 @@ from gateway.core.billing.document import (
     CREDIT_NOTE,
     NO_LETTERHEAD,
     Document,
+    InvoiceParty,
     Letterhead,
-    Party,
     document_of,
 )
 from gateway.core.billing.e_invoice import due_of, prepaid_of, terms_of
@@ -145,7 +145,7 @@ class InvoiceRenderer:
         if invoice["seller"] is not None or invoice["buyer"] is not None:
             return document_of(invoice), False
         head, issued = self.letterhead, invoice["finalized_at"]
-        buyer = head.buyer(invoice["organization_id"], Party(invoice["customer"] or ""))
+        buyer = head.buyer(invoice["organization_id"], InvoiceParty(invoice["customer"] or ""))
         day = date.fromisoformat(issued[:10]) if issued else None
         due = head.due_date(invoice["kind"], day)
         return Document(head.seller, buyer, head.notes, due.isoformat() if due else None), issued is not None
@@ -160,7 +160,7 @@ def _prepaid(invoice: Any) -> list[dict[str, str]]:
     return [{"description": "Total", "amount": _grouped(invoice["total_amount"])}, applied]
 
 
-def _party(party: Party | None) -> list[str]:
+def _party(party: InvoiceParty | None) -> list[str]:
     if party is None:
         return []
     number = [f"Tax number {party.tax_number}"] if party.tax_number else []

@@ -17,10 +17,10 @@ from pydantic import (
 
 from gateway.admin.resources.resource import (
     Action,
-    Declared,
+    ConfigDeclaration,
     Filter,
-    Part,
     Resource,
+    SubResource,
     answer_of,
     dated,
     patch_of,
@@ -157,7 +157,7 @@ class ChangePlan(In):
     when: Literal["now", "period_end"] = "now"
 
 
-class _Terms(In):
+class _SubscriptionTerms(In):
     discount: Fraction | None = Field(
         default=None, description="What is off the fee, as a fraction, until it is changed; null: nothing."
     )
@@ -173,7 +173,7 @@ class _Terms(In):
 
 
 NewTerms = dated(
-    _Terms,
+    _SubscriptionTerms,
     "NewTerms",
     "What changes of a running subscription, and from when; what is not named stays.",
     "The first UTC day of the new terms, not before it had its plan. Those of a day to come wait for it.",
@@ -271,7 +271,7 @@ RESOURCES = (
             Action("terms", "Change discount, minimum, fee or quantity from a day on", NewTerms),
             Action("cancel", "End it, now or when the period ends", Cancel),
         ),
-        declared=Declared(
+        declared=ConfigDeclaration(
             by=("organization_id",),
             is_gone=lambda row: row["status"] == "over",
             begins=("start_date",),
@@ -329,7 +329,7 @@ class UnbilledItem(Out):
     charges: int = Field(description="How many there are, those of what is being used included.")
 
 
-UNBILLED = Part(
+UNBILLED = SubResource(
     "unbilled",
     "Add up what it owes and no invoice has: of a subscription the days that are over",
     UnbilledItem,
@@ -504,7 +504,7 @@ TAX_RATE_RESOURCES = (
         named_by="id",
         create=TaxRateCreate,
         filters={"organization_id": Filter()},
-        declared=Declared(by=("organization_id",), since="effective_from", repeats=True),
+        declared=ConfigDeclaration(by=("organization_id",), since="effective_from", repeats=True),
     ),
 )
 

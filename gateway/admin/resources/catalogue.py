@@ -18,7 +18,7 @@ from pydantic import (
 
 from gateway.admin.resources.resource import (
     Action,
-    Declared,
+    ConfigDeclaration,
     Filter,
     Question,
     Resource,
@@ -50,7 +50,7 @@ from gateway.admin.resources.values import (
 from gateway.admin.resources.values import (
     Rate as CreditRate,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, Reach, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
 from gateway.core.calls.routes import PATHS_MAX
@@ -236,13 +236,13 @@ class SubscriptionPlanCreate(In):
     token_plan_id: Id | None = None
 
 
-class _Costs(In):
+class _PlanCosts(In):
     monthly_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
     annual_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
 
 
 Reprice = dated(
-    _Costs,
+    _PlanCosts,
     "Reprice",
     "What a plan costs for all who have it, and from when; what is not named stays.",
     "The first UTC day of the new price, today at the earliest.",
@@ -272,20 +272,20 @@ SubscriptionPlan = answer_of(
 RESOURCES = (
     Resource(
         name="business-models",
-        access=access(BILLING, reach=Reach.SHARED),
+        access=access(BILLING, reach=RowScope.SHARED),
         description="How services are paid for: with credits, by subscription, or by use.",
         out=BusinessModel,
         create=BusinessModelCreate,
         patch=patch_of(BusinessModelCreate),
         deletable=True,
         filters={"name": Filter("text"), "meter": Filter("text", METERS)},
-        declared=Declared(),
+        declared=ConfigDeclaration(),
     ),
     Resource(
         name="services",
         access=access(
             BILLING,
-            reach=Reach.SHARED,
+            reach=RowScope.SHARED,
             verbs={"change": (BILLING, OPERATOR)},
             fields={
                 BILLING: ServiceCreate.model_fields.keys() - {"upstream", "paths"},
@@ -298,7 +298,7 @@ RESOURCES = (
         patch=patch_of(ServiceCreate, without=("key",)),
         deletable=True,
         filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
-        declared=Declared(by=("key",)),
+        declared=ConfigDeclaration(by=("key",)),
     ),
     Resource(
         name="organization-services",
@@ -309,11 +309,11 @@ RESOURCES = (
         patch=patch_of(OrganizationServiceCreate, without=("organization_id", "service_id")),
         deletable=True,
         filters={"organization_id": Filter(), "service_id": Filter(), "business_model_id": Filter()},
-        declared=Declared(by=("organization_id", "service_id")),
+        declared=ConfigDeclaration(by=("organization_id", "service_id")),
     ),
     Resource(
         name="subscription-plans",
-        access=access(BILLING, reach=Reach.SHARED),
+        access=access(BILLING, reach=RowScope.SHARED),
         description="What a subscription includes and costs.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,
@@ -321,7 +321,7 @@ RESOURCES = (
         deletable=True,
         filters={"token_plan_id": Filter(), "name": Filter("text")},
         actions=(Action("reprice", "Change what it costs from a day on, for all who have it", Reprice),),
-        declared=Declared(after=("services",)),
+        declared=ConfigDeclaration(after=("services",)),
     ),
 )
 
@@ -490,7 +490,7 @@ class Price(Out):
     created_at: Instant
 
 
-class Asked(In):
+class QuoteQuery(In):
     """What a call used, and when."""
 
     model: Text
@@ -540,11 +540,11 @@ class Quote(Out):
     effective_from: Instant
 
 
-QUOTE = Question("quote", "Say what a call would cost", Asked, Quote)
+QUOTE = Question("quote", "Say what a call would cost", QuoteQuery, Quote)
 PRICE_RESOURCES = (
     Resource(
         name="prices",
-        access=access(BILLING, reach=Reach.SHARED),
+        access=access(BILLING, reach=RowScope.SHARED),
         named_by="model",
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,
@@ -557,7 +557,7 @@ PRICE_RESOURCES = (
             "source": Filter("text", SOURCES),
         },
         questions=(QUOTE,),
-        declared=Declared(
+        declared=ConfigDeclaration(
             by=("provider", "match", "currency", "source", "model"),
             folded=True,
             after=("organizations",),

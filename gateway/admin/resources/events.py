@@ -10,8 +10,8 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model, model_vali
 from gateway.admin.resources.catalogue import TOOLS_MAX, LowerName
 from gateway.admin.resources.resource import (
     Action,
-    Batch,
-    Declared,
+    BatchEndpoint,
+    ConfigDeclaration,
     Filter,
     Resource,
     Secret,
@@ -152,7 +152,7 @@ class UseEvent(Out):
     created_at: Instant
 
 
-BATCH = Batch(
+BATCH = BatchEndpoint(
     "send",
     f"Take in use that did not pass the gateway: one event or a list of up to {EVENTS_MAX}",
     CloudEvent,
@@ -257,7 +257,7 @@ WEBHOOK_RESOURCES = (
         filters={"organization_id": Filter()},
         actions=(Action("test", "Send a message now, to try it"),),
         secret=Secret("secret", SECRET_PREFIX, kept=True),
-        declared=Declared(by=("organization_id", "url"), known_by_id=True),
+        declared=ConfigDeclaration(by=("organization_id", "url"), known_by_id=True),
     ),
     Resource(
         name="webhook-deliveries",

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from pydantic_core import to_json
 
 from gateway.admin.resources.people import IDENTITY, ISSUER
-from gateway.admin.resources.resource import Action, Document, Filter, Report, Resource
+from gateway.admin.resources.resource import Action, DocumentEndpoint, Filter, ReportEndpoint, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
-from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, Reach, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, RowScope, access
 from gateway.core.accounts.outbox import PRICED, MalformedEvent, decode
 from gateway.core.billing.money import read_tiers
 from gateway.core.model import PARTITIONS
@@ -300,9 +300,9 @@ class LettersDecided(Out):
 
 assert set(KINDS) == {"gap", "conflict", "unknown_account", "behind"}
 
-LETTERS_REPORT = Report(
+LETTERS_REPORT = ReportEndpoint(
     name="letters",
-    access=access(OPERATOR, reach=Reach.WHOLE),
+    access=access(OPERATOR, reach=RowScope.WHOLE),
     description="What waits for a person: dead letters and accounts in quarantine.",
     summary="Read how much waits",
     out=Letters,
@@ -341,9 +341,9 @@ class Programs(Out):
     items: list[RunningProgram] = Field(description="Those that began last first.")
 
 
-PROGRAMS_REPORT = Report(
+PROGRAMS_REPORT = ReportEndpoint(
     name="programs",
-    access=access(reach=Reach.WHOLE),
+    access=access(reach=RowScope.WHOLE),
     description="Who runs which version.",
     summary="Read which gateway workers and keepers run, and which of them are too old",
     out=Programs,
@@ -441,7 +441,7 @@ class Configuration(Out):
 
 
 CONFIGURATION_REPORTS = (
-    Report(
+    ReportEndpoint(
         name="configuration",
         # Each object is judged as the write of its own resource.
         access=access(BILLING, OPERATOR, READONLY, theirs=("apply",)),
@@ -449,7 +449,9 @@ CONFIGURATION_REPORTS = (
         summary="Write down all that is configuration",
         out=Configuration,
         documents=(
-            Document(SCHEMA, "application/schema+json", "The JSON Schema of files, for editors", public=True),
+            DocumentEndpoint(
+                SCHEMA, "application/schema+json", "The JSON Schema of files, for editors", public=True
+            ),
         ),
         by_hand=True,
         run=Action("apply", "Plan what makes it so, or do what was planned", ConfigurationApply),

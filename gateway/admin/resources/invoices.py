@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.resources.resource import Action, Document, Filter, Resource
+from gateway.admin.resources.resource import Action, DocumentEndpoint, Filter, Resource
 from gateway.admin.resources.values import (
     Day,
     Fraction,
@@ -291,15 +291,17 @@ RESOURCES = (
             Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
         documents=(
-            Document(".pdf", "application/pdf", "An invoice on paper"),
-            Document(
+            DocumentEndpoint(".pdf", "application/pdf", "An invoice on paper"),
+            DocumentEndpoint(
                 ".xml",
                 "application/xml",
                 "A final invoice as EN 16931 has it: Factur-X, or UBL",
                 formats=("factur-x", "ubl"),
             ),
-            Document(".csv", "text/csv", "The lines of an invoice"),
-            Document("/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"),
+            DocumentEndpoint(".csv", "text/csv", "The lines of an invoice"),
+            DocumentEndpoint(
+                "/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"
+            ),
         ),
     ),
     Resource(

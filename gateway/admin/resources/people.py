@@ -11,7 +11,7 @@ from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, StripeCust
 from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
-    Declared,
+    ConfigDeclaration,
     Filter,
     Resource,
     Secret,
@@ -197,7 +197,7 @@ RESOURCES = (
             "search": Filter("text"),
             "invoicing_left_reason": Filter("text", LEFT_REASONS),
         },
-        declared=Declared(),
+        declared=ConfigDeclaration(),
     ),
     Resource(
         name="tenants",
@@ -224,7 +224,9 @@ RESOURCES = (
             Action("block", "Refuse the tenant's requests until unblocked", quota=True),
             Action("unblock", "Take a block by hand away", quota=True),
         ),
-        declared=Declared(by=("organization_id", "name"), needs=("organization_id",), known_by_id=True),
+        declared=ConfigDeclaration(
+            by=("organization_id", "name"), needs=("organization_id",), known_by_id=True
+        ),
     ),
     Resource(
         name="users",
@@ -237,7 +239,7 @@ RESOURCES = (
         deletable=True,
         filters={"organization_id": Filter(), "external_id": Filter("text")},
         # Those that a request was the first to name are not configuration, unless a person gave them limits.
-        declared=Declared(
+        declared=ConfigDeclaration(
             by=("organization_id", "external_id"),
             is_kept=lambda row: not row["first_sight"] or bool(row["limits"]),
         ),
@@ -256,7 +258,7 @@ Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
-class _OfTokens(In):
+class _TokenCredential(In):
     """A credential that may be had by signed tokens instead of a secret."""
 
     @model_validator(mode="after")
@@ -268,7 +270,7 @@ class _OfTokens(In):
         return self
 
 
-class ApiKeyCreate(_OfTokens):
+class ApiKeyCreate(_TokenCredential):
     """A new API key of a tenant."""
 
     tenant_id: Id
@@ -312,7 +314,7 @@ ApiKey = answer_of(
 )
 
 
-class AdminTokenCreate(_OfTokens):
+class AdminTokenCreate(_TokenCredential):
     """A new token for this API."""
 
     name: Text
@@ -375,7 +377,7 @@ ACCESS_RESOURCES = (
         ),
         refers={"replaced_by_id": "api-keys"},
         secret=Secret("key", credentials.API_KEY, instead=TOKENS),
-        declared=Declared(
+        declared=ConfigDeclaration(
             by=("tenant_id", "name"),
             needs=("name",),
             is_gone=_is_gone,

@@ -19,10 +19,10 @@ from pydantic import (
 from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
-    Declared,
+    ConfigDeclaration,
     Filter,
-    Part,
     Resource,
+    SubResource,
     answer_of,
     patch_of,
 )
@@ -46,7 +46,7 @@ from gateway.admin.resources.values import (
     read_decimal,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, Reach, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
 from gateway.core.accounts.budgets import (
     EACH,
     ENFORCE,
@@ -204,7 +204,7 @@ RESOURCES = (
         access=access(
             BILLING,
             OPERATOR,
-            reach=Reach.SHARED,
+            reach=RowScope.SHARED,
             fields={OPERATOR: TokenPlanCreate.model_fields.keys() - OF_MONEY},
         ),
         description="How many tokens a tenant gets, how often, and what happens when they are used up.",
@@ -213,7 +213,7 @@ RESOURCES = (
         patch=patch_of(TokenPlanCreate),
         deletable=True,
         filters={"name": Filter("text")},
-        declared=Declared(),
+        declared=ConfigDeclaration(),
     ),
     Resource(
         name="tenant-quotas",
@@ -391,7 +391,7 @@ BudgetAccount = create_model(
     shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
     **COUNTED,
 )
-ACCOUNTS = Part(
+ACCOUNTS = SubResource(
     "accounts",
     "List what everybody of `each` has used",
     BudgetAccount,
@@ -428,7 +428,7 @@ BUDGET_RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS,),
-        declared=Declared(by=("organization_id", "name"), known_by_id=True, unique=True),
+        declared=ConfigDeclaration(by=("organization_id", "name"), known_by_id=True, unique=True),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Every resource of the Admin API, and every report, by name; those of features stand behind the core's."""
 
 from gateway.admin.resources import billing, catalogue, events, integrity, invoices, people, quota, reports
-from gateway.admin.resources.resource import Report, Resource
+from gateway.admin.resources.resource import ReportEndpoint, Resource
 from gateway.feature import features
 
 RESOURCES: dict[str, Resource] = {
@@ -15,7 +15,7 @@ RESOURCES: dict[str, Resource] = {
         *(resource for feature in features() for resource in feature.resources()),
     )
 }  # fmt: skip
-REPORTS: dict[str, Report] = {
+REPORTS: dict[str, ReportEndpoint] = {
     **reports.REPORTS,
     **{report.name: report for feature in features() for report in feature.reports()},
 }

@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from gateway.admin.resources import integrity
-from gateway.admin.resources.resource import Action, Document, Paged, Report, Whole
+from gateway.admin.resources.resource import (
+    Action,
+    DocumentEndpoint,
+    IntegerParameter,
+    PageQuery,
+    ReportEndpoint,
+)
 from gateway.admin.resources.values import (
     Amount,
     Currency,
@@ -23,7 +29,7 @@ from gateway.admin.resources.values import (
     Text,
     plausible,
 )
-from gateway.core.accounts.administration import OPERATOR, Reach, access
+from gateway.core.accounts.administration import OPERATOR, RowScope, access
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
@@ -96,13 +102,13 @@ class LedgerAsked(MonthsAsked):
     )
 
 
-class _Of(Out):
+class _OrganizationItem(Out):
     organization_id: Id
     organization: str
     currency: str
 
 
-class Receivable(_Of):
+class Receivable(_OrganizationItem):
     """What an organization has to pay of its invoices in one currency."""
 
     invoices: int = Field(description="Of which something is left to pay.")
@@ -116,7 +122,7 @@ class Receivable(_Of):
     total: Exactly = Field(description="Open and overdue, less what is to be paid back.")
 
 
-class Unbilled(_Of):
+class Unbilled(_OrganizationItem):
     """What was charged and no final invoice had."""
 
     month: Day = Field(description="The first day of the month it is supplied in.")
@@ -125,7 +131,7 @@ class Unbilled(_Of):
     charges: int
 
 
-class Balance(_Of):
+class Balance(_OrganizationItem):
     """What an organization owes altogether in one currency."""
 
     invoiced: Exactly = Field(description="Invoices in force.")
@@ -139,7 +145,7 @@ class Balance(_Of):
     balance: Exactly = Field(description="due - open_credit + unbilled.")
 
 
-class Deferred(_Of):
+class Deferred(_OrganizationItem):
     """What was charged ahead of its supply."""
 
     month: Day | None = Field(
@@ -149,7 +155,7 @@ class Deferred(_Of):
     amount: Exactly
 
 
-class Revenue(_Of):
+class Revenue(_OrganizationItem):
     """What was earned in a month."""
 
     month: Day
@@ -157,7 +163,7 @@ class Revenue(_Of):
     amount: Exactly
 
 
-class TaxItem(_Of):
+class TaxItem(_OrganizationItem):
     """What documents of a month say of a tax rate."""
 
     month: Day
@@ -167,7 +173,7 @@ class TaxItem(_Of):
     documents: int
 
 
-class Leg(_Of):
+class Leg(_OrganizationItem):
     """One side of an entry: a debit or a credit."""
 
     entry_id: str = Field(description="Names the entry for ever; its debits are its credits.")
@@ -272,22 +278,22 @@ _PAGES: dict[str, type[Out]] = {
     "taxes": Taxes,
     "ledger": LedgerEntries,
 }
-_PARQUET = Document(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
+_PARQUET = DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
 
 
-class DayPage(DayAsked, Paged):
+class DayPage(DayAsked, PageQuery):
     """The same by pages."""
 
 
-class MonthsPage(MonthsAsked, Paged):
+class MonthsPage(MonthsAsked, PageQuery):
     """The same by pages."""
 
 
-class TaxPage(TaxAsked, Paged):
+class TaxPage(TaxAsked, PageQuery):
     """The same by pages."""
 
 
-class LedgerPage(LedgerAsked, Paged):
+class LedgerPage(LedgerAsked, PageQuery):
     """The same by pages."""
 
 
@@ -301,14 +307,14 @@ PAGED: dict[str, type[In]] = {
     "ledger": LedgerPage,
 }
 FINANCE_REPORTS = tuple(
-    Report(
+    ReportEndpoint(
         name=f"reports/{name}",
         access=access(),
         description=f"{summary}.",
         summary=summary,
         out=_PAGES[name],
         asked=PAGED[name],
-        documents=(Document(".csv", "text/csv", "The same as CSV, all of its items"),)
+        documents=(DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items"),)
         + ((_PARQUET,) if name != "ledger" else ()),
         by_hand=True,
     )
@@ -415,7 +421,7 @@ class UsageAsked(In):
     currency: Currency | None = None
 
 
-class UsagePage(UsageAsked, Paged):
+class UsagePage(UsageAsked, PageQuery):
     """The same by pages."""
 
 
@@ -472,15 +478,15 @@ REPORTS = {
         *integrity.CONFIGURATION_REPORTS,
         integrity.LETTERS_REPORT,
         integrity.PROGRAMS_REPORT,
-        Report(
+        ReportEndpoint(
             name="reconciliation",
-            access=access(OPERATOR, reach=Reach.WHOLE),
+            access=access(OPERATOR, reach=RowScope.WHOLE),
             description="Whether counters and ledger say the same.",
             summary="Read the last result",
             out=Reconciliation,
             run=Action("run", "Compare all accounts now; repair drifts only if asked", ReconciliationRun),
         ),
-        Report(
+        ReportEndpoint(
             name="usage",
             access=access(),
             description="What was used and what it cost.",
@@ -488,21 +494,21 @@ REPORTS = {
             out=Usage,
             asked=UsagePage,
             documents=(
-                Document(".csv", "text/csv", "The same as CSV, all of its items"),
-                Document(".parquet", "application/vnd.apache.parquet", "The same as Parquet"),
-                Document("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),
+                DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items"),
+                DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet"),
+                DocumentEndpoint("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),
             ),
             by_hand=True,
         ),
-        Report(
+        ReportEndpoint(
             name="activity",
             access=access(),
             description="Who is busy now.",
             summary="Read what tenants did within the last minute",
             out=ActivityReport,
             numbers={
-                "window": Whole("Seconds, up to now.", 60, 5, 60),
-                "limit": Whole("Most tenants to name.", 20, 1, 100),
+                "window": IntegerParameter("Seconds, up to now.", 60, 5, 60),
+                "limit": IntegerParameter("Most tenants to name.", 20, 1, 100),
             },
         ),
     )

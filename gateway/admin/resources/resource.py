@@ -58,7 +58,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class IntegerParameter:
     """A whole number that a report is asked with."""
 
     hint: str
@@ -94,7 +94,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SubResource:
     """`GET …/{id}/<name>`: a list of what a row has of a kind; a table shows `columns` of it."""
 
     name: str
@@ -105,7 +105,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchEndpoint:
     """`POST /<resource>`: one of `body` or a list of them; some may be refused. `name` is its command."""
 
     name: str
@@ -139,7 +139,7 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class DocumentEndpoint:
     """`GET …/{id}<suffix>`: a file made of a row; `formats` are those that `?format=` may ask for.
 
     One that is `public` needs no token.
@@ -153,7 +153,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class ConfigDeclaration:
     """How files of configuration say a row; a resource without it is not configuration.
 
     `by` are the fields that name a row, the one that people know it by last; they are compared without
@@ -193,7 +193,7 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Answered:
+class Endpoint:
     """What is answered under a name, and to whom.
 
     `refers` says what its ids refer to where `REFERS` does not say it.
@@ -220,7 +220,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Report(Answered):
+class ReportEndpoint(Endpoint):
     """One answer about everything: `GET /<name>`, with `numbers` or `asked` as its query; `POST` does `run`.
 
     `documents` are files of the same answer. Where it is `by_hand` its command is written by hand. What
@@ -228,16 +228,16 @@ class Report(Answered):
     """
 
     summary: str
-    numbers: Mapping[str, Whole] = field(default_factory=dict)
+    numbers: Mapping[str, IntegerParameter] = field(default_factory=dict)
     asked: type[In] | None = None
-    documents: tuple[Document, ...] = ()
+    documents: tuple[DocumentEndpoint, ...] = ()
     by_hand: bool = False
     run: Action | None = None
     ran: type[Out] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Resource(Answered):
+class Resource(Endpoint):
     """One collection of the Admin API; None for a model means it cannot be done.
 
     `named_by` is the field people know a row by. `live` names what the counters know better (`quota` of a
@@ -255,13 +255,13 @@ class Resource(Answered):
     filters: Mapping[str, Filter] = field(default_factory=dict)
     order: str = "by id ascending"
     actions: tuple[Action, ...] = ()
-    documents: tuple[Document, ...] = ()
+    documents: tuple[DocumentEndpoint, ...] = ()
     questions: tuple[Question, ...] = ()
-    parts: tuple[Part, ...] = ()
-    batch: Batch | None = None
+    parts: tuple[SubResource, ...] = ()
+    batch: BatchEndpoint | None = None
     secret: Secret | None = None
     settle_first: str | None = None
-    declared: Declared | None = None
+    declared: ConfigDeclaration | None = None
 
     @property
     def known(self) -> Mapping[str, str]:
@@ -286,7 +286,7 @@ _NULL = re.compile(r"\bnull\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FormField:
     """One thing that is asked; `name` may be `outer.inner`.
 
     `kind` is text, long, whole, money, amount (of money or a whole number, as the unit of its row says), day,
@@ -324,20 +324,20 @@ class Field:
 
 
 @cache
-def fields_of(resource: Answered, model: type[BaseModel]) -> tuple[Field, ...]:
+def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ...]:
     """What is asked for one of the resource's models: of a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
-    found: list[Field] = []
+    found: list[FormField] = []
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
         if name.endswith("limits"):
-            found += [Field(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
+            found += [FormField(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
             continue
         kind, choices = _kind(name, shape, schema)
         default = part.get("default")
         found.append(
-            Field(
+            FormField(
                 name,
                 kind,
                 name in required,
@@ -512,7 +512,7 @@ Cursor = Annotated[
 ]
 
 
-class Paged(In):
+class PageQuery(In):
     """What is asked for a page."""
 
     limit: int = ModelField(default=1_000, ge=1, le=10_000, description="Most items to tell.")
@@ -563,7 +563,7 @@ def amount(unit: str, text: str) -> str | int:
     return text if count is None else count
 
 
-def amounts(fields: Sequence[Field], body: Mapping[str, Any]) -> list[str]:
+def amounts(fields: Sequence[FormField], body: Mapping[str, Any]) -> list[str]:
     """The fields of a body that are amounts of its unit, as they were typed."""
     kinds = {each.name: each.kind for each in fields}
     return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]

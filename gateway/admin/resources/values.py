@@ -184,7 +184,7 @@ def _pattern(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spelled:
+class _PatternText:
     """Text that has a pattern; `right` says it in words."""
 
     pattern: str
@@ -202,9 +202,9 @@ class _Spelled:
         return text
 
 
-def _word(characters: str, right: str) -> _Spelled:
+def _word(characters: str, right: str) -> _PatternText:
     pattern = rf"[{characters}][{characters}._-]{{0,63}}"
-    return _Spelled(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
+    return _PatternText(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
 
 
 def _told(value: object) -> object:
@@ -233,7 +233,7 @@ PathPattern = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/v1/sms/*"]}),
 ]
 Currency = Annotated[
-    str, Field(strict=True), _Spelled(f"({'|'.join(MINOR_DIGITS)})", 'an ISO 4217 code, such as "USD"')
+    str, Field(strict=True), _PatternText(f"({'|'.join(MINOR_DIGITS)})", 'an ISO 4217 code, such as "USD"')
 ]
 Money = Annotated[
     Decimal,

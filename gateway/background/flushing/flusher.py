@@ -21,7 +21,7 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.outbox import Outbox
-    from persistence.ledger.writer import Writer
+    from persistence.ledger.writer import LedgerWriter
 
 # How far one pass over the outbox has read, and what it leaves to the next one. Pure.
 
@@ -77,7 +77,7 @@ class Pass:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _WaitingRange:
     """Of one partition: under what it was checked, and by organization up to which entry; None: all."""
 
     judged: Judged
@@ -88,7 +88,7 @@ class WaitingEntries:
     """By partition, for as long as it has entries that wait."""
 
     def __init__(self) -> None:
-        self._found: dict[int, _Waiting] = {}
+        self._found: dict[int, _WaitingRange] = {}
 
     def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
         """Take up who has entries waiting, and what would be checked otherwise now."""
@@ -97,7 +97,7 @@ class WaitingEntries:
         for partition, organization_id in there:
             one = self._found.get(partition)
             if one is None or one.judged != now[partition]:
-                one = self._found[partition] = _Waiting(now[partition])
+                one = self._found[partition] = _WaitingRange(now[partition])
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
@@ -134,7 +134,7 @@ class WaitingEntries:
         """Note what was checked to wait from now on."""
         for partition, organization_id in report.parked:
             judged = report.judged[partition]
-            one = self._found.setdefault(partition, _Waiting(judged))
+            one = self._found.setdefault(partition, _WaitingRange(judged))
             one.judged, one.after[organization_id] = judged, None
 
     def forget(self) -> None:
@@ -172,7 +172,7 @@ YOUNG_OBJECTS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Flushed:
+class FlushedBatch:
     """One batch as the metrics see it: what the writer did and how long it took."""
 
     report: FlushReport
@@ -180,7 +180,7 @@ class Flushed:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedBatch:
     """One batch that could not be stored or deleted; it stays in the outbox."""
 
     error: Exception
@@ -221,8 +221,8 @@ class Flusher:
     def __init__(
         self,
         outbox: Outbox,
-        writer: Writer,
-        observe: Callable[[Flushed | Failed], None],
+        writer: LedgerWriter,
+        observe: Callable[[FlushedBatch | FailedBatch], None],
         *,
         before_storing: Callable[[], Awaitable[object]] | None = None,
         refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[object]] | None = None,
@@ -266,7 +266,7 @@ class Flusher:
                 failures += 1
                 before_storing = self._before_storing
                 delay_s = back_off_s(failures, error)
-                self._observe(Failed(error, failures))
+                self._observe(FailedBatch(error, failures))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
         await self._drain()
@@ -395,7 +395,7 @@ class Flusher:
         self._locked |= report.locked
         if report.outdated:
             self._epochs = None
-        self._observe(Flushed(report, time.monotonic() - started))
+        self._observe(FlushedBatch(report, time.monotonic() - started))
         return report
 
     async def _drain(self) -> None:
@@ -405,4 +405,4 @@ class Flusher:
                 while await self.flush():
                     pass
         except Exception as error:  # noqa: BLE001  # stopping must not fail; the entries are safe where they are
-            self._observe(Failed(error, 1))
+            self._observe(FailedBatch(error, 1))

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
-from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
-from gateway.core.accounts.outbox import Place, stream_place
+from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, Verb
+from gateway.core.accounts.outbox import AccountPosition, stream_place
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
@@ -30,7 +30,7 @@ from gateway.errors import CountersUnavailable, LedgerUnavailable
 if TYPE_CHECKING:
     from gateway.counters.keeper.outbox import Outbox, RefusedStream
     from gateway.counters.keeper.verification import KeeperCounters
-    from gateway.counters.late import Keeping
+    from gateway.counters.late import ReclaimClient
     from persistence.keeper.sweeps import Sweeps
     from persistence.keeper.verification import Accounts
     from persistence.ledger.redrive import RefusedJournal
@@ -44,7 +44,7 @@ ENTRIES_MAX = 1_000
 class LateSettlements:
     """Empties the late queue."""
 
-    def __init__(self, lane: Keeping, ledger: Sweeps, *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, lane: ReclaimClient, ledger: Sweeps, *, interval_s: float = INTERVAL_S) -> None:
         self._lane = lane
         self._ledger = ledger
         self._interval_s = interval_s
@@ -70,10 +70,10 @@ class LateSettlements:
         for ending, refund in endings:
             if refund and ending not in unsure:
                 await self._ledger.refund(ending.late, refund)
-        left = [Ending(one.late, Verb.DROP) if one in unsure else one for one, _ in endings]
+        left = [LateResolution(one.late, Verb.DROP) if one in unsure else one for one, _ in endings]
         return sum(await self._lane.end(left))
 
-    async def _unsure(self, endings: Sequence[Ending]) -> set[Ending]:
+    async def _unsure(self, endings: Sequence[LateResolution]) -> set[LateResolution]:
         """Those that move something although their calls may be charged: dead letters from here on."""
         if not endings:
             return set()
@@ -94,7 +94,7 @@ class LateSettlements:
                 await asyncio.wait_for(self._wanted.wait(), 0 if drained else self._interval_s)
 
 
-def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
+def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
     """How a late settlement ends by what the ledger has of it, and the credits to give back.
 
     What settled after all stays as it is; what a reclaim charged is made good, and told where nothing of it
@@ -102,19 +102,19 @@ def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     """
     if charged is None:
         used = late.settlement
-        all_of_it = Charged(
+        all_of_it = ChargedAmounts(
             used.tokens, used.credits, used.units, over=used.over, weighed=used.weighed,
             money=used.money, raw_tokens=used.raw_tokens, requests=1,
         )  # fmt: skip
-        return Ending(late, Verb.POST, all_of_it), 0
+        return LateResolution(late, Verb.POST, all_of_it), 0
     if not late.charged and not charged.reclaimed:
-        return Ending(late, Verb.DROP), 0
+        return LateResolution(late, Verb.DROP), 0
     more = difference(late.settlement, charged)
     move = replace(more, credits=max(0, more.credits))
-    return Ending(late, Verb.CORRECT, move), max(0, -more.credits)
+    return LateResolution(late, Verb.CORRECT, move), max(0, -more.credits)
 
 
-def difference(used: Settlement, charged: Charged) -> Charged:
+def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
     """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
@@ -125,7 +125,7 @@ def difference(used: Settlement, charged: Charged) -> Charged:
     if service.meter == CONSUMPTION and not service.one_time:
         more = (used.credits - charged.credits) * NANO - (used.over - charged.over)
         credits_, over = whole_credits(more)
-    return Charged(
+    return ChargedAmounts(
         tokens,
         credits_,
         used.units - charged.units if service.meter == PAY_PER_USE else 0,
@@ -195,7 +195,7 @@ def _name(batch: RefusedBatch) -> str:
 OWNERS_A_BATCH = 500
 
 
-class First(Protocol):
+class OlderDataCheck(Protocol):
     """What comes before a look."""
 
     async def __call__(self, *, anew: bool) -> None:
@@ -217,7 +217,7 @@ class Rollbacks:
         *,
         partition_of: Callable[[int], int],
         observe: Callable[[list[str]], None] = lambda _: None,
-        first: First | None = None,
+        first: OlderDataCheck | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         owners_a_batch: int = OWNERS_A_BATCH,
     ) -> None:
@@ -290,7 +290,7 @@ class Rollbacks:
             seqs = {name: head.seq for name, head in heads.items()}
             for name, account in (await self._ledger.accounts(seqs, deep=False)).items():
                 head = heads[name]
-                stood = waiting.get(name) or Place(name, head.seq, head.balance, now_ms, epoch)
+                stood = waiting.get(name) or AccountPosition(name, head.seq, head.balance, now_ms, epoch)
                 if stood.seq > account.head.seq:
                     found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
         return found

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gateway.core.accounts.holds import Movement
+from gateway.core.accounts.holds import MovementRange
 
 if TYPE_CHECKING:
     from persistence.keeper.sweeps import Losses
@@ -24,7 +24,7 @@ class LossCounter:
     def __init__(
         self,
         losses: Losses,
-        evidence: Iterable[Iterable[Movement]],
+        evidence: Iterable[Iterable[MovementRange]],
         log: Callable[..., None],
         *,
         at_rest: Callable[[], Awaitable[Collection[int]]],

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from gateway.core.accounts.outbox import Assigned
+from gateway.core.accounts.outbox import PartitionAssignment
 from gateway.errors import LedgerUnavailable
 
 if TYPE_CHECKING:
-    from persistence.keeper.sweeps import Shares
+    from persistence.keeper.sweeps import KeeperShares
 
 # For how long it is believed of a keeper that it is there, and how often it says so.
 HELD_S = 5.0
@@ -25,19 +25,19 @@ SAID_EACH_S = 1.0
 CHANGING_EACH_S = 0.2
 
 
-class Share:
+class KeeperShare:
     """This keeper's part."""
 
     def __init__(
         self,
-        ledger: Shares,
+        ledger: KeeperShares,
         clock: Callable[[], float] = time.monotonic,
         *,
         held_s: float = HELD_S,
         said_each_s: float = SAID_EACH_S,
     ) -> None:
         self._ledger, self._clock, self._held_s, self._said_each_s = ledger, clock, held_s, said_each_s
-        self._assigned, self._until = Assigned(), 0.0
+        self._assigned, self._until = PartitionAssignment(), 0.0
         self._begun = False
 
     def partitions(self) -> frozenset[int]:
@@ -90,5 +90,5 @@ class Share:
 
     async def leave(self) -> None:
         """Have others take over at once what is flushed here."""
-        self._assigned = Assigned()
+        self._assigned = PartitionAssignment()
         await self._ledger.leave()

@@ -15,9 +15,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation
-from gateway.core.alerts.messages import Delivery, Mail, Outcome, body_of, headers_of, is_mail, mail_of
-from gateway.core.billing.handover import DONE, Handover
-from gateway.core.billing.handover import Outcome as HandoverOutcome
+from gateway.core.alerts.messages import (
+    Delivery,
+    DeliveryOutcome,
+    Mail,
+    body_of,
+    headers_of,
+    is_mail,
+    mail_of,
+)
+from gateway.core.billing.handover import DONE, HandoverOutcome, HandoverStep
 
 if TYPE_CHECKING:
     from persistence.keeper.news import Deliveries
@@ -31,16 +38,16 @@ DELIVERED, FAILED = "delivered", "failed"
 class Sender(Protocol):
     """The way out."""
 
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
         """Post once; never raises for what the other side does."""
 
 
-class Mailer(Protocol):
+class MailerPort(Protocol):
     """The way out for mails; `sender` is whom they are from."""
 
     sender: str
 
-    async def send(self, mail: Mail) -> Outcome:
+    async def send(self, mail: Mail) -> DeliveryOutcome:
         """Hand over once; never raises for what the other side does."""
 
 
@@ -53,7 +60,7 @@ class WebhookDeliveries:
         sender: Sender,
         clock: Callable[[], datetime],
         *,
-        mailer: Mailer | None = None,
+        mailer: MailerPort | None = None,
         isolation: Isolation | None = None,
     ) -> None:
         self._isolation = isolation or Isolation()
@@ -107,13 +114,13 @@ class WebhookDeliveries:
         """What came of the attempts so far, for metrics."""
         return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
-    async def _sent(self, delivery: Delivery) -> Outcome:
+    async def _sent(self, delivery: Delivery) -> DeliveryOutcome:
         now = self._clock()
         if not is_mail(delivery.url):
             body = body_of(delivery)
             return await self._sender.send(delivery.url, headers_of(delivery, body, now), body)
         if self._mailer is None:
-            return Outcome(None, "mail is not set up")
+            return DeliveryOutcome(None, "mail is not set up")
         return await self._mailer.send(mail_of(delivery, self._mailer.sender, now))
 
 
@@ -128,23 +135,25 @@ AT_ONCE = 4
 Log = Callable[..., None]
 
 
-class HandoverQueue(Protocol):
+class HandoverQueuePort(Protocol):
     """PostgreSQL."""
 
-    async def claim(self, count: int) -> Sequence[Handover]:
+    async def claim(self, count: int) -> Sequence[HandoverStep]:
         """What is due, each for one sender; an attempt of each is counted."""
 
-    async def note(self, handover: Handover, remote_id: str) -> None:
+    async def note(self, handover: HandoverStep, remote_id: str) -> None:
         """Keep what was made of it there."""
 
-    async def ended(self, handover: Handover, outcome: HandoverOutcome) -> None:
+    async def ended(self, handover: HandoverStep, outcome: HandoverOutcome) -> None:
         """Keep what came of an attempt."""
 
 
 class Collector(Protocol):
     """The billing service."""
 
-    async def hand_over(self, handover: Handover, note: Callable[[str], Awaitable[None]]) -> HandoverOutcome:
+    async def hand_over(
+        self, handover: HandoverStep, note: Callable[[str], Awaitable[None]]
+    ) -> HandoverOutcome:
         """Make one attempt; never raises for what the other side does."""
 
 
@@ -153,7 +162,7 @@ class Handovers:
 
     def __init__(
         self,
-        queue: HandoverQueue,
+        queue: HandoverQueuePort,
         collector: Collector,
         log: Log,
         *,
@@ -180,14 +189,14 @@ class Handovers:
                     async with asyncio.timeout(INTERVAL_S):
                         await self._ended.wait()
 
-    async def claim(self) -> Sequence[Handover]:
+    async def claim(self) -> Sequence[HandoverStep]:
         """Take what is due, as much as may be under way at once."""
         room = self._at_once - self._under_way
         due = await self._queue.claim(room) if room > 0 else ()
         self._under_way += len(due)
         return due
 
-    async def attempt(self, handover: Handover) -> None:
+    async def attempt(self, handover: HandoverStep) -> None:
         """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
         try:
             await self._isolation.tried(
@@ -197,7 +206,7 @@ class Handovers:
             self._under_way -= 1
             self._ended.set()
 
-    async def _attempt(self, handover: Handover) -> None:
+    async def _attempt(self, handover: HandoverStep) -> None:
         outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
         await self._queue.ended(handover, outcome)
         if outcome.state != DONE:

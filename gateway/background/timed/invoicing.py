@@ -21,12 +21,12 @@ from gateway.core.billing.invoice import (
     NOT_IN_LEDGER,
     NOT_STORED,
     TOOK_TOO_LONG,
-    Due,
-    Left,
+    DueInvoice,
     ScheduledResult,
+    SkipReason,
     left_by,
 )
-from gateway.core.integrity.reconciliation import Item, Owner, Reconciled
+from gateway.core.integrity.reconciliation import Item, Owner, ReconciliationSummary
 from gateway.errors import Conflict, CountersUnavailable, TollkeeperError
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ PAUSE_TURNS_MAX = 60
 Claim = Callable[[int], Awaitable[bool]]
 
 
-class Closing(Protocol):
+class Closer(Protocol):
     """Brings accounts to a close."""
 
-    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Wait until everything that has happened is stored and agrees; answers why it does not."""
 
 
@@ -58,7 +58,7 @@ class Invoicing:
     def __init__(
         self,
         invoices: Schedule,
-        closing: Closing,
+        closing: Closer,
         log: Callable[..., None],
         *,
         finalize: bool,
@@ -92,7 +92,7 @@ class Invoicing:
             self._log("invoices made", made=made, left=left, level="warning" if left else "info")
         return made, left
 
-    async def _page(self, page: Sequence[Due], claim: Claim) -> Sequence[tuple[int, int]]:
+    async def _page(self, page: Sequence[DueInvoice], claim: Claim) -> Sequence[tuple[int, int]]:
         """Make those of each partition that no other keeper makes, so many partitions at once."""
         free = asyncio.Semaphore(self._at_once)
         shares = defaultdict[int, list[int]](list)
@@ -139,7 +139,7 @@ class Invoicing:
             self._log("invoice left", **told, level="warning")
         return ScheduledResult(found.done, left)
 
-    async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+    async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close them together; where one of them fails all, each on its own."""
         try:
             return await self._closing.close_all(organization_ids)
@@ -148,7 +148,7 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1 or type(refusal) is CountersUnavailable:
                 return dict.fromkeys(organization_ids, left_by(refusal))
-        found: dict[int, Left] = {}
+        found: dict[int, SkipReason] = {}
         for organization_id in organization_ids:
             found |= await self._close([organization_id])
         return found
@@ -183,11 +183,11 @@ FAULTS_SAID_MAX = 3
 class Check(Protocol):
     """Compares accounts."""
 
-    async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+    async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         """Compare the accounts of these organizations."""
 
 
-class AccountClosing:
+class AccountCloser:
     """Closes accounts; says what keeps them open."""
 
     def __init__(self, counters: KeeperCounters, ledger: Accounts, check: Check) -> None:
@@ -200,7 +200,7 @@ class AccountClosing:
         for open_ in (await self.close_all([organization_id])).values():
             raise Conflict(open_.why)
 
-    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close those of some organizations together; answers why others are open, by organization."""
         for tenant_id, organization_id in await self._ledger.due(organization_ids):
             await self._counters.sweep(tenant_id, organization_id)
@@ -209,20 +209,22 @@ class AccountClosing:
         for organization_id, reasons in (await self._ledger.unresolved(organization_ids)).items():
             said = "; ".join(reasons[:FAULTS_SAID_MAX])
             found.setdefault(
-                organization_id, Left(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
+                organization_id, SkipReason(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
             )
         rest = [owner for owner in owners if owner.organization_id not in found]
         faults = (await self._check.check(rest, deep=True)).faults if rest else ()
         for owner in rest:
             mine = [item for item in faults if item.account in owner.accounts]
             if mine:
-                found[owner.organization_id] = Left(NOT_AGREED, _said(mine))
+                found[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
         return found
 
-    async def _drain(self, owners: Sequence[Owner]) -> dict[int, Left]:
+    async def _drain(self, owners: Sequence[Owner]) -> dict[int, SkipReason]:
         """Wait until the movements of these owners' accounts up to now are stored."""
         account_heads = await self._counters.account_heads(owners)
-        others = Left(COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it.")
+        others = SkipReason(
+            COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it."
+        )
         strange = {
             one.organization_id: others for one in owners if not account_heads.keys() >= set(one.accounts)
         }
@@ -233,7 +235,7 @@ class AccountClosing:
             if not seqs:
                 return strange
             await asyncio.sleep(LOOK_AGAIN_S)
-        late = Left(NOT_STORED, "Not everything that happened is stored yet; try again in a moment.")
+        late = SkipReason(NOT_STORED, "Not everything that happened is stored yet; try again in a moment.")
         return strange | {
             owner.organization_id: late for owner in owners if not seqs.keys().isdisjoint(owner.accounts)
         }

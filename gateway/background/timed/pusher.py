@@ -20,7 +20,7 @@ from gateway.errors import CountersUnavailable, OutOfRange
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
-    from gateway.counters.late import Keeping
+    from gateway.counters.late import ReclaimClient
     from persistence.keeper.definitions import Pushes
 
 ACCOUNTS_MAX = 1_000
@@ -70,7 +70,7 @@ class Pusher:
     async def _push_some(self, accounts: Sequence[str]) -> tuple[Collection[str], Sequence[str]]:
         """Those of these accounts whose turn is over, and of them those that are left with writes."""
         async with self._source.waiting(accounts) as waiting:
-            turn = _Turn(waiting.by_account)
+            turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
             for fault in await asyncio.gather(*pushes, return_exceptions=True):
                 if fault is not None:
@@ -79,7 +79,7 @@ class Pusher:
             again = {*waiting.cut}.difference(turn.left)  # there is more of them
             return waiting.by_account.keys() - again, turn.left
 
-    async def _push_each(self, turn: _Turn, accounts: Sequence[str]) -> None:
+    async def _push_each(self, turn: _PushResults, accounts: Sequence[str]) -> None:
         async def push(account: str) -> None:
             await self._push_one(turn, account)
 
@@ -90,7 +90,7 @@ class Pusher:
             except CountersUnavailable:  # or a newer version looks after it
                 turn.left.append(account)
 
-    async def _push_one(self, turn: _Turn, account: str) -> None:
+    async def _push_one(self, turn: _PushResults, account: str) -> None:
         for write in turn.by_account[account]:
             try:
                 if not await self._target.apply(write):
@@ -117,7 +117,7 @@ class Pusher:
         return found == ACCOUNTS_MAX and not left
 
 
-class _Turn:
+class _PushResults:
     """What became of writes that are pushed together."""
 
     def __init__(self, by_account: Mapping[str, Sequence[ControlWrite]]) -> None:
@@ -151,7 +151,7 @@ HOLDS_MAX = 1_000
 class Reclaimer:
     """Sweeps deadlines. `reclaimed` counts holds taken back since the start."""
 
-    def __init__(self, holds: Keeping, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
+    def __init__(self, holds: ReclaimClient, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
         self._holds = holds
         self._policy = policy
         self._seen: frozenset[str] = frozenset()

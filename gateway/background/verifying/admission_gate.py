@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.core.integrity.recovery import Everybodys, Report, Roster, Strays
+from gateway.core.integrity.recovery import GlobalDefinitions, OrphanEntries, Roster, WorkerReport
 from gateway.errors import CountersRefused, CountersUnavailable
 
 if TYPE_CHECKING:
-    from gateway.counters.history_guard import Fence
-    from gateway.counters.keeper.outbox import StrayReader
+    from gateway.counters.history_guard import HistoryGuard
+    from gateway.counters.keeper.outbox import OrphanReader
     from gateway.counters.keeper.verification import KeeperCounters
-    from persistence.keeper.verification import Truths
+    from persistence.keeper.verification import LedgerReader
     from persistence.resources.integrity import Quarantines
 
 OPEN_INTERVAL_S = 0.1
@@ -37,7 +37,7 @@ STRANGERS_S = 2.0
 
 
 @dataclass(slots=True)
-class Defined:
+class DefinedPartitions:
     """Partitions whose definitions this keeper has written since they were verified; whether that is all."""
 
     partitions: set[int] = field(default_factory=set)
@@ -52,7 +52,7 @@ class AdmissionGate:
 
     def __init__(
         self,
-        source: Truths,
+        source: LedgerReader,
         target: KeeperCounters,
         clock: Callable[[], float],
         *,
@@ -71,7 +71,7 @@ class AdmissionGate:
         self._kept: frozenset[str] | None = None
         self._named: frozenset[str] = frozenset()
 
-    async def watch(self, reports: Mapping[str, Report]) -> None:
+    async def watch(self, reports: Mapping[str, WorkerReport]) -> None:
         """Learn who is there, from reports that were read before all was seen to be verified."""
         if self._kept is None:
             self._kept = frozenset(await self._source.workers())
@@ -90,9 +90,9 @@ class AdmissionGate:
     async def open(
         self,
         run_id: bytes,
-        reports: Mapping[str, Report],
+        reports: Mapping[str, WorkerReport],
         catalogue: int,
-        defined: Defined,
+        defined: DefinedPartitions,
         *,
         strangers: bool,
     ) -> None:
@@ -120,7 +120,13 @@ class AdmissionGate:
         self._roster.expect(self._roster.worker_slots, self._clock())
 
     async def _open_some(
-        self, run_id: bytes, catalogue: int, defined: Defined, since: dict[int, float], *, strangers: bool
+        self,
+        run_id: bytes,
+        catalogue: int,
+        defined: DefinedPartitions,
+        since: dict[int, float],
+        *,
+        strangers: bool,
     ) -> bool:
         """Open what may be opened now; False where no more follows. `since` is when each was seen closed."""
         markers = await self._target.markers()
@@ -203,9 +209,9 @@ class Rewinds:
 
     def __init__(
         self,
-        fence: Fence,
+        fence: HistoryGuard,
         target: KeeperCounters,
-        streams: StrayReader,
+        streams: OrphanReader,
         marks: Quarantines,
         *,
         first: Callable[[], Awaitable[object]] | None = None,
@@ -230,7 +236,7 @@ class Rewinds:
             await self._fence.announce(TROUBLE)
             self._said |= {one: marks[one] for one in behind}
 
-    async def strays(self, partitions: Sequence[int]) -> dict[int, Strays]:
+    async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
         """What waits in these partitions, where the stream never had the newest entry that is stored."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
@@ -246,7 +252,7 @@ class Rewinds:
         """
         await self._fence.keep_promotion(run_id)
 
-    async def drop(self, partition: int, strays: Strays) -> None:
+    async def drop(self, partition: int, strays: OrphanEntries) -> None:
         """Remove what went on; its accounts must stand as PostgreSQL has them by now."""
         await self._marks.catch_up(partition, await self._streams.drop(strays))
 
@@ -266,7 +272,7 @@ LOOK_S = 1.0
 WHOLE_EACH = 10
 
 
-async def publish(target: KeeperCounters, everybodys: Everybodys) -> None:
+async def publish(target: KeeperCounters, everybodys: GlobalDefinitions) -> None:
     """Write what is of no partition."""
     await target.publish(everybodys.prices, everybodys.version)
     await target.publish(everybodys.catalogue, everybodys.version)
@@ -277,7 +283,7 @@ class PublishedLists:
 
     def __init__(
         self,
-        source: Truths,
+        source: LedgerReader,
         target: KeeperCounters,
         may_write: Callable[[], bool],
         log: Callable[..., None] = lambda *_, **__: None,

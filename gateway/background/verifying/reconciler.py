@@ -22,10 +22,10 @@ from gateway.core.integrity.reconciliation import (
     RUN_S_MAX,
     UNASKED,
     BudgetAccountUse,
+    DifferenceKind,
     Item,
-    Kind,
     Owner,
-    Reconciled,
+    ReconciliationSummary,
     as_they_should_be,
     compare,
     differences,
@@ -41,7 +41,7 @@ from gateway.errors import Overloaded
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import Accounts, BudgetUses
-    from persistence.resources.integrity import Results
+    from persistence.resources.integrity import ReconciliationResults
 
 # Accounts of budgets against what is stored of them and what waits to be.
 #
@@ -113,7 +113,7 @@ class BudgetComparison:
         self._source, self._target, self._partition_of = source, target, partition_of
         self._look_again_s = look_again_s
 
-    async def compare(self, organizations: Sequence[int]) -> Reconciled:
+    async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
         """What differs in every look. What never stood still is pending: nothing can be said of it."""
         found: list[Item] = []
         checked = pending = 0
@@ -123,7 +123,7 @@ class BudgetComparison:
             checked += len(budgets)
             pending += len(budgets) if items is None else 0
             found += items or ()
-        return Reconciled(checked, pending, tuple(found))
+        return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
         """What differs in every look; None where something moved during each of them."""
@@ -183,7 +183,7 @@ class Reconciler:
         self,
         counters: KeeperCounters,
         ledger: Accounts,
-        results: Results,
+        results: ReconciliationResults,
         clock: Callable[[], datetime],
         *,
         partition_of: Callable[[int], int],
@@ -195,7 +195,7 @@ class Reconciler:
         self._clock = clock
         self._look_again_s = look_again_s
         self._budgets = BudgetComparison(ledger, counters, partition_of, look_again_s)
-        self.latest = Reconciled(0, 0, ())
+        self.latest = ReconciliationSummary(0, 0, ())
         self._looked: datetime | None = None
         self._running = False
         # The last night everything was compared in, as far as is known; and when to look next.
@@ -225,7 +225,7 @@ class Reconciler:
         when = {} if self._looked is None else {"reconciliation_timestamp_seconds": self._looked.timestamp()}
         return {**drift, **when}
 
-    async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+    async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         """Compare the accounts of these organizations; what differs is looked at again before it counts."""
         found = await self._compare(owners, deep=deep)
         for _ in range(LOOKS_MAX - 1):
@@ -235,7 +235,9 @@ class Reconciler:
             names = {item.account for item in found.items}
             again = await self._compare(_only(owners, names), deep=deep)
             still = tuple(item for item in again.items if item.account in names)
-            found = Reconciled(found.checked, sum(item.kind == Kind.LAG for item in still), still)
+            found = ReconciliationSummary(
+                found.checked, sum(item.kind == DifferenceKind.LAG for item in still), still
+            )
         return found
 
     async def run_now(self, *, repair: bool = False, whole: bool = False, within_s: float = RUN_S_MAX) -> Row:
@@ -255,10 +257,10 @@ class Reconciler:
             checked, pending = checked + part.checked, pending + part.pending
             items, drifts = items + list(part.items), drifts + list(found.items)
             after = owners[-1].organization_id
-        self.latest, self._looked = Reconciled(checked, pending, tuple(items)), self._clock()
+        self.latest, self._looked = ReconciliationSummary(checked, pending, tuple(items)), self._clock()
         if repair:
             for item in drifts:
-                if item.kind == Kind.DRIFT:
+                if item.kind == DifferenceKind.DRIFT:
                     await self._results.repair(item)
         kept = await self._results.keep(started, self._clock(), self.latest.joined(UNASKED))
         left = until - asyncio.get_running_loop().time()
@@ -266,7 +268,7 @@ class Reconciler:
         said = await self._ledger.contradictions(within_s=left) if left > 0 else None
         if said is None:
             return kept
-        self.latest = self.latest.joined(Reconciled(0, 0, tuple(said)))
+        self.latest = self.latest.joined(ReconciliationSummary(0, 0, tuple(said)))
         return await self._results.keep(started, self._clock(), self.latest)
 
     async def last(self) -> Row | None:
@@ -299,13 +301,13 @@ class Reconciler:
                 await self.run_now(whole=True, within_s=NIGHT_S_MAX)
                 self._compared = night
 
-    async def _look(self, owners: Sequence[Owner]) -> Reconciled:
+    async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
         """What is only told, since no row puts it right: budgets, and what months that are over came to."""
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
         budgets = await self._budgets.compare([one.organization_id for one in owners])
-        return budgets.joined(Reconciled(0, 0, tuple(disproved)))
+        return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
 
-    async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+    async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         before = await self._counters.account_heads(owners)
         # An account that is not told of here is another version's, or nobody's.
         untold = [one for one in owners if not before.keys() >= set(one.accounts)]

@@ -32,7 +32,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.background.loops import Isolation
-from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, Defined, Rewinds, publish
+from gateway.background.verifying.admission_gate import (
+    AWAY_S,
+    AdmissionGate,
+    DefinedPartitions,
+    Rewinds,
+    publish,
+)
 from gateway.background.verifying.reconciler import (
     BudgetRebuild,
 )
@@ -44,11 +50,11 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.integrity.recovery import (
+    LedgerState,
     Markers,
-    Report,
-    Strays,
-    Truth,
-    Verified,
+    OrphanEntries,
+    VerificationResult,
+    WorkerReport,
 )
 from gateway.core.model import PARTITIONS
 from gateway.core.text import batched
@@ -56,7 +62,7 @@ from gateway.errors import CountersUnavailable
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
-    from persistence.keeper.verification import Truths
+    from persistence.keeper.verification import LedgerReader
 
 # Which partitions are read at once, and which before others: whoever waits for the first is served soon.
 #
@@ -136,7 +142,7 @@ async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
 OVERTAKEN_S: Final = 20.0
 
 
-class Overtaken:
+class SupersededPartitions:
     """Since when each partition is. Moments are seconds of a monotonic clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -174,7 +180,7 @@ class Overtaken:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class UnverifiedPartition:
     """An unverified partition as it stands, and under which epoch it is to be verified.
 
     Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, nothing
@@ -185,7 +191,7 @@ class Found:
     marker: bytes
     epoch: int
     closes: bool
-    strays: Strays | None
+    strays: OrphanEntries | None
     since: int | None
 
 
@@ -193,16 +199,18 @@ class Partitions:
     """Looks after one partition at a time."""
 
     def __init__(
-        self, source: Truths, target: KeeperCounters, rewinds: Rewinds | None, isolation: Isolation
+        self, source: LedgerReader, target: KeeperCounters, rewinds: Rewinds | None, isolation: Isolation
     ) -> None:
         self._source, self._target, self._rewinds, self._isolation = source, target, rewinds, isolation
         self._budgets = BudgetRebuild(source, target)
 
-    async def define(self, truth: Truth) -> None:
+    async def define(self, truth: LedgerState) -> None:
         """Bring every definition of a verified partition in again."""
-        await self._define(truth, Truth([], [], [], [], [], truth.version))
+        await self._define(truth, LedgerState([], [], [], [], [], truth.version))
 
-    async def verify(self, run_id: bytes, found: Found, truth: Truth, catalogue: int) -> Verified | None:
+    async def verify(
+        self, run_id: bytes, found: UnverifiedPartition, truth: LedgerState, catalogue: int
+    ) -> VerificationResult | None:
         """Compare and rebuild, vouch for it, then define; None where another keeper was faster."""
         partition, marker, strays = found.partition, found.marker, found.strays
         lost = await self._lost(partition, truth, strays)
@@ -227,9 +235,11 @@ class Partitions:
         if not await self._target.mark(run_id, partition, marker, found.epoch, as_of):
             return None
         refused = await self._define(truth, lost)
-        return Verified(partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused)
+        return VerificationResult(
+            partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused
+        )
 
-    async def _lost(self, partition: int, truth: Truth, strays: Strays | None) -> Truth:
+    async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
         """What of it has to be written whole: what is missing, or behind, or went on in older data."""
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
@@ -240,7 +250,7 @@ class Partitions:
         keys = await self._target.unknown(partition, truth.keys)
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
-    async def _define(self, truth: Truth, written: Truth) -> int:
+    async def _define(self, truth: LedgerState, written: LedgerState) -> int:
         """Bring its definitions in, but into states that were written from them. One that is refused keeps no
         other from it; answers how many are.
 
@@ -302,9 +312,9 @@ class Verifier:
 
     def __init__(
         self,
-        source: Truths,
+        source: LedgerReader,
         target: KeeperCounters,
-        observe: Callable[[list[Verified]], None] = lambda _: None,
+        observe: Callable[[list[VerificationResult]], None] = lambda _: None,
         *,
         admission_gate: AdmissionGate | None = None,
         rewinds: Rewinds | None = None,
@@ -312,7 +322,7 @@ class Verifier:
         isolation: Isolation | None = None,
         organizations_max: int = ORGANIZATIONS_MAX,
         watch_s: float = WATCH_S,
-        overtaken: Overtaken | None = None,
+        overtaken: SupersededPartitions | None = None,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
@@ -326,7 +336,7 @@ class Verifier:
         self._rewinds = rewinds
         self._partitions, self._organizations_max = partitions, organizations_max
         self._watch_s, self._clock, self._say = watch_s, clock, say
-        self._overtaken = overtaken or Overtaken()
+        self._overtaken = overtaken or SupersededPartitions()
         self._begun_at: float | None = None
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
@@ -345,7 +355,7 @@ class Verifier:
             return self._watch_s
         return LEFT_S if self._left else INTERVAL_S
 
-    async def verify(self) -> list[Verified]:
+    async def verify(self) -> list[VerificationResult]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
         self._watched = b""
         await self._notice_rewind(anew=not self.ready)
@@ -382,7 +392,7 @@ class Verifier:
         since = await self._compared(markers, strays)
         self._stage("outboxes read", go_on=len(since), older=len(strays))
         found = {
-            one: Found(
+            one: UnverifiedPartition(
                 one, marker, epochs[one], closes=bool(self._admission_gate and known.get(one, 0)),
                 strays=strays.get(one), since=since.get(one),
             )
@@ -475,10 +485,10 @@ class Verifier:
 
     @asynccontextmanager
     async def _opened(
-        self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
-    ) -> AsyncIterator[Defined]:
+        self, run_id: bytes, reports: Mapping[str, WorkerReport], catalogue: int, *, strangers: bool
+    ) -> AsyncIterator[DefinedPartitions]:
         """Partitions that are defined meanwhile admit as soon as they may; all of them when it is over."""
-        defined = Defined()
+        defined = DefinedPartitions()
         if self._admission_gate is None:
             yield defined
             return
@@ -497,19 +507,19 @@ class Verifier:
         self,
         run_id: bytes,
         wanted: Collection[int],
-        found: Mapping[int, Found],
+        found: Mapping[int, UnverifiedPartition],
         catalogue: int,
-        defined: Defined,
-    ) -> list[Verified]:
+        defined: DefinedPartitions,
+    ) -> list[VerificationResult]:
         """Verify those that are unverified, and define all; what another keeper did is left out, and what
         fails by itself, which is said.
         """
         if not wanted:
             return []
         since = {one.partition: one.since for one in found.values() if one.since is not None}
-        places, done = await self._source.places(wanted, since), list[Verified]()
+        places, done = await self._source.places(wanted, since), list[VerificationResult]()
 
-        async def one(partition: int, truth: Truth) -> None:
+        async def one(partition: int, truth: LedgerState) -> None:
             try:
                 async with self._free:
                     await compared(partition, truth)
@@ -519,7 +529,7 @@ class Verifier:
                 self._left += 1
                 self._isolation.item_failed("verifier", str(partition), error)
 
-        async def compared(partition: int, truth: Truth) -> None:
+        async def compared(partition: int, truth: LedgerState) -> None:
             if partition not in found:
                 await self._each.define(truth)
             elif verified := await self._each.verify(run_id, found[partition], truth, catalogue):

@@ -19,7 +19,7 @@ import typer
 
 from gateway.admin.console.screens import SCREENS
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import Field, Report, Resource, fields_of
+from gateway.admin.resources.resource import FormField, ReportEndpoint, Resource, fields_of
 from gateway.cli.admin import client, output
 from gateway.cli.admin import fields as admin_fields
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
@@ -42,13 +42,13 @@ def row_argument(resource: Resource, word: str) -> Any:
     return typer.Argument(metavar=word, help=said, autocompletion=completion(resource.name))
 
 
-def words_argument(fields: Sequence[Field]) -> Any:
+def words_argument(fields: Sequence[FormField]) -> Any:
     """Fields that are given in order, without their option's name."""
     shown = " ".join(f"[{admin_fields.spelled(each.name).upper()}]" for each in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
 
-def option_of(field: Field) -> Any:
+def option_of(field: FormField) -> Any:
     """A field as an option: each of its names, what it is, what may be chosen."""
     long = admin_fields.spelled(field.name)
     outer, _, inner = field.name.partition(".")
@@ -86,13 +86,13 @@ def option_of(field: Field) -> Any:
     return Annotated[kind, told]
 
 
-def usual(field: Field) -> Any:
+def usual(field: FormField) -> Any:
     """The option that takes back what a flag says, which may say nothing."""
     long = admin_fields.spelled(field.name)
     return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
 
 
-def _choice(field: Field) -> Any:
+def _choice(field: FormField) -> Any:
     return StrEnum(field.label.title().replace(" ", ""), {name: name for name in field.choices})
 
 
@@ -137,13 +137,13 @@ def _list_sources() -> Sequence[ListSource]:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CliCommand:
     """One command: what it does to which resource, its fields, and those that need no option's name."""
 
     resource: Resource
     does: str
     summary: str
-    fields: tuple[Field, ...] = ()
+    fields: tuple[FormField, ...] = ()
     positional: tuple[str, ...] = ()
 
     def function(self) -> Callable[..., None]:
@@ -314,37 +314,37 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
     return made
 
 
-def commands_of(resource: Resource) -> dict[str, Command]:
+def commands_of(resource: Resource) -> dict[str, CliCommand]:
     """The commands of a resource, by what people type."""
     title = _word(resource).lower()
     summary = f"List {resource.name.replace('-', ' ')}."
-    made = {"list": Command(resource, "list", summary, _filters(resource))}
+    made = {"list": CliCommand(resource, "list", summary, _filters(resource))}
     if resource.create is not None:
         fields = fields_of(resource, resource.create)
         positional = client.POSITIONAL.get(resource.name) or _required(fields)
         doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
         summary = f"Make {doc[:1].lower()}{doc[1:]}"
-        made["create"] = Command(resource, "create", summary, fields, positional)
-    made["show"] = Command(resource, "show", f"Show one {title}.")
+        made["create"] = CliCommand(resource, "create", summary, fields, positional)
+    made["show"] = CliCommand(resource, "show", f"Show one {title}.")
     for each in resource.questions:
         fields = fields_of(resource, each.asked)
-        made[each.name] = Command(resource, each.name, f"{each.summary}.", fields, _required(fields))
+        made[each.name] = CliCommand(resource, each.name, f"{each.summary}.", fields, _required(fields))
     for part in resource.parts:
-        made[part.name] = Command(resource, part.name, f"{part.summary}.")
+        made[part.name] = CliCommand(resource, part.name, f"{part.summary}.")
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()
         summary = f"Change one {title}; what is not named stays."
-        made[resource.patch_verb] = Command(resource, "patch", summary, fields, only)
+        made[resource.patch_verb] = CliCommand(resource, "patch", summary, fields, only)
     for action in resource.actions:
         fields = fields_of(resource, action.body) if action.body else ()
-        made[action.name] = Command(resource, action.name, f"{action.summary}.", fields, _required(fields))
+        made[action.name] = CliCommand(resource, action.name, f"{action.summary}.", fields, _required(fields))
     if resource.deletable:
-        made["delete"] = Command(resource, "delete", f"Delete one {title}.")
+        made["delete"] = CliCommand(resource, "delete", f"Delete one {title}.")
     return made
 
 
-def _shows(report: Report) -> Callable[..., None]:
+def _shows(report: ReportEndpoint) -> Callable[..., None]:
     """The command that prints a report."""
 
     def show(as_json: bool, **numbers: int) -> None:
@@ -382,10 +382,10 @@ def _with_signature(
     return command
 
 
-def _filters(resource: Resource) -> tuple[Field, ...]:
+def _filters(resource: Resource) -> tuple[FormField, ...]:
     kinds = {"id": "whole", "count": "whole", "flag": "flag"}
     return tuple(
-        Field(
+        FormField(
             name,
             "choice" if each.choices else kinds.get(each.kind, "text"),
             choices=each.choices,
@@ -395,7 +395,7 @@ def _filters(resource: Resource) -> tuple[Field, ...]:
     )
 
 
-def _required(fields: Sequence[Field]) -> tuple[str, ...]:
+def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
     return tuple(
         field.name
         for field in fields

@@ -24,7 +24,7 @@ from gateway.admin.configuration.words import KINDS, schema
 from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, say, waiting
-from gateway.yaml_reader import Document, UnreadableYaml
+from gateway.yaml_reader import UnreadableYaml, YamlDocument
 
 # YAML of configuration that is applied: read as all YAML is here, and written so that it reads the same.
 
@@ -32,7 +32,7 @@ from gateway.yaml_reader import Document, UnreadableYaml
 _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 
-def documents(text: str, file: str) -> Iterator[Document]:
+def documents(text: str, file: str) -> Iterator[YamlDocument]:
     """The documents of a file; `CommandFailed` names the line of what is wrong."""
     try:
         yield from yaml_reader.documents(text, file)
@@ -66,7 +66,7 @@ NAME_CHARS_MAX = 48
 WRITTEN_AT_ONCE = 32
 
 
-class Form(StrEnum):
+class SecretFormat(StrEnum):
     """How a secret is written: as it is, or as a Secret of Kubernetes."""
 
     FILE = "file"
@@ -74,12 +74,12 @@ class Form(StrEnum):
 
 
 @contextmanager
-def keep_secrets(directory: Path | None, form: Form, coming: Sequence[Json]) -> Iterator[Keeping]:
+def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Json]) -> Iterator[SecretFiles]:
     """Have a place for the secret of each object that is to be made; places nobody used are gone after it."""
     if coming and directory is None:
         names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
         raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
-    keeping = Keeping(directory or Path(), form)
+    keeping = SecretFiles(directory or Path(), form)
     try:
         for each in coming:
             keeping.prepare(each)
@@ -88,10 +88,10 @@ def keep_secrets(directory: Path | None, form: Form, coming: Sequence[Json]) -> 
         keeping.tidy()
 
 
-class Keeping:
+class SecretFiles:
     """Files of secrets in a directory."""
 
-    def __init__(self, directory: Path, form: Form) -> None:
+    def __init__(self, directory: Path, form: SecretFormat) -> None:
         self._directory = directory
         self._form = form
         self._waiting: dict[Path, Path] = {}
@@ -149,11 +149,11 @@ class Keeping:
 
     def path_of(self, each: Json) -> Path:
         """Where the secret of an object goes."""
-        suffix = ".yaml" if self._form is Form.KUBERNETES else ""
+        suffix = ".yaml" if self._form is SecretFormat.KUBERNETES else ""
         return self._directory / f"{_name(each)}{suffix}"
 
     def _text(self, path: Path, secret: Json) -> str:
-        if self._form is Form.FILE:
+        if self._form is SecretFormat.FILE:
             return f"{secret['value']}\n"
         return written(
             {
@@ -187,10 +187,10 @@ _KIND = re.compile(r"^  (?P<kind>[\w-]+): ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectPosition:
     """Where an object stands: its document, and where in that."""
 
-    document: Document
+    document: YamlDocument
     index: int
 
 
@@ -199,10 +199,10 @@ class Sources:
     """All objects by kind, in the order of the files, the place of each, and the first of each kind."""
 
     objects: dict[str, list[object]] = field(default_factory=dict)
-    places: dict[str, list[Place]] = field(default_factory=dict)
-    kinds: dict[str, Document] = field(default_factory=dict)
+    places: dict[str, list[ObjectPosition]] = field(default_factory=dict)
+    kinds: dict[str, YamlDocument] = field(default_factory=dict)
 
-    def take(self, document: Document) -> None:
+    def take(self, document: YamlDocument) -> None:
         """Add a document's objects."""
         value, place = document.value, f"{document.file}, document {document.number}"
         if value is None:
@@ -215,7 +215,9 @@ class Sources:
                 raise CommandFailed(f"{place}, line {line}: {kind} must be a list of objects.")
             objects = some or []
             self.objects.setdefault(kind, []).extend(objects)
-            self.places.setdefault(kind, []).extend(Place(document, index) for index in range(len(objects)))
+            self.places.setdefault(kind, []).extend(
+                ObjectPosition(document, index) for index in range(len(objects))
+            )
             self.kinds.setdefault(kind, document)
 
     def located(self, message: str) -> str:
@@ -394,8 +396,8 @@ def apply(
         Path | None, typer.Option(help="Where keys and webhooks' secrets go that are made: a file each.")
     ] = None,
     secrets_as: Annotated[
-        Form, typer.Option(help="As they are, or as manifests of Kubernetes Secrets.")
-    ] = Form.FILE,
+        SecretFormat, typer.Option(help="As they are, or as manifests of Kubernetes Secrets.")
+    ] = SecretFormat.FILE,
     as_json: AsJson = False,
 ) -> None:
     """Make what is there as files say it: all of it, or nothing."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.admin.resources import resource as resources_resource
-from gateway.admin.resources.resource import Batch, Field, Resource
+from gateway.admin.resources.resource import BatchEndpoint, FormField, Resource
 from gateway.cli.admin import output
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson
@@ -29,7 +29,7 @@ def number(text: str) -> int:
     return found
 
 
-def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> object:
+def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
     """What a field is sent as; `CommandFailed` names the option."""
     try:
         if isinstance(said, bool):
@@ -67,7 +67,7 @@ def with_limits(body: Json, known: Callable[[], Json]) -> Json:
     return body | {name: {key: most for key, most in each.items() if most} for name, each in merged.items()}
 
 
-def with_amounts(fields: Sequence[Field], body: Json, known: Callable[[], Json]) -> Json:
+def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Json]) -> Json:
     """A body whose amounts are of its row's unit."""
     names = resources_resource.amounts(fields, body)
     if not names:
@@ -91,7 +91,7 @@ def with_names(
     ]
 
 
-def _one(api: AdminClient, field: Field, said: str) -> object:
+def _one(api: AdminClient, field: FormField, said: str) -> object:
     if field.refers:
         return api.id_of(field.refers, said)
     if field.kind == "numbers":
@@ -103,7 +103,7 @@ def _item(said: str) -> object:
     return read_json(said) if said.startswith("{") else said
 
 
-def _document(said: Sequence[str], field: Field) -> object:
+def _document(said: Sequence[str], field: FormField) -> object:
     """One JSON document, or NAME=VALUE as often as there are facts."""
     if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
         try:
@@ -129,7 +129,7 @@ class ListSource:
     name: str
     option: Any
     resources: frozenset[str]
-    rows: Callable[[Resource, Sequence[Field], dict[str, Any]], list[Json]]
+    rows: Callable[[Resource, Sequence[FormField], dict[str, Any]], list[Json]]
 
 
 def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
@@ -149,7 +149,7 @@ File = Annotated[
 ]
 
 
-def sends(resource: Resource, batch: Batch) -> Callable[..., None]:
+def sends(resource: Resource, batch: BatchEndpoint) -> Callable[..., None]:
     """The command that sends a file of many; its status is 1 where some are refused."""
 
     def send(file: File, as_json: AsJson = False) -> None:

@@ -17,7 +17,7 @@ from gateway.cli.admin import commands, configuration, usage
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
-from gateway.core.billing.price_book import BUNDLED, SAID, Change, changes, folded
+from gateway.core.billing.price_book import BUNDLED, SAID, PriceChange, changes, folded
 from gateway.feature import features
 
 # `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
@@ -322,7 +322,7 @@ def diff(
             _take_over(api, [change for change in found if change.kind != "gone"])
 
 
-def _take_over(api: AdminClient, found: Sequence[Change]) -> None:
+def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
     """Make all prices in one transaction, so that gateways read the book once."""
     prices = [
         {
@@ -343,7 +343,7 @@ def _take_over(api: AdminClient, found: Sequence[Change]) -> None:
     say(f"{len(found)} prices were taken over.")
 
 
-def _shown(change: Change, *, as_json: bool) -> Json:
+def _shown(change: PriceChange, *, as_json: bool) -> Json:
     says: Any = {name: {"before": was, "after": becomes} for name, (was, becomes) in change.says.items()}
     if not as_json:
         said = [f"{name} {_cell(each['before'])} → {_cell(each['after'])}" for name, each in says.items()]

@@ -33,7 +33,7 @@ OWNER = "organization_id"
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPerson:
+class PersonIdentity:
     """Whom a provider of identities has named: `identity` is who that is there for good, `name` what people
     call them.
 
@@ -45,7 +45,7 @@ class KnownPerson:
     identity: str
     name: str
 
-    def is_who(self, other: KnownPerson | None) -> bool:
+    def is_who(self, other: PersonIdentity | None) -> bool:
         """Whether it is the same person, whatever they are called meanwhile."""
         return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
@@ -64,7 +64,7 @@ class Actor:
     token_id: int | None = None
     user_id: int | None = None
     organization_id: int | None = None
-    person: KnownPerson | None = None
+    person: PersonIdentity | None = None
     is_ours: bool = False
 
     @property
@@ -120,7 +120,7 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class CommittedWrite:
     """A committed write: the row as it stands and the control writes it left behind."""
 
     row: Row
@@ -169,7 +169,7 @@ class ConsoleSession:
 
     id: int
     token_digest: str
-    person: KnownPerson | None = None
+    person: PersonIdentity | None = None
     renewal: str | None = field(default=None, repr=False)
     id_token: str | None = field(default=None, repr=False)
     is_due: bool = False
@@ -192,7 +192,7 @@ ROLES = (ADMIN, BILLING, OPERATOR, MEMBER, READONLY)
 CREATE, CHANGE, DELETE = "create", "change", "delete"
 
 
-class Reach(Enum):
+class RowScope(Enum):
     """Whose rows are: an organization's each; nobody's, which all use; or about all organizations at once."""
 
     OWNED = "owned"
@@ -200,7 +200,7 @@ class Reach(Enum):
     WHOLE = "whole"
 
 
-class Whose(Enum):
+class WriteAuthority(Enum):
     """Who decides a write: an organization's own people, staff for it, or staff for all organizations."""
 
     THEIRS = "theirs"
@@ -209,8 +209,8 @@ class Whose(Enum):
 
 
 _TAKES = {
-    Whose.OURS: "that takes a token of all organizations, or one that staff marked `ours`",
-    Whose.OF_ALL: "that takes a token of all organizations",
+    WriteAuthority.OURS: "that takes a token of all organizations, or one that staff marked `ours`",
+    WriteAuthority.OF_ALL: "that takes a token of all organizations",
 }
 
 
@@ -227,18 +227,18 @@ class Access:
 
     read: frozenset[str]
     write: frozenset[str]
-    reach: Reach = Reach.OWNED
+    reach: RowScope = RowScope.OWNED
     verbs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     fields: Mapping[str, frozenset[str]] = field(default_factory=dict)
     ours: frozenset[str] = frozenset()
     theirs: frozenset[str] = frozenset()
     of_all: frozenset[str] = frozenset()
 
-    def whose(self, verb: str) -> Whose:
+    def whose(self, verb: str) -> WriteAuthority:
         """Who decides a verb. One without a class is staff's."""
-        if self.reach is not Reach.OWNED or verb in self.of_all:
-            return Whose.OF_ALL
-        return Whose.THEIRS if verb in self.theirs else Whose.OURS
+        if self.reach is not RowScope.OWNED or verb in self.of_all:
+            return WriteAuthority.OF_ALL
+        return WriteAuthority.THEIRS if verb in self.theirs else WriteAuthority.OURS
 
     def writers(self, verb: str) -> frozenset[str]:
         """The roles that may do a verb."""
@@ -248,7 +248,7 @@ class Access:
 def access(
     *write: str,
     read: Collection[str] = ROLES,
-    reach: Reach = Reach.OWNED,
+    reach: RowScope = RowScope.OWNED,
     verbs: Mapping[str, Collection[str]] | None = None,
     fields: Mapping[str, Collection[str]] | None = None,
     ours: Collection[str] = (),
@@ -272,7 +272,7 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
     """Why a caller may not read something; None where that is allowed."""
     if actor.role not in to.read:
         return f"The role of this token, {actor.role}, may not read {name}: that takes {_any_of(to.read)}."
-    if actor.organization_id is not None and to.reach is Reach.WHOLE:
+    if actor.organization_id is not None and to.reach is RowScope.WHOLE:
         return f"{_alone(actor)}: {name} is about all of them, and takes a token of all."
     return None
 
@@ -316,14 +316,18 @@ def _refused_field(
     )
 
 
-def _decides(actor: Actor, whose: Whose) -> bool:
-    return actor.organization_id is None or whose is Whose.THEIRS or (actor.is_ours and whose is Whose.OURS)
+def _decides(actor: Actor, whose: WriteAuthority) -> bool:
+    return (
+        actor.organization_id is None
+        or whose is WriteAuthority.THEIRS
+        or (actor.is_ours and whose is WriteAuthority.OURS)
+    )
 
 
-def _whose_field(to: Access, name: str) -> Whose:
+def _whose_field(to: Access, name: str) -> WriteAuthority:
     if name in to.of_all:
-        return Whose.OF_ALL
-    return Whose.OURS if name in to.ours else Whose.THEIRS
+        return WriteAuthority.OF_ALL
+    return WriteAuthority.OURS if name in to.ours else WriteAuthority.THEIRS
 
 
 def _alone(actor: Actor) -> str:
@@ -358,7 +362,7 @@ HOURLY = HourlyBudget()
 
 
 @dataclass(slots=True)
-class Hour:
+class HourlyUse:
     """What was done since it began, Unix time."""
 
     began: float
@@ -368,14 +372,14 @@ class Hour:
 
 
 @dataclass(slots=True)
-class Meter:
+class WorkMeter:
     """Where what is done for one request is counted: nowhere, until it is known whose it is."""
 
-    hour: Hour | None = field(default=None)
+    hour: HourlyUse | None = field(default=None)
 
 
 # Of the request that is being answered. What runs for it, tasks and threads too, finds it.
-METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+METER: ContextVar[WorkMeter | None] = ContextVar("meter", default=None)
 
 
 class Hours:
@@ -383,14 +387,14 @@ class Hours:
 
     def __init__(self, budget: HourlyBudget, clock: Callable[[], float], known_max: int = KNOWN_MAX) -> None:
         self._budget, self._clock, self._known_max = budget, clock, known_max
-        self._known: dict[int, Hour] = {}
+        self._known: dict[int, HourlyUse] = {}
 
-    def of(self, organization_id: int) -> Hour:
+    def of(self, organization_id: int) -> HourlyUse:
         """An organization's hour; `HourSpent` says of what it has used up its share, and until when."""
         now, hour = self._clock(), self._known.get(organization_id)
         if hour is None or not 0 <= now - hour.began < HOUR_S:
             self._known.pop(organization_id, None)
-            hour = self._known[organization_id] = Hour(now)
+            hour = self._known[organization_id] = HourlyUse(now)
             while len(self._known) > self._known_max:
                 del self._known[next(iter(self._known))]
         if spent := self._spent(hour):
@@ -403,7 +407,7 @@ class Hours:
             )
         return hour
 
-    def _spent(self, hour: Hour) -> str:
+    def _spent(self, hour: HourlyUse) -> str:
         budget = self._budget
         if hour.cpu_s >= budget.cpu_s:
             return f"{budget.cpu_s:g} s of CPU"
@@ -424,7 +428,7 @@ def count_rows(number: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class New:
+class NewRowId:
     """The id of a row that is made by the step of this number."""
 
     number: int
@@ -435,7 +439,7 @@ class Mark:
     """What applying noted of a row: the fields that files said of it, and whether it made the row itself."""
 
     resource: str
-    row_id: int | New
+    row_id: int | NewRowId
     fields: tuple[str, ...]
     made: bool
     # What files called it, part by part, with the ids of others; None where that was not noted.
@@ -444,10 +448,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One write; the command's values may hold ids that are `New`.
+    """One write; the command's values may hold ids that are `NewRowId`.
 
-    `number` is what `New` names its row by. `before` are fields as they were read: where they are others by
-    now nothing is written. What `may_stay` is left where the store refuses it.
+    `number` is what `NewRowId` names its row by. `before` are fields as they were read: where they are others
+    by now nothing is written. What `may_stay` is left where the store refuses it.
     """
 
     number: int
@@ -457,7 +461,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class StepResult:
     """What came of a step: the row's id, and why it was left where it was."""
 
     row_id: int
@@ -466,4 +470,4 @@ class Ran:
 
 def settled(values: Row, made: Mapping[int, int]) -> Row:
     """Values whose new ids are known: what each number's step made."""
-    return {name: made[each.number] if isinstance(each, New) else each for name, each in values.items()}
+    return {name: made[each.number] if isinstance(each, NewRowId) else each for name, each in values.items()}

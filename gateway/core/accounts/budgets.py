@@ -84,7 +84,7 @@ class Budget:
         """What may be used at a moment: more than the amount while it is raised."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
-    def matches(self, asked: Asked) -> bool:
+    def matches(self, asked: CallAttributes) -> bool:
         """Whether a call is one of those it is about. What a call does not name is not what this names."""
         return (
             self.tenant_id in {0, asked.tenant_id}
@@ -95,7 +95,7 @@ class Budget:
             and (not self.model or any(model and is_of(model, self.model) for model in asked.models))
         )
 
-    def value_of(self, asked: Asked) -> str:
+    def value_of(self, asked: CallAttributes) -> str:
         """Whose account of this budget a call takes from; empty where there is only one, and for nobody's."""
         if self.each == USER:
             return asked.user
@@ -111,7 +111,7 @@ OTHERS = "other"
 ALL_OTHERS = "all others"  # what people read of it
 
 
-class Asked(NamedTuple):
+class CallAttributes(NamedTuple):
     """What a call says of itself that decides which budgets it takes from; `models` may all answer it."""
 
     tenant_id: int
@@ -476,7 +476,7 @@ class LiveWindow:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class BudgetBalance:
     """What is used and held of a budget in the window that runs, and until when; 0 is for ever."""
 
     limit: int
@@ -496,7 +496,7 @@ def figures(
     at_ms: int,
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
-) -> Figures:
+) -> BudgetBalance:
     """The figures of one account.
 
     `stored` is what PostgreSQL has of its last window: when that began, and what was used. `live` are the
@@ -507,6 +507,6 @@ def figures(
     limit = budget.limit_at(at_ms)
     window = (live or {}).get(budget.id)
     if window is not None:
-        return Figures(limit, window.used if window.start_ms >= start else 0, window.held, following)
+        return BudgetBalance(limit, window.used if window.start_ms >= start else 0, window.held, following)
     used = stored[1] if stored is not None and stored[0] >= start else 0
-    return Figures(limit, used, 0, following)
+    return BudgetBalance(limit, used, 0, following)

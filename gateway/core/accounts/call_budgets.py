@@ -18,15 +18,15 @@ from gateway.core.accounts.budgets import (
     PROJECT,
     SESSION,
     USER,
-    Asked,
     Budget,
+    CallAttributes,
     account_of,
     accounts_of,
     defined,
     defined_until,
 )
-from gateway.core.calls.call import Call
-from gateway.core.lru import InUse, Kept
+from gateway.core.calls.call import CallRequest
+from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
@@ -34,12 +34,12 @@ from gateway.errors import CountersUnavailable, TooManyBudgets
 CALLS_MAX: Final = 20_000
 
 
-# What decides which budgets a call takes from: the fields of `Asked`.
+# What decides which budgets a call takes from: the fields of `CallAttributes`.
 Said = tuple[int, int, int, str, int | None, tuple[str, ...], str]
 
 
 @dataclass(slots=True)
-class CallBudgets(Kept):
+class CallBudgets(LruEntry):
     """What calls of one kind take from: `accounts` as they are defined until `until_ms` (0: for ever).
 
     `names` are theirs. Their windows count these `units`; those of the units `enforced` refuse too. `by_id`
@@ -86,7 +86,7 @@ class OrganizationBudgets:
         self._by_id = {one.id: one for one in budgets}
         self._some: dict[frozenset[str], frozenset[str]] = {}
 
-    def asked(self, caller: Caller, service_id: int, said: Attribution, call: Call) -> Said:
+    def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """What decides which of these a call takes from: by its key, its fields and its body."""
         tenant, key, service, user, project, models, session = self._says
         return (
@@ -99,7 +99,7 @@ class OrganizationBudgets:
             said.session if session else "",
         )
 
-    def find(self, asked: Asked, now_ms: int) -> CallBudgets:
+    def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
         """What a call takes from; `TooManyBudgets` where that are more accounts than a call may.
 
         No call of one model meets so many (`budgets.py`).
@@ -137,7 +137,7 @@ class OrganizationBudgets:
     def _same(self, units: frozenset[str]) -> frozenset[str]:
         return self._some.setdefault(units, units)
 
-    def of_caller(self, asked: Asked) -> list[tuple[str, Budget]]:
+    def of_caller(self, asked: CallAttributes) -> list[tuple[str, Budget]]:
         """The budgets that somebody's calls may take from, whatever they ask for, with their accounts."""
         found = []
         for group in self._groups:
@@ -161,13 +161,13 @@ class OrganizationBudgets:
         return known
 
 
-class KnownBudgets:
+class BudgetCache:
     """What was found for the calls that came last, of all organizations of one worker."""
 
     __slots__ = ("_known",)
 
     def __init__(self, most: int = CALLS_MAX) -> None:
-        self._known: InUse[tuple[int, Said], CallBudgets] = InUse(most)
+        self._known: LruCache[tuple[int, Said], CallBudgets] = LruCache(most)
 
     def find(
         self, budgets: OrganizationBudgets, asked: Said, now_ms: int, remember: bool = True
@@ -179,7 +179,7 @@ class KnownBudgets:
         key = budgets.organization_id, asked
         found = self._known.find(key)
         if found is None or found.of is not budgets or 0 < found.until_ms <= now_ms:
-            found = budgets.find(Asked(*asked), now_ms)
+            found = budgets.find(CallAttributes(*asked), now_ms)
             if remember:
                 self._known.put(key, found)
         return found
@@ -189,7 +189,7 @@ class KnownBudgets:
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Which fields of `Asked` decide anything, in their order."""
+    """Which fields of `CallAttributes` decide anything, in their order."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets),

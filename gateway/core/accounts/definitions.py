@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.billing.money import Pricing
-from gateway.core.billing.price_book import BASE_CURRENCY, Price
+from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.price_book import BASE_CURRENCY, ModelPrice
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
@@ -19,13 +19,13 @@ PRICES_ACCOUNT = "prices"
 
 
 @dataclass(frozen=True, slots=True)
-class Negotiated:
+class NegotiatedTerms:
     """What an organization pays for one service; what is None is as the service says."""
 
     service_id: int
     credits: int
     meter: str | None = None
-    pricing: Pricing | None = None
+    pricing: ServicePricing | None = None
     counts_tokens: bool | None = None
 
 
@@ -39,7 +39,7 @@ class OrganizationTerms:
     nothing but what it has negotiated.
     """
 
-    negotiated: tuple[Negotiated, ...] = ()
+    negotiated: tuple[NegotiatedTerms, ...] = ()
     features: tuple[str, ...] = ()
     since_ms: int = 0
     until_ms: int = 0
@@ -116,7 +116,7 @@ class CatalogueDefinition:
 class PricesDefinition:
     """Prices of models known by their names that are in force, were a day ago, or will be."""
 
-    prices: tuple[Price, ...]
+    prices: tuple[ModelPrice, ...]
 
 
 # What is of one organization; and whatever is defined.

@@ -12,7 +12,7 @@ from gateway.core.model import Settlement
 
 
 @dataclass(frozen=True, slots=True)
-class Movement:
+class MovementRange:
     """Movements `first_seq` to `last_seq` of an account, acknowledged under an epoch.
 
     `account` is `tenant:<id>`, `credits:<organization id>` or `spend:<organization id>`.
@@ -51,15 +51,15 @@ def movements(
     moved: int = 0,
     credit_seq: int = 0,
     spend_seq: int = 0,
-) -> tuple[Movement, ...]:
+) -> tuple[MovementRange, ...]:
     """What one answer of a script acknowledged: the tenant's seq moved by so much, 0 is not at all."""
     found = []
     if moved:
-        found.append(Movement(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
+        found.append(MovementRange(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
     if credit_seq:
-        found.append(Movement(f"credits:{organization_id}", partition, epoch, credit_seq, credit_seq))
+        found.append(MovementRange(f"credits:{organization_id}", partition, epoch, credit_seq, credit_seq))
     if spend_seq:
-        found.append(Movement(f"spend:{organization_id}", partition, epoch, spend_seq, spend_seq))
+        found.append(MovementRange(f"spend:{organization_id}", partition, epoch, spend_seq, spend_seq))
     return tuple(found)
 
 
@@ -72,7 +72,7 @@ class ReclaimPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Charged:
+class ChargedAmounts:
     """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen.
 
     `over` is by how much its credits are more than it cost, in nano-credits. `weighed` is how many tokens of
@@ -122,21 +122,21 @@ class ExpiredHold:
     money: int = 0
     said_units: int = 0
 
-    def charge(self, policy: ReclaimPolicy) -> Charged:
+    def charge(self, policy: ReclaimPolicy) -> ChargedAmounts:
         """What the call is charged when its hold is taken back."""
         if self.lease or not self.release.service.id:
-            return Charged()
+            return ChargedAmounts()
         if policy == ReclaimPolicy.CHARGE_HOLD:
             weighed = None if self.weighed is None else max(self.held, self.weighed)
             tokens = max(self.held if weighed is None else self.taken, self.observed)
             credits_, units = max(self.held_credits, self.credits), max(self.held_units, self.units)
             money, raw_tokens = max(self.held_money, self.money), max(self.held_raw, self.observed)
-            return Charged(
+            return ChargedAmounts(
                 tokens, credits_, units, weighed=weighed, money=money, raw_tokens=raw_tokens, requests=1
             )
         if policy == ReclaimPolicy.RELEASE or not self.observed:
-            return Charged()
-        return Charged(
+            return ChargedAmounts()
+        return ChargedAmounts(
             self.observed, self.credits, self.units, weighed=self.weighed,
             money=self.money, raw_tokens=self.observed, requests=1,
         )  # fmt: skip
@@ -153,7 +153,7 @@ class LateSettlement:
     entry_id: bytes
     settlement: Settlement
     charged: int
-    acknowledged: tuple[Movement, ...] = ()
+    acknowledged: tuple[MovementRange, ...] = ()
     raw: bytes = b""
 
 
@@ -171,12 +171,12 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ending:
+class LateResolution:
     """What becomes of a late settlement, and what moves by it: nothing where it is dropped."""
 
     late: LateSettlement
     verb: Verb
-    used: Charged = Charged()
+    used: ChargedAmounts = ChargedAmounts()
 
 
 def letter_of(late: LateSettlement) -> bytes:

@@ -261,7 +261,7 @@ LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
 
 
-class Budgeted(NamedTuple):
+class WindowKey(NamedTuple):
     """One window that an entry moves: of a budget, from when on, and whose; empty where it is everybody's."""
 
     budget_id: int
@@ -270,7 +270,7 @@ class Budgeted(NamedTuple):
 
 
 @dataclass(slots=True)
-class Event:
+class OutboxEntry:
     """One decoded outbox entry. Amounts are integers; absent parts are zero.
 
     `source` is the request id of a use or the control-write id of a grant (36 characters),
@@ -316,15 +316,15 @@ class Event:
     money: int = 0
     raw_tokens: int = 0
     requests: int = 0
-    budgets: tuple[Budgeted, ...] = ()
+    budgets: tuple[WindowKey, ...] = ()
 
 
-def sign_of(event: Event) -> int:
+def sign_of(event: OutboxEntry) -> int:
     """Which way an entry moves windows of budgets: a reset says what it took."""
     return -1 if event.kind == EventKind.BUDGET else 1
 
 
-def in_money(event: Event) -> bool:
+def in_money(event: OutboxEntry) -> bool:
     """Whether the units of a use are money: billionths of the currency that it costs."""
     return are_money(event.priced[PRICED.size :])
 
@@ -354,7 +354,7 @@ def is_newer(packed: bytes) -> bool:
     return bool(0 < owner <= INTEGER_MAX and owner == int(owner))
 
 
-def decode(packed: bytes) -> Event:
+def decode(packed: bytes) -> OutboxEntry:
     """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
     try:
         version = packed[0] if packed else 0
@@ -382,7 +382,7 @@ def decode(packed: bytes) -> Event:
             metadata = told_of(facts)
         rest = (metadata, note, last, facts, *map(int, carried), *map(int, moves), _windows(windows))
         fields: list[Any] = [kind, flags, *map(int, numbers[:_SHARED]), *texts, *rest]
-        return Event(*fields)
+        return OutboxEntry(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, MalformedEvent):
             raise
@@ -390,7 +390,7 @@ def decode(packed: bytes) -> Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AccountPosition:
     """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""
 
     account: str
@@ -402,7 +402,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class AccountMovement:
     """How an entry moves one account: by `delta`, to `balance` (None where it is unlimited).
 
     `amount` is what the movement's row has.
@@ -421,7 +421,7 @@ class Moved:
         return self.owner_id, self.seq
 
 
-def moved(event: Event) -> dict[int, Moved]:
+def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
     """The accounts an entry moves, by its parts: a tenant's tokens, its organization's credits and spend."""
     found = {}
     owner_id, inward = event.organization_id, bool(event.flags & EventFlag.IN)
@@ -429,18 +429,18 @@ def moved(event: Event) -> dict[int, Moved]:
         at = (f"tenant:{event.tenant_id}", event.tenant_id, event.seq)
         delta = event.amount if inward else -event.amount
         balance = None if event.flags & EventFlag.UNLIMITED else event.remaining
-        found[int(EventFlag.TOKENS)] = Moved(*at, event.amount, delta, balance)
+        found[int(EventFlag.TOKENS)] = AccountMovement(*at, event.amount, delta, balance)
     if event.flags & EventFlag.CREDITS:
         at = (f"credits:{owner_id}", owner_id, event.credit_seq)
         delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
-        found[int(EventFlag.CREDITS)] = Moved(*at, event.credits, delta, event.balance)
+        found[int(EventFlag.CREDITS)] = AccountMovement(*at, event.credits, delta, event.balance)
     if event.flags & EventFlag.USAGE:
         at = (f"spend:{owner_id}", owner_id, event.spend_seq)
-        found[int(EventFlag.USAGE)] = Moved(*at, event.units, event.spend, event.spent)
+        found[int(EventFlag.USAGE)] = AccountMovement(*at, event.units, event.spend, event.spent)
     return found
 
 
-def places_before(event: Event) -> list[Place]:
+def places_before(event: OutboxEntry) -> list[AccountPosition]:
     """Where each account an entry moves stood just before it, as far as the entry itself says so.
 
     What stood in an account whose month or plan began with the entry is not in it: the balance is
@@ -448,7 +448,7 @@ def places_before(event: Event) -> list[Place]:
     """
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
-        Place(
+        AccountPosition(
             one.account, one.seq - 1, None if one.balance is None else one.balance - one.delta,
             event.at_ms, event.epoch, cycle if part == EventFlag.TOKENS else 0,
         )
@@ -457,12 +457,12 @@ def places_before(event: Event) -> list[Place]:
 
 
 @lru_cache(WINDOWS_KNOWN_MAX)
-def _windows(packed: bytes) -> tuple[Budgeted, ...]:
+def _windows(packed: bytes) -> tuple[WindowKey, ...]:
     """What moves by an entry; calls alike say the same."""
     if len(packed) % BUDGETED.size:
         raise MalformedEvent(f"{len(packed)} bytes of budgets, {BUDGETED.size} each expected")
     return tuple(
-        Budgeted(int(budget_id), int(start), value.rstrip(b"\0").decode())
+        WindowKey(int(budget_id), int(start), value.rstrip(b"\0").decode())
         for budget_id, start, value in BUDGETED.struct.iter_unpack(packed)
     )
 
@@ -485,7 +485,7 @@ def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]
 
 
 # Stream entry id, its packed value, and what that says; None where it does not follow the layout.
-Entry = tuple[bytes, bytes, Event | None]
+Entry = tuple[bytes, bytes, OutboxEntry | None]
 # Entries by partition, in stream order.
 Batch = dict[int, list[Entry]]
 # Where an entry stands in its stream, comparable: the milliseconds and the number of its id.
@@ -511,7 +511,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class PartitionAssignment:
     """The partitions of a keeper: its `own`, those `leaving` it once nothing of them is in hand, and those
     that are to be its own and are still somebody else's.
     """
@@ -568,14 +568,14 @@ def stream_place(entry_id: bytes) -> StreamPlace:
     return int(ms or 0), int(number or 0)
 
 
-def control_id(event: Event) -> str:
+def control_id(event: OutboxEntry) -> str:
     """The id this entry is remembered by in the counters until it is stored; empty if by none."""
     if event.kind == EventKind.CONSUME and event.note != EventNote.LATE:
         return ""
     return event.source
 
 
-def _event(packed: bytes) -> Event | None:
+def _event(packed: bytes) -> OutboxEntry | None:
     try:
         return decode(packed)
     except MalformedEvent:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hin
 
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import KINDS, WHOLES, apart, filled
-from gateway.core.times import CLOCK_OF_UTC, Clock, clock_of
+from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 
 
 def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
@@ -34,7 +34,7 @@ class PlanTerms:
 
     plan_id: int = 0
     anchor: int = 1
-    clock: Clock = CLOCK_OF_UTC
+    clock: ZoneOffset = CLOCK_OF_UTC
     total_amount: int | None = _term(None, "Tokens a cycle; null is unlimited.")
     reset_interval: Literal["none", "daily", "weekly", "monthly"] = _term("none", of_new="monthly")
     overage_policy: Literal["block", "carry", "bill"] = _term(

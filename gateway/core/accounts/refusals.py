@@ -39,7 +39,7 @@ _Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\
 
 
 class RefusedCall(msgspec.Struct, array_like=True):
-    """One call and why it was refused; `attribution` as in `ledger.Event`, `user` is the caller's own id."""
+    """One call and why it was refused; `attribution` as in `OutboxEntry`, `user` is the caller's own id."""
 
     request_id: str
     at_ms: _Time

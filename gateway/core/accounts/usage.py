@@ -35,7 +35,7 @@ SUMS: Final = (
 )  # fmt: skip
 
 
-class Span(NamedTuple):
+class RollupLevel(NamedTuple):
     """One level of the roll-ups: rows of a `unit` of time, which do not tell `whole` columns apart."""
 
     unit: str
@@ -45,15 +45,15 @@ class Span(NamedTuple):
 # A team's rows are few, whoever calls, a key's and a model's are fewer still.
 PEOPLE: Final = ("api_key_id", "user_id")
 SPANS: Final = {
-    "hour": Span("hour"),
-    "day": Span("day"),
-    "half_week": Span("half_week"),
-    "week": Span("week"),
-    "month": Span("month"),
-    "team_hour": Span("hour", PEOPLE),
-    "team_day": Span("day", PEOPLE),
-    "key_day": Span("day", ("user_id", "project_id")),
-    "model_hour": Span("hour", ("tenant_id", *PEOPLE, "project_id")),
+    "hour": RollupLevel("hour"),
+    "day": RollupLevel("day"),
+    "half_week": RollupLevel("half_week"),
+    "week": RollupLevel("week"),
+    "month": RollupLevel("month"),
+    "team_hour": RollupLevel("hour", PEOPLE),
+    "team_day": RollupLevel("day", PEOPLE),
+    "key_day": RollupLevel("day", ("user_id", "project_id")),
+    "model_hour": RollupLevel("hour", ("tenant_id", *PEOPLE, "project_id")),
 }
 # Those of a unit, the ones with fewest rows first.
 _OF_UNIT: Final = {"hour": ("model_hour", "team_hour", "hour"), "day": ("team_day", "key_day", "day")}
@@ -99,7 +99,7 @@ def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQ
     return replace(asked, since=since, skip=count)
 
 
-class Piece(NamedTuple):
+class ReportPiece(NamedTuple):
     """A part of a report's time: the rows of `span` that start from `since` to `until` (not included)."""
 
     span: str
@@ -107,17 +107,17 @@ class Piece(NamedTuple):
     until: datetime
 
 
-def pieces(asked: UsageQuery) -> list[Piece]:
+def pieces(asked: UsageQuery) -> list[ReportPiece]:
     """The roll-ups that make up the time that is asked for, each hour of it once."""
     if asked.interval == "hour":
-        return [Piece(span_of(asked, "hour"), asked.since, asked.until)]
-    found: list[Piece] = []
+        return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
+    found: list[ReportPiece] = []
     for unit, since, until in _units(asked.since, asked.until, asked.interval, weeks=asked.people):
         span = span_of(asked, unit)
         if found and found[-1].span == span and found[-1].until == since:
             found[-1] = found[-1]._replace(until=until)
         else:
-            found.append(Piece(span, since, until))
+            found.append(ReportPiece(span, since, until))
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from gateway.core.circuit_breaker import Retries
+from gateway.core.circuit_breaker import RetryPolicy
 from gateway.core.network import URL_CHARS_MAX, is_full_name
 from gateway.core.text import visible
 from gateway.core.times import rfc3339
@@ -58,7 +58,7 @@ HOURLY_OF_WEBHOOK_MAX, HOURLY_OF_ORGANIZATION_MAX = 60, 200
 SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
 
 # Some sixteen hours in all.
-RETRIES = Retries(attempts_max=10, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
+RETRIES = RetryPolicy(attempts_max=10, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DeliveryOutcome:
     """What came of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
 
     status: int | None
@@ -132,7 +132,7 @@ VALUE_CHARS_MAX: Final = 200
 FACTS_MAX: Final = 20
 
 
-class Worded(NamedTuple):
+class AlertText(NamedTuple):
     """An event in words; facts are pairs of a name and a value."""
 
     title: str
@@ -140,12 +140,12 @@ class Worded(NamedTuple):
     facts: tuple[tuple[str, str], ...]
 
 
-def worded(event: str, data: Data) -> Worded:
+def worded(event: str, data: Data) -> AlertText:
     """Say an event in words. `data` may lack anything: a message may have waited through an upgrade."""
     title, sentence = _SAID.get(event, _nameless)(data)
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
-    return Worded(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
+    return AlertText(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
 
 
 def plain(value: object) -> str:
@@ -380,7 +380,7 @@ def body_of(delivery: Delivery) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _reader_of(url: str) -> Callable[[Content, Worded], Content]:
+def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
     """What makes the body for a URL, by its host alone."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host in SLACK_HOSTS:
@@ -388,7 +388,7 @@ def _reader_of(url: str) -> Callable[[Content, Worded], Content]:
     return _teams if host.endswith(TEAMS_DOMAINS) else _anybody
 
 
-def _ours(delivery: Delivery, said: Worded) -> Content:
+def _ours(delivery: Delivery, said: AlertText) -> Content:
     return {
         "type": delivery.event,
         "timestamp": rfc3339(delivery.happened),
@@ -397,11 +397,11 @@ def _ours(delivery: Delivery, said: Worded) -> Content:
     }
 
 
-def _anybody(ours: Content, _: Worded) -> Content:
+def _anybody(ours: Content, _: AlertText) -> Content:
     return ours
 
 
-def _slack(ours: Content, said: Worded) -> Content:
+def _slack(ours: Content, said: AlertText) -> Content:
     """`text` is what notifications show; the blocks are the message."""
     blocks: list[Content] = [{"type": "header", "text": _plain_text(said.title)}]
     if said.sentence:
@@ -424,7 +424,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _teams(ours: Content, said: Worded) -> Content:
+def _teams(ours: Content, said: AlertText) -> Content:
     body = [_text(_run(said.title, size="Large", weight="Bolder"))]
     if said.sentence:
         body.append(_text(_run(said.sentence)))

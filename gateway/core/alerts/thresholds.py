@@ -41,7 +41,7 @@ class RunningWindow(NamedTuple):
     used: int
 
 
-class Sample(NamedTuple):
+class UsageSample(NamedTuple):
     """What was used of a window at a moment."""
 
     used: int
@@ -51,11 +51,11 @@ class Sample(NamedTuple):
 class Samples(NamedTuple):
     """What is remembered of a window: a moment its pace is counted from, and the one that follows it."""
 
-    before: Sample | None = None
-    seen: Sample | None = None
+    before: UsageSample | None = None
+    seen: UsageSample | None = None
 
 
-class Told(NamedTuple):
+class AlertState(NamedTuple):
     """What was told of a window: the highest part of its limit, the largest amount that was reached, and
     whether that it is used up.
     """
@@ -64,13 +64,13 @@ class Told(NamedTuple):
     level: Decimal = Decimal()
     exceeded: bool = False
 
-    def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> Told:
+    def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> AlertState:
         """The same after these parts of a limit are told, and that it is used up."""
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
-        return Told(max([self.part, *parts]), level, self.exceeded or exceeded)
+        return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
 
-def crossed(thresholds: Iterable[Decimal], told: Told, used: int, limit: int) -> list[Decimal]:
+def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
     """The thresholds (parts of the limit) that are reached and were not told, lowest first."""
     return sorted(
         part
@@ -79,14 +79,14 @@ def crossed(thresholds: Iterable[Decimal], told: Told, used: int, limit: int) ->
     )
 
 
-def exceeds(told: Told, used: int, limit: int) -> bool:
+def exceeds(told: AlertState, used: int, limit: int) -> bool:
     """Whether a limit is used up that was not told as such."""
     return used >= limit and (not told.exceeded or limit > told.level)
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
     """What is to be remembered from now on: another sample a look-back, and none of before a reset."""
-    now = Sample(window.used, now_ms)
+    now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
     if now_ms - samples.seen.at_ms < LOOK_BACK_MS[window.interval]:
@@ -103,7 +103,7 @@ def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | 
         return None
     if now_ms - window.began_ms < _passed_least_ms(window):
         return None
-    since = samples.before or Sample(0, window.began_ms)
+    since = samples.before or UsageSample(0, window.began_ms)
     passed, spent = now_ms - since.at_ms, window.used - since.used
     if spent <= 0 or passed <= 0:
         return None
@@ -134,7 +134,7 @@ KNOWN_LEAST: Final = timedelta(days=3)
 _HOUR: Final = timedelta(hours=1)
 
 
-class Hour(NamedTuple):
+class HourlySpend(NamedTuple):
     """What somebody has cost in a running hour, in nano-units, and what is known of before.
 
     `usual` is the most that hours at this time of day cost, `average_day` what the organization spends on a
@@ -153,7 +153,7 @@ def same_hours(hour: datetime) -> list[datetime]:
     return [same + shift for same in days for shift in (-_HOUR, timedelta(), _HOUR)]
 
 
-def is_sudden(hour: Hour, now: datetime) -> bool:
+def is_sudden(hour: HourlySpend, now: datetime) -> bool:
     """Whether it is to be told."""
     return (
         now - hour.known_since >= KNOWN_LEAST

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from gateway.core.billing.money import EXACT, NANO, ONE_NANO, times
-from gateway.core.billing.subscription import ADVANCE, ARREARS, Segment, cycle_of, midnight
+from gateway.core.billing.subscription import ADVANCE, ARREARS, PlanSegment, cycle_of, midnight
 
 FEE, OVERAGE, PURCHASE, USAGE = "subscription", "overage", "credits_purchased", "usage"
 DISCOUNT, COMMITMENT, POSTPAID = "discount", "minimum_commitment", "credits_postpaid"
@@ -35,7 +35,7 @@ Wanted = tuple[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class SupplyCharge:
     """Something supplied from `start` to `end` (not included), and what is owed for it.
 
     `source` and `source_id` name the rows it is for. `place` is where it lies in what it is of: a tenant's
@@ -67,7 +67,7 @@ class Charge:
         return (self.kind, *of, self.start, self.end)
 
 
-def day_fee(segment: Segment, day: date) -> Decimal:
+def day_fee(segment: PlanSegment, day: date) -> Decimal:
     """What a day of a segment costs, in whole nano-units: a cycle's days add up to its cost, however cut."""
     if segment.is_free(day):
         return Decimal(0)
@@ -80,7 +80,7 @@ def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
     return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
 
 
-def day_fees(segment: Segment, since: date, until: date) -> Iterator[Charge]:
+def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyCharge]:
     """A segment's days from one to another (not included), a charge each, and one of what is off."""
     day = max(since, segment.start)
     while day < min(until, segment.end):
@@ -92,13 +92,15 @@ def day_fees(segment: Segment, since: date, until: date) -> Iterator[Charge]:
         day += ONE_DAY
 
 
-def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> Charge:
+def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> SupplyCharge:
     """A day of a segment, or its discount, charged or taken back."""
     price = abs(amount)
-    return Charge(kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id)
+    return SupplyCharge(
+        kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id
+    )
 
 
-def charged_until(segment: Segment, until: date, begun: date) -> date:
+def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
     """Up to which day a segment is charged by who reaches a day.
 
     In advance these are whole cycles: those that began before that day, or before `begun`.
@@ -108,7 +110,7 @@ def charged_until(segment: Segment, until: date, begun: date) -> date:
     return min(segment.end, until)
 
 
-def due(charge: Charge, segments: Mapping[int, Segment]) -> datetime:
+def due(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> datetime:
     """From which end of a period on an invoice takes it: a fee that is charged as one waits for its term.
 
     In advance that is the first day that is not free, in arrears the last one; of all else its own end.
@@ -126,8 +128,11 @@ def due(charge: Charge, segments: Mapping[int, Segment]) -> datetime:
 
 
 def gathered(
-    charges: Sequence[Charge], until: date, segments: Mapping[int, Segment], only: Wanted | None = None
-) -> list[Charge]:
+    charges: Sequence[SupplyCharge],
+    until: date,
+    segments: Mapping[int, PlanSegment],
+    only: Wanted | None = None,
+) -> list[SupplyCharge]:
     """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
 
     What is due until then; and of later supply what is to be given back, since it was billed ahead. Of days
@@ -155,11 +160,11 @@ def gathered(
     ]
 
 
-def _segment(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
     return segments.get(charge.source_id or 0) if charge.source == SEGMENT else None
 
 
-def _replacement(charge: Charge, segments: Mapping[int, Segment]) -> Segment | None:
+def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
     """The segment that has a day which another one lost, where both are charged by the cycle in advance."""
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
@@ -171,7 +176,7 @@ def _replacement(charge: Charge, segments: Mapping[int, Segment]) -> Segment | N
     return None
 
 
-def _is_lost(charge: Charge, segments: Mapping[int, Segment]) -> bool:
+def _is_lost(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> bool:
     """Whether it is of a day that its segment does not have any more: all of that comes to nothing."""
     segment = _segment(charge, segments)
     return segment is not None and charge.day >= segment.end
@@ -212,7 +217,7 @@ NEVER = 2**63
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class CreditGrant:
     """Credits that were added. A lower `priority` is used first; `expires_ms` None is never."""
 
     id: int
@@ -267,11 +272,11 @@ class Allocator:
     """The grants of one account with what is left of them, and its debts, oldest first."""
 
     rests: dict[int, int] = field(default_factory=dict)
-    _queue: list[tuple[tuple[int, int, bool, int], Grant]] = field(default_factory=list)
+    _queue: list[tuple[tuple[int, int, bool, int], CreditGrant]] = field(default_factory=list)
     _debts: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
-    def resume(cls, grants: Iterable[tuple[Grant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
+    def resume(cls, grants: Iterable[tuple[CreditGrant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
         """Go on where an earlier run ended: grants with what is left, debts as (seq, amount)."""
         allocator = cls(_debts=sorted(debts))
         for grant, rest in grants:
@@ -284,7 +289,7 @@ class Allocator:
         """What a grant has not paid for."""
         return self.rests.get(grant_id, 0)
 
-    def add_grant(self, grant: Grant, first: Collection[int] = ()) -> list[Allocation]:
+    def add_grant(self, grant: CreditGrant, first: Collection[int] = ()) -> list[Allocation]:
         """Add a grant: it covers debts, those `first` of which it says the seq; the rest pays from now on."""
         assert grant.amount > 0
         assert grant.id not in self.rests
@@ -375,17 +380,17 @@ def too_dear(unit_price: Decimal | None, quantity: int, most: int = PRODUCT_MAX)
     return f"must be at most {right:f} for {abs(quantity)}: no more than {most} can be billed of it"
 
 
-class Borne(NamedTuple):
+class ChargeSplit(NamedTuple):
     """Charges that one invoice has, and those that are left for another one."""
 
-    taken: Sequence[Charge]
-    left: Sequence[Charge]
+    taken: Sequence[SupplyCharge]
+    left: Sequence[SupplyCharge]
 
 
-NOTHING = Borne((), ())
+NOTHING = ChargeSplit((), ())
 
 
-def borne(charges: Sequence[Charge]) -> Borne:
+def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
     """What one invoice bears of charges: the first of them first, each that there is room for."""
     taken, left = [], []
     room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))
@@ -398,10 +403,10 @@ def borne(charges: Sequence[Charge]) -> Borne:
         else:
             room[is_back] = (money, units)
             taken.append(charge)
-    return Borne(taken, left)
+    return ChargeSplit(taken, left)
 
 
-def left_out(charges: Sequence[Charge], currency: str) -> str:
+def left_out(charges: Sequence[SupplyCharge], currency: str) -> str:
     """What an invoice says of charges that it left; empty where it left none."""
     if not charges:
         return ""

@@ -36,7 +36,7 @@ def countries() -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
+class InvoiceParty:
     """Who sells or buys: a name, lines of address, a country (ISO 3166), a tax number."""
 
     name: str
@@ -65,18 +65,18 @@ class Letterhead:
     are known; None where nobody looks.
     """
 
-    seller: Party | None = None
+    seller: InvoiceParty | None = None
     notes: tuple[str, ...] = ()
     addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     due_days: int = 0
     iban: str | None = None
     missing_glyphs: Mapping[str, str] | None = None
 
-    def buyer(self, organization_id: int, party: Party) -> Party:
+    def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
         """A customer with the address that is known of it."""
         known = self.addresses.get(str(organization_id), self.addresses.get(party.name, ()))
         address = party.address or tuple(known)
-        return Party(party.name, address, party.country, party.tax_number)
+        return InvoiceParty(party.name, address, party.country, party.tax_number)
 
     def due_date(self, kind: str, finalized: date | None) -> date | None:
         """The last day to pay what was made final on a day; of a credit note there is none."""
@@ -89,7 +89,7 @@ NO_LETTERHEAD = Letterhead()
 
 
 @dataclass(frozen=True, slots=True)
-class Corrected:
+class InvoiceReference:
     """An invoice of which a credit note gives something back."""
 
     number: str
@@ -100,11 +100,11 @@ class Corrected:
 class Document:
     """What is copied."""
 
-    seller: Party | None
-    buyer: Party
+    seller: InvoiceParty | None
+    buyer: InvoiceParty
     notes: tuple[str, ...] = ()
     due_date: str | None = None
-    corrects: tuple[Corrected, ...] = ()
+    corrects: tuple[InvoiceReference, ...] = ()
     # Where it is to be paid to.
     iban: str | None = None
 
@@ -121,7 +121,7 @@ def document_of(kept: Mapping[str, Any]) -> Document:
         _party(kept["buyer"]),
         tuple(kept["notes"]),
         kept["due_date"],
-        tuple(Corrected(**each) for each in kept["corrects"]),
+        tuple(InvoiceReference(**each) for each in kept["corrects"]),
         kept["iban"],
     )
 
@@ -177,8 +177,8 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
         yield f"lines.{position}.description", description
 
 
-def _party(kept: Mapping[str, Any]) -> Party:
-    return Party(kept["name"], tuple(kept["address"]), kept["country"], kept["tax_number"])
+def _party(kept: Mapping[str, Any]) -> InvoiceParty:
+    return InvoiceParty(kept["name"], tuple(kept["address"]), kept["country"], kept["tax_number"])
 
 
 # Tax by the date of supply: at which rate, and why at none. Pure.
@@ -224,14 +224,14 @@ class Tax:
 
 
 @dataclass(frozen=True, slots=True)
-class Dated:
+class EffectiveTax:
     """A tax, and the first day of supply it is for."""
 
     effective_from: date
     tax: Tax
 
 
-def in_force(dated: Sequence[Dated], before: Tax, day: date) -> Tax:
+def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
     """The tax of what is supplied on a day: the latest from then on, `before` where all of them are later.
 
     `dated` are in the order of their days; of two from the same day the last said counts.

@@ -21,7 +21,7 @@ from gateway.core.billing.document import (
     STANDARD,
     ZERO,
     Document,
-    Party,
+    InvoiceParty,
     Tax,
     document_of,
 )
@@ -81,7 +81,7 @@ def due_of(invoice: Mapping[str, Any]) -> Decimal:
     return EXACT.subtract(Decimal(invoice["total_amount"]), prepaid_of(invoice))
 
 
-def is_vat_number(party: Party) -> bool:
+def is_vat_number(party: InvoiceParty) -> bool:
     """Whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
     country = party.country or ""
     prefixes = "|".join(_PREFIXES.get(country, (country,)))
@@ -101,7 +101,7 @@ def _billed(invoice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
     """The tax of each line, with a category: as it was said, or what follows from the rate and the seller."""
     seller = invoice["seller"]
-    vat = is_vat_number(Party(seller["name"], (), seller["country"], seller["tax_number"]))
+    vat = is_vat_number(InvoiceParty(seller["name"], (), seller["country"], seller["tax_number"]))
     # Lines from before taxes were kept with them all have the one that the document names.
     old = [_OLD_TAX.match(line["description"]) for line in invoice["lines"] if line["kind"] == "tax"]
     rate = next((Decimal(found[1]) / 100 for found in old if found), _ZERO)
@@ -167,7 +167,7 @@ def _head(invoice: Mapping[str, Any], document: Document) -> Terms:
     return terms
 
 
-def _party(party: Party, *, sells: bool, outside: bool) -> Terms:
+def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
     """A party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
     made: Terms = {"name": legible(party.name), "country_code": party.country}
     lines = [legible(line) for line in party.address]

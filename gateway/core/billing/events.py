@@ -53,7 +53,7 @@ class Unacceptable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EventUsage:
     """What an event tells was used: `counts` are tokens by `KINDS`; `is_counted`: it told tokens at all."""
 
     at_ms: int
@@ -73,7 +73,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class EventSettlement:
     """What an event moves, as it waits for the counters: the amounts of a settlement, and its facts.
 
     Its tokens count `weighed` ones of the quota. Unless `counts_tokens` they move none: then their service
@@ -119,9 +119,9 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
 
 
 def use_of(
-    told: Told, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
+    told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
     in_cycle: bool,
-) -> Use:  # fmt: skip
+) -> EventSettlement:  # fmt: skip
     """What an event moves; `Unacceptable` where it says too little, or is not priced.
 
     `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
@@ -135,7 +135,7 @@ def use_of(
     tiers = pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b""
     _bounded(told, service, cost or 0, credits_, units)
     weighed = told.tokens if weights is None else weights.count(told.counts, told.tokens)
-    return Use(
+    return EventSettlement(
         tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
         tiers=tiers, user=told.user, project_id=told.project_id,
         counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens, weighed=weighed,
@@ -150,18 +150,18 @@ def use_of(
     )  # fmt: skip
 
 
-def written(use: Use) -> dict[str, Any]:
+def written(use: EventSettlement) -> dict[str, Any]:
     """A use as a control write carries it."""
     named = {name: getattr(use, name) for name in _PLAIN}
     return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
 
 
-def read(payload: Mapping[str, Any]) -> Use:
+def read(payload: Mapping[str, Any]) -> EventSettlement:
     """A use of a control write."""
     facts = read_facts(str(payload["facts"]).encode())
     assert facts is not None, "they are written above"
     named = {name: payload[name] for name in _PLAIN}
-    return Use(tiers=bytes.fromhex(payload["tiers"]), facts=facts, **named)
+    return EventSettlement(tiers=bytes.fromhex(payload["tiers"]), facts=facts, **named)
 
 
 _PLAIN = (
@@ -170,7 +170,7 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def _vectors(told: Told, service: Service, price: Vector | None) -> tuple[Vector, ...]:
+def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
     """What tokens cost where they set the price of a service; `Unacceptable` where nothing says it."""
     pricing = service.pricing
     by_token = pricing.per_million is not None or pricing.at_cost is not None
@@ -186,7 +186,7 @@ def _vectors(told: Told, service: Service, price: Vector | None) -> tuple[Vector
     return (vector,)
 
 
-def _bounded(told: Told, service: Service, cost: int, credits_: int, units: int) -> None:
+def _bounded(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
     """`Unacceptable` where an event comes to more than one may."""
     name = "data.usage" if told.is_counted else "data.units"
     most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX

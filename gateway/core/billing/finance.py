@@ -36,7 +36,7 @@ ACCOUNT_CHARS_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReportPeriod:
     """Which part of a report: from the first moment of `since` up to the first one of `until`.
 
     A report of one moment has `until` alone: what was so right before it.

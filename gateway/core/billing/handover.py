@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Literal
 
 from gateway.core.accounts.administration import Actor
-from gateway.core.circuit_breaker import Retries
+from gateway.core.circuit_breaker import RetryPolicy
 
 Kind = Literal["invoice", "credit_note", "void", "paid", "uncollectible"]
 State = Literal["waiting", "done", "failed", "canceled"]
@@ -25,7 +25,7 @@ WAITING, DONE, FAILED, CANCELED = STATES
 COLLECTOR = Actor("stripe", "billing")
 LINES_MAX = 250
 # Some two days in all; then a person has to look.
-RETRIES = Retries(attempts_max=16, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
+RETRIES = RetryPolicy(attempts_max=16, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 ERROR_CHARS_MAX = 500
 # Longer than an attempt may take: nobody else begins it meanwhile.
 ATTEMPT_S_MAX = 120.0
@@ -35,7 +35,7 @@ EVENTS_KEPT_DAYS_MIN = 35
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PayableLine:
     """What is to be paid for, in units of the currency; from the day it begins to the day after its last."""
 
     position: int
@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
+class FinalDocument:
     """A final document: an invoice, or a credit note, whose amounts are below zero."""
 
     number: str
@@ -59,11 +59,11 @@ class Paper:
     period_start: date
     period_end: date
     due_date: date | None = None
-    lines: tuple[Line, ...] = ()
+    lines: tuple[PayableLine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class HandoverStep:
     """One step that is due: `attempt` counts this one.
 
     `key` names it for ever, `version` its present run. `remote_id` is what it made there already, `about` the
@@ -77,13 +77,13 @@ class Handover:
     kind: Kind
     customer: str
     created_at: datetime
-    paper: Paper
+    paper: FinalDocument
     remote_id: str | None = None
     about: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HandoverOutcome:
     """What came of an attempt.
 
     `anew` begins another version: what was asked under this one is answered the same for ever. `credited` is
@@ -98,7 +98,7 @@ class Outcome:
     credited: Decimal = Decimal(0)
 
 
-def folded(lines: Sequence[Line], most: int = LINES_MAX) -> tuple[Line, ...]:
+def folded(lines: Sequence[PayableLine], most: int = LINES_MAX) -> tuple[PayableLine, ...]:
     """At most so many lines that come to the same; lines without an amount are left out.
 
     Where there are more, those of one description are one, then those of one kind.
@@ -111,18 +111,18 @@ def folded(lines: Sequence[Line], most: int = LINES_MAX) -> tuple[Line, ...]:
     return tuple(told)
 
 
-def _summed(lines: Sequence[Line], names: Iterable[str]) -> list[Line]:
-    found: dict[str, Line] = {}
+def _summed(lines: Sequence[PayableLine], names: Iterable[str]) -> list[PayableLine]:
+    found: dict[str, PayableLine] = {}
     for line, name in zip(lines, names, strict=True):
         first = found.get(name)
         amount = line.amount if first is None else first.amount + line.amount
         position = line.position if first is None else first.position
-        found[name] = Line(position, name, amount, line.kind)
+        found[name] = PayableLine(position, name, amount, line.kind)
     return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
+class CollectionStatus:
     """What the other system told of a document: what it has of its money now, in units of the currency.
 
     `name` makes the message once. `settled` is all that was paid of it, however; None where this says nothing
@@ -142,7 +142,7 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class PaymentReturn:
     """Money of a payment went back there, or came again; which documents it is about has to be looked up."""
 
     name: str

@@ -25,12 +25,12 @@ from gateway.core.billing.charges import (
     POSTPAID,
     PURCHASE,
     USAGE,
-    Charge,
+    SupplyCharge,
 )
-from gateway.core.billing.document import Dated, Tax, in_force, taxes_of
+from gateway.core.billing.document import EffectiveTax, Tax, in_force, taxes_of
 from gateway.core.billing.money import EXACT, IN_MONEY, ONE_NANO, rounded
-from gateway.core.billing.subscription import Segment, cycle_of
-from gateway.errors import Conflict, CountersUnavailable, TollkeeperError, TookTooLong, Unprocessable
+from gateway.core.billing.subscription import PlanSegment, cycle_of
+from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
 
 # A line of an invoice, and what all kinds of lines are made with. Pure.
 
@@ -45,12 +45,12 @@ Month = tuple[int | None, date]
 class Fee:
     """A segment of the subscription, and its plan's name."""
 
-    segment: Segment
+    segment: PlanSegment
     plan: str
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class InvoiceFacts:
     """The charges one invoice takes, up to the day `until` (not included), and what they are called.
 
     Names are by id: fees by segment, `remarks` by addition. `carried` is what each basis was billed exactly,
@@ -64,7 +64,7 @@ class Facts:
     currency: str
     tax_rate: Decimal
     until: date
-    charges: Sequence[Charge] = ()
+    charges: Sequence[SupplyCharge] = ()
     credits_consumed: int = 0
     fees: Mapping[int, Fee] = field(default_factory=dict)
     tenants: Mapping[int, str] = field(default_factory=dict)
@@ -73,21 +73,21 @@ class Facts:
     carried: Mapping[str, Decimal] = field(default_factory=dict)
     units_before: Mapping[Month, int] = field(default_factory=dict)
     since: date = date.min
-    taxes: Sequence[Dated] = ()
+    taxes: Sequence[EffectiveTax] = ()
     taxed_before: Mapping[object, Tax] = field(default_factory=dict)
 
     def tax_on(self, day: date) -> Tax:
         """The tax of what is supplied on a day."""
         return in_force(self.taxes, Tax(self.tax_rate), day)
 
-    def tax_of(self, charge: Charge) -> Tax:
+    def tax_of(self, charge: SupplyCharge) -> Tax:
         """The tax of a charge: that of its last day, or what it was billed with where it gives back."""
         billed = self.taxed_before.get(charge.supply) if is_back(charge) else None
         return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BillLine:
     """One line; `amount` is rounded, `unit_price` is not. Days, tokens, credits and units are whole.
 
     `exact` is what its charges come to, and `basis` what its rounding goes on with; a tax has neither.
@@ -110,10 +110,10 @@ class Line:
 
 
 # A line that is not rounded yet, and its charges.
-Drawn = tuple[Line, Sequence[Charge]]
+Drawn = tuple[BillLine, Sequence[SupplyCharge]]
 
 
-def is_back(charge: Charge) -> bool:
+def is_back(charge: SupplyCharge) -> bool:
     """Whether a charge gives back what another one owed; a discount is below zero by itself."""
     return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
 
@@ -130,7 +130,7 @@ def span(start: date, end: date) -> str:
     return f"{written(start)} to {written(last)}"
 
 
-def drawn(line: Line, charges: Sequence[Charge], basis: str) -> Drawn:
+def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
     """A line of charges, not rounded yet, with when they were supplied and what its rounding goes on with."""
     start = min(each.day for each in charges)
     end = max(each.end for each in charges).astimezone(UTC).date()
@@ -138,19 +138,19 @@ def drawn(line: Line, charges: Sequence[Charge], basis: str) -> Drawn:
 
 
 def by(
-    charges: Iterable[Charge], place: Callable[[Charge], tuple[object, ...] | Decimal]
-) -> list[list[Charge]]:
+    charges: Iterable[SupplyCharge], place: Callable[[SupplyCharge], tuple[object, ...] | Decimal]
+) -> list[list[SupplyCharge]]:
     """Charges of the same place together, in the order of their places."""
     ordered = sorted(charges, key=place)
     return [list(group) for _, group in groupby(ordered, key=place)]
 
 
-def sum_of(charges: Iterable[Charge]) -> Decimal:
+def sum_of(charges: Iterable[SupplyCharge]) -> Decimal:
     """Add up what charges come to."""
     return sum((charge.amount for charge in charges), Decimal(0))
 
 
-def count_of(charges: Iterable[Charge]) -> int:
+def count_of(charges: Iterable[SupplyCharge]) -> int:
     """Add up what they are for."""
     return int(sum((charge.quantity for charge in charges), Decimal(0)))
 
@@ -172,7 +172,7 @@ LEFT_REASONS = (
 )  # fmt: skip
 
 
-class Due(NamedTuple):
+class DueInvoice(NamedTuple):
     """An invoice to be drafted or, where it is to be final, made so; `source` of a one-off invoice.
 
     Organizations of one `partition` are one keeper's at a time.
@@ -187,7 +187,7 @@ class Due(NamedTuple):
     partition: int = 0
 
 
-class Left(NamedTuple):
+class SkipReason(NamedTuple):
     """Why an invoice was left: one of the reasons, and a sentence."""
 
     reason: str
@@ -198,19 +198,19 @@ class ScheduledResult(NamedTuple):
     """Organizations of which all that is due is made, and why others were left."""
 
     done: Collection[int]
-    left: Mapping[int, Left]
+    left: Mapping[int, SkipReason]
 
 
-def left_by(refusal: TollkeeperError) -> Left:
+def left_by(refusal: TollkeeperError) -> SkipReason:
     """Why one is left that was refused so."""
     if isinstance(refusal, Unprocessable) and refusal.errors:
         said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
-        return Left(INCOMPLETE, f"{refusal.message} {said}")
+        return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
     if isinstance(refusal, CountersUnavailable):
-        return Left(COUNTERS, str(refusal))
-    if isinstance(refusal, TookTooLong):
-        return Left(TOOK_TOO_LONG, str(refusal))
-    return Left(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))
+        return SkipReason(COUNTERS, str(refusal))
+    if isinstance(refusal, StoreTimeout):
+        return SkipReason(TOOK_TOO_LONG, str(refusal))
+    return SkipReason(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))
 
 
 # Lines of a subscription: fees of its days, what is off them, what is missing to its minimum. Pure.
@@ -219,9 +219,9 @@ def left_by(refusal: TollkeeperError) -> Left:
 UNIT_PRICE_DIGITS = 12
 
 
-def fees(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def fees(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """A line for days that follow each other within a cycle; none for days that were taken back already."""
-    runs: list[tuple[tuple[int, ...], list[Charge]]] = []
+    runs: list[tuple[tuple[int, ...], list[SupplyCharge]]] = []
     for days in by(charges, lambda charge: charge.supply):
         amount, quantity = sum_of(days), count_of(days)
         if amount or quantity:
@@ -238,7 +238,7 @@ def fees(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         yield drawn(_fee(facts.fees[segment_id], of_run, sign), of_run, f"segment:{segment_id}")
 
 
-def _fee(fee: Fee, charges: Sequence[Charge], sign: int) -> Line:
+def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
     segment, exact = fee.segment, sum_of(charges)
     start, end = charges[0].day, charges[-1].day + timedelta(days=1)
     first, following = cycle_of(segment.anchor, segment.interval, start)
@@ -253,10 +253,10 @@ def _fee(fee: Fee, charges: Sequence[Charge], sign: int) -> Line:
         )
     if sign < 0:
         description += ", given back"
-    return Line(FEE, description, quantity, price, exact)
+    return BillLine(FEE, description, quantity, price, exact)
 
 
-def discounts(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """A line for what is off a segment's days, and one for what is no longer since they were lost."""
     for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
         fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
@@ -267,11 +267,13 @@ def discounts(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         description = f"Discount {percent} %, {fee.plan}, {span(first, last + timedelta(days=1))}"
         if exact > 0:
             description += ", taken back"
-        line = Line(DISCOUNT, description, QUANTITY_ONE if exact > 0 else -QUANTITY_ONE, abs(exact), exact)
+        line = BillLine(
+            DISCOUNT, description, QUANTITY_ONE if exact > 0 else -QUANTITY_ONE, abs(exact), exact
+        )
         yield drawn(line, of_one, f"discount:{of_one[0].source_id}")
 
 
-def commitments(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """What is missing to the minimum that a cycle comes to, or too much of it where use was told late."""
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
@@ -280,11 +282,11 @@ def commitments(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
             if exact < 0:
                 description += ", given back"
             sign = QUANTITY_ONE if exact > 0 else -QUANTITY_ONE
-            line = Line(COMMITMENT, description, sign, abs(exact), exact)
+            line = BillLine(COMMITMENT, description, sign, abs(exact), exact)
             yield drawn(line, of_cycle, f"commitment:{first.source_id}")
 
 
-__all__ = ["Bill", "Facts", "Fee", "Line", "bill", "span"]
+__all__ = ["Bill", "BillLine", "Fee", "InvoiceFacts", "bill", "span"]
 
 INFORMATION = "credits_consumed"
 # What a basis begins with that counts toward a minimum.
@@ -295,16 +297,16 @@ _COMMITTED = frozenset({"segment", "discount", "early", "tokens", "usage"})
 class Bill:
     """The lines in order, and each charge with the position of its line: None where it came to nothing."""
 
-    lines: tuple[Line, ...]
-    placed: tuple[tuple[Charge, int | None], ...]
+    lines: tuple[BillLine, ...]
+    placed: tuple[tuple[SupplyCharge, int | None], ...]
 
 
-def bill(facts: Facts) -> Bill:
+def bill(facts: InvoiceFacts) -> Bill:
     """Make an invoice's lines: subscription, overage, credits bought and used, units by tier, tax."""
-    lines: list[Line] = []
-    placed: list[tuple[Charge, int | None]] = []
+    lines: list[BillLine] = []
+    placed: list[tuple[SupplyCharge, int | None]] = []
     carried = dict(facts.carried)
-    of_kind = defaultdict[str, list[Charge]](list)
+    of_kind = defaultdict[str, list[SupplyCharge]](list)
     for charge in facts.charges:
         of_kind[charge.kind].append(charge)
     for draw, kind in _ORDER:
@@ -320,17 +322,17 @@ def bill(facts: Facts) -> Bill:
     return Bill(tuple(lines), tuple(placed))
 
 
-def _by_tax(facts: Facts, charges: Sequence[Charge]) -> list[tuple[Tax, Sequence[Charge]]]:
+def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
     """Charges with the same tax together, the earliest first; without charges the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
-    found: dict[Tax, list[Charge]] = {}
+    found: dict[Tax, list[SupplyCharge]] = {}
     for charge in charges:
         found.setdefault(facts.tax_of(charge), []).append(charge)
     return sorted(found.items(), key=lambda of: min(each.start for each in of[1]))
 
 
-def _behind(facts: Facts, charges: Sequence[Charge]) -> Facts:
+def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
     """The facts for units behind these ones, in the same months."""
     before = dict(facts.units_before)
     for each in charges:
@@ -340,7 +342,7 @@ def _behind(facts: Facts, charges: Sequence[Charge]) -> Facts:
     return replace(facts, units_before=before)
 
 
-def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
+def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
     """Round what is billed of a basis up to now, less what was billed of it before.
 
     What is missing to a minimum takes the rest of all that counts toward it: together they come to it.
@@ -357,7 +359,7 @@ def _rounded(line: Line, carried: dict[str, Decimal], currency: str) -> Line:
     return replace(line, amount=amount)
 
 
-def _early_uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Tokens used ahead of their days, where a plan ended inside a cycle: one line for each end."""
     for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
         first, exact, tokens = of_end[0], sum_of(of_end), count_of(of_end)
@@ -368,11 +370,11 @@ def _early_uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         description = f"Tokens of the plan used ahead of its days, {tenant}, {days}"
         if tokens < 0:
             description += ", given back"
-        line = Line(EARLY_USE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
+        line = BillLine(EARLY_USE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
         yield drawn(line, of_end, f"early:{first.tenant_id}")
 
 
-def _overages(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     for of_cycle in by(charges, lambda each: (each.tenant_id, each.place, each.unit_price)):
         first, exact, tokens = of_cycle[0], sum_of(of_cycle), count_of(of_cycle)
         if not exact and not tokens:
@@ -383,11 +385,11 @@ def _overages(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         )
         if tokens < 0:
             description += ", given back"
-        line = Line(OVERAGE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
+        line = BillLine(OVERAGE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
         yield drawn(line, of_cycle, f"tokens:{first.tenant_id}")
 
 
-def _purchases(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     for of_one in by(charges, lambda each: (each.start, each.source_id)):
         first, quantity = of_one[0], count_of(of_one)
         if not quantity:
@@ -396,11 +398,11 @@ def _purchases(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         description = f"{what}, {written(first.day)}"
         if remark := facts.remarks.get(first.source_id or 0):
             description += f", {remark}"
-        line = Line(PURCHASE, description, quantity, first.unit_price, sum_of(of_one))
+        line = BillLine(PURCHASE, description, quantity, first.unit_price, sum_of(of_one))
         yield drawn(line, of_one, f"addition:{first.source_id}")
 
 
-def _postpaid(_: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def _postpaid(_: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Credits used beyond the balance: one line for each price."""
     for of_price in by(charges, lambda each: (each.unit_price,)):
         first, quantity, exact = of_price[0], count_of(of_price), sum_of(of_price)
@@ -410,16 +412,16 @@ def _postpaid(_: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
         description = f"Credits used beyond the balance, {days}"
         if quantity < 0:
             description += ", given back"
-        yield drawn(Line(POSTPAID, description, quantity, first.unit_price, exact), of_price, "postpaid")
+        yield drawn(BillLine(POSTPAID, description, quantity, first.unit_price, exact), of_price, "postpaid")
 
 
-def _consumed(facts: Facts, _: Sequence[Charge]) -> Iterator[Drawn]:
+def _consumed(facts: InvoiceFacts, _: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     if facts.credits_consumed:
         description = "Credits used, paid with credits"
-        yield Line(INFORMATION, description, facts.credits_consumed, Decimal(0), Decimal(0)), ()
+        yield BillLine(INFORMATION, description, facts.credits_consumed, Decimal(0), Decimal(0)), ()
 
 
-def _uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
+def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """One line a tier of a service's month, in the order the month reached them; use at cost is one."""
     for of_month in by(
         charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
@@ -448,11 +450,11 @@ def _uses(facts: Facts, charges: Sequence[Charge]) -> Iterator[Drawn]:
             at += units
             said, late = said + late, ""
             exact = sum_of(portion)
-            line = Line(USAGE, said, units, portion[0].unit_price, exact, service_id=first.service_id)
+            line = BillLine(USAGE, said, units, portion[0].unit_price, exact, service_id=first.service_id)
             yield drawn(line, portion, f"usage:{first.service_id}")
 
 
-def _late(facts: Facts, charges: Sequence[Charge]) -> str:
+def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
     """How much of a service's month was used before the period that began in it; empty where nothing was."""
     units = count_of(each for each in charges if each.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
@@ -461,22 +463,22 @@ def _late(facts: Facts, charges: Sequence[Charge]) -> str:
     return f", {amount} of it used before {written(facts.since)}"
 
 
-def _at_cost(charges: Sequence[Charge], description: str, late: str) -> Line:
+def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
     """Use that is charged what it cost: one line, its price exact to the last unit."""
     exact = sum_of(charges)
     sign, description = QUANTITY_ONE, f"{description}, at cost"
     if exact < 0:
         sign, description = -QUANTITY_ONE, f"{description}, given back"
-    return Line(USAGE, description + late, sign, abs(exact), exact, service_id=charges[0].service_id)
+    return BillLine(USAGE, description + late, sign, abs(exact), exact, service_id=charges[0].service_id)
 
 
-def _taxes(lines: Sequence[Line], currency: str) -> list[Line]:
+def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
     """A line for each tax of the lines; none where nothing is taxed and nothing has to be said of that."""
     found = []
     for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
         exact = EXACT.multiply(subtotal, tax.rate)
         if exact or (tax.said and not tax.rate):
-            found.append(Line("tax", tax.said, QUANTITY_ONE, exact, rounded(exact, currency), tax=tax))
+            found.append(BillLine("tax", tax.said, QUANTITY_ONE, exact, rounded(exact, currency), tax=tax))
     return found
 
 
@@ -493,7 +495,7 @@ _ORDER = (
 )
 
 
-def _in_money(charge: Charge) -> bool:
+def _in_money(charge: SupplyCharge) -> bool:
     return charge.unit_price == IN_MONEY[0].unit_price
 
 
@@ -506,11 +508,11 @@ def _in_money(charge: Charge) -> bool:
 NOTHING = Decimal(0)
 
 # Lines by their position on the invoice.
-Lines = Mapping[int, Line]
+Lines = Mapping[int, BillLine]
 Amounts = Mapping[int, Decimal]
 
 
-def whole_note(lines: Lines, given: Amounts) -> dict[int, Line]:
+def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
     """Everything that is left of an invoice, turned round; `given` is what other notes gave back of a line.
 
     `Conflict` where nothing is left.
@@ -527,13 +529,13 @@ def whole_note(lines: Lines, given: Amounts) -> dict[int, Line]:
 
 def partial_note(
     lines: Lines, given: Amounts, asked: Mapping[int, Decimal | None], currency: str
-) -> dict[int, Line]:
+) -> dict[int, BillLine]:
     """Some amounts of some lines, turned round, with the tax on them; None asks for what is left of a line.
 
     `Unprocessable` names the lines of which that much cannot be given back.
     """
     errors: list[tuple[str, str]] = []
-    note: dict[int, Line] = {}
+    note: dict[int, BillLine] = {}
     for position, amount in asked.items():
         line = lines.get(position)
         if line is None or line.kind in {INFORMATION, "tax"}:
@@ -553,7 +555,7 @@ def partial_note(
     return note | _tax(lines, given, note, currency)
 
 
-def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, Line]:
+def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
     """Each tax on what is given back of what was billed with it, less what was given back of it before."""
     found = {}
     for position, line in lines.items():
@@ -574,7 +576,7 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
     return found
 
 
-def _turned(line: Line, amount: Decimal) -> Line:
+def _turned(line: BillLine, amount: Decimal) -> BillLine:
     """A line that gives back so much; a part of one is one of its amount."""
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)

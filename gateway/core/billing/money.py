@@ -50,7 +50,7 @@ EXACT = Context(prec=100)
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class PriceTier:
     """Units up to and including `up_to` (None: without end) cost `unit_price` each."""
 
     up_to: int | None
@@ -67,7 +67,7 @@ class Portion:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPrice:
+class CreditRates:
     """Credits a million tokens of each kind cost; None is what its kind falls back to (`cost.FALLBACK`)."""
 
     input: int = 0
@@ -83,7 +83,7 @@ class TokenPrice:
 
 
 @dataclass(frozen=True, slots=True)
-class AtCost:
+class CostMarkup:
     """What a call costs by the price book, times `markup`: in money, or in credits, so many to a unit."""
 
     markup: Decimal = ONE
@@ -96,30 +96,30 @@ class AtCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Pricing:
+class ServicePricing:
     """The price of a service as it is stored: tiers, credits by model and token kind, at cost, or none.
 
     `markup` is what credits by token are multiplied by. `currency` is what tiers are in; empty: whatever the
     organization pays in.
     """
 
-    tiers: tuple[Tier, ...] = ()
-    per_million: Mapping[str, TokenPrice] | None = None
-    at_cost: AtCost | None = None
+    tiers: tuple[PriceTier, ...] = ()
+    per_million: Mapping[str, CreditRates] | None = None
+    at_cost: CostMarkup | None = None
     markup: Decimal = ONE
     currency: str = ""
 
     @property
-    def ladder(self) -> tuple[Tier, ...]:
+    def ladder(self) -> tuple[PriceTier, ...]:
         """What units cost: those of a call at cost are nano-units of its currency."""
         return self.tiers if self.at_cost is None else IN_MONEY
 
 
 # Units that are money: a billionth of the currency each, in every quantity.
-IN_MONEY = (Tier(None, ONE_NANO),)
+IN_MONEY = (PriceTier(None, ONE_NANO),)
 # As in lua/lib/tiers.lua: whole millionths at any price.
 FOLD = 10**15
-NO_PRICING = Pricing()
+NO_PRICING = ServicePricing()
 
 
 def minor_digits(currency: str) -> int:
@@ -143,16 +143,16 @@ def times(quantity: int, unit_price: Decimal) -> Decimal:
     return EXACT.multiply(Decimal(quantity), unit_price)
 
 
-def read_pricing(document: Mapping[str, object] | None) -> Pricing:
+def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
     """Read the `pricing` of a service or of an organization's override; None has no price."""
     document = document or {}
     tiers, prices, at_cost = document.get("tiers"), document.get("per_million"), document.get("at_cost")
-    return Pricing(
-        tuple(Tier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
+    return ServicePricing(
+        tuple(PriceTier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
         if isinstance(tiers, list)
         else (),
         {model: _token_price(price) for model, price in prices.items()} if isinstance(prices, dict) else None,
-        AtCost(**{name: Decimal(number) for name, number in at_cost.items() if number is not None})
+        CostMarkup(**{name: Decimal(number) for name, number in at_cost.items() if number is not None})
         if isinstance(at_cost, dict)
         else None,
         Decimal(str(document.get("markup") or ONE)),
@@ -160,12 +160,12 @@ def read_pricing(document: Mapping[str, object] | None) -> Pricing:
     )
 
 
-def _token_price(price: Mapping[str, int]) -> TokenPrice:
+def _token_price(price: Mapping[str, int]) -> CreditRates:
     """A price by kind; `cached` is another name of `cache_read`."""
-    return TokenPrice(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
+    return CreditRates(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
 
 
-def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:
+def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
     """Spread `quantity` units over tiers, `already` units of the same month lying below them.
 
     Units beyond the last tier's end cost what the last tier costs. Spreading 0 to a and then
@@ -184,7 +184,7 @@ def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portio
     return portions
 
 
-def spread(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:
+def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
     """Spread units as `graduated` does; below zero they are given back.
 
     What is given back beyond a month's first unit is worth what the first units cost.
@@ -199,7 +199,7 @@ def spread(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:
     ]
 
 
-def spend_micro(tiers: Sequence[Tier], already: int, quantity: int) -> int:
+def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
     """What `quantity` more units cost, in millionths of the currency.
 
     The cost of all units so far is rounded up, and the difference taken: however units are cut
@@ -213,7 +213,7 @@ def folded(units: int) -> int:
     return units if units < 2 * FOLD else FOLD + units % FOLD
 
 
-def _whole_micro(tiers: Sequence[Tier], units: int) -> int:
+def _whole_micro(tiers: Sequence[PriceTier], units: int) -> int:
     if units < 0:
         return -_whole_micro(tiers, -units)
     with localcontext(EXACT):
@@ -233,7 +233,7 @@ TIER = Layout("TIER", "f64 up_to whole part")
 TIER_BYTES = TIER.size
 
 
-def pack_tiers(tiers: Sequence[Tier]) -> bytes:
+def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
     """The tiers as an argument; empty where there are none."""
     packed = []
     for tier in tiers:
@@ -248,10 +248,12 @@ def are_money(packed: bytes) -> bool:
     return packed == _MONEY
 
 
-def read_tiers(packed: bytes) -> tuple[Tier, ...]:
+def read_tiers(packed: bytes) -> tuple[PriceTier, ...]:
     """The tiers of an argument."""
     return tuple(
-        Tier(None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS))
+        PriceTier(
+            None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS)
+        )
         for up_to, whole, part in TIER.struct.iter_unpack(packed)
     )
 

@@ -30,7 +30,7 @@ NOTHING = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Receivable:
+class OpenInvoice:
     """A finalized invoice: what is left to pay of it and until when.
 
     `due_date` is the last day it may be paid on; None has none.

@@ -14,7 +14,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, Literal, NamedTuple
 
-from gateway.core.billing.money import ANY_MODEL, ENDLESS, EXACT, NANO, Pricing, TokenPrice, whole_credits
+from gateway.core.billing.money import (
+    ANY_MODEL,
+    ENDLESS,
+    EXACT,
+    NANO,
+    CreditRates,
+    ServicePricing,
+    whole_credits,
+)
 from gateway.core.times import ms_of
 
 # A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
@@ -67,7 +75,7 @@ class Vector(NamedTuple):
     service_tiers: Mapping[str, Factor] = _NONE
 
 
-class Price(NamedTuple):
+class ModelPrice(NamedTuple):
     """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
 
     `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
@@ -114,9 +122,9 @@ def folded(name: str) -> str:
     return name.lower() if name.isascii() else name.translate(_CAPITALS)
 
 
-def read_price(row: Mapping[str, Any]) -> Price:
+def read_price(row: Mapping[str, Any]) -> ModelPrice:
     """Read a row of the table, or of the bundled list; its money is exact decimals, or their strings."""
-    return Price(
+    return ModelPrice(
         folded(str(row["model"])),
         row["match"] == PREFIX,
         folded(row["provider"] or ""),
@@ -127,8 +135,8 @@ def read_price(row: Mapping[str, Any]) -> Price:
 
 
 def choose(
-    prices: Iterable[Price], model: str, currency: str, at_ms: int, provider: str = ""
-) -> Price | None:
+    prices: Iterable[ModelPrice], model: str, currency: str, at_ms: int, provider: str = ""
+) -> ModelPrice | None:
     """The price in force of a model at a time, None where there is none.
 
     Where a provider is named, its own prices and those of any provider count; only where there are none,
@@ -146,7 +154,7 @@ def choose(
     return min((price for price in now if is_known_by_name(price, provider)), key=_rank, default=None)
 
 
-def is_known_by_name(price: Price, provider: str = "") -> bool:
+def is_known_by_name(price: ModelPrice, provider: str = "") -> bool:
     """Whether a price counts where this provider is asked for, or where none is."""
     return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == folded(provider)
 
@@ -156,10 +164,10 @@ class PriceBook:
 
     __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes")
 
-    def __init__(self, prices: Iterable[Price] = (), *, models_max: int = MODELS_REMEMBERED_MAX) -> None:
+    def __init__(self, prices: Iterable[ModelPrice] = (), *, models_max: int = MODELS_REMEMBERED_MAX) -> None:
         # By name, each with its place among all: the lesser counts.
-        self._exact: dict[str, list[tuple[int, Price]]] = {}
-        self._prefixes: dict[str, list[tuple[int, Price]]] = {}
+        self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
+        self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
         for place in enumerate(sorted(filter(is_known_by_name, prices), key=_rank)):
             into = self._prefixes if place[1].is_prefix else self._exact
             into.setdefault(place[1].model, []).append(place)
@@ -197,11 +205,11 @@ class PriceBook:
         return found
 
 
-def _matches(price: Price, name: str) -> bool:
+def _matches(price: ModelPrice, name: str) -> bool:
     return name.startswith(price.model) if price.is_prefix else name == price.model
 
 
-def _rank(price: Price) -> tuple[object, ...]:
+def _rank(price: ModelPrice) -> tuple[object, ...]:
     """Of two prices of a model the lesser counts; of one provider's the newest, those of any time."""
     return (
         price.is_bundled,
@@ -246,10 +254,10 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
 # They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
 
 
-_found: dict[tuple[int, str], tuple[Pricing, Vector | None]] = {}
+_found: dict[tuple[int, str], tuple[ServicePricing, Vector | None]] = {}
 
 
-def token_price(pricing: Pricing, model: str) -> Vector | None:
+def token_price(pricing: ServicePricing, model: str) -> Vector | None:
     """What a model's tokens cost in nano-credits, None where it has no price.
 
     Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
@@ -273,7 +281,7 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
     return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
 
 
-def _look(pricing: Pricing, model: str) -> TokenPrice | None:
+def _look(pricing: ServicePricing, model: str) -> CreditRates | None:
     prices = pricing.per_million or {}
     if model in prices and model != ANY_MODEL:
         return prices[model]
@@ -281,7 +289,7 @@ def _look(pricing: Pricing, model: str) -> TokenPrice | None:
     return prices[max(fitting, key=len)] if fitting else None
 
 
-def _vector_of_tokens(price: TokenPrice, pricing: Pricing) -> Vector:
+def _vector_of_tokens(price: CreditRates, pricing: ServicePricing) -> Vector:
     factor = int(pricing.markup * NANO)
     own = {kind: getattr(price, kind) for kind in KINDS}
     return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))
@@ -355,7 +363,7 @@ SAID = (*KINDS, "request", "tools", "context_tiers", "service_tiers")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PriceChange:
     """One difference: a row to add from `at` on, or the one in force that the other list has no more.
 
     `before` is what is in force until then; it has no row where there is none.
@@ -375,7 +383,7 @@ class Change:
         return {name: (before.get(name), after.get(name)) for name in names}
 
 
-def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[Change]:
+def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
     """What is to be added to `kept` for it to say what `listed` says from a time on, and what is gone."""
     wanted, there = _timelines(listed), _timelines(kept)
     for name, timeline in wanted.items():
@@ -383,10 +391,10 @@ def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterato
     for name, timeline in there.items():
         last = _in_force(timeline, at)
         if name not in wanted and last is not None:
-            yield Change("gone", last, at, last)
+            yield PriceChange("gone", last, at, last)
 
 
-def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[Change]:
+def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceChange]:
     kind: Literal["new", "changed"] = "changed" if kept else "new"
     there = dict(kept)
     for moment in (at, *sorted(each for each in {*wanted, *kept} if each > at)):
@@ -398,7 +406,7 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[Change
         before = _in_force(there, since)
         if before is None or _said(before) != _said(row):
             there[since] = row
-            yield Change(kind, row, since, before)
+            yield PriceChange(kind, row, since, before)
 
 
 def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
@@ -436,7 +444,7 @@ def _exact(value: object) -> object:
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
-class Line(NamedTuple):
+class CostLine(NamedTuple):
     """One part of a call's cost, exact: `amount` is `quantity` × `unit_price` / `per`.
 
     `kind` is one of `KINDS`, `request`, or `tools.` and a tool's name; the price has its service tier in it.
@@ -475,7 +483,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
 
 def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
-) -> list[Line]:
+) -> list[CostLine]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
     prices = prices_at(vector, sum(counts[:4]))
     factor = vector.service_tiers.get(tier, SAME)
@@ -529,11 +537,11 @@ def apart(counts: Sequence[int]) -> Sequence[int]:
     )  # fmt: skip
 
 
-def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> Line:
+def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> CostLine:
     numerator, denominator = factor
     unit_price = EXACT.divide(money(nano * numerator), Decimal(denominator))
     amount = EXACT.divide(EXACT.multiply(unit_price, Decimal(quantity)), Decimal(per))
-    return Line(kind, quantity, unit_price, per, amount)
+    return CostLine(kind, quantity, unit_price, per, amount)
 
 
 # What a call costs before it is over: by the tokens seen of it, and at most by all it could use. Pure.
@@ -595,7 +603,7 @@ class TokenRate:
 
 
 @dataclass(slots=True)
-class Asks:
+class PriceQualifiers:
     """What of a call says which prices it may have: whether it may write to a cache, has more than text in
     it, may be answered with sound; the tiers it may be served at, None for any; uses of tools by name.
     """
@@ -608,7 +616,7 @@ class Asks:
 
 
 @dataclass(slots=True)
-class Dearest:
+class HighestRates:
     """The dearest price of text that is read, of what goes to caches, of blobs, of what is written, sound."""
 
     text: int
@@ -628,7 +636,7 @@ def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, i
 
 
 def dearest_rate(
-    vectors: Sequence[Vector], read: int, asks: Asks, factor: Factor = SAME, *, in_money: bool
+    vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
     """The most a call could cost by its tokens: of all prices it may have, the dearest."""
     input_ = output = fixed = 0
@@ -659,21 +667,21 @@ def prices_within(vector: Vector, read: int) -> list[tuple[int, ...]]:
     return found
 
 
-def dearest_kinds(prices: tuple[int, ...]) -> Dearest:
+def dearest_kinds(prices: tuple[int, ...]) -> HighestRates:
     """The dearest of prices by kind, remembered for up to `PRICES_MAX` of them."""
     found = _dearest.get(prices)
     if found is None:
         text, caches, blobs, written = [
             max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _CACHES, _BLOBS, _WRITTEN)
         ]
-        found = Dearest(text, caches, blobs, written, prices[_SOUND])
+        found = HighestRates(text, caches, blobs, written, prices[_SOUND])
         if len(_dearest) >= PRICES_MAX:
             _dearest.clear()
         _dearest[prices] = found
     return found
 
 
-_dearest: Final[dict[tuple[int, ...], Dearest]] = {}
+_dearest: Final[dict[tuple[int, ...], HighestRates]] = {}
 
 
 def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:

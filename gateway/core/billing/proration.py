@@ -19,7 +19,7 @@ from itertools import pairwise
 from gateway.core.accounts.budgets import bounds
 from gateway.core.billing.charges import day_fees
 from gateway.core.billing.money import EXACT, ONE_NANO
-from gateway.core.billing.subscription import Segment, cycle_of, midnight
+from gateway.core.billing.subscription import PlanSegment, cycle_of, midnight
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import moment_of, ms_of
 
@@ -48,15 +48,15 @@ class TokenTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class SegmentEnd:
     """A segment that ended, with all of its subscription. `at` is the last moment it was in force.
 
     `over`: no other one follows.
     """
 
     subscription_id: int
-    segments: Sequence[Segment]
-    segment: Segment
+    segments: Sequence[PlanSegment]
+    segment: PlanSegment
     at: datetime
     over: bool
 
@@ -88,7 +88,7 @@ class PlanEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class PlanUsage:
     """What a tenant had used of a plan as that ended; `began` names the row of its ledger that gave tokens.
 
     `regained` are the tokens of a later plan of the cycle that has more than the next one: `ALL` of one that
@@ -118,7 +118,7 @@ class Used:
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class EarlyUse:
     """Tokens that the end of a plan owes, their amount and price; one that is paid in part counts."""
 
     tokens: int
@@ -138,7 +138,7 @@ class DebtEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PlanStart:
     """A row of a tenant's ledger that begins something: a reset, or another plan. `moved` has its sign."""
 
     at: datetime
@@ -147,7 +147,7 @@ class Turn:
     moved: int
 
 
-def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
+def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
     """What the end of a plan owes by; None in a trial, and where what was used is owed elsewhere.
 
     `then` is the plan that follows, None where there is none or it counts no tokens.
@@ -175,7 +175,7 @@ def plan_end(ended: Ended, had: TokenTerms, then: TokenTerms | None) -> PlanEnd 
     return PlanEnd(had.total, counted, worth, paid, paid_from, segment.end, ends, begins, carries)
 
 
-def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
+def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
     """How debt of an earlier plan ends with the plan that carried it; None where the next one carries it on.
 
     `ended` is None where a person gives the tenant another plan.
@@ -190,7 +190,7 @@ def debt_end(ended: Ended | None, had: TokenTerms, then: TokenTerms | None) -> D
     return DebtEnd(ends, max(0, then.total - (had.total or 0)))
 
 
-def stop_of(turns: Sequence[Turn], ends: datetime | None) -> int:
+def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
     """Where a plan, or the cycle of tokens it ended in, was over: before this turn."""
     last = len(turns) - 1
     if ends is None:
@@ -198,13 +198,13 @@ def stop_of(turns: Sequence[Turn], ends: datetime | None) -> int:
     return next((at for at, turn in enumerate(turns) if turn.is_reset and turn.at >= ends), last)
 
 
-def begin_of(turns: Sequence[Turn], stop: int) -> int | None:
+def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
     """The turn from which on tokens of the cycle were used."""
     begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
     return begins[-1] if begins else None
 
 
-def tokens_used(turns: Sequence[Turn], total: int, ends: datetime | None, told: int = 0) -> int:
+def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
     """Tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the last.
 
     What was recharged or rolled over is used before the plan's own. `told` are those that came behind it.
@@ -218,21 +218,21 @@ def tokens_used(turns: Sequence[Turn], total: int, ends: datetime | None, told: 
     return max(0, min(min(had, total) - _left(turns[stop]) + told, total))
 
 
-def _left(turn: Turn) -> int:
+def _left(turn: PlanStart) -> int:
     """What remained just before a turn."""
     return (turn.remaining or 0) - turn.moved
 
 
-def ahead(ends: Sequence[Used], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[Ahead]:
+def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[EarlyUse]:
     """What all ends of a cycle owe, the earliest first, beyond its `fees` up to a day (None: all of them).
 
     By the plan that runs on all days of the cycle come to `runs`. Days pay for the earliest first. Of several
     tenants the one that used most is paid for.
     """
-    of_tenants = defaultdict[int, dict[int, Used]](dict)
+    of_tenants = defaultdict[int, dict[int, PlanUsage]](dict)
     for place, end in enumerate(ends):
         of_tenants[end.tenant_id][place] = end
-    owed: dict[int, Ahead] = {}
+    owed: dict[int, EarlyUse] = {}
     paid = Decimal(0)
     for mine in of_tenants.values():
         shares, until = _shares(mine, runs)
@@ -245,12 +245,12 @@ def ahead(ends: Sequence[Used], fees: Callable[[date | None], Decimal], runs: De
     return [owed[place] for place in range(len(ends))]
 
 
-class _Share:
+class _DebtShare:
     """Tokens that the end of a plan owes, each by the plan whose price it has; and those left of a debt."""
 
     def __init__(self, debt: int | None) -> None:
         self.debt = debt
-        self.tokens, self.left = Counter[Used](), Counter[Used]()
+        self.tokens, self.left = Counter[PlanUsage](), Counter[PlanUsage]()
 
     @property
     def worth(self) -> Decimal:
@@ -262,7 +262,7 @@ class _Share:
         """What is owed of that at most."""
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
-    def add(self, tokens: int, by: Used, *, is_debt: bool) -> None:
+    def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
         """Tokens at a plan's price; what came last is paid back first."""
         self.tokens[by] += tokens
         if is_debt and self.debt is not None:
@@ -270,7 +270,7 @@ class _Share:
             self.debt -= tokens
         self.left[by] += tokens
 
-    def ahead(self, amount: Decimal, end: Used) -> Ahead:
+    def ahead(self, amount: Decimal, end: PlanUsage) -> EarlyUse:
         """As many of the tokens as the amount is of what they come to; half a nano-unit is no token."""
         prices = {each.price for each in self.tokens} or {end.price}
         price = prices.pop()
@@ -278,17 +278,17 @@ class _Share:
             price = EXACT.divide(self.worth, Decimal(self.tokens.total()))
         exact = EXACT.divide(amount - HALF_NANO, price) if amount else Decimal(0)
         tokens = int(exact.to_integral_value(ROUND_CEILING, EXACT))
-        return Ahead(max(tokens, int(amount > 0)), amount, _rounded(price))
+        return EarlyUse(max(tokens, int(amount > 0)), amount, _rounded(price))
 
 
-def _shares(ends: Mapping[int, Used], runs: Decimal) -> tuple[dict[int, _Share], date | None]:
+def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
     """What each end of a tenant has of the tokens, and up to which day days pay for them: None is all days.
 
     A token is the last end's that had it, at the lowest price of the plans that had. Tokens that were given
     anew within the cycle are others.
     """
-    shares, until = {place: _Share(end.debt) for place, end in ends.items()}, None
-    given = defaultdict[object, dict[int, Used]](dict)
+    shares, until = {place: _DebtShare(end.debt) for place, end in ends.items()}, None
+    given = defaultdict[object, dict[int, PlanUsage]](dict)
     for place, end in ends.items():
         given[end.began][place] = end
     for group in given.values():
@@ -334,14 +334,14 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
     return moment_of(start_ms).astimezone(UTC).date(), moment_of(end_ms)
 
 
-def days_of(segment: Segment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
+def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
     """The days of a cycle of tokens; those that are given once are worth the fee of a day's cycle."""
     if ends is None:
         return cycle_of(segment.anchor, segment.interval, day)
     return paid_from, ends.astimezone(UTC).date()
 
 
-def fees_of(segments: Iterable[Segment], since: date, until: date) -> Decimal:
+def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
     """What days of segments come to, less what is off."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
 
@@ -353,14 +353,16 @@ _ALWAYS = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PlanVersion:
     """What a plan said from a moment on."""
 
     since: datetime
     terms: TokenTerms
 
 
-def sold_with(said: Sequence[Said], given: Said | None, renewed: datetime | None, at: datetime) -> TokenTerms:
+def sold_with(
+    said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
+) -> TokenTerms:
     """The terms of the cycle that ran at a moment; `said` is what the plan says since when, the oldest first.
 
     They are those of the cycle's beginning: by the calendar, by a reset a person asked for (`renewed`), or as

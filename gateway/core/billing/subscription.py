@@ -25,7 +25,7 @@ REPRICED = "repriced"
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SegmentTerms:
     """What was agreed of a segment besides its plan.
 
     `billing` says when the fee of a cycle falls due as one; None is each day once it is over. Days before
@@ -40,11 +40,11 @@ class Terms:
     minimum_commitment: Decimal | None = None
 
 
-AGREED_NOTHING = Terms()
+AGREED_NOTHING = SegmentTerms()
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class PlanSegment:
     """A plan in force from `start` to `end` (not included); `anchor` is where its cycles count from.
 
     `cost` is what a whole cycle costs, `quantity` times what one of it does: by the plan's price, or as
@@ -58,7 +58,7 @@ class Segment:
     start: date
     end: date
     id: int = 0
-    terms: Terms = AGREED_NOTHING
+    terms: SegmentTerms = AGREED_NOTHING
     quantity: int = 1
     negotiated: bool = False
 
@@ -89,13 +89,13 @@ class Subscription:
     `cancel_at` is the day a cancellation ends it; `end` equals it then.
     """
 
-    segments: tuple[Segment, ...]
+    segments: tuple[PlanSegment, ...]
     next_plan_id: int | None = None
     change_at: date | None = None
     cancel_at: date | None = None
 
     @property
-    def current(self) -> Segment:
+    def current(self) -> PlanSegment:
         """The segment that is or was in force last."""
         return self.segments[-1]
 
@@ -130,10 +130,12 @@ def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
 
 def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) -> Subscription:
     """Start a subscription; its cycles count from its first day."""
-    return Subscription((Segment(plan_id, interval, cost, start, start, end),))
+    return Subscription((PlanSegment(plan_id, interval, cost, start, start, end),))
 
 
-def agree(subscription: Subscription, terms: Terms, quantity: int, *, negotiated: bool) -> Subscription:
+def agree(
+    subscription: Subscription, terms: SegmentTerms, quantity: int, *, negotiated: bool
+) -> Subscription:
     """The same by what was agreed besides, so many times its cost."""
     segments = tuple(
         replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
@@ -150,7 +152,7 @@ def agree_from(
     `cost` is what the plan's cycle costs by then: the fee of whoever negotiated one stays, unless it is said.
     Days of before stay as they were.
     """
-    segments: list[Segment] = []
+    segments: list[PlanSegment] = []
     for each in subscription.segments:
         behind = _with(each, said, cost)
         if each.end <= day or each.plan_id != subscription.current.plan_id or behind == each:
@@ -221,7 +223,7 @@ def status(start: date, end: date, today: date) -> str:
     return "future" if today < start else "active"
 
 
-def _with(segment: Segment, said: Mapping[str, object], cost: Decimal) -> Segment:
+def _with(segment: PlanSegment, said: Mapping[str, object], cost: Decimal) -> PlanSegment:
     """A segment by other terms."""
     terms, negotiated, one = segment.terms, segment.negotiated, segment.unit_cost
     if "discount" in said:
@@ -249,7 +251,7 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
     return replace(subscription, segments=segments, next_plan_id=None, change_at=None)
 
 
-def _ended(subscription: Subscription, at: date) -> tuple[Segment, ...]:
+def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
     """The segments, the last of which ends on this day."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 

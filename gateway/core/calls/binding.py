@@ -69,7 +69,7 @@ _KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|{_NAMES})/(?:{_KINDS})(?:/.*
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class ServicePaths:
     """The paths at one place that a service's calls get to: those within a pattern of every group."""
 
     service: str
@@ -77,7 +77,7 @@ class Reach:
     host: str
     groups: tuple[tuple[Pattern, ...], ...]
 
-    def meets(self, other: Reach) -> bool:
+    def meets(self, other: ServicePaths) -> bool:
         """Whether calls of both could get to the same path of the same upstream."""
         return self.host == other.host and all(
             any(one.meets(another) for one in mine for another in theirs)
@@ -98,7 +98,7 @@ class Binding:
     upstream: str = ""
     why: str = ""
     overlapping: tuple[str, ...] = ()
-    reach: Reach | None = None
+    reach: ServicePaths | None = None
     base_path: str = ""
     served: tuple[re.Pattern[str], ...] = field(default=(), repr=False)
 
@@ -132,7 +132,7 @@ class Bindings:
         self._catalogue = catalogue
         self._file = dict(rules.upstreams), dict(rules.paths)
         self._routes = routes
-        self._reaches: tuple[Reach, ...] | None = None
+        self._reaches: tuple[ServicePaths, ...] | None = None
 
     def of(self, key: str, route_upstream: str = "") -> Binding | None:
         """The binding of a service, None if there is none; `route_upstream` is what its own route says."""
@@ -164,12 +164,12 @@ class Bindings:
             if name and name not in self._targets:
                 yield one.key, name
 
-    def _overlapping(self, mine: Reach) -> Iterator[str]:
+    def _overlapping(self, mine: ServicePaths) -> Iterator[str]:
         for other in self._all():
             if other.service != mine.service and mine.meets(other):
                 yield other.service
 
-    def _all(self) -> tuple[Reach, ...]:
+    def _all(self) -> tuple[ServicePaths, ...]:
         """What every service reaches, by its binding and by routes of its own."""
         if self._reaches is None:
             bound = (self._reach(service) for service in self._catalogue.values())
@@ -177,15 +177,15 @@ class Bindings:
             self._reaches = (*found, *self._by_routes())
         return self._reaches
 
-    def _by_routes(self) -> Iterator[Reach]:
+    def _by_routes(self) -> Iterator[ServicePaths]:
         for route in self._routes:
             if route.service and route.meter == "generic":
                 name = self._file[0].get(route.service, route.upstream)
                 if name in self._targets:
                     host, prefix = place_of(self._targets[name].base_url)
-                    yield Reach(route.service, name, host, ((of_template(route.path).below(prefix),),))
+                    yield ServicePaths(route.service, name, host, ((of_template(route.path).below(prefix),),))
 
-    def _reach(self, service: Service, route_upstream: str = "") -> Reach | None:
+    def _reach(self, service: Service, route_upstream: str = "") -> ServicePaths | None:
         upstreams, paths = self._file
         name = upstreams.get(service.key) or route_upstream or service.upstream or self._rules.shared
         if not name:
@@ -219,16 +219,16 @@ class Bindings:
             yield re.compile(rf"(?:{front})?/(?:{'|'.join(words)}){_BELOW}", re.DOTALL)
 
 
-def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> Reach:
+def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:
     """What calls of a service get to within groups of patterns; an empty group is every path."""
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
-    return Reach(key, name, host, read or ((EVERY_PATH.below(prefix),),))
+    return ServicePaths(key, name, host, read or ((EVERY_PATH.below(prefix),),))
 
 
 def conflicting(
-    reaches: Sequence[Reach], catalogue: Mapping[str, Service], *, unknown: bool
-) -> Iterator[tuple[Reach, Reach]]:
+    reaches: Sequence[ServicePaths], catalogue: Mapping[str, Service], *, unknown: bool
+) -> Iterator[tuple[ServicePaths, ServicePaths]]:
     """Pairs that get to the same paths at different prices; `unknown` is of services that it has not."""
     for one, other in combinations(reaches, 2):
         mine, theirs = catalogue.get(one.service), catalogue.get(other.service)

@@ -305,7 +305,7 @@ _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
 
 
-class Names:
+class FieldNames:
     """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
     that name an image or a file; `caches` says that a name begins with `cach`, in any case.
     """
@@ -316,12 +316,12 @@ class Names:
         self.ids, self.files, self.caches = ids, files, caches
 
 
-NO_NAMES: Final = Names()
+NO_NAMES: Final = FieldNames()
 
 
-def names_in(document: Document) -> Names:
+def names_in(document: Document) -> FieldNames:
     """What the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
-    names = Names()
+    names = FieldNames()
     try:
         _look(document, names)
     except RecursionError as error:
@@ -329,7 +329,7 @@ def names_in(document: Document) -> Names:
     return names
 
 
-def _look(value: Document, names: Names) -> None:
+def _look(value: Document, names: FieldNames) -> None:
     for name, inside in value.items():
         kind = _known.get(name)
         if kind is None:
@@ -345,7 +345,7 @@ def _look(value: Document, names: Names) -> None:
             _look_at_each(inside, names)
 
 
-def _look_at_each(values: list[object], names: Names) -> None:
+def _look_at_each(values: list[object], names: FieldNames) -> None:
     for each in values:
         if isinstance(each, dict):
             _look(each, names)
@@ -383,7 +383,7 @@ _INEXACT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class UsageBounds:
     """The largest numbers a request may state and a meter will believe or keep."""
 
     usage_tokens_max: int = 100_000_000
@@ -393,11 +393,11 @@ class Bounds:
     event_bytes_max: int = 4 << 20
 
 
-DEFAULT_BOUNDS = Bounds()
+DEFAULT_BOUNDS = UsageBounds()
 
 
 @dataclass(slots=True)
-class Call:
+class CallRequest:
     """What one request asks of its upstream.
 
     `document` is what was read of a metered body, with its lists `tools` and `plugins`, and `body` how it is
@@ -443,7 +443,7 @@ class Call:
     gives_up: bool = False
     named: tuple[str, ...] = ()
     brought: frozenset[str] = frozenset()
-    names: Names = NO_NAMES
+    names: FieldNames = NO_NAMES
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
@@ -485,7 +485,7 @@ def _whole(tokens: float) -> int:
     return math.ceil(round(tokens, 6)) if beyond > _INEXACT / 3 else whole
 
 
-def input_tokens(call: Call) -> int:
+def input_tokens(call: CallRequest) -> int:
     """Input tokens by the model's own tokenizer where it is known, else by size."""
     counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
     return call.input_estimate if counted is None else counted + call.blob_tokens

@@ -16,7 +16,7 @@ from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     NO_COUNTS,
-    Asks,
+    PriceQualifiers,
     TokenRate,
     Vector,
     dearest_kinds,
@@ -28,8 +28,8 @@ from gateway.core.calls.call import (
     BYTES_PER_TOKEN,
     DEFAULT_BOUNDS,
     MEDIA_BYTES_MIN,
-    Bounds,
-    Call,
+    CallRequest,
+    UsageBounds,
     check_names,
     media_in,
     names_in,
@@ -49,13 +49,12 @@ from gateway.core.families.controlled import (
     models_of,
 )
 from gateway.core.families.registry import ALL, OF_METER, SHAPES
-from gateway.core.lru import InUse, Kept
-from gateway.core.model import INTEGER_MAX, Decision, Service, Usage
+from gateway.core.lru import LruCache, LruEntry
+from gateway.core.model import INTEGER_MAX, Decision, Service, TokenUsage
 from gateway.errors import InvalidRequest
 
 # How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.
-#
-# Pure. A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
+# A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
 # none is sent with the ceiling where its API has such a field. Which tools have no price goes by their kind
 # alone: a name is the caller's own.
 
@@ -89,7 +88,7 @@ _OF_CLIENT: Final = ("function", "custom")
 
 
 @dataclass(slots=True)
-class Within:
+class InnerAnswers:
     """Answers within a call beside its own: `models` says how often one may answer and with how much, None
     for all it can; `compactions` are of the call's model, each of the input.
     """
@@ -98,12 +97,12 @@ class Within:
     compactions: int = 0
 
 
-def answers_within(call: Call) -> Within | None:
+def answers_within(call: CallRequest) -> InnerAnswers | None:
     """What may answer within a call, each of the whole input; None where it is the asked model alone."""
     document = call.document
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
-    shape, found = SHAPES.get(call.meter), Within([], _compactions(document))
+    shape, found = SHAPES.get(call.meter), InnerAnswers([], _compactions(document))
     field = shape.tool_uses if shape is not None else ""
     for tool in call.tools if call.models_beside else ():
         kind = tool.get("type")
@@ -118,7 +117,7 @@ def answers_within(call: Call) -> Within | None:
     return found if found.models or found.compactions else None
 
 
-def limit_models(call: Call) -> None:
+def limit_models(call: CallRequest) -> None:
     """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
     shape = SHAPES.get(call.meter)
     if shape is None or not (shape.tool_uses and call.models_beside):
@@ -152,7 +151,7 @@ def priced_tools(vectors: Vectors) -> Collection[str]:
     return {name for one in vectors for name in one.tools}
 
 
-def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str, int]:
+def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> dict[str, int]:
     """Uses of priced tools that a call may make."""
     found: dict[str, int] = {}
     shape = SHAPES.get(call.meter)
@@ -179,7 +178,7 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
     return found
 
 
-def unpriced_tools(call: Call, vectors: Vectors) -> list[str]:
+def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Provider tools that a call may use, and that have no price for at least one model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
@@ -218,7 +217,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
         yield _SEARCH if said == "web" else str(said)
 
 
-def limit_uses(call: Call, vectors: Vectors) -> None:
+def limit_uses(call: CallRequest, vectors: Vectors) -> None:
     """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
     document, shape = call.document, SHAPES.get(call.meter)
     if document is None or shape is None or not (shape.uses or shape.tool_uses):
@@ -240,7 +239,7 @@ def limit_uses(call: Call, vectors: Vectors) -> None:
             call.changed = True
 
 
-def _searches(call: Call, document: Document, *, by_plugin: bool = True) -> int:
+def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) -> int:
     """Searches that a call may make without a tool, 0 for none."""
     options = document.get(_SEARCH_PARAMETERS)
     stated = options.get("max_search_results") if isinstance(options, dict) else None
@@ -251,7 +250,7 @@ def _searches(call: Call, document: Document, *, by_plugin: bool = True) -> int:
     return TOOL_USES if _models_search(call) else 0
 
 
-def _models_search(call: Call) -> bool:
+def _models_search(call: CallRequest) -> bool:
     """Whether a model that may answer searches by itself."""
     return _may_search(call.model) or any(_may_search(model) for model in call.models_beside)
 
@@ -294,7 +293,6 @@ def _stated(most: object) -> int | None:
 
 
 # How many tokens to hold for a call before it is made, learned from calls before it.
-#
 # What an answer that reports nothing is counted by is learned here too: means, where holds are
 # high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
 # itself is never second-guessed. What one organization's calls teach is never another's estimate.
@@ -332,7 +330,7 @@ class Estimate:
     answers: int = 0
     beside: int = 0
 
-    def bound(self, most: int, call: Call) -> int:
+    def bound(self, most: int, call: CallRequest) -> int:
         """The most tokens of one answer within a hold of so many."""
         return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
 
@@ -341,7 +339,7 @@ NO_ESTIMATE: Final = Estimate()
 
 
 @dataclass(slots=True)
-class _Learned(Kept):
+class _Learned(LruEntry):
     """What was seen of one organization's calls to one model behind one service."""
 
     ceiling: int
@@ -354,13 +352,13 @@ class _Learned(Kept):
     bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
 
 
-class _Share(Kept):
+class _LearnedUsage(LruEntry):
     """What was learned of one organization's calls, by service and model."""
 
     __slots__ = ("models",)
 
     def __init__(self, most: int) -> None:
-        self.models: InUse[tuple[str, str], _Learned] = InUse(most)
+        self.models: LruCache[tuple[str, str], _Learned] = LruCache(most)
 
 
 class Estimator:
@@ -380,9 +378,9 @@ class Estimator:
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._share = share
-        self._shares: InUse[int, _Share] = InUse(learned_max)
+        self._shares: LruCache[int, _LearnedUsage] = LruCache(learned_max)
 
-    def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
+    def hold(self, call: CallRequest, organization_id: int, service_key: str) -> Estimate:
         """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
 
         The most goes by size: what was learned of other prompts never makes it less.
@@ -415,7 +413,7 @@ class Estimator:
         ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
         return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside)
 
-    def learn(self, call: Call, organization_id: int, service_key: str, usage: Usage) -> None:
+    def learn(self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage) -> None:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
@@ -439,21 +437,19 @@ class Estimator:
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
                 bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
-                learned.bytes_per_output_token += (
-                    bytes_per_token - learned.bytes_per_output_token
-                ) / learned.texts
+                step = bytes_per_token - learned.bytes_per_output_token
+                learned.bytes_per_output_token += step / learned.texts
 
-    def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned | None:
+    def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
         share = self._shares.find(organization_id)
         return None if share is None else share.models.find((service_key, call.model))
 
     def _first(self, model: str) -> _Learned:
-        """The first values of a model."""
         ceiling = self._ceiling(model)
         return _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(model))
 
     def _keep(self, organization_id: int, name: tuple[str, str], learned: _Learned) -> None:
-        share = self._shares.find(organization_id) or _Share(self._share)
+        share = self._shares.find(organization_id) or _LearnedUsage(self._share)
         share.models.put(name, learned)
         self._shares.put(organization_id, share, len(share.models))
 
@@ -492,7 +488,12 @@ class CallClaim:
 
 
 def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it there may be
-    call: Call, service: Service, vectors: Vectors, estimate: Estimate, units: int, of_budgets: Vectors | None
+    call: CallRequest,
+    service: Service,
+    vectors: Vectors,
+    estimate: Estimate,
+    units: int,
+    of_budgets: Vectors | None,
 ) -> CallClaim:
     """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none."""
     dearest = dearest_of(service, vectors, estimate, call)
@@ -501,7 +502,7 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     return CallClaim(estimate, dearest, credits_, least, units, budget, of_budgets or ())
 
 
-def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
+def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: CallRequest) -> TokenRate | None:
     """The most a call could cost by its tokens; None where they do not set the price."""
     if not vectors:
         return None
@@ -520,7 +521,9 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
     return rate.credits(most), rate.credits(estimate.least) if estimate.least else 0, units
 
 
-def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decision: Decision) -> int | None:
+def output_bound(
+    rate: TokenRate | None, call: CallRequest, estimate: Estimate, decision: Decision
+) -> int | None:
     """The most tokens of one answer that the hold covers; None where nothing binds the call."""
     most = ENDLESS
     if decision.bounded:
@@ -531,14 +534,14 @@ def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decisio
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
-def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
+def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
     """Which prices a call may have that reads so many tokens: all but what its family excludes.
 
     Where no request can be read, all. What makes no call of these prices dearer is not looked for.
     """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
-        return Asks()
+        return PriceQualifiers()
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
     caches = blobs = sound = False
@@ -549,7 +552,7 @@ def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
             sound = sound or dearest.sound > dearest.written
     excluded = family.exclusions
     tiers = {tier for one in vectors for tier in one.service_tiers if not excluded.tier(document, tier)}
-    return Asks(
+    return PriceQualifiers(
         caches and not excluded.cache(document, names),
         blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
@@ -559,7 +562,6 @@ def asks_of(call: Call, vectors: Vectors, read: int = ENDLESS) -> Asks:
 
 
 # What a call claims of budgets before it is made, and to how much output its hold of them binds it. Pure.
-#
 # Money is counted at the dearest of the prices the call may have. Where its plan admits what is available,
 # windows hold what is likely; where it is strict, the most the call could use.
 
@@ -581,7 +583,7 @@ class BudgetClaim:
     dearest: TokenRate | None = None
 
 
-def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: Call) -> BudgetClaim:
+def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest) -> BudgetClaim:
     """What a call claims; `vectors` are the prices of all models that may answer it, none for no money."""
     need, fewest, read = estimate.need, estimate.least, estimate.read
     ceiling = max(read, estimate.ceiling)
@@ -598,7 +600,7 @@ def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: Call) -> B
 
 
 def budget_bound(
-    claim: BudgetClaim, call: Call, estimate: Estimate, decision: Decision, enforced: Collection[str]
+    claim: BudgetClaim, call: CallRequest, estimate: Estimate, decision: Decision, enforced: Collection[str]
 ) -> int | None:
     """The most tokens of one answer that budgets let it have; None where nothing binds the call.
 
@@ -614,7 +616,7 @@ def budget_bound(
 
 
 def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was given
-    call: Call, claim: CallClaim, vectors: Vectors, decision: Decision, enforced: Collection[str],
+    call: CallRequest, claim: CallClaim, vectors: Vectors, decision: Decision, enforced: Collection[str],
     allowed: frozenset[str],
 ) -> None:  # fmt: skip
     """Have no answer be longer than is held: what could overrule the call's maximum is refused.
@@ -639,7 +641,6 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
 
 
 # From a body to a call: read into a document, decided on, and sent written again.
-#
 # What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
 
 
@@ -652,10 +653,10 @@ def read_call(
     route: Route,
     path_params: Mapping[str, str],
     body: bytes,
-    bounds: Bounds = DEFAULT_BOUNDS,
+    bounds: UsageBounds = DEFAULT_BOUNDS,
     *,
     reads: bool = False,
-) -> Call:
+) -> CallRequest:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
@@ -663,7 +664,7 @@ def read_call(
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
-        call = Call(route.meter, route.family, body, units_pointer=route.units_pointer)
+        call = CallRequest(route.meter, route.family, body, units_pointer=route.units_pointer)
         if reads and body:
             call.document = document = read_document(body)
             call.body = write_document(document)
@@ -672,7 +673,7 @@ def read_call(
             call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
     document = read_document(body)
-    call = Call(route.meter, route.family, b"", document=document)
+    call = CallRequest(route.meter, route.family, b"", document=document)
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     # Their objects are priced and held one by one.
@@ -702,7 +703,7 @@ def read_call(
     return call
 
 
-def limit_output(call: Call, tokens: int) -> None:
+def limit_output(call: CallRequest, tokens: int) -> None:
     """Write a maximum of one choice, in tokens, into a call that states none and produces some.
 
     A maximum of 0 is written as 1, which it counts as.
@@ -722,7 +723,6 @@ def limit_output(call: Call, tokens: int) -> None:
 
 
 # What could make more of a bound call than is held: numbers that nobody knows, and chats in one.
-#
 # A server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`.
 # So where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
 # references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
@@ -765,7 +765,7 @@ _FLOAT_CHARACTERS_MAX: Final = 64
 _NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
 
-def check_numbers(call: Call, allowed: frozenset[str]) -> None:
+def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
     """Refuse a number that may overrule the maximum of a bound call, unless `allowed`, and chats in one."""
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:

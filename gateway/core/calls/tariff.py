@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.core.accounts.definitions import Negotiated
-from gateway.core.billing.money import ENDLESS, NO_PRICING, Pricing, whole_credits
+from gateway.core.accounts.definitions import NegotiatedTerms
+from gateway.core.billing.money import ENDLESS, NO_PRICING, ServicePricing, whole_credits
 from gateway.core.billing.price_book import (
     SAME,
     Factor,
@@ -22,7 +22,7 @@ from gateway.core.billing.price_book import (
     token_price,
     usual_rate,
 )
-from gateway.core.model import INTEGER_MAX, Caller, Observed, Service
+from gateway.core.model import INTEGER_MAX, Caller, HoldExtension, Service
 from gateway.errors import ModelNotPriced
 
 SUBSCRIPTION = "subscription"
@@ -37,7 +37,7 @@ Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
 
 
-def as_negotiated(base: Service, negotiated: Negotiated | None) -> Service:
+def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
     """A service of the catalogue as an organization has it, that has negotiated this of it."""
     meter = (negotiated and negotiated.meter) or base.meter
     counts = None if negotiated is None else negotiated.counts_tokens
@@ -60,7 +60,7 @@ def other_currency(service: Service, pays: str) -> str:
     return "" if costs == pays else costs
 
 
-def misfit(meter: str, one_time: bool, pricing: Pricing) -> tuple[str, str] | None:
+def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, str] | None:
     """Why a business model cannot use a price: the field, and what is right; None where it can."""
     if meter not in {CONSUMPTION, PAY_PER_USE}:
         if pricing == NO_PRICING:
@@ -149,7 +149,7 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 
 
 def extended(
-    observed: Observed, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
+    observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
 ) -> None:
     """Note what the hold of a live call is now: in tokens of its quota, credits, and of budgets."""
     counts = observed.counts
@@ -195,7 +195,7 @@ SEPARATORS: Final = frozenset("-@:")
 
 
 @dataclass(slots=True)
-class Priced:
+class PriceMatch:
     """A model's price, None where nobody says one; `stands_in` where it is another model's, as configured."""
 
     model: str
@@ -212,8 +212,8 @@ def is_model(answered: str, named: str) -> bool:
 
 
 def answering(
-    named: Sequence[Priced], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str
-) -> Priced:
+    named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str
+) -> PriceMatch:
     """The one of all a call names that answered, the longest name first.
 
     Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
@@ -247,7 +247,7 @@ class CallPrices:
     """
 
     vectors: Vectors = UNPRICED
-    named: tuple[Priced, ...] = ()
+    named: tuple[PriceMatch, ...] = ()
     at_s: float = 0.0
     own: bool = False
 

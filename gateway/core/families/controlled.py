@@ -79,7 +79,7 @@ MODEL_CHARACTERS_MAX = 256
 USER_CHARACTERS_MAX = 128
 
 
-class Names:
+class ControlledNames:
     """The controlled names of one kind of object."""
 
     __slots__ = ("exact", "folded")
@@ -100,7 +100,7 @@ class Names:
                     )
 
 
-STREAM_OPTIONS = Names("include_usage")
+STREAM_OPTIONS = ControlledNames("include_usage")
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
@@ -123,7 +123,7 @@ def flag(document: Document, name: str, path: str = "") -> bool:
     return value is True
 
 
-def inner(document: Document, name: str, names: Names) -> Document | None:
+def inner(document: Document, name: str, names: ControlledNames) -> Document | None:
     """An object inside, its own controlled names checked; None where it is absent or null."""
     value = document.get(name)
     if value is None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.calls.call import Bounds, Call, MediaPlaces, Names
+from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
@@ -26,10 +26,10 @@ from gateway.errors import Refusal, UpstreamUnreachable
 # table.
 
 
-Rule = Callable[[Document, Names], bool]
+Rule = Callable[[Document, FieldNames], bool]
 
 
-def never(document: Document, names: Names) -> bool:
+def never(document: Document, names: FieldNames) -> bool:
     """No field of the API rules it out."""
     return False
 
@@ -100,11 +100,11 @@ ID_CHARACTERS_MAX = 512
 TOLD_MAX = 1_024  # ids kept of one answer
 
 # Fills in a call from its document and the parameters of its path; `InvalidRequest` names a wrong field.
-Reader = Callable[[Call, Document, Mapping[str, str], Bounds], None]
+Reader = Callable[[CallRequest, Document, Mapping[str, str], UsageBounds], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CallKind:
     """One kind of metered call: `read` takes its body, `dialect` its answers.
 
     `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
@@ -124,7 +124,7 @@ class Shape:
     always_reports: bool = False
     asks_for_usage: bool = False
     keeps: Callable[[Document], bool] | None = None
-    unframed: Callable[[Call, int, Bounds], Meter] | None = None
+    unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None
     uses: str = ""
     tool_uses: str = ""
     limited_tools: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ class Shape:
 
 
 @dataclass(slots=True)
-class Found:
+class BodyIds:
     """What a body says of ids: those it names objects by, and those of what it brings itself."""
 
     named: list[object] = field(default_factory=list)
@@ -142,7 +142,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
+class ObjectRules:
     """Objects the family's upstreams keep, and where their ids stand.
 
     `collections` are their paths behind a version; with `by_path` an id is its path there. A body that
@@ -156,8 +156,8 @@ class Objects:
     """
 
     collections: tuple[str, ...]
-    may_name: Callable[[bytes, Names], bool]
-    add: Callable[[str, object, Document, str, Found], None]
+    may_name: Callable[[bytes, FieldNames], bool]
+    add: Callable[[str, object, Document, str, BodyIds], None]
     told: Callable[[Document], Iterator[str]]
     is_free: Callable[[str, Document], bool] = lambda name, holder: False
     chosen: Callable[[Document], str | None] = lambda document: None
@@ -206,7 +206,7 @@ class ApiFamily:
     name: Family
     refusal: Callable[[Refusal, str], dict[str, object]]
     content_type: bytes = b"application/json"
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    shapes: Mapping[str, CallKind] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     target: Callable[[Mapping[str, str]], UpstreamTarget] | None = None
     prefixes: tuple[str, ...] = ()
@@ -222,7 +222,7 @@ class ApiFamily:
     names_requests: bool = False
     names_session: bytes = b""
     own_session: bytes = b""
-    objects: Objects | None = None
+    objects: ObjectRules | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
@@ -248,7 +248,7 @@ def ids_of(value: object) -> tuple[str, ...]:
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
-def told_of(objects: Objects, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+def told_of(objects: ObjectRules, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
     """The ids of objects that an answer, or an event, tells of, its own first; its request `named` these."""
     if not isinstance(document, dict):
         return ()
@@ -357,12 +357,12 @@ _MEMBERS = {
 _MAY_BE_EMPTY = frozenset({"arguments", "output", "input"})
 
 
-def may_name_ids(body: bytes, names: Names) -> bool:
+def may_name_ids(body: bytes, names: FieldNames) -> bool:
     """Whether a body has a name that ends like an id's."""
     return names.ids
 
 
-def add_ids(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+def add_ids(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
     """Add what a field names: any that ends like an id, unless it is known to name nothing."""
     folded = name.lower()
     if folded == "id":

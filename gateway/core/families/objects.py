@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import Found, Objects, ids_of, told_of
+from gateway.core.families.family import BodyIds, ObjectRules, ids_of, told_of
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
@@ -64,7 +64,7 @@ _COLLECTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectPath:
     """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty.
 
     What is POSTed there `makes` an object, where it does; a GET `results` in ids of what was made of one.
@@ -76,7 +76,7 @@ class Place:
     results: bool = field(default=False, compare=False)
 
 
-def places_of(family: Family, path: str) -> tuple[Place, ...]:
+def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     """The places of a path as it is sent, without its query: one in each reading in which objects are there.
 
     An upstream may decode it once or to the end, and may ignore the case of all but ids. InvalidRequest where
@@ -93,20 +93,20 @@ def places_of(family: Family, path: str) -> tuple[Place, ...]:
     return tuple([_place(objects, one) for one in found if one is not None])
 
 
-def _place(objects: Objects, found: re.Match[str]) -> Place:
+def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
     collection = _COLLECTIONS[found[1].casefold()]
     rest = (found[3] or "").strip("/")
     name, colon, _ = (found[2] or "").partition(":")
     if not rest and f"{collection}/{name}".casefold() in objects.actions:
-        return Place("", collection)
+        return ObjectPath("", collection)
     if not name:
-        return Place("", collection, makes=not (rest or colon))
+        return ObjectPath("", collection, makes=not (rest or colon))
     results = collection in objects.results and not (rest or colon)
-    return Place(f"{collection}/{name}" if objects.by_path else name, collection, results=results)
+    return ObjectPath(f"{collection}/{name}" if objects.by_path else name, collection, results=results)
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class ObjectAccess:
     """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
     the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
     for what it names; `bare` that it may have none. With `makes` it makes an object, whose
@@ -120,7 +120,7 @@ class Owned:
     makes: bool = False
 
 
-def read_objects(owned: Owned, call: Call) -> None:
+def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     """Note the ids of all objects a call names, and whether its answer may tell of some.
 
     `InvalidRequest` for too many, and for a name of its own where its upstream chooses it. An id counts
@@ -144,7 +144,7 @@ def read_objects(owned: Owned, call: Call) -> None:
         ]
     if not asked:
         return
-    found = Found()
+    found = BodyIds()
     try:
         _look(objects, asked, "", found)
     except RecursionError as error:
@@ -156,7 +156,7 @@ def read_objects(owned: Owned, call: Call) -> None:
     call.brought = frozenset(one for value in found.brought for one in ids_of(value))
 
 
-def _look(objects: Objects, value: list[object] | Document, place: str, found: Found) -> None:
+def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
     """Add every id in something of a body; `place` is the name of a list, or of what is an element of one."""
     if isinstance(value, list):
         for each in value:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gateway.core.families import anthropic, gemini, generic, openai
-from gateway.core.families.family import ApiFamily, Shape
+from gateway.core.families.family import ApiFamily, CallKind
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
 ALL: tuple[ApiFamily, ...] = (gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, generic.FAMILY)
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
-SHAPES: dict[str, Shape] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
+SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}

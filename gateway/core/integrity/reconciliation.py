@@ -21,7 +21,7 @@ from gateway.core.accounts.budgets import (
     bounds,
     defined,
 )
-from gateway.core.accounts.outbox import Budgeted, MalformedEvent, Place, decode, sign_of
+from gateway.core.accounts.outbox import AccountPosition, MalformedEvent, WindowKey, decode, sign_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -29,7 +29,7 @@ from gateway.core.model import INTEGER_MAX
 RUN_S_MAX = 600.0
 
 
-class Kind(StrEnum):
+class DifferenceKind(StrEnum):
     """How an account differs. Lag alone is no fault: it is what has not been stored yet.
 
     Nor is a full window of a budget: both sides agree that it counts no further. A contradiction is
@@ -46,7 +46,7 @@ class Kind(StrEnum):
     MORE = "more"
 
 
-NO_FAULTS = frozenset({Kind.LAG, Kind.FULL, Kind.UNASKED})
+NO_FAULTS = frozenset({DifferenceKind.LAG, DifferenceKind.FULL, DifferenceKind.UNASKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class LedgerAccount:
 class Rollback:
     """An account whose movements after `stored_seq` are gone, up to where `place` says it stood."""
 
-    place: Place
+    place: AccountPosition
     stored_seq: int
     partition: int
     owner: Owner
@@ -104,7 +104,7 @@ class Item:
     """
 
     account: str
-    kind: Kind
+    kind: DifferenceKind
     difference: int
     seq: int
     detail: str
@@ -112,7 +112,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciled:
+class ReconciliationSummary:
     """What comparing came to. Drifts are sums of absolute differences; spend and budgets count in neither."""
 
     checked: int
@@ -134,22 +134,32 @@ class Reconciled:
         """What is really wrong: everything but lag and what is full."""
         return tuple(item for item in self.items if item.kind not in NO_FAULTS)
 
-    def joined(self, more: Reconciled) -> Reconciled:
+    def joined(self, more: ReconciliationSummary) -> ReconciliationSummary:
         """Both together."""
         checked, pending = self.checked + more.checked, self.pending + more.pending
-        return Reconciled(checked, pending, self.items + more.items)
+        return ReconciliationSummary(checked, pending, self.items + more.items)
 
     def _sum(self, prefix: str) -> int:
         return sum(
             abs(item.difference)
             for item in self.items
-            if item.account.startswith(prefix) and item.kind in {Kind.DRIFT, Kind.EXCESS}
+            if item.account.startswith(prefix) and item.kind in {DifferenceKind.DRIFT, DifferenceKind.EXCESS}
         )
 
 
 # What is said until rows were asked.
-UNASKED = Reconciled(
-    0, 0, (Item("rows", Kind.UNASKED, 0, 0, "there was no time to ask whether rows contradict each other"),)
+UNASKED = ReconciliationSummary(
+    0,
+    0,
+    (
+        Item(
+            "rows",
+            DifferenceKind.UNASKED,
+            0,
+            0,
+            "there was no time to ask whether rows contradict each other",
+        ),
+    ),
 )
 
 
@@ -164,45 +174,55 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
         if head.seq == 0:
             return None
         return Item(
-            ledger.account, Kind.EXCESS, -(head.balance or 0), head.seq, "the counters do not have it"
+            ledger.account,
+            DifferenceKind.EXCESS,
+            -(head.balance or 0),
+            head.seq,
+            "the counters do not have it",
         )
     if ledger.stopped:
         detail = f"quarantined: {ledger.stopped}"
-        return Item(ledger.account, Kind.GAP, max(0, before.seq - head.seq), head.seq, detail)
+        return Item(ledger.account, DifferenceKind.GAP, max(0, before.seq - head.seq), head.seq, detail)
     if ledger.rows + ledger.listed < head.seq:
         missing = head.seq - ledger.rows - ledger.listed
         return Item(
-            ledger.account, Kind.GAP, missing, head.seq, f"{missing} of {head.seq} movements are missing"
+            ledger.account,
+            DifferenceKind.GAP,
+            missing,
+            head.seq,
+            f"{missing} of {head.seq} movements are missing",
         )
     if after.seq < head.seq:
         detail = f"the ledger is at movement {head.seq}, the counters at {after.seq}"
-        return Item(ledger.account, Kind.EXCESS, _less(after.balance, head.balance), after.seq, detail)
+        return Item(
+            ledger.account, DifferenceKind.EXCESS, _less(after.balance, head.balance), after.seq, detail
+        )
     inner = _inner_drift(ledger)
     if before.seq > head.seq:
         if inner is not None:
             return inner
         detail = f"{before.seq - head.seq} movements are not stored yet"
-        return Item(ledger.account, Kind.LAG, _less(before.balance, head.balance), head.seq, detail)
+        return Item(ledger.account, DifferenceKind.LAG, _less(before.balance, head.balance), head.seq, detail)
     # What changed the counters before a later row was written, that row shows itself.
     shown = before.seq < head.seq and ledger.last_row != ledger.summed
     if ledger.found and before.balance != ledger.at_seq and not shown:
         difference = _less(before.balance, ledger.at_seq) + _less(ledger.last_row, ledger.summed)
         detail = f"movement {before.seq} left {_say(ledger.at_seq)}, the counters have {_say(before.balance)}"
-        return Item(ledger.account, Kind.DRIFT, difference, before.seq, detail, -difference)
+        return Item(ledger.account, DifferenceKind.DRIFT, difference, before.seq, detail, -difference)
     return inner
 
 
 def unreadable(ledger: LedgerAccount) -> Item:
     """Say of an account that the counters have it, and nobody can read it: its calls are refused."""
     detail = "the counters have what nobody can read, and refuse its calls"
-    return Item(ledger.account, Kind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
+    return Item(ledger.account, DifferenceKind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
 
 
-def reconcile(items: Iterable[Item | None]) -> Reconciled:
+def reconcile(items: Iterable[Item | None]) -> ReconciliationSummary:
     """Put the comparisons of all accounts together."""
     every = list(items)
     found = tuple(item for item in every if item is not None)
-    return Reconciled(len(every), sum(item.kind == Kind.LAG for item in found), found)
+    return ReconciliationSummary(len(every), sum(item.kind == DifferenceKind.LAG for item in found), found)
 
 
 def _inner_drift(ledger: LedgerAccount) -> Item | None:
@@ -210,11 +230,15 @@ def _inner_drift(ledger: LedgerAccount) -> Item | None:
     if ledger.last_row != ledger.summed:
         detail = f"its movements come to {_say(ledger.summed)}, its last row says {_say(ledger.last_row)}"
         difference = _less(ledger.last_row, ledger.summed)
-        return Item(ledger.account, Kind.DRIFT, difference, ledger.head.seq, detail, -difference)
+        return Item(ledger.account, DifferenceKind.DRIFT, difference, ledger.head.seq, detail, -difference)
     if ledger.head.balance != ledger.last_row:
         detail = f"its last row says {_say(ledger.last_row)}, its account {_say(ledger.head.balance)}"
         return Item(
-            ledger.account, Kind.DRIFT, _less(ledger.last_row, ledger.head.balance), ledger.head.seq, detail
+            ledger.account,
+            DifferenceKind.DRIFT,
+            _less(ledger.last_row, ledger.head.balance),
+            ledger.head.seq,
+            detail,
         )
     return None
 
@@ -238,7 +262,7 @@ BUDGET = "budget:"
 # Of one organization, so many accounts of each that are compared at a time.
 ACCOUNTS_MAX = 1_000
 
-Uses = Mapping[Budgeted, int]
+Uses = Mapping[WindowKey, int]
 # By account and budget.
 Live = Mapping[str, Mapping[int, LiveWindow]]
 
@@ -260,21 +284,21 @@ class BudgetAccountUse:
 
     name: str
     defined: bytes
-    windows: tuple[Budgeted, ...]
+    windows: tuple[WindowKey, ...]
     used: tuple[int, ...]
 
 
-def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[Budgeted]:
+def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
     """The windows of budgets that run at a moment, whoever's."""
     return [
-        Budgeted(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
+        WindowKey(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
     ]
 
 
-def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[Budgeted, int]:
+def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
     """What entries use of windows, in each budget's unit; what nobody can read says nothing."""
     units = {one.id: one.unit for one in budgets}
-    found: dict[Budgeted, int] = {}
+    found: dict[WindowKey, int] = {}
     for one in packed:
         try:
             event = decode(one)
@@ -339,14 +363,18 @@ def differences(
             name = f"{BUDGET}{window.budget_id}" + (f":{window.value}" if window.value else "")
             if has == used:
                 if used == INTEGER_MAX:
-                    yield Item(name, Kind.FULL, 0, 0, f"it counts to {INTEGER_MAX}, and no further")
+                    yield Item(name, DifferenceKind.FULL, 0, 0, f"it counts to {INTEGER_MAX}, and no further")
             elif account.name in live or window.budget_id not in may_lack:
                 yield Item(
-                    name, Kind.DRIFT, has - used, 0, f"its rows come to {used}, the counters have {has}"
+                    name,
+                    DifferenceKind.DRIFT,
+                    has - used,
+                    0,
+                    f"its rows come to {used}, the counters have {has}",
                 )
 
 
-def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[Budgeted, int, int]]:
+def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
     """Each window with what the counters have of it, and what they should.
 
     A window that is not there, or has not rolled on yet, has nothing used; one that is further is left out.

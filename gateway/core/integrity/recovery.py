@@ -25,7 +25,7 @@ RETURN_S_MAX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class WorkerReport:
     """What one worker says: the run of Redis it speaks to, a number that is another one each time, and
     of each partition the epoch before which everything it settled has been sent again.
     """
@@ -51,7 +51,7 @@ class Markers:
 
 
 @dataclass(slots=True)
-class _Heard:
+class _LastReport:
     beat: int
     at: float
     present: bool
@@ -61,7 +61,7 @@ class Roster:
     """The workers one keeper knows to be alive. Moments are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, _Heard] = {}
+        self._heard: dict[str, _LastReport] = {}
         self._silent_at: dict[str, float] = {}
 
     @property
@@ -77,14 +77,14 @@ class Roster:
         """These were there before; nothing of what they report now says that they are gone."""
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
-            self._heard[worker_slot] = _Heard(beat, now, present=False)
+            self._heard[worker_slot] = _LastReport(beat, now, present=False)
 
-    def hear(self, reports: Mapping[str, Report], now: float) -> list[str]:
+    def hear(self, reports: Mapping[str, WorkerReport], now: float) -> list[str]:
         """Take up reports while nothing is lost; answers who reports no more, though it did not leave."""
         for worker_slot, report in reports.items():
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
-                self._heard[worker_slot] = _Heard(report.beat, now, present=True)
+                self._heard[worker_slot] = _LastReport(report.beat, now, present=True)
         silent = {slot for slot, one in self._heard.items() if now - one.at > SILENT_S_MAX}
         left = {slot for slot, one in self._heard.items() if one.present and slot not in reports}
         for worker_slot in silent | left:
@@ -94,7 +94,7 @@ class Roster:
         return sorted(silent & reports.keys())
 
     def missing(
-        self, reports: Mapping[str, Report], run_id: bytes, partition: int, epoch: int
+        self, reports: Mapping[str, WorkerReport], run_id: bytes, partition: int, epoch: int
     ) -> Collection[str]:
         """Who has not sent again yet what a partition may have forgotten before an epoch.
 
@@ -118,7 +118,7 @@ class Roster:
 
 
 @dataclass(slots=True)
-class Strays:
+class OrphanEntries:
     """What waits of one partition whose stream never had entry `after`: `entries`, the `ids` by which they
     are remembered, and whose they are. Those of `stopped` accounts are none.
     """
@@ -160,7 +160,7 @@ class AccountHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Everybodys:
+class GlobalDefinitions:
     """What is of no partition, as of a version of what is defined.
 
     No change that was under way then has a lower `position`.
@@ -173,7 +173,7 @@ class Everybodys:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparisonPoint:
     """As what a partition was compared last: then its data had all that was defined up to a position."""
 
     run_id: bytes
@@ -182,7 +182,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class PartitionContents:
     """What PostgreSQL has of some partitions, by ids alone: their organizations, and the keys of others whose
     credentials stand there.
     """
@@ -192,7 +192,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class LedgerState:
     """What PostgreSQL knows of one partition, as of a version: its accounts, its definitions besides those of
     its accounts, and the ids of control writes that the counters had and no row shows yet.
     """
@@ -206,7 +206,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerificationResult:
     """What verifying one partition did."""
 
     partition: int
@@ -217,7 +217,7 @@ class Verified:
     refused: int = 0
 
 
-def summary(done: Sequence[Verified]) -> dict[str, int]:
+def summary(done: Sequence[VerificationResult]) -> dict[str, int]:
     """What verifying some partitions did, in numbers for a log line."""
     return {
         "partitions": len(done),

@@ -13,8 +13,8 @@ from typing import Final
 
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
-from gateway.core.calls.call import Bounds, Call, input_tokens
-from gateway.core.model import Usage
+from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
+from gateway.core.model import TokenUsage
 
 # What an answer says beside what is charged: kinds of tokens, tools, tier, the model that answered.
 
@@ -27,13 +27,13 @@ _HALF_READ = "\ufffd"
 
 
 class Detail:
-    """One answer's, as far as it was read. Tokens are parts of what its `Usage` has.
+    """One answer's, as far as it was read. Tokens are parts of what its `TokenUsage` has.
 
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
     name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
     where that is too long to keep; `says_more` that there was one. `retry_s` is after how many seconds a
     refusal says to try again. `beside` are the tokens of other models that answered within the call, each
-    with the model's name; they are in what its `Usage` has.
+    with the model's name; they are in what its `TokenUsage` has.
     """
 
     __slots__ = (
@@ -109,7 +109,7 @@ class Detail:
         if len(report) <= UNKNOWN_BYTES_MAX and _is_text(report):
             self.unknown = report
 
-    def counts(self, usage: Usage) -> Counts:
+    def counts(self, usage: TokenUsage) -> Counts:
         """Tokens by kind: each is within what is charged, whatever an answer says."""
         left, output = usage.input, usage.output
         cache_read = usage.cached and _within(usage.cached, left)
@@ -199,7 +199,7 @@ class Meter:
         "uncounted", "unread", "withheld",
     )  # fmt: skip
 
-    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
         self.call = call
         self.status = status
         self.bounds = bounds
@@ -267,15 +267,17 @@ class Meter:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
-    def so_far(self) -> Usage:
+    def so_far(self) -> TokenUsage:
         """What `observed` is made of."""
         if not self.produced:
-            return Usage(units=0)
+            return TokenUsage(units=0)
         output = max(self.output, self.counted())
         read = self.input or self.call.input_estimate
-        return Usage(read, output, self.cached, self.reasoning, self._bounded(max(self.total, read + output)))
+        return TokenUsage(
+            read, output, self.cached, self.reasoning, self._bounded(max(self.total, read + output))
+        )
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return what this answer is charged, as far as it came."""
         ended_well = self.ended and not self.failed and 200 <= self.status < 300
         if ended_well and self.call.reports and (self.partial or not self.reported):
@@ -285,17 +287,17 @@ class Meter:
             if not self.uncounted and (
                 is_final or (self.ended and not self.failed and self.counted() <= self.output)
             ):
-                return Usage(
+                return TokenUsage(
                     self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
                 )
             output = max(self.output, self._produced_tokens())
             total = self._bounded(max(self.total, self.input + output))
-            return Usage(self.input, output, self.cached, self.reasoning, total, 1, True, True)
+            return TokenUsage(self.input, output, self.cached, self.reasoning, total, 1, True, True)
         if not 200 <= self.status < 300 or not (self.produced or (self.ended and not self.failed)):
-            return Usage(units=0)
+            return TokenUsage(units=0)
         spent = input_tokens(self.call)
         output = self._produced_tokens()
-        return Usage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
+        return TokenUsage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
         """Output tokens by what passed: at least one for each content event."""
@@ -361,13 +363,13 @@ class Meter:
         self.reported, self.uncounted = True, uncounted
         self.final, self._reported_at = self.final or final, self.content_events
 
-    def _ceiling(self) -> Usage:
+    def _ceiling(self) -> TokenUsage:
         """All that the call could use: whose API always tells, and did not, may have been kept from it."""
         call = self.call
         read = max(self.input, call.input_ceiling)
         most = call.output_ceiling if call.output_max is None else call.output_max
         output = max(self.output, self._produced_tokens(), most * call.choices)
-        return Usage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
+        return TokenUsage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 
     def _produced_tokens(self) -> int:
         """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
@@ -380,7 +382,7 @@ class Meter:
         return min(tokens, self.bounds.usage_tokens_max)
 
 
-def slim(bounds: Bounds) -> Bounds:
+def slim(bounds: UsageBounds) -> UsageBounds:
     """The bounds of an answer while memory is short."""
     return replace(
         bounds,

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
-from gateway.core.families.family import Shape
+from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
+from gateway.core.families.family import CallKind
 from gateway.core.families.objects import may_tell, told
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Detail, Dialect, Meter, slim
@@ -24,8 +24,8 @@ from gateway.core.metering.reading import (
     text_bytes,
     texts_in,
 )
-from gateway.core.metering.stream import CODED_BYTES, Shortened, StreamMeter, Tail
-from gateway.core.model import Usage
+from gateway.core.metering.stream import CODED_BYTES, StreamMeter, Tail, TextShortener
+from gateway.core.model import TokenUsage
 from gateway.errors import UpstreamUnreachable
 
 # An answer of which its caller sees a part: a list of models, kept whole, passed at its end.
@@ -43,7 +43,7 @@ class NarrowedMeter(Meter):
 
     __slots__ = ("_coded", "_kept", "_kept_bytes", "_turns")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, content_encoding: bytes) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, content_encoding: bytes) -> None:
         Meter.__init__(self, call, status, bounds)
         self._coded = content_encoding.strip().lower() not in {b"", b"identity"}
         self._kept: list[bytes] = []
@@ -85,9 +85,9 @@ class NarrowedMeter(Meter):
         """True: it costs nothing."""
         return True
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return no use at all."""
-        return Usage(units=0)
+        return TokenUsage(units=0)
 
 
 # Any HTTP API: units, not tokens.
@@ -106,7 +106,9 @@ class GenericMeter(Meter):
 
     __slots__ = ("_document", "_passed", "_pointer", "_tail", "_units")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes, tail: Tail | None) -> None:
+    def __init__(
+        self, call: CallRequest, status: int, bounds: UsageBounds, stated: bytes, tail: Tail | None
+    ) -> None:
         Meter.__init__(self, call, status, bounds)
         self._tail = tail
         self._passed = False
@@ -116,7 +118,7 @@ class GenericMeter(Meter):
             self._take(stated)
         elif call.units_pointer and self._units:
             self._pointer = call.units_pointer
-            self._document = Shortened(bounds.kept_bytes_max)
+            self._document = TextShortener(bounds.kept_bytes_max)
 
     def feed(self, chunk: bytes) -> bytes:
         """Pass the chunk on."""
@@ -165,10 +167,10 @@ class GenericMeter(Meter):
         """True once anything passed, unless the document itself says its units."""
         return self.produced and not self._pointer
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return the units this answer is charged."""
         units = self._units if self.produced else 0
-        return Usage(units=units, reported=self.reported, estimated=self.marked)
+        return TokenUsage(units=units, reported=self.reported, estimated=self.marked)
 
     def _take(self, stated: bytes) -> None:
         """Believe a plain number; clamp a huge one; anything else leaves one unit, marked."""
@@ -187,7 +189,7 @@ class FreeMeter(Meter):
 
     __slots__ = ("_kept", "_kept_bytes", "_tail")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, tail: Tail | None) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, tail: Tail | None) -> None:
         Meter.__init__(self, call, status, bounds)
         self._tail = tail if call.keeps and 200 <= status < 300 else None
         self._kept: list[bytes] = []
@@ -223,9 +225,9 @@ class FreeMeter(Meter):
         """True: it costs nothing."""
         return True
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return no use at all."""
-        return Usage(units=0)
+        return TokenUsage(units=0)
 
 
 def _read(document: bytes) -> object:
@@ -259,12 +261,12 @@ class WholeMeter(Meter):
 
     __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_shortened")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
         self._dialect = dialect
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._shortened: Shortened | None = None
+        self._shortened: TextShortener | None = None
         self._end = Tail()
         self._examined = 0
 
@@ -292,7 +294,7 @@ class WholeMeter(Meter):
         elif self.call.keeps and may_tell(self.call.family, document):
             self.told += told(self.call.family, loose_document(document), self.call.named)
         if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
-            ends = Shortened(0)
+            ends = TextShortener(0)
             ends.feed(document)
             ends.read_ends(self, self._dialect)
         self._examine()
@@ -360,7 +362,7 @@ class WholeMeter(Meter):
         elif self._kept_bytes <= self.bounds.kept_bytes_max:
             self._kept.append(chunk)
         else:
-            self._shortened = Shortened(self.bounds.kept_bytes_max)
+            self._shortened = TextShortener(self.bounds.kept_bytes_max)
             self._shortened.feed(b"".join((*self._kept, chunk)))
             self._kept = []
 
@@ -487,11 +489,11 @@ class EncodedMeter:
         """Tokens seen so far."""
         return self._inner.observed()
 
-    def so_far(self) -> Usage:
+    def so_far(self) -> TokenUsage:
         """What these are made of."""
         return self._inner.so_far()
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return what this answer is charged, as far as it came."""
         return self._inner.usage()
 
@@ -575,7 +577,7 @@ class OpaqueMeter(Meter):
 
     __slots__ = ("_tail",)
 
-    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
         Meter.__init__(self, call, status, bounds)
         self._tail = Tail(CODED_BYTES)
 
@@ -656,10 +658,10 @@ class AnswerMeter(Protocol):
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
 
-    def so_far(self) -> Usage:
+    def so_far(self) -> TokenUsage:
         """What these tokens are, as far as it is told."""
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return what this answer is charged, as far as it came."""
 
 
@@ -667,11 +669,11 @@ _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
 
 def make_meter(
-    call: Call,
+    call: CallRequest,
     status: int,
     content_type: bytes = b"",
     content_encoding: bytes = b"",
-    bounds: Bounds = DEFAULT_BOUNDS,
+    bounds: UsageBounds = DEFAULT_BOUNDS,
     *,
     usage_amount: bytes = b"",
 ) -> AnswerMeter:
@@ -708,7 +710,9 @@ def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
     return Tail(CODED_BYTES if content_encoding.strip().lower() not in {b"", b"identity"} else 0)
 
 
-def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, shape: Shape) -> Meter:
+def _plain(
+    call: CallRequest, status: int, content_type: bytes, bounds: UsageBounds, shape: CallKind
+) -> Meter:
     dialect = shape.dialect
     if content_type == b"application/json" and not call.streamed:
         return WholeMeter(call, status, bounds, dialect)

@@ -9,7 +9,7 @@ import msgspec
 from gateway.core.metering.meter import Meter
 
 
-class Report(msgspec.Struct, forbid_unknown_fields=True):
+class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
     """What a documented shape of a report is made from: every field may be missing.
 
     A field of any type is documented, and nothing is counted by it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 
 # Split a server-sent event stream into events without changing a byte.
@@ -219,7 +219,7 @@ _TIER = re.compile(rb'"service_tier"[ \t\r\n]*+:[ \t\r\n]*+"[^"\\]{0,128}+"')
 _PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}]', re.DOTALL)
 
 
-class Shortened:
+class TextShortener:
     """A document or an event without its long texts, as it comes. `text_bytes` were left out of it."""
 
     __slots__ = (
@@ -349,14 +349,14 @@ class StreamMeter(Meter):
         "_unread",
     )
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
         self._dialect = dialect
         self._splitter = Splitter()
         self._strip = call.strip_usage and 200 <= status < 300
         # The rest of an event that was too long to keep, and what is read of it: it passes but for its end.
         self._oversized: Tail | None = None
-        self._shortened = Shortened(bounds.event_bytes_max)
+        self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
         self._held_bytes = self._behind = self._unread = 0
 
@@ -490,7 +490,7 @@ class StreamMeter(Meter):
                 return
             self._release(passed)
             self._oversized = Tail(CODED_BYTES if says_end(part) else 0)
-            self._shortened = Shortened(self.bounds.event_bytes_max)
+            self._shortened = TextShortener(self.bounds.event_bytes_max)
         self._shorten(part)
         passed.append(self._oversized.feed(part))
 
@@ -519,4 +519,4 @@ class StreamMeter(Meter):
             self._read(event)
         else:
             shortened.read_ends(self, self._dialect)
-        self._shortened = Shortened(self.bounds.event_bytes_max)
+        self._shortened = TextShortener(self.bounds.event_bytes_max)

@@ -16,13 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.lru import Kept
+from gateway.core.lru import LruEntry
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import Overloaded
 
 NEVER = 0
@@ -36,27 +36,27 @@ HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode
 class Changes:
     """Changes of the keys whose prefixes the wires hear; `changed` is told their names.
 
-    Since when something holds goes by the numbers of `Hearing.since`; NEVER where it does not.
+    Since when something holds goes by the numbers of `InvalidationListener.since`; NEVER where it does not.
     """
 
     __slots__ = ("_changed", "_heard", "_others", "_reading", "_turn", "_wires")
 
-    def __init__(self, wires: Wires, changed: Callable[[bytes], None]) -> None:
+    def __init__(self, wires: RedisConnections, changed: Callable[[bytes], None]) -> None:
         self._wires, self._changed = wires, changed
         # Who hears since then, of those that were asked lately.
-        self._heard: dict[int, Wire] = {}
+        self._heard: dict[int, RedisConnection] = {}
         # Of each key that is being read.
-        self._reading: dict[bytes, _UnderWay] = {}
+        self._reading: dict[bytes, _KeyReads] = {}
         self._turn = 0
         self._others = asyncio.Event()
         wires.hear(self._told)
 
-    def read(self, name: bytes) -> Reading:
+    def read(self, name: bytes) -> KeyLookup:
         """Ask for a key; its answer is to be waited for."""
         wire = self._wires.of_key(name)
         return self._asked(name, wire, wire.send(encode(b"GET", name)))
 
-    def read_together(self, names: Sequence[bytes]) -> list[Reading]:
+    def read_together(self, names: Sequence[bytes]) -> list[KeyLookup]:
         """Ask for many: in one command, where one server has them all."""
         if not names:
             return []
@@ -66,17 +66,17 @@ class Changes:
         wait = wire.send(encode(b"MGET", *names))
         return [self._asked(name, wire, wait, at) for at, name in enumerate(names)]
 
-    def _asked(self, name: bytes, wire: Wire, wait: Wait[Reply], at: int = ALONE) -> Reading:
+    def _asked(self, name: bytes, wire: RedisConnection, wait: Wait[Reply], at: int = ALONE) -> KeyLookup:
         self._turn += 1
         under_way = self._reading.get(name)
         if under_way is None:
-            under_way = self._reading[name] = _UnderWay()
+            under_way = self._reading[name] = _KeyReads()
         under_way.readers += 1
         since = wire.hearing.since
         if since not in self._heard:
             self._heard = {number: one for number, one in self._heard.items() if one.hearing.since == number}
             self._heard[since] = wire
-        return Reading(self, name, self._turn, since, wait, at)
+        return KeyLookup(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
         """A reading is over; whether no change was told since it began."""
@@ -119,7 +119,7 @@ class Changes:
         self._changed(name)
 
 
-class _UnderWay:
+class _KeyReads:
     """Of one key: how many read it, and the last of their turns when a change of it was told."""
 
     __slots__ = ("readers", "told_at")
@@ -129,7 +129,7 @@ class _UnderWay:
         self.told_at = 0
 
 
-class Reading:
+class KeyLookup:
     """One question for a key. `told` says, once it is answered, that a change was told meanwhile: the answer
     is good for whoever asked, and not to be kept.
     """
@@ -169,7 +169,7 @@ KNOWN_COPIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class CacheLimits:
     """What one worker keeps of callers: 38,000 that may call any model, 32,000 organizations without terms of
     their own, and so many credentials nobody has. Of those that are not known so many are looked up at once,
     and so many wait for that.
@@ -182,10 +182,10 @@ class Bounds:
     look_ups_waiting_max: int = 16_384
 
 
-BOUNDS: Final = Bounds()
+BOUNDS: Final = CacheLimits()
 
 
-class Heard(Kept):
+class CachedValue(LruEntry):
     """What was read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
 
     `since` is when the wire has told of no change of it, `size` are the bytes that it takes.
@@ -199,7 +199,7 @@ class Heard(Kept):
     size: int
 
 
-class Known(Heard):
+class CachedCaller(CachedValue):
     """A caller who is `fresh` until then, monotonic. Its key expires at `expires_ms` (0: never)."""
 
     __slots__ = ("caller", "expires_ms", "fresh")
@@ -221,7 +221,7 @@ def known_bytes(raw: bytes) -> int:
     return KNOWN_BYTES + KNOWN_COPIES * len(raw)
 
 
-class Turn:
+class LookupTicket:
     """One who wants to look up. `granted`: it is his turn, or he never had to wait."""
 
     __slots__ = ("granted", "wait")
@@ -231,7 +231,7 @@ class Turn:
         self.wait: Wait[None] = Wait()
 
 
-class Turns:
+class LookupQueue:
     """So many look up at once, `under_way`, and others wait in order: a flood of guesses fills no queue of
     those who are known. Overloaded where `waiting_max` wait.
     """
@@ -241,11 +241,11 @@ class Turns:
     def __init__(self, most: int, waiting_max: int) -> None:
         self.under_way = 0
         self._most, self._waiting_max = most, waiting_max
-        self._waiting: OrderedDict[Turn, None] = OrderedDict()
+        self._waiting: OrderedDict[LookupTicket, None] = OrderedDict()
 
-    def take(self) -> Turn:
+    def take(self) -> LookupTicket:
         """Ask for a turn, whose `wait` ends with it; it is to be given back whatever happens."""
-        turn = Turn()
+        turn = LookupTicket()
         if self.under_way < self._most:
             self.under_way += 1
             turn.granted = True
@@ -256,7 +256,7 @@ class Turns:
             self._waiting[turn] = None
         return turn
 
-    def give_back(self, turn: Turn) -> None:
+    def give_back(self, turn: LookupTicket) -> None:
         """It is over, or not wanted any more. The next one goes on in a moment, not here."""
         if not turn.granted:
             del self._waiting[turn]

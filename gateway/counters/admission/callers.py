@@ -19,21 +19,30 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from gateway.core.accounts.budgets import Asked, Budget
-from gateway.core.accounts.call_budgets import CallBudgets, KnownBudgets
+from gateway.core.accounts.budgets import Budget, CallAttributes
+from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns, Vector
-from gateway.core.calls.call import Call
-from gateway.core.lru import InUse
+from gateway.core.calls.call import CallRequest
+from gateway.core.lru import LruCache
 from gateway.core.model import Attribution, Caller, Service
 from gateway.core.wait import run_in_task
-from gateway.counters.admission.cache import BOUNDS, NEVER, Bounds, Changes, Heard, Known, Reading, Turns
-from gateway.counters.admission.catalogue import Catalogue, Terms, unheard
+from gateway.counters.admission.cache import (
+    BOUNDS,
+    NEVER,
+    CachedCaller,
+    CachedValue,
+    CacheLimits,
+    Changes,
+    KeyLookup,
+    LookupQueue,
+)
+from gateway.counters.admission.catalogue import CachedTerms, Catalogue, unheard
 from gateway.counters.admission.stored import UNREADABLE, Identity, decode_identity
 from gateway.counters.history_guard import ask_word
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.cluster import RedisConnections
 from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
 
 # What is known of callers is read again after a while, though nothing was told: many at once, behind calls.
@@ -49,7 +58,7 @@ EACH_S: Final = 0.05
 WAITING_MAX: Final = 16_384
 
 
-class Rereading:
+class CallerRefresh:
     """Of one worker: callers who are `due`, by their digests, and the one `task` that reads them.
 
     `changed` is told the name of each key that holds something else than is known.
@@ -59,8 +68,8 @@ class Rereading:
         self,
         changes: Changes,
         changed: Callable[[bytes], None],
-        known: InUse[str, Known],
-        terms: InUse[int, Terms],
+        known: LruCache[str, CachedCaller],
+        terms: LruCache[int, CachedTerms],
         clock: Callable[[], float],
     ) -> None:
         self.due: dict[str, None] = {}
@@ -87,7 +96,7 @@ class Rereading:
     async def _compare(self, digests: list[str]) -> None:
         """Ask for what is known of these, and for their terms, where that was read long ago."""
         asked_at = self._clock()
-        asked: dict[bytes, Heard] = {}
+        asked: dict[bytes, CachedValue] = {}
         for digest in digests:
             known = self._known.find(digest)
             if known is None:
@@ -115,7 +124,7 @@ END_S = 0.001  # ends of keys are whole milliseconds
 KNOWN_S_MAX = 60.0  # nothing holds for longer, whatever is told
 
 
-class KnownCallers(Catalogue):
+class CallerCache(Catalogue):
     """Identities and terms of one worker.
 
     `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
@@ -124,26 +133,26 @@ class KnownCallers(Catalogue):
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         clock: Callable[[], float],
         today: Callable[[], float] = time.time,
         *,
         allowances: Allowances | None = None,
         stale_s: float = 0.0,
-        bounds: Bounds = BOUNDS,
+        bounds: CacheLimits = BOUNDS,
         log: Callable[..., None] = unheard,
     ) -> None:
         super().__init__(wires, Changes(wires, self._changed), clock, log)
         self._today = today
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
-        self._known: InUse[str, Known] = InUse(bounds.known_bytes_max)
-        self._terms: InUse[int, Terms] = InUse(bounds.terms_bytes_max)
+        self._known: LruCache[str, CachedCaller] = LruCache(bounds.known_bytes_max)
+        self._terms: LruCache[int, CachedTerms] = LruCache(bounds.terms_bytes_max)
         # Credentials nobody has: until when, monotonic, and why. They are apart: guesses displace no caller.
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
         self._unknown_max = bounds.unknown_max
-        self._turns = Turns(bounds.look_ups_max, bounds.look_ups_waiting_max)
-        self._rereading = Rereading(self._changes, self._changed, self._known, self._terms, clock)
+        self._turns = LookupQueue(bounds.look_ups_max, bounds.look_ups_waiting_max)
+        self._rereading = CallerRefresh(self._changes, self._changed, self._known, self._terms, clock)
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or not changed since, or None."""
@@ -175,7 +184,7 @@ class KnownCallers(Catalogue):
             raise CountersUnavailable
         return caller
 
-    def _renewed(self, digest: str, known: Known) -> bool:
+    def _renewed(self, digest: str, known: CachedCaller) -> bool:
         """Whether who was known is known for as long again, since nothing that was read of it changed."""
         organization_id = known.caller.organization_id
         terms = self._terms.find(organization_id)
@@ -265,7 +274,7 @@ class KnownCallers(Catalogue):
         elif terms is None:  # of those that were known since what is heard last counts
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
         fresh = self._before_end(fresh, found.x)
-        entry = Known(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
+        entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
         self._known.put(digest, entry, entry.size)
         self._allowances.seen(caller)
         return caller
@@ -330,7 +339,7 @@ class KnownCallers(Catalogue):
             return False
         return self._changes.hold_until(terms.since, IDENTITY_S) >= now
 
-    def _ask_terms(self, organization_id: int) -> Reading:
+    def _ask_terms(self, organization_id: int) -> KeyLookup:
         return self._changes.read(keys.organization_terms(organization_id).encode())
 
     def _learn(self, organization_id: int, reply: Reply, since: int, read_at: float) -> None:
@@ -339,7 +348,7 @@ class KnownCallers(Catalogue):
         terms = self._terms.find(organization_id)
         if terms is None or terms.raw != raw:
             try:
-                terms = Terms(raw, organization_id)
+                terms = CachedTerms(raw, organization_id)
             except UNREADABLE as error:
                 raise _unread("terms", error) from error
         terms.since, terms.read_at = since, read_at
@@ -361,7 +370,7 @@ def _unread(what: str, error: Exception) -> CountersRefused:
 # What a caller is served at which terms: services, budgets and prices, of what `callers.py` knows.
 
 
-class Directory(KnownCallers):
+class Directory(CallerCache):
     """Identities, terms, services, prices and weights of one worker.
 
     `stand_ins` says which models have another's price.
@@ -369,18 +378,18 @@ class Directory(KnownCallers):
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         clock: Callable[[], float],
         today: Callable[[], float] = time.time,
         *,
         allowances: Allowances | None = None,
         stale_s: float = 0.0,
-        bounds: Bounds = BOUNDS,
+        bounds: CacheLimits = BOUNDS,
         log: Callable[..., None] = unheard,
     ) -> None:
         super().__init__(wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log)
         self.stand_ins: StandIns = NO_STAND_INS
-        self._budgets = KnownBudgets()
+        self._budgets = BudgetCache()
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service of a key as the caller's organization has it, for this call; None if there is none.
@@ -395,7 +404,7 @@ class Directory(KnownCallers):
         return terms.resolve(service, self._today() * 1000) if service is not None else None
 
     def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: Call, remember: bool = True
+        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
     ) -> CallBudgets | None:
         """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown.
 
@@ -417,7 +426,7 @@ class Directory(KnownCallers):
         if terms is None or terms.budgets is None:
             return []
         user = caller.acts_for(said.user)
-        asked = Asked(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
+        asked = CallAttributes(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
         return terms.budgets.of_caller(asked)
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:

@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.accounts.call_budgets import OrganizationBudgets
-from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import PriceBook, Vector
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import NEVER, Changes, Heard
+from gateway.counters.admission.cache import NEVER, CachedValue, Changes
 from gateway.counters.admission.stored import (
     UNREADABLE,
     StoredPrices,
@@ -34,7 +34,7 @@ from gateway.counters.admission.stored import (
 from gateway.counters.history_guard import ask_word, says_verified
 from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
-from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotIncluded
 
@@ -52,12 +52,12 @@ def unheard(what: str, **facts: object) -> None:
     """Where nobody listens."""
 
 
-class Prices:
+class PriceCache:
     """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
 
     __slots__ = ("_book", "_log", "_looked_at", "_told", "_wires", "version")
 
-    def __init__(self, wires: Wires, log: Callable[..., None]) -> None:
+    def __init__(self, wires: RedisConnections, log: Callable[..., None]) -> None:
         self.version = 0
         self._book = PriceBook()
         self._wires = wires
@@ -120,7 +120,7 @@ TERMS_COPIES: Final = 5
 USUAL_MAX: Final = 4_096
 
 
-class Terms(Heard):
+class CachedTerms(CachedValue):
     """One organization's terms; `budgets` are those of its calls, None where it has none."""
 
     def __init__(self, raw: bytes, organization_id: int = 0) -> None:
@@ -132,9 +132,9 @@ class Terms(Heard):
         self.currency = self._terms.currency
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
-        self._resolved: dict[str, _Resolved] = {}
+        self._resolved: dict[str, _ResolvedService] = {}
         # The one that was asked for last: most organizations call one.
-        self._last: _Resolved | None = None
+        self._last: _ResolvedService | None = None
 
     def resolve(self, service: Service, now_ms: float) -> Service:
         """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""
@@ -154,15 +154,15 @@ class Terms(Heard):
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
 
-    def _known_as(self, service: Service) -> _Resolved:
+    def _known_as(self, service: Service) -> _ResolvedService:
         known = self._resolved.get(service.key)
         if known is None or known.base is not service:
             known = self._resolved[service.key] = self._resolve(service)
         return known
 
-    def _resolve(self, service: Service) -> _Resolved:
+    def _resolve(self, service: Service) -> _ResolvedService:
         negotiated = self._negotiated.get(service.id)
-        known = _Resolved(service, negotiated)
+        known = _ResolvedService(service, negotiated)
         if costs := other_currency(known.service, self.currency):
             known.given = False
             known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
@@ -174,7 +174,7 @@ class Terms(Heard):
         return known if negotiated is not None else _shared(known)
 
 
-class _Resolved:
+class _ResolvedService:
     """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
 
     That is so from `since_ms` on and before `until_ms`. `given` says that it may use it, as far as that does
@@ -183,7 +183,7 @@ class _Resolved:
 
     __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms", "why")
 
-    def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
+    def __init__(self, base: Service, negotiated: NegotiatedTerms | None) -> None:
         self.base = base
         self.given = True
         self.why = "This service was not given to the organization."
@@ -192,13 +192,13 @@ class _Resolved:
         self.included = replace(self.service, needs_plan=False)
 
 
-def _shared(known: _Resolved) -> _Resolved:
+def _shared(known: _ResolvedService) -> _ResolvedService:
     """The one of all organizations that have a service so: what all calls read stays near at hand."""
     name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
     return the_one(_usual, name, known, USUAL_MAX)  # what is kept has its base, so no other has that id
 
 
-_usual: Final[dict[tuple[int, str, float, float], _Resolved]] = {}
+_usual: Final[dict[tuple[int, str, float, float], _ResolvedService]] = {}
 
 
 # Which weights a tenant's calls go by: those of its plan, as the catalogue has them.
@@ -212,7 +212,7 @@ NO_PLAN = 0
 _NONE: Mapping[int, Weights] = {}
 
 
-class Weighing:
+class WeightCache:
     """The weights of one worker. `by_plan` has those of every plan that weighs anything."""
 
     __slots__ = ("_plans", "_tenants_max", "by_plan")
@@ -249,11 +249,11 @@ class Catalogue:
     """Services, weights and prices of one worker. `version` is the catalogue's, 0 before the first read."""
 
     def __init__(
-        self, wires: Wires, changes: Changes, clock: Callable[[], float], log: Callable[..., None]
+        self, wires: RedisConnections, changes: Changes, clock: Callable[[], float], log: Callable[..., None]
     ) -> None:
         self.version = 0
-        self.prices = Prices(wires, log)
-        self.weighing = Weighing()
+        self.prices = PriceCache(wires, log)
+        self.weighing = WeightCache()
         # The partitions whose very Redis no keeper has compared with PostgreSQL, as of the last look.
         self.unverified = frozenset(range(PARTITIONS))
         self._wires, self._changes, self._clock, self._log = wires, changes, clock, log

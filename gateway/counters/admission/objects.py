@@ -16,7 +16,7 @@ from gateway.core.model import Caller
 from gateway.core.wait import Wait, begin
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
@@ -28,7 +28,7 @@ TRIMS_MAX = 10_000  # organizations whose lists were cut lately
 TELL_INTERVAL_S = 60.0
 
 
-class Objects:
+class ObjectOwners:
     """The owners of objects; `unix_seconds` is the time of day.
 
     An id is kept for `ttl_s` after an answer told of it last, the newest `objects_max` of an organization at
@@ -37,7 +37,7 @@ class Objects:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         unix_seconds: Callable[[], float],
         ttl_s: float,
         objects_max: int,

@@ -22,10 +22,10 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import (
     BudgetAccount,
     Decision,
+    HoldExtension,
     HoldRequest,
-    Observed,
-    Settled,
     Settlement,
+    SettleResult,
     Verdict,
 )
 from gateway.core.wait import Wait, in_task
@@ -44,8 +44,8 @@ from gateway.counters.redis.calls import (
     Frames,
     Reply,
 )
-from gateway.counters.redis.cluster import Shards, Wires
-from gateway.counters.redis.connection import Wire, encode_script
+from gateway.counters.redis.cluster import RedisConnections, Shards
+from gateway.counters.redis.connection import RedisConnection, encode_script
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable
 
@@ -66,7 +66,7 @@ class LiveHolds:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         allowances: Allowances,
         hold_ttl_ms: int,
         clock: Callable[[], float],
@@ -74,8 +74,8 @@ class LiveHolds:
     ) -> None:
         self._wires, self._allowances = wires, allowances
         self._ttl_ms, self._clock, self._extend_took = hold_ttl_ms, clock, took
-        self._live: dict[str, Observed] = {}
-        self._outgrown: dict[str, Observed] = {}
+        self._live: dict[str, HoldExtension] = {}
+        self._outgrown: dict[str, HoldExtension] = {}
         self._missed = False
         self._extending: asyncio.Task[None] | None = None
 
@@ -84,16 +84,16 @@ class LiveHolds:
         """How many calls are watched."""
         return len(self._live)
 
-    def watch(self, observed: Observed) -> None:
+    def watch(self, observed: HoldExtension) -> None:
         """Keep this live call's hold from its deadline until `unwatch`."""
         self._live[observed.request_id] = observed
 
-    def unwatch(self, observed: Observed) -> None:
+    def unwatch(self, observed: HoldExtension) -> None:
         """The call is over; it settles itself."""
         self._live.pop(observed.request_id, None)
         self._outgrown.pop(observed.request_id, None)
 
-    def outgrown(self, observed: Observed) -> None:
+    def outgrown(self, observed: HoldExtension) -> None:
         """This watched call has used up its hold: extend it shortly, together with others."""
         if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
             return
@@ -118,15 +118,15 @@ class LiveHolds:
             outgrown, self._outgrown = self._outgrown, {}
             await self._extend_each(list(outgrown.values()))
 
-    async def _extend_each(self, observations: list[Observed]) -> None:
-        by_partition: dict[int, list[Observed]] = {}
+    async def _extend_each(self, observations: list[HoldExtension]) -> None:
+        by_partition: dict[int, list[HoldExtension]] = {}
         for observed in observations:
             by_partition.setdefault(observed.caller.partition, []).append(observed)
         for partition, live in by_partition.items():
             for start in range(0, len(live), EXTEND_BATCH_MAX):
                 await self._extend(partition, live[start : start + EXTEND_BATCH_MAX])
 
-    async def _extend(self, partition: int, live: list[Observed]) -> None:
+    async def _extend(self, partition: int, live: list[HoldExtension]) -> None:
         calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
         wire = self._wires.of(partition)
         keys, arguments = packing.extend(wire.run_id, self._ttl_ms, partition, calls)
@@ -160,7 +160,7 @@ ASKED_MAX = 5
 
 
 @dataclass(slots=True)
-class _Owed:
+class _PendingRelease:
     """A hold to be released until its deadline is past; `asked` counts the answers that knew no such hold."""
 
     settlement: Settlement
@@ -174,14 +174,14 @@ class Releases:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         send: Callable[[Settlement], Wait[Reply]],
         hold_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._wires, self._send, self._clock = wires, send, clock
         self._ttl_s, self._owed_max = hold_ttl_s, RELEASES_MAX
-        self._owed: dict[str, _Owed] = {}
+        self._owed: dict[str, _PendingRelease] = {}
         self._releasing: asyncio.Task[None] | None = None
 
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
@@ -189,7 +189,7 @@ class Releases:
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
             return  # whatever the hold was topped up to, its release ends it; that of its head does not
-        one = _Owed(settlement, self._clock() + self._ttl_s)
+        one = _PendingRelease(settlement, self._clock() + self._ttl_s)
         if at_once:
             one.sent = self._send(settlement)
         if len(self._owed) < self._owed_max:
@@ -207,11 +207,11 @@ class Releases:
             if self._owed:
                 await asyncio.sleep(AGAIN_S)
 
-    def _is_there(self, one: _Owed) -> bool:
+    def _is_there(self, one: _PendingRelease) -> bool:
         """Whether whoever has its partition by now can be told."""
         return self._wires.of(one.settlement.caller.partition).connected
 
-    async def _release_some(self, some: dict[str, _Owed]) -> None:
+    async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
         waits = [one.sent or self._send(one.settlement) for one in some.values()]
         for (request_id, one), wait in zip(some.items(), waits, strict=True):
             one.sent = None
@@ -219,8 +219,8 @@ class Releases:
                 code = code_of(cast("bytes", await in_task(wait)))
             except CountersUnavailable:
                 continue
-            one.asked += code == Settled.UNKNOWN
-            if code not in {Settled.UNVERIFIED, Settled.UNKNOWN} or one.asked >= ASKED_MAX:
+            one.asked += code == SettleResult.UNKNOWN
+            if code not in {SettleResult.UNVERIFIED, SettleResult.UNKNOWN} or one.asked >= ASKED_MAX:
                 self._owed.pop(request_id, None)
 
 
@@ -233,7 +233,7 @@ class Releases:
 TELL_INTERVAL_S: Final = 60.0
 
 
-class Crowded:
+class AccountLimit:
     """Of one worker; `calls` took from the account that all share beyond the maximum."""
 
     __slots__ = ("_clock", "_log", "_told", "calls")
@@ -265,8 +265,8 @@ FRAMES_MAX = 20_000
 # Told of once: a newer catalogue, another plan that the tenant follows, accounts that cannot be made.
 RESERVE_TRIES = 4
 _AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN, Verdict.OTHER_ACCOUNT})
-_ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, Settled.DONE, Settled.UNVERIFIED
-_SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
+_ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, SettleResult.DONE, SettleResult.UNVERIFIED
+_SETTLED = {struct.pack("<d", settled): settled for settled in SettleResult}
 
 
 class Counters(LiveHolds):
@@ -279,7 +279,7 @@ class Counters(LiveHolds):
 
     def __init__(
         self,
-        wire: Wire,
+        wire: RedisConnection,
         directory: Directory,
         hold_ttl_ms: int,
         clock: Callable[[], float],
@@ -296,7 +296,7 @@ class Counters(LiveHolds):
         self.elsewhere: Callable[[int], Counters] | None = None
         self.handed_over: Callable[[int], Wait[None]] | None = None
         self._log = log
-        self.crowded = Crowded(clock, say)
+        self.crowded = AccountLimit(clock, say)
         self._directory = directory
         self._frames = Frames(frames_max)
         self.releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
@@ -356,7 +356,7 @@ class Counters(LiveHolds):
         self._allowances.refused(request.caller, verdict)
         return decision
 
-    async def settle(self, settlement: Settlement) -> Settled:
+    async def settle(self, settlement: Settlement) -> SettleResult:
         """Replace the hold by what was used; answered only when that is certain to happen, once.
 
         SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
@@ -370,9 +370,9 @@ class Counters(LiveHolds):
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
             alone = calls[settlement.request_id].alone
-            self._allowances.over(settlement, Settled.UNKNOWN)
+            self._allowances.over(settlement, SettleResult.UNKNOWN)
             if alone and not self._wire.available:
-                return Settled.UNKNOWN
+                return SettleResult.UNKNOWN
         arguments = self._settle_arguments(frame, settlement)
         wire, settled = self._wire, _UNVERIFIED
         try:
@@ -473,15 +473,15 @@ class Counters(LiveHolds):
             len(attribution), attribution, len(metadata), metadata, frame.settle_end, counted, frame.names,
         )  # fmt: skip
 
-    async def _spool(self, settlement: Settlement, arguments: bytes) -> Settled:
+    async def _spool(self, settlement: Settlement, arguments: bytes) -> SettleResult:
         """Keep a settlement the counters did not acknowledge; one kept nowhere is charged if they ran it."""
         try:
             await self._log.spool(arguments)
         except CountersUnavailable:
             self._allowances.over(settlement, _DONE)
             raise
-        self._allowances.over(settlement, Settled.SPOOLED)
-        return Settled.SPOOLED
+        self._allowances.over(settlement, SettleResult.SPOOLED)
+        return SettleResult.SPOOLED
 
 
 def _names(request: HoldRequest) -> tuple[str, ...]:
@@ -498,12 +498,12 @@ def _names(request: HoldRequest) -> tuple[str, ...]:
 T = TypeVar("T")
 
 
-class _OfWires(Generic[T]):
+class _PerConnection(Generic[T]):
     """What there is one of for each wire, made by `make` when it is first asked for."""
 
-    def __init__(self, shards: Shards, make: Callable[[Wire], T]) -> None:
+    def __init__(self, shards: Shards, make: Callable[[RedisConnection], T]) -> None:
         self._shards, self._make = shards, make
-        self._made: dict[Wire, T] = {}
+        self._made: dict[RedisConnection, T] = {}
 
     def of(self, partition: int) -> T:
         """That of the primary of a partition."""
@@ -525,35 +525,35 @@ class ShardedCounters:
     def __init__(
         self,
         shards: Shards,
-        make: Callable[[Wire], Counters],
+        make: Callable[[RedisConnection], Counters],
         live: LiveHolds,
-        crowded: Crowded,
+        crowded: AccountLimit,
         *,
         hold_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.crowded = crowded
         self._shards, self._make, self._live = shards, make, live
-        self._of = _OfWires(shards, self._begun).of
+        self._of = _PerConnection(shards, self._begun).of
         self._releases = Releases(shards, self._send_release, hold_ttl_s, clock)
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
         """As `Counters.reserve`."""
         return self._of(request.caller.partition).reserve(request)
 
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+    def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
         """As `Counters.settle`."""
         return self._of(settlement.caller.partition).settle(settlement)
 
-    def watch(self, observed: Observed) -> None:
+    def watch(self, observed: HoldExtension) -> None:
         """As `LiveHolds.watch`."""
         self._live.watch(observed)
 
-    def unwatch(self, observed: Observed) -> None:
+    def unwatch(self, observed: HoldExtension) -> None:
         """As `LiveHolds.unwatch`."""
         self._live.unwatch(observed)
 
-    def outgrown(self, observed: Observed) -> None:
+    def outgrown(self, observed: HoldExtension) -> None:
         """As `LiveHolds.outgrown`."""
         self._live.outgrown(observed)
 
@@ -561,7 +561,7 @@ class ShardedCounters:
         """As `LiveHolds.keep_extending`."""
         await self._live.keep_extending()
 
-    def _begun(self, wire: Wire) -> Counters:
+    def _begun(self, wire: RedisConnection) -> Counters:
         counters = self._make(wire)
         counters.elsewhere, counters.handed_over = self._of, self._shards.handed_over
         counters.releases, counters.crowded = self._releases, self.crowded

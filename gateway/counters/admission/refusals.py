@@ -22,13 +22,13 @@ from gateway.core.circuit_breaker import (
     EVERYBODY,
     FIELDS_BYTES_MAX,
     NAME_CHARACTERS_MAX,
-    Cooled,
-    Cooling,
+    BackoffEntry,
+    CircuitBreaker,
 )
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
-from gateway.counters.redis.cluster import Wires
+from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode, encode_script
 from gateway.errors import CountersUnavailable, RateLimited
 
@@ -61,13 +61,13 @@ _decode: Callable[[bytes], list[_Stored]] = msgspec.json.Decoder(
 ).decode
 
 
-class SharedCooling:
+class SharedCircuitBreaker:
     """One worker's `table`, and the key that all workers share; `clock` is that of both."""
 
-    def __init__(self, wires: Wires, clock: Callable[[], float]) -> None:
+    def __init__(self, wires: RedisConnections, clock: Callable[[], float]) -> None:
         self._wires, self._clock = wires, clock
         self._news = asyncio.Event()
-        self.table = Cooling(begun=self._news.set)
+        self.table = CircuitBreaker(begun=self._news.set)
         self._raw: object = None
         self._stored: list[_Stored] = []
         wires.hear(self._told)
@@ -130,13 +130,13 @@ def _read(raw: object) -> list[_Stored]:
         return []
 
 
-def _cooled(one: _Stored, ahead_s: float) -> Cooled:
+def _cooled(one: _Stored, ahead_s: float) -> BackoffEntry:
     fields = tuple(line.encode("latin-1") for line in one.fields)
     until, told_until = one.until_ms / 1000 - ahead_s, one.told_until_ms / 1000 - ahead_s
-    return Cooled(until, told_until, fields, one.organization_id)
+    return BackoffEntry(until, told_until, fields, one.organization_id)
 
 
-def _kept(name: str, one: Cooled, ahead_s: float) -> _Stored:
+def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
     return _Stored(
         name,
         int((one.until + ahead_s) * 1000),
@@ -161,7 +161,7 @@ class Throttle:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         clock: Callable[[], float],
         a_minute: int = USAGES_A_MINUTE,
         *,
@@ -216,7 +216,7 @@ class RefusedCalls:
     """The stream, and what this worker adds to it; `worker` is the name of this process alone."""
 
     def __init__(
-        self, wires: Wires, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
+        self, wires: RedisConnections, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
     ) -> None:
         self._wires, self._refusals, self._worker, self._batches_max = wires, refusals, worker, batches_max
         self._number, self._waiting = 0, b""

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
-from gateway.core.billing.price_book import KINDS, Price
+from gateway.core.billing.price_book import KINDS, ModelPrice
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 
@@ -57,7 +57,7 @@ class _Versioned(msgspec.Struct):
     version: _Version
 
 
-class _Terms(_Versioned):
+class _StoredTerms(_Versioned):
     terms: OrganizationTerms
 
 
@@ -68,13 +68,16 @@ class _PricesHead(_Versioned):
 class StoredPrices(_PricesHead):
     """All prices that are in force, were a day ago or will be."""
 
-    prices: list[Price]
+    prices: list[ModelPrice]
 
 
 # What each of them was written as.
 decode_identity = msgspec.json.Decoder(Identity).decode
 decode_catalogue = msgspec.json.Decoder(StoredCatalogue).decode
-_decode_terms, _decode_version = msgspec.json.Decoder(_Terms).decode, msgspec.json.Decoder(_Versioned).decode
+_decode_terms, _decode_version = (
+    msgspec.json.Decoder(_StoredTerms).decode,
+    msgspec.json.Decoder(_Versioned).decode,
+)
 _decode_prices = msgspec.json.Decoder(StoredPrices).decode
 _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
@@ -131,7 +134,7 @@ def decode_terms(raw: bytes) -> OrganizationTerms:
     return _decode_terms(raw).terms
 
 
-def encode_prices(version: int, prices: Sequence[Price]) -> bytes:
+def encode_prices(version: int, prices: Sequence[ModelPrice]) -> bytes:
     """The prices as the keeper writes them."""
     return msgspec.json.encode(StoredPrices(version, PRICES_LAYOUT, list(prices)))
 

@@ -9,15 +9,15 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import MONEY, Budget, Figures, figures, shown_amount
+from gateway.core.accounts.budgets import MONEY, Budget, BudgetBalance, figures, shown_amount
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.refusals import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode, encode_script
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
 # What a key holder is told of budgets: how much of each is used, and when it begins again.
@@ -28,7 +28,7 @@ BUDGETS_TOLD_MAX: Final = 100
 
 
 async def budget_limits(
-    wire: Wire, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
+    wire: RedisConnection, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
 ) -> list[dict[str, object]]:
     """The limits of budgets, each with the name of its account, as the caller is told them."""
     found = found[:BUDGETS_TOLD_MAX]
@@ -44,7 +44,7 @@ async def budget_limits(
     return [_budget_limit(one, figures(one, now_ms, None, windows.get(name))) for name, one in found]
 
 
-def _budget_limit(budget: Budget, now: Figures) -> dict[str, object]:
+def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """One budget as it stands, what calls in flight hold taken off what remains."""
     return {
         "scope": "budget",
@@ -80,7 +80,10 @@ class Usages:
     """
 
     def __init__(
-        self, wires: Wires, clock: Callable[[], float], budgets_of: BudgetsOf = lambda caller, said: ()
+        self,
+        wires: RedisConnections,
+        clock: Callable[[], float],
+        budgets_of: BudgetsOf = lambda caller, said: (),
     ) -> None:
         self._wires = wires
         self._throttle = Throttle(wires, clock)
@@ -95,7 +98,7 @@ class Usages:
 
 
 async def usage(
-    wire: Wire, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
+    wire: RedisConnection, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
 ) -> bytes:
     """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
     p = caller.partition

@@ -1,8 +1,8 @@
 """The keeper's way to Redis: how anything is asked and read, whatever it is about.
 
-What verifies, flushes and looks after a server's partitions speaks over its one `Wire`, so that the run id it
-confirms is the run id of the connection it writes on. What is of any organization goes to whoever has it.
-Every method may raise CountersUnavailable.
+What verifies, flushes and looks after a server's partitions speaks over its one `RedisConnection`, so that
+the run id it confirms is the run id of the connection it writes on. What is of any organization goes to
+whoever has it. Every method may raise CountersUnavailable.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
-from gateway.core.accounts.holds import Movement
+from gateway.core.accounts.holds import MovementRange
 from gateway.core.text import batched
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode, encode_script
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # What nobody here can read, since another version has stored it: left where it is, counted, and told.
@@ -40,7 +40,7 @@ NAMES_MAX = 10_000
 UNREADABLE = (ValueError, struct.error, OverflowError, IndexError, RecursionError)
 
 
-class LeftAlone:
+class UnsupportedVersions:
     """By kind, what the last look at it could not read. `say` is told of the first of a kind."""
 
     def __init__(self, say: Callable[..., None] = lambda *_, **__: None) -> None:
@@ -111,16 +111,16 @@ class Client:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         *,
-        everybodys: Wires | None = None,
-        moved: deque[Movement] | None = None,
-        left_alone: LeftAlone | None = None,
+        everybodys: RedisConnections | None = None,
+        moved: deque[MovementRange] | None = None,
+        left_alone: UnsupportedVersions | None = None,
         batch_max: int = BATCH_MAX,
         takes_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.left_alone = LeftAlone() if left_alone is None else left_alone
-        self.moved: deque[Movement] = deque(maxlen=MOVED_MAX) if moved is None else moved
+        self.left_alone = UnsupportedVersions() if left_alone is None else left_alone
+        self.moved: deque[MovementRange] = deque(maxlen=MOVED_MAX) if moved is None else moved
         self._wires, self._everybodys = wires, wires if everybodys is None else everybodys
         self._batch_max = batch_max
         # The partitions that a newer version has, as of the last look at all markers.
@@ -129,7 +129,7 @@ class Client:
         self.takes_up = takes_up
 
     @property
-    def wire(self) -> Wire:
+    def wire(self) -> RedisConnection:
         """The only server."""
         (wire,) = self._wires.wires
         return wire
@@ -455,7 +455,7 @@ def needed_rights(role: str, *, clustered: bool, database: int) -> tuple[str, ..
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedCommands:
     """Those of some commands that a user may not give, and those that its server does not have."""
 
     by_rights: list[str]
@@ -465,10 +465,10 @@ class Refused:
         return bool(self.by_rights or self.by_server)
 
 
-async def refused_rights(wire: Wire, *commands: str) -> Refused:
+async def refused_rights(wire: RedisConnection, *commands: str) -> RefusedCommands:
     """Which of the commands are refused on this connection, and by whom; it must be closed afterwards."""
     asked = wire.send_together(encode(b"MULTI"), *(encode(*line.encode().split()) for line in commands))
-    found = Refused([], [])
+    found = RefusedCommands([], [])
     for line, answer in zip(("MULTI", *commands), asked, strict=True):
         try:
             await in_task(answer)

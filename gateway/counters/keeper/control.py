@@ -26,7 +26,7 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plans import SINCE_MS, PlanTerms
 from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
-from gateway.core.integrity.recovery import Truth
+from gateway.core.integrity.recovery import LedgerState
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits
 from gateway.core.text import batched
@@ -67,7 +67,7 @@ FIRST_EPOCH = 1
 CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
-class Control(Client):
+class ControlClient(Client):
     """Control writes and definitions."""
 
     async def apply(self, write: ControlWrite) -> bool:
@@ -325,7 +325,7 @@ def _metadata(write: ControlWrite) -> bytes:
 # loops.
 
 
-class Filling(Control):
+class BulkLoader(ControlClient):
     """Writes many definitions."""
 
     async def define_all(
@@ -446,7 +446,7 @@ _KEY_ID = states.KEY.part("key_id", "key_id")
 assert states.KEY.end("key_id") == states.KEY.size, "whose it is comes last: all before it is shared"
 
 
-def states_of(partition: int, lost: Truth, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
+def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
     """The names and states of all accounts and keys of these, one after another."""
     of_tenants: dict[int, list[states.HoldState]] = defaultdict(list)
     of_organizations: dict[int, list[tuple[states.HoldState, bool]]] = defaultdict(list)
@@ -617,7 +617,7 @@ KEPT_MS, KEPT_ENDLESS_MS = DAY_MS, 31 * DAY_MS
 Held = Mapping[tuple[str, int], Sequence[int]]
 
 
-class BudgetAccounts(Control):
+class BudgetAccounts(ControlClient):
     """Looks at accounts of budgets and what waits for them, and writes them."""
 
     async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:

@@ -11,25 +11,25 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 
-from gateway.core.wait import Within, in_task
+from gateway.core.wait import AwakeTimeout, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode, encode_script
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
 # In which all partitions of one server are rewritten: one that hangs holds nobody else up for longer.
 REWRITE_S_MAX = 1.0
 
 
-class Moves:
+class SlotMoves:
     """Of one cluster, looked at again and again; one server alone is given nothing."""
 
-    def __init__(self, wires: Wires) -> None:
+    def __init__(self, wires: RedisConnections) -> None:
         self._wires = wires
         # Under which history each primary was seen last, and by whom a partition was had then.
-        self._seen: dict[Wire, bytes] = {}
-        self._had: dict[int, Wire] = {}
+        self._seen: dict[RedisConnection, bytes] = {}
+        self._had: dict[int, RedisConnection] = {}
         self._looking = asyncio.Lock()
 
     async def take_up(self) -> list[int]:
@@ -42,7 +42,7 @@ class Moves:
 
     async def _take_up(self) -> list[int]:
         known, self._seen = self._seen, {one: one.run_id for one in self._wires.wires if one.connected}
-        moved = list[tuple[Wire, bytes, dict[int, bytes]]]()
+        moved = list[tuple[RedisConnection, bytes, dict[int, bytes]]]()
         for wire, run_id in self._seen.items():
             had, partitions = self._had, wire.part.partitions
             came = [one for one in partitions if had.get(one, wire) is not wire]
@@ -56,29 +56,29 @@ class Moves:
         taken = await asyncio.gather(*(_rewrite_all(*one) for one in moved))
         return [partition for one in taken for partition in one]
 
-    def _lives(self, wire: Wire, known: Mapping[Wire, bytes]) -> bool:
+    def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
         """Whether this is a primary still, and was all the time."""
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 
-async def taken_up(wire: Wire, partition: int) -> bool:
+async def taken_up(wire: RedisConnection, partition: int) -> bool:
     """Whether a partition's marker names the history of the primary that has it."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     return packing.read_marker(marker)[0] == wire.run_id
 
 
-async def _rewrite_all(wire: Wire, run_id: bytes, givers: Mapping[int, bytes]) -> list[int]:
+async def _rewrite_all(wire: RedisConnection, run_id: bytes, givers: Mapping[int, bytes]) -> list[int]:
     """Write the markers of partitions that a server was given; answers which."""
     taken = []
     with suppress(CountersUnavailable, TimeoutError):  # those that are left are verified, then
-        async with Within(REWRITE_S_MAX):
+        async with AwakeTimeout(REWRITE_S_MAX):
             for partition, before in givers.items():
                 if await _rewrite(wire, run_id, partition, before):
                     taken.append(partition)
     return taken
 
 
-async def _rewrite(wire: Wire, run_id: bytes, partition: int, before: bytes) -> bool:
+async def _rewrite(wire: RedisConnection, run_id: bytes, partition: int, before: bytes) -> bool:
     """Put one history in another's place, where the marker names that one."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     named, epoch, catalogue = packing.read_marker(marker)

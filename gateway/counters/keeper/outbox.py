@@ -13,9 +13,9 @@ from typing import cast
 
 from gateway.core.accounts.outbox import (
     VERSION,
+    AccountPosition,
     MalformedEvent,
     Owner,
-    Place,
     StreamPlace,
     decode,
     is_newer,
@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import (
     stream_place,
 )
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
-from gateway.core.integrity.recovery import Strays
+from gateway.core.integrity.recovery import OrphanEntries
 from gateway.core.wait import Wait
 from gateway.counters.keeper.client import (
     APPLIED,
@@ -64,7 +64,7 @@ def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iter
     ), (packing.PARK.pack(run_id, organization_id), _packed(gone), _packed(moved))
 
 
-class Parked:
+class ParkedEntries:
     """Looks and moves, over the keeper's connection."""
 
     def __init__(self, client: Client) -> None:
@@ -191,7 +191,11 @@ class Outbox:
         look_entries_max: int = LOOK_ENTRIES_MAX,
     ) -> None:
         self.broken: dict[int, str] = {}
-        self._client, self._parked, self._deleted = client, Parked(client), deleted or DeletedEntries(client)
+        self._client, self._parked, self._deleted = (
+            client,
+            ParkedEntries(client),
+            deleted or DeletedEntries(client),
+        )
         self._say, self._look_entries_max, self._check_history = say, look_entries_max, check_history
         self.read_under, self._replaced = b"", False
         self._others: set[_Stream] = set()
@@ -356,7 +360,7 @@ class Outbox:
         """
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
-    async def waiting(self, partition: int) -> dict[str, Place] | None:
+    async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
         """Where each account stood before its first entry that still waits in a partition.
 
         None where more waits than is looked at: who comes later cannot be told from who does not.
@@ -368,9 +372,9 @@ class Outbox:
             waiting = None if waiting is None or apart is None else waiting | apart
         return waiting
 
-    async def _places(self, stream: str) -> dict[str, Place] | None:
+    async def _places(self, stream: str) -> dict[str, AccountPosition] | None:
         """Where each account stood before its first entry of a stream; None where there are too many."""
-        found: dict[str, Place] = {}
+        found: dict[str, AccountPosition] = {}
         after = b""
         page = min(LOOK_ENTRIES, self._look_entries_max)
         for _ in range(self._look_entries_max // page):
@@ -401,7 +405,7 @@ class Outbox:
 READ_ENTRIES = 1_000
 
 
-class StrayReader:
+class OrphanReader:
     """Reads and drops them over the keeper's connection; the fence's `check_history` runs a transaction."""
 
     def __init__(
@@ -431,11 +435,13 @@ class StrayReader:
             if _fact(said, b"max-deleted-entry-id") < stream_place(mark)
         ]
 
-    async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
+    async def read_strays(
+        self, partition: int, mark: bytes, stopped: Collection[str] = ()
+    ) -> OrphanEntries | None:
         """All that waits in a stream that never had `mark`; None where it had."""
         if not await self.behind({partition: mark}):
             return None
-        found, after = Strays(partition, mark, stopped), b""
+        found, after = OrphanEntries(partition, mark, stopped), b""
         while True:
             entries = entries_in(
                 await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))
@@ -445,7 +451,7 @@ class StrayReader:
             if len(entries) < READ_ENTRIES:
                 return found
 
-    async def drop(self, strays: Strays) -> bytes:
+    async def drop(self, strays: OrphanEntries) -> bytes:
         """Remove them, ids first, and have the stream begin after what is stored; answers from where on.
 
         CountersUnavailable where the data was exchanged meanwhile, or the stream went on.

@@ -15,18 +15,18 @@ from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.refusals import Counts, bounded
 from gateway.core.integrity.reconciliation import Owner
-from gateway.core.integrity.recovery import AccountHead, Report
+from gateway.core.integrity.recovery import AccountHead, WorkerReport
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS
-from gateway.core.processes import Program, Seen
+from gateway.core.processes import Program, ProgramReport
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import Client, is_readable
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 
 
@@ -152,7 +152,7 @@ TENANTS_TOLD_MAX = 100  # by one worker, each time
 class Activity:
     """The hashes of the last minute; `unix_seconds` is the time of day."""
 
-    def __init__(self, wires: Wires, unix_seconds: Callable[[], float]) -> None:
+    def __init__(self, wires: RedisConnections, unix_seconds: Callable[[], float]) -> None:
         self._wires, self._unix_seconds = wires, unix_seconds
 
     async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
@@ -206,7 +206,7 @@ _KEEPERS = keys.KEEPERS.encode()
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class KeeperInfo:
     """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first; and
     how many accounts it found that it cannot read.
     """
@@ -220,7 +220,11 @@ class Presence:
     """Says that this keeper is there, and how many accounts it cannot read."""
 
     def __init__(
-        self, wires: Wires, version: str, peppers: tuple[str, ...], unreadable: Callable[[], int] = int
+        self,
+        wires: RedisConnections,
+        version: str,
+        peppers: tuple[str, ...],
+        unreadable: Callable[[], int] = int,
     ) -> None:
         self._wires, self._version, self._peppers = wires, version, peppers
         self._unreadable = unreadable
@@ -230,19 +234,19 @@ class Presence:
         while True:
             with suppress(CountersUnavailable, CountersRefused):  # a full server takes nothing
                 wire = self._wires.of_key(_KEEPERS)
-                raw = msgspec.json.encode(Keeping(self._version, self._peppers, self._unreadable()))
+                raw = msgspec.json.encode(KeeperInfo(self._version, self._peppers, self._unreadable()))
                 await in_task(wire.send(encode(b"SET", _KEEPERS, raw, b"EX", b"%d" % PRESENCE_KEPT_S)))
             await asyncio.sleep(SAID_EACH_S)
 
 
-async def heard(wires: Wires) -> Keeping | None:
+async def heard(wires: RedisConnections) -> KeeperInfo | None:
     """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
 
     None too for what no keeper of this version says.
     """
     raw = await in_task(wires.of_key(_KEEPERS).send(encode(b"GET", _KEEPERS)))
     try:
-        return msgspec.json.decode(raw, type=Keeping) if isinstance(raw, bytes) else None
+        return msgspec.json.decode(raw, type=KeeperInfo) if isinstance(raw, bytes) else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
@@ -260,12 +264,12 @@ HOST_CHARS_MAX = 253
 _NAME = keys.PROGRAMS.encode()
 
 
-class Programs:
+class ProgramRegistry:
     """All there are, of which this process is one."""
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         said: Program,
         *,
         each_s: float = PROGRAM_SAID_EACH_S,
@@ -297,7 +301,7 @@ class Programs:
         with suppress(CountersUnavailable):
             await in_task(self._send(b"ZREM", self._member))
 
-    async def read(self) -> list[Seen]:
+    async def read(self) -> list[ProgramReport]:
         """Who is there, those that began last first; CountersUnavailable where nobody knows.
 
         Who is silent is removed.
@@ -308,7 +312,7 @@ class Programs:
         await in_task(gone)
         flat = cast("list[bytes]", await in_task(there))
         found = [
-            Seen(program, float(said))
+            ProgramReport(program, float(said))
             for member, said in zip(flat[::2], flat[1::2], strict=True)
             if (program := _read(member)) is not None
         ]
@@ -344,10 +348,12 @@ _REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
 class WorkerReports:
     """One worker's report, left with each server. CountersUnavailable is raised where none answers."""
 
-    def __init__(self, wires: Wires, worker_slot: str, beat: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, wires: RedisConnections, worker_slot: str, beat: int, clock: Callable[[], float]
+    ) -> None:
         self._wires, self._worker_slot, self._beat, self._clock = wires, worker_slot.encode(), beat, clock
         # Of each server: the epochs that were said last, of which history, since when it tells; and when.
-        self._said: dict[Wire, tuple[Sequence[int], bytes, int, float]] = {}
+        self._said: dict[RedisConnection, tuple[Sequence[int], bytes, int, float]] = {}
 
     async def report(self, epochs: Sequence[int]) -> None:
         """Say that it lives, and before which epoch of each partition everything was sent again.
@@ -378,22 +384,24 @@ class WorkerReports:
         }
         await _answered(left)
 
-    def _has_heard(self, wire: Wire, epochs: Sequence[int], now: float) -> bool:
+    def _has_heard(self, wire: RedisConnection, epochs: Sequence[int], now: float) -> bool:
         """Whether this very data has this report, as of a moment ago."""
         if wire not in self._said or not wire.hearing.since:
             return False
         *said, at = self._said[wire]
         return said == [epochs, wire.run_id, wire.hearing.since] and now - at < SAY_AGAIN_S
 
-    def _packed(self, wire: Wire, epochs: Sequence[int]) -> bytes:
-        return pack(Report(wire.run_id, self._beat, tuple(epochs)))
+    def _packed(self, wire: RedisConnection, epochs: Sequence[int]) -> bytes:
+        return pack(WorkerReport(wire.run_id, self._beat, tuple(epochs)))
 
 
-def _name(wire: Wire) -> bytes:
+def _name(wire: RedisConnection) -> bytes:
     return keys.workers(wire.part.anchor).encode()
 
 
-async def _answered(waits: Mapping[Wire, Wait[Reply]], *, one_at_least: bool = True) -> list[Wire]:
+async def _answered(
+    waits: Mapping[RedisConnection, Wait[Reply]], *, one_at_least: bool = True
+) -> list[RedisConnection]:
     """Wait for all of them; who answered, CountersUnavailable where that is nobody and must not be."""
     answered, fault = [], CountersUnavailable()
     for wire, wait in waits.items():
@@ -407,14 +415,14 @@ async def _answered(waits: Mapping[Wire, Wait[Reply]], *, one_at_least: bool = T
     return answered
 
 
-def pack(report: Report) -> bytes:
+def pack(report: WorkerReport) -> bytes:
     """A report as its field holds it: run id, beat, an epoch each partition."""
     return _REPORT.pack(report.run_id, report.beat, *report.epochs)
 
 
-def unpack(raw: bytes) -> Report | None:
+def unpack(raw: bytes) -> WorkerReport | None:
     """The report of a field; None where another version wrote it."""
     if len(raw) != _REPORT.size:
         return None
     run_id, beat, *epochs = _REPORT.unpack(raw)
-    return Report(run_id, beat, tuple(epochs))
+    return WorkerReport(run_id, beat, tuple(epochs))

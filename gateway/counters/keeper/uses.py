@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.accounts.budgets import Asked
+from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.core.accounts.outbox import write_facts
 from gateway.core.billing import events
-from gateway.core.billing.events import Use
-from gateway.core.billing.money import Pricing, read_tiers
+from gateway.core.billing.events import EventSettlement
+from gateway.core.billing.money import ServicePricing, read_tiers
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, SUBSCRIPTION
 from gateway.core.model import BudgetAccount, Caller, Service, Settlement
 from gateway.counters.admission.stored import decode_terms
@@ -73,7 +73,7 @@ async def amend(client: Client, write: ControlWrite) -> bool:
     meter = PAY_PER_USE if units else CONSUMPTION if credits_ else SUBSCRIPTION
     service = Service(
         amended["service_id"], "", meter, tokens != 0,
-        pricing=Pricing(read_tiers(bytes.fromhex(amended["tiers"]))),
+        pricing=ServicePricing(read_tiers(bytes.fromhex(amended["tiers"]))),
     )  # fmt: skip
     said = (*_SAID, *_SAID_OF_UNITS) if units else _SAID
     settlement = Settlement(
@@ -96,10 +96,12 @@ async def _settle(client: Client, caller: Caller, call: packing.Call) -> bool:
     return code == APPLIED
 
 
-def _settlement(caller: Caller, request_id: str, use: Use, accounts: tuple[BudgetAccount, ...]) -> Settlement:
+def _settlement(
+    caller: Caller, request_id: str, use: EventSettlement, accounts: tuple[BudgetAccount, ...]
+) -> Settlement:
     service = Service(
         use.service_id, "", use.meter, use.counts_tokens, one_time=use.one_time,
-        pricing=Pricing(read_tiers(use.tiers)),
+        pricing=ServicePricing(read_tiers(use.tiers)),
     )  # fmt: skip
     tokens, weighed = (use.tokens, use.weighed) if use.counts_tokens else (0, 0)
     return Settlement(
@@ -109,14 +111,14 @@ def _settlement(caller: Caller, request_id: str, use: Use, accounts: tuple[Budge
     )  # fmt: skip
 
 
-async def _budgets(client: Client, organization_id: int, use: Use) -> tuple[BudgetAccount, ...]:
+async def _budgets(client: Client, organization_id: int, use: EventSettlement) -> tuple[BudgetAccount, ...]:
     """The accounts of budgets it is about, as they are now; none where they are more than a call may have."""
     raw = await client.ask(b"GET", keys.organization_terms(organization_id).encode())
     budgets = decode_terms(raw).budgets if isinstance(raw, bytes) else ()
     if not budgets:
         return ()
     models = (use.facts.model,) if use.facts.model else ()
-    asked = Asked(use.tenant_id, 0, use.service_id, use.user, use.project_id, models)
+    asked = CallAttributes(use.tenant_id, 0, use.service_id, use.user, use.project_id, models)
     now_ms = await client.now_ms()
     try:
         return OrganizationBudgets(organization_id, budgets, "").find(asked, now_ms).accounts

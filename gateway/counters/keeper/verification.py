@@ -8,14 +8,14 @@ from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
-from gateway.core.integrity.recovery import Markers, Report, Truth
+from gateway.core.integrity.recovery import LedgerState, Markers, WorkerReport
 from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing
 from gateway.counters.history_guard import NOBODY
 from gateway.counters.keeper import control, status
 from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of, markers_of, with_late
-from gateway.counters.keeper.control import BudgetAccounts, Filling
+from gateway.counters.keeper.control import BudgetAccounts, BulkLoader
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -27,7 +27,7 @@ from gateway.errors import NewerLayout
 REBUILT_MAX = 50
 
 
-class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
+class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
     async def markers(self) -> Markers:
@@ -67,7 +67,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
                     closed = packing.marker(NOBODY, epoch, catalogue, packing.layout_of(raw))
                     await self.rebuild(partition, keys.marker(partition), closed, raw)
 
-    async def reports(self) -> dict[str, Report]:
+    async def reports(self) -> dict[str, WorkerReport]:
         """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
@@ -117,7 +117,7 @@ class KeeperCounters(Filling, BudgetAccounts, AccountHeads):
         raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
         return [one for one, packed in zip(known, raw, strict=True) if packed is None]
 
-    async def restore(self, partition: int, marker: bytes, lost: Truth) -> bool:
+    async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
         """Write these accounts and keys as PostgreSQL has them, with what the holds that are there hold.
 
         False where the marker moved on.

@@ -33,8 +33,8 @@ from enum import IntEnum, IntFlag
 from itertools import groupby
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
-from gateway.core.layout import EARLIER, FIRST, LAYOUT, Field, Layout
-from gateway.core.model import LimitKind, Scope, Settled, Verdict
+from gateway.core.layout import EARLIER, FIRST, LAYOUT, Layout, LayoutField
+from gateway.core.model import LimitKind, Scope, SettleResult, Verdict
 from gateway.counters.layouts import accounts, packing, states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
@@ -49,7 +49,7 @@ _NAMES_MAX = 1_000  # characters before a `read` in which the names begin that i
 # So many fields of 0 in a row are one string of zeros.
 _ZEROS_MIN = 4
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
-    "VERDICT": Verdict, "SETTLED": Settled, "KIND": LimitKind, "SCOPE": Scope,
+    "VERDICT": Verdict, "SETTLED": SettleResult, "KIND": LimitKind, "SCOPE": Scope,
     "EVENT": EventKind, "ENTRY": EventFlag, "NOTE": EventNote,
 }  # fmt: skip
 
@@ -229,11 +229,11 @@ _WRITERS: dict[str, Callable[..., str]] = {
 # --- bytes and names --------------------------------------------------------------------------
 
 
-def _form(fields: Sequence[Field]) -> str:
+def _form(fields: Sequence[LayoutField]) -> str:
     return "<" + "".join(one.kind.lua for one in fields)
 
 
-def _parse(layout: Layout, fields: Sequence[Field], packed: str, at: str = "") -> str:
+def _parse(layout: Layout, fields: Sequence[LayoutField], packed: str, at: str = "") -> str:
     begin = _begin(layout, fields[0])
     where = f", {at} + {begin - 1}" if at and begin > 1 else f", {at}" if at else _at(begin)
     return f"parse('{_form(fields)}', {packed}{where})"
@@ -257,11 +257,11 @@ def _literal(packed: bytes) -> str:
     return "'" + "".join(f"\\{byte:03}" for byte in packed) + "'"
 
 
-def _begin(layout: Layout, field: Field) -> int:
+def _begin(layout: Layout, field: LayoutField) -> int:
     return layout.offset(field.name) + 1
 
 
-def _named(layout: Layout, name: str) -> Field:
+def _named(layout: Layout, name: str) -> LayoutField:
     return layout.fields[layout.index(name)]
 
 

@@ -30,15 +30,15 @@ from gateway.core.model import (
     BudgetAccount,
     BudgetWindow,
     Decision,
+    HoldExtension,
     HoldRequest,
     Limits,
-    Observed,
     Service,
     Settlement,
     Verdict,
     Window,
 )
-from gateway.core.times import Clock
+from gateway.core.times import ZoneOffset
 from gateway.counters.layouts import states
 from gateway.counters.layouts.accounts import FLAG_RAISES, accounts_of, service_flags, tiers_of
 from gateway.counters.layouts.states import unpack_windows
@@ -104,7 +104,7 @@ GRANTED = Layout("GRANTED", "f64 code now seq remaining balance epoch moved cred
 
 LOAD = Layout("LOAD", "s40 run_id, u8 verb kind, f64 version, u8 create")
 _LIMITS = "f64 rpm tpm concurrency"
-_COUNTED = ("plan_id", "anchor", *Clock._fields, *(one.name for one in TERMS if one.counts))
+_COUNTED = ("plan_id", "anchor", *ZoneOffset._fields, *(one.name for one in TERMS if one.counts))
 _PLAN = f"f64 {' '.join(_COUNTED)}"
 PLAN = Layout("PLAN", _PLAN)
 DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} flags expires key_id")
@@ -326,7 +326,7 @@ def code_of(answer: bytes) -> int:
     return int(_CODE.unpack_from(answer)[0])
 
 
-def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed, int]]) -> Call:
+def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExtension, int]]) -> Call:
     """Keys and arguments of `extend`; `live` is each call and the tokens it may need besides those seen."""
     names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
     arguments = [run_id, str(ttl_ms).encode()]

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import TypeVar, cast
 
 from gateway.core.accounts.budgets import DEFINED_WINDOW
-from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
+from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 
 # An account of budgets, packed: a header, its windows as they are defined, then their meters. Pure.
 
@@ -276,7 +276,9 @@ S = TypeVar("S", bound=State)
 
 def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
     described = (
-        Field(one.name, KINDS["f64" if at else "u8"], cast("int", one.default), one.metadata.get("since", 0))
+        LayoutField(
+            one.name, KINDS["f64" if at else "u8"], cast("int", one.default), one.metadata.get("since", 0)
+        )
         for at, one in enumerate(fields(kind))
     )
     shared = 1 + len(fields(Account)) if issubclass(kind, Account) else 0

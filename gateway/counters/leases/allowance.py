@@ -17,11 +17,11 @@ from gateway.core.calls.tariff import CONSUMPTION, extended
 from gateway.core.model import (
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
-    Observed,
     Service,
-    Settled,
     Settlement,
+    SettleResult,
     Verdict,
 )
 from gateway.counters.layouts import packing
@@ -31,7 +31,7 @@ from gateway.errors import CountersUnavailable, InvalidApiKey
 
 # What is set aside for one gateway: how `lease` is asked for it and what it answers.
 #
-# Pure. `Share` is one account's part, in tokens or credits: `kept` is what the gateway still counts
+# Pure. `AccountLease` is one account's part, in tokens or credits: `kept` is what the gateway still counts
 # on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
 # the late queue.
 
@@ -41,7 +41,7 @@ GIVE_BACK, IF_OVER = 0, -1
 LEASED, NONE, RENEWED, UNVERIFIED, UNKNOWN = 1, 2, 3, 0, -2
 
 
-class Share(NamedTuple):
+class AccountLease(NamedTuple):
     """One account's part of a lease, as the gateway sees it."""
 
     kept: int = 0
@@ -49,11 +49,11 @@ class Share(NamedTuple):
     handed: int = 0
 
 
-NOTHING = Share()
+NOTHING = AccountLease()
 
 
 @dataclass(frozen=True, slots=True)
-class Leased:
+class LeaseTerms:
     """What a gateway may count on. `tokens` is None where nothing limits them.
 
     `strict` and `cuts` are the plan's; `capped` says that a spend cap limits the organization;
@@ -71,7 +71,7 @@ class Leased:
 
 def lease(
     run_id: bytes, caller: Caller, lease_id: str, ttl_ms: int, *, fraction: float = 0.0,
-    tokens: Share = NOTHING, credits_: Share = NOTHING,
+    tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING,
 ) -> Call:  # fmt: skip
     """Keys and arguments of `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends it."""
     p = caller.partition
@@ -86,14 +86,14 @@ def lease(
     ), (packing.LEASE.pack(run_id, ttl_ms, round(fraction * MILLION), *tokens, *credits_, lease_id.encode()),)
 
 
-def leased(answer: bytes) -> Leased | None:
+def leased(answer: bytes) -> LeaseTerms | None:
     """The answer of `lease`; None where there is no lease or nobody can know."""
     if len(answer) != packing.LEASED.size:
         return None
     found = packing.LEASED.read(answer)
     strict, cuts, capped, charged = (bool(found[name]) for name in ("strict", "cuts", "capped", "charged"))
     tokens = None if found["tokens"] < 0 else found["tokens"]
-    return Leased(tokens, found["credits"], strict, cuts, capped, charged, found["plan_id"])
+    return LeaseTerms(tokens, found["credits"], strict, cuts, capped, charged, found["plan_id"])
 
 
 _NO_WEIGHTS: Mapping[int, Weights] = {}
@@ -114,9 +114,9 @@ class LeaseShare:
         """What may still be used; below 0 where calls used more than they held."""
         return self.kept - self.spent
 
-    def share(self, handed_in: bool) -> Share:
+    def share(self, handed_in: bool) -> AccountLease:
         """What to ask of `lease`."""
-        return Share(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
+        return AccountLease(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
 
     def renew(self, kept: int, charged: int) -> None:
         """Count on `kept` from now on; so much of what is settled is charged."""
@@ -154,7 +154,7 @@ class Allowance:
         """Whether anything was used of it that nobody has charged yet."""
         return self.tokens.spent > 0 or self.credits.spent > 0
 
-    def renew(self, found: Leased, until: float, tokens: Share, credits_: Share) -> None:
+    def renew(self, found: LeaseTerms, until: float, tokens: AccountLease, credits_: AccountLease) -> None:
         """Go by a lease that was asked for with these shares."""
         self.until, self.unlimited, self.held = until, found.tokens is None, True
         self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
@@ -175,7 +175,7 @@ class Allowance:
 
 
 @dataclass(slots=True)
-class _Taken:
+class _LeaseUse:
     """What one call holds of an allowance; `alone` says that Redis has no hold of it that is known of."""
 
     allowance: Allowance
@@ -199,7 +199,7 @@ class Allowances:
         self.fresh: list[Allowance] = []
         self.hurried: dict[int, Allowance] = {}
         self.admitted = self.left_out = 0
-        self.calls: dict[str, _Taken] = {}
+        self.calls: dict[str, _LeaseUse] = {}
         self._clock, self._tenants_max = clock, tenants_max
         self._worker_slot = worker_slot or uuid4()
         self._tenants: dict[int, Allowance] = {}
@@ -280,7 +280,7 @@ class Allowances:
         one.credits.spent += credits_
         head = self.calls.get(request.request_id)  # a top-up takes over what its head had: nothing of this
         alone = not request.raises if head is None else head.alone
-        self.calls[request.request_id] = _Taken(one, tokens, credits_, alone)
+        self.calls[request.request_id] = _LeaseUse(one, tokens, credits_, alone)
         self.admitted += head is None
         return _decision(one, service, tokens, credits_, weights)
 
@@ -291,17 +291,17 @@ class Allowances:
         if decision.leases:
             self.wanted(request.caller)
 
-    def over(self, settlement: Settlement, settled: Settled) -> None:
+    def over(self, settlement: Settlement, settled: SettleResult) -> None:
         """A call admitted here is over: it counts with its use until that is charged."""
         taken = self.calls.pop(settlement.request_id, None)
         if taken is None:
             return
-        used = settlement.charge and settled is not Settled.DONE
+        used = settlement.charge and settled is not SettleResult.DONE
         taken.allowance.used_at = self._clock()
         _correct(taken.allowance.tokens, taken.tokens, settlement.of_quota if used else 0)
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 
-    def outgrown(self, observed: Observed, margin: int) -> bool:
+    def outgrown(self, observed: HoldExtension, margin: int) -> bool:
         """Take more for a live call that was admitted here; False where it was not."""
         taken = self.calls.get(observed.request_id)
         if taken is None:

@@ -21,15 +21,15 @@ from gateway.counters.leases.allowance import (
     NONE,
     NOTHING,
     UNKNOWN,
+    AccountLease,
     Allowance,
     Allowances,
-    Share,
     lease,
     leased,
 )
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode_script
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode_script
 from gateway.errors import CountersUnavailable
 
 TICK_S = 0.25
@@ -41,7 +41,7 @@ BATCH_MAX = 50
 # Somebody else's settlement may wait in the same late queue for long: nothing is held that long for it.
 CHARGED_S_MAX = 600.0
 
-_Asked = tuple[Allowance, Share, Share, float, Wait[Reply]]
+_Asked = tuple[Allowance, AccountLease, AccountLease, float, Wait[Reply]]
 
 
 class Leaser:
@@ -53,7 +53,7 @@ class Leaser:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         allowances: Allowances,
         clock: Callable[[], float],
         *,
@@ -68,7 +68,7 @@ class Leaser:
         self._queue: list[tuple[float, int, Allowance]] = []
         self._turn = self._asking = 0
         # Which run of each server that answers has heard of every lease.
-        self._heard: dict[Wire, bytes] = {}
+        self._heard: dict[RedisConnection, bytes] = {}
 
     @property
     def is_current(self) -> bool:
@@ -129,7 +129,7 @@ class Leaser:
                 with suppress(CountersUnavailable):  # others may be another server's
                     await in_task(wait)
 
-    def _there(self) -> dict[Wire, bytes]:
+    def _there(self) -> dict[RedisConnection, bytes]:
         return {wire: wire.run_id for wire in self._wires.wires if wire.available}
 
     def _ask(self, one: Allowance, now: float) -> _Asked:
@@ -150,12 +150,12 @@ class Leaser:
         """Give all of it back but what is used: that is held until it should be charged."""
         if not one.spent:
             return self._send(one, GIVE_BACK)
-        spent, credits_ = (Share(share.spent, share.spent) for share in (one.tokens, one.credits))
+        spent, credits_ = (AccountLease(share.spent, share.spent) for share in (one.tokens, one.credits))
         return self._send(one, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
 
     def _send(
         self, one: Allowance, seconds: float, fraction: float = 0.0,
-        tokens: Share = NOTHING, credits_: Share = NOTHING,
+        tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING,
     ) -> Wait[Reply]:  # fmt: skip
         wire = self._wires.of(one.caller.partition)
         call = lease(
@@ -164,7 +164,9 @@ class Leaser:
         )  # fmt: skip
         return wire.send(encode_script("lease", *call))
 
-    def _answered(self, one: Allowance, answer: bytes, tokens: Share, credits_: Share, began: float) -> None:
+    def _answered(
+        self, one: Allowance, answer: bytes, tokens: AccountLease, credits_: AccountLease, began: float
+    ) -> None:
         code, now = code_of(answer), self._clock()
         if code == LEASED:
             found = leased(answer)

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import hiredis
 
 from gateway.core.credentials import TlsFiles
-from gateway.core.wait import Within
+from gateway.core.wait import AwakeTimeout
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.keys import Place
 from gateway.counters.redis.scripts import library
@@ -32,7 +32,7 @@ _log = logging.getLogger("tollkeeper.redis")
 _Seen = tuple[tuple[int, int, int] | None, ...]
 
 
-class Secured:
+class RedisTls:
     """What connections to Redis are made with; `SettingError` where a file cannot be used."""
 
     def __init__(self, files: TlsFiles) -> None:
@@ -117,7 +117,7 @@ class Address:
     database: int = 0
     username: str = ""
     password: str = field(default="", repr=False)
-    tls: Secured | None = None
+    tls: RedisTls | None = None
     sentinels: tuple[tuple[str, int], ...] = ()
     primary_name: str = ""
     sentinel_username: str = ""
@@ -155,9 +155,9 @@ def parse_url(
         raise SettingError(f"{_PREFIX}URL cannot be read: {error}") from error
     _refuse_rest(parts)
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
-        return _by_members(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
+        return _by_members(parts, RedisTls(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-        return _by_sentinels(parts, Secured(files) if parts.scheme.startswith("rediss") else None)
+        return _by_sentinels(parts, RedisTls(files) if parts.scheme.startswith("rediss") else None)
     user, password, *_ = _logins(parts)
     if parts.scheme == "unix":
         database = dict(parse_qsl(parts.query)).get("db", "0")
@@ -172,7 +172,7 @@ def parse_url(
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
-    tls = Secured(files) if parts.scheme == "rediss" else None
+    tls = RedisTls(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
 
 
@@ -192,7 +192,7 @@ def _logins(parts: SplitResult) -> tuple[str, str, str, str]:
     return user, password, theirs.get("username", ""), theirs.get("password", "")
 
 
-def _by_members(parts: SplitResult, tls: Secured | None) -> Address:
+def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
     members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
     if parts.path.strip("/") not in ("", "0") or parts.query:
         raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
@@ -212,7 +212,7 @@ def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int]
     return places
 
 
-def _by_sentinels(parts: SplitResult, tls: Secured | None) -> Address:
+def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
     sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not (database or "0").isdigit():
@@ -280,7 +280,7 @@ async def ask_apart(
     user, password = login
     asked = [*([("AUTH", *([user] if user else []), password)] if password else []), *commands]
     try:
-        async with Within(ANSWER_S_MAX):
+        async with AwakeTimeout(ANSWER_S_MAX):
             answers = await _answers(address, place, asked)
     except (OSError, TimeoutError, UnicodeError, hiredis.ProtocolError) as error:
         raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer: {why_not(error)}") from error
@@ -317,7 +317,7 @@ async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]
 NAMED_LOOK_S = 0.5
 
 
-class Way:
+class RedisRoute:
     """To an address. `reach` leads there, `leads_elsewhere` says that it would lead to another by now."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,8 +1,8 @@
 """Calls of a function as they go over the wire: those that leave together are one call of it.
 
 A server that is no cluster takes those of all partitions together, any other each partition's. What is the
-same for every call of a caller is made once (`Form`). How many calls share their keys and are answered each
-for itself is in `lua/lib/calls.lua`. Pure.
+same for every call of a caller is made once (`CallTemplate`). How many calls share their keys and are
+answered each for itself is in `lua/lib/calls.lua`. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import hiredis
 
-from gateway.core.lru import InUse, Kept, the_one
+from gateway.core.lru import LruCache, LruEntry, the_one
 from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.core.wait import Wait
 from gateway.counters.layouts import packing
@@ -89,7 +89,7 @@ class Group:
         return self._openings[counts]
 
 
-class Form:
+class CallTemplate:
     """What all calls of a caller have of their command. What others have as well is one text for all: what
     is a caller's own is far from the processor where many call, so that is `keys` and `accounts` alone.
     """
@@ -97,7 +97,7 @@ class Form:
     __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening")
 
     def __init__(
-        self, group: Group, accounts: tuple[str, ...], arguments: int, other: Form | None = None
+        self, group: Group, accounts: tuple[str, ...], arguments: int, other: CallTemplate | None = None
     ) -> None:
         """What the `other` function of the caller has of the same accounts is its as well."""
         self.group, self.count, self.account_count = group, arguments, len(accounts)
@@ -117,10 +117,10 @@ def _shape(*counts: int) -> bytes:
 
 
 # Who waits, of which form, the request's id, its arguments as they go over the wire.
-Call = tuple[Wait[Reply], Form, bytes, bytes]
+Call = tuple[Wait[Reply], CallTemplate, bytes, bytes]
 
 
-class Each:
+class BatchWaiters:
     """Those who wait for an answer of many: each gets his own, or why his call was refused. `calls` are of so
     many `parts`, each a partition's.
     """
@@ -156,7 +156,7 @@ class Hop:
 
     __slots__ = ("_ended", "_wait", "done", "hops", "timer")
 
-    def __init__(self, wait: Wait[Reply] | Each, ended: Callable[[], None]) -> None:
+    def __init__(self, wait: Wait[Reply] | BatchWaiters, ended: Callable[[], None]) -> None:
         self.done = False
         self.hops = 0
         self.timer: TimerHandle | None = None
@@ -185,7 +185,7 @@ class Hop:
 
 
 # Whoever waits for the answer to a command.
-Waiting = Wait[Reply] | Each | Hop
+Waiting = Wait[Reply] | BatchWaiters | Hop
 
 
 def refused(message: str) -> CountersRefused:
@@ -209,18 +209,18 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
             groups[group].append(call)
         else:
             groups[group] = [call]
-    found, batch, rank = list[Command](), Batch(), -1
+    found, batch, rank = list[Command](), CallBatch(), -1
     for group in sorted(groups, key=lambda one: one.rank):
         if batch.calls and (group.rank != rank or not spread):
             found.append(batch.command())
-            batch = Batch()
+            batch = CallBatch()
         own, taken, rank = groups[group], 0, group.rank
         while True:
             taken += batch.take(own, taken)
             if taken == len(own):
                 break
             found.append(batch.command())
-            batch = Batch()
+            batch = CallBatch()
     found.append(batch.command())
     return found
 
@@ -231,7 +231,7 @@ def alone(call: Call) -> Command:
     return wait, b"".join((form.opening, form.keys, form.group.hold, request_id, b"\r\n", arguments)), 1
 
 
-class Batch:
+class CallBatch:
     """Calls of one function on their way into one command, part by part."""
 
     __slots__ = ("_accounts", "_arguments", "_keys", "_own", "_shape", "_size", "calls")
@@ -249,7 +249,7 @@ class Batch:
         if len(calls) - begin == 1:
             return self._take_one(calls[begin])
         places, shape, taken, size, count = dict[bytes, int](), list[bytes](), 0, 0, 0
-        accounts = dict[Form, bytes]()  # of those that came before
+        accounts = dict[CallTemplate, bytes]()  # of those that came before
         for _, form, _, arguments in calls[begin : begin + CALLS_MAX - len(self.calls)]:
             if (taken or self.calls) and self._is_full(
                 size + len(arguments), len(places) + len(form.accounts)
@@ -311,7 +311,7 @@ class Batch:
             said.append(b"\r\n")
         said.append(bulks(shape))
         said += [arguments for _, _, _, arguments in calls]
-        return Each(calls, parts), b"".join(said), len(calls)
+        return BatchWaiters(calls, parts), b"".join(said), len(calls)
 
 
 # Which calls leave at once, and which are gathered: those that come while writes before them are unanswered.
@@ -327,7 +327,7 @@ FLIGHTS_MAX = 2
 GATHER_S_MAX = 0.004
 
 
-class Gathering:
+class CallBatcher:
     """The calls of one wire that have not left, and which of its writes are not answered.
 
     Commands are known by their number, of all that the wire ever asked. `leave` has the calls leave, of which
@@ -440,7 +440,7 @@ class Frames:
     __slots__ = ("_known",)
 
     def __init__(self, most: int) -> None:
-        self._known: InUse[tuple[int, str, int, tuple[str, ...]], Frame] = InUse(most * FREE_ACCOUNTS)
+        self._known: LruCache[tuple[int, str, int, tuple[str, ...]], Frame] = LruCache(most * FREE_ACCOUNTS)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -457,7 +457,7 @@ class Frames:
         return frame
 
 
-class Frame(Kept):
+class Frame(LruEntry):
     """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
 
     `names` are those of budgets' accounts, behind that which their windows count.
@@ -527,11 +527,11 @@ _texts: Final[dict[bytes, bytes]] = {}
 
 
 def _form(
-    verb: str, partition: int, keys: tuple[str, ...], arguments: int, other: Form | None = None
-) -> Form:
+    verb: str, partition: int, keys: tuple[str, ...], arguments: int, other: CallTemplate | None = None
+) -> CallTemplate:
     shared = packing.SHARED[verb]
     group = _group(verb, partition, keys[:shared], keys[-1].removesuffix(NO_ID))
-    return Form(group, keys[shared:-1], arguments, other)
+    return CallTemplate(group, keys[shared:-1], arguments, other)
 
 
 @cache

@@ -16,10 +16,10 @@ from itertools import count
 from typing import Protocol
 
 from gateway.core.model import PARTITIONS
-from gateway.core.wait import Wait, Within, in_task
+from gateway.core.wait import AwakeTimeout, Wait, in_task
 from gateway.counters.redis.address import Address, ask_apart, first_known, is_primary, said
-from gateway.counters.redis.calls import Each, Hop, Reply
-from gateway.counters.redis.connection import CALL_S, Asked, Wire, encode
+from gateway.counters.redis.calls import BatchWaiters, Hop, Reply
+from gateway.counters.redis.connection import CALL_S, Asked, RedisConnection, encode
 from gateway.counters.redis.keys import (
     NOTHING,
     PRIMARIES_MAX,
@@ -49,12 +49,12 @@ LEFT_OUT_S = 1.0
 ANOTHER_S = 10.0
 
 
-class Views:
+class ClusterViews:
     """What primaries say, and who of them does not say anything just now. `places` are those of wires."""
 
-    def __init__(self, places: Mapping[Wire, Place]) -> None:
+    def __init__(self, places: Mapping[RedisConnection, Place]) -> None:
         self._places, self._loop = places, asyncio.get_running_loop()
-        self._silent: dict[Wire, float] = {}
+        self._silent: dict[RedisConnection, float] = {}
         self._said_at = 0.0
 
     def is_later(self, found: SlotMap, known: SlotMap) -> bool:
@@ -67,18 +67,20 @@ class Views:
         self._said_at = now
         return not is_of_known or (found.epoch >= known.epoch and found != known)
 
-    def heard(self, wires: Collection[Wire]) -> list[Wire]:
+    def heard(self, wires: Collection[RedisConnection]) -> list[RedisConnection]:
         """Those of them that there is a word to be had of."""
         now = self._loop.time()
         self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
         return [one for one in wires if one.connected and one not in self._silent]
 
-    def are_heard(self, wires: Collection[Wire]) -> bool:
+    def are_heard(self, wires: Collection[RedisConnection]) -> bool:
         """Whether there are any, and there is a word to be had of all of them."""
         return 0 < len(wires) == len(self.heard(wires))
 
     async def newest(
-        self, asked: Sequence[Wire], there: Callable[[], tuple[SlotMap, Collection[Wire]]]
+        self,
+        asked: Sequence[RedisConnection],
+        there: Callable[[], tuple[SlotMap, Collection[RedisConnection]]],
     ) -> SlotMap | None:
         """The newest map of those asked, or of all; None where nobody says any. `there` are the map that is
         known by now, and all its primaries.
@@ -89,7 +91,7 @@ class Views:
             views = await self._of(self.heard(everybody))
         return newest(views, there()[0])
 
-    async def _of(self, asked: Sequence[Wire]) -> list[SlotMap]:
+    async def _of(self, asked: Sequence[RedisConnection]) -> list[SlotMap]:
         """What these say within `VIEW_S_MAX`."""
         said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
         silent = [one for one, view in zip(asked, said, strict=True) if view is None]
@@ -97,14 +99,14 @@ class Views:
         return [view for view in said if view is not None]
 
 
-async def _in_time(wire: Wire, place: Place) -> SlotMap | None:
+async def _in_time(wire: RedisConnection, place: Place) -> SlotMap | None:
     with suppress(TimeoutError):
-        async with Within(VIEW_S_MAX):
+        async with AwakeTimeout(VIEW_S_MAX):
             return await view_of(wire, place)
     return None
 
 
-async def view_of(wire: Wire, place: Place) -> SlotMap | None:
+async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
     """What a primary says; None where it does not, or is cut off from most of the others."""
     with suppress(CountersUnavailable, ValueError):
         info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
@@ -163,18 +165,18 @@ class Redirects:
         self,
         call_s: float,
         *,
-        place_of: Callable[[Wire], Place],
-        at: Callable[[Place], Wire],
-        gave_away: Callable[[Wire], Awaitable[bool]],
+        place_of: Callable[[RedisConnection], Place],
+        at: Callable[[Place], RedisConnection],
+        gave_away: Callable[[RedisConnection], Awaitable[bool]],
     ) -> None:
         self._call_s, self._place_of, self._at, self._gave_away = call_s, place_of, at, gave_away
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
         # What was moved away from a wire's place, and who finds out what that means.
-        self._moved: dict[Wire, list[Callable[[bool], None]]] = {}
-        self._asking: dict[Wire, asyncio.Task[None]] = {}
+        self._moved: dict[RedisConnection, list[Callable[[bool], None]]] = {}
+        self._asking: dict[RedisConnection, asyncio.Task[None]] = {}
 
-    def take(self, source: Wire, asked: Asked, message: str) -> bool:
+    def take(self, source: RedisConnection, asked: Asked, message: str) -> bool:
         """Have a command go on that was answered with an error; False where that is another error."""
         wait, command, calls, waited_s = asked
         to = read_redirection(message, self._place_of(source))
@@ -200,7 +202,7 @@ class Redirects:
         for task in self._asking.values():
             task.cancel()
 
-    def _begin(self, wait: Wait[Reply] | Each, waited_s: float) -> Hop:
+    def _begin(self, wait: Wait[Reply] | BatchWaiters, waited_s: float) -> Hop:
         self._under_way += 1
         hop = Hop(wait, self._ended)
         hop.timer = self._loop.call_later(max(0.0, self._call_s - waited_s), hop.is_late)
@@ -209,12 +211,12 @@ class Redirects:
     def _ended(self) -> None:
         self._under_way -= 1
 
-    def _wait_for_word(self, source: Wire, go_on: Callable[[bool], None]) -> None:
+    def _wait_for_word(self, source: RedisConnection, go_on: Callable[[bool], None]) -> None:
         self._moved.setdefault(source, []).append(go_on)
         if source not in self._asking:
             self._asking[source] = self._loop.create_task(self._find_out(source))
 
-    async def _find_out(self, source: Wire) -> None:
+    async def _find_out(self, source: RedisConnection) -> None:
         """Have everything go on that was moved until its server answers; what comes later asks again."""
         given = False
         try:
@@ -225,13 +227,15 @@ class Redirects:
             for go_on in self._moved.pop(source):
                 go_on(given)
 
-    def _send(self, wire: Wire, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
+    def _send(self, wire: RedisConnection, hop: Hop, command: bytes, calls: int, asking: bool) -> None:
         """Send it now, or as soon as there is a connection; nobody waits beyond its time."""
         if hop.done or wire.take_over(hop, command, calls, asking=asking):
             return
         self._loop.call_later(PAUSE_S, self._send, wire, hop, command, calls, asking)
 
-    def _moved_on(self, to: Wire | None, hop: Hop, command: bytes, calls: int, given: bool) -> None:
+    def _moved_on(
+        self, to: RedisConnection | None, hop: Hop, command: bytes, calls: int, given: bool
+    ) -> None:
         if given and to is not None:
             self._send(to, hop, command, calls, False)
         else:
@@ -260,10 +264,10 @@ class Shards:
     def __init__(
         self,
         address: Address,
-        make: Callable[[Address], Wire],
+        make: Callable[[Address], RedisConnection],
         *,
-        begun: Callable[[Wire], None] = lambda _: None,
-        taken_up: Callable[[Wire, int], Awaitable[bool]] | None = None,
+        begun: Callable[[RedisConnection], None] = lambda _: None,
+        taken_up: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
         call_s: float = CALL_S,
         look_s: float = LOOK_S,
         hand_over_s_max: float = HAND_OVER_S_MAX,
@@ -271,8 +275,8 @@ class Shards:
         self.map = SlotMap()
         self._address, self._make, self._begun = address, make, begun
         self._loop = asyncio.get_running_loop()
-        self._wires: dict[Place, Wire] = {}
-        self._places: dict[Wire, Place] = {}
+        self._wires: dict[Place, RedisConnection] = {}
+        self._places: dict[RedisConnection, Place] = {}
         # Where nobody has a slot: it never connects, so whatever is asked of it fails at once.
         self._nobody = make(replace(address, host="nobody.invalid", port=1))
         self._nobody.part = NOTHING
@@ -281,11 +285,11 @@ class Shards:
             call_s, place_of=self._places.__getitem__, at=self._at, gave_away=self._gave_away
         )
         # By partition: to whom it is given, and until when it is asked for where it was.
-        self._given: dict[int, tuple[Wire, float]] = {}
+        self._given: dict[int, tuple[RedisConnection, float]] = {}
         self._awaited: dict[int, list[Wait[None]]] = {}
         self._taken_up = taken_up
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
-        self._views, self._turns, self._fault = Views(self._places), count(), ""
+        self._views, self._turns, self._fault = ClusterViews(self._places), count(), ""
         self._listeners: list[Callable[[bytes], None]] = []
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -293,16 +297,16 @@ class Shards:
 
     # --- who has what -------------------------------------------------------------------
 
-    def of(self, partition: int) -> Wire:
+    def of(self, partition: int) -> RedisConnection:
         """The wire to the primary of a partition."""
         return self._by_partition[partition]
 
-    def of_key(self, name: bytes) -> Wire:
+    def of_key(self, name: bytes) -> RedisConnection:
         """The wire to the primary of any key."""
         place = self.map.place_of(slot_of(name))
         return self._nobody if place is None else self._wires[place]
 
-    def place_of(self, wire: Wire) -> Place:
+    def place_of(self, wire: RedisConnection) -> Place:
         """Where a wire leads."""
         return self._places[wire]
 
@@ -321,7 +325,7 @@ class Shards:
         return range(PARTITIONS)
 
     @property
-    def wires(self) -> list[Wire]:
+    def wires(self) -> list[RedisConnection]:
         """The wires to all primaries that have slots."""
         return [self._wires[place] for place in dict.fromkeys(one.place for one in self.map.owned)]
 
@@ -407,7 +411,7 @@ class Shards:
                 calm = self._views.are_heard(self.wires)
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
 
-    def _asked_now(self) -> list[Wire]:
+    def _asked_now(self) -> list[RedisConnection]:
         """Whom to ask: everybody who answers, or one after another while all is well."""
         heard, soon = self._views.heard(self.wires), self._soon.is_set()
         self._soon.clear()
@@ -415,7 +419,7 @@ class Shards:
             return heard
         return [heard[next(self._turns) % len(heard)]]
 
-    async def _gave_away(self, wire: Wire) -> bool:
+    async def _gave_away(self, wire: RedisConnection) -> bool:
         """Whether the server of a wire is a primary with slots, now that it says that one is another's."""
         place = self._places.get(wire)
         if place is None:  # it was closed meanwhile
@@ -454,7 +458,7 @@ class Shards:
             owner = found.place_of(slot)
             self._give(partition, self._nobody if owner is None else self._wires[owner], serving)
 
-    def _give(self, partition: int, wire: Wire, serving: Container[Wire]) -> None:
+    def _give(self, partition: int, wire: RedisConnection, serving: Container[RedisConnection]) -> None:
         """Have a partition asked for where it is; later, where one that serves gave it to another of them."""
         before = self._by_partition[partition]
         if wire is not before and self._taken_up and before in serving and wire in serving:
@@ -464,7 +468,7 @@ class Shards:
             return
         self._ask_at(partition, wire)
 
-    async def _hand_over(self, taken_up: Callable[[Wire, int], Awaitable[bool]]) -> None:
+    async def _hand_over(self, taken_up: Callable[[RedisConnection, int], Awaitable[bool]]) -> None:
         """Ask the new primaries for partitions that were given to them, as soon as they are taken up."""
         while self._given:
             for partition, (wire, until) in list(self._given.items()):
@@ -475,13 +479,13 @@ class Shards:
                     self._ask_at(partition, wire)
             await asyncio.sleep(HAND_OVER_LOOK_S)
 
-    def _ask_at(self, partition: int, wire: Wire) -> None:
+    def _ask_at(self, partition: int, wire: RedisConnection) -> None:
         self._given.pop(partition, None)
         self._by_partition[partition] = wire
         for wait in self._awaited.pop(partition, ()):
             wait.set(None)
 
-    def _at(self, place: Place) -> Wire:
+    def _at(self, place: Place) -> RedisConnection:
         """The wire to a place: that of a primary, or of whom a primary names."""
         wire = self._wires.get(place)
         if wire is None:
@@ -511,11 +515,11 @@ class Shards:
 # such as its fence, is made for each of `wires`.
 
 
-class Wires(Protocol):
+class RedisConnections(Protocol):
     """One wire, or the shards of a cluster."""
 
     @property
-    def wires(self) -> list[Wire]:
+    def wires(self) -> list[RedisConnection]:
         """The wires to all servers that have partitions."""
         ...
 
@@ -539,11 +543,11 @@ class Wires(Protocol):
         """Why there is no connection to one of them; empty where there is."""
         ...
 
-    def of(self, partition: int) -> Wire:
+    def of(self, partition: int) -> RedisConnection:
         """The wire to who has a partition."""
         ...
 
-    def of_key(self, name: bytes) -> Wire:
+    def of_key(self, name: bytes) -> RedisConnection:
         """The wire to who has a key."""
         ...
 
@@ -577,12 +581,12 @@ class Wires(Protocol):
 
 def wires_to(
     address: Address,
-    make: Callable[[Address], Wire],
+    make: Callable[[Address], RedisConnection],
     *,
-    begun: Callable[[Wire], None] = lambda _: None,
-    taken_up: Callable[[Wire, int], Awaitable[bool]] | None = None,
+    begun: Callable[[RedisConnection], None] = lambda _: None,
+    taken_up: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
     call_s: float = CALL_S,
-) -> Wires:
+) -> RedisConnections:
     """Not connected yet. `make` makes each wire, `begun` is told of it; `taken_up` is of `Shards`."""
     if address.members:
         return Shards(address, make, begun=begun, taken_up=taken_up, call_s=call_s)

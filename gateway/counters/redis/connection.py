@@ -23,13 +23,13 @@ from typing import cast
 import hiredis
 
 from gateway.core.credentials import end_of
-from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
+from gateway.core.wait import LOOKS_MIN, Awake, AwakeTimeout, Wait, in_task
 from gateway.counters.redis.address import (
     WHY,
     Address,
     Ask,
+    RedisRoute,
     Server,
-    Way,
     greet,
     refuse_evicting,
     why_evicts,
@@ -37,9 +37,9 @@ from gateway.counters.redis.address import (
 )
 from gateway.counters.redis.calls import (
     GATHER_S_MAX,
-    Each,
-    Form,
-    Gathering,
+    BatchWaiters,
+    CallBatcher,
+    CallTemplate,
     Reply,
     Waiting,
     alone,
@@ -62,7 +62,7 @@ ANYTHING = b""
 _times = count(1)
 
 
-class Hearing:
+class InvalidationListener:
     """Of one wire: `listeners` are told the name of each key that changed and begins like one of `prefixes`,
     and ANYTHING where nobody knows what changed.
 
@@ -125,7 +125,7 @@ SWEEP_S = 0.05
 CONNECT_S_MAX = 2.0
 # Who waits for an answer, the command, how many calls it is, and how long it has waited.
 Asked = tuple[Waiting, bytes, int, float]
-Redirected = Callable[["Wire", Asked, str], bool]
+Redirected = Callable[["RedisConnection", Asked, str], bool]
 # Where the numbers of a wire's writes begin: they stay below 2^53.
 BATCH_BITS = 52
 
@@ -148,7 +148,7 @@ def script_parts(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...])
     return b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments
 
 
-class Wire(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """The connection. `run_id` and `certificate_end` are of the last connect, `evicts` says why its server
     would delete counters, empty where it would not; with `refuses_eviction` it is not used then, and asked
     again later. `trouble` is why the last attempt failed, empty once it did not. `run_id` is the process, or
@@ -189,20 +189,20 @@ class Wire(asyncio.Protocol):
         self.certificate_end: float | None = None
         self.trouble = ""
         self.refusal = "", 0.0
-        self.hearing = Hearing(hears)
+        self.hearing = InvalidationListener(hears)
         self.address, self._clock, self._call_s = address, clock, call_s
         self._stall_s, self._connect_s = max(stall_s, call_s), connect_s
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
         self._waits_from = self.asked_at
         self._loop = asyncio.get_running_loop()
-        self._way = Way(self._loop)
+        self._way = RedisRoute(self._loop)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         # Who waits for each answer, the command, since when, and for how many calls.
         self._pending: deque[tuple[Waiting, bytes, float, int]] = deque()
         self._waiting = 0
         self._out: list[bytes] = []
-        self._gathering = Gathering(self._loop, self._schedule, gather_s)
+        self._gathering = CallBatcher(self._loop, self._schedule, gather_s)
         # How many commands ever waited; of those that leave next, which is the last one of calls.
         self._asked = self._last_of_calls = 0
         # The last command of one write whose answers are waited for, and when its first was asked for.
@@ -260,7 +260,7 @@ class Wire(asyncio.Protocol):
         return wait
 
     def send_call(
-        self, form: Form, request_id: bytes, arguments: bytes, *, at_once: bool = False
+        self, form: CallTemplate, request_id: bytes, arguments: bytes, *, at_once: bool = False
     ) -> Wait[Reply]:
         """The same of a call, which may leave a moment later with others; settlements before reservations."""
         wait: Wait[Reply] = Wait()
@@ -295,16 +295,16 @@ class Wire(asyncio.Protocol):
         self._queue(wait, command, calls)
         return True
 
-    def of(self, partition: int) -> Wire:  # one server has them all
+    def of(self, partition: int) -> RedisConnection:  # one server has them all
         """Who has a partition."""
         return self
 
-    def of_key(self, name: bytes) -> Wire:  # the same
+    def of_key(self, name: bytes) -> RedisConnection:  # the same
         """Who has a key."""
         return self
 
     @property
-    def wires(self) -> list[Wire]:
+    def wires(self) -> list[RedisConnection]:
         """All there are."""
         return [self]
 
@@ -430,7 +430,7 @@ class Wire(asyncio.Protocol):
             self.refusal = code, self.answered_at
         if command and message.startswith("ERR Function not found"):
             self._load_and_retry(wait, command, calls)
-        elif isinstance(wait, Each) and wait.parts > 1 and message.startswith("CROSSSLOT"):
+        elif isinstance(wait, BatchWaiters) and wait.parts > 1 and message.startswith("CROSSSLOT"):
             self._spreads = False  # a cluster, whatever it said: nothing of it was done
             for apart in commands(wait.calls, spread=False):
                 self._queue(*apart)
@@ -497,7 +497,7 @@ class Wire(asyncio.Protocol):
             pause = min(pause * 2, most)
 
     async def _connect(self) -> None:
-        async with Within(self._connect_s):
+        async with AwakeTimeout(self._connect_s):
             await self._way.reach(self.address, lambda: self)
         self.certificate_end = end_of(self._transport) if self._transport else None
         try:
@@ -519,5 +519,5 @@ class Wire(asyncio.Protocol):
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()
         self._queue(wait, encode(*parts))
-        async with Within(self._connect_s):
+        async with AwakeTimeout(self._connect_s):
             return await in_task(wait)

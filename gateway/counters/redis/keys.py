@@ -162,20 +162,20 @@ SLOT_OF_PARTITION: Final = tuple(slot_of(marker(one).encode()) for one in range(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ServerPartitions:
     """The partitions that a server has; beside its `anchor` stands what is said of all of them."""
 
     partitions: tuple[int, ...]
     anchor: int
 
 
-WHOLE: Final = Part(tuple(range(PARTITIONS)), 0)
-NOTHING: Final = Part((), -1)
+WHOLE: Final = ServerPartitions(tuple(range(PARTITIONS)), 0)
+NOTHING: Final = ServerPartitions((), -1)
 
 
-def part_of(partitions: tuple[int, ...]) -> Part:
+def part_of(partitions: tuple[int, ...]) -> ServerPartitions:
     """What a server has now. Its anchor is the lowest: so it is the same one for every process."""
-    return Part(partitions, partitions[0]) if partitions else NOTHING
+    return ServerPartitions(partitions, partitions[0]) if partitions else NOTHING
 
 
 # --- who has what -----------------------------------------------------------------------
@@ -184,7 +184,7 @@ Place = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class SlotRange:
     """Slots from `first` to `last`, and where their primary is."""
 
     first: int
@@ -200,7 +200,7 @@ class SlotMap:
     """
 
     epoch: int = 0
-    owned: tuple[Owned, ...] = ()
+    owned: tuple[SlotRange, ...] = ()
     members: tuple[Place, ...] = ()
     ids: frozenset[bytes] = frozenset()
 
@@ -244,12 +244,12 @@ def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
     """
     if not isinstance(said, list) or len(said) > SLOTS:
         raise ValueError("no list of slots")
-    owned, members, ids = list[Owned](), dict[Place, None](), set[bytes]()
+    owned, members, ids = list[SlotRange](), dict[Place, None](), set[bytes]()
     for line in said:
         match line:
             case [int() as first, int() as last, primary, *replicas] if 0 <= first <= last < SLOTS:
                 places = [_place(one, asked) for one in (primary, *replicas)]
-                owned.append(Owned(first, last, places[0]))
+                owned.append(SlotRange(first, last, places[0]))
                 members.update(dict.fromkeys(places))
                 ids.update(id_ for one in (primary, *replicas) for id_ in one[2:3] if isinstance(id_, bytes))
             case _:

@@ -105,7 +105,7 @@ def _checksum(kind: int, ms: int, payload: bytes) -> int:
     return crc32(payload, crc32(_COVERED.pack(kind, len(payload), ms)))
 
 
-class Reading:
+class SegmentReader:
     """The sound blocks of the first `size` bytes of a file, front to back; it may be dropped meanwhile.
 
     Damage is counted in blocks, a torn end in bytes. All of it from a thread that may block.
@@ -183,7 +183,7 @@ class Reading:
 
 
 @dataclass(slots=True, eq=False)
-class Segment:
+class LogSegment:
     """An open file of the log. `waiting` maps spooled records without an answer to their bytes.
 
     `began` and `newest` are when it was first and last written to (the worker's monotonic clock), `adopted`
@@ -250,9 +250,9 @@ class Segment:
         data = os.pread(self.descriptor, self.waiting[offset], offset)
         return next(records_in(Block(SPOOLED, 0, offset, data)))
 
-    def reading(self) -> Reading:
+    def reading(self) -> SegmentReader:
         """What reads the file as far as it is written now."""
-        return Reading(self.descriptor, self.size)
+        return SegmentReader(self.descriptor, self.size)
 
     def sent_again(self, epochs: Sequence[int], failed: Collection[int]) -> None:
         """What is of earlier epochs was sent again, but for partitions where that failed."""
@@ -274,7 +274,7 @@ class Segment:
         os.close(self.descriptor)
 
 
-def create(directory: Path, now: float, layout: int = LAYOUT) -> Segment:
+def create(directory: Path, now: float, layout: int = LAYOUT) -> LogSegment:
     """A new file for records of a layout, locked before anybody can see it under its name."""
     name = f"{os.getpid()}-{uuid.uuid4().hex}"
     hidden = directory / f".{name}.new"
@@ -288,10 +288,10 @@ def create(directory: Path, now: float, layout: int = LAYOUT) -> Segment:
         os.close(descriptor)
         hidden.unlink(missing_ok=True)
         raise
-    return Segment(path, descriptor, HEADER_BYTES, now)
+    return LogSegment(path, descriptor, HEADER_BYTES, now)
 
 
-def adopt(path: Path, now: float) -> tuple[Segment, Reading] | None:
+def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
     """Take over a file whose worker is gone, and read it, where that may block; None where one has it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -303,9 +303,9 @@ def adopt(path: Path, now: float) -> tuple[Segment, Reading] | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             about = os.fstat(descriptor)
             if about.st_nlink > 0:  # else another was faster, and is done with it
-                with closing(Reading(descriptor, about.st_size)) as reading:
+                with closing(SegmentReader(descriptor, about.st_size)) as reading:
                     waiting = reading.waiting()
-                found = Segment(
+                found = LogSegment(
                     path, descriptor, about.st_size, now, named=True, adopted=True, waiting=waiting
                 )
                 adopted = found, reading
@@ -319,7 +319,7 @@ def adopt(path: Path, now: float) -> tuple[Segment, Reading] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class LogLimits:
     """Each with the value that a worker has."""
 
     write_s: float = 0.05
@@ -340,7 +340,7 @@ class Bounds:
     piece_bytes: int = PIECE_BYTES
 
 
-BOUNDS = Bounds()
+BOUNDS = LogLimits()
 
 
 SYNC_S = 1.0
@@ -363,12 +363,12 @@ class LogCounts:
 
 
 @dataclass(slots=True)
-class Turn:
+class LogWrite:
     """What one write takes along: bytes by file and place, what is `kept` after it, who waits for that."""
 
-    writes: list[tuple[Segment, int, bytes]] = field(default_factory=list)
-    synced: list[Segment] = field(default_factory=list)
-    kept: Segment | None = None
+    writes: list[tuple[LogSegment, int, bytes]] = field(default_factory=list)
+    synced: list[LogSegment] = field(default_factory=list)
+    kept: LogSegment | None = None
     spooled: dict[int, int] = field(default_factory=dict)
     waits: list[Wait[None]] = field(default_factory=list)
     notes: int = 0
@@ -391,9 +391,9 @@ class SettlementLog:
         clock: Callable[[], float],
         wall: Callable[[], float],
         say: Callable[..., None],
-        bounds: Bounds = BOUNDS,
+        bounds: LogLimits = BOUNDS,
     ) -> None:
-        self.segments: list[Segment] = []
+        self.segments: list[LogSegment] = []
         self.counts = LogCounts()
         self.woken = asyncio.Event()
         self.left_behind = False
@@ -402,12 +402,12 @@ class SettlementLog:
         self._clock, self._wall, self._say, self._bounds = clock, wall, say, bounds
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "settlement-log")
-        self._current: Segment | None = None
+        self._current: LogSegment | None = None
         self._left_alone: set[Path] = set()
         self._notes: list[tuple[bytes, bytes]] = []
         self._spools: list[tuple[bytes, Wait[None]]] = []
-        self._done: dict[Segment, list[int]] = {}
-        self._unsynced: set[Segment] = set()
+        self._done: dict[LogSegment, list[int]] = {}
+        self._unsynced: set[LogSegment] = set()
         self._synced_at = clock()
         self._noted_at = -self._bounds.at_risk_s
         self._timer: asyncio.TimerHandle | None = None
@@ -457,7 +457,7 @@ class SettlementLog:
                 self._loop.call_later(self._bounds.spool_s_max, self._give_up_behind, self._writing)
         return wait
 
-    def done(self, segment: Segment, offset: int) -> None:
+    def done(self, segment: LogSegment, offset: int) -> None:
         """The counters have this spooled record now."""
         segment.done(offset)
         self._done.setdefault(segment, []).append(offset)
@@ -494,7 +494,7 @@ class SettlementLog:
         ours = {one.path for one in self.segments}
         return sorted(set(self._directory.glob(f"*{SUFFIX}")) - ours - self._left_alone)
 
-    async def adopt(self) -> list[Segment]:
+    async def adopt(self) -> list[LogSegment]:
         """Take over the files of workers that are gone."""
         found = []
         for path in self.others():
@@ -594,9 +594,9 @@ class SettlementLog:
         bound = self._loop.call_later(self._bounds.spool_s_max, give_up, turn.waits) if turn.waits else None
         self._writing.add_done_callback(lambda written: self._written(turn, written, bound))
 
-    def _gathered(self) -> Turn:
+    def _gathered(self) -> LogWrite:
         """Take everything that waits to be written and give it its place."""
-        turn, now, ms = Turn(), self._clock(), int(self._wall() * 1000)
+        turn, now, ms = LogWrite(), self._clock(), int(self._wall() * 1000)
         notes, self._notes = self._notes, []
         spools, self._spools = self._spools, []
         if self.layout != LAYOUT:
@@ -628,14 +628,16 @@ class SettlementLog:
             self._unsynced.clear()
         return turn
 
-    def _place(self, turn: Turn, segment: Segment, data: bytes, notes: int = 0) -> int:
+    def _place(self, turn: LogWrite, segment: LogSegment, data: bytes, notes: int = 0) -> int:
         """Where in the file this block goes."""
         at = segment.place(len(data), self._clock(), notes)
         turn.writes.append((segment, at, data))
         self._unsynced.add(segment)
         return at
 
-    def _written(self, turn: Turn, written: asyncio.Future[None], bound: asyncio.TimerHandle | None) -> None:
+    def _written(
+        self, turn: LogWrite, written: asyncio.Future[None], bound: asyncio.TimerHandle | None
+    ) -> None:
         self._writing = None
         self._turned.set()
         if bound is not None:
@@ -683,7 +685,7 @@ class SettlementLog:
 
     # --- the files ------------------------------------------------------------------------
 
-    def _room(self, size: int) -> Segment | None:
+    def _room(self, size: int) -> LogSegment | None:
         """The file that takes two blocks of so many bytes; None where nothing more may be dropped."""
         needed, now = size + 2 * BLOCK_BYTES, self._clock()
         while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
@@ -700,16 +702,16 @@ class SettlementLog:
             self._failed(error)
             return None
 
-    def _goes_on(self, segment: Segment, needed: int, now: float) -> bool:
+    def _goes_on(self, segment: LogSegment, needed: int, now: float) -> bool:
         has_room = segment.size + needed <= self._bytes_max // FILES_MIN
         return has_room and now - segment.began <= self._keep_s / FILES_MIN
 
-    def _begin(self) -> Segment:
+    def _begin(self) -> LogSegment:
         segment = self._current = create(self._directory, self._clock(), self.layout)
         self.segments.append(segment)
         return segment
 
-    def _drop_early(self, segment: Segment, now: float) -> None:
+    def _drop_early(self, segment: LogSegment, now: float) -> None:
         """Make room; say the first time that the log reaches back less far than it should."""
         age_s = now - segment.newest
         if age_s < self._keep_s and segment.notes:
@@ -719,7 +721,7 @@ class SettlementLog:
             self.counts.dropped_early += segment.notes
         self._drop(segment)
 
-    def _drop(self, segment: Segment) -> None:
+    def _drop(self, segment: LogSegment) -> None:
         self.segments.remove(segment)
         self._unsynced.discard(segment)
         if self._current is segment:
@@ -727,7 +729,7 @@ class SettlementLog:
         segment.remove()
 
 
-def write(turn: Turn) -> None:
+def write(turn: LogWrite) -> None:
     """In the log's thread: write, then sync what is to be certain."""
     for segment, at, data in turn.writes:
         segment.write(at, data)

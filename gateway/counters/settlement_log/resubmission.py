@@ -16,19 +16,19 @@ from contextlib import aclosing, closing, suppress
 from typing import Final, cast
 
 from gateway.core.layout import EARLIER
-from gateway.core.model import PARTITIONS, Settled
+from gateway.core.model import PARTITIONS, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import TOMBSTONE_MS, Reply
-from gateway.counters.redis.cluster import Wires
-from gateway.counters.redis.connection import Wire, encode, encode_script
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.counters.settlement_log.log import (
     ACKNOWLEDGED,
     BOUNDS,
-    Bounds,
+    LogLimits,
+    LogSegment,
     Record,
-    Segment,
     SettlementLog,
     records_in,
 )
@@ -51,7 +51,7 @@ from gateway.errors import CountersUnavailable, NewerLayout
 
 AGAIN_S: Final = 120.0
 # Who told of changes when a marker was asked for: the connection, the history, since when; and when that was.
-_Held = tuple[Wire, bytes, int, float]
+_Held = tuple[RedisConnection, bytes, int, float]
 
 
 class VerifiedEpochs:
@@ -61,7 +61,7 @@ class VerifiedEpochs:
     `clock` is monotonic.
     """
 
-    def __init__(self, wires: Wires, clock: Callable[[], float], say: Callable[..., None]) -> None:
+    def __init__(self, wires: RedisConnections, clock: Callable[[], float], say: Callable[..., None]) -> None:
         self.newer = frozenset[int]()
         self._wires, self._clock, self._say = wires, clock, say
         self._epochs = [0] * PARTITIONS
@@ -91,7 +91,7 @@ class VerifiedEpochs:
 
         CountersUnavailable where there is none.
         """
-        by_wire: dict[Wire, list[int]] = {}
+        by_wire: dict[RedisConnection, list[int]] = {}
         for partition in range(PARTITIONS):
             if not self._holds(partition):
                 by_wire.setdefault(self._wires.of(partition), []).append(partition)
@@ -123,7 +123,7 @@ class VerifiedEpochs:
             and self._clock() - at < AGAIN_S
         )
 
-    def _ask(self, wire: Wire, partitions: list[int], upkeep: bool) -> Wait[Reply]:
+    def _ask(self, wire: RedisConnection, partitions: list[int], upkeep: bool) -> Wait[Reply]:
         """Ask for markers; what is told from now on counts against the answer."""
         since = wire.hearing.since
         held = (wire, wire.run_id, since, self._clock()) if since else None
@@ -132,7 +132,7 @@ class VerifiedEpochs:
         names = [keys.marker(one).encode() for one in partitions]
         return wire.send(encode(b"MGET", *names), upkeep=upkeep)
 
-    def _learn(self, wire: Wire, partition: int, marker: Reply) -> None:
+    def _learn(self, wire: RedisConnection, partition: int, marker: Reply) -> None:
         self._epochs[partition] = 0
         self._why.pop(partition, None)
         try:
@@ -163,7 +163,7 @@ AHEAD = "a settlement log knows more"
 BATCH_MAX = 64
 TURN_MAX = 500
 
-_FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNOWN)})
+_FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(SettleResult.UNKNOWN)})
 
 
 class Resubmitter:
@@ -176,22 +176,22 @@ class Resubmitter:
 
     def __init__(
         self,
-        wires: Wires,
+        wires: RedisConnections,
         log: SettlementLog,
         clock: Callable[[], float],
         say: Callable[..., None],
         *,
         report: Callable[[Sequence[int]], Awaitable[None]],
         in_flight: Callable[[float], bool] = lambda _: False,
-        announce: Callable[[Wire, str], Awaitable[None]] | None = None,
-        bounds: Bounds = BOUNDS,
+        announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
+        bounds: LogLimits = BOUNDS,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
-        self._uncompared: list[Segment] = []
+        self._uncompared: list[LogSegment] = []
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
@@ -324,7 +324,7 @@ class Resubmitter:
             if whole:
                 self._uncompared.remove(segment)
 
-    async def _send_spooled(self, segment: Segment, epochs: list[int]) -> set[int]:
+    async def _send_spooled(self, segment: LogSegment, epochs: list[int]) -> set[int]:
         """Settle what waits in one file; what fails waits on. The partitions where something does."""
         waiting = set[int]()
         offsets = list(segment.waiting)
@@ -362,7 +362,7 @@ class Resubmitter:
         self._epochs = [] if failed else epochs
         self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
 
-    async def _recover(self, segment: Segment, epochs: list[int]) -> set[int]:
+    async def _recover(self, segment: LogSegment, epochs: list[int]) -> set[int]:
         """Send again what one file has of earlier epochs; the partitions where that failed."""
         failed, batch = set[int](), list[Record]()
         async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
@@ -410,7 +410,7 @@ class Resubmitter:
         return True
 
 
-async def _acknowledged_in(segment: Segment, piece_bytes: int) -> AsyncGenerator[Record]:
+async def _acknowledged_in(segment: LogSegment, piece_bytes: int) -> AsyncGenerator[Record]:
     """What the counters have answered of one file; others have their turn now and then."""
     seen = 0
     with closing(segment.reading()) as reading:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gateway.core.accounts.holds import Movement, movements
-from gateway.core.billing.money import Pricing, read_tiers
+from gateway.core.accounts.holds import MovementRange, movements
+from gateway.core.billing.money import ServicePricing, read_tiers
 from gateway.core.model import Caller, Service, Settlement
 from gateway.core.wait import in_task
 from gateway.counters.layouts import states
@@ -17,7 +17,7 @@ from gateway.counters.layouts.accounts import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_P
 from gateway.counters.layouts.packing import ACKNOWLEDGED, GONE, GRANTED, KEPT, SETTLED, read_paid
 from gateway.counters.layouts.states import held_budgets, unpack_hold
 from gateway.counters.redis import keys
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 
 _FLAGS_AT = KEPT.offset("flags")
 _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset("organization_id")
@@ -99,7 +99,7 @@ def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
         meter=meter,
         counts_tokens=bool(flags & FLAG_COUNTS),
         one_time=bool(flags & FLAG_ONE_TIME),
-        pricing=Pricing(read_tiers(tiers)),
+        pricing=ServicePricing(read_tiers(tiers)),
     )
 
 
@@ -148,13 +148,13 @@ def argument(noted: bytes) -> bytes:
     return _moves(noted) or ACKNOWLEDGED.pack(epoch_of(noted), 0, 0, 0, 0)
 
 
-def acknowledged(caller: Caller, answer: bytes) -> tuple[Movement, ...]:
+def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
     """The movements of an answer; none where nothing moved."""
     layout = _MOVING.get(len(answer))
     return _movements(caller, layout.read(answer)) if layout else ()
 
 
-def recovered(caller: Caller, argument: bytes) -> tuple[Movement, ...]:
+def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
     """The movements of the argument made of what was noted; none of one that nobody can read."""
     size = ACKNOWLEDGED.size
     if len(argument) % size:
@@ -173,7 +173,7 @@ def _moves(noted: bytes) -> bytes:
     return (ACKNOWLEDGED.pack(*(found[name] for name in _SEQS)) if latest else b"") + noted[SETTLED.size :]
 
 
-def _movements(caller: Caller, found: dict[str, int]) -> tuple[Movement, ...]:
+def _movements(caller: Caller, found: dict[str, int]) -> tuple[MovementRange, ...]:
     moved = {name: found[name] for name in _SEQS if name in found}
     return movements(caller.partition, caller.tenant_id, caller.organization_id, **moved)
 
@@ -195,7 +195,7 @@ class Positions:
         self._newest: dict[int, dict[str, int]] = {}
         self._later: set[int] = set()
 
-    def add(self, partition: int, epoch: int, moved: Iterable[Movement]) -> None:
+    def add(self, partition: int, epoch: int, moved: Iterable[MovementRange]) -> None:
         """Take up one acknowledged settlement; what earlier answers moved is of earlier epochs."""
         present = self._epochs[partition]
         if 0 < present < epoch:
@@ -205,7 +205,7 @@ class Positions:
             for one in (each for each in moved if each.epoch == epoch):
                 newest[one.account] = max(newest.get(one.account, 0), one.last_seq)
 
-    async def are_ahead(self, wire: Wire) -> bool:
+    async def are_ahead(self, wire: RedisConnection) -> bool:
         """Whether an account has moved less far in the data of a wire's server, or an epoch is to come there
         that has been.
         """

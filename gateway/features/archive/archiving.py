@@ -19,10 +19,10 @@ from uuid import UUID
 
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import Place, told
+from gateway.ops.storage import FileStore, told
 from persistence.archive import months, rows
-from persistence.archive.months import AUDIT, BY_NAME, Connection, Ledger
-from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, Figure, Moved, Stored
+from persistence.archive.months import AUDIT, BY_NAME, Connection, MonthlyLedger
+from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, ArchivedMonth, Figure, PartitionedMonth
 from persistence.schema import version as schema
 from persistence.schema.partitions import end_of
 
@@ -38,12 +38,12 @@ OF_A_MONTH = re.compile(r"month=\d{4}-(0[1-9]|1[0-2])")
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ArchiveManifest:
     """The file of a month of a ledger, and of whose database it is."""
 
     database: UUID
     month: date
-    file: Stored
+    file: ArchivedMonth
 
 
 def name_of(month: date, ledger: str) -> str:
@@ -56,7 +56,7 @@ def file_of(ledger: str, month: date) -> str:
     return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
 
 
-def write_manifest(place: Place, manifest: Manifest) -> None:
+def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
     """Say what the file of a month holds."""
     place.write_json(
         name_of(manifest.month, manifest.file.ledger),
@@ -72,7 +72,7 @@ def write_manifest(place: Place, manifest: Manifest) -> None:
     )
 
 
-def read_manifest(place: Place, month: date, ledger: str) -> Manifest | None:
+def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
     """What an archive says of a month of a ledger; None where it has none of it."""
     for name in (name_of(month, ledger), _of_all(month)):
         found = _read(place, name, month)
@@ -84,7 +84,7 @@ def read_manifest(place: Place, month: date, ledger: str) -> Manifest | None:
     return None
 
 
-def divide_months(place: Place, month: date) -> None:
+def divide_months(place: FileStore, month: date) -> None:
     """Have a manifest of each ledger in place of one of all of them, if there is such."""
     found = _read(place, _of_all(month), month)
     for each in found:
@@ -94,12 +94,12 @@ def divide_months(place: Place, month: date) -> None:
         place.remove(_of_all(month))
 
 
-def months_in(place: Place, ledger: str) -> list[date]:
+def months_in(place: FileStore, ledger: str) -> list[date]:
     """The months that an archive may have a ledger of, in order: a manifest for all may leave one out."""
     return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
 
 
-def unnamed_files(place: Place, ledger: str) -> list[date]:
+def unnamed_files(place: FileStore, ledger: str) -> list[date]:
     """Months that an archive should have of a ledger, and has no manifest of, in order.
 
     They are between others; or their file is there, of a run that was killed or whose manifest was lost.
@@ -113,7 +113,7 @@ def unnamed_files(place: Place, ledger: str) -> list[date]:
     return sorted(found - named)
 
 
-def databases_in(place: Place) -> Iterator[tuple[date, UUID]]:
+def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
     """Whose months an archive has: the first one of each ledger says it."""
     for ledger in BY_NAME:
         for month in months_in(place, ledger)[:1]:
@@ -125,7 +125,7 @@ def _of_all(month: date) -> str:
     return f"{FOLDER}/{month:%Y-%m}.json"
 
 
-def _months(place: Place, folder: str) -> Iterator[date]:
+def _months(place: FileStore, folder: str) -> Iterator[date]:
     for name in place.names(folder):
         if name.endswith(".json"):
             yield _month_of(name.removesuffix(".json"))
@@ -135,7 +135,7 @@ def _month_of(text: str) -> date:
     return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
 
 
-def _read(place: Place, name: str, month: date) -> list[Manifest]:
+def _read(place: FileStore, name: str, month: date) -> list[ArchiveManifest]:
     found = place.read_json(name)
     if found is None:
         return []
@@ -145,7 +145,9 @@ def _read(place: Place, name: str, month: date) -> list[Manifest]:
                 f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
             )
         database = UUID(str(found["database"]))
-        manifests = [Manifest(database, month, _stored(place, name, month, each)) for each in found["files"]]
+        manifests = [
+            ArchiveManifest(database, month, _stored(place, name, month, each)) for each in found["files"]
+        ]
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArchiveFailed(f"{place.address(name)} is not a manifest of Tollkeeper") from error
     if not manifests:
@@ -153,7 +155,7 @@ def _read(place: Place, name: str, month: date) -> list[Manifest]:
     return manifests
 
 
-def _file(stored: Stored) -> dict[str, Any]:
+def _file(stored: ArchivedMonth) -> dict[str, Any]:
     columns = {
         name: {"present": present, "sum": str(sum_)} for name, (present, sum_) in stored.figures.items()
     }
@@ -163,7 +165,7 @@ def _file(stored: Stored) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stored(place: Place, name: str, month: date, found: Any) -> Stored:
+def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
     """What a manifest says of a file. It names one of ours: no other is read, nor written."""
     ledger, file = str(found["ledger"]), str(found["file"])
     if ledger not in BY_NAME:
@@ -173,7 +175,7 @@ def _stored(place: Place, name: str, month: date, found: Any) -> Stored:
     if file != (due := file_of(ledger, month)):
         raise ArchiveFailed(f"{place.address(name)} names the file {file!r}: that month's is {due}")
     columns = {name: (int(each["present"]), int(each["sum"])) for name, each in found["columns"].items()}
-    return Stored(
+    return ArchivedMonth(
         ledger, month, place.url, file, int(found["rows"]), int(found["bytes"]), str(found["sha256"]), columns
     )  # fmt: skip
 
@@ -308,7 +310,7 @@ SURE_OF, SPARE = 1_000, 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenMonth:
     """A month that is not closed for some ledgers, and why."""
 
     month: date
@@ -317,18 +319,18 @@ class Open:
 
 
 @dataclass(slots=True)
-class Archived:
+class ArchiveRun:
     """What one run did: months that got a partition, files taken out, tables dropped, why it ended."""
 
-    moved: list[Moved] = field(default_factory=list)
-    files: list[Stored] = field(default_factory=list)
+    moved: list[PartitionedMonth] = field(default_factory=list)
+    files: list[ArchivedMonth] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    open: list[Open] = field(default_factory=list)
+    open: list[OpenMonth] = field(default_factory=list)
 
 
 def archive(
     url: str,
-    place: Place,
+    place: FileStore,
     today: date,
     before: date | None,
     *,
@@ -336,7 +338,7 @@ def archive(
     retention: Retention | None = None,
     drop_after: int | None = None,
     said: Callable[[str], object] = lambda _: None,
-) -> Archived:
+) -> ArchiveRun:
     """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
 
     Which months these are `before` says, of the audit log `audit_before`; else how long each is kept. What
@@ -348,7 +350,7 @@ def archive(
             raise ArchiveFailed(
                 f"{option} is {latest} at the latest: rows come up to {months.GRACE_DAYS} days late"
             )
-    kept, done, stopped = retention or Retention(), Archived(), dict[str, Open]()
+    kept, done, stopped = retention or Retention(), ArchiveRun(), dict[str, OpenMonth]()
     until = {
         ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
         for ledger in BY_NAME.values()
@@ -363,7 +365,7 @@ def archive(
             if ledger.name in stopped:
                 continue
             if reasons := months.why_open(connection, ledger, month):
-                stopped[ledger.name] = Open(month, (ledger.name,), tuple(reasons))
+                stopped[ledger.name] = OpenMonth(month, (ledger.name,), tuple(reasons))
                 continue
             said(f"{month:%Y-%m} {ledger.name}")
             done.files.append(_month(connection, place, database, month, ledger))
@@ -373,7 +375,7 @@ def archive(
     return done
 
 
-def _due(connection: Connection, until: dict[Ledger, date | None]) -> list[tuple[date, Ledger]]:
+def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> list[tuple[date, MonthlyLedger]]:
     """Months that may go, the oldest of all ledgers first."""
     found = [
         (month, ledger)
@@ -384,26 +386,28 @@ def _due(connection: Connection, until: dict[Ledger, date | None]) -> list[tuple
     return sorted(found, key=lambda one: one[0])
 
 
-def _together(stopped: dict[str, Open]) -> list[Open]:
+def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
     """What keeps several ledgers for the same reasons is said once; the oldest month first."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
-    found = [Open(month, tuple(ledgers), reasons) for (month, reasons), ledgers in alike.items()]
+    found = [OpenMonth(month, tuple(ledgers), reasons) for (month, reasons), ledgers in alike.items()]
     return sorted(found, key=lambda one: one.month)
 
 
-def _refuse_others(place: Place, database: UUID) -> None:
+def _refuse_others(place: FileStore, database: UUID) -> None:
     for month, whose in databases_in(place):
         _refuse_other(place, month, whose, database)
 
 
-def _refuse_other(place: Place, month: date, whose: UUID, database: UUID) -> None:
+def _refuse_other(place: FileStore, month: date, whose: UUID, database: UUID) -> None:
     if whose != database:
         raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
 
 
-def _month(connection: Connection, place: Place, database: UUID, month: date, ledger: Ledger) -> Stored:
+def _month(
+    connection: Connection, place: FileStore, database: UUID, month: date, ledger: MonthlyLedger
+) -> ArchivedMonth:
     found = read_manifest(place, month, ledger.name)
     if found is not None:  # an archive of before may have later months of another
         _refuse_other(place, month, found.database, database)
@@ -414,7 +418,7 @@ def _month(connection: Connection, place: Place, database: UUID, month: date, le
             # What a manifest says is true: it goes before its file does.
             months.refuse_unlocked(connection)
             place.remove(name_of(month, ledger.name))
-            found = Manifest(database, month, _store(connection, place, ledger, month))
+            found = ArchiveManifest(database, month, _store(connection, place, ledger, month))
             months.refuse_unlocked(connection)
             write_manifest(place, found)
         if rows.cut_month(connection, found.file):
@@ -423,7 +427,7 @@ def _month(connection: Connection, place: Place, database: UUID, month: date, le
     raise ArchiveFailed(f"{month:%Y-%m} changes while it is written: try again")
 
 
-def _store(connection: Connection, place: Place, ledger: Ledger, month: date) -> Stored:
+def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth:
     """Write a month of a ledger, and read it back.
 
     A session may end at any time, and another archive that month: nothing of that is written over.
@@ -451,7 +455,7 @@ def _store(connection: Connection, place: Place, ledger: Ledger, month: date) ->
     size, digest = place.digest(name)
     with place.open(name) as source:
         count, sums = figures(source, columns)
-    return Stored(ledger.name, month, place.url, name, count, size, digest, sums)
+    return ArchivedMonth(ledger.name, month, place.url, name, count, size, digest, sums)
 
 
 def outgrown(written: int, size: int, expected: int, most: int) -> int:
@@ -465,12 +469,12 @@ def outgrown(written: int, size: int, expected: int, most: int) -> int:
     return 0
 
 
-def _holds(place: Place, file: Stored) -> bool:
+def _holds(place: FileStore, file: ArchivedMonth) -> bool:
     """Whether a file is what its manifest says."""
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 
-def _drop(connection: Connection, place: Place, days: int) -> list[str]:
+def _drop(connection: Connection, place: FileStore, days: int) -> list[str]:
     """Drop what is archived there since so many days, if each of its files is what it was."""
     here = [each for each in rows.droppable(connection, days) if each.url == place.url]
     for one in here:

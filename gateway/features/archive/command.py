@@ -13,9 +13,9 @@ from gateway.cli.admin.output import AsJson, print_json, waiting
 from gateway.cli.databases import Config, Database, owner_url, settings_of
 
 if TYPE_CHECKING:
-    from gateway.features.archive.archiving import Archived
-    from gateway.features.archive.reading import Proof
-    from gateway.ops.storage import Place
+    from gateway.features.archive.archiving import ArchiveRun
+    from gateway.features.archive.reading import ArchiveProof
+    from gateway.ops.storage import FileStore
 
 DAYS_MAX = 36_500
 Drop = Annotated[
@@ -67,7 +67,7 @@ def archive(
     """
     from gateway.features.archive.archiving import archive as take_out  # noqa: PLC0415  # each command loads what it needs
     from gateway.features.archive.retention import Retention  # noqa: PLC0415  # loaded where it is needed
-    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed
 
     url = owner_url(config, database_url, data_dir)
     if prove:
@@ -75,11 +75,11 @@ def archive(
             raise typer.BadParameter(
                 "--prove archives and drops nothing: leave --before, --audit-before, --drop, --drop-after out"
             )
-        raise typer.Exit(_prove(url, Place(to), as_json=as_json))
+        raise typer.Exit(_prove(url, FileStore(to), as_json=as_json))
     retention = Retention.of(settings_of(config, database_url, data_dir))
     with waiting("Archiving what is closed"):
         done = take_out(
-            url, Place(to), datetime.now(UTC).date(), before.date() if before else None,
+            url, FileStore(to), datetime.now(UTC).date(), before.date() if before else None,
             audit_before=audit_before.date() if audit_before else None, retention=retention,
             drop_after=0 if drop else drop_after,
         )  # fmt: skip
@@ -90,7 +90,7 @@ def archive(
     raise typer.Exit(1 if done.open else 0)
 
 
-def _prove(url: str, place: Place, *, as_json: bool) -> int:
+def _prove(url: str, place: FileStore, *, as_json: bool) -> int:
     from gateway.features.archive.reading import prove  # noqa: PLC0415  # each command loads what it needs
 
     with waiting("Proving the archive and the database"):
@@ -99,7 +99,7 @@ def _prove(url: str, place: Place, *, as_json: bool) -> int:
     return 1 if proof.broken else 0
 
 
-def _facts(done: Archived) -> dict[str, object]:
+def _facts(done: ArchiveRun) -> dict[str, object]:
     return {
         "moved": [
             {"ledger": one.ledger, "month": f"{one.month:%Y-%m}", "rows": one.rows} for one in done.moved
@@ -121,7 +121,7 @@ def _facts(done: Archived) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _tell(done: Archived) -> None:
+def _tell(done: ArchiveRun) -> None:
     for moved in done.moved:
         typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
     for one in done.files:
@@ -136,7 +136,7 @@ def _tell(done: Archived) -> None:
         typer.echo("No month is left that could be archived.")
 
 
-def _tell_proof(proof: Proof, *, as_json: bool) -> None:
+def _tell_proof(proof: ArchiveProof, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(proof))
         return

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from gateway.admin.resources.resource import Field, Resource
+from gateway.admin.resources.resource import FormField, Resource
 from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
@@ -26,10 +26,10 @@ ARCHIVE = (
 )
 
 
-def archived_rows(resource: Resource, fields: Sequence[Field], typed: dict[str, Any]) -> list[Json]:
+def archived_rows(resource: Resource, fields: Sequence[FormField], typed: dict[str, Any]) -> list[Json]:
     """The rows of an archive that a list's options ask for, as the Admin API shows them."""
     from gateway.features.archive import reading  # noqa: PLC0415  # its library is heavy to load
-    from gateway.ops.storage import Place  # noqa: PLC0415  # loaded where it is needed
+    from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed
 
     given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
     filters = {
@@ -38,9 +38,9 @@ def archived_rows(resource: Resource, fields: Sequence[Field], typed: dict[str, 
     since, until = (
         None if typed[name] is None else _moment(name, typed[name]) for name in ("since", "until")
     )
-    asked = reading.Asked(filters, since, until, newest=typed["newest"], limit=typed["limit"])
+    asked = reading.RowFilter(filters, since, until, newest=typed["newest"], limit=typed["limit"])
     with output.waiting("Reading the archive"):
-        found = reading.rows(Place(typed["archive"]), resource.name, asked, _say, resource.render)
+        found = reading.rows(FileStore(typed["archive"]), resource.name, asked, _say, resource.render)
         return [dict(row) for row in found]
 
 
@@ -48,7 +48,7 @@ def _say(text: str) -> None:
     output.say(output.escape(text))
 
 
-def _reader(resource: Resource, field: Field) -> Callable[[str], str | int]:
+def _reader(resource: Resource, field: FormField) -> Callable[[str], str | int]:
     if resource.filters[field.name].kind == "uuid":
         return lambda said: str(UUID(said))
     return _number if field.refers or field.kind == "whole" else str

@@ -25,7 +25,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.text import read_json
 from gateway.errors import ArchiveFailed
 from gateway.features.archive import archiving
-from gateway.ops.storage import Place, told
+from gateway.ops.storage import FileStore, told
 from persistence.archive import months
 from persistence.archive.months import (
     AUDIT,
@@ -35,23 +35,23 @@ from persistence.archive.months import (
     SPENDS,
     TOKENS,
     Connection,
-    Ledger,
+    MonthlyLedger,
 )
-from persistence.archive.rows import KeptRun, Stored, archived, columns_of, contradictions, kept
+from persistence.archive.rows import ArchivedMonth, MovementRun, archived, columns_of, contradictions, kept
 from persistence.schema.partitions import end_of
 
 # Which ledger a list of the Admin API is of.
-LEDGERS: Mapping[str, Ledger] = {
+LEDGERS: Mapping[str, MonthlyLedger] = {
     "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
     "audit-log": AUDIT,
 }  # fmt: skip
 # A row of a file, and which that is.
-_Found = tuple[dict[str, Any], Stored]
+_Found = tuple[dict[str, Any], ArchivedMonth]
 SAID_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RowFilter:
     """Which rows: columns and what each must be, from a moment up to before another one."""
 
     filters: Mapping[str, str | int | bool] = field(default_factory=dict)
@@ -62,9 +62,9 @@ class Asked:
 
 
 def rows(
-    place: Place,
+    place: FileStore,
     name: str,
-    asked: Asked,
+    asked: RowFilter,
     said: Callable[[str], object] = lambda _: None,
     render: Callable[[Row], Row] = dict,
 ) -> list[Row]:
@@ -97,25 +97,25 @@ def rows(
         return shown
 
 
-def _touches(month: date, asked: Asked) -> bool:
+def _touches(month: date, asked: RowFilter) -> bool:
     begins, ends = (datetime.combine(day, time(), UTC) for day in (month, end_of(month)))
     return (asked.since is None or asked.since < ends) and (asked.until is None or begins < asked.until)
 
 
-def _without_manifest(place: Place, ledger: Ledger, months: list[date]) -> str:
+def _without_manifest(place: FileStore, ledger: MonthlyLedger, months: list[date]) -> str:
     first = place.address(archiving.name_of(months[0], ledger.name))
     more = f", and {len(months) - 1} more like it" if months[1:] else ""
     return f"{months[0]:%Y-%m} is left out, for {first} is not there{more}: see `tollkeeper archive --prove`"
 
 
-def _file(place: Place, ledger: Ledger, month: date) -> Stored | None:
+def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth | None:
     """The file of a month that its manifest names; None where it has none of this ledger."""
     said = archiving.read_manifest(place, month, ledger.name)
     return None if said is None else said.file
 
 
 @contextmanager
-def _of_a_ledger(place: Place, file: Stored) -> Iterator[None]:
+def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
     """What is no row of a ledger, on one line: a file and its manifest may be changed together."""
     try:
         yield
@@ -124,7 +124,9 @@ def _of_a_ledger(place: Place, file: Stored) -> Iterator[None]:
         raise ArchiveFailed(f"{place.address(file.file)} is not of {file.ledger}: {said}") from error
 
 
-def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Iterator[_Found]:
+def _of_month(
+    place: FileStore, file: ArchivedMonth, ledger: MonthlyLedger, asked: RowFilter
+) -> Iterator[_Found]:
     """A month's rows in their order, a group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
@@ -154,7 +156,7 @@ def _of_month(place: Place, file: Stored, ledger: Ledger, asked: Asked) -> Itera
             yield from ((row, file) for row in (reversed(found) if asked.newest else found))
 
 
-def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:
+def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
     at = dataset.field(ledger.at.strip('"'))
     tests = [dataset.field(name) == value for name, value in asked.filters.items()]
     tests += [at >= asked.since] if asked.since is not None else []
@@ -165,7 +167,7 @@ def _condition(dataset: Any, ledger: Ledger, asked: Asked) -> Any:
     return whole
 
 
-def _shown(row: dict[str, Any], ledger: Ledger) -> Row:
+def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
     """A row of a file as a ledger's list has it: documents read, amounts in their units."""
     for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
@@ -207,7 +209,7 @@ MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] =
 
 
 @dataclass(slots=True)
-class Proof:
+class ArchiveProof:
     """What was proved: files and rows that were read, movements compared; and all that is not so.
 
     `elsewhere` are places of other archived months: each is proved by itself.
@@ -220,9 +222,9 @@ class Proof:
     broken: list[str] = field(default_factory=list)
 
 
-def prove(url: str, place: Place) -> Proof:
+def prove(url: str, place: FileStore) -> ArchiveProof:
     """Prove an archive and the database of which it is."""
-    proof = Proof()
+    proof = ArchiveProof()
     with months.connected(url) as connection, told(place.url):
         stored = archived(connection)
         proof.elsewhere = sorted({one.url for one in stored} - {place.url})
@@ -245,7 +247,7 @@ def prove(url: str, place: Place) -> Proof:
     return proof
 
 
-def _differs(place: Place, one: Stored, database: UUID) -> str:
+def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
     """In what a file, its manifest and the database differ; empty where they agree."""
     found = archiving.read_manifest(place, one.month, one.ledger)
     if found is None:
@@ -265,7 +267,9 @@ def _differs(place: Place, one: Stored, database: UUID) -> str:
     return "" if place.digest(one.file) == (one.bytes, one.sha256) else "is not what was archived"
 
 
-def _movements(connection: Connection, place: Place, ledger: Ledger, one: Stored, proof: Proof) -> None:
+def _movements(
+    connection: Connection, place: FileStore, ledger: MonthlyLedger, one: ArchivedMonth, proof: ArchiveProof
+) -> None:
     """Compare each movement of a file with what stands for it, as long as not too much is wrong."""
     with connection.transaction(), place.open(one.file) as source:
         rows = _counted(_read(source, ledger), proof)
@@ -275,7 +279,7 @@ def _movements(connection: Connection, place: Place, ledger: Ledger, one: Stored
                 return
 
 
-def _read(source: Any, ledger: Ledger) -> Iterator[KeptRun]:
+def _read(source: Any, ledger: MonthlyLedger) -> Iterator[MovementRun]:
     """The movements of a file in its order, which is by account and number."""
     parquet: Any = importlib.import_module("pyarrow.parquet")
     columns, amount, balance = MOVED[ledger.kind]
@@ -283,16 +287,16 @@ def _read(source: Any, ledger: Ledger) -> Iterator[KeptRun]:
     for batch in parquet.ParquetFile(source).iter_batches(BATCH_ROWS, columns=wanted):
         for row in batch.to_pylist():
             seq = int(row["seq"])
-            yield KeptRun(int(row[ledger.owner]), seq, seq, int(row["epoch"]), amount(row), row[balance])
+            yield MovementRun(int(row[ledger.owner]), seq, seq, int(row["epoch"]), amount(row), row[balance])
 
 
-def _counted(rows: Iterable[KeptRun], proof: Proof) -> Iterator[KeptRun]:
+def _counted(rows: Iterable[MovementRun], proof: ArchiveProof) -> Iterator[MovementRun]:
     for row in rows:
         proof.movements += 1
         yield row
 
 
-def compare(rows: Iterator[KeptRun], stands: Iterable[KeptRun]) -> Iterator[str]:
+def compare(rows: Iterator[MovementRun], stands: Iterable[MovementRun]) -> Iterator[str]:
     """What is not so: each row is of one that stands for it, and each of these has all its rows."""
     row = next(rows, None)
     for one in stands:

@@ -14,7 +14,7 @@ from persistence.archive.months import (
     GRACE_DAYS,
     SPENDS,
     TOKENS,
-    Ledger,
+    MonthlyLedger,
     latest,
 )
 from persistence.schema.partitions import end_of
@@ -47,7 +47,7 @@ class Retention:
             calls_days=settings.calls_keep_days,
         )
 
-    def before(self, ledger: Ledger, today: date) -> date | None:
+    def before(self, ledger: MonthlyLedger, today: date) -> date | None:
         """The day by which months of a ledger ended that are not kept any more; None where all are kept."""
         months = self._months(ledger)
         if not months:
@@ -68,7 +68,7 @@ class Retention:
             day = min(day, end + timedelta(days=self.calls_days))
         return max(day, end + timedelta(days=GRACE_DAYS))
 
-    def _months(self, ledger: Ledger) -> int:
+    def _months(self, ledger: MonthlyLedger) -> int:
         return {
             TOKENS.name: self.tokens,
             CREDITS.name: self.credits,

@@ -16,7 +16,7 @@ from gateway.cli.databases import Config, Database, owner_url, settings_of
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
-    from gateway.features.backup.storage import Backup, Backups, Manifest
+    from gateway.features.backup.storage import Backup, BackupManifest, Backups
     from gateway.settings.settings import Settings
 
 IDS_AHEAD = 1_000_000
@@ -64,7 +64,9 @@ def backup(
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
 
-def _taken(url: str, there: Backups, prove: bool, keep: int | None) -> tuple[Backup, Manifest, list[str]]:
+def _taken(
+    url: str, there: Backups, prove: bool, keep: int | None
+) -> tuple[Backup, BackupManifest, list[str]]:
     """Write a backup, prove it, and keep as many as are wanted: which it is, what it holds, what is gone."""
     from gateway.features.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
     from gateway.features.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
@@ -128,7 +130,7 @@ def restore(
     )
 
 
-def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, Manifest, list[str]]:
+def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, BackupManifest, list[str]]:
     """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
@@ -139,7 +141,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
     one = _backup(source)
     one.manifest()
 
-    async def go() -> tuple[str, Manifest, list[str]]:
+    async def go() -> tuple[str, BackupManifest, list[str]]:
         async with AsyncExitStack() as stack:
             url = settings.owner_url or await stack.enter_async_context(
                 postgres_alone(Path(settings.data_dir))
@@ -201,7 +203,7 @@ def _path(address: str) -> Path:
     return Path(unquote(path))
 
 
-def _facts(manifest: Manifest) -> Json:
+def _facts(manifest: BackupManifest) -> Json:
     return {
         "rows": sum(manifest.rows.values()),
         "schema_version": manifest.schema_version,

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
-from gateway.ops.storage import Place, shown
+from gateway.ops.storage import FileStore, shown
 from persistence.schema import version as schema
 
 # What a backup says it holds. The same words in a file's last member and in a bucket's document.
@@ -34,7 +34,7 @@ EXTRA = "backup"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class BackupPiece:
     """A part of a dump that is a file of its own."""
 
     bytes: int
@@ -42,7 +42,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class BackupManifest:
     """What a backup holds: `rows` counts by table, `sha256` and `bytes` are of the dump."""
 
     format: int
@@ -54,10 +54,10 @@ class Manifest:
     bytes: int
     sha256: str
     # In their order; none where the dump is one file.
-    pieces: Sequence[Piece] = ()
+    pieces: Sequence[BackupPiece] = ()
 
 
-def as_document(manifest: Manifest) -> dict[str, Any]:
+def as_document(manifest: BackupManifest) -> dict[str, Any]:
     """A manifest as it is written down: without pieces as every version has written it."""
     document = asdict(manifest)
     if not manifest.pieces:
@@ -65,11 +65,13 @@ def as_document(manifest: Manifest) -> dict[str, Any]:
     return document
 
 
-def read_manifest(found: Any, source: str) -> Manifest:
+def read_manifest(found: Any, source: str) -> BackupManifest:
     """A manifest as it was written down; `BackupFailed` where it is none, or none this program can read."""
     try:
-        pieces = tuple(Piece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ()))
-        manifest = Manifest(**{**found, "pieces": pieces})
+        pieces = tuple(
+            BackupPiece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ())
+        )
+        manifest = BackupManifest(**{**found, "pieces": pieces})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise no_backup_at(source) from error
     if manifest.format != FORMAT or manifest.schema_version not in schema.KNOWN:
@@ -116,7 +118,7 @@ class TarBackup:
         """Where it is."""
         return str(self.path)
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> BackupManifest:
         """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
         try:
             with tarfile.open(self.path, "r:") as tar:
@@ -129,7 +131,7 @@ class TarBackup:
             raise no_backup_at(self.address) from error
         return read_manifest(found, self.address)
 
-    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+    def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
         """Its dump, once all of it is known to be the one that was written."""
         with tarfile.open(self.path, "r:") as tar:
             member = tar.extractfile(DUMP)
@@ -152,7 +154,7 @@ class Folder:
         self.is_file = to.suffix == SUFFIX and not to.is_dir()
 
     @contextmanager
-    def growing(self, now: datetime) -> Iterator[_GrowingTar]:
+    def growing(self, now: datetime) -> Iterator[_TarWriter]:
         """A file, or one under a name of the time in a directory, which is made; unfinished files go."""
         target = self._to if self.is_file else self._to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}{SUFFIX}"
         if self._to.is_file() and not self.is_file:
@@ -171,7 +173,7 @@ class Folder:
                 with suppress(OSError):  # a volume without locks: what is left there stays
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _drop_left(target.parent)
-                yield _GrowingTar(file, growing, target)
+                yield _TarWriter(file, growing, target)
         except OSError as error:
             raise BackupFailed(f"{target} cannot be written: {error.strerror}") from error
         finally:
@@ -198,7 +200,7 @@ class Folder:
         """The database says it."""
 
 
-class _GrowingTar:
+class _TarWriter:
     def __init__(self, file: IO[bytes], growing: Path, target: Path) -> None:
         self._file = file
         self._growing = growing
@@ -210,7 +212,7 @@ class _GrowingTar:
         """Append to the dump."""
         self._size += self._file.write(chunk)
 
-    def finish(self, manifest: Manifest) -> TarBackup:
+    def finish(self, manifest: BackupManifest) -> TarBackup:
         """Say how long the dump was, append the manifest, and move the file to its name."""
         file = self._file
         file.write(bytes(-self._size % tarfile.BLOCKSIZE))
@@ -261,7 +263,7 @@ _DOCUMENT, _PROVEN = ".json", ".proven"
 class PiecesBackup:
     """A backup of a bucket, or what is said to be one."""
 
-    place: Place
+    place: FileStore
     name: str
 
     @property
@@ -269,7 +271,7 @@ class PiecesBackup:
         """Where it is, as `restore` takes it."""
         return self.place.address(self.name)
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> BackupManifest:
         """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
         found = self.place.read_json(self.name + _DOCUMENT)
         if found is None:
@@ -280,7 +282,7 @@ class PiecesBackup:
             raise no_backup_at(self.address)
         return manifest
 
-    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+    def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
         """Its dump by pieces, each once it is known to be the one that was written."""
         there = self.place.sizes(self.name)
         lacking = [
@@ -309,18 +311,18 @@ class Bucket:
     def __init__(
         self, url: str, *, piece_bytes: int = PIECE_BYTES, left_after: timedelta = LEFT_AFTER
     ) -> None:
-        self._place = Place(url, extra=EXTRA)
+        self._place = FileStore(url, extra=EXTRA)
         self._piece_bytes = piece_bytes
         self._left_after = left_after
 
     @contextmanager
-    def growing(self, now: datetime) -> Iterator[_GrowingPieces]:
+    def growing(self, now: datetime) -> Iterator[_PiecesWriter]:
         """Pieces under a name of the time that nobody else gives. What one that was killed left goes."""
         name = f"tollkeeper-{now:{_TIME}}-{token_hex(4)}"
         with suppress(PlaceFailed):  # one who may only add to a bucket leaves it to its rules
             self._drop_left(now)
         try:
-            yield _GrowingPieces(self._place, name, self._piece_bytes)
+            yield _PiecesWriter(self._place, name, self._piece_bytes)
         except BaseException:
             # A store that does not answer keeps pieces without a document: they go another night.
             with suppress(PlaceFailed):
@@ -364,22 +366,22 @@ class Bucket:
 
 def named(url: str) -> PiecesBackup:
     """The backup that an address names; `BackupFailed` says which there are where it names none."""
-    folder, name = Place.parted(url)
+    folder, name = FileStore.parted(url)
     name = name.removesuffix(_DOCUMENT)
     if not _NAME.fullmatch(name):
-        place = Place(url, extra=EXTRA)
-        there = place if place.names("") else Place(folder, extra=EXTRA)
+        place = FileStore(url, extra=EXTRA)
+        there = place if place.names("") else FileStore(folder, extra=EXTRA)
         raise BackupFailed(f"{shown(url)} names no backup{_instead(there)}")
-    return PiecesBackup(Place(folder, extra=EXTRA), name)
+    return PiecesBackup(FileStore(folder, extra=EXTRA), name)
 
 
-class _GrowingPieces:
-    def __init__(self, place: Place, name: str, piece_bytes: int) -> None:
+class _PiecesWriter:
+    def __init__(self, place: FileStore, name: str, piece_bytes: int) -> None:
         self._place = place
         self._name = name
         self._piece_bytes = piece_bytes
         self._waiting = bytearray()
-        self._pieces: list[Piece] = []
+        self._pieces: list[BackupPiece] = []
 
     def write(self, chunk: bytes) -> None:
         """Append to the dump; a piece that is full is sent, and read back."""
@@ -388,7 +390,7 @@ class _GrowingPieces:
             self._send(bytes(memoryview(self._waiting)[: self._piece_bytes]))
             del self._waiting[: self._piece_bytes]
 
-    def finish(self, manifest: Manifest) -> PiecesBackup:
+    def finish(self, manifest: BackupManifest) -> PiecesBackup:
         """Send what is left, then the document."""
         if self._waiting:
             self._send(bytes(self._waiting))
@@ -403,7 +405,7 @@ class _GrowingPieces:
                 " and WAL"
             )
         file = f"{self._name}/{_file(len(self._pieces))}"
-        piece = Piece(len(content), _digest(content))
+        piece = BackupPiece(len(content), _digest(content))
         self._place.write_bytes(file, content)
         if self._place.digest(file) != (piece.bytes, piece.sha256):
             raise BackupFailed(f"{self._place.address(file)} is not what was sent: the store changed it")
@@ -424,7 +426,7 @@ def _ours(names: Sequence[str], ending: str) -> list[str]:
     return [name for name in found if _NAME.fullmatch(name)]
 
 
-def _instead(place: Place) -> str:
+def _instead(place: FileStore) -> str:
     """Which backups a place has, the newest first, and which of them were proven."""
     there = place.names("")
     proven = set(_ours(there, _PROVEN))
@@ -452,23 +454,23 @@ class Backup(Protocol):
         """Where a person finds it."""
         ...
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> BackupManifest:
         """What it says it holds; `BackupFailed` where it is none."""
         ...
 
-    def dump(self, manifest: Manifest) -> Iterator[bytes]:
+    def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
         """Its dump, in order; `BackupFailed` before a byte is lent that is not the one written."""
         ...
 
 
-class Growing(Protocol):
+class BackupWriter(Protocol):
     """One that is being written: nobody takes it for a backup."""
 
     def write(self, chunk: bytes) -> None:
         """Append to its dump."""
         ...
 
-    def finish(self, manifest: Manifest) -> Backup:
+    def finish(self, manifest: BackupManifest) -> Backup:
         """It is whole, and durable: from here on it is a backup."""
         ...
 
@@ -476,7 +478,7 @@ class Growing(Protocol):
 class Backups(Protocol):
     """A place that has some."""
 
-    def growing(self, now: datetime) -> AbstractContextManager[Growing]:
+    def growing(self, now: datetime) -> AbstractContextManager[BackupWriter]:
         """A new one; nothing of it stays that is not finished. What killed ones left goes."""
         ...
 

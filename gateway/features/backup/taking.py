@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from gateway.errors import BackupFailed, StartError
-from gateway.features.backup.storage import FORMAT, Backup, Backups, Growing, Manifest
+from gateway.features.backup.storage import FORMAT, Backup, BackupManifest, Backups, BackupWriter
 from gateway.local.embedded import postgres
 from persistence import backup as backups
 from persistence.schema import version as schema
@@ -84,7 +84,7 @@ CHUNK_BYTES = 1 << 20
 SAID_BYTES_MAX = 65_536
 
 
-def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, Manifest]:
+def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifest]:
     """Write a backup; where it is, and what it holds.
 
     The rows are those of one moment; traffic and the keeper go on. `BackupFailed` says what
@@ -93,7 +93,7 @@ def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, Manifest]:
     with to.growing(now) as growing:
         with backups.moment(url) as moment:
             size, digest = _dump(url, moment, growing)
-        manifest = Manifest(
+        manifest = BackupManifest(
             FORMAT, version("tollkeeper"), moment.schema_version, moment.server_version,
             now.isoformat(timespec="seconds"), moment.rows, size, digest,
         )  # fmt: skip
@@ -101,7 +101,7 @@ def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, Manifest]:
         return backup, backup.manifest()
 
 
-def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[Manifest, list[str]]:
+def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest, list[str]]:
     """Bring a backup into an empty database; what it held, and what its rows say against each other.
 
     `BackupFailed` before anything is written where the database is not empty, and with nothing left in it
@@ -123,7 +123,7 @@ def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[Manifest, list
     return manifest, wrong
 
 
-def _dump(url: str, moment: backups.Moment, growing: Growing) -> tuple[int, str]:
+def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int, str]:
     """Write the dump of a moment; its size and digest."""
     digest, size = hashlib.sha256(), 0
     arguments = [program("pg_dump", major_of(moment.server_version)), "--format=custom"]
@@ -170,7 +170,7 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
 # What was backed up and proven is noted in the database itself, so that metrics tell how old the last one is.
 
 
-def note(url: str, backup: Backup, manifest: Manifest) -> int:
+def note(url: str, backup: Backup, manifest: BackupManifest) -> int:
     """Note in the database that a backup of it was written; the number of the note."""
     taken_at = datetime.fromisoformat(manifest.taken_at)
     return backups.note_backup(url, backups.BackupRow(backup.name, taken_at, manifest.bytes, manifest.sha256))

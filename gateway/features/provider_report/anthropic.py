@@ -16,10 +16,10 @@ from gateway.features.provider_report.comparison import (
     DAYS_A_PAGE,
     EXACT,
     Count,
+    CsvExport,
     Format,
-    Line,
     Name,
-    Table,
+    ReportLine,
     cell,
     count,
     money,
@@ -29,13 +29,13 @@ _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 _NO_MODEL = "(no model)"
 
 
-class _Bucket(msgspec.Struct):
+class _AnthropicBucket(msgspec.Struct):
     starting_at: _Moment
     ending_at: _Moment
     results: list[msgspec.Raw]
 
 
-class _Written(msgspec.Struct):
+class _CacheWrites(msgspec.Struct):
     ephemeral_5m_input_tokens: Count
     ephemeral_1h_input_tokens: Count
 
@@ -44,7 +44,7 @@ class _Messages(msgspec.Struct):
     model: Name
     uncached_input_tokens: Count
     cache_read_input_tokens: Count
-    cache_creation: _Written
+    cache_creation: _CacheWrites
     output_tokens: Count
 
 
@@ -59,7 +59,7 @@ class _Kind(msgspec.Struct):
     amount: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-_buckets = msgspec.json.Decoder(_Bucket)
+_buckets = msgspec.json.Decoder(_AnthropicBucket)
 _kinds = msgspec.json.Decoder(_Kind)
 _messages = msgspec.json.Decoder(_Messages)
 _costs = msgspec.json.Decoder(_Cost)
@@ -70,7 +70,7 @@ def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
     return found.starting_at, found.ending_at, found.results
 
 
-def _result(raw: bytes) -> Line:
+def _result(raw: bytes) -> ReportLine:
     if _kinds.decode(raw).amount is not msgspec.UNSET:
         return _cost(_costs.decode(raw))
     said = _messages.decode(raw)
@@ -81,7 +81,7 @@ def _result(raw: bytes) -> Line:
     )  # fmt: skip
 
 
-def _cost(said: _Cost) -> Line:
+def _cost(said: _Cost) -> ReportLine:
     """What costs no model's tokens, such as a tool's uses, stands under its description."""
     name = said.model or said.description
     if name is None:
@@ -90,16 +90,16 @@ def _cost(said: _Cost) -> Line:
         amount = EXACT.scaleb(money(said.amount), Decimal(-2))
     except ValueError as error:
         raise ValueError(f"amount {error}") from error
-    return Line(name, {"cost": amount}, said.currency.upper())
+    return ReportLine(name, {"cost": amount}, said.currency.upper())
 
 
-def _usage(model: str, read: int, cached: int, written: tuple[int, int], output: int) -> Line:
+def _usage(model: str, read: int, cached: int, written: tuple[int, int], output: int) -> ReportLine:
     """`written` into a cache are tokens for five minutes, and for an hour."""
     counts = {
         "input": read, "cache_read": cached, "cache_write": sum(written), "cache_write_1h": written[1],
         "output": output,
     }  # fmt: skip
-    return Line(model, {name: Decimal(number) for name, number in counts.items()})
+    return ReportLine(model, {name: Decimal(number) for name, number in counts.items()})
 
 
 # --- CSV, as the Console exports it -----------------------------------------------------------------------
@@ -110,7 +110,7 @@ _COUNTS = (
 )  # fmt: skip
 
 
-def _usage_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
+def _usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     day = cell(row, "usage_date_utc", _day)
     if not row["model_version"]:
         raise ValueError("column model_version must name a model")
@@ -118,9 +118,9 @@ def _usage_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
     return day, _usage(row["model_version"], read, cached, (short, long), output)
 
 
-def _cost_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
+def _cost_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     name = row["model"] or row.get("cost_type") or _NO_MODEL
-    return cell(row, "usage_date_utc", _day), Line(name, {"cost": cell(row, "cost_usd", money)}, "USD")
+    return cell(row, "usage_date_utc", _day), ReportLine(name, {"cost": cell(row, "cost_usd", money)}, "USD")
 
 
 def _day(text: str) -> date:
@@ -141,8 +141,8 @@ FORMAT = Format(
     bucket=_bucket,
     result=_result,
     tables=(
-        Table("cost_usd", ("usage_date_utc", "model"), _cost_row),
-        Table("usage_output_tokens", ("usage_date_utc", "model_version", *_COUNTS), _usage_row),
+        CsvExport("cost_usd", ("usage_date_utc", "model"), _cost_row),
+        CsvExport("usage_output_tokens", ("usage_date_utc", "model_version", *_COUNTS), _usage_row),
     ),
     url="https://api.anthropic.com",
     key_variable="ANTHROPIC_ADMIN_KEY",

@@ -34,17 +34,17 @@ from gateway.features.provider_report.comparison import (
     EXACT,
     FIELDS,
     BadReport,
-    By,
-    Compared,
+    ComparisonResult,
+    DayComparison,
     Format,
-    Line,
-    Report,
+    NameMatch,
+    ProviderReport,
+    ReportLine,
     Tolerance,
-    Verdict,
     counted,
     total,
 )
-from gateway.features.provider_report.reading import FORMATS, Place, add_page, read_file, within
+from gateway.features.provider_report.reading import FORMATS, ReportPosition, add_page, read_file, within
 
 PAGES_MAX: Final = 1_000  # of all reports of one comparison
 PAGE_BYTES_MAX: Final = 16 * 2**20
@@ -73,9 +73,9 @@ class ProviderApi:
     clock: Callable[[], float] = time.monotonic
     pages_max: int = PAGES_MAX
 
-    def read(self, since: date, until: date) -> Report:
+    def read(self, since: date, until: date) -> ProviderReport:
         """All reports from one day to another, which is not included."""
-        report = Report(days={since + timedelta(days=at) for at in range((until - since).days)})
+        report = ProviderReport(days={since + timedelta(days=at) for at in range((until - since).days)})
         pages = 0
         for path, parameters in self.of.questions:
             for first, last in spans(since, until):
@@ -88,7 +88,7 @@ class ProviderApi:
                     seen.add(page)
                     pages += 1
                     raw = self._page(path, {**query, **({"page": page} if page else {})})
-                    page = add_page(report, raw, Place(f"{self.url}{path}, page {pages}", self.of))
+                    page = add_page(report, raw, ReportPosition(f"{self.url}{path}, page {pages}", self.of))
         return report
 
     def _page(self, path: str, query: Mapping[str, str]) -> bytes:
@@ -187,8 +187,8 @@ def _pause_s(said: str | None, number: int) -> float:
 class Comparison:
     """All rows, and of what they are: days from `since` to `until` (not included) and services of ours."""
 
-    rows: Sequence[Compared]
-    theirs: Report
+    rows: Sequence[DayComparison]
+    theirs: ProviderReport
     since: date
     until: date
     services: Collection[str]
@@ -201,7 +201,7 @@ class Comparison:
     @property
     def is_matched(self) -> bool:
         """Whether nothing differs."""
-        return all(row.verdict is Verdict.MATCHED for row in self.rows)
+        return all(row.verdict is ComparisonResult.MATCHED for row in self.rows)
 
 
 def print_json(found: Comparison) -> None:
@@ -239,7 +239,7 @@ def print_table(found: Comparison) -> None:
     output.say(", ".join(verdicts) or "Neither side has anything.")
 
 
-def _object(row: Compared, fields: Sequence[str]) -> Json:
+def _object(row: DayComparison, fields: Sequence[str]) -> Json:
     return {
         **_head(row),
         "our_models": list(row.our_names),
@@ -251,7 +251,7 @@ def _object(row: Compared, fields: Sequence[str]) -> Json:
     }
 
 
-def _flat(row: Compared, fields: Sequence[str]) -> Json:
+def _flat(row: DayComparison, fields: Sequence[str]) -> Json:
     flat = {**_head(row), "our_models": " ".join(row.our_names), "their_models": " ".join(row.their_names)}
     for name in fields:
         flat[f"ours_{name}"] = _plain(name, row.ours.get(name))
@@ -261,20 +261,20 @@ def _flat(row: Compared, fields: Sequence[str]) -> Json:
     return flat
 
 
-def _head(row: Compared) -> Json:
+def _head(row: DayComparison) -> Json:
     day = str(row.day) if row.day else None
     return {"day": day, "model": row.model, "verdict": row.verdict.value, "matched_by": row.by.value}
 
 
-def _shown(row: Compared, fields: Sequence[str]) -> Json:
+def _shown(row: DayComparison, fields: Sequence[str]) -> Json:
     cells: Json = {"day": str(row.day or ""), "model": row.model, "verdict": row.verdict.value, "names": ""}
     for name in fields:
         ours, theirs = row.ours.get(name), row.theirs.get(name)
         difference, percent = row.difference(name), _percent(row, name)
         cells[name] = _written(ours) if not difference else f"{_written(ours)} / {_written(theirs)}"
-        if difference and row.verdict is Verdict.DIFFERS:
+        if difference and row.verdict is ComparisonResult.DIFFERS:
             cells[name] += f" ({EXACT.normalize(difference):+,f}{f', {percent} %' if percent else ''})"
-    if row.by is not By.NAME:
+    if row.by is not NameMatch.NAME:
         cells["names"] = f"{', '.join(row.our_names)} / {', '.join(row.their_names)} (by {row.by.value})"
     return cells
 
@@ -289,7 +289,7 @@ def _plain(name: str, amount: Decimal | None) -> int | str | None:
     return f"{EXACT.normalize(amount):f}" if name == "cost" else int(amount)
 
 
-def _percent(row: Compared, name: str) -> str | None:
+def _percent(row: DayComparison, name: str) -> str | None:
     percent = row.percent(name)
     return None if percent is None else f"{percent:f}"
 
@@ -308,7 +308,7 @@ API_DAYS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ProviderOptions:
     """What was typed. Without `files` the API at `url` is read, by default the provider's own."""
 
     provider: str
@@ -320,7 +320,7 @@ class Asked:
     tolerance: Sequence[str]
 
 
-def compared(api: AdminClient, asked: Asked) -> Comparison:
+def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
     """Read both sides and compare them; `CommandFailed` says why that cannot be done."""
     form = FORMATS[asked.provider]
     allowed = _tolerance(asked.tolerance)
@@ -346,7 +346,7 @@ def compared(api: AdminClient, asked: Asked) -> Comparison:
 # --- theirs ---------------------------------------------------------------------------------------------
 
 
-def _places(asked: Asked) -> tuple[Sequence[str], str | None]:
+def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
     """The files, or the address of the API: it may stand where a file does."""
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
     if (asked.files and asked.url) or (urls and len(asked.files) > 1):
@@ -354,10 +354,10 @@ def _places(asked: Asked) -> tuple[Sequence[str], str | None]:
     return ((), urls[0]) if urls else (asked.files, asked.url)
 
 
-def _files(form: Format, names: Sequence[str]) -> Report:
+def _files(form: Format, names: Sequence[str]) -> ProviderReport:
     if len(names) > FILES_MAX:
         raise CommandFailed(f"At most {FILES_MAX} files are read at once.")
-    report = Report()
+    report = ProviderReport()
     for name in names:
         shown = "standard input" if name == "-" else name
         try:
@@ -370,11 +370,11 @@ def _files(form: Format, names: Sequence[str]) -> Report:
             raise CommandFailed(f"{shown} cannot be read: {error.strerror}.") from error
         if len(data) > FILE_BYTES_MAX:
             raise CommandFailed(f"{shown} has more than {FILE_BYTES_MAX:,} bytes: take one of less time.")
-        read_file(report, data, Place(shown, form))
+        read_file(report, data, ReportPosition(shown, form))
     return report
 
 
-def _asked(form: Format, url: str | None, since: date | None, until: date | None) -> Report:
+def _asked(form: Format, url: str | None, since: date | None, until: date | None) -> ProviderReport:
     until = until or datetime.now(UTC).date()
     since = since or until - timedelta(days=API_DAYS)
     _check(since, until)
@@ -399,9 +399,11 @@ def _service(api: AdminClient, name: str) -> Json:
     return api.get(f"services/{api.id_of('services', name)}")
 
 
-def _ours(api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool) -> Report:
+def _ours(
+    api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool
+) -> ProviderReport:
     """What we counted; without costs where theirs are not told: they may be in several currencies."""
-    report = Report()
+    report = ProviderReport()
     for service_id in services:
         asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
         items = api.items("usage", ITEMS_MAX + 1, **asked)
@@ -416,10 +418,10 @@ def _ours(api: AdminClient, services: Collection[int], since: date, until: date,
     return report
 
 
-def _line(item: Json, *, costs: bool) -> Line:
+def _line(item: Json, *, costs: bool) -> ReportLine:
     amounts = {name: Decimal(item[name]) for name in FIELDS if costs or name != "cost"}
     # What cost nothing is in no currency: it has no price, or is an organization's that pays in another.
-    return Line(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
+    return ReportLine(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
 
 
 def _answered(
@@ -459,7 +461,7 @@ def _day(option: str, text: str | None) -> date | None:
         raise CommandFailed(f"{option} must be a day such as 2026-01-31, not {text!r}.") from error
 
 
-def _span(theirs: Report, since: date | None, until: date | None) -> tuple[date, date]:
+def _span(theirs: ProviderReport, since: date | None, until: date | None) -> tuple[date, date]:
     """The days that are compared: those asked for, else those of the report."""
     if not theirs.days and not (since and until):
         raise CommandFailed("The report has no days: name them with --from and --to.")

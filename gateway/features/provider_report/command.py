@@ -13,7 +13,7 @@ from gateway.cli.admin.output import AsJson
 BAD_INPUT: Final = 2
 
 
-class Provider(StrEnum):
+class ReportProvider(StrEnum):
     """Whose report it is."""
 
     OPENAI = "openai"
@@ -21,7 +21,7 @@ class Provider(StrEnum):
 
 
 def reconcile_provider(
-    provider: Annotated[Provider, typer.Argument(help="Whose report it is.")],
+    provider: Annotated[ReportProvider, typer.Argument(help="Whose report it is.")],
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -52,7 +52,7 @@ def reconcile_provider(
     from gateway.features.provider_report import api as comparing  # noqa: PLC0415  # each command loads what it needs
 
     with output.admin(failed=BAD_INPUT) as admin:
-        asked = comparing.Asked(
+        asked = comparing.ProviderOptions(
             provider.value, files or (), api, since, until, service or (), tolerance or ()
         )
         found = comparing.compared(admin, asked)

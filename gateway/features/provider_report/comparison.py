@@ -46,7 +46,7 @@ class BadReport(TollkeeperError):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ReportLine:
     """What one line of a report says of a model; the currency is empty where it says no cost."""
 
     model: str
@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(slots=True)
-class Report:
+class ProviderReport:
     """Amounts by day and model. `states` are the fields it says anything of; `days` those it covers."""
 
     rows: dict[tuple[date, str], Amounts] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Report:
     currency: str = ""
     rows_max: int = ROWS_MAX
 
-    def add(self, day: date, line: Line) -> None:
+    def add(self, day: date, line: ReportLine) -> None:
         """Add one line to its day and model; `BadReport` where costs are in two currencies."""
         if len(line.model) > NAME_CHARACTERS_MAX:
             raise BadReport(f"the name of a model must have at most {NAME_CHARACTERS_MAX} characters")
@@ -164,7 +164,7 @@ SHOWN: Final = Decimal("0.01")  # of a percentage
 _SHOWING: Final = Context(prec=200, rounding=ROUND_HALF_UP)
 
 
-class Verdict(StrEnum):
+class ComparisonResult(StrEnum):
     """What came of comparing."""
 
     MATCHED = "matched"
@@ -173,7 +173,7 @@ class Verdict(StrEnum):
     THEIRS_ONLY = "theirs only"
 
 
-class By(StrEnum):
+class NameMatch(StrEnum):
     """How the names of a row were found to be of one model."""
 
     NAME = "name"
@@ -195,13 +195,13 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class DayComparison:
     """A day's model on both sides; a side is empty where it has none of it. `model` is its plainest name."""
 
     day: date | None
     model: str
-    verdict: Verdict
-    by: By
+    verdict: ComparisonResult
+    by: NameMatch
     our_names: tuple[str, ...]
     their_names: tuple[str, ...]
     ours: Mapping[str, Decimal]
@@ -221,8 +221,11 @@ class Compared:
 
 
 def compare_reports(
-    ours: Report, theirs: Report, tolerance: Tolerance, answered: Mapping[str, Collection[str]]
-) -> list[Compared]:
+    ours: ProviderReport,
+    theirs: ProviderReport,
+    tolerance: Tolerance,
+    answered: Mapping[str, Collection[str]],
+) -> list[DayComparison]:
     """Every day and model of either side, by day and name; `BadReport` where costs cannot be compared.
 
     `answered` has the names of the models that answered for one that was asked for.
@@ -238,34 +241,37 @@ def compare_reports(
         here, there = mine.get(day, {}), its.get(day, {})
         for names in groups(here.keys() | there.keys(), answered):
             found = _beside(day, names, here, there, answered)
-            if found.verdict is Verdict.DIFFERS:
+            if found.verdict is ComparisonResult.DIFFERS:
                 found = replace(found, theirs=_of(found.theirs, theirs.states))
                 if _alike(found.ours, found.theirs, tolerance):
-                    found = replace(found, verdict=Verdict.MATCHED)
+                    found = replace(found, verdict=ComparisonResult.MATCHED)
             rows.append(found)
     return sorted(rows, key=lambda row: (str(row.day), row.model))
 
 
-def total(rows: Sequence[Compared], states: Collection[str]) -> Compared:
+def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparison:
     """All rows as one, matched where each of them is."""
-    alike = all(row.verdict is Verdict.MATCHED for row in rows)
+    alike = all(row.verdict is ComparisonResult.MATCHED for row in rows)
     ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
-    verdict = Verdict.MATCHED if alike else Verdict.DIFFERS
-    return Compared(None, "total", verdict, By.NAME, (), (), ours, _of(theirs, states))
+    verdict = ComparisonResult.MATCHED if alike else ComparisonResult.DIFFERS
+    return DayComparison(None, "total", verdict, NameMatch.NAME, (), (), ours, _of(theirs, states))
 
 
-def counted(rows: Iterable[Compared]) -> dict[str, int]:
+def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
     """How many rows have which verdict."""
     found = Counter(row.verdict for row in rows)
-    return {verdict.value: found[verdict] for verdict in Verdict}
+    return {verdict.value: found[verdict] for verdict in ComparisonResult}
 
 
-def lost_rows(rows: Iterable[Compared]) -> set[str]:
+def lost_rows(rows: Iterable[DayComparison]) -> set[str]:
     """Names that only we have, on days on which the provider has others that we have not."""
     rows = list(rows)
-    days = {row.day for row in rows if row.verdict is Verdict.THEIRS_ONLY}
+    days = {row.day for row in rows if row.verdict is ComparisonResult.THEIRS_ONLY}
     return {
-        name for row in rows if row.verdict is Verdict.OURS_ONLY and row.day in days for name in row.our_names
+        name
+        for row in rows
+        if row.verdict is ComparisonResult.OURS_ONLY and row.day in days
+        for name in row.our_names
     }
 
 
@@ -285,7 +291,7 @@ def read_tolerance(texts: Iterable[str]) -> Tolerance:
     return Tolerance(percent, amount)
 
 
-def _by_day(report: Report) -> dict[date, dict[str, Amounts]]:
+def _by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
     """A report's models of each day that used anything: a call that failed may have used nothing."""
     found: dict[date, dict[str, Amounts]] = {}
     for (day, model), amounts in report.rows.items():
@@ -300,19 +306,23 @@ def _beside(
     here: Mapping[str, Amounts],
     there: Mapping[str, Amounts],
     answered: Mapping[str, Collection[str]],
-) -> Compared:
+) -> DayComparison:
     """What both sides have under some names of a day; where both have any, it differs until compared."""
     mine, its = sorted(names & here.keys()), sorted(names & there.keys())
-    verdict, by = Verdict.DIFFERS, By.NAME
+    verdict, by = ComparisonResult.DIFFERS, NameMatch.NAME
     if not its:
-        verdict = Verdict.OURS_ONLY
+        verdict = ComparisonResult.OURS_ONLY
     elif not mine:
-        verdict = Verdict.THEIRS_ONLY
+        verdict = ComparisonResult.THEIRS_ONLY
     elif mine != its:
-        by = By.ANSWERED if any(set(answered.get(name, ())) & set(its) for name in mine) else By.DATE
+        by = (
+            NameMatch.ANSWERED
+            if any(set(answered.get(name, ())) & set(its) for name in mine)
+            else NameMatch.DATE
+        )
     plainest = min(names, key=lambda name: (len(name), name))
     ours, theirs = _sum(here[name] for name in mine), _sum(there[name] for name in its)
-    return Compared(day, plainest, verdict, by, tuple(mine), tuple(its), ours, theirs)
+    return DayComparison(day, plainest, verdict, by, tuple(mine), tuple(its), ours, theirs)
 
 
 def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance: Tolerance) -> bool:
@@ -346,9 +356,9 @@ def _sum(some: Iterable[Mapping[str, Decimal]]) -> Amounts:
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 # Reads one result of a bucket; msgspec.ValidationError and ValueError say what is wrong with it.
-ReadResult = Callable[[bytes], Line]
+ReadResult = Callable[[bytes], ReportLine]
 # Reads one row of a table; the line is None where it only says that its day had nothing.
-ReadRow = Callable[[Mapping[str, str]], tuple[date, Line | None]]
+ReadRow = Callable[[Mapping[str, str]], tuple[date, ReportLine | None]]
 # A question of the API without its span: its path and its other parameters.
 Question = tuple[str, Mapping[str, str]]
 
@@ -357,7 +367,7 @@ _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CsvExport:
     """A CSV export: it is known by the column `mark` and must have all `columns`."""
 
     mark: str
@@ -377,7 +387,7 @@ class Format:
     wanted: str
     bucket: Callable[[bytes], tuple[datetime, datetime, list[msgspec.Raw]]]
     result: ReadResult
-    tables: tuple[Table, ...]
+    tables: tuple[CsvExport, ...]
     url: str
     key_variable: str
     questions: tuple[Question, ...]

@@ -17,10 +17,10 @@ import msgspec
 from gateway.features.provider_report.comparison import (
     DAYS_A_PAGE,
     Count,
+    CsvExport,
     Format,
-    Line,
     Name,
-    Table,
+    ReportLine,
     cell,
     count,
     money,
@@ -32,7 +32,7 @@ _Seconds = Annotated[int, msgspec.Meta(ge=0, le=_YEAR_2100_S)]
 _LINE_ITEM = re.compile(r"(?:[\w -]+ \| )?(?P<model>[^\s,|]+)(?: (?:text|audio|image))?, .+", re.ASCII)
 
 
-class _Bucket(msgspec.Struct):
+class _OpenAiBucket(msgspec.Struct):
     start_time: _Seconds
     end_time: _Seconds
     results: list[msgspec.Raw]
@@ -58,13 +58,13 @@ class _Amount(msgspec.Struct):
     currency: Name
 
 
-class _Costs(msgspec.Struct, tag_field="object", tag="organization.costs.result"):
+class _OpenAiCosts(msgspec.Struct, tag_field="object", tag="organization.costs.result"):
     amount: _Amount
     line_item: Name
 
 
-_results = msgspec.json.Decoder(_Completions | _Embeddings | _Costs)
-_buckets = msgspec.json.Decoder(_Bucket)
+_results = msgspec.json.Decoder(_Completions | _Embeddings | _OpenAiCosts)
+_buckets = msgspec.json.Decoder(_OpenAiBucket)
 
 
 def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
@@ -75,9 +75,9 @@ def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
     )  # fmt: skip
 
 
-def _result(raw: bytes) -> Line:
+def _result(raw: bytes) -> ReportLine:
     said = _results.decode(raw)
-    if isinstance(said, _Costs):
+    if isinstance(said, _OpenAiCosts):
         try:
             value = money(bytes(said.amount.value).decode().strip('"'))
         except ValueError as error:
@@ -97,26 +97,26 @@ def _result(raw: bytes) -> Line:
 
 def _usage(
     model: str, requests: int, read: int, *, cached: int = 0, written: int = 0, output: int = 0
-) -> Line:
+) -> ReportLine:
     if cached + written > read:
         raise ValueError("input_tokens must not be less than those of it that were cached or written")
     counts = {
         "requests": requests, "input": read - cached - written, "cache_read": cached,
         "cache_write": written, "output": output,
     }  # fmt: skip
-    return Line(model, {name: Decimal(number) for name, number in counts.items()})
+    return ReportLine(model, {name: Decimal(number) for name, number in counts.items()})
 
 
-def _cost(line_item: str, value: Decimal, currency: str) -> Line:
+def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
     """What costs no model's tokens, such as a tool's calls, stands under its own name."""
     named = _LINE_ITEM.fullmatch(line_item)
-    return Line(named["model"] if named else line_item, {"cost": value}, currency.upper())
+    return ReportLine(named["model"] if named else line_item, {"cost": value}, currency.upper())
 
 
 # --- CSV, as the dashboard exports it; a day without anything is a row of nothing but its time -------------
 
 
-def _usage_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
+def _usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     day = cell(row, "start_time", _day)
     if not row["model"] and not row["num_model_requests"]:
         return day, None
@@ -128,7 +128,7 @@ def _usage_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
     return day, _usage(row["model"], requests, read, cached=cached, written=written, output=output)
 
 
-def _cost_row(row: Mapping[str, str]) -> tuple[date, Line | None]:
+def _cost_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     day = cell(row, "start_time", _day)
     if not row["amount_value"]:
         return day, None
@@ -159,13 +159,13 @@ FORMAT = Format(
     bucket=_bucket,
     result=_result,
     tables=(
-        Table("amount_value", ("start_time", "amount_value", "amount_currency", "line_item"), _cost_row),
-        Table(
+        CsvExport("amount_value", ("start_time", "amount_value", "amount_currency", "line_item"), _cost_row),
+        CsvExport(
             "output_tokens",
             ("start_time", "model", "num_model_requests", "input_tokens", "input_cached_tokens"),
             _usage_row,
         ),
-        Table("num_model_requests", ("start_time", "model", "input_tokens"), _usage_row),
+        CsvExport("num_model_requests", ("start_time", "model", "input_tokens"), _usage_row),
     ),
     url="https://api.openai.com",
     key_variable="OPENAI_ADMIN_KEY",

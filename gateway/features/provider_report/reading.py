@@ -17,7 +17,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from gateway.features.provider_report import anthropic, openai
-from gateway.features.provider_report.comparison import BadReport, Format, Report, Table
+from gateway.features.provider_report.comparison import BadReport, CsvExport, Format, ProviderReport
 
 FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200
@@ -42,7 +42,7 @@ _several = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReportPosition:
     """Where something stands, for what is said of it: a file, and what of it."""
 
     source: str
@@ -66,7 +66,7 @@ class Place:
             raise self.refused(where, error) from error
 
 
-def read_file(report: Report, data: bytes, place: Place) -> None:
+def read_file(report: ProviderReport, data: bytes, place: ReportPosition) -> None:
     """Add a whole file to a report."""
     try:
         text = data.decode("utf-8-sig")
@@ -85,7 +85,7 @@ def read_file(report: Report, data: bytes, place: Place) -> None:
         raise place.refused(where, said)
 
 
-def add_page(report: Report, raw: bytes, place: Place, where: str = "") -> str:
+def add_page(report: ProviderReport, raw: bytes, place: ReportPosition, where: str = "") -> str:
     """Add a page to a report; the name of the next one, empty where it is the last."""
     page = place.read(where, lambda: _pages.decode(raw))
     if page.data is msgspec.UNSET:
@@ -102,7 +102,7 @@ def add_page(report: Report, raw: bytes, place: Place, where: str = "") -> str:
     return page.next_page or "" if page.has_more else ""
 
 
-def _documents(data: bytes, place: Place) -> Iterator[tuple[str, bytes]]:
+def _documents(data: bytes, place: ReportPosition) -> Iterator[tuple[str, bytes]]:
     """Each document of a file, with its place: one, an array of them, or one a line."""
     lines = data.splitlines()
     first = next(number for number, line in enumerate(lines) if line.strip())
@@ -126,7 +126,7 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _add_bucket(report: Report, raw: bytes, place: Place, where: str) -> None:
+def _add_bucket(report: ProviderReport, raw: bytes, place: ReportPosition, where: str) -> None:
     start, end, results = place.read(where, lambda: place.of.bucket(raw))
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     if not start < end <= start.replace(hour=0, minute=0, second=0, microsecond=0) + _DAY:
@@ -137,11 +137,11 @@ def _add_bucket(report: Report, raw: bytes, place: Place, where: str) -> None:
         place.read(f"{where}, results[{at}]", add)
 
 
-def _add_result(report: Report, day: date, raw: msgspec.Raw, place: Place) -> None:
+def _add_result(report: ProviderReport, day: date, raw: msgspec.Raw, place: ReportPosition) -> None:
     report.add(day, place.of.result(bytes(raw)))
 
 
-def _add_table(report: Report, text: str, place: Place) -> None:
+def _add_table(report: ProviderReport, text: str, place: ReportPosition) -> None:
     rows = csv.reader(StringIO(text, newline=""), strict=True)
     try:
         head = next(rows)
@@ -156,7 +156,7 @@ def _add_table(report: Report, text: str, place: Place) -> None:
         raise place.refused(f", line {rows.line_num}", said) from error
 
 
-def _table(head: list[str], place: Place) -> Table:
+def _table(head: list[str], place: ReportPosition) -> CsvExport:
     if len(head) > COLUMNS_MAX or len(set(head)) < len(head):
         raise place.refused(", line 1", f"it must name at most {COLUMNS_MAX} columns, each once")
     table = next((table for table in place.of.tables if table.mark in head), None)
@@ -169,7 +169,9 @@ def _table(head: list[str], place: Place) -> Table:
     return table
 
 
-def _add_row(report: Report, table: Table, row: dict[str, str], place: Place, number: int) -> None:
+def _add_row(
+    report: ProviderReport, table: CsvExport, row: dict[str, str], place: ReportPosition, number: int
+) -> None:
     day, line = place.read(
         f", line {number}", lambda: table.read({name: cell.strip() for name, cell in row.items()})
     )
@@ -178,8 +180,8 @@ def _add_row(report: Report, table: Table, row: dict[str, str], place: Place, nu
         place.read(f", line {number}", lambda: report.add(day, line))
 
 
-def within(report: Report, since: date, until: date) -> Report:
+def within(report: ProviderReport, since: date, until: date) -> ProviderReport:
     """The part of a report from one day to another, which is not included."""
     rows = {key: amounts for key, amounts in report.rows.items() if since <= key[0] < until}
     days = {day for day in report.days if since <= day < until}
-    return Report(rows, days, report.states, report.currency)
+    return ProviderReport(rows, days, report.states, report.currency)

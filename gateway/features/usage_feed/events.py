@@ -56,7 +56,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class UsageEvent:
+class FeedEvent:
     """One event; `subject` is who used it, `properties` say what."""
 
     id: int
@@ -75,7 +75,7 @@ class Pause:
 
 
 @dataclass(slots=True)
-class Sent:
+class FeedResult:
     """What came of some events, by their ids: taken, or refused and why. The others still wait."""
 
     taken: set[int] = field(default_factory=set)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
     from gateway.run.parts import KeeperParts, Work
     from gateway.settings.settings import Settings
-    from persistence.entity import Subject
-    from persistence.ledger.listeners import Listener
+    from persistence.entity import Entity
+    from persistence.ledger.listeners import LedgerListener
 
 
 def _resources() -> Sequence[Resource]:
@@ -26,7 +26,7 @@ def _resources() -> Sequence[Resource]:
     return RESOURCES
 
 
-def _subjects() -> Mapping[str, Subject]:
+def _subjects() -> Mapping[str, Entity]:
     from persistence.usage_feed.administration import EVENTS, FEEDS  # noqa: PLC0415  # as above
 
     return {"usage-feeds": FEEDS, "usage-events": EVENTS}
@@ -67,7 +67,7 @@ def _screens() -> Sequence[Screen]:
     )
 
 
-def _listeners() -> Sequence[Listener]:
+def _listeners() -> Sequence[LedgerListener]:
     from persistence.usage_feed.outbox import FeedListener  # noqa: PLC0415  # of processes that write the ledger
 
     return (FeedListener(),)

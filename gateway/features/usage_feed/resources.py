@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Exactly, Id, Instant, Out
-from gateway.core.accounts.administration import BILLING, Reach, access
+from gateway.core.accounts.administration import BILLING, RowScope, access
 from gateway.features.usage_feed.events import COUNTED_MAX, KINDS, STATES
 
 
@@ -70,7 +70,7 @@ class UsageEvent(Out):
 RESOURCES = (
     Resource(
         name="usage-feeds",
-        access=access(BILLING, reach=Reach.WHOLE),
+        access=access(BILLING, reach=RowScope.WHOLE),
         description="Spans of time whose use Lago or OpenMeter is told as events: how that goes.",
         out=UsageFeed,
         named_by="id",

@@ -16,10 +16,10 @@ from gateway.features.usage_feed import events as usage_feed
 from gateway.features.usage_feed.events import (
     BATCH_EVENTS_MAX,
     BATCHES_AT_ONCE,
+    FeedEvent,
+    FeedResult,
     Pause,
-    Sent,
     Terms,
-    UsageEvent,
 )
 
 INTERVAL_S = 1.0
@@ -36,7 +36,7 @@ class UsageEventQueue(Protocol):
         `Conflict` where it cannot begin now.
         """
 
-    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
+    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[FeedEvent]:
         """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
@@ -46,10 +46,10 @@ class UsageEventQueue(Protocol):
         """Send nothing for a while."""
 
 
-class Service(Protocol):
+class FeedService(Protocol):
     """The billing service."""
 
-    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+    async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         """Have a batch taken; never raises for what the other side does."""
 
 
@@ -57,7 +57,7 @@ class UsageFeedSender:
     """The clock's side of usage feeds."""
 
     def __init__(
-        self, queue: UsageEventQueue, service: Service, terms: Terms, log: Log, *,
+        self, queue: UsageEventQueue, service: FeedService, terms: Terms, log: Log, *,
         batch: int = BATCH_EVENTS_MAX,
         at_once: int = BATCHES_AT_ONCE, isolation: Isolation | None = None,
     ) -> None:  # fmt: skip
@@ -101,7 +101,7 @@ class UsageFeedSender:
             self._log("usage feed pauses", error=pause.reason, level="warning")
         return bool(batches) and not pauses
 
-    async def _tell(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
+    async def _tell(self, batch: Sequence[FeedEvent]) -> Sequence[Pause]:
         """Send a batch, by halves where that fails; the pauses that the other side wants."""
         try:
             return await self._send(batch)
@@ -114,14 +114,14 @@ class UsageFeedSender:
         half = len(batch) // 2
         return await self._tell(batch[:half]) or await self._tell(batch[half:])
 
-    async def _send(self, batch: Sequence[UsageEvent]) -> Sequence[Pause]:
+    async def _send(self, batch: Sequence[FeedEvent]) -> Sequence[Pause]:
         sent = await self._service.send(batch)
         await self._queue.keep(sent.taken, sent.refused)
         for id_, why in sent.refused.items():
             self._log("usage event refused", event=id_, error=why, level="warning")
         return [] if sent.pause is None else [sent.pause]
 
-    async def _set_aside(self, event: UsageEvent, error: Exception) -> None:
+    async def _set_aside(self, event: FeedEvent, error: Exception) -> None:
         """Count an event that cannot be sent, and keep it for a person."""
         self._isolation.item_failed(LOOP, str(event.id), error)
         await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})

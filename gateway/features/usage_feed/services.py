@@ -16,7 +16,7 @@ import msgspec
 from gateway.core.alerts.messages import Answer
 from gateway.core.circuit_breaker import retry_after_s
 from gateway.core.times import rfc3339
-from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, Pause, Sent, UsageEvent
+from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, FeedEvent, FeedResult, Pause
 
 # Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})
@@ -37,16 +37,16 @@ class Verdicts:
     refused: Mapping[int, str]
 
 
-class Shape(Protocol):
+class FeedApi(Protocol):
     """How one service is spoken to."""
 
     path: str
     content_type: str
 
-    def body(self, events: Sequence[UsageEvent]) -> bytes:
+    def body(self, events: Sequence[FeedEvent]) -> bytes:
         """A batch as it is sent."""
 
-    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+    def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
         """What a refusal says of single events; None where it says nothing of them."""
 
 
@@ -56,7 +56,7 @@ class UsageEvents:
     def __init__(
         self,
         post: Post,
-        shape: Shape,
+        shape: FeedApi,
         url: str,
         token: Callable[[], str],
         *,
@@ -76,12 +76,12 @@ class UsageEvents:
         self._sent = self._token()
         return said | ({"Authorization": f"Bearer {self._sent}"} if self._sent else {})
 
-    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+    async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         """Have a batch taken; whatever the other side does is told, not raised.
 
         What is neither taken nor refused waits: behind a pause, or since there is no more time.
         """
-        sent = Sent()
+        sent = FeedResult()
         end = self._clock() + self._sending_s_max
         pieces = [events]
         while pieces and sent.pause is None and self._clock() < end:
@@ -95,7 +95,9 @@ class UsageEvents:
                 sent.pause = Pause(self._said(answer), retry_after_s(answer.retry_after, time.time()) or 0.0)
         return sent
 
-    def _refused(self, piece: Sequence[UsageEvent], answer: Answer, sent: Sent) -> list[Sequence[UsageEvent]]:
+    def _refused(
+        self, piece: Sequence[FeedEvent], answer: Answer, sent: FeedResult
+    ) -> list[Sequence[FeedEvent]]:
         """What of a refused piece is sent again, the first of it last."""
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
@@ -134,7 +136,7 @@ class UsageEvents:
 KNOWN = {"transaction_id": ["value_already_exist"]}
 
 
-class _Refusal(msgspec.Struct):
+class _LagoRefusal(msgspec.Struct):
     error_details: dict[str, Any]
 
 
@@ -147,14 +149,14 @@ class Lago:
     def __init__(self, code: str) -> None:
         self._code = code
 
-    def body(self, events: Sequence[UsageEvent]) -> bytes:
+    def body(self, events: Sequence[FeedEvent]) -> bytes:
         """A batch as it is sent."""
         return msgspec.json.encode({"events": [self._event(event) for event in events]})
 
-    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+    def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
         """What is said of events by their positions; None where something else is said."""
         try:
-            details = msgspec.json.decode(answer.body, type=_Refusal).error_details
+            details = msgspec.json.decode(answer.body, type=_LagoRefusal).error_details
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         told = {at: details[str(at)] for at in range(len(events)) if str(at) in details}
@@ -168,7 +170,7 @@ class Lago:
         }
         return Verdicts(known, refused)
 
-    def _event(self, event: UsageEvent) -> dict[str, object]:
+    def _event(self, event: FeedEvent) -> dict[str, object]:
         return {
             "transaction_id": event.name, "external_subscription_id": event.subject, "code": self._code,
             "timestamp": f"{event.at.timestamp():.3f}", "properties": event.properties,
@@ -195,15 +197,15 @@ class OpenMeter:
     def __init__(self, type_: str) -> None:
         self._type = type_
 
-    def body(self, events: Sequence[UsageEvent]) -> bytes:
+    def body(self, events: Sequence[FeedEvent]) -> bytes:
         """A batch as it is sent."""
         return msgspec.json.encode([self._event(event) for event in events])
 
-    def verdicts(self, events: Sequence[UsageEvent], answer: Answer) -> Verdicts | None:
+    def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
         """Nothing: a refusal does not say which event it is about."""
         return None
 
-    def _event(self, event: UsageEvent) -> dict[str, object]:
+    def _event(self, event: FeedEvent) -> dict[str, object]:
         return {
             "specversion": "1.0", "id": event.name, "source": SOURCE, "type": self._type,
             "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",

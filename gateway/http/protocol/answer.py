@@ -40,7 +40,7 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import HOP_BY_HOP, OURS_PREFIX, Remembered
+from gateway.http.protocol.request import HOP_BY_HOP, OURS_PREFIX, ParseCache
 
 STATUS_LINES_BYTES_MAX = 64 * 1024
 READ_LINES_BYTES_MAX = 2 * 1024 * 1024
@@ -48,12 +48,12 @@ LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 # What an upstream answers where its own limits refuse.
 LIMITED = frozenset({429, 529})
-_statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
+_statuses: ParseCache[bytes, tuple[int, int, bytes]] = ParseCache(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )
 _status_lines: Final = _statuses.known
 # What field lines seen before are: their kind and their value, checked by llhttp.
-_lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
+_lines: ParseCache[bytes, tuple[int, bytes]] = ParseCache(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
 _read: Final = _lines.known
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})

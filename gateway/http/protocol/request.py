@@ -18,7 +18,7 @@ import httptools
 from gateway.core.calls.routes import CHARACTER, TWO_READINGS
 from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
-from gateway.core.lru import InUse, Kept
+from gateway.core.lru import LruCache, LruEntry
 from gateway.core.traces import FIELD as TRACE_FIELD
 from gateway.errors import InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.protocol.framing import (
@@ -51,10 +51,10 @@ from gateway.http.protocol.framing import (
 
 K = TypeVar("K", bound="bytes | str")
 V = TypeVar("V")
-U = TypeVar("U", bound=Kept)
+U = TypeVar("U", bound=LruEntry)
 
 
-class Remembered(Generic[K, V]):
+class ParseCache(Generic[K, V]):
     """Values by the text they were read from; `known` is for reading, `keep` alone writes to it.
 
     A key longer than `key_bytes_max` is not kept. An entry counts `copies` times its key, for the
@@ -91,7 +91,7 @@ class Remembered(Generic[K, V]):
         return len(key) * self._copies + self._entry_bytes
 
 
-class KeptInUse(InUse[K, U]):
+class LruParseCache(LruCache[K, U]):
     """The same, in which the oldest is the one that was used longest ago."""
 
     __slots__ = ("_copies", "_entry_bytes", "_key_bytes_max")
@@ -194,7 +194,7 @@ class FieldKind(NamedTuple):
     role: int
 
 
-_names: Remembered[bytes, FieldKind] = Remembered(NAMES_BYTES_MAX, NAME_BYTES_MAX, 3, 384)
+_names: ParseCache[bytes, FieldKind] = ParseCache(NAMES_BYTES_MAX, NAME_BYTES_MAX, 3, 384)
 known_fields = _names.known
 
 

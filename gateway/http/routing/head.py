@@ -2,9 +2,10 @@
 
 A head is seldom the same twice, its lines mostly are: another trace, another user, all else as before. So
 each line is judged by itself, and judgments are kept: what the deciding lines mean (`RoutedHead`), whose
-credential a line carries (`Proof`), what others say of the call (`Said`), which ones only pass; and heads
-that came again as they were. What is kept changes nothing: a head is read the same with it and without.
-Nothing is kept before the credential was found good, nor of what is refused, nor what is new each time.
+credential a line carries (`HeaderCredential`), what others say of the call (`HeaderAttribution`), which ones
+only pass; and heads that came again as they were. What is kept changes nothing: a head is read the same with
+it and without. Nothing is kept before the credential was found good, nor of what is refused, nor what is new
+each time.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from urllib.parse import urlsplit
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
 from gateway.core.families.family import Listing, is_list, one_of
-from gateway.core.families.objects import Owned
+from gateway.core.families.objects import ObjectAccess
 from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
-from gateway.core.lru import Kept
+from gateway.core.lru import LruEntry
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id, read_usual_line
 from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
@@ -40,7 +41,7 @@ from gateway.http.protocol.request import (
     SAYS,
     TRACES,
     VARIES,
-    KeptInUse,
+    LruParseCache,
     MalformedRequest,
     RequestHead,
     Values,
@@ -52,9 +53,9 @@ from gateway.http.protocol.request import (
 from gateway.http.routing.routes import (
     JSON_TYPE,
     MODELS,
-    Bindings,
     Match,
     RouteTable,
+    WorkerBindings,
     check_content_type,
     check_query,
     family_of,
@@ -78,7 +79,7 @@ _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: on
 
 
 @dataclass(slots=True)
-class RoutedHead(Kept):
+class RoutedHead(LruEntry):
     """The deciding lines of a head, understood.
 
     `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
@@ -119,7 +120,7 @@ class RoutedHead(Kept):
     metered: bool = False
     buffered: bool = False
     any_model: bool = False
-    owned: Owned | None = None
+    owned: ObjectAccess | None = None
     bound: bool = False
     binding: Binding | None = None
     listing: Listing | None = None
@@ -133,7 +134,7 @@ class HeadRouter:
         self,
         routes: tuple[Route, ...],
         targets: Mapping[str, UpstreamTarget],
-        bindings: Bindings,
+        bindings: WorkerBindings,
         limits: HttpLimits,
     ) -> None:
         self._table = RouteTable(routes)
@@ -317,7 +318,7 @@ def _unknown(path: str, nearest: str) -> Refusal:
 _NO_ATTRIBUTION = Attribution()
 
 
-class Proof(Kept):
+class HeaderCredential(LruEntry):
     """The digest of the credential that some lines carry, or why there is none; with a signed `token`, it.
 
     `others` are what it would be under other peppers that are taken.
@@ -338,7 +339,7 @@ class Proof(Kept):
         self.token = token
 
 
-class Said(Kept):
+class HeaderAttribution(LruEntry):
     """What some lines say of their call, and its `columns` as they travel to the rows; or a refusal."""
 
     __slots__ = ("attribution", "columns", "refusal")
@@ -351,10 +352,10 @@ class Said(Kept):
         self.refusal = refusal
 
 
-UNPROVEN, NOTHING = Proof(), Said()
+UNPROVEN, NOTHING = HeaderCredential(), HeaderAttribution()
 
 
-class CallHead(Kept):
+class CallHead(LruEntry):
     """One call's head, understood.
 
     `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
@@ -365,14 +366,16 @@ class CallHead(Kept):
 
     __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said")
 
-    def __init__(self, routed: RoutedHead, proof: Proof = UNPROVEN, said: Said = NOTHING) -> None:
+    def __init__(
+        self, routed: RoutedHead, proof: HeaderCredential = UNPROVEN, said: HeaderAttribution = NOTHING
+    ) -> None:
         self.routed = routed
         self.proof = proof
         self.said = said
         self.attribution = said.attribution
         self.parent: Parent | None = None
         self.passed = self.cors = b""
-        self.news: Reading | None = None
+        self.news: ParsedHead | None = None
 
     @property
     def identity_refusal(self) -> Refusal | None:
@@ -385,7 +388,7 @@ class CallHead(Kept):
         return self.routed.object_refusal or self.said.refusal or self.routed.field_refusal
 
 
-class Line(Kept):
+class HeaderLine(LruEntry):
     """A line that was judged: its role."""
 
     __slots__ = ("role",)
@@ -394,7 +397,7 @@ class Line(Kept):
         self.role = role
 
 
-class Reading:
+class ParsedHead:
     """A head that is read by its lines, sorted by what they do, and what was new of it.
 
     Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
@@ -414,10 +417,10 @@ class Reading:
         self.proving = self.saying = self.said_as = b""
         self.traces: list[bytes] = []
         self.trace_id = ""
-        self.new: list[tuple[bytes, Line]] = []
+        self.new: list[tuple[bytes, HeaderLine]] = []
         self.routed: RoutedHead | None = None
-        self.proof: Proof | None = None
-        self.said: Said | None = None
+        self.proof: HeaderCredential | None = None
+        self.said: HeaderAttribution | None = None
 
     @property
     def is_news(self) -> bool:
@@ -564,13 +567,13 @@ class HeadReader:
         tenth = bytes_max // 10
         # An entry has parts of its key again, as text up to four times as long. A head keeps what its
         # lines mean as well, also when that is forgotten by itself.
-        self._heads: KeptInUse[bytes, CallHead] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 7, 2560)
-        self._lines: KeptInUse[bytes, Line] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 1, 256)
-        self._routed: KeptInUse[bytes, RoutedHead] = KeptInUse(tenth, HEAD_BYTES_MAX, 3, 1536)
-        self._proofs: KeptInUse[bytes, Proof] = KeptInUse(
+        self._heads: LruParseCache[bytes, CallHead] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 7, 2560)
+        self._lines: LruParseCache[bytes, HeaderLine] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 1, 256)
+        self._routed: LruParseCache[bytes, RoutedHead] = LruParseCache(tenth, HEAD_BYTES_MAX, 3, 1536)
+        self._proofs: LruParseCache[bytes, HeaderCredential] = LruParseCache(
             3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
         )
-        self._said: KeptInUse[bytes, Said] = KeptInUse(2 * tenth, HEAD_BYTES_MAX, 5, 512)
+        self._said: LruParseCache[bytes, HeaderAttribution] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 5, 512)
         self.known = self._heads.known
 
     def read(self, head: bytes) -> CallHead:
@@ -579,7 +582,7 @@ class HeadReader:
         if known is not None and self._router.is_current(known.routed):
             return known
         lines = head.split(b"\r\n")
-        reading = Reading(head, lines[0])
+        reading = ParsedHead(head, lines[0])
         if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
             call = self._refused(head)
         else:
@@ -604,7 +607,7 @@ class HeadReader:
         if news.whole:
             self._heads.keep(news.whole, call)
 
-    def _sort(self, lines: list[bytes], reading: Reading) -> bool:
+    def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
         """Sort lines by what they do; False where one of them cannot be read for itself."""
         known_lines, due = self._lines.known, self._lines.due
         passing = reading.passing
@@ -632,7 +635,7 @@ class HeadReader:
                 return False
         return True
 
-    def _understand(self, head: bytes, reading: Reading) -> CallHead:
+    def _understand(self, head: bytes, reading: ParsedHead) -> CallHead:
         routed = self._route(reading)
         if routed.refusal is not None:
             call = CallHead(routed)
@@ -653,7 +656,7 @@ class HeadReader:
         if preflight is not None:
             call.routed, call.news = preflight, None
 
-    def _route(self, reading: Reading) -> RoutedHead:
+    def _route(self, reading: ParsedHead) -> RoutedHead:
         deciding = _joined(reading.deciding)
         routed = self._routed.find(deciding)
         if routed is not None and self._router.is_current(routed):
@@ -661,22 +664,22 @@ class HeadReader:
         reading.routed = routed = self._router.route(deciding + b"\r\n\r\n")
         return routed
 
-    def _prove(self, reading: Reading) -> Proof:
+    def _prove(self, reading: ParsedHead) -> HeaderCredential:
         proof = self._proofs.find(reading.proving)
         if proof is not None:
             return proof
         try:
             credential, signed = credential_of(_values(reading.proving), self._tokens)
             token = credential if signed else b""
-            proof = Proof(key_digest(credential, self._pepper), token=token)
+            proof = HeaderCredential(key_digest(credential, self._pepper), token=token)
             if not signed:
                 proof.others = key_digests(credential, self._earlier)
         except Refusal as refusal:
-            proof = Proof(refusal=bare(refusal))
+            proof = HeaderCredential(refusal=bare(refusal))
         reading.proof = proof
         return proof
 
-    def _say(self, reading: Reading, family: Family) -> Said:
+    def _say(self, reading: ParsedHead, family: Family) -> HeaderAttribution:
         # The same lines may say another thing in another API.
         said_as = b"%b %b" % (family.encode(), reading.saying)
         said = self._said.find(said_as)
@@ -684,13 +687,13 @@ class HeadReader:
             return said
         try:
             attribution, columns = read_attribution(_values(reading.saying), family)
-            said = Said(attribution, columns)
+            said = HeaderAttribution(attribution, columns)
         except Refusal as refusal:
-            said = Said(refusal=bare(refusal))
+            said = HeaderAttribution(refusal=bare(refusal))
         reading.said, reading.said_as = said, said_as
         return said
 
-    def _trace(self, call: CallHead, said: Said, reading: Reading) -> None:
+    def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
         """Note which trace a call is part of. Where calls are traced here, another span goes on than came."""
         traces = reading.traces
         if len(traces) == 1 and reading.trace_id and not self._traced:
@@ -708,7 +711,7 @@ class HeadReader:
                 trace_id,
             )
 
-    def _take_spans(self, call: CallHead, reading: Reading) -> str:
+    def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """The same of what is not one usual line, or is not passed on as it came."""
         values = [line.partition(b":")[2] for line in reading.traces]
         if self._traced:
@@ -744,7 +747,7 @@ def _values(text: bytes) -> Values:
     return values
 
 
-def _judge(line: bytes, reading: Reading) -> int:
+def _judge(line: bytes, reading: ParsedHead) -> int:
     """The role of a line that is not known."""
     reading.whole = b""
     trace_id = read_usual_line(line)
@@ -753,7 +756,7 @@ def _judge(line: bytes, reading: Reading) -> int:
         return TRACES | PASSES | VARIES
     role = role_of(line)
     if not role & VARIES and len(reading.new) < NEW_LINES_MAX:
-        reading.new.append((line, Line(role)))
+        reading.new.append((line, HeaderLine(role)))
     return role
 
 

@@ -13,11 +13,11 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily
-from gateway.core.families.objects import Owned, places_of
+from gateway.core.families.objects import ObjectAccess, places_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound
-from gateway.http.ports import Directory, Log
+from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
 USAGE_PATH = "/.tollkeeper/usage"
@@ -174,7 +174,7 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
 TOLD_MAX = 1000
 
 
-class Bindings:
+class WorkerBindings:
     """The bindings of one worker's configuration. What is wrong with them is logged once.
 
     `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
@@ -186,7 +186,7 @@ class Bindings:
         routes: tuple[Route, ...],
         targets: Mapping[str, UpstreamTarget],
         rules: ServiceRules,
-        directory: Directory,
+        directory: DirectoryPort,
         log: Log,
     ) -> None:
         self.upstreams, self.unread = dict(rules.upstreams), rules.unread
@@ -336,7 +336,7 @@ _WITH_FORMS = frozenset({"files", "uploads", "skills"})
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
-def owned_by(head: RequestHead, route: Route) -> Owned | None:
+def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
     if route.objects != "owned" or route.family == GENERIC:
         return None
@@ -344,7 +344,7 @@ def owned_by(head: RequestHead, route: Route) -> Owned | None:
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
-        return Owned(ids, None if shape is None else shape.keeps)
+        return ObjectAccess(ids, None if shape is None else shape.keeps)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
     if is_list and not has_body:
@@ -354,7 +354,7 @@ def owned_by(head: RequestHead, route: Route) -> Owned | None:
         tells = bool(places) and all(place.makes for place in places)
     else:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
-    return Owned(ids, _always if tells else None, reads, bare=not has_body, makes=is_list)
+    return ObjectAccess(ids, _always if tells else None, reads, bare=not has_body, makes=is_list)
 
 
 def _always(_: Document) -> bool:

@@ -14,7 +14,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import OVER, Wait, Waiter
 from gateway.errors import Overloaded, Refusal
-from gateway.http.fair_share import Shares
+from gateway.http.fair_share import FairShares
 
 
 class Buffers:
@@ -27,7 +27,7 @@ class Buffers:
     __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "heads", "pressed", "shed")
 
     def __init__(self, limits: HttpLimits) -> None:
-        self._organizations, self._keys = Shares(0, 0), Shares(0, 0)
+        self._organizations, self._keys = FairShares(0, 0), FairShares(0, 0)
         self.heads = self.shed = 0
         self.pressed = False
         self.renew(limits)
@@ -97,7 +97,7 @@ class Buffers:
         self.pressed = self._organizations.used * 2 >= self._keys.each
 
 
-class Kept:
+class ConnectionBuffers:
     """What is kept for one connection in addition to the body in progress.
 
     `unread` bytes of requests, as far as they count, are nobody's yet: heads. `untaken` bytes of answers

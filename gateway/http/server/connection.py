@@ -19,13 +19,13 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, RequestTooLarge
-from gateway.http.fair_share import Shares, Turns
+from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.protocol.request import ClientSide, MalformedRequest, RequestTimeout, cut_length
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
-from gateway.http.server.buffers import Buffers, Kept, full
+from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody
-from gateway.http.tally import NEVER, Clock
+from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link
 
 # Whether a client's socket is read, why not, and whether the client is still there meanwhile.
@@ -43,7 +43,7 @@ _NUMBER = struct.Struct("i")
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Reading:
+class ReadPause:
     """Reasons not to read one socket; it is read while there is none. Nothing happens once it is closed."""
 
     __slots__ = ("_transport", "paused")
@@ -110,9 +110,9 @@ class _Host(Protocol):
     heads: HeadReader
     limits: HttpLimits
     buffers: Buffers
-    clock: Clock
-    turns: Turns
-    lingering: Shares
+    clock: TickClock
+    turns: FairQueue
+    lingering: FairShares
     draining: bool
 
     def opened(self, connection: ClientConnection) -> bool: ...
@@ -139,11 +139,11 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.idle_since = NEVER
         self.blocked = self.gone = False
         self._buffered = self._queued = False
-        self._reading = Reading(None)
+        self._reading = ReadPause(None)
         self._advancing = self._closing = self._ended = False
         self._left_s = _RUNS
         self.body = RequestBody(host.buffers)
-        self._kept = Kept(host.buffers)
+        self._kept = ConnectionBuffers(host.buffers)
         self._discarded = 0
         self._lingers = _NOBODY
         self._sink: Link | None = None
@@ -154,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Accept, unless there are too many."""
         self.transport = transport
-        self._reading = Reading(transport)
+        self._reading = ReadPause(transport)
         transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
         if self._host.opened(self):
             self.idle_since = self._host.clock.now

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -20,7 +20,7 @@ from gateway.http.fair_share import LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.server.buffers import Buffers, RequestDriver
-from gateway.http.tally import NEVER, Clock
+from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link, Upstream
 
 # What is here of the body of the request in progress, and who waits for more of it.
@@ -148,12 +148,12 @@ class Worker:
 
     ports: Ports
     limits: HttpLimits
-    clock: Clock
+    clock: TickClock
     upstreams: Mapping[str, Upstream]
-    bounds: Bounds
+    bounds: UsageBounds
     heads: HeadReader
     buffers: Buffers
-    bodies: LargeBodies[Call]
+    bodies: LargeBodies[CallRequest]
     workloads: Mapping[str, tuple[str, ...]]
 
     def produced(self, started: float) -> float:
@@ -247,7 +247,7 @@ class Exchange(RequestDriver):
         self.reason = ""
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None
-        self.call: Call | None = None
+        self.call: CallRequest | None = None
         self.caller: Caller | None = None
         self.charge: _Hold | None = None
         self.upstream: Upstream | None = None

@@ -10,22 +10,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
+from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
-from gateway.http.fair_share import LargeBodies, Shares, Turns
+from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.identity import key_digests
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
-from gateway.http.routing.routes import USAGE_PATH, Bindings
+from gateway.http.routing.routes import USAGE_PATH, WorkerBindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
-from gateway.http.tally import Clock
+from gateway.http.tally import TickClock
 from gateway.http.upstream.pool import Upstream
 
 # Where a worker accepts clients: at its own sockets, and at those of workers that let clients wait.
@@ -43,10 +43,10 @@ TAKEN_MAX = 64
 Made = Callable[[], Any]
 
 
-class Listening:
+class Listener:
     """The sockets of a worker, until it closes them."""
 
-    def __init__(self, servers: Sequence[asyncio.Server], others: Sequence[Waiting]) -> None:
+    def __init__(self, servers: Sequence[asyncio.Server], others: Sequence[AcceptSharing]) -> None:
         self._servers, self._others = servers, others
 
     @property
@@ -62,14 +62,14 @@ class Listening:
             other.close()
 
 
-async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listening:
+async def listen(made: Made, own: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> Listener:
     """Accept clients by `made`: at its `own` sockets alone, at `others` where their worker does not."""
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(made, sock=one, backlog=BACKLOG) for one in own]
-    return Listening(servers, [Waiting(one, made, loop) for one in others])
+    return Listener(servers, [AcceptSharing(one, made, loop) for one in others])
 
 
-class Waiting:
+class AcceptSharing:
     """Takes clients who wait at the socket of another worker. Their own one is faster where it is well."""
 
     def __init__(
@@ -120,7 +120,7 @@ QUIET_TIMES_MAX = 5
 STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
 
 
-class Stopping:
+class Shutdown:
     """The end of what a worker serves: `connections`, and `orphans`, calls whose clients are gone.
 
     Both are the data plane's, which calls `changed` when one of them is gone.
@@ -130,7 +130,7 @@ class Stopping:
         self,
         connections: set[ClientConnection],
         orphans: set[Exchange],
-        clock: Clock,
+        clock: TickClock,
         seconds: Callable[[], float],
     ) -> None:
         self._connections, self._orphans = connections, orphans
@@ -250,7 +250,7 @@ class DataPlane:
         limits: HttpLimits,
         pepper: bytes,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
-        bounds: Bounds = DEFAULT_BOUNDS,
+        bounds: UsageBounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -258,10 +258,10 @@ class DataPlane:
         self.limits = limits
         self.draining = self._shut = False
         self.buffers = Buffers(limits)
-        self.clock = Clock(loop, ports.seconds, limits.tick_s, self._check)
-        self.turns = Turns(loop, ports.seconds)
-        self.lingering = Shares(limits.lingering_max, limits.lingering_each_max)
-        self.bodies: LargeBodies[Call] = LargeBodies(loop, ports.seconds)
+        self.clock = TickClock(loop, ports.seconds, limits.tick_s, self._check)
+        self.turns = FairQueue(loop, ports.seconds)
+        self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
+        self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
         self._ports = ports
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
@@ -271,8 +271,8 @@ class DataPlane:
         self._ids = RequestIds(os.urandom, time.time)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
-        self._listening: Listening | None = None
-        self._stopping = Stopping(self._connections, self._orphans, self.clock, ports.seconds)
+        self._listening: Listener | None = None
+        self._stopping = Shutdown(self._connections, self._orphans, self.clock, ports.seconds)
 
     def renew(  # noqa: PLR0917  # as it is made
         self,
@@ -280,7 +280,7 @@ class DataPlane:
         targets: Sequence[UpstreamTarget],
         limits: HttpLimits,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
-        bounds: Bounds = DEFAULT_BOUNDS,
+        bounds: UsageBounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
         accepts_tokens: bool | None = None,
@@ -296,7 +296,7 @@ class DataPlane:
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
-        bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
+        bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
         tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens

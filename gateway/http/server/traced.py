@@ -13,13 +13,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from gateway.core.accounts.outbox import read_facts
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
-from gateway.core.traces import Kind, Span, Trace, Value
-from gateway.http.ports import Counters, Ports, Tracer
+from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.core.traces import Span, SpanKind, Trace, Value
+from gateway.http.ports import CountersPort, Ports, Tracer
 from gateway.http.routing.head import CallHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
@@ -40,7 +40,7 @@ class TracedPlane(DataPlane):
         limits: HttpLimits,
         pepper: bytes,
         services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
-        bounds: Bounds = DEFAULT_BOUNDS,
+        bounds: UsageBounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -78,7 +78,7 @@ class TracedPlane(DataPlane):
 class TimedCounters:
     """The counters, noting when each call on behalf of a traced request was made and answered."""
 
-    def __init__(self, counters: Counters, seconds: Callable[[], float]) -> None:
+    def __init__(self, counters: CountersPort, seconds: Callable[[], float]) -> None:
         self._counters = counters
         self.watch, self.unwatch, self.outgrown = counters.watch, counters.unwatch, counters.outgrown
         self.seconds = seconds
@@ -91,7 +91,7 @@ class TimedCounters:
             return self._counters.reserve(request)
         return self._reserve(request, trace)
 
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+    def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
         """Replace a hold by the actual use."""
         trace = self.traces.get(settlement.request_id)
         if trace is None:
@@ -102,7 +102,7 @@ class TimedCounters:
         # A call whose body came late is admitted by its head first: one span for both.
         span = next((child for child in trace.children if child.name == "reserve"), None)
         if span is None:
-            span = Span("reserve", Kind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
+            span = Span("reserve", SpanKind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
             trace.children.append(span)
         span.attributes = {"db.system.name": "redis", "tollkeeper.tokens.estimated": request.need}
         trace.facts = {
@@ -116,8 +116,8 @@ class TimedCounters:
             span.attributes["tollkeeper.tokens.held"] = decision.held_tokens
         return decision
 
-    async def _settle(self, settlement: Settlement, trace: Trace) -> Settled:
-        span = Span("settle", Kind.CLIENT, trace.settle_id, trace.span_id, self.seconds(), 0.0)
+    async def _settle(self, settlement: Settlement, trace: Trace) -> SettleResult:
+        span = Span("settle", SpanKind.CLIENT, trace.settle_id, trace.span_id, self.seconds(), 0.0)
         span.attributes = {
             "db.system.name": "redis",
             "tollkeeper.charged": settlement.charge,
@@ -128,7 +128,7 @@ class TimedCounters:
         trace.facts |= _use(settlement.metadata)
         trace.children.append(span)
         settled = await self._timed(span, self._counters.settle(settlement))
-        span.error = "" if settled is not Settled.UNVERIFIED else "unverified"
+        span.error = "" if settled is not SettleResult.UNVERIFIED else "unverified"
         return settled
 
     async def _timed(self, span: Span, answer: Awaitable[_T]) -> _T:
@@ -182,7 +182,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
         attributes["tollkeeper.reason"] = reason
     request = Span(
         f"{method} {routed.label}",
-        Kind.SERVER,
+        SpanKind.SERVER,
         trace.span_id,
         trace.parent_id,
         exchange.started,
@@ -215,7 +215,7 @@ def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) ->
     settled = [span.started for span in trace.children if span.span_id == trace.settle_id]
     span = Span(
         "upstream",
-        Kind.CLIENT,
+        SpanKind.CLIENT,
         trace.upstream_id,
         trace.span_id,
         exchange.began_upstream,

@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.core.circuit_breaker import is_said
 from gateway.core.http_limits import HttpLimits
-from gateway.http.tally import Clock
+from gateway.http.tally import TickClock
 
 # The addresses behind an upstream's name: looked up again while it is used, kept a while when that fails.
 #
@@ -43,7 +43,7 @@ def by_system(host: str) -> Sequence[str]:
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
-class Names:
+class UpstreamAddresses:
     """The addresses of one upstream. `told` hears of changes and failures, `failed` of each failure.
 
     An address that the name no longer leads to `stands` for `upstream_address_s` after it was seen last.
@@ -55,7 +55,7 @@ class Names:
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
-        self, host: str, clock: Clock, limits: HttpLimits, look_up: LookUp, told: Callable[..., None],
+        self, host: str, clock: TickClock, limits: HttpLimits, look_up: LookUp, told: Callable[..., None],
         failed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._host, self._clock, self._limits = host, clock, limits

@@ -24,14 +24,14 @@ from gateway.core.circuit_breaker import CONNECT_TIMEOUT, PROXY
 from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
-from gateway.core.wait import Wait, Within
+from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import https_with, require_regular
-from gateway.http.fair_share import Shares, Turns
+from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
-from gateway.http.tally import NEVER, Clock, Tally
-from gateway.http.upstream.dialing import LookUp, Names, by_system, dial
+from gateway.http.tally import NEVER, Tally, TickClock
+from gateway.http.upstream.dialing import LookUp, UpstreamAddresses, by_system, dial
 from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 
 # Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
@@ -46,7 +46,7 @@ LOOK_S = 5.0
 _Seen = tuple[tuple[int, int, int] | None, ...]
 
 
-class Place:
+class DialAddress:
     """One target's place; `host` and `port` are dialled, its proxy's where it has one.
 
     `told` takes an event and its facts.
@@ -134,7 +134,7 @@ class Upstream:
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
-        self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally,
+        self, target: UpstreamTarget, clock: TickClock, turns: FairQueue, limits: HttpLimits, tally: Tally,
         pepper: bytes, log: Callable[..., None], look_up: LookUp = by_system,
     ) -> None:  # fmt: skip
         self.name = target.name
@@ -142,11 +142,11 @@ class Upstream:
         self.target = target
         self._left = False
         most = limits.upstream_connections_max
-        self._shares = Shares(most, max(1, int(most * limits.upstream_connections_share)))
+        self._shares = FairShares(most, max(1, int(most * limits.upstream_connections_share)))
         self.certificate_end: float | None = None
         told = partial(log, upstream=target.name)
-        self._place = Place(target, told)
-        self._names = Names(self._place.host, clock, limits, look_up, told, self._lookup_failed)
+        self._place = DialAddress(target, told)
+        self._names = UpstreamAddresses(self._place.host, clock, limits, look_up, told, self._lookup_failed)
         self._clock = clock
         self._turns = turns
         self._limits = limits
@@ -200,7 +200,7 @@ class Upstream:
         try:
             place = self._place.at(self._clock.now)  # first: a tunnel has what its files have by then
             tunnel = self._place.tunnel()
-            async with Within(self._limits.upstream_connect_s):
+            async with AwakeTimeout(self._limits.upstream_connect_s):
                 await self._dialed(link, place, tunnel)
         except TimeoutError:
             wait.fail(_late(self.name, tunnel))
@@ -279,7 +279,7 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
     Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
     """
-    place = Place(target, _untold)
+    place = DialAddress(target, _untold)
     how, made = place.at(0.0), asyncio.Protocol()
     tunnel: Tunnel | None = None
     try:
@@ -374,7 +374,7 @@ class Link(asyncio.BufferedProtocol):
     )  # fmt: skip
 
     def __init__(
-        self, clock: Clock, turns: Turns, limits: HttpLimits, on_gone: Callable[[Link], None]
+        self, clock: TickClock, turns: FairQueue, limits: HttpLimits, on_gone: Callable[[Link], None]
     ) -> None:
         self._clock = clock
         self._turns = turns

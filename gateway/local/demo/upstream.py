@@ -45,7 +45,7 @@ DELAY_MAX_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DemoRequest:
     """One request."""
 
     method: str
@@ -85,7 +85,7 @@ class Asked:
             return 0.0
 
 
-async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked | None:
+async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> DemoRequest | None:
     """The request that begins with this head; None for what cannot be one."""
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ")
@@ -102,7 +102,7 @@ async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Stream
         if length > BODY_BYTES_MAX:
             return None
         content = await reader.readexactly(length)
-    return Asked(words[0], words[1], headers, raw, content)
+    return DemoRequest(words[0], words[1], headers, raw, content)
 
 
 async def _chunked(reader: asyncio.StreamReader) -> bytes:
@@ -142,14 +142,14 @@ STATUSES = {"incomplete": "incomplete", "failed": "failed"}
 
 
 @dataclass(slots=True)
-class Turn:
+class DemoExchange:
     """One call and its answer: `values` and `lists` are what the holes of a recorded answer name.
 
     `spoken` counts the output tokens sent so far, `announced` those reported before any was sent. It is
     `over` once nothing more is sent, `complete` if that was everything.
     """
 
-    asked: Asked
+    asked: DemoRequest
     values: dict[str, Any]
     lists: dict[str, Sequence[Any]]
     spoken: int = 0
@@ -202,7 +202,7 @@ def prompt_of(body: dict[str, Any]) -> Any:
     return next((body[name] for name in PROMPTS if name in body), "")
 
 
-def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
+def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
     """Read a call of any API and what it dictates; embeddings do not speak."""
     body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
     said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
@@ -258,7 +258,7 @@ def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
         "rest": pieces[OPENING_PIECES:],
         "text_at": range(len(prompt) if many else 1),
     }
-    return Turn(asked, values, lists)
+    return DemoExchange(asked, values, lists)
 
 
 def _called(asked: str) -> tuple[str, str]:
@@ -323,7 +323,7 @@ GONE = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class DemoEvent:
     """One event of a stream: its name, its data, and the rules by which it is sent."""
 
     name: str
@@ -339,11 +339,11 @@ class Event:
         return (mark, "") in self.rules
 
 
-def _event(block: str) -> Event:
+def _event(block: str) -> DemoEvent:
     fields = {name: value for name, _, value in (line.partition(": ") for line in block.splitlines())}
     rules = tuple(rule.partition(" ")[::2] for rule in fields.get("", "").split(", "))
     data = fields["data"]
-    return Event(fields.get("event", ""), json.loads(data) if data.startswith("{") else data, rules)
+    return DemoEvent(fields.get("event", ""), json.loads(data) if data.startswith("{") else data, rules)
 
 
 _texts = {path.name: path.read_text("utf-8") for path in files(__package__).joinpath("answers").iterdir()}
@@ -357,13 +357,13 @@ STREAMS = {
 }
 
 
-def whole_answer(name: str, turn: Turn) -> bytes:
+def whole_answer(name: str, turn: DemoExchange) -> bytes:
     """An answer in one piece."""
     turn.finish()
     return written_answer(fill_answer(WHOLE[name], turn.values, turn.lists)).encode()
 
 
-def stream_answer(name: str, turn: Turn) -> Iterator[tuple[str, str]]:
+def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
     """Events, each with its name and data, made as they are sent; `turn` knows how much of it was said."""
     values, number = turn.values, 0
     for event in STREAMS[name]:
@@ -424,10 +424,10 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    turn: Turn | None = None
+    turn: DemoExchange | None = None
 
 
-async def send(asked: Asked, body: bytes | Iterable[bytes], writer: asyncio.StreamWriter) -> bool:
+async def send(asked: DemoRequest, body: bytes | Iterable[bytes], writer: asyncio.StreamWriter) -> bool:
     """Send the body, or as much of it as is asked for; whether that was all."""
     cut_at = asked.number("x-demo-cut")
     bytes_left = asked.number("x-demo-cut-bytes")
@@ -495,7 +495,7 @@ COUNTED = {"/v1/messages/count_tokens": "input_tokens", ":countTokens": "totalTo
 
 async def serve(host: str, port: int) -> asyncio.Server:
     """Listen and answer; port 0 is any free one, the server knows which."""
-    calls: deque[Turn] = deque(maxlen=CALLS_MAX)
+    calls: deque[DemoExchange] = deque(maxlen=CALLS_MAX)
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _connection(calls, reader, writer)
@@ -516,7 +516,9 @@ async def serve_until_stopped(host: str, port: int) -> None:
     server.close()
 
 
-async def _connection(calls: deque[Turn], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _connection(
+    calls: deque[DemoExchange], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
         while True:
             async with asyncio.timeout(KEEP_ALIVE_S):
@@ -527,7 +529,7 @@ async def _connection(calls: deque[Turn], reader: asyncio.StreamReader, writer: 
     writer.close()
 
 
-async def _answer(calls: deque[Turn], asked: Asked, writer: asyncio.StreamWriter) -> bool:
+async def _answer(calls: deque[DemoExchange], asked: DemoRequest, writer: asyncio.StreamWriter) -> bool:
     """Write the answer; whether the connection may carry another."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
@@ -559,7 +561,7 @@ async def _answer(calls: deque[Turn], asked: Asked, writer: asyncio.StreamWriter
     return complete and keep
 
 
-def _reply(asked: Asked) -> Reply:
+def _reply(asked: DemoRequest) -> Reply:
     status = asked.headers.get("x-demo-status", "")
     if status:
         error = {"message": "as you asked", "type": "demo_error", "code": None}
@@ -570,7 +572,7 @@ def _reply(asked: Asked) -> Reply:
         return _json({"error": {"message": str(error), "type": "invalid_request_error"}}, 400)
 
 
-def _fields(asked: Asked) -> tuple[tuple[str, str], ...]:
+def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
     """The fields a request dictates, those that are plain text on one line."""
     try:
         found = json.loads(asked.headers.get("x-demo-fields", "{}"))
@@ -580,7 +582,7 @@ def _fields(asked: Asked) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(value)) for name, value in dictated if f"{name}{value}".isprintable())
 
 
-def _routed(asked: Asked) -> Reply:
+def _routed(asked: DemoRequest) -> Reply:
     route, model, place = asked.path, "", MODEL.match(asked.path)
     if place and asked.method == "GET" and not place[3]:
         return _models(asked, gemini=bool(place[1]) or "x-goog-api-client" in asked.headers, name=place[2])
@@ -595,7 +597,7 @@ def _routed(asked: Asked) -> Reply:
     return _echo(asked)
 
 
-def _answered(asked: Asked, route: str, model: str) -> Reply:
+def _answered(asked: DemoRequest, route: str, model: str) -> Reply:
     name = ANSWERS[route]
     turn = read_turn(asked, model, speaks=not name.startswith("embedding"))
     if name not in STREAMS or not (asked.json().get("stream") or route == ":streamGenerateContent"):
@@ -623,14 +625,14 @@ def _array(events: Iterable[tuple[str, str]]) -> Iterator[bytes]:
     yield b"]"
 
 
-def _models(asked: Asked, *, gemini: bool, name: str | None) -> Reply:
+def _models(asked: DemoRequest, *, gemini: bool, name: str | None) -> Reply:
     maker = "gemini" if gemini else "anthropic" if "anthropic-version" in asked.headers else "openai"
     models = {"model": MODELS if name is None else (name,)}
     listed = fill_answer(WHOLE[f"models_{maker}"], {}, models)
     return _json(listed if name is None else listed["models" if gemini else "data"][0])
 
 
-def _echo(asked: Asked) -> Reply:
+def _echo(asked: DemoRequest) -> Reply:
     """Any other path: what arrived, so that a caller can see what the gateway forwards."""
     units = asked.headers.get("x-demo-units", "")
     content = {

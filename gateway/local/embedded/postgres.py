@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
-from gateway.local.embedded.unprivileged import Borrowed, borrow
-from gateway.local.processes import Program, missing_library
+from gateway.local.embedded.unprivileged import UnprivilegedUser, borrow
+from gateway.local.processes import ProcessSpec, missing_library
 
 DATABASE = "tollkeeper"
 USER = "tollkeeper"
@@ -106,7 +106,7 @@ def _owned(password: str) -> str:
     )
 
 
-def program(cluster: Path, log: Path, port: int) -> Program:
+def program(cluster: Path, log: Path, port: int) -> ProcessSpec:
     """The server on an initialised cluster."""
     user = _borrowed(cluster.stat().st_uid, cluster)
     argv = [str(binaries() / "postgres"), "-D", str(cluster), "-p", str(port)]
@@ -116,7 +116,7 @@ def program(cluster: Path, log: Path, port: int) -> Program:
     async def ready(pid: int) -> bool:
         return _is_ready(cluster, pid)
 
-    return Program(
+    return ProcessSpec(
         name="PostgreSQL",
         argv=tuple(user.command(argv) if user else argv),
         ready=ready,
@@ -128,7 +128,7 @@ def program(cluster: Path, log: Path, port: int) -> Program:
     )
 
 
-def _borrowed(owner_uid: int | None, cluster: Path) -> Borrowed | None:
+def _borrowed(owner_uid: int | None, cluster: Path) -> UnprivilegedUser | None:
     try:
         return borrow(owner_uid, [cluster.parent, binaries()])
     except PermissionError as error:
@@ -151,7 +151,7 @@ def _inspect(cluster: Path) -> None:
         raise StartError(f"{cluster} was made by PostgreSQL {found!r}; this is PostgreSQL {MAJOR}")
 
 
-def _run(user: Borrowed | None, command: list[str], stdin: str = "") -> None:
+def _run(user: UnprivilegedUser | None, command: list[str], stdin: str = "") -> None:
     argv = [str(binaries() / command[0]), *command[1:]]
     try:
         done = subprocess.run(  # noqa: S603  # our own binaries and paths

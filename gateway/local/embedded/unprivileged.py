@@ -30,7 +30,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 
 @dataclass(frozen=True, slots=True)
-class Borrowed:
+class UnprivilegedUser:
     """The user a program runs as, and the capability that opens closed directories to it."""
 
     name: str
@@ -45,7 +45,7 @@ class Borrowed:
         return [*launcher, *argv]
 
 
-def borrow(owner_uid: int | None, reaches: list[Path]) -> Borrowed | None:
+def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | None:
     """The user to run as, able to reach these directories; None when we are not root.
 
     `owner_uid` is the owner of data that exists already: it stays the owner. Raises
@@ -56,11 +56,11 @@ def borrow(owner_uid: int | None, reaches: list[Path]) -> Borrowed | None:
     user = _user(owner_uid)
     closed = next((path for each in reaches if (path := _closed_directory(each, user)) is not None), None)
     if closed is None:
-        return Borrowed(user.pw_name, user.pw_uid, user.pw_gid)
+        return UnprivilegedUser(user.pw_name, user.pw_uid, user.pw_gid)
     held = _effective_capabilities()
     for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
         if held >> capability & 1:
-            return Borrowed(user.pw_name, user.pw_uid, user.pw_gid, capability)
+            return UnprivilegedUser(user.pw_name, user.pw_uid, user.pw_gid, capability)
     raise PermissionError(f"the user {user.pw_name} cannot pass the directory {closed}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
-from gateway.local.processes import Program
+from gateway.local.processes import ProcessSpec
 
 READY_WAIT_S = 1.0
 # Where it keeps what it is told: `appenddirname` as it is by default.
@@ -67,7 +67,7 @@ def socket_url(path: Path, password: str) -> str:
     return f"unix://:{quote(password, safe='')}@{path}?db=0"
 
 
-def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> Program:
+def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> ProcessSpec:
     """The server on `directory`, at the socket `path` too; its configuration is private."""
     config = directory / "valkey.conf"
     config.touch(mode=0o600)
@@ -98,7 +98,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
     async def ready(_pid: int) -> bool:
         return await _answers(port, password)
 
-    return Program(
+    return ProcessSpec(
         name="Valkey",
         argv=(str(binary()), str(config)),
         ready=ready,

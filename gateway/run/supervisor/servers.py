@@ -18,8 +18,8 @@ from gateway.errors import SettingError, StartError
 from gateway.local import ports, processes
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.embedded import postgres, valkey
-from gateway.local.ports import HeldPort, Voice
-from gateway.local.processes import Child, Program
+from gateway.local.ports import ReservedPort, Voice
+from gateway.local.processes import Child, ProcessSpec
 from gateway.run.schema import admit_writer, migrate
 from gateway.run.serving import command
 from gateway.run.tls_port import check_files
@@ -38,11 +38,11 @@ class Supervisor:
     def __init__(self, data: DataDirectory, voice: Voice) -> None:
         self.data = data
         self.voice = voice
-        self.held: HeldPort | None = None
+        self.held: ReservedPort | None = None
         self._children: list[tuple[str, Child]] = []
         self._complete = False
 
-    async def run(self, role: str, program: Program) -> None:
+    async def run(self, role: str, program: ProcessSpec) -> None:
         """Start a program and keep it running until `stop`."""
         child = Child(program, self.voice.say, self._note)
         self._children.append((role, child))
@@ -200,7 +200,9 @@ async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
         return await ports.port_answers("127.0.0.1", port, 1.0)
 
     argv = options.command("demo-upstream", str(port), "--worker")
-    await supervisor.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
+    await supervisor.run(
+        "demo upstream", ProcessSpec("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0)
+    )
     return f"http://127.0.0.1:{port}"
 
 

@@ -23,7 +23,7 @@ from gateway.local import ports, processes
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
 from gateway.local.ports import JsonVoice, Voice
-from gateway.local.processes import Program
+from gateway.local.processes import ProcessSpec
 from gateway.run.health import few_files
 from gateway.run.lifecycle import forever, run_to_end, until_stopped
 from gateway.run.reload import (
@@ -31,7 +31,7 @@ from gateway.run.reload import (
     KEPT_BY_KEEPERS,
     RENEWABLE,
     Renewal,
-    Told,
+    SettingsListener,
     keep_renewing,
     watch_credentials,
 )
@@ -227,7 +227,10 @@ async def _watching(supervisor: Supervisor, now: Renewal) -> None:
         await supervisor.tell("gateway", to_json(now.running.of_gateways))
         await supervisor.tell("keeper", to_json(now.running))
 
-    log, told = logs.logger("tollkeeper.up"), Told(taken, supervisor.voice.say, supervisor.voice.warn)
+    log, told = (
+        logs.logger("tollkeeper.up"),
+        SettingsListener(taken, supervisor.voice.say, supervisor.voice.warn),
+    )
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "settings": partial(keep_renewing, now, asyncio.Event(), told),
         "secrets": partial(watch_credentials, now, told),
@@ -252,7 +255,7 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
 
 
 async def _start_ours(
-    supervisor: Supervisor, options: Options, settings: Settings, held: ports.HeldPort
+    supervisor: Supervisor, options: Options, settings: Settings, held: ports.ReservedPort
 ) -> None:
     """Start the keeper and the gateways side by side. What a gateway does not know, nobody gets from it."""
     workers = settings.workers
@@ -264,7 +267,7 @@ async def _start_ours(
 
     keeper = options.command("keeper", "--worker")
     async with asyncio.TaskGroup() as group:
-        program = Program("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
+        program = ProcessSpec("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
         group.create_task(supervisor.run("keeper", program))
         worker = options.command("serve", "--worker")
         for program in gateway_workers(worker, settings, held, READY_S_MAX):

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.admin.configuration.applying import Configurator, Wish
+from gateway.admin.configuration.applying import ApplyRequest, Configurator
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import ADMIN as ADMIN_ROLE
 from gateway.core.accounts.administration import Actor
@@ -396,7 +396,7 @@ async def ports(api: Api, keeper_database: str) -> AsyncIterator[AdminPorts]:
 
 async def bounded(ports: AdminPorts, rows_max: int, objects: Objects, **more: Any) -> Any:
     configurator = Configurator(ports, "a request", lambda: datetime.now(UTC), rows_max=rows_max)
-    return (await configurator.do(Wish(objects, **more))).content
+    return (await configurator.do(ApplyRequest(objects, **more))).content
 
 
 async def test_rows_of_the_same_name_elsewhere_are_not_read_and_too_many_that_may_be_meant_are_refused(

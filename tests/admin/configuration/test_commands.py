@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from gateway.admin.configuration.words import KINDS, schema
-from gateway.cli.admin.configuration import Form, Keeping, documents, written
+from gateway.cli.admin.configuration import SecretFiles, SecretFormat, documents, written
 from gateway.cli.admin.program import mount
 from tests.admin.configuration.world import world
 from tests.admin.conftest import ADMIN, Api
@@ -154,7 +154,9 @@ async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_ar
     keys = [f"  - {{name: {name}, tenant: Web}}\n" for name in ("One", "Two", "Three")]
     file.write_text(f"{ACME}api-keys:\n{''.join(keys)}")
     for name in ("One", "Two"):  # directories where files would be
-        path = Keeping(safe, Form.FILE).path_of({"resource": "api-keys", "name": f"Acme / Web / {name}"})
+        path = SecretFiles(safe, SecretFormat.FILE).path_of(
+            {"resource": "api-keys", "name": f"Acme / Web / {name}"}
+        )
         (path / "inside").mkdir(parents=True)
     told = await run("apply", "-f", str(file), "--secrets-dir", str(safe), "--json")
     flat = " ".join(told.stderr.split())
@@ -169,7 +171,7 @@ async def test_of_secrets_that_cannot_be_written_each_is_named_and_all_others_ar
 
 
 def test_each_of_many_secrets_is_in_its_own_file_and_told_in_the_order_they_came(tmp_path: Path) -> None:
-    keeping = Keeping(tmp_path, Form.FILE)
+    keeping = SecretFiles(tmp_path, SecretFormat.FILE)
     secrets = [
         {"resource": "api-keys", "name": f"k{n}", "field": "key", "value": f"v{n}"} for n in range(150)
     ]

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin.configuration.objects import Dated
+from gateway.admin.configuration.objects import DateOrder
 
 MOMENTS = st.integers(0, 12)
 
@@ -30,14 +30,14 @@ def test_the_newest_row_of_a_moment_and_the_last_one_before_it(
     any_.shuffle(rows)
     made: list[Any] = [row for row in rows if row["since"] == asked]
     before: list[Any] = [row for row in rows if row["since"] <= asked]
-    dated = Dated(rows, "since")
+    dated = DateOrder(rows, "since")
     assert dated.made_for(asked) == max(made, key=lambda row: row["id"], default=None)
     assert dated.in_force(asked) == max(before, key=lambda row: (row["since"], row["id"]), default=None)
 
 
 def test_thousands_of_objects_of_one_name_look_at_each_row_a_few_times() -> None:
     rows = [Watched(id=number, since=number) for number in range(2_000)]
-    dated = Dated(rows, "since")
+    dated = DateOrder(rows, "since")
     for number in range(2_000):
         assert dated.made_for(number) is rows[number]
     assert Watched.looked <= 4 * len(rows)

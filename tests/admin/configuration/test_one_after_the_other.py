@@ -13,16 +13,16 @@ from sqlalchemy import text
 
 from gateway.admin.api import views
 from gateway.admin.configuration import planning
-from gateway.admin.configuration.objects import Reference, Wanted, Which
-from gateway.admin.configuration.references import Names
+from gateway.admin.configuration.objects import Reference, WantedObject, Which
+from gateway.admin.configuration.references import NameIndex
 from gateway.admin.resources.people import ApiKeyCreate
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import Mark, New, Row
+from gateway.core.accounts.administration import Mark, NewRowId, Row
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Overloaded
 from persistence import apply_transaction
 from persistence import engine as engines
-from persistence.apply_transaction import Applying
+from persistence.apply_transaction import ApplyTransaction
 from persistence.engine import plain_url
 from persistence.store import Store
 from tests.admin.configuration.world import WORLD, Objects, apply, exported, plan
@@ -45,7 +45,7 @@ async def test_while_one_applies_a_trial_is_answered_and_another_one_ends_in_tim
         with pytest.raises(Overloaded, match="Somebody else is applying, and takes long: try again"):
             await store.applying(lambda session: session.hold(wait_s=1), keep=True)
 
-    async def waits_as_ever(session: Applying) -> object:
+    async def waits_as_ever(session: ApplyTransaction) -> object:
         await session.hold(wait_s=1)
         return await session._connection.scalar(text("SHOW lock_timeout"))
 
@@ -144,8 +144,8 @@ def test_an_object_that_is_planned_again_keeps_nobody_of_the_first_time() -> Non
     tenants = RESOURCES["tenants"]
     row = ApiKeyCreate(tenant_id=1, name="CI")
     to = {"tenant_id": Reference(tenants, {"name": "Web"})}
-    wanted = Wanted(RESOURCES["api-keys"], 0, 0, {}, row, {"name": "CI"}, to)
-    first, second = Names(None, [], {}), Names(None, [], {})
+    wanted = WantedObject(RESOURCES["api-keys"], 0, 0, {}, row, {"name": "CI"}, to)
+    first, second = NameIndex(None, [], {}), NameIndex(None, [], {})
     first.know(tenants, {"organization_id": 1, "name": "Web"}, 7)
     assert (first.resolve(wanted), wanted.ids) == (True, {"tenant_id": 7})
     assert (second.resolve(wanted), wanted.ids) == (False, {})
@@ -172,7 +172,7 @@ async def test_whose_what_is_written_is_is_known_by_its_row_and_by_what_it_names
     for touched, found in (
         (("tenants", tenant, {}), {acme}),
         (("tenants", None, {"organization_id": acme, "token_plan_id": plan_id}), {acme}),
-        (("tenants", None, {"organization_id": New(1)}), set()),
+        (("tenants", None, {"organization_id": NewRowId(1)}), set()),
         (("api-keys", key, {}), {acme}),
         (("api-keys", None, {"tenant_id": tenant, "name": "x"}), {acme}),
         (("token-plans", plan_id, {}), set()),
@@ -196,19 +196,19 @@ def waiting_for_a_turn(connection: psycopg.Connection[object]) -> int:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Of which kinds, and among how many rows of one name, the one that is meant was looked for."""
     found: list[tuple[str, int]] = []
-    meant, among = planning.meant, Names._among
+    meant, among = planning.meant, NameIndex._among
 
     def counted(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
         if len(rows) > 1:
             found.append((kind, len(rows)))
         return meant(kind, rows, marks)
 
-    def counted_too(names: Names, kind: str, name: object, rows: Sequence[object]) -> Sequence[object]:
+    def counted_too(names: NameIndex, kind: str, name: object, rows: Sequence[object]) -> Sequence[object]:
         found.append((kind, len(rows)))
         return among(names, kind, name, rows)
 
     monkeypatch.setattr(planning, "meant", counted)
-    monkeypatch.setattr(Names, "_among", counted_too)
+    monkeypatch.setattr(NameIndex, "_among", counted_too)
     return found
 
 

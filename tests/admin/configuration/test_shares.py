@@ -17,7 +17,7 @@ from gateway.admin.api.views import (
     ORGANIZATIONS_THERE_MAX,
     READER,
     STAFF,
-    Turns,
+    UploadSlots,
 )
 from gateway.admin.configuration import objects
 from gateway.admin.configuration.words import KINDS
@@ -38,7 +38,7 @@ def somebody(organization: int | None) -> Actor:
 
 
 async def test_no_organization_takes_the_turns_of_another_nor_those_of_staff() -> None:
-    free = Turns()
+    free = UploadSlots()
     async with AsyncExitStack() as held:
         for number in range(1, 1 + ORGANIZATIONS_THERE_MAX):
             assert await held.enter_async_context(free.taken(somebody(number))) is READER

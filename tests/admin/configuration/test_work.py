@@ -20,7 +20,7 @@ from gateway.admin.configuration.planning import Planner
 from gateway.admin.configuration.words import CHARS_MAX, SUGGESTED_MAX
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Unprocessable
-from persistence.apply_transaction import Applying
+from persistence.apply_transaction import ApplyTransaction
 from tests.admin.configuration.test_names_of_others import person
 from tests.admin.configuration.world import Objects, refused
 from tests.admin.conftest import Api
@@ -81,7 +81,7 @@ def twice(number: int) -> Objects:
 
 async def planned(objects: Objects) -> None:
     found = read(objects)
-    planner = Planner(cast("Applying", Empty()), found, Actor("t", "admin"), [], datetime.now(UTC))
+    planner = Planner(cast("ApplyTransaction", Empty()), found, Actor("t", "admin"), [], datetime.now(UTC))
     with suppress(Unprocessable):
         await planner.plan(prune=False)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from gateway.core.issuers import Issuer, Provider, SignIn
+from gateway.core.issuers import IdentityProvider, Issuer, SignIn
 from gateway.issuers.fetching import redeem
 from gateway.issuers.key_set import Endpoints
 from gateway.issuers.sign_in import SignIns
 from tests.admin.conftest import Api, api_of
 from tests.admin.console.conftest import Person
-from tests.identity_provider import CLIENT, SECRET, IdentityProvider, identity_provider
+from tests.identity_provider import CLIENT, SECRET, FakeIdentityProvider, identity_provider
 
 CONSOLE = "https://console.example"
 
@@ -30,7 +30,9 @@ class Held:
         self.goes_on = threading.Event()
         self.goes_on.set()
 
-    def ask(self, provider: Provider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
+    def ask(
+        self, provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]
+    ) -> Mapping[str, Any]:
         with self._one:
             self.times += 1
         assert self.goes_on.wait(60)
@@ -42,8 +44,8 @@ class World:
     """A console, a provider whose people it lets in, and another one beside it."""
 
     api: Api
-    provider: IdentityProvider
-    other: IdentityProvider
+    provider: FakeIdentityProvider
+    other: FakeIdentityProvider
     said: list[dict[str, Any]]
     held: Held
     sign_ins: SignIns
@@ -69,9 +71,9 @@ async def console_of_people(admin_database: str, keeper_database: str) -> AsyncI
             yield World(api, one, other, said, held, sign_ins)
 
 
-def configured(name: str, provider: IdentityProvider, **more: Any) -> Provider:
+def configured(name: str, provider: FakeIdentityProvider, **more: Any) -> IdentityProvider:
     issuer = Issuer(provider.url, (CLIENT,), subject="/groups", user="/name")
-    return replace(Provider(name, name.title(), issuer, CLIENT, SECRET), **more)
+    return replace(IdentityProvider(name, name.title(), issuer, CLIENT, SECRET), **more)
 
 
 @dataclass

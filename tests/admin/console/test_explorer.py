@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.admin.console import reports
-from gateway.admin.console.reports import Asked
+from gateway.admin.console.reports import ReportQuery
 from gateway.core.accounts.usage import UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
@@ -169,7 +169,7 @@ async def test_times_are_whole_days_hours_and_ranges() -> None:
     }
     for query, span in spans.items():
         sent = dict(part.split("=") for part in query.split("&"))
-        assert Asked(sent, (), now).span == span, query
+        assert ReportQuery(sent, (), now).span == span, query
 
 
 async def test_files_need_a_session(nobody: Person) -> None:

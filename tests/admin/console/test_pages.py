@@ -11,7 +11,7 @@ import pytest
 
 from gateway.admin.console.screens import SCREENS
 from gateway.core.text import hidden_in
-from persistence.resources.usage import Figures
+from persistence.resources.usage import ConsoleQueries
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 
@@ -318,12 +318,12 @@ async def test_an_organization_of_many_tenants_shows_its_last_days(
     made = await furnish(api)
     address = f"/organizations/{made['organizations']['id']}"
     assert "all 30 days" in (await admin.open(address)).text
-    tenants_of = Figures.tenants_of
+    tenants_of = ConsoleQueries.tenants_of
 
-    async def many_of_each(figures: Figures, organization_id: int, most: int) -> int:
+    async def many_of_each(figures: ConsoleQueries, organization_id: int, most: int) -> int:
         return most // 7 * await tenants_of(figures, organization_id, most)
 
-    monkeypatch.setattr(Figures, "tenants_of", many_of_each)
+    monkeypatch.setattr(ConsoleQueries, "tenants_of", many_of_each)
     assert "all 7 days" in (await admin.open(address)).text
     await api.make("tenants", name="Another", organization_id=made["organizations"]["id"])
     assert "all 3 days" in (await admin.open(address)).text

@@ -15,7 +15,7 @@ from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.core.accounts.administration import Actor
-from gateway.core.integrity.reconciliation import NO_FAULTS, Kind
+from gateway.core.integrity.reconciliation import NO_FAULTS, DifferenceKind
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,6 @@ async def test_no_numbers_are_no_error() -> None:
 
 
 def test_each_kind_of_what_differs_is_set_in_a_tone_and_faults_in_that_of_faults() -> None:
-    tones = {kind: formatting.status_tone(kind) for kind in Kind}
-    assert {kind for kind, tone in tones.items() if tone == "bad"} == {*Kind} - NO_FAULTS
+    tones = {kind: formatting.status_tone(kind) for kind in DifferenceKind}
+    assert {kind for kind, tone in tones.items() if tone == "bad"} == {*DifferenceKind} - NO_FAULTS
     assert "plain" not in tones.values()

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from gateway.admin.console.sign_in import Begun, read_begun
+from gateway.admin.console.sign_in import PendingSignIn, read_begun
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import SignIn
 from gateway.issuers.sign_in import SignIns
@@ -239,7 +239,7 @@ async def test_an_answer_counts_for_the_browser_alone_that_asked(world: World) -
 
 
 async def test_a_sign_in_is_over_after_ten_minutes_and_only_ours_counts(world: World) -> None:
-    begun = Begun.now("example", "/", 1_000.0)
+    begun = PendingSignIn.now("example", "/", 1_000.0)
     written = begun.written(PEPPERS.digest)
     assert read_begun(written, PEPPERS.digests, 1_599.0) == begun
     assert read_begun(written, PEPPERS.digests, 1_600.0) is None
@@ -247,7 +247,7 @@ async def test_a_sign_in_is_over_after_ten_minutes_and_only_ours_counts(world: W
     assert read_begun(written, Peppers(b"other", (b"pepper",)).digests, 1_000.0) == begun
     text, _, proof = written.partition(".")
     assert b"example" in urlsafe_b64decode(text + "==")
-    other = Begun.now("example", "/", 1_000.0).written(PEPPERS.digest).partition(".")[0]
+    other = PendingSignIn.now("example", "/", 1_000.0).written(PEPPERS.digest).partition(".")[0]
     assert read_begun(f"{other}.{proof}", PEPPERS.digests, 1_000.0) is None
 
 

@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admin.http.concurrency import Places, Room, Whose
+from gateway.admin.http.concurrency import ConcurrencyLimits, Whose, WorkSlots
 from gateway.errors import Overloaded, TooManyRequests
 
-ROOM = Room(staff_max=2, own_max=2, others_max=3, all_max=4, waiting_max=2, wait_s=None)
+ROOM = ConcurrencyLimits(staff_max=2, own_max=2, others_max=3, all_max=4, waiting_max=2, wait_s=None)
 WHOSE = (None, 1, 2, 3)
 
 
 class Worker:
     """Somebody who has a place, or waits for one, until told to go."""
 
-    def __init__(self, places: Places, whose: Whose, order: list[Whose]) -> None:
+    def __init__(self, places: WorkSlots, whose: Whose, order: list[Whose]) -> None:
         self.whose, self.works = whose, False
         self._leave = asyncio.Event()
         self.task = asyncio.create_task(self._work(places, order))
 
-    async def _work(self, places: Places, order: list[Whose]) -> None:
+    async def _work(self, places: WorkSlots, order: list[Whose]) -> None:
         async with places.of(self.whose):
             self.works = True
             order.append(self.whose)
@@ -57,7 +57,7 @@ STEP = st.tuples(st.sampled_from(("come", "come", "go", "cancel")), st.integers(
 @given(st.lists(STEP, max_size=60))
 def test_bounds_hold_nobody_waits_who_could_go_and_all_is_given_back(steps: list[tuple[str, int]]) -> None:
     async def run() -> None:
-        places, workers, order = Places(ROOM), list[Worker](), list[Whose]()
+        places, workers, order = WorkSlots(ROOM), list[Worker](), list[Whose]()
         for step, number in steps:
             if step == "come":
                 workers.append(Worker(places, WHOSE[number % len(WHOSE)], order))
@@ -79,7 +79,7 @@ def test_bounds_hold_nobody_waits_who_could_go_and_all_is_given_back(steps: list
     asyncio.run(run())
 
 
-def check(places: Places, workers: list[Worker]) -> None:
+def check(places: WorkSlots, workers: list[Worker]) -> None:
     working = Counter(each.whose for each in workers if each.works)
     waiting = Counter(each.whose for each in workers if not each.works)
     assert places.taken == working
@@ -92,7 +92,10 @@ def check(places: Places, workers: list[Worker]) -> None:
 
 
 async def test_staff_go_first_then_organizations_in_turn() -> None:
-    places, order = Places(Room(1, 1, 1, all_max=1, waiting_max=9, wait_s=None)), list[Whose]()
+    places, order = (
+        WorkSlots(ConcurrencyLimits(1, 1, 1, all_max=1, waiting_max=9, wait_s=None)),
+        list[Whose](),
+    )
     workers = [Worker(places, whose, order) for whose in (1, 1, 1, 1, 2, 2, None)]
     await settle()
     while working := [each for each in workers if each.works]:
@@ -113,7 +116,7 @@ async def test_staff_go_first_then_organizations_in_turn() -> None:
 async def test_who_has_no_place_in_time_is_told_whose_they_are(
     taken: tuple[Whose, ...], whose: Whose, told: str
 ) -> None:
-    places = Places(Room(2, 2, 3, all_max=4, waiting_max=1, wait_s=0.001))
+    places = WorkSlots(ConcurrencyLimits(2, 2, 3, all_max=4, waiting_max=1, wait_s=0.001))
     workers = [Worker(places, each, []) for each in taken]
     await settle()
     for _ in range(2):

@@ -12,7 +12,7 @@ import trustme
 from aiohttp import web
 
 from gateway.admin.application import build
-from gateway.admin.http.server import IDENTIFIED, Bounds, listen
+from gateway.admin.http.server import IDENTIFIED, ConnectionLimits, listen
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from persistence import engine as engines
@@ -96,7 +96,9 @@ async def port(
     connections_max: int = FEW, head_s: float = LONG_S, next_s: float = LONG_S
 ) -> AsyncIterator[Port]:
     made = Port()
-    listening = await listen(made.application(), "127.0.0.1", 0, Bounds(connections_max, head_s, next_s))
+    listening = await listen(
+        made.application(), "127.0.0.1", 0, ConnectionLimits(connections_max, head_s, next_s)
+    )
     made.number = listening.port
     try:
         yield made
@@ -240,7 +242,7 @@ async def test_a_body_beyond_the_maximum_is_refused() -> None:
 async def test_administrators_are_who_is_identified(keeper_database: str) -> None:
     engine = engines.create(keeper_database)
     app = build(ports_over(engine, MemoryCounters(keeper_database)))
-    listening = await listen(app, "127.0.0.1", 0, Bounds(connections_max=2))
+    listening = await listen(app, "127.0.0.1", 0, ConnectionLimits(connections_max=2))
     half = (
         "POST /admin/v1/organizations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n"
         "Content-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n"

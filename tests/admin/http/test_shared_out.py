@@ -14,15 +14,15 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.application import build
 from gateway.admin.http import guard
-from gateway.admin.http.concurrency import Room
+from gateway.admin.http.concurrency import ConcurrencyLimits
 from gateway.admin.http.requests import COSTLY, COSTLY_FILES, HOURS
 from gateway.core.accounts.administration import (
     HOUR_S,
     METER,
-    Hour,
     HourlyBudget,
+    HourlyUse,
     Hours,
-    Meter,
+    WorkMeter,
     count_rows,
 )
 from gateway.errors import HourSpent
@@ -30,7 +30,7 @@ from persistence import engine as engines
 from tests.admin.conftest import Api, MemoryCounters, ports_over
 from tests.admin.console.conftest import Person
 
-NOBODYS = Room(staff_max=8, own_max=0, others_max=8)
+NOBODYS = ConcurrencyLimits(staff_max=8, own_max=0, others_max=8)
 FIRST = {"provider": "none", "mark": "none", "name": "none", "resource": "tenants"}
 
 
@@ -153,14 +153,14 @@ def test_an_hour_ends_an_hour_after_it_began(spent: dict[str, Any]) -> None:
     assert refused.value.retry_after_s == 3000
     assert hours.of(2).rows == 0
     now[0] += 3000
-    assert hours.of(1) == Hour(4600.0)
+    assert hours.of(1) == HourlyUse(4600.0)
     hours.of(3)
     assert list(hours._known) == [1, 3], "those that began first are forgotten"
 
 
 async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_others_do_is_not() -> None:
     guard.count_tasks(asyncio.get_running_loop())
-    meter, other = Meter(Hour(0.0)), Meter(Hour(0.0))
+    meter, other = WorkMeter(HourlyUse(0.0)), WorkMeter(HourlyUse(0.0))
 
     def work() -> None:
         sum(number * number for number in range(200_000))
@@ -184,7 +184,7 @@ async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_other
     assert (found, meter.hour.rows) == (7, 3)
     assert meter.hour.cpu_s > 5 * other.hour.cpu_s
     with pytest.raises(ZeroDivisionError):
-        await guard.Metered(_fails(), meter)
+        await guard.MeteredCoroutine(_fails(), meter)
 
 
 async def _fails() -> None:

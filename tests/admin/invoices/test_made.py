@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.admin.http.concurrency import Room
+from gateway.admin.http.concurrency import ConcurrencyLimits
 from gateway.admin.http.requests import refusal
 from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
-from gateway.admin.ports import InvoiceRenderer
+from gateway.admin.ports import InvoiceRendererPort
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable
 from persistence.store import Store
@@ -64,7 +64,7 @@ class Asks:
 
 
 def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Asks]:
-    return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), Asks()
+    return DocumentMaker(cast("InvoiceRendererPort", slow), **bounds), Asks()
 
 
 async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:
@@ -133,7 +133,7 @@ async def test_only_some_drafts_are_kept() -> None:
 
 async def test_drafts_wait_in_the_same_line() -> None:
     slow = Slow()
-    made, mine = press(slow, wait_s=AT_ONCE, under_way=Room(1, 1, 1))
+    made, mine = press(slow, wait_s=AT_ONCE, under_way=ConcurrencyLimits(1, 1, 1))
     drafted = invoice(status="draft", number=None)
     with pytest.raises(Overloaded, match="being made:"):
         await made.pdf(mine, 7, drafted)
@@ -145,7 +145,7 @@ async def test_drafts_wait_in_the_same_line() -> None:
 
 async def test_only_so_many_are_under_way() -> None:
     slow = Slow()
-    made, mine = press(slow, wait_s=AT_ONCE, under_way=Room(1, 1, 1))
+    made, mine = press(slow, wait_s=AT_ONCE, under_way=ConcurrencyLimits(1, 1, 1))
     with pytest.raises(Overloaded, match="being made:"):
         await made.pdf(mine, 7, invoice())
     with pytest.raises(Overloaded, match="1 of these is"):
@@ -156,7 +156,7 @@ async def test_only_so_many_are_under_way() -> None:
 
 async def test_an_organization_that_asks_for_many_keeps_staff_and_others_from_nothing() -> None:
     slow = Slow()
-    made, staff = press(slow, wait_s=60.0, under_way=Room(1, 2, 3))
+    made, staff = press(slow, wait_s=60.0, under_way=ConcurrencyLimits(1, 2, 3))
     acme, beta = Asks(1, staff.store), Asks(2, staff.store)
     asked = [asyncio.create_task(made.pdf(acme, number, invoice())) for number in (1, 2)]
     await eventually(lambda: bool(slow.made))

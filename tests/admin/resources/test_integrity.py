@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import (
     EventFlag,
     write_facts,
 )
-from gateway.core.billing.money import Tier, pack_tiers
+from gateway.core.billing.money import PriceTier, pack_tiers
 
 FIELDS = [field for field in ENTRY.fields if not field.is_text and field.name != "version"]
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,7 +88,7 @@ def test_any_entry_can_be_shown(raw: bytes) -> None:
 
 
 def test_a_letter_of_a_call_says_what_the_call_did_and_what_its_units_were_priced_by() -> None:
-    tiers = pack_tiers([Tier(100, Decimal(10)), Tier(None, Decimal("0.5"))])
+    tiers = pack_tiers([PriceTier(100, Decimal(10)), PriceTier(None, Decimal("0.5"))])
     said = shown(call(EventFlag.USAGE, PRICED.pack(7) + tiers))["event"]
     assert said["priced"] == {
         "units_before": 7,

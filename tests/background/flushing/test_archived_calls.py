@@ -10,17 +10,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.model import Caller, Settled, Settlement
+from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.core.times import DAY_MS, ms_of
 from gateway.counters.redis import keys
 from gateway.errors import Conflict, Unprocessable
 from gateway.http.protocol.request import RequestIds
 from persistence import engine as engines
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.verification import Truths
-from persistence.ledger.writer import Writer
+from persistence.keeper.verification import LedgerReader
+from persistence.ledger.writer import LedgerWriter
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, Call, World
 from tests.persistence.ledger.test_budget_uses import opened
@@ -52,7 +52,7 @@ def settled_late(world: World, request_id: str, **used: Any) -> Call:
     """A call of which Redis has no hold any more when it settles."""
     call = world.reserve(need=10, request_id=request_id, service=used.pop("service", CHAT))
     world.client.delete(keys.hold(world.p, call.id))
-    assert call.settle(**used) is Settled.UNKNOWN
+    assert call.settle(**used) is SettleResult.UNKNOWN
     return call
 
 
@@ -68,7 +68,7 @@ async def decide(backend: Backend, verb: str, letter: int, **values: Any) -> Any
         "dead-letters", verb, Actor("builtin:admin", "admin"), "t", lambda row: row, letter, values
     )
     done = await backend.store.write(command)
-    assert isinstance(done, Committed)
+    assert isinstance(done, CommittedWrite)
     return done.row["resolution"]
 
 
@@ -99,7 +99,7 @@ async def test_wrong_clocks_and_archived_months_never_hide_what_was_charged(
         request_id = id_at(at + wrong)
         account.consume(1, request_id=request_id)
         calls.append((at, wrong, request_id))
-    writer, pool = Writer(cloned), engines.create(cloned)
+    writer, pool = LedgerWriter(cloned), engines.create(cloned)
     await writer.write(batch_of(account))
     writer.close()
     noted = {day for (day,) in rows_of(cloned, "SELECT day FROM clock_ahead")}
@@ -246,5 +246,5 @@ async def test_a_hold_of_an_archived_month_is_let_go_and_no_lease_is(valkey: str
         cut(migrated, datetime.now(UTC) - timedelta(days=40))
         world.client.zadd(keys.deadlines(world.p), {old.id: now_ms() - 50 * DAY_MS, lease: 1})
         held = await backend.counters.held(world.p)
-        settled = await Truths(backend.engine, keys.partition_of).settled(held)
+        settled = await LedgerReader(backend.engine, keys.partition_of).settled(held)
         assert (alive.id in held, lease in held, settled) == (True, True, [old.id])

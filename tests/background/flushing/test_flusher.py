@@ -14,8 +14,8 @@ from gateway.background.flushing.flusher import (
     BATCH_ENTRIES_MAX,
     ENTRIES_A_PARTITION_MIN,
     PASS_BATCHES_MAX,
-    Failed,
-    Flushed,
+    FailedBatch,
+    FlushedBatch,
     Flusher,
     back_off_s,
 )
@@ -169,10 +169,10 @@ class Store:
 class Seen:
     def __init__(self) -> None:
         self.flushed: list[FlushReport] = []
-        self.failed: list[Failed] = []
+        self.failed: list[FailedBatch] = []
 
-    def __call__(self, fact: Flushed | Failed) -> None:
-        if isinstance(fact, Failed):
+    def __call__(self, fact: FlushedBatch | FailedBatch) -> None:
+        if isinstance(fact, FailedBatch):
             self.failed.append(fact)
         else:
             self.flushed.append(fact.report)
@@ -454,10 +454,10 @@ def test_the_wait_between_failures_doubles_up_to_a_bound() -> None:
 
 
 def test_counters_that_are_away_are_asked_often_and_that_is_told_ever_more_seldom() -> None:
-    away = [Failed(CountersUnavailable(), failures) for failures in range(1, 1_000)]
+    away = [FailedBatch(CountersUnavailable(), failures) for failures in range(1, 1_000)]
     assert max(back_off_s(one.failures, one.error) for one in away) == AWAY_BACK_OFF_MAX_S
     assert [one.failures for one in away if one.is_news] == [2**n for n in range(10)]
-    told = [Failed(LedgerUnavailable(), failures).is_news for failures in range(1, 20)]
+    told = [FailedBatch(LedgerUnavailable(), failures).is_news for failures in range(1, 20)]
     assert told == [True, True, False, True, False, False, *[True] * 13]
 
 

@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 
 from gateway.background.flushing.late import LateSettlements
-from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb, correction_id, refund_id
-from gateway.core.billing.money import Pricing, Tier
-from gateway.core.model import Caller, Settled, Settlement
+from gateway.core.accounts.holds import (
+    ChargedAmounts,
+    LateResolution,
+    LateSettlement,
+    Verb,
+    correction_id,
+    refund_id,
+)
+from gateway.core.billing.money import PriceTier, ServicePricing
+from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.counters.redis import keys
 from persistence.keeper.sweeps import Sweeps
 from tests.background.backend import Backend, backend_at
@@ -37,7 +44,7 @@ class Lane:
     async def late(self, count: int) -> list[LateSettlement]:
         return self.entries[:count]
 
-    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+    async def end(self, endings: Sequence[LateResolution]) -> list[bool]:
         for one in endings:
             moved = (one.used.tokens, one.used.credits, one.used.units)
             what = moved if one.verb is Verb.CORRECT else (one.late.settlement.request_id,)
@@ -48,14 +55,14 @@ class Lane:
 class Ledger:
     """What is charged by request id, and what was given back."""
 
-    def __init__(self, charged: dict[str, Charged]) -> None:
+    def __init__(self, charged: dict[str, ChargedAmounts]) -> None:
         self.rows = charged
         self.refunds: list[int] = []
 
     async def remember(self, acknowledged: object) -> None:
         raise AssertionError("nothing was acknowledged before")
 
-    async def charged(self, late: object) -> dict[str, Charged]:
+    async def charged(self, late: object) -> dict[str, ChargedAmounts]:
         return self.rows
 
     async def maybe_gone(self, late: object) -> set[str]:
@@ -82,19 +89,19 @@ ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
     ("late", "charged", "done", "refunds"),
     [
         (LATE, None, [("post", USED.request_id)], []),
-        (LATE, Charged(70), [("drop", USED.request_id)], []),
-        (LATE, Charged(50), [("drop", USED.request_id)], []),  # settled after all, by another answer
-        (RECLAIMED, Charged(20), [("correct", 50, 0, 0)], []),
-        (RECLAIMED, Charged(90), [("correct", -20, 0, 0)], []),
-        (RECLAIMED, Charged(70), [("correct", 0, 0, 0)], []),  # only what the call was is told
-        (LATE, Charged(20, reclaimed=True), [("correct", 50, 0, 0)], []),  # its tombstone is gone
-        (PAID, Charged(0, 5), [("correct", 0, 4, 0)], []),
-        (PAID, Charged(0, 9), [("correct", 0, 0, 0)], []),
-        (PAID, Charged(0, 30), [("correct", 0, 0, 0)], [21]),
-        (reclaimed(service=EVERYTHING, credits=9), Charged(20, 30), [("correct", 50, 0, 0)], [21]),
-        (UNITS_LATE, Charged(units=5), [("correct", 0, 0, -2)], []),
-        (UNITS_LATE, Charged(units=1), [("correct", 0, 0, 2)], []),
-        (ONCE, Charged(0, 0), [("correct", 0, 0, 0)], []),  # somebody else paid
+        (LATE, ChargedAmounts(70), [("drop", USED.request_id)], []),
+        (LATE, ChargedAmounts(50), [("drop", USED.request_id)], []),  # settled after all, by another answer
+        (RECLAIMED, ChargedAmounts(20), [("correct", 50, 0, 0)], []),
+        (RECLAIMED, ChargedAmounts(90), [("correct", -20, 0, 0)], []),
+        (RECLAIMED, ChargedAmounts(70), [("correct", 0, 0, 0)], []),  # only what the call was is told
+        (LATE, ChargedAmounts(20, reclaimed=True), [("correct", 50, 0, 0)], []),  # its tombstone is gone
+        (PAID, ChargedAmounts(0, 5), [("correct", 0, 4, 0)], []),
+        (PAID, ChargedAmounts(0, 9), [("correct", 0, 0, 0)], []),
+        (PAID, ChargedAmounts(0, 30), [("correct", 0, 0, 0)], [21]),
+        (reclaimed(service=EVERYTHING, credits=9), ChargedAmounts(20, 30), [("correct", 50, 0, 0)], [21]),
+        (UNITS_LATE, ChargedAmounts(units=5), [("correct", 0, 0, -2)], []),
+        (UNITS_LATE, ChargedAmounts(units=1), [("correct", 0, 0, 2)], []),
+        (ONCE, ChargedAmounts(0, 0), [("correct", 0, 0, 0)], []),  # somebody else paid
     ],
     ids=[
         "never arrived", "arrived", "arrived otherwise", "more tokens", "fewer tokens", "corrected",
@@ -103,7 +110,7 @@ ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
     ],
 )  # fmt: skip
 async def test_what_the_ledger_knows_decides(
-    late: LateSettlement, charged: Charged | None, done: list[tuple[object, ...]], refunds: list[int]
+    late: LateSettlement, charged: ChargedAmounts | None, done: list[tuple[object, ...]], refunds: list[int]
 ) -> None:
     lane = Lane([late])
     ledger = Ledger({} if charged is None else {late.settlement.request_id: charged})
@@ -133,7 +140,7 @@ async def test_a_call_settled_twice_is_one_row(valkey: str, migrated: str) -> No
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(100)
         call = world.reserve(need=10)
-        assert [call.settle(tokens=30), call.settle(tokens=30)] == [Settled.DONE, Settled.UNKNOWN]
+        assert [call.settle(tokens=30), call.settle(tokens=30)] == [SettleResult.DONE, SettleResult.UNKNOWN]
         await drained(backend)
         assert (backend.ledger(world.caller.tenant_id)[1:], world.late()) == ([(2, "consume", -30, 70)], [])
         assert world.tenant.remaining == 70
@@ -175,7 +182,7 @@ async def test_a_call_that_never_arrived_is_posted_with_all_it_carried(valkey: s
         call = world.reserve(need=10, user="ann")
         world.client.delete(keys.hold(world.p, call.id))
         metadata = b'{"model":"m","status":200}'
-        assert call.settle(tokens=40, metadata=metadata) is Settled.UNKNOWN
+        assert call.settle(tokens=40, metadata=metadata) is SettleResult.UNKNOWN
         await drained(backend)
         assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -40, 60)
         row = backend.rows("select request_id::text, metadata, user_id from token_ledger where seq = 2")[0]
@@ -191,7 +198,7 @@ async def test_a_call_settled_after_its_reclaim_is_corrected(valkey: str, migrat
         world = await backend.settle_in(100)
         call = world.reserve(need=50)
         call.reclaim(tokens=20)
-        assert [call.settle(tokens=35), call.settle(tokens=35)] == [Settled.RECLAIMED] * 2
+        assert [call.settle(tokens=35), call.settle(tokens=35)] == [SettleResult.RECLAIMED] * 2
         await drained(backend)
         assert backend.ledger(world.caller.tenant_id) == [
             (1, "reset", 100, 100),
@@ -266,7 +273,7 @@ async def test_credits_a_reclaim_charged_too_many_are_given_back_once(valkey: st
         await backend.flush()
         (late,) = await backend.keeping.late(10)  # of a call one entry at a time
         charged = await Sweeps(backend.engine).charged([late])
-        assert charged[call.id] == Charged(0, 30, 0, reclaimed=True, requests=1)
+        assert charged[call.id] == ChargedAmounts(0, 30, 0, reclaimed=True, requests=1)
         for _ in range(2):  # and dies before it drops the entry
             await Sweeps(backend.engine).refund(late, 18)
         await drained(backend)
@@ -283,7 +290,7 @@ async def test_units_are_corrected_both_ways_at_the_tiers_they_were_admitted_at(
 ) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(100)
-        tiers = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+        tiers = ServicePricing((PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
         service = replace(UNITS, pricing=tiers)
         for units in (8, 15):
             call = world.reserve(service=service, units=12)
@@ -353,9 +360,9 @@ async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str
         call.settle(tokens=40)
         await backend.flush()
         (late,) = await backend.keeping.late(10)
-        used = Charged(late.settlement.tokens)
+        used = ChargedAmounts(late.settlement.tokens)
         for _ in range(2):  # and a frozen one that had read the same
-            assert await backend.keeping.end([Ending(late, Verb.POST, used)]) == [True]
+            assert await backend.keeping.end([LateResolution(late, Verb.POST, used)]) == [True]
         await backend.late_settlements.drain()
         await drained(backend)
         assert world.tenant.used == 40
@@ -375,7 +382,7 @@ async def test_a_call_twice_in_the_lane_is_posted_once_however_soon_its_row_is_s
         await backend.flush()
         end = backend.keeping.end
 
-        async def stored_at_once(endings: Sequence[Ending]) -> list[bool]:
+        async def stored_at_once(endings: Sequence[LateResolution]) -> list[bool]:
             done = []
             for one in endings:
                 done += await end([one])
@@ -433,7 +440,7 @@ async def test_one_that_the_counters_refuse_keeps_no_other(valkey: str, migrated
         world.client.hset(keys.control(world.p), "x", "1")
         late = await backend.keeping.late(10)
         world.client.set(keys.outbox(world.p), "not a stream")
-        endings = [Ending(one, Verb.POST, Charged(one.settlement.tokens)) for one in late]
+        endings = [LateResolution(one, Verb.POST, ChargedAmounts(one.settlement.tokens)) for one in late]
         done = await backend.keeping.end(endings)
         assert dict(zip([one.settlement.caller.tenant_id for one in late], done, strict=True)) == {
             world.caller.tenant_id: False,

@@ -13,7 +13,7 @@ import psycopg
 
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import Rollbacks
-from gateway.core.accounts.outbox import Place
+from gateway.core.accounts.outbox import AccountPosition
 from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
@@ -251,7 +251,7 @@ class Reads:
         streams, owners = self.streams, self.owners = list[int](), list[list[int]]()
 
         class CountedOutbox(Outbox):
-            async def waiting(self, partition: int) -> dict[str, Place] | None:
+            async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
                 streams.append(partition)
                 return await super().waiting(partition)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.background.loops import Loop
-from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import billing_loops
 from persistence import engine
@@ -35,7 +35,7 @@ class ClockedStore:
         done = await self.store.write(
             Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values)
         )  # fmt: skip
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
         return dict(done.row)
 
     async def on(self, day: date) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.background.loops import FailureTeller
-from gateway.core.credentials import Failures, Told
+from gateway.core.credentials import FailureReport, Failures
 from persistence import engine as engines
 from persistence.resources import access
 
 
 async def test_a_line_a_site_and_a_row_where_there_is_a_file() -> None:
     lines: list[tuple[str, dict[str, object]]] = []
-    kept: list[Told] = []
+    kept: list[FailureReport] = []
 
-    async def keep(told: Sequence[Told]) -> None:
+    async def keep(told: Sequence[FailureReport]) -> None:
         kept.extend(told)
 
     failures = Failures(lambda: 0.0)
@@ -34,7 +34,7 @@ async def test_rows_of_the_audit_log(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
         await access.note_failures(
-            engine, [Told("192.0.2.1", 3, {"unknown": 3}), Told("", 1, {"missing": 1})]
+            engine, [FailureReport("192.0.2.1", 3, {"unknown": 3}), FailureReport("", 1, {"missing": 1})]
         )
         async with engine.connect() as connection:
             rows = (

@@ -15,21 +15,21 @@ from gateway.core.billing.invoice import (
     INCOMPLETE,
     NOT_AGREED,
     TOOK_TOO_LONG,
-    Due,
-    Left,
+    DueInvoice,
     ScheduledResult,
+    SkipReason,
 )
 from gateway.errors import (
     Conflict,
     CountersUnavailable,
+    StoreTimeout,
     StoreUnavailable,
     TollkeeperError,
-    TookTooLong,
     Unprocessable,
 )
 
 MONTH = (date(2026, 4, 1), date(2026, 5, 1))
-TORN = Left(NOT_AGREED, "The accounts do not agree.")
+TORN = SkipReason(NOT_AGREED, "The accounts do not agree.")
 
 
 class Books:
@@ -41,14 +41,14 @@ class Books:
         self.ids, self.torn, self.refused = ids, torn, refused
         self.made: list[list[int]] = []
         self.closed: list[int] = []
-        self.left: dict[int, Left | None] = {}
+        self.left: dict[int, SkipReason | None] = {}
         self.claimed: set[int] = set()
         self.counters_away = False
         self.refusal: TollkeeperError = Conflict()
 
-    async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[Due]:
+    async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[DueInvoice]:
         page = [id_ for id_ in self.ids if id_ > after][:5]
-        return [Due(id_, None, *MONTH, None, finalize=finalize, partition=id_ % 2) for id_ in page]
+        return [DueInvoice(id_, None, *MONTH, None, finalize=finalize, partition=id_ % 2) for id_ in page]
 
     @asynccontextmanager
     async def claims(self) -> AsyncIterator[Claim]:
@@ -57,13 +57,15 @@ class Books:
 
         yield claim
 
-    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[Due]:
+    async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[DueInvoice]:
         done = {id_ for some in self.made for id_ in some}
         return [
-            Due(id_, None, *MONTH, None, finalize=finalize) for id_ in organization_ids if id_ not in done
+            DueInvoice(id_, None, *MONTH, None, finalize=finalize)
+            for id_ in organization_ids
+            if id_ not in done
         ]
 
-    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, Left]:
+    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         if self.counters_away:
             raise CountersUnavailable
         self.closed += organization_ids
@@ -75,7 +77,7 @@ class Books:
         self.made.append(list(organization_ids))
         return ScheduledResult(organization_ids, {})
 
-    async def leave_invoices(self, left: Mapping[int, Left | None]) -> None:
+    async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
         self.left |= left
 
     async def forget_left(self, count: int, *, finalize: bool) -> None:
@@ -98,7 +100,7 @@ async def test_one_that_is_left_stops_no_other_and_says_why() -> None:
 
 @pytest.mark.parametrize(
     ("refusal", "reason"),
-    [(Conflict("PostgreSQL refuses one of them."), CONFLICT), (TookTooLong(), TOOK_TOO_LONG)],
+    [(Conflict("PostgreSQL refuses one of them."), CONFLICT), (StoreTimeout(), TOOK_TOO_LONG)],
 )
 async def test_one_that_makes_postgresql_refuse_a_batch_is_left_alone(
     refusal: TollkeeperError, reason: str
@@ -107,7 +109,7 @@ async def test_one_that_makes_postgresql_refuse_a_batch_is_left_alone(
     books.refusal = refusal
     assert await invoicing(books).turn() == (3, 1)
     assert sorted(books.made) == [[1], [5], [7]]
-    assert books.left[3] == Left(reason, str(refusal))
+    assert books.left[3] == SkipReason(reason, str(refusal))
 
 
 async def test_a_store_that_is_away_ends_the_turn() -> None:
@@ -155,12 +157,12 @@ async def test_a_refusal_says_which_field_is_missing() -> None:
 
     books = Nobodys(1)
     assert await invoicing(books).turn() == (0, 1)
-    assert books.left[1] == Left(INCOMPLETE, "This cannot become final. seller is not known")
+    assert books.left[1] == SkipReason(INCOMPLETE, "This cannot become final. seller is not known")
 
 
 async def test_what_takes_too_long_is_tried_ever_less_often() -> None:
     books = Books(1, 3, refused=frozenset({3}))
-    books.refusal = TookTooLong()
+    books.refusal = StoreTimeout()
     schedule, tried = invoicing(books), list[int]()
     for turn in range(1, 40):
         made = len(books.closed)

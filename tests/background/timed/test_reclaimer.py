@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from gateway.background.timed.pusher import Reclaimer
-from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
+from gateway.core.accounts.holds import ChargedAmounts, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.outbox import EventNote
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Settlement, Verdict
+from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settlement, SettleResult, Verdict
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -37,7 +37,7 @@ class Holds:
     async def expired(self, count: int) -> list[ExpiredHold]:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
-    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         if hold.release.request_id in self.refused:
             raise CountersUnavailable
         self.reclaimed.append(hold.release.request_id)
@@ -138,7 +138,7 @@ async def test_a_live_call_is_not_touched(valkey: str, migrated: str) -> None:
         renewed.extend(observed=1)
         assert await sweep_twice(backend) == 0
         assert world.tenant.held == 20
-        assert [call.settle(tokens=5) for call in (live, renewed)] == [Settled.DONE] * 2
+        assert [call.settle(tokens=5) for call in (live, renewed)] == [SettleResult.DONE] * 2
 
 
 async def test_a_deadline_without_a_hold_is_cleared_away(valkey: str, migrated: str) -> None:
@@ -219,15 +219,17 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 20, Charged(20, 4, 3, money=7, raw_tokens=20, requests=1)),
-        (OBSERVED, 0, Charged()),
-        (RELEASE, 20, Charged()),
-        (HOLD, 20, Charged(50, 4, 3, money=9, raw_tokens=60, requests=1)),
-        (HOLD, 70, Charged(70, 4, 3, money=9, raw_tokens=70, requests=1)),
-        (HOLD, 0, Charged(50, 4, 3, money=9, raw_tokens=60, requests=1)),
+        (OBSERVED, 20, ChargedAmounts(20, 4, 3, money=7, raw_tokens=20, requests=1)),
+        (OBSERVED, 0, ChargedAmounts()),
+        (RELEASE, 20, ChargedAmounts()),
+        (HOLD, 20, ChargedAmounts(50, 4, 3, money=9, raw_tokens=60, requests=1)),
+        (HOLD, 70, ChargedAmounts(70, 4, 3, money=9, raw_tokens=70, requests=1)),
+        (HOLD, 0, ChargedAmounts(50, 4, 3, money=9, raw_tokens=60, requests=1)),
     ],
 )
-def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charged) -> None:
+def test_what_a_hold_costs_under_each_policy(
+    policy: ReclaimPolicy, observed: int, charged: ChargedAmounts
+) -> None:
     seen = replace(expired("a"), observed=observed, credits=4, units=3, money=7)
     assert replace(seen, held=50, held_money=9, held_raw=60).charge(policy) == charged
 
@@ -235,15 +237,15 @@ def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: in
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 200, Charged(200, 4, 3, weighed=20, raw_tokens=200, requests=1)),
-        (OBSERVED, 0, Charged()),
-        (RELEASE, 200, Charged()),
-        (HOLD, 200, Charged(300, 4, 3, weighed=50, raw_tokens=200, requests=1)),
-        (HOLD, 700, Charged(700, 4, 3, weighed=70, raw_tokens=700, requests=1)),
+        (OBSERVED, 200, ChargedAmounts(200, 4, 3, weighed=20, raw_tokens=200, requests=1)),
+        (OBSERVED, 0, ChargedAmounts()),
+        (RELEASE, 200, ChargedAmounts()),
+        (HOLD, 200, ChargedAmounts(300, 4, 3, weighed=50, raw_tokens=200, requests=1)),
+        (HOLD, 700, ChargedAmounts(700, 4, 3, weighed=70, raw_tokens=700, requests=1)),
     ],
 )
 def test_what_a_hold_costs_where_its_plan_weighs_tokens(
-    policy: ReclaimPolicy, observed: int, charged: Charged
+    policy: ReclaimPolicy, observed: int, charged: ChargedAmounts
 ) -> None:
     weighed = replace(expired("a"), observed=observed, weighed=observed // 10, taken=300, held=50)
     assert replace(weighed, credits=4, units=3).charge(policy) == charged
@@ -262,7 +264,7 @@ async def test_a_late_settlement_corrects_whatever_the_policy_charged(
         assert await sweep_twice(backend) == 1
         await backend.flush()
         assert (world.tenant.remaining, world.tenant.held) == (left, 0)
-        assert call.settle(tokens=30) is Settled.RECLAIMED
+        assert call.settle(tokens=30) is SettleResult.RECLAIMED
         await backend.late_settlements.drain()
         await backend.flush()
         assert world.tenant.remaining == 70

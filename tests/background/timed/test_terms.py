@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from gateway.core.model import Service
-from gateway.counters.admission.catalogue import Terms
+from gateway.counters.admission.catalogue import CachedTerms
 from gateway.counters.redis import keys
 from gateway.errors import ServiceNotIncluded
 from tests.background.backend import Backend, backend_at
@@ -20,8 +20,8 @@ TODAY = datetime.now(UTC).date()
 NOW_MS = datetime.now(UTC).timestamp() * 1000
 
 
-def terms(world: World) -> Terms:
-    return Terms(world.get(keys.organization_terms(world.caller.organization_id)))
+def terms(world: World) -> CachedTerms:
+    return CachedTerms(world.get(keys.organization_terms(world.caller.organization_id)))
 
 
 async def model(backend: Backend, name: str) -> int:
@@ -56,7 +56,7 @@ async def test_overrides_reach_the_gateways_and_survive_a_loss(valkey: str, migr
         for _ in range(2):
             found = terms(world).resolve(images, NOW_MS)
             assert (found.meter, found.credits) == ("pay_per_use", 0)
-            assert found.pricing.tiers == (Tier(9, Decimal("0.01")), Tier(None, Decimal("0.008")))
+            assert found.pricing.tiers == (PriceTier(9, Decimal("0.01")), PriceTier(None, Decimal("0.008")))
             world.client.flushall()
             await backend.verify()
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
-from gateway.core.alerts.messages import Delivery, Outcome
+from gateway.core.alerts.messages import Delivery, DeliveryOutcome
 from tests.waiting import eventually
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
@@ -24,7 +24,7 @@ class Waiting:
             for number, (name, count) in enumerate(messages.items(), 1)
             for _ in range(count)
         ]
-        self.results: list[tuple[str, Outcome]] = []
+        self.results: list[tuple[str, DeliveryOutcome]] = []
         self.fails = False
 
     async def claim_due(self, count: int, each: int, busy: Collection[int]) -> Sequence[Delivery]:
@@ -38,7 +38,7 @@ class Waiting:
         self.due = [one for one in self.due if one not in found]
         return found
 
-    async def done(self, delivery: Delivery, outcome: Outcome) -> None:
+    async def done(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
         self.results.append((delivery.url, outcome))
 
     def delivered(self, name: str) -> int:
@@ -52,14 +52,14 @@ class Receivers:
         self.goes_on = asyncio.Event()
         self.under_way = self.most = 0
 
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         if "slow" in url:
             await self.goes_on.wait()
         await asyncio.sleep(0)
         self.under_way -= 1
-        return Outcome(204)
+        return DeliveryOutcome(204)
 
 
 async def stopped(task: asyncio.Task[None]) -> None:

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.verifying.admission_gate import Rewinds
 from gateway.background.verifying.verifier import Verifier
-from gateway.counters.history_guard import Fence
-from gateway.counters.keeper.outbox import Outbox, StrayReader
+from gateway.counters.history_guard import HistoryGuard
+from gateway.counters.keeper.outbox import OrphanReader, Outbox
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from persistence.resources.integrity import Quarantines
 from tests.background.backend import Backend
 from tests.builders import World
@@ -23,10 +23,10 @@ from tests.builders import World
 async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
     backend = Backend(valkey, database)
-    fence = Fence(backend.wire, "keeper", time.monotonic)
-    streams = StrayReader(backend.counters, fence.check_history)
+    fence = HistoryGuard(backend.wire, "keeper", time.monotonic)
+    streams = OrphanReader(backend.counters, fence.check_history)
     rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
-    backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
+    backend.verifier = Verifier(LedgerReader(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
         Outbox(backend.counters, check_history=fence.check_history),
         backend.writer,

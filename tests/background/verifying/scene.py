@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.integrity.recovery import Verified
+from gateway.core.integrity.recovery import VerificationResult
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
@@ -61,7 +61,7 @@ class Scene:
 
     def keeper(self, backend: Backend) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
-        truths, counters = Truths(backend.engine, partition_of), backend.counters
+        truths, counters = LedgerReader(backend.engine, partition_of), backend.counters
         self.gate = AdmissionGate(
             truths, counters, self.clock, recovery_s_max=WAITS_S, late_s_max=WAITS_LATE_S, say=self.say
         )
@@ -95,7 +95,7 @@ class Scene:
     @asynccontextmanager
     async def verifying(
         self, verifier: Verifier | None = None
-    ) -> AsyncIterator[asyncio.Task[list[Verified]]]:
+    ) -> AsyncIterator[asyncio.Task[list[VerificationResult]]]:
         """In the block everything is verified and closed; the late queue is emptied all the while."""
         task = asyncio.create_task((verifier or self.verifier).verify())
         posting = asyncio.create_task(self._post())

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.verifying import admission_gate as module
-from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX, Truth, Verified
+from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX, LedgerState, VerificationResult
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import status
@@ -109,7 +109,7 @@ async def test_a_partition_is_opened_before_others_are_compared(
         source, looks_on = scene.verifier._source, asyncio.Event()
         original = source.truth
 
-        async def slow(organizations: Mapping[int, Sequence[int]]) -> Mapping[int, Truth]:
+        async def slow(organizations: Mapping[int, Sequence[int]]) -> Mapping[int, LedgerState]:
             if other in organizations:
                 await looks_on.wait()
             return await original(organizations)
@@ -137,7 +137,7 @@ async def test_a_partition_is_opened_before_others_are_compared(
         assert scene.verifier.ready
 
 
-async def _looked_until(worker: Worker, task: asyncio.Task[list[Verified]]) -> bool:
+async def _looked_until(worker: Worker, task: asyncio.Task[list[VerificationResult]]) -> bool:
     await worker.look()
     return task.done()
 

@@ -17,9 +17,9 @@ import pytest
 from gateway.background.verifying import reconciler as verifying
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of, bounds, defined
-from gateway.core.accounts.outbox import Budgeted, EventKind
+from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
-from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, Settled, Verdict
+from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, SettleResult, Verdict
 from gateway.counters.keeper.client import NAMES_MAX
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
@@ -29,7 +29,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper import definitions
 from persistence.keeper.verification import Accounts, BudgetUses
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 from tests.background.backend import Backend, backend_at
 from tests.builders import Call, World, encode
 from tests.persistence.scenario import BLANK, stop
@@ -49,10 +49,10 @@ class Kept:
     def organization_id(self) -> int:
         return self.world.caller.organization_id
 
-    def window(self, budget: Budget, value: str = "") -> Budgeted:
+    def window(self, budget: Budget, value: str = "") -> WindowKey:
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
         start = bounds(budget.interval, budget.time_zone, budget.anchor_day, now_ms)[0]
-        return Budgeted(budget.id, start, value)
+        return WindowKey(budget.id, start, value)
 
     def use(self, money: int, user: str = ADA, **facts: Any) -> bytes:
         """A use that moves no account but those of budgets, as `settle` leaves it in the outbox."""
@@ -161,7 +161,7 @@ def digest(value: str) -> str:
 
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
-        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of),
+        backend.counters, Accounts(backend.engine), ReconciliationResults(backend.engine, partition_of),
         lambda: datetime.now(UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
 
@@ -319,7 +319,7 @@ async def test_what_comes_late_after_a_loss_counts_once(kept: Kept) -> None:
     await backend.flush()
     client.flushall()
     await backend.verify()
-    assert call.settle(money=40, raw_tokens=8) is Settled.UNKNOWN
+    assert call.settle(money=40, raw_tokens=8) is SettleResult.UNKNOWN
     terms, verified = keys.organization_terms(kept.organization_id), client.get(keys.verified(0))
     defined = client.get(terms)
     client.delete(terms, keys.verified(0))

@@ -7,13 +7,13 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.core.integrity.recovery import Truth
+from gateway.core.integrity.recovery import LedgerState
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend
 from tests.background.verifying.test_rewinds import guarded
 from tests.background.verifying.test_verifier import restarted
@@ -38,13 +38,13 @@ async def backend(server: ValkeyServer, migrated: str) -> AsyncIterator[Backend]
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     """Whose truths were read, by partition, read after read."""
-    original, found = Truths.truth, Read()
+    original, found = LedgerReader.truth, Read()
 
-    async def truth(self: Truths, organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+    async def truth(self: LedgerReader, organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
         found.append(dict(organizations))
         return await original(self, organizations)
 
-    monkeypatch.setattr(Truths, "truth", truth)
+    monkeypatch.setattr(LedgerReader, "truth", truth)
     return found
 
 
@@ -147,7 +147,7 @@ async def test_where_more_was_defined_than_is_looked_at_everybody_is_compared(
     known = {one: int(last["position"]) for one in range(PARTITIONS)}
     ids = [one.caller.organization_id for one in (first, second)]
     for most, expected in ((len(changes), ids[:1]), (len(changes) - 1, ids)):
-        truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest, changes_max=most)
+        truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest, changes_max=most)
         places = await truths.places(range(PARTITIONS), known)
         assert sorted(one for its in places.organizations.values() for one in its) == expected
 
@@ -253,7 +253,7 @@ async def test_credentials_are_looked_at_where_they_stand(server: ValkeyServer, 
         there = keys.partition_of_digest(key["digest"])
     (last,) = backend.rows("select max(position) as position from control_write")
     position, key_id = int(last["position"]), world.caller.key_id
-    truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest)
+    truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest)
     # Of what was lost all of it, but where its organization is read as well; of what came back, what changed.
     assert list((await truths.places([there], {})).credentials) == [key_id]
     assert list((await truths.places([there, world.p], {})).credentials) == []
@@ -282,6 +282,6 @@ async def test_all_credentials_are_looked_through_some_at_a_time(
     rows = backend.rows("select id, digest from api_key")
     others = [one for one in range(PARTITIONS) if one != world.p]
     ours = [row["id"] for row in rows if keys.partition_of_digest(row["digest"]) in others]
-    truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest, credentials_max=2)
+    truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest, credentials_max=2)
     assert len(ours) > 2
     assert list((await truths.places(others, {})).credentials) == sorted(ours)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gateway.background.verifying.verifier import OVERTAKEN_S, Overtaken, Verifier
+from gateway.background.verifying.verifier import OVERTAKEN_S, SupersededPartitions, Verifier
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.scene import Clock
 from tests.builders import World
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 START = Callable[..., ValkeyServer]
 
 
-class WhatIsRead(Truths):
+class WhatIsRead(LedgerReader):
     """PostgreSQL, and what a flush reads while it is told of the next epoch."""
 
     def __init__(self, backend: Backend, partition: int) -> None:
@@ -36,9 +36,9 @@ class WhatIsRead(Truths):
         return done
 
 
-def clocked(backend: Backend, truths: Truths | None = None) -> Clock:
-    clock, truths = Clock(), truths or Truths(backend.engine, partition_of)
-    backend.verifier = Verifier(truths, backend.counters, overtaken=Overtaken(clock))
+def clocked(backend: Backend, truths: LedgerReader | None = None) -> Clock:
+    clock, truths = Clock(), truths or LedgerReader(backend.engine, partition_of)
+    backend.verifier = Verifier(truths, backend.counters, overtaken=SupersededPartitions(clock))
     return clock
 
 
@@ -151,7 +151,7 @@ async def test_what_waits_is_not_read_as_of_the_epoch_that_it_is_not_verified_un
 
 async def test_an_epoch_is_of_one_history(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
-        truths = Truths(backend.engine, partition_of)
+        truths = LedgerReader(backend.engine, partition_of)
         await backend.verify()
         run_id, other = backend.wire.run_id, b"o" * 40
         assert await truths.note(other, {3: 1, 4: 2}) == {4}

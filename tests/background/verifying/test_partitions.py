@@ -13,14 +13,14 @@ import pytest
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.accounts.definitions import AccountDefinition, UserDefinition
-from gateway.core.integrity.recovery import Truth
+from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import PARTITIONS, Limits, Verdict
 from gateway.counters.admission.callers import Directory
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_verifier import restarted
 from tests.builders import World, driven
@@ -50,12 +50,12 @@ async def two_emptied(backend: Backend) -> tuple[World, World]:
 
 def held_up(
     backend: Backend, partition: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Truths, asyncio.Event]:
+) -> tuple[LedgerReader, asyncio.Event]:
     """Truths that do not read a partition before the event is set."""
-    source, looks_on = Truths(backend.engine, keys.partition_of), asyncio.Event()
+    source, looks_on = LedgerReader(backend.engine, keys.partition_of), asyncio.Event()
     truth = source.truth
 
-    async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, Truth]:
+    async def slow(organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
         if partition in organizations:
             await looks_on.wait()
         return await truth(organizations)
@@ -144,7 +144,7 @@ async def test_a_connection_that_is_lost_is_looked_after_at_once(
     """However rarely a keeper looks while all is verified."""
     server = own_valkey()
     async with backend_at(server.url, migrated) as backend:
-        truths, rarely_s = Truths(backend.engine, keys.partition_of), 3_600.0
+        truths, rarely_s = LedgerReader(backend.engine, keys.partition_of), 3_600.0
         verifier = Verifier(truths, backend.counters, watch_s=rarely_s)
         running, run_id = asyncio.create_task(verifier.run()), backend.wire.run_id
         await eventually(lambda: verifier.pause_s == rarely_s)
@@ -221,7 +221,7 @@ async def test_what_is_written_whole_is_what_was_defined(valkey: str, migrated: 
         assert (key.concurrency, key.rpm) == (9, 0)
 
 
-def definitions_of(truth: Truth) -> list[AccountDefinition]:
+def definitions_of(truth: LedgerState) -> list[AccountDefinition]:
     return [*(one.definition for one in (*truth.organizations, *truth.tenants)), *truth.keys]
 
 
@@ -231,9 +231,9 @@ async def test_a_definition_is_written_where_any_of_it_differs_and_nowhere_else(
     async with backend_at(valkey, migrated) as backend:
         world = await limited(backend)
         caller = world.caller
-        truth = (await Truths(backend.engine, keys.partition_of).truth({world.p: [caller.organization_id]}))[
-            world.p
-        ]
+        truth = (
+            await LedgerReader(backend.engine, keys.partition_of).truth({world.p: [caller.organization_id]})
+        )[world.p]
         user = UserDefinition(caller.tenant_id, caller.organization_id, "its user", Limits(concurrency=3))
         names = [
             world.organization_key, world.tenant_key, world.api_key,
@@ -270,7 +270,7 @@ async def test_a_keeper_that_starts_beside_data_that_is_verified_reads_no_accoun
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(100)
         assert await backend.verify() == []
-        truths = Truths(backend.engine, keys.partition_of)
+        truths = LedgerReader(backend.engine, keys.partition_of)
         for name in ("truth", "places"):
             monkeypatch.delattr(type(truths), name)
         another = Verifier(truths, KeeperCounters(backend.wire))

@@ -15,7 +15,7 @@ from gateway.background.verifying.admission_gate import WHOLE_EACH, PublishedLis
 from gateway.counters.admission.stored import decode_catalogue, encode_catalogue, version_standing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at
 from tests.waiting import eventually
 
@@ -57,7 +57,7 @@ async def desk(valkey: str, migrated: str) -> AsyncIterator[Desk]:
             return may_write[0]
 
         lists = PublishedLists(
-            Truths(backend.engine, partition_of), backend.counters, may,
+            LedgerReader(backend.engine, partition_of), backend.counters, may,
             lambda what, **facts: told.append((what, facts)),
         )  # fmt: skip
         with backend.client() as client:

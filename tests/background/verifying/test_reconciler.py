@@ -13,10 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.timed.invoicing import AccountClosing
+from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import KEEP_S, Reconciler
 from gateway.core.accounts.outbox import decode
-from gateway.core.integrity.reconciliation import Item, Kind, LedgerAccount
+from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.counters.redis import keys
@@ -25,7 +25,7 @@ from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from persistence import engine
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World, encode
 from tests.persistence.scenario import broken
@@ -48,7 +48,8 @@ def reconciler_of(
     clock: Callable[[], datetime] | None = None,
 ) -> Reconciler:
     return Reconciler(
-        backend.counters, accounts or Accounts(backend.engine), Results(backend.engine, partition_of),
+        backend.counters, accounts or Accounts(backend.engine), ReconciliationResults(backend.engine,
+        partition_of),
         clock or partial(datetime.now, UTC), partition_of=partition_of, look_again_s=0.01,
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ async def busy(backend: Backend) -> World:
 
 def kinds(row: Any) -> list[tuple[str, str, int]]:
     """How accounts differ. What their rows say against each other besides is told as contradictions."""
-    items = [item for item in row["items"] if item["kind"] != Kind.CONTRADICTION]
+    items = [item for item in row["items"] if item["kind"] != DifferenceKind.CONTRADICTION]
     return [(item["account"], item["kind"], item["difference"]) for item in items]
 
 
@@ -236,7 +237,7 @@ async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
         assert len(backend.rows("select 1 from dead_letter")) == 1
         reconciler = reconciler_of(backend)
         assert (await reconciler.run_now())["items"] == []
-        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler)
+        account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler)
         with pytest.raises(Conflict, match="could not be stored"):
             await account_closing.close(world.caller.organization_id)
         [letter] = backend.rows("select id from dead_letter")
@@ -270,7 +271,7 @@ async def test_a_sample_looks_at_last_rows(valkey: str, migrated: str) -> None:
         world.put_tenant(remaining=world.tenant.remaining + 40)
         accounts = Accounts(backend.engine)
         found = await reconciler_of(backend).check(await accounts.some_owners(10), deep=False)
-        assert [(item.kind, item.difference) for item in found.items] == [(Kind.DRIFT, 40)]
+        assert [(item.kind, item.difference) for item in found.items] == [(DifferenceKind.DRIFT, 40)]
 
 
 async def test_traffic_is_never_taken_for_drift(valkey: str, migrated: str) -> None:
@@ -307,7 +308,7 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, mi
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
         accounts = LookedAt(backend.engine)
-        account_closing = AccountClosing(backend.counters, accounts, reconciler_of(backend))
+        account_closing = AccountCloser(backend.counters, accounts, reconciler_of(backend))
         owner = world.caller.organization_id
         await account_closing.close(owner)
 
@@ -329,7 +330,7 @@ async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
 ) -> None:
     async with backend_at(valkey, migrated) as backend:
         world, other = await busy(backend), await busy(backend)
-        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler_of(backend))
+        account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
         with psycopg.connect(migrated) as connection:
             connection.execute(
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
@@ -377,7 +378,7 @@ async def test_what_was_compared_is_repaired_and_kept_before_rows_are_asked(
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
         world.put_tenant(remaining=world.tenant.remaining - 7)
-        slow, results = Slow(backend), Results(backend.engine, partition_of)
+        slow, results = Slow(backend), ReconciliationResults(backend.engine, partition_of)
         reconciler = reconciler_of(backend, slow)
         running = asyncio.create_task(reconciler.run_now(repair=True))
         await slow.asked.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import backend_at
 
 
@@ -27,7 +27,7 @@ async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: 
     async with backend_at(valkey, migrated) as backend:
         for _ in range(3):
             await backend.settle_in()
-        truths = Truths(backend.engine, keys.partition_of, keys.partition_of_digest)
+        truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest)
         whole = await truths.places(range(PARTITIONS), {})
         assert not whole.credentials
         found = [one for truth in (await truths.truth(whole.organizations)).values() for one in truth.keys]

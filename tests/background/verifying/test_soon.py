@@ -17,7 +17,7 @@ from gateway.core.model import Verdict
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.sweeps import Sweeps
-from persistence.keeper.verification import Truths
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import backend_at, parted, rejoined
 from tests.background.verifying.scene import TOTAL, WAITS_LATE_S, WAITS_S, Scene, scene_at, worker_slots
 from tests.conftest import ValkeyServer
@@ -55,7 +55,7 @@ async def test_what_somebody_waits_for_in_the_late_queue_is_looked_at_at_once(
     async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
         backend = scene.backend
         late = LateSettlements(backend.keeping, Sweeps(backend.engine), interval_s=AN_HOUR_S)
-        truths = Truths(backend.engine, partition_of)
+        truths = LedgerReader(backend.engine, partition_of)
         gate = AdmissionGate(truths, backend.counters, lambda: 0.0, hurry=late.hurry)
         verifier = Verifier(truths, backend.counters, admission_gate=gate)
         await worker.look()

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.integrity.recovery import Verified
-from gateway.core.model import PARTITIONS, Service, Settled, Verdict
+from gateway.core.integrity.recovery import VerificationResult
+from gateway.core.model import PARTITIONS, Service, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.callers import Directory
 from gateway.counters.layouts import packing
@@ -67,7 +67,7 @@ async def test_an_empty_redis_is_verified_whole(valkey: str, migrated: str) -> N
 
 async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
-        told: list[list[Verified]] = []
+        told: list[list[VerificationResult]] = []
         verifier = Verifier(backend.verifier._source, backend.verifier._target, told.append)
         running = asyncio.create_task(verifier.run())
         await eventually(lambda: verifier.ready)
@@ -228,7 +228,7 @@ class Rollback:
             names = [name for name in client.keys("tk:{*") if not name.endswith((b"}:m", b"}:x"))]
             return cls(backend, {name: client.dump(name) for name in names})
 
-    async def verified(self) -> dict[int, Verified]:
+    async def verified(self) -> dict[int, VerificationResult]:
         """Forget everything since, and have that verified."""
         with self.backend.client() as client:
             for name in client.keys("tk:{*"):
@@ -263,10 +263,10 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
         assert (world.slots("ann"), world.tenant.held) == ([1, 0, 1, 1], 20)
         assert (world.organization.credits_held, world.organization.spend_held) == (0, 0)
         assert seqs == (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
-        assert settled.settle(tokens=7, credits=50, units=2) is Settled.UNKNOWN
+        assert settled.settle(tokens=7, credits=50, units=2) is SettleResult.UNKNOWN
         assert await backend.late_settlements.drain() == 1
         assert (world.late(), world.events()) == ([], [])
-        assert alive.settle(tokens=5) is Settled.DONE
+        assert alive.settle(tokens=5) is SettleResult.DONE
         assert (world.slots("ann"), world.tenant.held) == ([0, 0, 0, 0], 0)
 
 
@@ -431,7 +431,7 @@ async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated
             await backend.verify()
         verify, tries = backend.verifier.verify, 0
 
-        async def tried() -> list[Verified]:
+        async def tried() -> list[VerificationResult]:
             nonlocal tries
             tries += 1
             return await verify()

@@ -21,8 +21,8 @@ from gateway.core.accounts.budgets import (
     FLAG_MONEY,
     FLAG_TOKENS,
     INTERVALS,
-    Asked,
     Budget,
+    CallAttributes,
     account_of,
     accounts_of,
     bounds,
@@ -39,7 +39,7 @@ ZONES = (
 )  # fmt: skip
 QUARTER_HOUR_MS = 15 * 60_000
 BUDGET = Budget(7, "all", "money", 5_000_000_000, "month")
-CALL = Asked(3, 40, 2, "ada", 9, ("gpt-5-mini", "gpt-5"), "s-1")
+CALL = CallAttributes(3, 40, 2, "ada", 9, ("gpt-5-mini", "gpt-5"), "s-1")
 
 
 def local(zone: str, at_ms: int) -> datetime:
@@ -193,7 +193,7 @@ def test_a_budget_is_about_calls_that_fit_all_it_names(selector: dict[str, Any],
 
 
 def test_what_a_call_does_not_name_fits_no_budget_that_names_one() -> None:
-    silent = Asked(3, 40, 2)
+    silent = CallAttributes(3, 40, 2)
     named: list[dict[str, Any]] = [{"user": "ada"}, {"project_id": 0}, {"model": "*"}]
     for selector in named:
         assert not replace(BUDGET, **selector).matches(silent)
@@ -201,8 +201,8 @@ def test_what_a_call_does_not_name_fits_no_budget_that_names_one() -> None:
 
 def test_nobodys_calls_share_one_account_of_each() -> None:
     each = replace(BUDGET, each="user")
-    nobody = account_of(1, each, each.value_of(Asked(3, 40, 2)))
-    assert nobody == account_of(1, each, each.value_of(Asked(3, 41, 5)))
+    nobody = account_of(1, each, each.value_of(CallAttributes(3, 40, 2)))
+    assert nobody == account_of(1, each, each.value_of(CallAttributes(3, 41, 5)))
     assert nobody != account_of(1, each, each.value_of(CALL))
     for kind, value in (("user", "ada"), ("key", "40"), ("project", "9"), ("session", "s-1"), ("", "")):
         assert replace(BUDGET, each=kind).value_of(CALL) == value

@@ -13,12 +13,12 @@ from gateway.core.accounts.budgets import (
     DEFINED_WINDOW,
     MONEY,
     TOKENS,
-    Asked,
     Budget,
+    CallAttributes,
     account_of,
 )
-from gateway.core.accounts.call_budgets import KnownBudgets, OrganizationBudgets
-from gateway.core.calls.call import Call
+from gateway.core.accounts.call_budgets import BudgetCache, OrganizationBudgets
+from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
@@ -32,7 +32,7 @@ SESSION = Budget(6, "runs", MONEY, 10, "total", each="session")
 NAMES: dict[str, Any] = {
     "tenant_id": 3, "user": "ada", "api_key_id": 40, "project_id": 9, "model": "gpt*", "service_id": 2,
 }  # fmt: skip
-CALL = Asked(3, 40, 2, "ada", 9, ("gpt-5",), "s-1")
+CALL = CallAttributes(3, 40, 2, "ada", 9, ("gpt-5",), "s-1")
 
 
 def of(*budgets: Budget, organization_id: int = 1) -> OrganizationBudgets:
@@ -73,7 +73,7 @@ def test_every_model_that_may_answer_counts(models: tuple[str, ...]) -> None:
 
 
 def test_what_was_found_is_kept_until_a_window_ends() -> None:
-    known, budgets = KnownBudgets(), of(MONTH, HOUR, EACH)
+    known, budgets = BudgetCache(), of(MONTH, HOUR, EACH)
     found = known.find(budgets, CALL, NOW)
     assert known.find(budgets, CALL, found.until_ms - 1) is found
     later = known.find(budgets, CALL, found.until_ms)
@@ -86,7 +86,7 @@ def test_what_was_found_is_kept_until_a_window_ends() -> None:
 
 def test_a_raise_ends_when_it_says() -> None:
     raised = replace(MONTH, raised_to=9_000, raised_until_ms=NOW + 5)
-    known, budgets = KnownBudgets(), of(raised)
+    known, budgets = BudgetCache(), of(raised)
     limits = [
         DEFINED_WINDOW.read(known.find(budgets, CALL, at).accounts[0].defined)["limit"]
         for at in (NOW, NOW + 4, NOW + 5)
@@ -95,7 +95,7 @@ def test_a_raise_ends_when_it_says() -> None:
 
 
 def test_budgets_that_changed_are_found_anew() -> None:
-    known = KnownBudgets()
+    known = BudgetCache()
     before = known.find(of(MONTH), CALL, NOW)
     after = known.find(of(replace(MONTH, amount=1)), CALL, NOW)
     assert before.accounts[0].name == after.accounts[0].name
@@ -105,13 +105,13 @@ def test_budgets_that_changed_are_found_anew() -> None:
 
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
-    call = Call("m", GENERIC, b"", "gpt-5", models_beside=("x",))
+    call = CallRequest("m", GENERIC, b"", "gpt-5", models_beside=("x",))
     alike = of(MONTH).asked(caller, 2, said, call)
-    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), Call("m", GENERIC, b""))
+    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, b""))
     every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
-    assert every.asked(caller, 2, said, call) == Asked(3, 40, 2, "ada", 9, ("gpt-5", "x"), "s")
+    assert every.asked(caller, 2, said, call) == CallAttributes(3, 40, 2, "ada", 9, ("gpt-5", "x"), "s")
     for name, value in NAMES.items():
-        place = Asked._fields.index("models" if name == "model" else name)
+        place = CallAttributes._fields.index("models" if name == "model" else name)
         asked = of(replace(MONTH, **{name: value})).asked(caller, 2, said, call)
         assert asked[place]
         assert not any(each for at, each in enumerate(asked) if at != place)
@@ -120,20 +120,20 @@ def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
 @pytest.mark.parametrize(
     ("each", "asked"),
     [
-        ("user", Asked(0, 0, 0, "ada")),
-        ("key", Asked(0, 40, 0)),
-        ("project", Asked(0, 0, 0, "", 9)),
-        ("session", Asked(0, 0, 0, session="s")),
+        ("user", CallAttributes(0, 0, 0, "ada")),
+        ("key", CallAttributes(0, 40, 0)),
+        ("project", CallAttributes(0, 0, 0, "", 9)),
+        ("session", CallAttributes(0, 0, 0, session="s")),
     ],
 )
-def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: Asked) -> None:
+def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: CallAttributes) -> None:
     said = Attribution("ada", project_id=9, session="s")
-    call = Call("m", GENERIC, b"", "gpt-5")
+    call = CallRequest("m", GENERIC, b"", "gpt-5")
     assert of(replace(MONTH, each=each)).asked(Caller(1, 3, 40, 0), 2, said, call) == asked
 
 
 def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
-    known, budgets = KnownBudgets(most=3), of(EACH)
+    known, budgets = BudgetCache(most=3), of(EACH)
     first = known.find(budgets, CALL, NOW)
     for number in range(5):
         known.find(budgets, CALL._replace(user=f"u{number}"), NOW)
@@ -142,7 +142,7 @@ def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
 
 
 def test_nothing_goes_for_a_call_that_nobody_makes() -> None:
-    known, budgets = KnownBudgets(most=1), of(EACH)
+    known, budgets = BudgetCache(most=1), of(EACH)
     first = known.find(budgets, CALL, NOW)
     other = CALL._replace(user="grace")
     assert known.find(budgets, other, NOW, remember=False).accounts == budgets.find(other, NOW).accounts
@@ -150,7 +150,7 @@ def test_nothing_goes_for_a_call_that_nobody_makes() -> None:
 
 
 def test_organizations_share_nothing() -> None:
-    known = KnownBudgets()
+    known = BudgetCache()
     one, other = (known.find(of(MONTH, organization_id=which), CALL, NOW) for which in (1, 2))
     assert one.accounts[0].name != other.accounts[0].name
 
@@ -181,7 +181,7 @@ def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
 
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
     caller, budgets = Caller(1, 3, 40, 0, user="eve"), of(EACH)
-    call = Call("m", GENERIC, b"", "gpt-5", user="dan")
+    call = CallRequest("m", GENERIC, b"", "gpt-5", user="dan")
     assert budgets.asked(caller, 2, Attribution("bob"), call)[3] == "eve"
     assert budgets.asked(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
     assert budgets.asked(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"

@@ -9,10 +9,10 @@ from gateway.core.accounts.outbox import (
     BUDGETED,
     HEAD,
     HEAD_BEFORE,
-    Budgeted,
     EventKind,
     EventNote,
     FlushReport,
+    WindowKey,
     control_id,
     decode,
     fan_out,
@@ -49,7 +49,7 @@ def test_entries_of_layouts_before_are_read() -> None:
 
 
 def test_an_entry_says_which_windows_it_moves_and_by_how_much() -> None:
-    windows = Budgeted(7, 1_700_000), Budgeted(8, 0, "0123456789abcdef01234567"), Budgeted(9, 5, "other")
+    windows = WindowKey(7, 1_700_000), WindowKey(8, 0, "0123456789abcdef01234567"), WindowKey(9, 5, "other")
     moves = replace(Account(1, 1, 100).reset(), money=-3, raw_tokens=4, requests=1, budgets=windows)
     packed = encode(moves)
     assert decode(packed) == moves

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from gateway.core.accounts.plans import TERMS, PlanTerms, plan_payload, read_terms
-from gateway.core.times import CLOCK_OF_UTC, HOUR_MS, Clock
+from gateway.core.times import CLOCK_OF_UTC, HOUR_MS, ZoneOffset
 
 ROW = {
     "id": 4, "name": "Team", "total_amount": 500, "reset_interval": "daily", "overage_policy": "bill",
@@ -20,7 +20,7 @@ def test_a_control_write_brings_the_terms_of_its_plan() -> None:
     stated = {name: value for name, value in ROW.items() if name not in ("id", "name")}
     assert payload.items() >= ({"plan_id": 4, "anchor": 31, "since_ms": SUMMER} | stated).items()
     assert payload.keys() == {"plan_id", "anchor", "since_ms"} | {one.name for one in TERMS}
-    clock = Clock(HOUR_MS, SUMMER, 2 * HOUR_MS)
+    clock = ZoneOffset(HOUR_MS, SUMMER, 2 * HOUR_MS)
     assert read_terms(payload, SUMMER - 1) == PlanTerms(plan_id=4, anchor=31, clock=clock, **stated)
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import (
     BUDGETS_MAX,
-    Asked,
     Budget,
+    CallAttributes,
     Selector,
     may_meet_more,
     selector_of,
@@ -33,7 +33,7 @@ def matching(selectors: set[Selector]) -> int:
     for tenant, user, key, project, service, model in product(
         (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS
     ):
-        asked = Asked(tenant, key, service, user, project, (model,))
+        asked = CallAttributes(tenant, key, service, user, project, (model,))
         most = max(most, sum(budget_of(one).matches(asked) for one in selectors))
     return most
 

@@ -11,10 +11,10 @@ from gateway.core.accounts.budgets import INTERVALS, bounds
 from gateway.core.alerts.thresholds import (
     LOOK_BACK_MS,
     TOTAL_AHEAD_MS,
+    AlertState,
     RunningWindow,
-    Sample,
     Samples,
-    Told,
+    UsageSample,
     crossed,
     exceeds,
     exhausted_ms,
@@ -24,7 +24,7 @@ from gateway.core.times import DAY_MS, HOUR_MS
 
 PARTS = (Decimal("0.5"), Decimal("0.8"), Decimal(1))
 NEVER = Samples()
-NOTHING = Told()
+NOTHING = AlertState()
 HALF, ALL = NOTHING.and_of(PARTS[:1], False, 100), NOTHING.and_of(PARTS, True, 100)
 
 
@@ -84,10 +84,10 @@ def test_the_pace_of_the_window_so_far() -> None:
 
 def test_the_pace_of_the_last_days_where_there_are_any() -> None:
     """Slow for two weeks, then fast."""
-    samples = Samples(Sample(20, 14 * DAY_MS), None)
+    samples = Samples(UsageSample(20, 14 * DAY_MS), None)
     assert exhausted_ms(month(60), NEVER, 21 * DAY_MS) is None
     assert exhausted_ms(month(60), samples, 21 * DAY_MS) == 28 * DAY_MS
-    assert exhausted_ms(month(60), Samples(Sample(60, 14 * DAY_MS), None), 21 * DAY_MS) is None
+    assert exhausted_ms(month(60), Samples(UsageSample(60, 14 * DAY_MS), None), 21 * DAY_MS) is None
 
 
 def test_a_pace_is_believed_after_a_while() -> None:
@@ -110,16 +110,18 @@ def test_what_never_begins_again_is_foreseen_some_days_ahead() -> None:
 def test_samples_are_a_look_back_apart() -> None:
     back = LOOK_BACK_MS["month"]
     first = remembered(NEVER, month(10), 0)
-    assert first == Samples(None, Sample(10, 0))
+    assert first == Samples(None, UsageSample(10, 0))
     assert remembered(first, month(20), back - 1) == first
     second = remembered(first, month(20), back)
-    assert second == Samples(Sample(10, 0), Sample(20, back))
-    assert remembered(second, month(30), 2 * back) == Samples(Sample(20, back), Sample(30, 2 * back))
+    assert second == Samples(UsageSample(10, 0), UsageSample(20, back))
+    assert remembered(second, month(30), 2 * back) == Samples(
+        UsageSample(20, back), UsageSample(30, 2 * back)
+    )
 
 
 def test_what_was_set_back_begins_anew() -> None:
-    samples = Samples(Sample(50, 0), Sample(70, DAY_MS))
-    assert remembered(samples, month(5), 2 * DAY_MS) == Samples(None, Sample(5, 2 * DAY_MS))
+    samples = Samples(UsageSample(50, 0), UsageSample(70, DAY_MS))
+    assert remembered(samples, month(5), 2 * DAY_MS) == Samples(None, UsageSample(5, 2 * DAY_MS))
 
 
 @given(
@@ -135,7 +137,9 @@ def test_an_end_lies_between_now_and_the_next_window(
     used, limit = amounts
     start, next_, _ = bounds(interval, "Europe/Berlin", 1, at)
     now = start + int(((next_ or start + 400 * DAY_MS) - start) * passed)
-    samples = Samples(Sample(before[0], start + int((now - start) * before[1])) if before else None, None)
+    samples = Samples(
+        UsageSample(before[0], start + int((now - start) * before[1])) if before else None, None
+    )
     end = exhausted_ms(RunningWindow(interval, start, next_, limit, used), samples, now)
     if end is not None:
         assert limit / 10 <= used < limit

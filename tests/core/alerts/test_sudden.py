@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.alerts.thresholds import COST_LEAST, Hour, is_sudden, same_hours
+from gateway.core.alerts.thresholds import COST_LEAST, HourlySpend, is_sudden, same_hours
 
 NOW = datetime(2026, 11, 24, 13, 20, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=100)
 UNIT = COST_LEAST
 
 
-def hour(cost: int, usual: int = UNIT, day: int = 24 * UNIT, since: datetime = LONG_AGO) -> Hour:
-    return Hour(cost, usual, day, since)
+def hour(cost: int, usual: int = UNIT, day: int = 24 * UNIT, since: datetime = LONG_AGO) -> HourlySpend:
+    return HourlySpend(cost, usual, day, since)
 
 
 def test_three_times_the_usual_is_sudden() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from gateway.core.alerts.messages import RETRIES, Delivery, Outcome, headers_of, signature
+from gateway.core.alerts.messages import RETRIES, Delivery, DeliveryOutcome, headers_of, signature
 
 NOW = datetime(2026, 4, 1, 12, tzinfo=UTC)
 
@@ -34,6 +34,7 @@ def test_a_message_is_given_up_within_a_day() -> None:
 
 
 def test_only_2xx_is_delivered() -> None:
-    assert [Outcome(status).delivered for status in (200, 204, 301, 404, 500, None)] == [True, True] + [
-        False
-    ] * 4
+    assert [DeliveryOutcome(status).delivered for status in (200, 204, 301, 404, 500, None)] == [
+        True,
+        True,
+    ] + [False] * 4

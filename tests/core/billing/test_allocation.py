@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.charges import Allocation, Allocator, Grant, Outflow, settled
+from gateway.core.billing.charges import Allocation, Allocator, CreditGrant, Outflow, settled
 
 DAY_MS = 86_400_000
 
@@ -17,12 +17,12 @@ def amounts(found: list[Allocation]) -> list[tuple[int | None, int]]:
 def test_priority_then_expiry_then_promotional_then_id() -> None:
     allocator = Allocator()
     for grant in (
-        Grant(1, 10),
-        Grant(2, 10, promotional=True),
-        Grant(3, 10, expires_ms=9 * DAY_MS),
-        Grant(4, 10, priority=200, expires_ms=1 * DAY_MS),
-        Grant(5, 10, expires_ms=8 * DAY_MS),
-        Grant(6, 10, promotional=True),
+        CreditGrant(1, 10),
+        CreditGrant(2, 10, promotional=True),
+        CreditGrant(3, 10, expires_ms=9 * DAY_MS),
+        CreditGrant(4, 10, priority=200, expires_ms=1 * DAY_MS),
+        CreditGrant(5, 10, expires_ms=8 * DAY_MS),
+        CreditGrant(6, 10, promotional=True),
     ):
         allocator.add_grant(grant)
     found = allocator.pay(Outflow(1, 0, 60))
@@ -31,8 +31,8 @@ def test_priority_then_expiry_then_promotional_then_id() -> None:
 
 def test_an_expired_grant_no_longer_pays_and_keeps_its_rest() -> None:
     allocator = Allocator()
-    allocator.add_grant(Grant(1, 10, expires_ms=100))
-    allocator.add_grant(Grant(2, 10))
+    allocator.add_grant(CreditGrant(1, 10, expires_ms=100))
+    allocator.add_grant(CreditGrant(2, 10))
     assert amounts(allocator.pay(Outflow(1, 99, 4))) == [(1, 4)]
     assert amounts(allocator.pay(Outflow(2, 100, 4))) == [(2, 4)]
     assert allocator.left_of(1) == 6
@@ -43,9 +43,9 @@ def test_an_expired_grant_no_longer_pays_and_keeps_its_rest() -> None:
 def test_debt_is_covered_by_the_next_grant() -> None:
     allocator = Allocator()
     assert amounts(allocator.pay(Outflow(1, 0, 30))) == [(None, 30)]
-    assert amounts(allocator.add_grant(Grant(1, 20))) == [(None, -20), (1, 20)]
+    assert amounts(allocator.add_grant(CreditGrant(1, 20))) == [(None, -20), (1, 20)]
     assert allocator.left_of(1) == 0
-    assert amounts(allocator.add_grant(Grant(2, 50))) == [(None, -10), (2, 10)]
+    assert amounts(allocator.add_grant(CreditGrant(2, 50))) == [(None, -10), (2, 10)]
     assert allocator.left_of(2) == 40
 
 
@@ -68,7 +68,7 @@ def test_every_credit_is_allocated_once_and_resuming_changes_nothing(
 ) -> None:
     """One run, and one that is put down and taken up again at every cut, agree on everything."""
     whole, parts = Allocator(), Allocator()
-    grants: dict[int, Grant] = {}
+    grants: dict[int, CreditGrant] = {}
     found: list[Allocation] = []
     again: list[Allocation] = []
     outflows: dict[int, int] = {}
@@ -81,7 +81,7 @@ def test_every_credit_is_allocated_once_and_resuming_changes_nothing(
         match event:
             case ("grant", int(amount), int(priority), until, bool(promotional)):
                 expires = at + until if isinstance(until, int) else None
-                grant = grants[seq] = Grant(seq, amount, priority, expires, promotional)
+                grant = grants[seq] = CreditGrant(seq, amount, priority, expires, promotional)
                 found += whole.add_grant(grant)
                 again += parts.add_grant(grant)
                 balance += amount

@@ -15,7 +15,7 @@ from gateway.core.billing.charges import (
     INVOICE_UNITS_MAX,
     PRODUCT_MAX,
     PURCHASE,
-    Charge,
+    SupplyCharge,
     borne,
     left_out,
     too_dear,
@@ -28,9 +28,9 @@ QUANTITIES = st.integers(-(2**53 - 1), 2**53 - 1)
 APRIL = date(2026, 4, 1)
 
 
-def charge(amount: Decimal, quantity: Decimal = Decimal(1), number: int = 0) -> Charge:
+def charge(amount: Decimal, quantity: Decimal = Decimal(1), number: int = 0) -> SupplyCharge:
     here = (midnight(APRIL), midnight(date(2026, 4, 2)))
-    return Charge(PURCHASE, *here, quantity, abs(amount), amount, "credit_addition", 1, id=number)
+    return SupplyCharge(PURCHASE, *here, quantity, abs(amount), amount, "credit_addition", 1, id=number)
 
 
 def said(why: str) -> Fraction:

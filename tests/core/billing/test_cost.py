@@ -15,7 +15,7 @@ from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
     FREE_TOOLS,
     KINDS,
-    Price,
+    ModelPrice,
     Vector,
     cost_nano,
     lines,
@@ -102,7 +102,7 @@ def test_what_a_price_does_not_name_costs_nothing_more() -> None:
 
 def test_a_price_survives_its_way_to_the_gateway() -> None:
     price = read_price({**OPUS, "context_tiers": [{"above": 9, "input": "1"}]})
-    assert msgspec.json.decode(msgspec.json.encode(price), type=Price) == price
+    assert msgspec.json.decode(msgspec.json.encode(price), type=ModelPrice) == price
 
 
 # --- against a second calculation -------------------------------------------------------

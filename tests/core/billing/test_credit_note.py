@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.invoice import Line, bill, partial_note, whole_note
+from gateway.core.billing.invoice import BillLine, bill, partial_note, whole_note
 from gateway.errors import Conflict, Unprocessable
 from tests.core.billing.test_invoice import totals, worked_example
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_given_back_is_named(position: int, amount: str | None) -
 def test_parts_come_to_the_whole_whatever_they_are(parts: list[int]) -> None:
     back: dict[int, Decimal] = {}
 
-    def keep(note: dict[int, Line]) -> None:
+    def keep(note: dict[int, BillLine]) -> None:
         for position, line in note.items():
             back[position] = back.get(position, Decimal(0)) - line.amount
 

@@ -10,19 +10,19 @@ import pytest
 from gateway.core.billing.document import (
     ILLEGIBLE_MAX,
     LETTERS_MAX,
-    Corrected,
     Document,
+    InvoiceParty,
+    InvoiceReference,
     Letterhead,
-    Party,
     UnseenLetters,
     document_of,
     require_complete,
 )
 from gateway.errors import Unprocessable
 
-SELLER = Party("Tollkeeper Ltd", ("12 Gate Street",), "GB", "GB123456789")
+SELLER = InvoiceParty("Tollkeeper Ltd", ("12 Gate Street",), "GB", "GB123456789")
 DOCUMENT = Document(
-    SELLER, Party("Acme"), ("Thanks.",), "2026-05-15", (Corrected("2026-000001", "2026-05-01"),)
+    SELLER, InvoiceParty("Acme"), ("Thanks.",), "2026-05-15", (InvoiceReference("2026-000001", "2026-05-01"),)
 )
 
 
@@ -37,7 +37,7 @@ def test_what_is_kept_is_read_again() -> None:
     [(None, ["Use"], ["seller"]), (SELLER, [], ["lines"]), (None, [], ["seller", "lines"])],
 )
 def test_without_seller_or_lines_nothing_becomes_final(
-    seller: Party | None, lines: list[str], fields: list[str]
+    seller: InvoiceParty | None, lines: list[str], fields: list[str]
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
         require_complete(replace(DOCUMENT, seller=seller), lines, Letterhead().missing_glyphs)
@@ -59,13 +59,18 @@ class Han(dict[str, str]):
     ("document", "lines", "field", "named"),
     [
         (
-            replace(DOCUMENT, buyer=Party("陳大文")),
+            replace(DOCUMENT, buyer=InvoiceParty("陳大文")),
             ["Use"],
             "buyer.name",
             "陳 (U+9673), 大 (U+5927), 文 (U+6587)",
         ),
-        (replace(DOCUMENT, buyer=Party("Acme", ("1", "東京"))), ["Use"], "buyer.address", "東 (U+6771)"),
-        (replace(DOCUMENT, seller=Party("Ltd", tax_number="税")), ["Use"], "seller.tax_number", "税"),
+        (
+            replace(DOCUMENT, buyer=InvoiceParty("Acme", ("1", "東京"))),
+            ["Use"],
+            "buyer.address",
+            "東 (U+6771)",
+        ),
+        (replace(DOCUMENT, seller=InvoiceParty("Ltd", tax_number="税")), ["Use"], "seller.tax_number", "税"),
         (replace(DOCUMENT, notes=("謝",)), ["Use"], "notes", "謝"),
         (DOCUMENT, ["Use", "名 of June"], "lines.2.description", "名 (U+540D), which no font"),
     ],
@@ -81,7 +86,7 @@ def test_letters_that_no_font_has_are_named_with_their_field(
 
 
 def test_what_nobody_has_looked_for_is_asked_for_at_once_and_only_words_that_may_be_missing() -> None:
-    document = replace(DOCUMENT, buyer=Party("Acme 陳", ("Zoë, Łódź", "東京 1")))
+    document = replace(DOCUMENT, buyer=InvoiceParty("Acme 陳", ("Zoë, Łódź", "東京 1")))
     with pytest.raises(UnseenLetters) as unseen:
         require_complete(document, ["Use", "Жук and use"], {"陳": ""})
     assert list(unseen.value.texts) == ["東京", "Жук"]
@@ -98,10 +103,10 @@ def test_no_more_than_some_fields_and_letters_are_told() -> None:
 
 def test_an_address_of_its_own_counts_before_the_one_of_the_settings() -> None:
     head = Letterhead(addresses={"3": ["By id"], "Acme": ["By name"]})
-    assert head.buyer(3, Party("Acme")).address == ("By id",)
-    assert head.buyer(4, Party("Acme")).address == ("By name",)
-    assert head.buyer(4, Party("Other")).address == ()
-    assert head.buyer(3, Party("Acme", ("Its own",), "DE")) == Party("Acme", ("Its own",), "DE")
+    assert head.buyer(3, InvoiceParty("Acme")).address == ("By id",)
+    assert head.buyer(4, InvoiceParty("Acme")).address == ("By name",)
+    assert head.buyer(4, InvoiceParty("Other")).address == ()
+    assert head.buyer(3, InvoiceParty("Acme", ("Its own",), "DE")) == InvoiceParty("Acme", ("Its own",), "DE")
 
 
 def test_a_credit_note_is_not_due() -> None:

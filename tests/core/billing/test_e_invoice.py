@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.document import Party
+from gateway.core.billing.document import InvoiceParty
 from gateway.core.billing.e_invoice import is_vat_number, legible, terms_of
 from gateway.errors import Conflict, Unprocessable
 from tests.admin.invoices.made import BUYER, SELLER, invoice, note
@@ -80,7 +80,7 @@ def test_a_note_is_turned_round() -> None:
     ],
 )  # fmt: skip
 def test_a_vat_number_begins_with_its_country(country: str | None, number: str | None, known: bool) -> None:
-    assert is_vat_number(Party("x", (), country, number)) is known
+    assert is_vat_number(InvoiceParty("x", (), country, number)) is known
 
 
 def test_what_xml_cannot_have_is_marked() -> None:

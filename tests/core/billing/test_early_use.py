@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.proration import (
     ALL,
-    Ahead,
-    Ended,
+    EarlyUse,
     PlanEnd,
+    PlanStart,
+    PlanUsage,
+    SegmentEnd,
     TokenTerms,
-    Turn,
-    Used,
     ahead,
     debt_end,
     plan_end,
     tokens_used,
 )
-from gateway.core.billing.subscription import Segment, Terms, midnight
+from gateway.core.billing.subscription import PlanSegment, SegmentTerms, midnight
 
 DAY = timedelta(days=1)
 NANO = Fraction(1, 10**9)
@@ -35,18 +35,18 @@ APRIL = date(2026, 4, 1)
 
 def ended(
     cost: str, start: date, end: date, *, at: datetime | None = None, over: bool = True, **more: object
-) -> Ended:
+) -> SegmentEnd:
     """A monthly plan that counts from 1 April and ended: by the calendar, where no moment is said."""
-    terms = Terms(**more)  # type: ignore[arg-type]  # fields of the terms
-    segment = Segment(1, "monthly", Decimal(cost), APRIL, start, end, 1, terms)
-    return Ended(1, [segment], segment, at or midnight(end) - timedelta(milliseconds=1), over)
+    terms = SegmentTerms(**more)  # type: ignore[arg-type]  # fields of the terms
+    segment = PlanSegment(1, "monthly", Decimal(cost), APRIL, start, end, 1, terms)
+    return SegmentEnd(1, [segment], segment, at or midnight(end) - timedelta(milliseconds=1), over)
 
 
-def used_of(end: PlanEnd, used: int, debt: int | None = None) -> Used:
-    return Used(1, 1, end.until, end.total, end.worth, used, end.counted, None, debt)
+def used_of(end: PlanEnd, used: int, debt: int | None = None) -> PlanUsage:
+    return PlanUsage(1, 1, end.until, end.total, end.worth, used, end.counted, None, debt)
 
 
-def alone(end: PlanEnd, used: int, debt: int | None = None) -> Ahead:
+def alone(end: PlanEnd, used: int, debt: int | None = None) -> EarlyUse:
     """What a plan owes that was the only one of its cycle."""
     [found] = ahead([used_of(end, used, debt)], lambda _: end.paid, Decimal(0))
     return found
@@ -108,7 +108,7 @@ class Month:
         self.prices: dict[int, Fraction] = {}
         self.out: set[int] = set()
         self.came_back = False
-        self.ends: list[Used] = []
+        self.ends: list[PlanUsage] = []
 
     def wait(self, days: int) -> None:
         until = min(30, self.day + days)
@@ -134,7 +134,7 @@ class Month:
         if self.plan is not None:
             total, fee = self.plan
             used, until = min(total, len(self.prices)), APRIL + self.day * DAY
-            self.ends.append(Used(1, 1, until, total, Decimal(fee), used, has))
+            self.ends.append(PlanUsage(1, 1, until, total, Decimal(fee), used, has))
         self.came_back = any(token < has for token in self.out)
         self.out = {token for token in self.prices if token >= has}
         for token in self.prices.keys() - self.out:
@@ -180,9 +180,9 @@ def test_seven_tokens_of_which_all_were_used_cost_their_fee() -> None:
     assert half is not None
     price = Decimal("42.857142857143")
     # Days pay for three tokens and a half: of the fourth one a half is owed.
-    assert alone(half, 7) == Ahead(4, Decimal(150), price)
-    assert alone(half, 7, debt=2) == Ahead(2, Decimal("85.714285714"), price)
-    assert alone(half, 3) == Ahead(0, Decimal(0), price)
+    assert alone(half, 7) == EarlyUse(4, Decimal(150), price)
+    assert alone(half, 7, debt=2) == EarlyUse(2, Decimal("85.714285714"), price)
+    assert alone(half, 3) == EarlyUse(0, Decimal(0), price)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +287,8 @@ RESET = datetime(2026, 4, 1, tzinfo=UTC)
 ENDS = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-def turn(day: int, remaining: int | None, moved: int, *, reset: bool = False, month: int = 4) -> Turn:
-    return Turn(datetime(2026, month, day, tzinfo=UTC), reset, remaining, moved)
+def turn(day: int, remaining: int | None, moved: int, *, reset: bool = False, month: int = 4) -> PlanStart:
+    return PlanStart(datetime(2026, month, day, tzinfo=UTC), reset, remaining, moved)
 
 
 @pytest.mark.parametrize(
@@ -319,10 +319,10 @@ def turn(day: int, remaining: int | None, moved: int, *, reset: bool = False, mo
         ([turn(1, None, 0, reset=True), turn(9, 1_000, 1_000), turn(10, None, -1_000)], 0),
     ],
 )  # fmt: skip
-def test_what_was_used_of_a_plan(turns: list[Turn], used: int) -> None:
+def test_what_was_used_of_a_plan(turns: list[PlanStart], used: int) -> None:
     assert tokens_used(turns, 1_000, ENDS) == used
 
 
 def test_what_costs_nothing_owes_nothing() -> None:
     free = PlanEnd(1_000, 0, Decimal(0), Decimal(0), APRIL, APRIL, ENDS, APRIL)
-    assert alone(free, 1_000) == Ahead(0, Decimal(0), Decimal(0))
+    assert alone(free, 1_000) == EarlyUse(0, Decimal(0), Decimal(0))

@@ -11,27 +11,31 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing import events
-from gateway.core.billing.events import AMOUNT_MAX, Told, Unacceptable, counts_of, request_of, use_of
-from gateway.core.billing.money import AtCost, Pricing, Tier, TokenPrice
+from gateway.core.billing.events import AMOUNT_MAX, EventUsage, Unacceptable, counts_of, request_of, use_of
+from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
 from gateway.core.billing.price_book import KINDS, Vector, cost_nano
 from gateway.core.model import Service
 
 PRICE = Vector(9, "USD", (2_000_000_000, 0, 0, 0, 8_000_000_000, *(0,) * 5))
-UNITS = Service(2, "sms", "pay_per_use", False, pricing=Pricing((Tier(None, Decimal("0.01")),)))
-AT_COST = Service(3, "llm", "pay_per_use", False, pricing=Pricing(at_cost=AtCost(Decimal("1.5"))))
+UNITS = Service(2, "sms", "pay_per_use", False, pricing=ServicePricing((PriceTier(None, Decimal("0.01")),)))
+AT_COST = Service(3, "llm", "pay_per_use", False, pricing=ServicePricing(at_cost=CostMarkup(Decimal("1.5"))))
 CREDITS = Service(4, "img", "consumption", False, credits=3)
 BY_TOKEN = Service(
-    5, "rag", "consumption", False, pricing=Pricing(per_million={"*": TokenPrice(1_000_000, 2_000_000)})
+    5,
+    "rag",
+    "consumption",
+    False,
+    pricing=ServicePricing(per_million={"*": CreditRates(1_000_000, 2_000_000)}),
 )
 CHAT = Service(1, "chat")
 
 
-def told(**over: Any) -> Told:
+def told(**over: Any) -> EventUsage:
     usual: dict[str, Any] = {"at_ms": 1, "model": "m", "counts": counts_of({"input": 10, "output": 5})}
-    return Told(**{**usual, "is_counted": True, **over})
+    return EventUsage(**{**usual, "is_counted": True, **over})
 
 
-def used(service: Service, **over: Any) -> events.Use:
+def used(service: Service, **over: Any) -> events.EventSettlement:
     return use_of(told(**over), 7, service, PRICE, None, in_cycle=True)
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.handover import RETRIES, Line, folded
+from gateway.core.billing.handover import RETRIES, PayableLine, folded
 
 KINDS = ("usage", "overage", "tax")
 AMOUNTS = st.decimals(min_value=-1000, max_value=1000, places=2)
@@ -19,7 +19,7 @@ LINES = st.lists(st.tuples(st.sampled_from("abcdefgh"), AMOUNTS, st.sampled_from
 def test_folded_lines_come_to_the_same_and_are_no_more_than_may_be(
     drawn: list[tuple[str, Decimal, str]], most: int
 ) -> None:
-    lines = [Line(at, said, amount, kind) for at, (said, amount, kind) in enumerate(drawn, 1)]
+    lines = [PayableLine(at, said, amount, kind) for at, (said, amount, kind) in enumerate(drawn, 1)]
     told = folded(lines, most)
     assert sum(Fraction(line.amount) for line in told) == sum(Fraction(amount) for _, amount, _ in drawn)
     assert len(told) <= most
@@ -29,8 +29,8 @@ def test_folded_lines_come_to_the_same_and_are_no_more_than_may_be(
 
 def test_lines_that_fit_stay_as_they_are_but_those_of_nothing() -> None:
     lines = [
-        Line(1, "Chat", Decimal("1.00"), "usage"),
-        Line(2, "Credits used", Decimal(0), "credits_consumed"),
+        PayableLine(1, "Chat", Decimal("1.00"), "usage"),
+        PayableLine(2, "Credits used", Decimal(0), "credits_consumed"),
     ]
     assert folded(lines) == (lines[0],)
     assert folded(lines[1:]) == (lines[1],)

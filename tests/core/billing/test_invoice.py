@@ -19,19 +19,19 @@ from gateway.core.billing.charges import (
     TOKENS,
     UNITS,
     USAGE,
-    Charge,
+    SupplyCharge,
     day_fees,
     fee_charge,
     gathered,
     spread_amount,
 )
-from gateway.core.billing.document import Dated, Tax
-from gateway.core.billing.invoice import Bill, Facts, Fee, bill, span
-from gateway.core.billing.money import NANO, ONE_NANO, Portion, Tier, rounded, spread
-from gateway.core.billing.subscription import Segment, Subscription, begin, change_now, cycle_of, midnight
+from gateway.core.billing.document import EffectiveTax, Tax
+from gateway.core.billing.invoice import Bill, Fee, InvoiceFacts, bill, span
+from gateway.core.billing.money import NANO, ONE_NANO, Portion, PriceTier, rounded, spread
+from gateway.core.billing.subscription import PlanSegment, Subscription, begin, change_now, cycle_of, midnight
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
-TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+TIERS = (PriceTier(10_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008")))
 DAY = timedelta(days=1)
 
 
@@ -45,32 +45,34 @@ def totals(made: Bill) -> tuple[Decimal, Decimal]:
     return sum((line.amount for line in made.lines), Decimal(0)) - tax, tax
 
 
-def fact(kind: str, source: str, day: date, quantity: int, price: Decimal, **more: int) -> Charge:
+def fact(kind: str, source: str, day: date, quantity: int, price: Decimal, **more: int) -> SupplyCharge:
     amount = quantity * price
-    return Charge(kind, midnight(day), midnight(day + DAY), Decimal(quantity), price, amount, source, **more)
+    return SupplyCharge(
+        kind, midnight(day), midnight(day + DAY), Decimal(quantity), price, amount, source, **more
+    )
 
 
-def units(portions: Sequence[Portion], day: date = APRIL) -> list[Charge]:
+def units(portions: Sequence[Portion], day: date = APRIL) -> list[SupplyCharge]:
     return [
         fact(USAGE, UNITS, day, each.quantity, each.unit_price, service_id=3, place=at)
         for at, each in enumerate(portions)
     ]
 
 
-def overage(tokens: int, price: str = "0.000003", **more: int) -> Charge:
+def overage(tokens: int, price: str = "0.000003", **more: int) -> SupplyCharge:
     return fact(OVERAGE, TOKENS, APRIL, tokens, Decimal(price), **{"tenant_id": 7, "place": 1} | more)
 
 
-def purchase(addition_id: int, credits_: int, unit_cost: Decimal) -> Charge:
+def purchase(addition_id: int, credits_: int, unit_cost: Decimal) -> SupplyCharge:
     return fact(PURCHASE, ADDITION, APRIL, credits_, unit_cost, source_id=addition_id)
 
 
-def of(charges: Sequence[Charge], **more: object) -> Facts:
-    facts = Facts("USD", Decimal(0), MAY, charges, tenants={7: "Main"}, services={3: "rerank"})
+def of(charges: Sequence[SupplyCharge], **more: object) -> InvoiceFacts:
+    facts = InvoiceFacts("USD", Decimal(0), MAY, charges, tenants={7: "Main"}, services={3: "rerank"})
     return replace(facts, **more)  # type: ignore[arg-type]  # its own fields
 
 
-def fees(subscription: Subscription, since: date, until: date, *plans: str) -> Facts:
+def fees(subscription: Subscription, since: date, until: date, *plans: str) -> InvoiceFacts:
     """The days of a subscription's segments, whose ids are counted from 1."""
     segments = [replace(each, id=number) for number, each in enumerate(subscription.segments, 1)]
     charges = [charge for each in segments for charge in day_fees(each, since, until)]
@@ -78,7 +80,7 @@ def fees(subscription: Subscription, since: date, until: date, *plans: str) -> F
     return of(charges, fees=named, until=until)
 
 
-def worked_example() -> Facts:
+def worked_example() -> InvoiceFacts:
     starter = begin(1, "monthly", Decimal("29.00"), APRIL, date(2027, 4, 1))
     upgraded = change_now(starter, 2, Decimal("99.00"), date(2026, 4, 16))
     facts = fees(upgraded, APRIL, MAY, "Starter", "Pro")
@@ -110,7 +112,7 @@ def test_the_worked_example() -> None:
 
 
 def test_nothing_to_bill_is_an_invoice_without_lines() -> None:
-    assert bill(Facts("USD", Decimal(0), MAY)) == Bill((), ())
+    assert bill(InvoiceFacts("USD", Decimal(0), MAY)) == Bill((), ())
 
 
 def test_every_charge_is_placed_on_its_line() -> None:
@@ -244,7 +246,7 @@ def test_parts_come_to_what_the_whole_does_however_it_is_cut(
     assert abs(exact - owed_for(whole)) <= ONE_NANO
 
 
-def owed_for(segment: Segment) -> Decimal:
+def owed_for(segment: PlanSegment) -> Decimal:
     """The cost of a segment by fractions of its cycles: another way to the same."""
     owed, day = Fraction(0), segment.start
     while day < segment.end:
@@ -308,7 +310,7 @@ def test_what_is_used_is_taxed_with_the_rate_of_its_day(
         fact(USAGE, UNITS, APRIL + at * DAY, quantity, Decimal("0.0007"), service_id=3, place=0)
         for at, quantity in data
     ]
-    dated = [Dated(APRIL + at * DAY, Tax(Decimal(rate))) for at, rate in sorted(changes.items())]
+    dated = [EffectiveTax(APRIL + at * DAY, Tax(Decimal(rate))) for at, rate in sorted(changes.items())]
     made = bill(of(charges, tax_rate=Decimal("0.2"), taxes=dated))
     by_rate: dict[Fraction, Fraction] = {}
     for at, quantity in data:
@@ -350,7 +352,7 @@ def test_a_line_says_what_of_its_month_was_used_before_the_period() -> None:
 def test_units_go_on_behind_a_change_of_the_rate() -> None:
     late = units(spread(TIERS, 9_000, 3_000))
     later = units(spread(TIERS, 12_000, 500), APRIL + 20 * DAY)
-    dated = [Dated(APRIL + 15 * DAY, Tax(Decimal("0.1")))]
+    dated = [EffectiveTax(APRIL + 15 * DAY, Tax(Decimal("0.1")))]
     made = bill(of([*late, *later], tax_rate=Decimal("0.2"), taxes=dated, units_before={(3, APRIL): 9_000}))
     assert [line.description for line in made.lines] == [
         "rerank, April 2026, units 9,001 to 10,000", "rerank, April 2026, units 10,001 to 12,000",

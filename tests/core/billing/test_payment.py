@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.payments import Receivable, due_on, require_payable, require_returnable
+from gateway.core.billing.payments import OpenInvoice, due_on, require_payable, require_returnable
 from gateway.errors import Unprocessable
 
 DUE = date(2026, 5, 14)
@@ -28,16 +28,16 @@ CENTS = st.integers(-100_000, 100_000).map(lambda cents: Decimal(cents).scaleb(-
     ],
 )
 def test_where_an_invoice_stands(rest: str, *, given_up: bool, today: date, status: str) -> None:
-    assert Receivable(Decimal(rest), DUE, given_up=given_up).status(today) == status
+    assert OpenInvoice(Decimal(rest), DUE, given_up=given_up).status(today) == status
 
 
 def test_an_invoice_without_a_day_is_never_overdue() -> None:
-    assert Receivable(Decimal(1)).status(date.max) == "open"
+    assert OpenInvoice(Decimal(1)).status(date.max) == "open"
 
 
 @given(CENTS, st.booleans(), st.integers(-500, 500))
 def test_exactly_what_is_left_to_pay_is_not_paid(rest: Decimal, given_up: bool, days: int) -> None:  # drawn
-    status = Receivable(rest, DUE, given_up=given_up).status(DUE + timedelta(days=days))
+    status = OpenInvoice(rest, DUE, given_up=given_up).status(DUE + timedelta(days=days))
     assert (status == "paid") is (rest <= 0)
     assert (status == "overdue") is (rest > 0 and not given_up and days > 0)
     assert (status == "uncollectible") is (rest > 0 and given_up)

@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import MAKERS, Price, PriceBook, choose, read_price
+from gateway.core.billing.price_book import MAKERS, ModelPrice, PriceBook, choose, read_price
 from tests.core.billing.prices import price_row
 
 NOON_MS = 1_768_392_000_000
 
 
-def price(number: int, model: str = "gpt-4o", **over: Any) -> Price:
+def price(number: int, model: str = "gpt-4o", **over: Any) -> ModelPrice:
     over.setdefault("source", "bundled")
     return read_price(price_row(id=number, model=model, input="1", **over))
 
 
-def found(prices: list[Price], model: str = "gpt-4o", provider: str = "", at_ms: int = NOON_MS) -> int | None:
+def found(
+    prices: list[ModelPrice], model: str = "gpt-4o", provider: str = "", at_ms: int = NOON_MS
+) -> int | None:
     chosen = choose(prices, model, "USD", at_ms, provider)
     if not provider:
         vector = PriceBook(prices).vector(model, "USD", at_ms)
@@ -97,7 +99,7 @@ some = st.builds(
 
 
 @given(st.lists(some, max_size=12, unique_by=lambda price: price[:5]), names, st.integers(0, 4000))
-def test_a_gateway_finds_what_a_quote_says(prices: list[Price], model: str, at_ms: int) -> None:
+def test_a_gateway_finds_what_a_quote_says(prices: list[ModelPrice], model: str, at_ms: int) -> None:
     found(prices, model, at_ms=at_ms)
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from gateway.core.billing.money import (
     IN_MONEY,
     NO_PRICING,
-    AtCost,
-    Tier,
-    TokenPrice,
+    CostMarkup,
+    CreditRates,
+    PriceTier,
     graduated,
     read_pricing,
     rounded,
@@ -28,9 +28,9 @@ PRICE = st.decimals("0", "1000", places=9)
 
 
 @st.composite
-def tiers(draw: st.DrawFn) -> list[Tier]:
+def tiers(draw: st.DrawFn) -> list[PriceTier]:
     ends = sorted(draw(st.sets(st.integers(1, 1_000_000), max_size=5)))
-    return [Tier(end, draw(PRICE)) for end in (*ends, None)]
+    return [PriceTier(end, draw(PRICE)) for end in (*ends, None)]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_product_is_exact() -> None:
 
 
 def test_tiers_are_graduated() -> None:
-    two = [Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008"))]
+    two = [PriceTier(10_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))]
     assert [(part.tier, part.quantity) for part in graduated(two, 0, 41_250)] == [(0, 10_000), (1, 31_250)]
     assert [(part.tier, part.quantity) for part in graduated(two, 9_999, 2)] == [(0, 1), (1, 1)]
     assert graduated(two, 41_250, 0) == []
@@ -64,7 +64,7 @@ def test_tiers_are_graduated() -> None:
 
 @given(tiers=tiers(), already=UNITS, cuts=st.lists(UNITS, max_size=6))
 def test_cutting_units_into_requests_changes_no_tier(
-    tiers: list[Tier], already: int, cuts: list[int]
+    tiers: list[PriceTier], already: int, cuts: list[int]
 ) -> None:
     def by_tier(pieces: list[tuple[int, int]]) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -84,7 +84,7 @@ def test_cutting_units_into_requests_changes_no_tier(
 
 
 @given(tiers=tiers(), units=UNITS, more=UNITS)
-def test_more_units_never_cost_less(tiers: list[Tier], units: int, more: int) -> None:
+def test_more_units_never_cost_less(tiers: list[PriceTier], units: int, more: int) -> None:
     assert spend_micro(tiers, units, more) >= 0
     exact = sum(
         (Fraction(part.unit_price) * part.quantity for part in graduated(tiers, 0, units)), Fraction(0)
@@ -94,20 +94,20 @@ def test_more_units_never_cost_less(tiers: list[Tier], units: int, more: int) ->
 
 def test_pricing_is_read_as_it_is_stored() -> None:
     stored = {"tiers": [{"up_to": 10, "unit_price": "0.50"}, {"up_to": None, "unit_price": "0.1"}]}
-    assert read_pricing(stored).tiers == (Tier(10, Decimal("0.50")), Tier(None, Decimal("0.1")))
-    assert read_pricing({"per_million": {"*": {"output": 5}}}).per_million == {"*": TokenPrice(output=5)}
+    assert read_pricing(stored).tiers == (PriceTier(10, Decimal("0.50")), PriceTier(None, Decimal("0.1")))
+    assert read_pricing({"per_million": {"*": {"output": 5}}}).per_million == {"*": CreditRates(output=5)}
     assert read_pricing(None) == read_pricing({})
     by_kind = {"input": 3, "cache_read": 1, "cache_write": 4, "audio_output": 9}
     read = read_pricing({"per_million": {"gpt*": by_kind}, "markup": "1.25"})
-    assert read.per_million == {"gpt*": TokenPrice(3, cache_read=1, cache_write=4, audio_output=9)}
+    assert read.per_million == {"gpt*": CreditRates(3, cache_read=1, cache_write=4, audio_output=9)}
     assert read.markup == Decimal("1.25")
-    assert read_pricing({"at_cost": {}}).at_cost == AtCost(Decimal(1))
+    assert read_pricing({"at_cost": {}}).at_cost == CostMarkup(Decimal(1))
     at_cost = read_pricing({"at_cost": {"markup": "1.2", "credits_per_unit": "100"}}).at_cost
-    assert at_cost == AtCost(Decimal("1.2"), Decimal(100))
+    assert at_cost == CostMarkup(Decimal("1.2"), Decimal(100))
     assert at_cost.factor == (120, 1)
 
 
 def test_units_at_cost_are_billionths_of_the_currency() -> None:
-    assert read_pricing({"at_cost": {"markup": "1.2"}}).ladder == (Tier(None, Decimal("0.000000001")),)
+    assert read_pricing({"at_cost": {"markup": "1.2"}}).ladder == (PriceTier(None, Decimal("0.000000001")),)
     assert spend_micro(IN_MONEY, 0, 424_800_000) == 424_800
     assert NO_PRICING.ladder == ()

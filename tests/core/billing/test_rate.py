@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import ENDLESS, NANO
-from gateway.core.billing.price_book import Asks, TokenRate, Vector, dearest_rate, usual_rate
+from gateway.core.billing.price_book import PriceQualifiers, TokenRate, Vector, dearest_rate, usual_rate
 
 PRICE = st.integers(0, 10**12)
 FACTOR = st.tuples(st.integers(1, 10**9), st.integers(1, 10**9))
@@ -59,7 +59,7 @@ LONG = Vector(1, "USD", TEXT, context_tiers=((1000, tuple(2 * each for each in T
 def test_a_long_context_counts_where_the_call_may_have_read_as_much(
     read: int, prices: tuple[int, int]
 ) -> None:
-    dearest = dearest_rate([LONG], read, Asks(), in_money=True)
+    dearest = dearest_rate([LONG], read, PriceQualifiers(), in_money=True)
     assert (dearest.input, dearest.output) == prices
     usual = usual_rate([LONG], read, in_money=True)
     assert (usual.input, usual.output) == (prices[0] // 2, prices[1])
@@ -67,5 +67,5 @@ def test_a_long_context_counts_where_the_call_may_have_read_as_much(
 
 def test_of_several_models_each_part_is_the_dearest() -> None:
     other = Vector(2, "USD", (300, *TEXT[1:4], 50, 50, 100, 50, 100, 50), request=9)
-    found = dearest_rate([LONG, other], 10, Asks(caches=False), in_money=False)
+    found = dearest_rate([LONG, other], 10, PriceQualifiers(caches=False), in_money=False)
     assert (found.input, found.output, found.fixed) == (300, 500, 9)

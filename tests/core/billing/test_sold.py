@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.proration import Said, TokenTerms, sold_with
+from gateway.core.billing.proration import PlanVersion, TokenTerms, sold_with
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 BEGINS = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,9 +28,11 @@ def at(month: int, day: int, hour: int = 12) -> datetime:
     moment=st.integers(0, 24 * 200),
 )
 def test_what_is_said_within_a_month_is_of_the_next_one(changes: list[int], had: int, moment: int) -> None:
-    said = [Said(BEGINS + hours * HOUR, monthly(number)) for number, hours in enumerate(changes)]
+    said = [PlanVersion(BEGINS + hours * HOUR, monthly(number)) for number, hours in enumerate(changes)]
     got, now = BEGINS + min(had, moment) * HOUR, BEGINS + moment * HOUR
-    given_ = Said(got, monthly(max([n for n, each in enumerate(said) if each.since <= got], default=0)))
+    given_ = PlanVersion(
+        got, monthly(max([n for n, each in enumerate(said) if each.since <= got], default=0))
+    )
     # As it would go day by day: the terms are taken up as a month begins, or with the plan.
     runs, day = given_.terms, got
     while day <= now:
@@ -51,32 +53,42 @@ def test_what_is_said_within_a_month_is_of_the_next_one(changes: list[int], had:
 def test_a_month_that_becomes_days_is_a_month_up_to_then(
     since: datetime, moment: datetime, total: int
 ) -> None:
-    said = [Said(BEGINS, monthly(1_000)), Said(since, TokenTerms(70, "block", "daily", "UTC", 1))]
+    said = [
+        PlanVersion(BEGINS, monthly(1_000)),
+        PlanVersion(since, TokenTerms(70, "block", "daily", "UTC", 1)),
+    ]
     assert sold_with(said, None, None, moment).total == total
 
 
 def test_days_that_become_a_month_are_of_the_day_that_ran() -> None:
-    said = [Said(BEGINS, TokenTerms(70, "block", "daily", "UTC", 1)), Said(at(4, 10), monthly(1_000))]
+    said = [
+        PlanVersion(BEGINS, TokenTerms(70, "block", "daily", "UTC", 1)),
+        PlanVersion(at(4, 10), monthly(1_000)),
+    ]
     assert sold_with(said, None, None, at(4, 20)).total == 70
     assert sold_with(said, None, None, at(5, 1)).total == 1_000
 
 
 def test_a_reset_that_a_person_asked_for_begins_a_cycle() -> None:
-    said = [Said(BEGINS, monthly(1_000)), Said(at(4, 10), monthly(5_000)), Said(at(4, 15), monthly(6_000))]
+    said = [
+        PlanVersion(BEGINS, monthly(1_000)),
+        PlanVersion(at(4, 10), monthly(5_000)),
+        PlanVersion(at(4, 15), monthly(6_000)),
+    ]
     assert sold_with(said, None, None, at(4, 20)).total == 1_000
     assert sold_with(said, None, at(4, 12), at(4, 20)).total == 5_000
-    assert sold_with(said, Said(at(4, 14), monthly(5_001)), at(4, 12), at(4, 20)).total == 5_001
+    assert sold_with(said, PlanVersion(at(4, 14), monthly(5_001)), at(4, 12), at(4, 20)).total == 5_001
 
 
 def test_tokens_that_are_given_once_are_those_that_were_given() -> None:
     once = [TokenTerms(total, "block", "none", "UTC", 1) for total in (10, 20, 30)]
-    said = [Said(BEGINS, once[0]), Said(at(2, 1), once[1]), Said(at(3, 1), once[2])]
-    assert sold_with(said, Said(at(2, 5), once[1]), None, at(9, 1)) == once[1]
-    assert sold_with(said, Said(at(2, 5), once[1]), at(4, 1), at(9, 1)) == once[2]
+    said = [PlanVersion(BEGINS, once[0]), PlanVersion(at(2, 1), once[1]), PlanVersion(at(3, 1), once[2])]
+    assert sold_with(said, PlanVersion(at(2, 5), once[1]), None, at(9, 1)) == once[1]
+    assert sold_with(said, PlanVersion(at(2, 5), once[1]), at(4, 1), at(9, 1)) == once[2]
 
 
 def test_what_is_older_than_all_that_is_known_is_what_is_known_first() -> None:
-    said = [Said(at(4, 10), monthly(1_000)), Said(at(4, 11), monthly(2_000))]
+    said = [PlanVersion(at(4, 10), monthly(1_000)), PlanVersion(at(4, 11), monthly(2_000))]
     assert sold_with(said, None, None, at(3, 1)).total == 1_000
     assert sold_with(said, None, None, at(4, 20)).total == 1_000
     assert sold_with(said, None, None, at(5, 20)).total == 2_000

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.document import Dated, Tax, in_force
+from gateway.core.billing.document import EffectiveTax, Tax, in_force
 
 DAY = date(2026, 7, 1)
 
 
 @given(since=st.lists(st.integers(0, 40), max_size=6).map(sorted), asked=st.integers(-5, 50))
 def test_the_latest_from_then_on_counts(since: list[int], asked: int) -> None:
-    dated = [Dated(DAY + timedelta(days=days), Tax(Decimal(at) / 100)) for at, days in enumerate(since, 1)]
+    dated = [
+        EffectiveTax(DAY + timedelta(days=days), Tax(Decimal(at) / 100)) for at, days in enumerate(since, 1)
+    ]
     expected = max((at for at, days in enumerate(since, 1) if days <= asked), default=0)
     found = in_force(dated, Tax(Decimal(0)), DAY + timedelta(days=asked))
     assert found.rate == Decimal(expected) / 100

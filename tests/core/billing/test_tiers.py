@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.money import Tier, pack_tiers, read_tiers
+from gateway.core.billing.money import PriceTier, pack_tiers, read_tiers
 
 
 @pytest.mark.parametrize(
@@ -14,11 +14,11 @@ from gateway.core.billing.money import Tier, pack_tiers, read_tiers
 )
 def test_tiers_survive_the_way(prices: tuple[str, ...]) -> None:
     ends = [*range(1000, 1000 * len(prices), 1000), None]
-    tiers = tuple(Tier(end, Decimal(price)) for end, price in zip(ends, prices, strict=False))
+    tiers = tuple(PriceTier(end, Decimal(price)) for end, price in zip(ends, prices, strict=False))
     assert read_tiers(pack_tiers(tiers)) == tiers
     assert len(pack_tiers(tiers)) == 24 * len(tiers)
 
 
 def test_what_is_finer_than_twelve_decimals_is_rounded_up() -> None:
-    (tier,) = read_tiers(pack_tiers([Tier(None, Decimal("0.0000000000001"))]))
+    (tier,) = read_tiers(pack_tiers([PriceTier(None, Decimal("0.0000000000001"))]))
     assert tier.unit_price == Decimal("0.000000000001")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing import price_book
-from gateway.core.billing.money import NANO, Pricing, TokenPrice, read_pricing
+from gateway.core.billing.money import NANO, CreditRates, ServicePricing, read_pricing
 from gateway.core.billing.price_book import (
     FALLBACK,
     KINDS,
@@ -21,7 +21,7 @@ from gateway.core.billing.price_book import (
 )
 
 PRICES = {"gpt": 1, "gpt*": 2, "gpt-4o*": 3, "gpt-4o-mini": 4, "*": 5}
-LADDER = Pricing(per_million={name: TokenPrice(input=price) for name, price in PRICES.items()})
+LADDER = ServicePricing(per_million={name: CreditRates(input=price) for name, price in PRICES.items()})
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_a_whole_name_counts_first_and_then_the_longest_beginning(model: str, pr
 
 
 def test_a_model_that_fits_nothing_has_no_price() -> None:
-    assert token_price(Pricing(per_million={"gpt*": TokenPrice()}), "claude") is None
-    assert token_price(Pricing(), "claude") is None
+    assert token_price(ServicePricing(per_million={"gpt*": CreditRates()}), "claude") is None
+    assert token_price(ServicePricing(), "claude") is None
 
 
 def test_of_names_no_more_are_remembered_than_there_is_room_for() -> None:
@@ -87,9 +87,10 @@ def test_credits_are_exact_to_the_billionth(
 def test_the_dearest_of_two_is_never_less_than_either(
     one: tuple[int | None, ...], other: tuple[int | None, ...], counts: tuple[int, ...]
 ) -> None:
-    pricing = Pricing(
+    pricing = ServicePricing(
         per_million={
-            name: TokenPrice(each[0] or 0, each[1] or 0, each[2]) for name, each in (("a", one), ("b", other))
+            name: CreditRates(each[0] or 0, each[1] or 0, each[2])
+            for name, each in (("a", one), ("b", other))
         }
     )
     found = [token_price(pricing, name) for name in "ab"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.billing.price_book import KINDS, Vector
-from gateway.core.calls.tariff import Priced, answering, is_model
+from gateway.core.calls.tariff import PriceMatch, answering, is_model
 
 
-def priced(model: str, input_: int, output: int = 0, currency: str = "USD", number: int = 1) -> Priced:
+def priced(model: str, input_: int, output: int = 0, currency: str = "USD", number: int = 1) -> PriceMatch:
     prices = dict.fromkeys(KINDS, 0) | {"input": input_, "output": output}
-    return Priced(model, Vector(number, currency, tuple(prices[kind] for kind in KINDS)))
+    return PriceMatch(model, Vector(number, currency, tuple(prices[kind] for kind in KINDS)))
 
 
 COUNTS = (1_000_000, 0, 0, 0, 10, 0, 0, 0, 0, 0)
@@ -41,7 +41,7 @@ def test_where_it_cannot_be_told_the_dearest_by_what_was_used_counts() -> None:
 
 
 def test_prices_of_another_currency_and_none_are_not_compared() -> None:
-    free, none = priced("free", 0, currency="EUR"), Priced("none", None)
+    free, none = priced("free", 0, currency="EUR"), PriceMatch("none", None)
     named = (none, free, priced("dear", 10))
     assert answering(named, "", COUNTS, {}, "") is free
     assert answering(named, "none-1", COUNTS, {}, "") is none

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import KINDS, TokenRate, Vector, cost_nano
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import BudgetClaim, Estimate, budget_bound, budget_claim
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
 
@@ -22,8 +22,8 @@ def price(read: int, written: int, price_id: int = 1) -> Vector:
     return Vector(price_id, "USD", tuple(each))
 
 
-def call(choices: int = 1, input_bytes: int = 300) -> Call:
-    return Call("openai_chat", Family("openai"), b"", "m", choices=choices, input_bytes=input_bytes)
+def call(choices: int = 1, input_bytes: int = 300) -> CallRequest:
+    return CallRequest("openai_chat", Family("openai"), b"", "m", choices=choices, input_bytes=input_bytes)
 
 
 # 300 bytes: 100 tokens by their mean, 150 at most.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import BLOB_TOKENS, Bounds, Call
+from gateway.core.calls.call import BLOB_TOKENS, CallRequest, UsageBounds
 from gateway.core.calls.claims import limit_output, read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ELSEWHERE
@@ -27,11 +27,11 @@ METERS = [
 ]
 
 
-def read(meter: str, body: object, bounds: Bounds | None = None, model: str = "gemini-x") -> Call:
+def read(meter: str, body: object, bounds: UsageBounds | None = None, model: str = "gemini-x") -> CallRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
     params = {"model": model} if meter.startswith("gemini") else {}
-    return read_call(route, params, raw, bounds or Bounds())
+    return read_call(route, params, raw, bounds or UsageBounds())
 
 
 def refused(meter: str, body: object) -> str | None:
@@ -418,7 +418,7 @@ def test_a_body_may_not_name_another_model_than_its_path(body: dict[str, object]
 
 def test_a_bound_may_be_lower() -> None:
     with pytest.raises(InvalidRequest, match="between 0 and 100"):
-        read("openai_chat", {"model": "m", "max_tokens": 101}, Bounds(usage_tokens_max=100))
+        read("openai_chat", {"model": "m", "max_tokens": 101}, UsageBounds(usage_tokens_max=100))
 
 
 @pytest.mark.parametrize("meter", ["generic", "none"])

@@ -11,24 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.money import NO_PRICING, AtCost, Pricing, TokenPrice, whole_credits
-from gateway.core.billing.price_book import KINDS, Asks, TokenRate, Vector, cost_nano
-from gateway.core.calls.call import Call, names_in
+from gateway.core.billing.money import NO_PRICING, CostMarkup, CreditRates, ServicePricing, whole_credits
+from gateway.core.billing.price_book import KINDS, PriceQualifiers, TokenRate, Vector, cost_nano
+from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import Estimate, asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.tariff import charge_of
 from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.model import GENERIC, Decision, Family, Service, Usage, Verdict
+from gateway.core.model import GENERIC, Decision, Family, Service, TokenUsage, Verdict
 from tests.builders import credits_of, prices_of
 
 
-def service(price: TokenPrice | None = None, credits_: int = 0) -> Service:
-    pricing = NO_PRICING if price is None else Pricing(per_million={"m": price})
+def service(price: CreditRates | None = None, credits_: int = 0) -> Service:
+    pricing = NO_PRICING if price is None else ServicePricing(per_million={"m": price})
     return Service(1, "s", "consumption", True, credits_, pricing=pricing)
 
 
-def call(choices: int = 1) -> Call:
-    return Call("openai_chat", Family("openai"), b"", "m", choices=choices)
+def call(choices: int = 1) -> CallRequest:
+    return CallRequest("openai_chat", Family("openai"), b"", "m", choices=choices)
 
 
 def rate(one: Service, estimate: Estimate) -> TokenRate | None:
@@ -44,11 +44,11 @@ def test_a_price_by_the_unit_is_claimed_whole() -> None:
 
 
 def test_a_price_by_token_is_claimed_for_all_a_call_could_use() -> None:
-    one = service(TokenPrice(1_000_000, 2_000_000))
+    one = service(CreditRates(1_000_000, 2_000_000))
     assert claimed(one, rate(one, UNBOUND), UNBOUND, 1) == (100 + 2_000, 102, 1)
     bound = replace(UNBOUND, least=0)
     assert claimed(one, rate(one, bound), bound, 1) == (2_100, 0, 1)
-    dear = service(TokenPrice(1_000_000, 2_000_000, cache_read=3_000_000))
+    dear = service(CreditRates(1_000_000, 2_000_000, cache_read=3_000_000))
     assert claimed(dear, rate(dear, UNBOUND), UNBOUND, 1) == (2_300, 302, 1)
 
 
@@ -59,10 +59,10 @@ def test_only_a_hold_that_bounds_says_how_much_may_be_written() -> None:
     assert output_bound(None, call(), UNBOUND, held) == 400
     assert output_bound(None, call(choices=3), UNBOUND, held) == 133
     held.held_credits = 250
-    dear = rate(service(TokenPrice(1_000_000, 2_000_000)), UNBOUND)
+    dear = rate(service(CreditRates(1_000_000, 2_000_000)), UNBOUND)
     assert output_bound(dear, call(), UNBOUND, held) == 75
     held.bounded = False
-    assert output_bound(rate(service(TokenPrice(1_000_000, 0)), UNBOUND), call(), UNBOUND, held) is None
+    assert output_bound(rate(service(CreditRates(1_000_000, 0)), UNBOUND), call(), UNBOUND, held) is None
 
 
 PRICES = st.tuples(
@@ -75,7 +75,7 @@ def test_no_call_costs_more_than_it_holds(
     prices: tuple[int, int, int | None], read: int, choices: int, beyond: int, data: st.DataObject
 ) -> None:
     cut = data.draw(st.integers(0, 100))
-    one = service(TokenPrice(*prices))
+    one = service(CreditRates(*prices))
     estimate = Estimate(read, read + choices + beyond, read + choices, read)
     dear = rate(one, estimate)
     most, least, _ = claimed(one, dear, estimate, 1)
@@ -84,7 +84,7 @@ def test_no_call_costs_more_than_it_holds(
     assert bound is not None
     written = data.draw(st.integers(0, bound)) * choices
     cached_tokens = data.draw(st.integers(0, read))
-    used = Usage(input=read, output=written, cached=cached_tokens)
+    used = TokenUsage(input=read, output=written, cached=cached_tokens)
     assert credits_of(one, used, "m") <= held.held_credits
 
 
@@ -109,7 +109,7 @@ LOUD = FULL._replace(
 )
 
 
-def asked(meter: str = "openai_chat", **fields: Any) -> Call:
+def asked(meter: str = "openai_chat", **fields: Any) -> CallRequest:
     """A call that says text alone, but for these fields."""
     said = {"contents": [{"parts": [{"text": "of caches and audio"}]}]}
     if not meter.startswith("gemini"):
@@ -118,7 +118,7 @@ def asked(meter: str = "openai_chat", **fields: Any) -> Call:
     body = msgspec.json.encode(document)
     family = OF_METER[meter].name
     tools, plugins = elements(document, "tools"), elements(document, "plugins")
-    return Call(
+    return CallRequest(
         meter, family, body, "m", document=document, tools=tools, plugins=plugins, names=names_in(document)
     )
 
@@ -204,13 +204,13 @@ def test_fields_that_nobody_documented_make_no_call_cheaper(meter: str, unknown:
 
 
 def test_a_family_that_documents_nothing_rules_nothing_out() -> None:
-    assert asks_of(Call("generic", GENERIC, b"", "m", document={}), (TIERED,)) == Asks()
+    assert asks_of(CallRequest("generic", GENERIC, b"", "m", document={}), (TIERED,)) == PriceQualifiers()
 
 
 def test_what_makes_no_call_dearer_is_not_looked_for() -> None:
     flat = Vector(2, "USD", (5,) * len(KINDS))
     loud = asked(modalities=["audio"], service_tier="priority")
-    assert asks_of(loud, (flat,)) == Asks(caches=False, blobs=False, sound=False, tiers=set())
+    assert asks_of(loud, (flat,)) == PriceQualifiers(caches=False, blobs=False, sound=False, tiers=set())
     assert asks_of(loud, (flat, LOUD)) == asks_of(loud, (LOUD,))
     # Dearer from so many tokens on: what reads less is not.
     above = flat._replace(context_tiers=((1_000, LOUD.prices),))
@@ -219,7 +219,7 @@ def test_what_makes_no_call_dearer_is_not_looked_for() -> None:
 
 
 def test_of_a_call_that_cannot_be_read_any_price_is_held() -> None:
-    assert asks_of(call(), (FULL,)) == Asks()
+    assert asks_of(call(), (FULL,)) == PriceQualifiers()
 
 
 COUNT = st.integers(0, 3_000)
@@ -237,9 +237,9 @@ def test_a_call_within_its_estimate_never_costs_more_than_it_holds(
 ) -> None:
     markup, rate = factor
     read, written = sum(counts[:4]), counts[4]
-    at_cost = AtCost(Decimal(markup).scaleb(-6), None if rate is None else Decimal(rate).scaleb(-9))
+    at_cost = CostMarkup(Decimal(markup).scaleb(-6), None if rate is None else Decimal(rate).scaleb(-9))
     meter = "pay_per_use" if rate is None else "consumption"
-    one = Service(1, "s", meter, pricing=Pricing(at_cost=at_cost))
+    one = Service(1, "s", meter, pricing=ServicePricing(at_cost=at_cost))
     within = list(counts)
     within[5], within[6] = min(counts[5], written), min(counts[6], counts[0])
     within[7], within[8] = min(counts[7], written - within[5]), min(counts[8], counts[0] - within[6])
@@ -261,7 +261,7 @@ def test_a_call_within_its_estimate_never_costs_more_than_it_holds(
 
 
 def test_a_plain_call_holds_no_more_than_plain_prices() -> None:
-    one = Service(1, "s", "pay_per_use", pricing=Pricing(at_cost=AtCost(Decimal(1))))
+    one = Service(1, "s", "pay_per_use", pricing=ServicePricing(at_cost=CostMarkup(Decimal(1))))
     estimate = Estimate(100, 150, 0, 50)
     plain = asked(MESSAGES, service_tier="standard_only")
     units = claimed(one, dearest_of(one, (FULL,), estimate, plain), estimate, 1)[2]

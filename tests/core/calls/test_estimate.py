@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import BLOB_TOKENS, Call, names_in
+from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
 from gateway.core.calls.claims import (
     CEILING,
     MODEL_USES,
@@ -17,16 +17,18 @@ from gateway.core.calls.claims import (
     limit_models,
 )
 from gateway.core.families.controlled import elements, models_beside
-from gateway.core.model import INTEGER_MAX, Family, Usage
+from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
 
 
-def call(model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300) -> Call:
-    return Call("openai_chat", Family("openai"), b"", model, False, output_max, choices, input_bytes)
+def call(
+    model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300
+) -> CallRequest:
+    return CallRequest("openai_chat", Family("openai"), b"", model, False, output_max, choices, input_bytes)
 
 
-def used(tokens_in: int, tokens_out: int) -> Usage:
-    return Usage(tokens_in, tokens_out, 0, 0, tokens_in + tokens_out, 1, True)
+def used(tokens_in: int, tokens_out: int) -> TokenUsage:
+    return TokenUsage(tokens_in, tokens_out, 0, 0, tokens_in + tokens_out, 1, True)
 
 
 def test_a_stated_maximum_is_the_hold() -> None:
@@ -53,10 +55,10 @@ ADVISOR: dict[str, Any] = {"type": "advisor_20260301", "name": "advisor", "model
 OPUS = 128_000  # the most that one answer of it has
 
 
-def asked(meter: str = "anthropic_messages", **fields: Any) -> Call:
+def asked(meter: str = "anthropic_messages", **fields: Any) -> CallRequest:
     """A call of 300 bytes, whatever its body says."""
     document = {"model": "claude-haiku-4-5", **fields}
-    made = Call(meter, Family(meter.partition("_")[0]), b"", "claude-haiku-4-5", document=document)
+    made = CallRequest(meter, Family(meter.partition("_")[0]), b"", "claude-haiku-4-5", document=document)
     made.tools, made.plugins = elements(document, "tools"), elements(document, "plugins")
     made.models_beside, made.output_max = models_beside(document), fields.get("max_tokens")
     made.input_bytes = 300
@@ -129,7 +131,7 @@ def test_a_bound_call_says_how_often_its_advisor_may_answer(stated: dict[str, in
 
 
 def test_a_call_without_tokens_needs_none() -> None:
-    assert Estimator().hold(Call("generic", Family("generic"), b""), 1, "x") == Estimate(0, 0, 0, 0)
+    assert Estimator().hold(CallRequest("generic", Family("generic"), b""), 1, "x") == Estimate(0, 0, 0, 0)
 
 
 def test_absurd_maxima_stay_exact_in_lua() -> None:
@@ -205,8 +207,10 @@ def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:
     assert estimator.hold(asked, 1, "chat").need > asked.input_estimate == 120
 
 
-@pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])
-def test_what_was_counted_or_not_reported_teaches_nothing(usage: Usage) -> None:
+@pytest.mark.parametrize(
+    "usage", [TokenUsage(5, 5000, total=5005, estimated=True, reported=True), TokenUsage(5, 5000)]
+)
+def test_what_was_counted_or_not_reported_teaches_nothing(usage: TokenUsage) -> None:
     estimator = Estimator()
     before = estimator.hold(call(), 1, "chat")
     for _ in range(50):
@@ -233,8 +237,8 @@ def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
     assert estimator.hold(call("a"), 1, "chat") == first
 
 
-@pytest.mark.parametrize("answered", [None, Usage(0, 0, reported=True), used(100, 1)])
-def test_a_flood_of_names_displaces_nobody_elses(answered: Usage | None) -> None:
+@pytest.mark.parametrize("answered", [None, TokenUsage(0, 0, reported=True), used(100, 1)])
+def test_a_flood_of_names_displaces_nobody_elses(answered: TokenUsage | None) -> None:
     """Nor their own organization's, as long as no answer taught anything."""
     estimator = Estimator(learned_max=100, share=20)
     for organization_id in (1, 2):

@@ -14,10 +14,10 @@ from gateway.core.billing.money import (
     ENDLESS,
     NANO,
     NO_PRICING,
-    AtCost,
-    Pricing,
-    Tier,
-    TokenPrice,
+    CostMarkup,
+    CreditRates,
+    PriceTier,
+    ServicePricing,
     whole_credits,
 )
 from gateway.core.billing.price_book import TokenRate, Vector
@@ -30,14 +30,14 @@ from gateway.core.calls.tariff import (
     rate_of,
     vectors_of,
 )
-from gateway.core.model import INTEGER_MAX, Service, Usage
+from gateway.core.model import INTEGER_MAX, Service, TokenUsage
 from gateway.errors import ModelNotPriced
 from tests.builders import credits_of, prices_of
 
-PRICES = {"small": TokenPrice(3, 15, 1), "large": TokenPrice(input=3_000_000, output=15_000_000)}
+PRICES = {"small": CreditRates(3, 15, 1), "large": CreditRates(input=3_000_000, output=15_000_000)}
 UNIT = Service(1, "images", "consumption", credits=6)
 ONCE = Service(2, "setup", "consumption", credits=500, one_time=True)
-TOKEN = Service(3, "chat", "consumption", credits=6, pricing=Pricing(per_million=PRICES))
+TOKEN = Service(3, "chat", "consumption", credits=6, pricing=ServicePricing(per_million=PRICES))
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_what_a_use_costs(
     service: Service, model: str, units: int, tokens: tuple[int, int, int], expected: int
 ) -> None:
     read, written, cached = tokens
-    assert credits_of(service, Usage(read, written, cached, units=units), model) == expected
+    assert credits_of(service, TokenUsage(read, written, cached, units=units), model) == expected
 
 
 def test_a_call_that_names_several_models_costs_the_dearest_whichever_is_first() -> None:
-    used = Usage(2, 3, 2)
+    used = TokenUsage(2, 3, 2)
     dear = credits_of(TOKEN, used, "large")
     assert dear > credits_of(TOKEN, used, "small")
     assert credits_of(TOKEN, used, "small", "large", "small") == dear
@@ -90,7 +90,7 @@ def test_a_call_under_way_is_priced_as_it_will_be() -> None:
     rate = rate_of(TOKEN, prices_of(TOKEN, "large"), 5)
     assert rate == TokenRate(5, 3 * 10**15, 15 * 10**15)
     assert [rate.credits(tokens) for tokens in (0, 5, 7)] == [0, 15, 45]
-    assert rate.credits(7) == credits_of(TOKEN, Usage(5, 2), "large")
+    assert rate.credits(7) == credits_of(TOKEN, TokenUsage(5, 2), "large")
 
 
 PRICE = st.integers(0, 10**9)
@@ -118,14 +118,17 @@ def test_a_hold_covers_what_both_its_tokens_and_its_credits_cover() -> None:
 
 
 def test_no_use_costs_more_than_is_counted_exactly() -> None:
-    assert credits_of(Service(1, "x", "consumption", credits=INTEGER_MAX), Usage(units=2), "") == INTEGER_MAX
-    dear = Pricing(per_million={"*": TokenPrice(INTEGER_MAX)})
-    assert credits_of(replace(TOKEN, pricing=dear), Usage(10**8), "any") == INTEGER_MAX
+    assert (
+        credits_of(Service(1, "x", "consumption", credits=INTEGER_MAX), TokenUsage(units=2), "")
+        == INTEGER_MAX
+    )
+    dear = ServicePricing(per_million={"*": CreditRates(INTEGER_MAX)})
+    assert credits_of(replace(TOKEN, pricing=dear), TokenUsage(10**8), "any") == INTEGER_MAX
 
 
-AT_COST = Pricing(at_cost=AtCost(Decimal("1.2")))
-IN_CREDITS = Pricing(at_cost=AtCost(Decimal("1.2"), Decimal(250)))
-TIERS = Pricing(tiers=(Tier(None, Decimal(1)),))
+AT_COST = ServicePricing(at_cost=CostMarkup(Decimal("1.2")))
+IN_CREDITS = ServicePricing(at_cost=CostMarkup(Decimal("1.2"), Decimal(250)))
+TIERS = ServicePricing(tiers=(PriceTier(None, Decimal(1)),))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ TIERS = Pricing(tiers=(Tier(None, Decimal(1)),))
     ],
 )
 def test_a_business_model_uses_one_kind_of_price(
-    meter: str, one_time: bool, pricing: Pricing, field: str | None
+    meter: str, one_time: bool, pricing: ServicePricing, field: str | None
 ) -> None:
     found = misfit(meter, one_time, pricing)
     assert (found and found[0]) == field
@@ -160,12 +163,12 @@ def test_a_price_for_any_model_is_one_for_each() -> None:
     assert len(prices_of(TOKEN, "small", "large")) == 1
     with pytest.raises(ModelNotPriced):
         prices_of(TOKEN, "small", "Large")
-    any_model = Service(3, "chat", "consumption", pricing=Pricing(per_million={"*": TokenPrice()}))
+    any_model = Service(3, "chat", "consumption", pricing=ServicePricing(per_million={"*": CreditRates()}))
     assert len(prices_of(any_model, "any")) == 1
 
 
 @pytest.mark.parametrize("pricing", [TIERS, TOKEN.pricing])
-def test_a_subscription_is_not_priced_by_use(pricing: Pricing) -> None:
+def test_a_subscription_is_not_priced_by_use(pricing: ServicePricing) -> None:
     assert prices_of(Service(4, "x", "subscription", pricing=pricing), "any") == ()
 
 
@@ -190,13 +193,13 @@ def test_at_cost_goes_by_the_price_book_of_every_model_that_may_answer() -> None
 
 @given(cost=st.integers(0, 10**13), markup=st.integers(1, 10**9), rate=st.integers(1, 10**12))
 def test_at_cost_is_cost_times_markup_rounded_once(cost: int, markup: int, rate: int) -> None:
-    at_cost = AtCost(Decimal(markup).scaleb(-6), Decimal(rate).scaleb(-9))
+    at_cost = CostMarkup(Decimal(markup).scaleb(-6), Decimal(rate).scaleb(-9))
     wanted = Fraction(cost) * Fraction(markup, 10**6)
-    money = Service(6, "m", "pay_per_use", pricing=Pricing(at_cost=AtCost(at_cost.markup)))
+    money = Service(6, "m", "pay_per_use", pricing=ServicePricing(at_cost=CostMarkup(at_cost.markup)))
     credits_, over, units = charge_of(money, (BOOK["cheap"],), NO_COUNTS, cost, 1)
     assert (credits_, over) == (0, 0)
     assert units == min(INTEGER_MAX, int(wanted + Fraction(1, 2)))
-    bought = Service(7, "b", "consumption", pricing=Pricing(at_cost=at_cost))
+    bought = Service(7, "b", "consumption", pricing=ServicePricing(at_cost=at_cost))
     nano = int(wanted * Fraction(rate, 10**9) + Fraction(1, 2))
     credits_, over, units = charge_of(bought, (BOOK["cheap"],), NO_COUNTS, cost, 1)
     if nano <= INTEGER_MAX * NANO:

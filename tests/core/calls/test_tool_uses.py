@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core.billing.price_book import KINDS, Vector
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
 from gateway.core.families.controlled import elements
 from gateway.core.model import Family
@@ -22,14 +22,14 @@ WEB = {"web_search": TOOL_USES}
 SEARCH: dict[str, Any] = {"type": "web_search"}
 
 
-def asked(meter: str, fields: dict[str, Any], model: str = "m") -> Call:
+def asked(meter: str, fields: dict[str, Any], model: str = "m") -> CallRequest:
     document = {"model": model, **fields}
-    call = Call(meter, Family(meter.partition("_")[0]), b"", model, document=document)
+    call = CallRequest(meter, Family(meter.partition("_")[0]), b"", model, document=document)
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     return call
 
 
-def uses(call: Call) -> dict[str, int]:
+def uses(call: CallRequest) -> dict[str, int]:
     assert call.document is not None
     return uses_of(call, call.document, PRICED)
 

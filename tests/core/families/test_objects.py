@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import Call, names_in
+from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
-from gateway.core.families.objects import NAMED_MAX, Owned, Place, places_of, read_objects, told
+from gateway.core.families.objects import NAMED_MAX, ObjectAccess, ObjectPath, places_of, read_objects, told
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
     body = json.dumps(document, separators=(",", ":")).encode()
-    call = Call("none", family, body, document=document, names=names_in(document))
+    call = CallRequest("none", family, body, document=document, names=names_in(document))
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
-    read_objects(Owned((), None), call)
+    read_objects(ObjectAccess((), None), call)
     return call.named
 
 
@@ -202,26 +202,26 @@ def test_too_many_and_too_long() -> None:
 @pytest.mark.parametrize(
     ("family", "path", "place"),
     [
-        (Family("openai"), "/v1/responses/resp_1", Place("resp_1")),
-        (Family("openai"), "/v1/responses/resp_1/input_items", Place("resp_1")),
-        (Family("openai"), "/v1/responses", Place()),
-        (Family("openai"), "/v1/responses/compact", Place()),
-        (Family("openai"), "/v1/threads/runs", Place()),
-        (Family("openai"), "/v1/chat/completions/chatcmpl-1", Place("chatcmpl-1")),
-        (Family("openai"), "/openai/v1/files/file-1/content", Place("file-1")),
+        (Family("openai"), "/v1/responses/resp_1", ObjectPath("resp_1")),
+        (Family("openai"), "/v1/responses/resp_1/input_items", ObjectPath("resp_1")),
+        (Family("openai"), "/v1/responses", ObjectPath()),
+        (Family("openai"), "/v1/responses/compact", ObjectPath()),
+        (Family("openai"), "/v1/threads/runs", ObjectPath()),
+        (Family("openai"), "/v1/chat/completions/chatcmpl-1", ObjectPath("chatcmpl-1")),
+        (Family("openai"), "/openai/v1/files/file-1/content", ObjectPath("file-1")),
         (Family("openai"), "/v1/models/gpt-4o", None),
         (Family("openai"), "/v1/filesystem/x", None),
-        (Family("anthropic"), "/v1/messages/batches/b1/results", Place("b1")),
+        (Family("anthropic"), "/v1/messages/batches/b1/results", ObjectPath("b1")),
         (Family("anthropic"), "/v1/messages/count_tokens", None),
         (Family("anthropic"), "/v1/messages", None),
-        (Family("gemini"), "/v1beta/cachedContents/c1", Place("cachedContents/c1")),
-        (Family("gemini"), "/v1beta/files/abc:download", Place("files/abc")),
-        (Family("gemini"), "/upload/v1beta/files", Place()),
+        (Family("gemini"), "/v1beta/cachedContents/c1", ObjectPath("cachedContents/c1")),
+        (Family("gemini"), "/v1beta/files/abc:download", ObjectPath("files/abc")),
+        (Family("gemini"), "/upload/v1beta/files", ObjectPath()),
         (Family("gemini"), "/v1beta/models/gemini-2.5-pro:generateContent", None),
         (Family("generic"), "/files/1", None),
     ],
 )
-def test_what_a_path_is_about(family: Family, path: str, place: Place | None) -> None:
+def test_what_a_path_is_about(family: Family, path: str, place: ObjectPath | None) -> None:
     assert set(places_of(family, path)) == ({place} if place is not None else set())
 
 
@@ -234,12 +234,12 @@ def test_what_a_path_is_about(family: Family, path: str, place: Place | None) ->
     ],
 )  # fmt: skip
 def test_an_id_is_found_however_its_path_is_spelled(path: str) -> None:
-    assert Place("file-1") in places_of(Family("openai"), path)
+    assert ObjectPath("file-1") in places_of(Family("openai"), path)
 
 
 def test_each_reading_of_a_path_names_its_object() -> None:
     path = "/v1/files/theirs/%252e%252e/mine"
-    assert set(places_of(Family("openai"), path)) == {Place("theirs"), Place("mine")}
+    assert set(places_of(Family("openai"), path)) == {ObjectPath("theirs"), ObjectPath("mine")}
     with pytest.raises(InvalidRequest):
         places_of(Family("openai"), "/v1/files/%" + "25" * 20 + "41")
 
@@ -249,9 +249,9 @@ def test_each_reading_of_a_path_names_its_object() -> None:
 def test_an_action_is_its_own_collections(collection: str, action: str) -> None:
     path = f"/v1/{collection}/{action}"
     own = {"threads": {"runs"}, "responses": {"compact", "input_tokens"}}
-    expected = Place() if action in own.get(collection, ()) else Place(action)
+    expected = ObjectPath() if action in own.get(collection, ()) else ObjectPath(action)
     assert places_of(Family("openai"), path) == (expected,)
-    assert places_of(Family("openai"), f"{path}/theirs") == (Place(action),)
+    assert places_of(Family("openai"), f"{path}/theirs") == (ObjectPath(action),)
 
 
 _MORE = st.dictionaries(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import Call, input_tokens
+from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import Estimator
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, prompt_tokens
 from gateway.core.metering.meters import make_meter
@@ -58,7 +58,7 @@ def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
     assert prompt_tokens(body, words) is None
 
 
-def asked(model: str, **fields: Any) -> Call:
+def asked(model: str, **fields: Any) -> CallRequest:
     made = call("openai_chat", **fields)
     made.model = model
     made.body = json.dumps(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.core.accounts.budgets import Budget, LiveWindow, account_of, defined
-from gateway.core.accounts.outbox import Budgeted, EventKind
+from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
-    Kind,
-    Reconciled,
+    DifferenceKind,
+    ReconciliationSummary,
     as_they_should_be,
     differences,
     differing,
@@ -36,35 +36,35 @@ def live(budget: int, start_ms: int, used: int) -> dict[int, LiveWindow]:
 
 
 def accounts(
-    stored: dict[Budgeted, int], waiting: dict[Budgeted, int] | None = None, *there: str
+    stored: dict[WindowKey, int], waiting: dict[WindowKey, int] | None = None, *there: str
 ) -> dict[str, BudgetAccountUse]:
     found = as_they_should_be(7, (PLAIN, TOKENS, EACH), stored, waiting or {}, NOW, there)
     return {one.name: one for one in found}
 
 
 def test_an_account_is_what_is_stored_and_what_waits() -> None:
-    window = Budgeted(1, DAY)
-    found = accounts({window: 5, Budgeted(1, DAY - 1): 99}, {window: 3, Budgeted(2, 0): 7})
+    window = WindowKey(1, DAY)
+    found = accounts({window: 5, WindowKey(1, DAY - 1): 99}, {window: 3, WindowKey(2, 0): 7})
     account = found[account_of(7, PLAIN)]
-    assert account.windows == (window, Budgeted(2, 0))
+    assert account.windows == (window, WindowKey(2, 0))
     assert account.used == (8, 7)
     assert account.defined == defined((PLAIN, TOKENS), NOW)
 
 
 def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
-    stored = {Budgeted(3, DAY, A): 5, Budgeted(3, 1, B): 9}
-    found = accounts(stored, {Budgeted(3, DAY, B): 1}, f"{PREFIX}:other")
+    stored = {WindowKey(3, DAY, A): 5, WindowKey(3, 1, B): 9}
+    found = accounts(stored, {WindowKey(3, DAY, B): 1}, f"{PREFIX}:other")
     assert {name: one.used for name, one in found.items() if ":" in name} == {
         f"{PREFIX}:{A}": (5,), f"{PREFIX}:{B}": (1,), f"{PREFIX}:other": (0,),
     }  # fmt: skip
 
 
 def test_what_is_given_back_leaves_nothing_below_0() -> None:
-    assert accounts({Budgeted(1, DAY): 5}, {Budgeted(1, DAY): -9})[account_of(7, PLAIN)].used == (0, 0)
+    assert accounts({WindowKey(1, DAY): 5}, {WindowKey(1, DAY): -9})[account_of(7, PLAIN)].used == (0, 0)
 
 
 def test_entries_that_wait_count_in_each_budgets_unit() -> None:
-    windows = (Budgeted(1, DAY), Budgeted(2, 0), Budgeted(3, DAY, A), Budgeted(9, DAY))
+    windows = (WindowKey(1, DAY), WindowKey(2, 0), WindowKey(3, DAY, A), WindowKey(9, DAY))
     entry = encode(replace(BLANK, money=5, raw_tokens=7, requests=1, budgets=windows))
     assert waiting_in([entry, b"broken", entry], (PLAIN, TOKENS, EACH)) == {
         windows[0]: 10, windows[1]: 14, windows[2]: 2,
@@ -76,7 +76,7 @@ def test_entries_that_wait_count_in_each_budgets_unit() -> None:
 
 def test_only_what_differs_is_told() -> None:
     name, total = account_of(7, PLAIN), live(2, 0, 0)
-    known = accounts({Budgeted(1, DAY): 5, Budgeted(3, DAY, A): 2}).values()
+    known = accounts({WindowKey(1, DAY): 5, WindowKey(3, DAY, A): 2}).values()
     right = {name: live(1, DAY, 5) | total, f"{PREFIX}:{A}": live(3, DAY, 2)}
     assert (differing(known, right), list(differences(known, right))) == ([], [])
     for window, difference in (
@@ -95,17 +95,17 @@ def test_only_what_differs_is_told() -> None:
 
 def test_both_sides_count_to_the_largest_exact_number() -> None:
     name = account_of(7, PLAIN)
-    known = accounts({Budgeted(1, DAY): INTEGER_MAX}, {Budgeted(1, DAY): 5}).values()
+    known = accounts({WindowKey(1, DAY): INTEGER_MAX}, {WindowKey(1, DAY): 5}).values()
     full = {name: live(1, DAY, INTEGER_MAX) | live(2, 0, 0)}
     assert differing(known, full) == []
     [item] = differences(known, full)
-    assert (item.account, item.kind, item.difference) == ("budget:1", Kind.FULL, 0)
-    assert Reconciled(1, 0, (item,)).faults == ()
+    assert (item.account, item.kind, item.difference) == ("budget:1", DifferenceKind.FULL, 0)
+    assert ReconciliationSummary(1, 0, (item,)).faults == ()
     [item] = differences(known, {name: live(1, DAY, 5) | live(2, 0, 0)})
-    assert item.kind is Kind.DRIFT
+    assert item.kind is DifferenceKind.DRIFT
 
 
 def test_accounts_of_sessions_may_be_forgotten() -> None:
-    known = accounts({Budgeted(3, DAY, A): 2}).values()
+    known = accounts({WindowKey(3, DAY, A): 2}).values()
     assert [item.account for item in differences(known, {})] == [f"budget:3:{A}"]
     assert list(differences(known, {}, forgettable((PLAIN, EACH)))) == []

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.administration import KnownPerson
-from gateway.core.issuers import Issuer, Person, Provider, known_as, read_person
+from gateway.core.accounts.administration import PersonIdentity
+from gateway.core.issuers import IdentityProvider, Issuer, Person, known_as, read_person
 from gateway.errors import InvalidApiKey
 from tests.signing import ISSUER, claims
 
 
-def provider(**rules: Any) -> Provider:
-    return Provider("a", "A", Issuer(ISSUER, ("console",), **rules), "console")
+def provider(**rules: Any) -> IdentityProvider:
+    return IdentityProvider("a", "A", Issuer(ISSUER, ("console",), **rules), "console")
 
 
 def said(**more: object) -> dict[str, Any]:
@@ -24,11 +24,13 @@ def said(**more: object) -> dict[str, Any]:
 def test_a_person_is_known_for_good_by_their_id_and_to_people_by_their_name() -> None:
     now = time.time()
     assert read_person(provider(), said(), "n", now) == Person(
-        KnownPerson(ISSUER, "u-1", "u-1"), (known_as(ISSUER, "u-1"),)
+        PersonIdentity(ISSUER, "u-1", "u-1"), (known_as(ISSUER, "u-1"),)
     )
     named = said(name="Kim", groups=["b", "a", "b"])
     found = read_person(provider(subject="/groups", user="/name"), named, "n", now)
-    assert found == Person(KnownPerson(ISSUER, "u-1", "Kim"), (known_as(ISSUER, "b"), known_as(ISSUER, "a")))
+    assert found == Person(
+        PersonIdentity(ISSUER, "u-1", "Kim"), (known_as(ISSUER, "b"), known_as(ISSUER, "a"))
+    )
 
 
 @pytest.mark.parametrize(

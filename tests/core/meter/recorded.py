@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from gateway.core.calls.call import Call
-from gateway.core.model import Family, Usage
+from gateway.core.calls.call import CallRequest
+from gateway.core.model import Family, TokenUsage
 
 SSE = b"text/event-stream; charset=utf-8"
 JSON = b"application/json"
@@ -21,10 +21,10 @@ class Recorded:
     """One answer: `passed` is what the client gets, `frames` the parts it was sent in."""
 
     name: str
-    call: Call
+    call: CallRequest
     frames: list[bytes]
     passed: bytes
-    usage: Usage
+    usage: TokenUsage
     content_type: bytes = SSE
 
     @property
@@ -32,9 +32,9 @@ class Recorded:
         return b"".join(self.frames)
 
 
-def call(meter: str, *, streamed: bool = True, strip: bool = False, choices: int = 1) -> Call:
+def call(meter: str, *, streamed: bool = True, strip: bool = False, choices: int = 1) -> CallRequest:
     family = Family(meter.partition("_")[0])
-    return Call(meter, family, b"{}", "model-1", streamed, None, choices, 300, 0, strip)
+    return CallRequest(meter, family, b"{}", "model-1", streamed, None, choices, 300, 0, strip)
 
 
 def frame(data: object, event: str = "", end: str = "\n") -> bytes:
@@ -66,7 +66,7 @@ CHAT_USAGE = {
     "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 3, "audio_tokens": 0},
 }
-CHAT_USED = Usage(19, 10, 4, 3, 29, 1, True, False)
+CHAT_USED = TokenUsage(19, 10, 4, 3, 29, 1, True, False)
 CHAT_FRAMES = [
     b": a comment\n\n",
     frame(chat_chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}], usage=None)),
@@ -125,7 +125,7 @@ def response_end(status: str) -> list[bytes]:
     return [*RESPONSE_START, response(f"response.{status}", sequence_number=4, response=end)]
 
 
-RESPONSE_USED = Usage(36, 87, 8, 64, 123, 1, True, False)
+RESPONSE_USED = TokenUsage(36, 87, 8, 64, 123, 1, True, False)
 
 
 def message(kind: str, **fields: object) -> bytes:
@@ -159,7 +159,7 @@ MESSAGE_END = [
     message("message_stop"),
 ]
 MESSAGE = [MESSAGE_START, *MESSAGE_TEXT, *MESSAGE_END]
-MESSAGE_USED = Usage(165, 15, 40, 0, 180, 1, True, False)
+MESSAGE_USED = TokenUsage(165, 15, 40, 0, 180, 1, True, False)
 MESSAGE_TOOL = [
     MESSAGE_START,
     message(
@@ -211,13 +211,15 @@ GEMINI_ARRAY = [
     prefix + json.dumps(item, indent=2).encode()
     for prefix, item in zip([b"[", b",\r\n", b",\r\n"], GEMINI_ITEMS, strict=True)
 ] + [b"\n]"]
-GEMINI_USED = Usage(8, 25, 2, 20, 33, 1, True, False)
+GEMINI_USED = TokenUsage(8, 25, 2, 20, 33, 1, True, False)
 
-COMPLETION_USED = Usage(5, 7, 0, 0, 12, 1, True, False)
-MESSAGE_TOOL_USED = Usage(165, 9, 40, 0, 174, 1, True, False)
+COMPLETION_USED = TokenUsage(5, 7, 0, 0, 12, 1, True, False)
+MESSAGE_TOOL_USED = TokenUsage(165, 9, 40, 0, 174, 1, True, False)
 
 
-def whole(name: str, asked: Call, frames: list[bytes], usage: Usage, content_type: bytes = SSE) -> Recorded:
+def whole(
+    name: str, asked: CallRequest, frames: list[bytes], usage: TokenUsage, content_type: bytes = SSE
+) -> Recorded:
     """A stream that passes as it came."""
     return Recorded(name, asked, frames, b"".join(frames), usage, content_type)
 

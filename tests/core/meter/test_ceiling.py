@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.metering.meters import AnswerMeter, make_meter
-from gateway.core.model import Family, Usage
+from gateway.core.model import Family, TokenUsage
 from tests.core.meter.recorded import SSE, call, frame
 
 JSON = b"application/json"
@@ -23,7 +23,9 @@ MESSAGE: dict[str, Any] = {"type": "message", "content": [{"type": "text", "text
 ENDLESS = 65_536
 
 
-def asked(meter: str, *, output_max: int | None = 500, choices: int = 1, streamed: bool = False) -> Call:
+def asked(
+    meter: str, *, output_max: int | None = 500, choices: int = 1, streamed: bool = False
+) -> CallRequest:
     made = call(meter, streamed=streamed, choices=choices)
     made.output_max, made.input_bytes, made.reports = output_max, 300, True
     Estimator().hold(made, 1, "any")
@@ -31,8 +33,8 @@ def asked(meter: str, *, output_max: int | None = 500, choices: int = 1, streame
 
 
 def used(
-    made: Call, *parts: bytes, content_type: bytes = JSON, ended: bool = True, coding: bytes = b""
-) -> Usage:
+    made: CallRequest, *parts: bytes, content_type: bytes = JSON, ended: bool = True, coding: bytes = b""
+) -> TokenUsage:
     meter: AnswerMeter = make_meter(made, 200, content_type, coding)
     for part in parts:
         meter.feed(part)
@@ -121,7 +123,7 @@ def test_a_blocked_prompt_that_is_reported_costs_what_it_says(metadata: dict[str
 
 @pytest.mark.parametrize("body", [b"", b'{"error":{"code":500}}'])
 def test_what_is_no_answer_costs_nothing(body: bytes) -> None:
-    assert used(asked("gemini_generate"), body) == Usage(units=0)
+    assert used(asked("gemini_generate"), body) == TokenUsage(units=0)
 
 
 @pytest.mark.parametrize("meter", ["gemini_generate", "gemini_stream", "anthropic_messages"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import Splitter, data_of
 from tests.core.meter.recorded import (
@@ -112,7 +112,7 @@ def test_part_of_an_event_has_not_passed_and_is_left_out(strip: bool) -> None:
 def test_no_cut_within_an_event_that_was_too_long_to_keep(
     meter: str, content_type: bytes, frame: bytes
 ) -> None:
-    made = make_meter(call(meter), 200, content_type, b"", Bounds(event_bytes_max=50))
+    made = make_meter(call(meter), 200, content_type, b"", UsageBounds(event_bytes_max=50))
     assert len(made.feed(frame)) > 40
     assert made.cut() == b""
 

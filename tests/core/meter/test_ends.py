@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
 from gateway.core.metering.meters import STEP_BYTES, AnswerMeter, make_meter
 from gateway.core.metering.stream import CODED_BYTES, Brackets
@@ -239,7 +239,7 @@ def test_a_refused_prompt_in_an_array_waits() -> None:
 
 
 def test_an_end_in_front_of_more_than_is_kept_of_an_event_waits() -> None:
-    meter = make_meter(call("openai_chat"), 200, SSE, b"", Bounds(event_bytes_max=100))
+    meter = make_meter(call("openai_chat"), 200, SSE, b"", UsageBounds(event_bytes_max=100))
     assert feed_all(meter, b"data: [DONE]\n:" + b"x" * 200, [50, 80, 110, 180]) == b""
     assert meter.surplus
 
@@ -248,7 +248,7 @@ def test_an_end_in_front_of_more_than_is_kept_of_an_event_waits() -> None:
 def test_an_answer_that_decodes_to_too_much_is_read_no_further(event: bytes) -> None:
     most = 1 << 20
     body = gzip.compress(event * ((8 << 20) // len(event)))
-    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip", Bounds(decoded_bytes_max=most))
+    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip", UsageBounds(decoded_bytes_max=most))
     steps, passed = 1, meter.feed(body)
     while meter.behind:
         steps, passed = steps + 1, passed + meter.feed(b"")
@@ -346,7 +346,7 @@ def test_an_endless_answer_behind_its_end_is_surplus() -> None:
 
 def test_an_event_too_long_to_keep_waits_with_its_last_byte() -> None:
     event = frame({"type": "response.completed", "response": {"output": "x" * 400}})
-    meter = make_meter(call("openai_responses"), 200, SSE, b"", Bounds(event_bytes_max=100))
+    meter = make_meter(call("openai_responses"), 200, SSE, b"", UsageBounds(event_bytes_max=100))
     passed = feed_all(meter, event, list(range(0, len(event), 30)))
     assert not looks_complete(passed, SSE)
     assert len(passed) > 300

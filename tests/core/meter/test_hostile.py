@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
@@ -15,7 +15,7 @@ METERS = [
     "openai_chat", "openai_completions", "openai_embeddings", "openai_responses", "anthropic_messages",
     "gemini_generate", "gemini_stream", "gemini_embed",
 ]  # fmt: skip
-SMALL = Bounds(usage_tokens_max=1000, decoded_bytes_max=4096, kept_bytes_max=256, event_bytes_max=128)
+SMALL = UsageBounds(usage_tokens_max=1000, decoded_bytes_max=4096, kept_bytes_max=256, event_bytes_max=128)
 PIECES = st.sampled_from(
     [
         b"data: ",
@@ -56,7 +56,7 @@ PIECES = st.sampled_from(
 )
 
 
-def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: Bounds) -> None:
+def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: UsageBounds) -> None:
     for finished in (False, True):
         made = make_meter(call(meter, streamed=content_type == SSE), 200, content_type, coding, bounds)
         passed = []
@@ -81,10 +81,10 @@ def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, boun
     st.lists(PIECES | st.binary(max_size=6), max_size=40),
     st.sampled_from([SSE, JSON, b""]),
     st.sampled_from([b"", b"gzip", b"deflate", b"br"]),
-    st.sampled_from([Bounds(), SMALL]),
+    st.sampled_from([UsageBounds(), SMALL]),
 )
 def test_any_bytes(
-    meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: Bounds
+    meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: UsageBounds
 ) -> None:
     run(meter, parts, content_type, coding, bounds)
 
@@ -97,7 +97,13 @@ def test_recorded_streams_with_wounds(recorded: Recorded, data: st.DataObject) -
         at = data.draw(st.integers(0, len(stream) - 1))
         end = min(len(stream), at + data.draw(st.integers(0, 9)))
         stream[at:end] = data.draw(PIECES | st.binary(max_size=3))
-    run(recorded.call.meter, [bytes(stream[:40]), bytes(stream[40:])], recorded.content_type, b"", Bounds())
+    run(
+        recorded.call.meter,
+        [bytes(stream[:40]), bytes(stream[40:])],
+        recorded.content_type,
+        b"",
+        UsageBounds(),
+    )
 
 
 @pytest.mark.parametrize("meter", METERS)
@@ -115,7 +121,7 @@ def test_deep_nesting_and_huge_numbers(meter: str, content_type: bytes) -> None:
             [b"data: " + document + b"\n\n"] if content_type == SSE else [document],
             content_type,
             b"",
-            Bounds(),
+            UsageBounds(),
         )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.metering.meter import TOOLS_MAX, Detail
 from gateway.core.metering.meters import AnswerMeter, make_meter
-from gateway.core.model import Usage
+from gateway.core.model import TokenUsage
 from tests.core.meter.recorded import JSON, call, frame
 
 MESSAGE_USAGE = {
@@ -234,7 +234,7 @@ def test_whatever_an_answer_says_its_kinds_add_up_to_what_is_charged(
     detail = Detail()
     detail.cache_write, detail.cache_write_1h, detail.audio_input, detail.audio_output = parts[:4]
     detail.image_input, detail.image_output = parts[4:]
-    usage = Usage(*said)
+    usage = TokenUsage(*said)
     counts = detail.counts(usage)
     assert min(counts) >= 0
     assert sum(counts[:4]) == usage.input

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meters import AnswerMeter, make_meter
-from gateway.core.model import Family, Usage
+from gateway.core.model import Family, TokenUsage
 
 
 def generic(
-    status: int = 200, amount: bytes = b"", pointer: str = "", bounds: Bounds | None = None
+    status: int = 200, amount: bytes = b"", pointer: str = "", bounds: UsageBounds | None = None
 ) -> AnswerMeter:
-    call = Call("generic", Family("generic"), b"", units_pointer=pointer)
-    return make_meter(call, status, b"image/png", b"", bounds or Bounds(), usage_amount=amount)
+    call = CallRequest("generic", Family("generic"), b"", units_pointer=pointer)
+    return make_meter(call, status, b"image/png", b"", bounds or UsageBounds(), usage_amount=amount)
 
 
 def test_one_unit_an_answer() -> None:
     meter = generic()
     assert not meter.produced
-    assert meter.usage() == Usage(units=0)
+    assert meter.usage() == TokenUsage(units=0)
     assert meter.feed(b"\x89PNG") == b"\x89PNG"
     assert meter.produced
-    assert meter.usage() == Usage(units=1)
+    assert meter.usage() == TokenUsage(units=1)
     meter = generic(204)
     meter.finish()
-    assert meter.usage() == Usage(units=1)
+    assert meter.usage() == TokenUsage(units=1)
 
 
 @pytest.mark.parametrize("status", [304, 404, 500])
@@ -33,8 +33,8 @@ def test_an_error_is_free_unless_it_reports(status: int) -> None:
     meter = generic(status)
     meter.feed(b"x")
     meter.finish()
-    assert meter.usage() == Usage(units=0)
-    assert generic(status, b"3").usage() == Usage(units=3, reported=True)
+    assert meter.usage() == TokenUsage(units=0)
+    assert generic(status, b"3").usage() == TokenUsage(units=3, reported=True)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_stated_amount(amount: bytes, units: int, reported: bool, estimated:
     meter = generic(amount=amount)
     meter.feed(b"x")
     meter.finish()
-    assert meter.usage() == Usage(units=units, reported=reported, estimated=estimated)
+    assert meter.usage() == TokenUsage(units=units, reported=reported, estimated=estimated)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +88,15 @@ def test_the_header_goes_before_the_pointer_and_memory_is_bounded() -> None:
     meter.feed(b'{"n":9}')
     meter.finish()
     assert meter.usage().units == 3
-    meter = generic(pointer="/n", bounds=Bounds(kept_bytes_max=4))
+    meter = generic(pointer="/n", bounds=UsageBounds(kept_bytes_max=4))
     meter.feed(b'{"n":9}')
     meter.finish()
-    assert meter.usage() == Usage(units=1, estimated=True)
+    assert meter.usage() == TokenUsage(units=1, estimated=True)
 
 
 def test_a_free_answer_costs_nothing() -> None:
-    meter = make_meter(Call("none", Family("openai"), b""), 200)
+    meter = make_meter(CallRequest("none", Family("openai"), b""), 200)
     assert meter.feed(b'{"usage":{"prompt_tokens":5}}') == b'{"usage":{"prompt_tokens":5}}'
     meter.finish()
-    assert meter.usage() == Usage(units=0)
+    assert meter.usage() == TokenUsage(units=0)
     assert meter.observed() == 0

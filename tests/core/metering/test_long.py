@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from tests.core.meter.recorded import JSON, SSE, call, frame
 
@@ -59,7 +59,7 @@ def with_picture(answer: bytes, size: int) -> bytes:
     )
 
 
-def fed(meter: str, content_type: bytes, body: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> AnswerMeter:
+def fed(meter: str, content_type: bytes, body: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> AnswerMeter:
     made = make_meter(
         call(meter, streamed=content_type == SSE or meter == "gemini_stream"), 200, content_type, b"", bounds
     )
@@ -97,7 +97,7 @@ def test_the_end_of_a_long_last_event_waits() -> None:
 
 
 def test_a_picture_is_no_text_and_a_long_text_is_one() -> None:
-    bounds = Bounds(event_bytes_max=10_000)
+    bounds = UsageBounds(event_bytes_max=10_000)
     for name, counted in (("partial_image_b64", 0), ("delta", 40_000)):
         event = frame({"type": "x", "ignored": 1, name: "A" * 40_000})
         made = make_meter(call("openai_responses"), 200, SSE, b"", bounds)
@@ -109,10 +109,10 @@ def test_a_picture_is_no_text_and_a_long_text_is_one() -> None:
 
 def test_of_what_is_dense_as_well_the_ends_are_read() -> None:
     dense = {"model": "m-1", "data": [["x" * 9] * 100] * 1500, "service_tier": "flex", "usage": CHAT["usage"]}
-    made = fed("openai_chat", JSON, json.dumps(dense).encode(), Bounds(kept_bytes_max=MIB))
+    made = fed("openai_chat", JSON, json.dumps(dense).encode(), UsageBounds(kept_bytes_max=MIB))
     assert made.usage().total == 21_000
     assert (made.detail.model, made.detail.service_tier) == ("m-1", "flex")
     event = {"type": "response.completed", "response": {**RESPONSE, "output": dense["data"]}}
-    made = fed("openai_responses", SSE, frame(event), Bounds(event_bytes_max=MIB))
+    made = fed("openai_responses", SSE, frame(event), UsageBounds(event_bytes_max=MIB))
     assert made.usage().total == 21_000
     assert not made.usage().estimated

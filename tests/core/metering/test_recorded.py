@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
@@ -63,7 +63,7 @@ SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in
 ALL = pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
 
 
-def fed(answer: Answer, *chunks: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> AnswerMeter:
+def fed(answer: Answer, *chunks: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> AnswerMeter:
     """The meter of an answer that came in these chunks."""
     meter = make_meter(answer.call, 200, answer.content_type, bounds=bounds)
     passed = b"".join([*(meter.feed(chunk) for chunk in chunks), meter.finish()])
@@ -176,7 +176,7 @@ def test_a_picture_beside_a_report_changes_nothing_of_it(answer: Answer, piece: 
         body = body[: match.end()] + picture + body[match.end() :]
     chunks = [body[at : at + piece] for at in range(0, len(body), piece)]
     meter = fed(
-        replace(answer, body=body), *chunks, bounds=Bounds(kept_bytes_max=16_384, event_bytes_max=16_384)
+        replace(answer, body=body), *chunks, bounds=UsageBounds(kept_bytes_max=16_384, event_bytes_max=16_384)
     )
     assert vector(meter) == says(table()[answer.name])
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import Bounds
+from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.metering.stream import StreamMeter
-from gateway.core.model import Usage
+from gateway.core.model import TokenUsage
 from tests.core.meter.recorded import (
     CHAT,
     CHAT_FRAMES,
@@ -33,7 +33,7 @@ from tests.core.meter.recorded import (
 )  # fmt: skip
 
 
-def run(recorded: Recorded, stream: bytes, cuts: list[int], coding: bytes = b"") -> tuple[bytes, Usage]:
+def run(recorded: Recorded, stream: bytes, cuts: list[int], coding: bytes = b"") -> tuple[bytes, TokenUsage]:
     meter = make_meter(recorded.call, 200, recorded.content_type, coding)
     places = [0, *sorted(cuts), len(stream)]
     passed = [meter.feed(stream[start:end]) for start, end in pairwise(places)]
@@ -88,7 +88,7 @@ def test_a_stream_that_dies_is_charged_what_came(recorded: Recorded) -> None:
         usage = meter.usage()
         assert usage.total <= max(recorded.usage.total, recorded.call.input_estimate + recorded.usage.total)
         if not meter.produced:
-            assert usage == Usage(units=0)
+            assert usage == TokenUsage(units=0)
             assert meter.observed() == 0
         elif usage != recorded.usage:
             assert usage.estimated
@@ -97,8 +97,8 @@ def test_a_stream_that_dies_is_charged_what_came(recorded: Recorded) -> None:
         assert meter.so_far().total == meter.observed()
 
 
-def chat(strip: bool = True, bounds: Bounds | None = None) -> AnswerMeter:
-    return make_meter(call("openai_chat", strip=strip), 200, SSE, b"", bounds or Bounds())
+def chat(strip: bool = True, bounds: UsageBounds | None = None) -> AnswerMeter:
+    return make_meter(call("openai_chat", strip=strip), 200, SSE, b"", bounds or UsageBounds())
 
 
 def test_nothing_is_held_back_longer_than_its_event() -> None:
@@ -134,7 +134,7 @@ def test_usage_in_a_frame_with_choices_passes() -> None:
 
 
 def test_an_event_longer_than_the_bound_passes_and_counts_as_text() -> None:
-    meter = chat(bounds=Bounds(event_bytes_max=1000))
+    meter = chat(bounds=UsageBounds(event_bytes_max=1000))
     long = frame(delta("x" * 5000))
     passed = b"".join(meter.feed(long[at : at + 100]) for at in range(0, len(long), 100))
     passed += meter.feed(DONE) + meter.finish()
@@ -158,7 +158,7 @@ def test_a_long_event_passes_unread_while_memory_is_short_and_counts_as_text() -
 def test_pieces_of_text_are_kept_as_one_before_long() -> None:
     asked = call("openai_chat")
     asked.tokens_of = len
-    meter = make_meter(asked, 200, SSE, b"", Bounds())
+    meter = make_meter(asked, 200, SSE, b"", UsageBounds())
     assert isinstance(meter, StreamMeter)
     for _ in range(3 * TEXTS_MAX):
         meter.feed(frame(delta("ab")))
@@ -174,14 +174,14 @@ def test_usage_repeated_in_every_frame_is_taken_once() -> None:
     for _ in range(2):
         meter.feed(frame(chat_chunk(choices=[], usage={"prompt_tokens": 10, "completion_tokens": 5})))
     meter.finish()
-    assert meter.usage() == Usage(10, 5, 0, 0, 15, 1, True, False)
+    assert meter.usage() == TokenUsage(10, 5, 0, 0, 15, 1, True, False)
 
 
 def test_a_smaller_report_after_a_larger_one_is_not_believed() -> None:
     meter = chat(strip=False)
     meter.feed(frame(chat_chunk(choices=[], usage={"prompt_tokens": 10, "completion_tokens": 5})))
     meter.feed(frame(chat_chunk(choices=[], usage={"prompt_tokens": 0, "completion_tokens": 0})))
-    assert meter.usage() == Usage(10, 5, 0, 0, 15, 1, True, True)
+    assert meter.usage() == TokenUsage(10, 5, 0, 0, 15, 1, True, True)
 
 
 def test_missing_usage_is_counted_not_zero() -> None:
@@ -202,7 +202,7 @@ def test_a_stream_without_an_event_is_charged_nothing(stream: bytes) -> None:
     meter = chat()
     meter.feed(stream)
     meter.finish()
-    assert meter.usage() == Usage(units=0)
+    assert meter.usage() == TokenUsage(units=0)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_an_error_in_the_stream_charges_what_was_produced() -> None:
     meter = chat()
     meter.feed(error)
     meter.finish()
-    assert meter.usage() == Usage(units=0)
+    assert meter.usage() == TokenUsage(units=0)
     meter = chat()
     meter.feed(frame(delta("Tolls are old")) + error)
     meter.finish()
@@ -256,7 +256,7 @@ def test_numbers_a_later_report_leaves_out_keep_their_value() -> None:
     last = message("message_delta", delta={}, usage={"input_tokens": 30, "output_tokens": 15})
     meter.feed(b"".join([MESSAGE_START, *MESSAGE_TEXT, last]))
     meter.finish()
-    assert meter.usage() == Usage(170, 15, 40, 0, 185, 1, True, False)
+    assert meter.usage() == TokenUsage(170, 15, 40, 0, 185, 1, True, False)
 
 
 def test_what_a_stream_tells_of_is_noted_as_it_comes() -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.metering.meters import make_meter
-from gateway.core.model import Usage
+from gateway.core.model import TokenUsage
 from tests.core.meter.recorded import (
     CHAT_USAGE,
     CHAT_USED,
@@ -46,22 +46,22 @@ EMBEDDINGS = {
 ANSWERS = {
     "openai_chat": (CHAT, CHAT_USED),
     "openai_completions": ({**CHAT, "choices": [{"text": "x"}]}, CHAT_USED),
-    "openai_embeddings": (EMBEDDINGS, Usage(8, 0, 0, 0, 8, 1, True, False)),
+    "openai_embeddings": (EMBEDDINGS, TokenUsage(8, 0, 0, 0, 8, 1, True, False)),
     "openai_responses": (
         {"object": "response", "status": "completed", "usage": RESPONSE_USAGE},
         RESPONSE_USED,
     ),
-    "anthropic_messages": (MESSAGE, Usage(10, 4, 3, 0, 14, 1, True, False)),
-    "gemini_generate": (GEMINI_ITEMS[2], Usage(8, 25, 2, 20, 33, 1, True, False)),
+    "anthropic_messages": (MESSAGE, TokenUsage(10, 4, 3, 0, 14, 1, True, False)),
+    "gemini_generate": (GEMINI_ITEMS[2], TokenUsage(8, 25, 2, 20, 33, 1, True, False)),
 }
-NONE = Usage(units=0)
+NONE = TokenUsage(units=0)
 
 
 def meter_of(
-    meter: str, body: object, *, status: int = 200, pieces: int = 1, bounds: Bounds | None = None
-) -> Usage:
+    meter: str, body: object, *, status: int = 200, pieces: int = 1, bounds: UsageBounds | None = None
+) -> TokenUsage:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    made = make_meter(call(meter, streamed=False), status, JSON, b"", bounds or Bounds())
+    made = make_meter(call(meter, streamed=False), status, JSON, b"", bounds or UsageBounds())
     step = max(1, -(-len(raw) // pieces))
     assert b"".join(made.feed(raw[at : at + step]) for at in range(0, len(raw), step)) + made.finish() == raw
     return made.usage()
@@ -101,7 +101,7 @@ def test_missing_use_is_counted(meter: str) -> None:
 @pytest.mark.parametrize("usage", [None, {}, [], "x", 7, {"prompt_tokens": None}, {"prompt_tokens": "7"}])
 def test_a_use_that_says_nothing_is_counted(usage: object) -> None:
     counted = meter_of("openai_chat", {**CHAT, "usage": usage})
-    assert counted == Usage(100, 4, 0, 0, 104, 1, False, True)
+    assert counted == TokenUsage(100, 4, 0, 0, 104, 1, False, True)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_good_answer_that_nobody_can_read_costs_its_input_and_its_size(
         b"<html>" * 700, b"[0.5,1.5]" * 500, b"\xff\x00" * 2000, b"[" * 9_000, b'"text"', b"7",
         b'{"choices":[', b"x" + lines, b"event: ping\n\n",
     ):  # fmt: skip
-        for bounds in (Bounds(), Bounds(kept_bytes_max=2000, event_bytes_max=2000)):
+        for bounds in (UsageBounds(), UsageBounds(kept_bytes_max=2000, event_bytes_max=2000)):
             asked = replace(call(meter, streamed=streamed), output_max=None if produces else 0)
             raw = gzip.compress(body) if coding == "gzip" else body
             made = make_meter(asked, 200, content_type, coding.encode(), bounds)
@@ -178,7 +178,7 @@ def test_a_good_answer_that_nobody_can_read_costs_its_input_and_its_size(
             assert passed + made.finish() == raw
             usage = made.usage()
             read = raw if coding == "br" else body
-            assert usage == Usage(100, usage.output, 0, 0, 100 + usage.output, 1, False, True)
+            assert usage == TokenUsage(100, usage.output, 0, 0, 100 + usage.output, 1, False, True)
             least, most = -(-len(read.strip()) // 4), -(-len(read) // 4)
             assert (least if produces else 0) <= usage.output <= most
 
@@ -198,7 +198,7 @@ def test_a_broken_answer_is_charged_for_the_text_that_came(meter: str) -> None:
 
 
 def test_use_is_found_in_a_document_too_long_to_keep() -> None:
-    bounds = Bounds(kept_bytes_max=1000)
+    bounds = UsageBounds(kept_bytes_max=1000)
     long = {"data": ["x" * 300_000], **EMBEDDINGS}
     assert meter_of("openai_embeddings", long, pieces=50, bounds=bounds).total == 8
     first = {"usage": {**EMBEDDINGS["usage"], "note": {"usage": "}"}}, "data": ["x" * 300_000]}
@@ -239,7 +239,7 @@ def test_deflate_without_its_header_and_gzip_in_two_members() -> None:
 def test_a_bomb_is_decoded_no_further_than_the_bound() -> None:
     bomb = gzip.compress(b" " * 50_000_000)
     made = make_meter(
-        call("openai_chat", streamed=False), 200, JSON, b"gzip", Bounds(decoded_bytes_max=1 << 20)
+        call("openai_chat", streamed=False), 200, JSON, b"gzip", UsageBounds(decoded_bytes_max=1 << 20)
     )
     passed = made.feed(bomb)
     assert passed + made.finish() == bomb
@@ -253,7 +253,7 @@ def test_a_coding_nobody_can_read_is_counted_by_size(coding: bytes) -> None:
     made = make_meter(call("openai_chat", streamed=False), 200, JSON, coding)
     made.feed(b"x" * 400)
     made.finish()
-    assert made.usage() == Usage(100, 100, 0, 0, 200, 1, False, True)
+    assert made.usage() == TokenUsage(100, 100, 0, 0, 200, 1, False, True)
 
 
 BROKEN_GZIP = gzip.compress(b"{}" * 500, mtime=0)[:-20] + b"\xff" * 40
@@ -269,7 +269,7 @@ def test_broken_compression_is_counted_by_size(broken: bytes) -> None:
 
 
 def test_counting_uses_what_was_learned_of_the_model() -> None:
-    asked: Call = call("openai_chat", streamed=False)
+    asked: CallRequest = call("openai_chat", streamed=False)
     asked.output_bytes_per_token = 1.5
     made = make_meter(asked, 200, JSON)
     made.feed(b'{"choices":[{"message":{"content":"123456"}}]}')
@@ -290,7 +290,7 @@ def test_a_document_is_charged_by_its_use_while_memory_is_short() -> None:
     document = json.dumps(
         {"choices": [{"message": {"content": "x" * 2 * SLIM_BYTES_MAX}}], "usage": CHAT_USAGE}
     )
-    meter = make_meter(call("openai_chat", streamed=False), 200, JSON, b"", Bounds())
+    meter = make_meter(call("openai_chat", streamed=False), 200, JSON, b"", UsageBounds())
     meter.slim()
     text = document.encode()
     passed = b"".join(meter.feed(text[at : at + 16_384]) for at in range(0, len(text), 16_384))

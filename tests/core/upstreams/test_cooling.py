@@ -8,13 +8,13 @@ from gateway.core.circuit_breaker import (
     FIELDS_BYTES_MAX,
     NAME_CHARACTERS_MAX,
     TOLD_S_MAX,
-    Cooled,
-    Cooling,
+    BackoffEntry,
+    CircuitBreaker,
 )
 
 
 def test_an_entry_lasts_as_long_as_was_asked_for() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     assert cooling.begin("a model m", 20, (), 100) == 20
     assert cooling.of("a model m", 119.9) is not None
     assert cooling.of("a model m", 120) is None
@@ -25,18 +25,18 @@ def test_an_entry_lasts_as_long_as_was_asked_for() -> None:
 def test_what_begins_is_told() -> None:
     """Once for each that is new or longer: what others heard, or what changes nothing, is no news."""
     told: list[int] = []
-    cooling = Cooling(60, begun=lambda: told.append(1))
+    cooling = CircuitBreaker(60, begun=lambda: told.append(1))
     cooling.begin("a", 20, (), 100)
     cooling.begin("a", 10, (), 100)
     cooling.begin("b", 0, (), 100)
-    cooling.take("c", Cooled(130, 130, ()), 100)
+    cooling.take("c", BackoffEntry(130, 130, ()), 100)
     assert len(told) == 1
     cooling.begin("c", 40, (), 100)
     assert len(told) == 2
 
 
 def test_nobody_is_silenced_for_longer_than_the_maximum() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     assert cooling.begin("a", 287_441, (), 100) == 60
     one = cooling.of("a", 159.9)
     assert one is not None
@@ -49,13 +49,13 @@ def test_nobody_is_silenced_for_longer_than_the_maximum() -> None:
 
 
 def test_a_maximum_of_nothing_turns_it_off() -> None:
-    cooling = Cooling(0)
+    cooling = CircuitBreaker(0)
     assert cooling.begin("a", 20, (), 100) == 0
     assert not cooling.entries
 
 
 def test_another_maximum_counts_for_what_is_there() -> None:
-    cooling = Cooling(600)
+    cooling = CircuitBreaker(600)
     cooling.begin("a", 500, (), 100)
     cooling.begin("b", 5, (), 100)
     cooling.bound(10, 100)
@@ -66,14 +66,14 @@ def test_another_maximum_counts_for_what_is_there() -> None:
 
 
 def test_what_is_shorter_than_the_minimum_is_none() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     for wait_s in (0, -1, COOLING_S_MIN / 2):
         assert cooling.begin("a", wait_s, (), 100) == 0
     assert not cooling.entries
 
 
 def test_the_later_end_stays() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     cooling.begin("a", 20, (b"x-ratelimit-a: 1",), 100)
     assert cooling.begin("a", 10, (b"x-ratelimit-a: 2",), 105) == 0
     one = cooling.of("a", 119)
@@ -85,7 +85,7 @@ def test_the_later_end_stays() -> None:
 
 def test_everybody_waits_once_two_organizations_were_refused_or_a_limit_is_spent() -> None:
     told: list[int] = []
-    cooling = Cooling(60, begun=lambda: told.append(1))
+    cooling = CircuitBreaker(60, begun=lambda: told.append(1))
 
     def waits(now: float) -> list[int]:
         one = cooling.of("a", now)
@@ -109,7 +109,7 @@ def test_everybody_waits_once_two_organizations_were_refused_or_a_limit_is_spent
 
 def test_strangers_cannot_make_it_grow() -> None:
     """Models are callers' words: the entry that ends first goes, and one that ends before all is not kept."""
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     for number in range(ENTRIES_MAX):
         cooling.begin(f"a model {number}", 10 + number / 10, (), 100)
     assert cooling.begin("a model long", 50, (), 100) == 50
@@ -123,14 +123,14 @@ def test_strangers_cannot_make_it_grow() -> None:
 
 
 def test_a_name_nobody_means_is_not_kept() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     for name in ("m" * (NAME_CHARACTERS_MAX + 1), "m\n", "m\x00", "m\ud800"):
         assert cooling.begin(name, 20, (), 100) == 0
     assert cooling.begin("käthe's model", 20, (), 100) == 20
 
 
 def test_fields_are_bounded_and_plain() -> None:
-    cooling = Cooling(60)
+    cooling = CircuitBreaker(60)
     long = b"x-ratelimit-long: " + b"1" * FIELDS_BYTES_MAX
     lines = (b"x-ratelimit-a: 1", b"x-ratelimit-b: \xff", b"x-ratelimit-c: \t", b"x-ratelimit-d: 2", long)
     cooling.begin("a", 20, lines, 100)
@@ -140,8 +140,8 @@ def test_fields_are_bounded_and_plain() -> None:
 
 
 def test_what_others_tell_is_bounded_as_well() -> None:
-    cooling = Cooling(60)
-    cooling.take("a", Cooled(10_000, 10_000, ()), 100)
+    cooling = CircuitBreaker(60)
+    cooling.take("a", BackoffEntry(10_000, 10_000, ()), 100)
     assert cooling.of("a", 159) is not None
     assert cooling.of("a", 160) is None
     cooling.sweep(160)

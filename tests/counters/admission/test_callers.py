@@ -12,15 +12,15 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD, Bounds, Turns
+from gateway.counters.admission.cache import HEARD, CacheLimits, LookupQueue
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, KNOWN_S_MAX, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey, Overloaded
 from tests.builders import CREDITS, driven
 from tests.counters.admission.held_relay import HeldRelay
@@ -35,8 +35,8 @@ COUNTS_WITHIN_S = 1.0
 async def told(valkey: str) -> AsyncIterator[Desk]:
     """A desk that is told what changes, and may look up two at once, while three wait."""
     clock = Clock()
-    wire = Wire(parse_url(valkey), clock, hears=HEARD)
-    bounds = Bounds(look_ups_max=2, look_ups_waiting_max=3, unknown_max=50)
+    wire = RedisConnection(parse_url(valkey), clock, hears=HEARD)
+    bounds = CacheLimits(look_ups_max=2, look_ups_waiting_max=3, unknown_max=50)
     desk = Desk(Directory(wire, clock, bounds=bounds), wire, clock, redis.Redis.from_url(valkey))
     await wire.open()
     desk.know()
@@ -105,7 +105,7 @@ async def test_those_who_are_read_again_together_are_each_found_as_they_are_now(
     told.wire.hearing.listeners = []  # a server that forgets to tell
     told.client.set(keys.identity(digests[1]), encode_identity(replace(callers[1], key_id=77)))
     told.client.delete(keys.identity(digests[2]))
-    terms = OrganizationTerms(negotiated=(Negotiated(CREDITS.id, credits=9),))
+    terms = OrganizationTerms(negotiated=(NegotiatedTerms(CREDITS.id, credits=9),))
     told.client.set(keys.organization_terms(20), encode_terms(20, terms))
     await later(told, AGAIN_S + 1)
     before, again = reads(told), reads(told, "mget")
@@ -182,7 +182,7 @@ async def test_guesses_wait_for_each_other_and_no_caller_waits_for_them(told: De
 
 
 async def test_who_does_not_want_to_wait_any_more_takes_nobodys_turn() -> None:
-    turns = Turns(1, 3)
+    turns = LookupQueue(1, 3)
     first, second, third, fourth = (turns.take() for _ in range(4))
     assert [one.granted for one in (first, second, third, fourth)] == [True, False, False, False]
     with pytest.raises(Overloaded):
@@ -199,7 +199,7 @@ async def test_who_does_not_want_to_wait_any_more_takes_nobodys_turn() -> None:
 
 
 async def test_without_redis_all_who_wait_are_told_so(told: Desk) -> None:
-    told.directory._turns = Turns(1, 5000)
+    told.directory._turns = LookupQueue(1, 5000)
     guesses = [asyncio.create_task(told.identify(f"{number:064x}")) for number in range(3000)]
     await asyncio.sleep(0)
     await told.wire.close()
@@ -227,7 +227,7 @@ class Stage:
         self.client.config_resetstat()
         self.relay = HeldRelay(self.valkey)
         await self.relay.begin()
-        self.wire = Wire(parse_url(self.relay.url), self.clock, hears=HEARD)
+        self.wire = RedisConnection(parse_url(self.relay.url), self.clock, hears=HEARD)
         self.directory = Directory(self.wire, self.clock, lambda: self.clock.now)
         await self.wire.open()
         self.client.set(keys.verified(0), self.wire.run_id)
@@ -251,7 +251,7 @@ class Stage:
         self.number = number
         self.history.append((self.clock.now, number))
         if number:
-            terms = OrganizationTerms((Negotiated(CREDITS.id, number),))
+            terms = OrganizationTerms((NegotiatedTerms(CREDITS.id, number),))
             both = {
                 keys.identity(DIGEST): encode_identity(Caller(1, 7, number, keys.partition_of(1))),
                 keys.organization_terms(1): encode_terms(number, terms),

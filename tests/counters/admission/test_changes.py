@@ -13,7 +13,7 @@ from gateway.core.wait import in_task
 from gateway.counters.admission.cache import HEARD, NEVER, Changes
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from tests.builders import driven
 from tests.waiting import eventually
@@ -22,8 +22,8 @@ NAME = keys.TERMS + b"1"
 
 
 @pytest.fixture
-async def wire(valkey: str) -> AsyncIterator[Wire]:
-    made = Wire(parse_url(valkey), time.monotonic, hears=(keys.TERMS,))
+async def wire(valkey: str) -> AsyncIterator[RedisConnection]:
+    made = RedisConnection(parse_url(valkey), time.monotonic, hears=(keys.TERMS,))
     await made.open()
     yield made
     await made.close()
@@ -35,12 +35,12 @@ def told() -> list[bytes]:
 
 
 @pytest.fixture
-def changes(wire: Wire, told: list[bytes]) -> Changes:
+def changes(wire: RedisConnection, told: list[bytes]) -> Changes:
     return Changes(wire, told.append)
 
 
 async def test_what_is_read_holds_as_long_as_nothing_else_is_heard(
-    wire: Wire, changes: Changes, told: list[bytes], valkey: str
+    wire: RedisConnection, changes: Changes, told: list[bytes], valkey: str
 ) -> None:
     client = redis.Redis.from_url(valkey)
     client.set(NAME, b"one")
@@ -55,7 +55,7 @@ async def test_what_is_read_holds_as_long_as_nothing_else_is_heard(
 
 
 async def test_what_changes_between_question_and_use_does_not_hold(
-    wire: Wire, changes: Changes, told: list[bytes], valkey: str
+    wire: RedisConnection, changes: Changes, told: list[bytes], valkey: str
 ) -> None:
     reading = changes.read(NAME)
     await in_task(wire.send(encode(b"ECHO", b"answered")))
@@ -65,7 +65,7 @@ async def test_what_changes_between_question_and_use_does_not_hold(
 
 
 async def test_of_two_readings_both_hold_unless_a_change_is_told_between(
-    wire: Wire, changes: Changes, told: list[bytes], valkey: str
+    wire: RedisConnection, changes: Changes, told: list[bytes], valkey: str
 ) -> None:
     first, second = changes.read(NAME), changes.read(NAME)
     assert await driven(first.answer()) == (None, wire.hearing.since)
@@ -88,7 +88,7 @@ async def test_what_is_asked_in_vain_leaves_nothing(changes: Changes) -> None:
     assert not changes._reading
 
 
-async def test_a_question_without_an_answer_leaves_nothing(wire: Wire, changes: Changes) -> None:
+async def test_a_question_without_an_answer_leaves_nothing(wire: RedisConnection, changes: Changes) -> None:
     await wire.close()
     with pytest.raises(CountersUnavailable):
         await driven(changes.read(NAME).answer())
@@ -96,7 +96,7 @@ async def test_a_question_without_an_answer_leaves_nothing(wire: Wire, changes: 
 
 
 async def test_other_prices_and_another_catalogue_are_heard_at_once(valkey: str) -> None:
-    wire = Wire(parse_url(valkey), time.monotonic, hears=HEARD)
+    wire = RedisConnection(parse_url(valkey), time.monotonic, hears=HEARD)
     await wire.open()
     changes, client = Changes(wire, lambda _: None), redis.Redis.from_url(valkey)
     for name in (keys.PRICES, keys.PRICES_HEAD, keys.CATALOGUE):

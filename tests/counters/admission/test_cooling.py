@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.core.circuit_breaker import ENTRIES_MAX, EVERYBODY
-from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.builders import World
@@ -28,7 +28,7 @@ class Worker:
 
     async def start(self, url: str) -> Worker:
         self.wire = await self._connect(url)
-        self.shared = SharedCooling(self.wire, lambda: self.now)
+        self.shared = SharedCircuitBreaker(self.wire, lambda: self.now)
         self.cooling = self.shared.table
         self.cooling.bound(self._s_max, self.now)
         return self
@@ -55,7 +55,7 @@ async def test_what_one_hears_all_know(valkey: str, connect: Connect, world: Wor
 
 async def test_what_is_heard_is_told_at_once(valkey: str, connect: Connect, world: World) -> None:
     """Not only at the next look, which is an hour away here."""
-    shared = SharedCooling(await connect(valkey), time.monotonic)
+    shared = SharedCircuitBreaker(await connect(valkey), time.monotonic)
     world.client.config_resetstat()
     sharing = asyncio.create_task(shared.keep_sharing(0.0, 3600))
     await eventually(lambda: "cmdstat_time" in world.client.info("commandstats"))
@@ -129,7 +129,7 @@ async def test_what_is_known_is_not_written_again(valkey: str, connect: Connect,
 
 async def test_what_is_over_goes(valkey: str, connect: Connect, world: World) -> None:
     """By the time of Redis, and by that of the worker."""
-    shared = SharedCooling(await connect(valkey), time.monotonic)
+    shared = SharedCircuitBreaker(await connect(valkey), time.monotonic)
     cooling = shared.table
     sharing = asyncio.create_task(shared.keep_sharing(0.01, 0.01))
     cooling.begin("a", 0.3, FIELDS, time.monotonic())

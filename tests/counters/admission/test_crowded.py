@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.core.accounts.budgets import OTHERS
-from gateway.counters.admission.quota import TELL_INTERVAL_S, Crowded
+from gateway.counters.admission.quota import TELL_INTERVAL_S, AccountLimit
 from tests.lua.windows import NAME, OTHER_NAME, account, window
 
 
 def test_it_is_told_once_a_minute_which_budget_has_no_place_left() -> None:
     now, said = [0.0], list[dict[str, Any]]()
-    crowded = Crowded(lambda: now[0], lambda _, **facts: said.append(facts))
+    crowded = AccountLimit(lambda: now[0], lambda _, **facts: said.append(facts))
     plain, hers = account(window(1, 9)), account(window(2, 9), name=OTHER_NAME, value="ann")
     shared = account(window(3, 9), window(4, 9), name=NAME, value=OTHERS)
     for now[0] in (0.0, 1.0, TELL_INTERVAL_S - 0.001, TELL_INTERVAL_S):

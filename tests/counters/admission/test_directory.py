@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from gateway.core.accounts.budgets import Budget, account_of
-from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.billing.price_book import read_price
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, Caller, Service
-from gateway.counters.admission.cache import Bounds, known_bytes
+from gateway.counters.admission.cache import CacheLimits, known_bytes
 from gateway.counters.admission.callers import IDENTITY_S, Directory
 from gateway.counters.admission.catalogue import TERMS_BYTES
 from gateway.counters.admission.stored import (
@@ -28,7 +28,7 @@ from gateway.counters.admission.stored import (
 )
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable, EndedApiKey, InvalidApiKey
 from tests.builders import CREDITS, driven
 from tests.core.billing.prices import price_row
@@ -55,7 +55,7 @@ class Desk:
     """A directory, the clock it goes by and the server it reads."""
 
     directory: Directory
-    wire: Wire
+    wire: RedisConnection
     clock: Clock
     client: redis.Redis
 
@@ -154,7 +154,7 @@ async def test_nothing_is_known_without_a_connection(desk: Desk) -> None:
 
 
 async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(known_bytes_max=3 * ONE))
+    desk.directory = Directory(desk.wire, desk.clock, bounds=CacheLimits(known_bytes_max=3 * ONE))
     digests = [f"{n:064d}" for n in range(5)]
     for digest in digests:
         desk.client.set(keys.identity(digest), encode_identity(CALLER))
@@ -167,7 +167,7 @@ async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go
 
 
 async def test_who_was_looked_up_longest_ago_goes_for_a_newcomer(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(known_bytes_max=3 * ONE))
+    desk.directory = Directory(desk.wire, desk.clock, bounds=CacheLimits(known_bytes_max=3 * ONE))
     digests = [f"{n:064d}" for n in range(4)]
     for digest in digests:
         desk.client.set(keys.identity(digest), encode_identity(CALLER))
@@ -180,7 +180,7 @@ async def test_who_was_looked_up_longest_ago_goes_for_a_newcomer(desk: Desk) -> 
 
 
 async def test_who_is_served_all_the_time_outlives_any_number_of_others(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(known_bytes_max=3 * ONE))
+    desk.directory = Directory(desk.wire, desk.clock, bounds=CacheLimits(known_bytes_max=3 * ONE))
     desk.know()
     served = await desk.identify()
     for n in range(20):
@@ -193,7 +193,9 @@ async def test_who_is_served_all_the_time_outlives_any_number_of_others(desk: De
 
 
 async def test_guessed_credentials_are_bounded_and_displace_nobody(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(known_bytes_max=3 * ONE, unknown_max=3))
+    desk.directory = Directory(
+        desk.wire, desk.clock, bounds=CacheLimits(known_bytes_max=3 * ONE, unknown_max=3)
+    )
     desk.know()
     desk.verify()
     await desk.identify()
@@ -251,7 +253,7 @@ async def test_the_catalogue_is_followed(desk: Desk) -> None:
 
 
 def negotiate(desk: Desk, credits_: int) -> None:
-    terms = OrganizationTerms((Negotiated(2, credits_),))
+    terms = OrganizationTerms((NegotiatedTerms(2, credits_),))
     desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
 
 
@@ -294,7 +296,7 @@ async def test_a_key_that_moves_to_another_organization_has_its_terms(desk: Desk
 
 
 async def test_organizations_kept_are_bounded(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(terms_bytes_max=2 * TERMS_BYTES))
+    desk.directory = Directory(desk.wire, desk.clock, bounds=CacheLimits(terms_bytes_max=2 * TERMS_BYTES))
     for organization_id in (1, 2, 3):
         desk.know(replace(CALLER, organization_id=organization_id))
         desk.clock.now += IDENTITY_S + 0.001
@@ -304,7 +306,7 @@ async def test_organizations_kept_are_bounded(desk: Desk) -> None:
 
 
 async def test_an_organization_that_is_served_all_the_time_keeps_its_terms(desk: Desk) -> None:
-    desk.directory = Directory(desk.wire, desk.clock, bounds=Bounds(terms_bytes_max=2 * TERMS_BYTES))
+    desk.directory = Directory(desk.wire, desk.clock, bounds=CacheLimits(terms_bytes_max=2 * TERMS_BYTES))
     desk.directory._load(encode_catalogue(1, [IMAGES]))
     for organization_id in (1, 2, 1, 3, 1, 4):
         desk.know(replace(CALLER, organization_id=organization_id))
@@ -445,7 +447,7 @@ SAID = Attribution("ada", project_id=0)
 
 
 def asked(desk: Desk, said: Attribution = SAID) -> list[str]:
-    found = desk.directory.budgets(CALLER, 2, said, Call("m", GENERIC, b"", "m"))
+    found = desk.directory.budgets(CALLER, 2, said, CallRequest("m", GENERIC, b"", "m"))
     return [] if found is None else [one.name for one in found.accounts]
 
 
@@ -472,7 +474,7 @@ async def test_a_call_that_no_budget_is_about_takes_from_none(desk: Desk) -> Non
     desk.know()
     desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(budgets=(PEOPLE,))))
     await desk.identify()
-    assert desk.directory.budgets(CALLER, 2, Attribution(), Call("m", GENERIC, b"", "m")) is None
+    assert desk.directory.budgets(CALLER, 2, Attribution(), CallRequest("m", GENERIC, b"", "m")) is None
 
 
 async def test_what_budgets_do_not_say_does_not_travel(desk: Desk) -> None:

@@ -9,13 +9,13 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD, Bounds
+from gateway.counters.admission.cache import HEARD, CacheLimits
 from gateway.counters.admission.callers import IDENTITY_S, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import InvalidApiKey
 from tests.builders import CREDITS, driven
 from tests.counters.admission.test_directory import CALLER, DIGEST, ONE, Clock, Desk, negotiate
@@ -26,7 +26,7 @@ from tests.waiting import eventually
 async def hearing(valkey: str) -> AsyncIterator[Desk]:
     """A desk that is told what changes; all its time passes when told."""
     clock = Clock()
-    wire = Wire(parse_url(valkey), clock, hears=HEARD)
+    wire = RedisConnection(parse_url(valkey), clock, hears=HEARD)
     desk = Desk(Directory(wire, clock), wire, clock, redis.Redis.from_url(valkey))
     await wire.open()
     desk.know()
@@ -145,8 +145,8 @@ async def test_data_that_is_emptied_or_replaced_is_read_anew(hearing: Desk) -> N
 
 async def test_whoever_is_renewed_is_seen_and_stays(valkey: str) -> None:
     clock = Clock()
-    wire, leases = Wire(parse_url(valkey), clock, hears=HEARD), Allowances(clock)
-    directory = Directory(wire, clock, allowances=leases, bounds=Bounds(known_bytes_max=2 * ONE))
+    wire, leases = RedisConnection(parse_url(valkey), clock, hears=HEARD), Allowances(clock)
+    directory = Directory(wire, clock, allowances=leases, bounds=CacheLimits(known_bytes_max=2 * ONE))
     desk = Desk(directory, wire, clock, redis.Redis.from_url(valkey))
     await wire.open()
     others = [f"{n:064d}" for n in range(3)]
@@ -167,7 +167,7 @@ async def test_where_nothing_may_be_told_all_is_read_as_before(valkey: str) -> N
     client = redis.Redis.from_url(valkey)
     client.acl_setuser("deaf", enabled=True, nopass=True, keys="*", commands=["+@all", "-client|tracking"])
     clock = Clock()
-    wire = Wire(parse_url(valkey.replace("redis://", "redis://deaf:any@")), clock, hears=HEARD)
+    wire = RedisConnection(parse_url(valkey.replace("redis://", "redis://deaf:any@")), clock, hears=HEARD)
     desk = Desk(Directory(wire, clock), wire, clock, client)
     await wire.open()
     desk.know()

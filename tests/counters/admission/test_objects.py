@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.objects import Objects
+from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.builders import driven
@@ -29,12 +29,12 @@ class Time:
         return self.now
 
 
-async def ask(objects: Objects, caller: Caller, *ids: str) -> bool:
+async def ask(objects: ObjectOwners, caller: Caller, *ids: str) -> bool:
     return await driven(objects.owned(caller, ids))
 
 
 async def test_an_object_is_its_organizations_alone(valkey: str, connect: Connect) -> None:
-    objects = Objects(await connect(valkey), Time(), 60, 10)
+    objects = ObjectOwners(await connect(valkey), Time(), 60, 10)
     assert not await ask(objects, MINE, "resp_1")
     await in_task(objects.keep(MINE, ["resp_1", "cntr_1"]))
     assert await ask(objects, MINE, "resp_1")
@@ -55,7 +55,7 @@ def list_of(caller: Caller) -> str:
 
 async def test_the_first_owner_stays(valkey: str, connect: Connect, world: Any) -> None:
     said = list[dict[str, Any]]()
-    objects = Objects(await connect(valkey), Time(), 60, 10, log=lambda _, **facts: said.append(facts))
+    objects = ObjectOwners(await connect(valkey), Time(), 60, 10, log=lambda _, **facts: said.append(facts))
     await in_task(objects.keep(MINE, ["resp_1"]))
     world.client.expire(owner_key("resp_1"), 30)
     for _ in range(2):
@@ -72,7 +72,7 @@ async def test_the_first_owner_stays(valkey: str, connect: Connect, world: Any) 
 async def test_of_two_workers_at_once_one_gives_it_an_owner(
     valkey: str, connect: Connect, world: Any
 ) -> None:
-    workers = [Objects(await connect(valkey), Time(), 60, 1_000) for _ in range(2)]
+    workers = [ObjectOwners(await connect(valkey), Time(), 60, 1_000) for _ in range(2)]
     ids = [f"resp_{number}" for number in range(100)]
     waits = [
         one.keep(caller, [id_]) for id_ in ids for one, caller in zip(workers, (MINE, OTHERS), strict=True)
@@ -89,7 +89,7 @@ async def test_of_two_workers_at_once_one_gives_it_an_owner(
 
 async def test_an_object_is_forgotten_after_its_time(valkey: str, connect: Connect, world: Any) -> None:
     time = Time()
-    objects = Objects(await connect(valkey), time, 60, 10)
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
     await in_task(objects.keep(MINE, ["resp_1"]))
     assert 0 < world.client.ttl(owner_key("resp_1")) <= 60
     time.now += 59
@@ -106,7 +106,7 @@ async def test_what_an_older_version_kept_is_claimed_when_it_is_named(
 ) -> None:
     """It wrote the list alone; so it is of what is told while its owner's server is away."""
     time = Time()
-    objects = Objects(await connect(valkey), time, 60, 10)
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
     await in_task(objects.keep(MINE, ["resp_1", "resp_2"]))
     assert world.client.delete(owner_key("resp_1"), owner_key("resp_2")) == 2
     assert not await ask(objects, OTHERS, "resp_1")
@@ -122,7 +122,7 @@ async def test_what_an_older_version_kept_is_claimed_when_it_is_named(
 
 async def test_an_organization_has_the_newest_and_no_more(valkey: str, connect: Connect, world: Any) -> None:
     time = Time()
-    objects = Objects(await connect(valkey), time, 60, 10)
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
     await in_task(objects.keep(OTHERS, ["resp_0"]))
     for number in range(25):
         time.now += 1
@@ -143,7 +143,7 @@ async def test_a_list_is_cut_by_one_in_a_hundred(
 ) -> None:
     """It is longer by a hundredth then, and ends a hundredth of its time later."""
     time, wire = Time(), await connect(valkey)
-    objects, most = Objects(wire, time, 1000, 200, trims_max=1), 202
+    objects, most = ObjectOwners(wire, time, 1000, 200, trims_max=1), 202
 
     def cuts() -> int:
         found = world.client.info("commandstats")
@@ -171,7 +171,7 @@ async def test_a_list_is_cut_by_one_in_a_hundred(
 
 async def test_without_redis_nobody_knows(valkey: str, connect: Connect) -> None:
     wire = await connect(valkey)
-    objects = Objects(wire, Time(), 60, 10)
+    objects = ObjectOwners(wire, Time(), 60, 10)
     await wire.close()
     wire.connection_lost(None)
     with pytest.raises(CountersUnavailable):

@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from gateway.core.accounts.definitions import PricesDefinition
-from gateway.core.billing.price_book import Price, read_price
+from gateway.core.billing.price_book import ModelPrice, read_price
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import CATALOGUE_S
 from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
-from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.control import ControlClient
 from gateway.counters.redis import keys
 from tests.core.billing.prices import price_row
 from tests.counters.conftest import Connect
@@ -30,11 +30,11 @@ class Till:
     """A worker's directory and the keeper that tells it."""
 
     directory: Directory
-    control: Control
+    control: ControlClient
     client: redis.Redis
     said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
-    async def tell(self, version: int, *prices: Price) -> None:
+    async def tell(self, version: int, *prices: ModelPrice) -> None:
         assert await self.control.define(PricesDefinition(prices), version) is True
 
     def found(self, model: str = "gpt-x", at_ms: int = NOW_MS) -> int | None:
@@ -50,10 +50,10 @@ async def till(valkey: str, connect: Connect) -> Till:
     )
     client = redis.Redis.from_url(valkey)
     client.delete(keys.PRICES, keys.PRICES_HEAD)
-    return Till(directory, Control(await connect(valkey)), client, said)
+    return Till(directory, ControlClient(await connect(valkey)), client, said)
 
 
-def price(number: int, at_ms: int = 0, **over: Any) -> Price:
+def price(number: int, at_ms: int = 0, **over: Any) -> ModelPrice:
     since = datetime.fromtimestamp(at_ms / 1000, UTC)
     return read_price(price_row(id=number, model="gpt-x", effective_from=since, input="2.5", **over))
 

@@ -20,12 +20,12 @@ from gateway.core.model import (
     BudgetAccount,
     Caller,
     Decision,
+    HoldExtension,
     HoldRequest,
     Limits,
-    Observed,
     Service,
-    Settled,
     Settlement,
+    SettleResult,
     Verdict,
 )
 from gateway.counters.admission.callers import Directory
@@ -34,7 +34,7 @@ from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Frames
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersUnavailable
 from tests.builders import (
@@ -60,7 +60,7 @@ class Worker:
     """One worker's counters in a world."""
 
     world: World
-    wire: Wire
+    wire: RedisConnection
     directory: Directory
     counters: Counters
     log: SettlementLog
@@ -75,7 +75,9 @@ class Worker:
         decision: Decision = await driven(self.counters.reserve(request))
         return decision
 
-    async def settle(self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any) -> Settled:
+    async def settle(
+        self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any
+    ) -> SettleResult:
         settlement = Settlement(
             request.caller,
             request.request_id,
@@ -85,7 +87,7 @@ class Worker:
             tokens=tokens,
             **used,
         )
-        settled: Settled = await driven(self.counters.settle(settlement))
+        settled: SettleResult = await driven(self.counters.settle(settlement))
         return settled
 
 
@@ -94,7 +96,7 @@ def noted(took: list[str], verb: str) -> Callable[[float], None]:
 
 
 def counters_on(
-    wire: Wire,
+    wire: RedisConnection,
     directory: Directory,
     log: SettlementLog,
     took: Callable[[str], Callable[[float], None]],
@@ -132,7 +134,7 @@ async def test_reserve_and_settle_move_the_account(world: World, hire: Hire) -> 
     decision = await worker.reserve(request)
     assert (decision.verdict, decision.held_tokens, decision.tokens_remaining) == (Verdict.ADMITTED, 40, 60)
     metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
-    assert await worker.settle(request, 55, metadata=metadata, attribution=attribution) is Settled.DONE
+    assert await worker.settle(request, 55, metadata=metadata, attribution=attribution) is SettleResult.DONE
     event = world.events()[-1]
     assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
     assert (event.metadata, event.attribution) == (metadata, attribution)
@@ -153,7 +155,7 @@ async def test_a_call_known_by_its_head_alone_is_raised_once_its_body_is_read(
     assert decision.verdict is Verdict.INSUFFICIENT_CREDITS
     decision = await worker.reserve(whole)
     assert (decision.verdict, decision.held_tokens, world.key.inflight) == (Verdict.ADMITTED, 40, 1)
-    assert await worker.settle(whole, 40) is Settled.DONE
+    assert await worker.settle(whole, 40) is SettleResult.DONE
     assert (world.key.inflight, world.tenant.remaining) == (0, 60)
 
 
@@ -188,7 +190,7 @@ async def test_the_kept_wire_bytes_say_what_packing_says(
     for _ in range(2):
         request = worker.request(3, service=service, user=user, credits_=5)
         assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
-        assert await worker.settle(request, 4, credits=5, units=2) is Settled.DONE
+        assert await worker.settle(request, 4, credits=5, units=2) is SettleResult.DONE
     assert world.slots(user) == [0, 0, 0, 0]
     assert {event.user for event in world.events() if event.source == request.request_id} == {user}
 
@@ -221,7 +223,7 @@ async def test_release_gives_everything_back(world: World, hire: Hire) -> None:
     world.plan(10)
     request = worker.request(5)
     await worker.reserve(request)
-    assert await worker.settle(request, 0, charge=False) is Settled.DONE
+    assert await worker.settle(request, 0, charge=False) is SettleResult.DONE
     assert (world.tenant.held, world.tenant.used) == (0, 0)
 
 
@@ -251,7 +253,7 @@ async def test_an_unverified_partition_is_unavailable(world: World, hire: Hire) 
     world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
     with pytest.raises(CountersUnavailable):
         await worker.reserve(worker.request(5))
-    assert await worker.settle(request, 5) is Settled.SPOOLED
+    assert await worker.settle(request, 5) is SettleResult.SPOOLED
     with pytest.raises(CountersUnavailable):  # a hold that is not let go of ends by its deadline
         await worker.settle(request, 0, charge=False)
 
@@ -265,7 +267,7 @@ async def test_full_memory_refuses_reserve_and_still_settles(own_valkey: Any, hi
     world.client.config_set("maxmemory", 1)
     with pytest.raises(CountersUnavailable):
         await worker.reserve(worker.request(5))
-    assert await worker.settle(request, 5) is Settled.DONE
+    assert await worker.settle(request, 5) is SettleResult.DONE
 
 
 async def test_functions_that_were_flushed_are_not_missed(world: World, hire: Hire) -> None:
@@ -275,7 +277,7 @@ async def test_functions_that_were_flushed_are_not_missed(world: World, hire: Hi
     request = worker.request(5)
     assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
     world.client.function_flush()
-    assert await worker.settle(request, 5) is Settled.DONE
+    assert await worker.settle(request, 5) is SettleResult.DONE
     assert world.tenant.used == 5
 
 
@@ -290,10 +292,10 @@ async def test_a_settlement_whose_answer_is_late_may_be_settled_again_and_is_cha
     await worker.reserve(request)
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
-    assert await worker.settle(request, 7) is Settled.SPOOLED
+    assert await worker.settle(request, 7) is SettleResult.SPOOLED
     server.process.send_signal(signal.SIGCONT)
     await eventually(lambda: worker.wire.available)
-    assert await worker.settle(request, 7) in {Settled.DONE, Settled.UNKNOWN}
+    assert await worker.settle(request, 7) in {SettleResult.DONE, SettleResult.UNKNOWN}
     assert (world.tenant.used, world.tenant.held) == (7, 0)
     assert [event.amount for event in world.events()[1:]] == [7]
 
@@ -307,7 +309,7 @@ async def test_without_redis_what_was_used_is_kept_on_the_disk_at_once(own_valke
     await worker.reserve(request)
     server.stop()
     async with asyncio.timeout(30):
-        assert await worker.settle(request, 7) is Settled.SPOOLED
+        assert await worker.settle(request, 7) is SettleResult.SPOOLED
         with pytest.raises(CountersUnavailable):
             await worker.reserve(worker.request(1))
     assert worker.log.waiting == 1
@@ -327,8 +329,8 @@ async def test_live_calls_are_renewed_and_their_holds_follow(world: World, hire:
     request, other = worker.request(10), worker.request(10)
     await worker.reserve(request)
     await worker.reserve(other)
-    observed = Observed(world.caller, request.request_id, held=10, tokens=50)
-    gone = Observed(world.caller, new_id(), held=3)
+    observed = HoldExtension(world.caller, request.request_id, held=10, tokens=50)
+    gone = HoldExtension(world.caller, new_id(), held=3)
     worker.counters.watch(observed)
     worker.counters.watch(gone)
     before, began = world.deadlines(), world.client.time()
@@ -351,10 +353,10 @@ async def test_nothing_is_held_ahead_beyond_what_a_call_can_use(world: World, hi
     world.grant("credits", 1000)
     rate = TokenRate(read=10, input=10**15, output=2 * 10**15)
     call = world.reserve(service=BY_TOKEN, credits_=30)
-    priced = Observed(world.caller, call.id, held=20, tokens=15, counts=False, rate=rate, most=20)
+    priced = HoldExtension(world.caller, call.id, held=20, tokens=15, counts=False, rate=rate, most=20)
     request = worker.request(10)
     await worker.reserve(request)
-    counted = Observed(world.caller, request.request_id, held=10, tokens=9, most=12)
+    counted = HoldExtension(world.caller, request.request_id, held=10, tokens=9, most=12)
     for observed in (priced, counted):
         worker.counters.watch(observed)
         await worker.counters.extend_all()
@@ -370,7 +372,7 @@ async def test_an_account_with_nothing_left_says_exhausted(world: World, hire: H
     world.plan(30)
     request = worker.request(10)
     await worker.reserve(request)
-    observed = Observed(world.caller, request.request_id, held=10, tokens=50)
+    observed = HoldExtension(world.caller, request.request_id, held=10, tokens=50)
     worker.counters.watch(observed)
     await worker.counters.extend_all()
     assert (observed.held, observed.exhausted) == (30, True)
@@ -381,7 +383,7 @@ async def test_credits_of_a_live_call_follow_its_tokens(world: World, hire: Hire
     world.grant("credits", 1000)
     call = world.reserve(service=BY_TOKEN, credits_=30)
     rate = TokenRate(read=10, input=10**15, output=2 * 10**15)
-    observed = Observed(world.caller, call.id, held=20, tokens=50, counts=False, rate=rate)
+    observed = HoldExtension(world.caller, call.id, held=20, tokens=50, counts=False, rate=rate)
     worker.counters.watch(observed)
     await worker.counters.extend_all()
     assert (observed.held, observed.exhausted) == (50 + EXTEND_MARGIN_TOKENS, False)
@@ -398,7 +400,7 @@ async def test_many_live_calls_go_in_batches(world: World, hire: Hire) -> None:
     for _ in range(count):
         request = worker.request(1)
         await worker.reserve(request)
-        worker.counters.watch(Observed(world.caller, request.request_id, held=1, tokens=9))
+        worker.counters.watch(HoldExtension(world.caller, request.request_id, held=1, tokens=9))
     await worker.counters.extend_all()
     assert worker.took.count("extend") == 3
     assert world.tenant.held == count * (9 + EXTEND_MARGIN_TOKENS)
@@ -408,7 +410,7 @@ async def test_extending_without_redis_keeps_what_is_known(own_valkey: Any, hire
     server = own_valkey()
     world = World(server.url)
     worker = await hire(world)
-    observed = Observed(world.caller, new_id(), held=10, tokens=50)
+    observed = HoldExtension(world.caller, new_id(), held=10, tokens=50)
     worker.counters.watch(observed)
     server.stop()
     await worker.counters.extend_all()

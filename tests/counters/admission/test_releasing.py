@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, Settled, Verdict
+from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -154,7 +154,7 @@ async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None
     worker = await hire(world)
     request = worker.request(10)
     await worker.reserve(request)
-    assert await worker.settle(request, 10) is Settled.DONE
+    assert await worker.settle(request, 10) is SettleResult.DONE
     worker.counters._came_late(request, None)
     await eventually(lambda: not worker.counters.releases._owed)
     assert (world.tenant.used, world.tenant.held, world.late()) == (10, 0, [])

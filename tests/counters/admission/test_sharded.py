@@ -16,14 +16,14 @@ import msgspec
 import pytest
 
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.model import HoldRequest, Observed, Settled, Settlement, Verdict
+from gateway.core.model import HoldExtension, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.objects import Objects
-from gateway.counters.admission.quota import Counters, Crowded, LiveHolds, ShardedCounters
-from gateway.counters.admission.refusals import SharedCooling
+from gateway.counters.admission.objects import ObjectOwners
+from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
+from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.admission.usage import Usages
-from gateway.counters.keeper.moves import Moves, taken_up
+from gateway.counters.keeper.moves import SlotMoves, taken_up
 from gateway.counters.keeper.status import Activity
 from gateway.counters.layouts import packing
 from gateway.counters.leases.allowance import Allowances
@@ -31,7 +31,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
 from gateway.counters.redis.calls import TOMBSTONE_MS
 from gateway.counters.redis.cluster import Shards
-from gateway.counters.redis.connection import Wire, encode, encode_script
+from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
@@ -70,23 +70,26 @@ class Worker:
     def __init__(self, cluster: ValkeyCluster, folder: Path) -> None:
         members = tuple(("127.0.0.1", one.port) for one in cluster.members)
         self.shards = Shards(
-            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), taken_up=taken_up,
+            Address("", 0, members=members), lambda where: RedisConnection(where, time.monotonic),
+            taken_up=taken_up,
             hand_over_s_max=WITHIN_S,
         )  # fmt: skip
         keepers = Shards(
-            Address("", 0, members=members), lambda where: Wire(where, time.monotonic), look_s=LOOK_S
+            Address("", 0, members=members),
+            lambda where: RedisConnection(where, time.monotonic),
+            look_s=LOOK_S,
         )
-        self.keepers, self.moves = keepers, Moves(keepers)
+        self.keepers, self.moves = keepers, SlotMoves(keepers)
         self.allowances, self.log = Allowances(time.monotonic), settlement_log(folder)
         self.directory = Directory(self.shards, time.monotonic)
         clock = time.monotonic
         self.live = LiveHolds(self.shards, self.allowances, TTL_MS, clock, lambda _: None)
         self.counters = ShardedCounters(
-            self.shards, self._counters, self.live, Crowded(clock, lambda *_, **__: None),
+            self.shards, self._counters, self.live, AccountLimit(clock, lambda *_, **__: None),
             hold_ttl_s=TTL_MS / 1000, clock=clock,
         )  # fmt: skip
 
-    def _counters(self, wire: Wire) -> Counters:
+    def _counters(self, wire: RedisConnection) -> Counters:
         took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
         return Counters(
             wire, self.directory, TTL_MS, time.monotonic, took, log=self.log, allowances=self.allowances
@@ -161,9 +164,9 @@ async def calling(worker: Worker, organizations: list[Organization]) -> AsyncIte
 
 def went_on(organizations: list[Organization], count: int = 50) -> Callable[[], bool]:
     """Whether each of them was served so many times more."""
-    before = [one.answers[Settled.DONE] for one in organizations]
+    before = [one.answers[SettleResult.DONE] for one in organizations]
     return lambda: all(
-        one.answers[Settled.DONE] - old >= count for one, old in zip(organizations, before, strict=True)
+        one.answers[SettleResult.DONE] - old >= count for one, old in zip(organizations, before, strict=True)
     )
 
 
@@ -177,7 +180,7 @@ async def sent_again(worker: Worker) -> int:
             call = packing.settle(wire.run_id, TOMBSTONE_MS, settlement, packing.MODE_CHARGE)
             answer = await in_task(wire.send(encode_script("settle", *call)))
             assert isinstance(answer, bytes)
-            count += packing.code_of(answer) == Settled.DONE
+            count += packing.code_of(answer) == SettleResult.DONE
     return count
 
 
@@ -187,8 +190,8 @@ def is_charged(organization: Organization) -> None:
     On a busy machine an answer may be late, whoever is struck: its call is refused, or sent again.
     """
     answers = organization.answers
-    assert answers.keys() <= {Settled.DONE, Settled.SPOOLED, CountersUnavailable}
-    times = answers[Settled.DONE] + answers[Settled.SPOOLED]
+    assert answers.keys() <= {SettleResult.DONE, SettleResult.SPOOLED, CountersUnavailable}
+    times = answers[SettleResult.DONE] + answers[SettleResult.SPOOLED]
     found = [one.source for one in organization.follow().events() if one.kind == EventKind.CONSUME]
     assert len(set(found)) == len(found) == times
     assert organization.tenant.used == times * TOKENS
@@ -216,7 +219,7 @@ async def test_calls_go_on_while_slots_move_and_each_is_charged_once(
         await eventually(went_on(organizations))
     await eventually(lambda: taken == [moving.p] * 4)
     keeping.cancel()
-    assert await sent_again(worker) <= sum(one.answers[Settled.SPOOLED] for one in organizations)
+    assert await sent_again(worker) <= sum(one.answers[SettleResult.SPOOLED] for one in organizations)
     for one in organizations:
         is_charged(one)
         if not one.answers[CountersUnavailable]:  # who was refused late may hold something for a while
@@ -224,12 +227,12 @@ async def test_calls_go_on_while_slots_move_and_each_is_charged_once(
         assert one.follow().marker_names() == worker.shards.of(one.p).run_id
 
 
-def wire_to(worker: Worker, member: Member) -> Wire:
+def wire_to(worker: Worker, member: Member) -> RedisConnection:
     """A worker's wire to a primary, by a partition that it had from the beginning."""
     return at(worker.shards, member)
 
 
-def at(shards: Shards, member: Member) -> Wire:
+def at(shards: Shards, member: Member) -> RedisConnection:
     """The wire to a primary."""
     return shards.of(shards.map.partitions_of(("127.0.0.1", member.port))[-1])
 
@@ -250,10 +253,10 @@ async def test_who_loses_a_primary_is_refused_until_it_is_verified_and_nobody_el
         await eventually(went_on(others))
         await eventually(lambda: worker.shards.of(lost.p) is not before)
         await eventually(lambda: worker.shards.of(lost.p).available)
-        served = lost.answers[Settled.DONE]
+        served = lost.answers[SettleResult.DONE]
         refused = lost.answers[CountersUnavailable]
         await eventually(lambda: lost.answers[CountersUnavailable] > refused + 100)
-        assert lost.answers[Settled.DONE] == served
+        assert lost.answers[SettleResult.DONE] == served
         lost.follow().run_id = worker.shards.of(lost.p).run_id
         assert lost.mark(epoch=2) == 1
         await eventually(went_on(organizations))
@@ -261,7 +264,7 @@ async def test_who_loses_a_primary_is_refused_until_it_is_verified_and_nobody_el
     await sent_again(worker)
     for one in others:
         is_charged(one)
-    assert lost.answers.keys() <= {Settled.DONE, Settled.SPOOLED, CountersUnavailable}
+    assert lost.answers.keys() <= {SettleResult.DONE, SettleResult.SPOOLED, CountersUnavailable}
 
 
 async def test_a_primary_that_hangs_holds_up_nobody_whose_slots_moved(cluster: ValkeyCluster) -> None:
@@ -270,7 +273,7 @@ async def test_a_primary_that_hangs_holds_up_nobody_whose_slots_moved(cluster: V
     one, other = cluster.partitions_of(source)[:2]
     shards = Shards(
         parse_url(cluster.url),
-        lambda where: Wire(where, time.monotonic, call_s=3_600.0, stall_s=3_600.0),
+        lambda where: RedisConnection(where, time.monotonic, call_s=3_600.0, stall_s=3_600.0),
         look_s=LOOK_S,
     )
     await shards.open()
@@ -279,7 +282,7 @@ async def test_a_primary_that_hangs_holds_up_nobody_whose_slots_moved(cluster: V
     for partition in (one, other):
         marker = packing.marker(giver.run_id, 1, 1)
         assert await in_task(giver.send(encode(b"SET", keys.marker(partition).encode(), marker))) == b"OK"
-    moves = Moves(shards)
+    moves = SlotMoves(shards)
     assert await moves.take_up() == []
     for partition, member in ((one, hangs), (other, to)):
         await asyncio.to_thread(cluster.move, partition, member)
@@ -303,7 +306,7 @@ async def test_a_call_under_way_is_extended_wherever_its_partition_is(
     keeping = asyncio.create_task(worker.keep(taken))
     request = HoldRequest(one.caller, new_id(), "", CHAT, 10, 10)
     assert (await driven(worker.counters.reserve(request))).verdict is Verdict.ADMITTED
-    observed = Observed(one.caller, request.request_id, 10, 5)
+    observed = HoldExtension(one.caller, request.request_id, 10, 5)
     worker.counters.watch(observed)
     to = cluster.primaries[1]
     await asyncio.to_thread(cluster.move, one.p, to)
@@ -314,7 +317,7 @@ async def test_a_call_under_way_is_extended_wherever_its_partition_is(
     worker.counters.unwatch(observed)
     assert worker.live.live == 0
     used = Settlement(one.caller, request.request_id, "", CHAT, charge=True, tokens=TOKENS)
-    assert await driven(worker.counters.settle(used)) is Settled.DONE
+    assert await driven(worker.counters.settle(used)) is SettleResult.DONE
     keeping.cancel()
 
 
@@ -331,10 +334,10 @@ async def test_usage_and_objects_are_asked_of_the_primary_that_has_them(
     worker: Worker, organizations: list[Organization]
 ) -> None:
     usages = Usages(worker.shards, time.monotonic)
-    objects = Objects(worker.shards, time.time, 60.0, 100)
+    objects = ObjectOwners(worker.shards, time.time, 60.0, 100)
     ids = [f"file-{number}" for number in range(40)]  # owners on all primaries
     for at, one in enumerate(organizations):
-        assert await worker.call(one) is Settled.DONE
+        assert await worker.call(one) is SettleResult.DONE
         told = msgspec.json.decode(await driven(usages.usage_of(one.caller)))
         assert (told["organization"], told["tokens_used"]) == (one.caller.organization_id, TOKENS)
         await driven(objects.keep(one.caller, ids))
@@ -351,7 +354,7 @@ async def test_an_object_whose_owner_is_away_is_claimed_later(
     cluster: ValkeyCluster, worker: Worker, organizations: list[Organization]
 ) -> None:
     first, other = organizations[:2]
-    objects, lost = Objects(worker.shards, time.time, 60.0, 100), cluster.primaries[1]
+    objects, lost = ObjectOwners(worker.shards, time.time, 60.0, 100), cluster.primaries[1]
     id_ = next(
         one
         for one in (f"file-{number}" for number in range(999))
@@ -371,7 +374,7 @@ async def test_an_object_whose_owner_is_away_is_claimed_later(
     assert not await driven(objects.owned(other.caller, [id_]))
 
 
-async def served(objects: Objects, organization: Organization, id_: str) -> bool:
+async def served(objects: ObjectOwners, organization: Organization, id_: str) -> bool:
     with suppress(CountersUnavailable):
         return await driven(objects.owned(organization.caller, [id_]))
     return False
@@ -379,7 +382,7 @@ async def served(objects: Objects, organization: Organization, id_: str) -> bool
 
 async def test_what_is_everybodys_is_asked_of_who_has_its_key(worker: Worker) -> None:
     clock = time.monotonic
-    one, other = SharedCooling(worker.shards, clock), SharedCooling(worker.shards, clock)
+    one, other = SharedCircuitBreaker(worker.shards, clock), SharedCircuitBreaker(worker.shards, clock)
     one.table.begin("slow", 30.0, (), clock())
     await one.share()
     await other.share()

@@ -18,7 +18,7 @@ from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.cluster import Shards
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import CHAT, CREDITS, driven
 from tests.valkey_cluster import Member, ValkeyCluster
@@ -44,7 +44,7 @@ class Desk:
         self.cluster, self.clock = cluster, Clock()
         members = tuple(("127.0.0.1", one.port) for one in cluster.members)
         self.shards = Shards(
-            Address("", 0, members=members), lambda where: Wire(where, self.clock, hears=HEARD)
+            Address("", 0, members=members), lambda where: RedisConnection(where, self.clock, hears=HEARD)
         )
         self.directory = Directory(self.shards, self.clock)
         self.caller = Caller(ORGANIZATION, 7, 3, keys.partition_of(ORGANIZATION))

@@ -15,7 +15,7 @@ from gateway.core.model import Caller, Limits
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.stored import decode_identity, encode_identity
-from gateway.counters.keeper.control import Filling
+from gateway.counters.keeper.control import BulkLoader
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.errors import InvalidApiKey
@@ -40,7 +40,7 @@ def key_of(number: int, subject: str) -> KeyDefinition:
 class Desk:
     """A keeper, and a gateway that is told what changes."""
 
-    control: Filling
+    control: BulkLoader
     callers: TokenCallers
 
     async def asked(self, text: bytes) -> Caller | None:
@@ -63,7 +63,7 @@ async def desk(world: World, connect: Connect) -> Desk:
     found = all_keys.of(ISSUER)
     assert found is not None
     await found.refresh()
-    return Desk(Filling(await connect(world.url)), callers)
+    return Desk(BulkLoader(await connect(world.url)), callers)
 
 
 GOOD = token(claims(groups=["research", "everybody"], email="ada@example.com"))
@@ -141,7 +141,7 @@ async def test_who_displaces_newer_keys_that_came_meanwhile_puts_them_back(
 ) -> None:
     subjects = [key_of(20 + n, f"subject {n}") for n in range(3)]
     newer = [replace(one, key_id=one.key_id + 70) for one in subjects[:2]]
-    original, others = desk.control.ask_together, Filling(desk.control._wires)
+    original, others = desk.control.ask_together, BulkLoader(desk.control._wires)
 
     async def ask_together(commands: Iterable[Sequence[bytes]], *, everybodys: bool = False) -> list[Reply]:
         found = await original(commands, everybodys=everybodys)

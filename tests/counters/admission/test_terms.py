@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
-from gateway.core.billing.money import Pricing, Tier, TokenPrice
+from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
+from gateway.core.billing.money import CreditRates, PriceTier, ServicePricing
 from gateway.core.model import Service
-from gateway.counters.admission.catalogue import Terms
+from gateway.counters.admission.catalogue import CachedTerms
 from gateway.counters.admission.stored import encode_terms, version_of
 from gateway.errors import ServiceNotIncluded
 
 CHAT = Service(1, "chat", "subscription", counts_tokens=False)
 IMAGES = Service(2, "images", "consumption", counts_tokens=False, credits=8)
-TIERS = Pricing(tiers=(Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
-BY_TOKEN = Pricing(per_million={"*": TokenPrice(3, 15, None)})
+TIERS = ServicePricing(tiers=(PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
+BY_TOKEN = ServicePricing(per_million={"*": CreditRates(3, 15, None)})
 
 
-def terms(*negotiated: Negotiated, **subscription: Any) -> Terms:
-    return Terms(encode_terms(7, OrganizationTerms(negotiated, **subscription)))
+def terms(*negotiated: NegotiatedTerms, **subscription: Any) -> CachedTerms:
+    return CachedTerms(encode_terms(7, OrganizationTerms(negotiated, **subscription)))
 
 
 def test_the_version_is_kept_beside_the_terms() -> None:
@@ -31,11 +31,11 @@ def test_the_version_is_kept_beside_the_terms() -> None:
 
 
 def test_without_terms_the_catalogue_counts() -> None:
-    assert Terms(b"").resolve(IMAGES, 0) == IMAGES
+    assert CachedTerms(b"").resolve(IMAGES, 0) == IMAGES
 
 
 def test_a_negotiated_price_goes_first_and_the_rest_stays() -> None:
-    found = terms(Negotiated(2, 6)).resolve(IMAGES, 0)
+    found = terms(NegotiatedTerms(2, 6)).resolve(IMAGES, 0)
     assert (found.credits, found.meter, found.pricing) == (6, "consumption", IMAGES.pricing)
 
 
@@ -43,7 +43,7 @@ OCR = Service(3, "ocr", "consumption", counts_tokens=False, credits=5)
 MAPS = Service(4, "maps", "pay_per_use", counts_tokens=False)
 
 
-def usable(one: Terms, *services: Service) -> set[str]:
+def usable(one: CachedTerms, *services: Service) -> set[str]:
     """The keys of those an organization may use now."""
     found = set()
     for service in services:
@@ -56,19 +56,23 @@ def usable(one: Terms, *services: Service) -> set[str]:
     ("negotiated", "subscription", "listed"),
     [
         ((), {}, {"chat"}),
-        ((Negotiated(2, 6),), {}, {"chat", "images"}),
-        ((Negotiated(2, 8), Negotiated(4, 0)), {}, {"chat", "images", "maps"}),
+        ((NegotiatedTerms(2, 6),), {}, {"chat", "images"}),
+        ((NegotiatedTerms(2, 8), NegotiatedTerms(4, 0)), {}, {"chat", "images", "maps"}),
         # What counts is the meter a service is had with.
-        ((Negotiated(2, 6, "pay_per_use"),), {}, {"chat", "images"}),
-        ((Negotiated(1, 6, "consumption"),), {}, {"chat"}),
-        ((Negotiated(2, 6, "subscription"),), {}, {"chat", "images"}),
+        ((NegotiatedTerms(2, 6, "pay_per_use"),), {}, {"chat", "images"}),
+        ((NegotiatedTerms(1, 6, "consumption"),), {}, {"chat"}),
+        ((NegotiatedTerms(2, 6, "subscription"),), {}, {"chat", "images"}),
         # A service that the catalogue has no more.
-        ((Negotiated(9, 6),), {}, {"chat"}),
-        ((Negotiated(2, 6),), {"features": ("chat",), "since_ms": 100, "until_ms": 200}, {"chat", "images"}),
+        ((NegotiatedTerms(9, 6),), {}, {"chat"}),
+        (
+            (NegotiatedTerms(2, 6),),
+            {"features": ("chat",), "since_ms": 100, "until_ms": 200},
+            {"chat", "images"},
+        ),
     ],
 )
 def test_a_price_closes_no_other_service_and_a_list_all_that_is_not_on_it(
-    negotiated: tuple[Negotiated, ...], subscription: dict[str, Any], listed: set[str]
+    negotiated: tuple[NegotiatedTerms, ...], subscription: dict[str, Any], listed: set[str]
 ) -> None:
     everything = CHAT, IMAGES, OCR, MAPS
     assert usable(terms(*negotiated, **subscription), *everything) == {"chat", "images", "ocr", "maps"}
@@ -76,8 +80,8 @@ def test_a_price_closes_no_other_service_and_a_list_all_that_is_not_on_it(
 
 
 @pytest.mark.parametrize("pricing", [TIERS, BY_TOKEN])
-def test_another_business_model_and_pricing(pricing: Pricing) -> None:
-    found = terms(Negotiated(2, 0, "pay_per_use", pricing)).resolve(IMAGES, 0)
+def test_another_business_model_and_pricing(pricing: ServicePricing) -> None:
+    found = terms(NegotiatedTerms(2, 0, "pay_per_use", pricing)).resolve(IMAGES, 0)
     assert (found.credits, found.meter, found.pricing) == (0, "pay_per_use", pricing)
 
 
@@ -87,17 +91,17 @@ def test_tokens_count_as_was_said_last_else_by_the_meter(meter: str, said: bool 
     """What an organization has negotiated goes first, then the service, then its business model."""
     base = Service(1, "chat", meter, counts_tokens=said is True, counts_none=said is False)
     by_itself = meter == "subscription" if said is None else said
-    assert Terms(b"").resolve(base, 0).counts_tokens is by_itself
-    assert terms(Negotiated(1, 6)).resolve(base, 0).counts_tokens is by_itself
+    assert CachedTerms(b"").resolve(base, 0).counts_tokens is by_itself
+    assert terms(NegotiatedTerms(1, 6)).resolve(base, 0).counts_tokens is by_itself
     for own in True, False:
-        assert terms(Negotiated(1, 6, counts_tokens=own)).resolve(base, 0).counts_tokens is own
+        assert terms(NegotiatedTerms(1, 6, counts_tokens=own)).resolve(base, 0).counts_tokens is own
     for other in "subscription", "consumption", "pay_per_use":
-        found = terms(Negotiated(1, 6, other)).resolve(base, 0).counts_tokens
+        found = terms(NegotiatedTerms(1, 6, other)).resolve(base, 0).counts_tokens
         assert found is (other == "subscription" if said is None else said)
 
 
 def test_the_same_terms_answer_the_same_object() -> None:
-    one = terms(Negotiated(2, 6))
+    one = terms(NegotiatedTerms(2, 6))
     assert one.resolve(IMAGES, 0) is one.resolve(IMAGES, 5)
     assert one.resolve(Service(2, "images", "pay_per_use"), 0).meter == "pay_per_use"
 
@@ -123,7 +127,7 @@ def test_a_subscription_in_force_includes_its_features_without_a_plan() -> None:
         terms(subscribed=True),
     ],
 )
-def test_a_subscription_that_is_over_includes_nothing(one: Terms) -> None:
+def test_a_subscription_that_is_over_includes_nothing(one: CachedTerms) -> None:
     with pytest.raises(ServiceNotIncluded):
         one.resolve(CHAT, 200)
     assert one.resolve(IMAGES, 200) == IMAGES
@@ -134,7 +138,7 @@ def test_a_price_in_another_currency_is_no_price_for_this_organization() -> None
     assert terms(currency="JPY").resolve(yen, 0).pricing.currency == "JPY"
     with pytest.raises(ServiceNotIncluded, match="costs JPY, and the organization pays in EUR"):
         terms(currency="EUR").resolve(yen, 0)
-    own = Negotiated(5, 0, None, replace(TIERS, currency="EUR"))
+    own = NegotiatedTerms(5, 0, None, replace(TIERS, currency="EUR"))
     assert terms(own, currency="EUR").resolve(yen, 0).pricing.currency == "EUR"
     # Credits are no money: what they are paid with has no currency.
     assert usable(terms(currency="EUR"), CHAT, IMAGES) == {"chat", "images"}

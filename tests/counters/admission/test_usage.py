@@ -7,12 +7,12 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.counters.admission.usage import usage
 from tests.builders import UNITS, World, driven
 from tests.counters.conftest import Connect
 
-PRICED = replace(UNITS, pricing=Pricing((Tier(None, Decimal("0.25")),)))
+PRICED = replace(UNITS, pricing=ServicePricing((PriceTier(None, Decimal("0.25")),)))
 
 
 async def spends(connect: Connect, world: World) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ import random
 import pytest
 
 from gateway.core.accounts.plans import Weights, millionths
-from gateway.core.calls.call import Call
+from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import Estimate, output_bound
-from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settled, Settlement, Verdict
-from gateway.counters.admission.catalogue import Weighing
+from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.counters.admission.catalogue import WeightCache
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
@@ -44,7 +44,7 @@ async def test_a_call_is_held_and_settled_by_its_plans_weights(worker: Worker) -
     request, decision = await worker.reserve(300, ceiling=500, read=400, read_likely=250)
     assert (decision.verdict, decision.weights) == (Verdict.ADMITTED, Weights.of(millionths(CACHED)))
     assert decision.held_tokens == 300
-    assert await worker.settle(request, 200_503, weighed=38_503) is Settled.DONE
+    assert await worker.settle(request, 200_503, weighed=38_503) is SettleResult.DONE
     assert world.tenant.used == 38_503
 
 
@@ -106,7 +106,7 @@ def scripts_run(world: World) -> int:
 
 
 def test_calls_that_count_no_tokens_go_by_no_plan() -> None:
-    weighing = Weighing()
+    weighing = WeightCache()
     weighing.load({PLAN: millionths(CACHED)})
     weighing.learn(7, PLAN)
     caller = Caller(1, 7, 3, 0)
@@ -115,7 +115,7 @@ def test_calls_that_count_no_tokens_go_by_no_plan() -> None:
 
 
 def test_the_plans_of_so_many_tenants_are_known() -> None:
-    weighing = Weighing(tenants_max=2)
+    weighing = WeightCache(tenants_max=2)
     weighing.load({PLAN: millionths(CACHED)})
     for tenant_id in (1, 2, 3):
         weighing.learn(tenant_id, PLAN)
@@ -153,7 +153,7 @@ async def test_a_strict_plan_is_never_overshot_whatever_kinds_come(
             return 0
         assert decision.bounded
         estimate = Estimate(read + 9, read + most, least, read)
-        bound = output_bound(None, Call("", GENERIC, b""), estimate, decision)
+        bound = output_bound(None, CallRequest("", GENERIC, b""), estimate, decision)
         written = most if stated or bound is None else min(bound, most)
         counts = used_of(rng, read, written)
         weighed = weights.count(counts, read + written)
@@ -191,7 +191,7 @@ async def test_a_lease_is_used_up_by_what_calls_count(worker: Worker) -> None:
     request, decision = await worker.reserve(400, ceiling=900, read=300, read_likely=300)
     assert (decision.held_tokens, decision.weights) == (400, Weights.of(millionths(CACHED)))
     settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, weighed=800)
-    assert await driven(worker.counters.settle(settlement)) is Settled.SPOOLED
+    assert await driven(worker.counters.settle(settlement)) is SettleResult.SPOOLED
     assert worker.left == 200
     await worker.reserve(150, read=100, read_likely=100)
     await worker.reserve(150, read=100, read_likely=100)  # is let in with what is left
@@ -205,7 +205,7 @@ async def test_what_is_spooled_settles_by_what_it_counts(worker: Worker) -> None
     request, _ = await worker.reserve(400, read=300, read_likely=300)
     worker.wire.available = False
     settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, weighed=800)
-    assert await driven(worker.counters.settle(settlement)) is Settled.SPOOLED
+    assert await driven(worker.counters.settle(settlement)) is SettleResult.SPOOLED
     worker.wire.available = True
     await worker.resubmitter.resubmit()
     assert (world.tenant.used, world.tenant.remaining) == (800, 9_200)

@@ -12,7 +12,7 @@ from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     ControlWrite,
     KeyDefinition,
-    Negotiated,
+    NegotiatedTerms,
     OrganizationDefinition,
     OrganizationTerms,
     TenantDefinition,
@@ -21,7 +21,7 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Caller, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
-from gateway.counters.keeper.control import Control, Filling
+from gateway.counters.keeper.control import BulkLoader, ControlClient
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
@@ -36,8 +36,8 @@ KEY = KeyDefinition(3, 7, 1, "d" * 64, Limits(concurrency=2), "ann", frozenset({
 
 
 @pytest.fixture
-async def control(world: World, connect: Connect) -> Control:
-    return Control(await connect(world.url))
+async def control(world: World, connect: Connect) -> ControlClient:
+    return ControlClient(await connect(world.url))
 
 
 def as_caller(key: KeyDefinition) -> Caller:
@@ -52,7 +52,9 @@ def write(verb: str, position: int = 1, **payload: Any) -> ControlWrite:
 # --- writes -----------------------------------------------------------------------------
 
 
-async def test_writes_move_the_account_in_the_direction_they_say(world: World, control: Control) -> None:
+async def test_writes_move_the_account_in_the_direction_they_say(
+    world: World, control: ControlClient
+) -> None:
     terms = PlanTerms(plan_id=1, total_amount=100)
     for one in (
         replace(write("plan"), terms=terms),
@@ -67,13 +69,13 @@ async def test_writes_move_the_account_in_the_direction_they_say(world: World, c
     assert [event.metadata for event in world.events()[2:4]] == [b'{"reason":"so \\"it\\" is"}', b""]
 
 
-async def test_credits_go_to_the_organization(world: World, control: Control) -> None:
+async def test_credits_go_to_the_organization(world: World, control: ControlClient) -> None:
     one = ControlWrite(new_id(), 1, "organization:1", "credits", {"amount": 70}, organization_id=1)
     assert await control.apply(one) is True
     assert world.organization.balance == 70
 
 
-async def test_an_unknown_account_has_to_wait(world: World, control: Control) -> None:
+async def test_an_unknown_account_has_to_wait(world: World, control: ControlClient) -> None:
     assert await control.apply(replace(write("recharge", amount=1), tenant_id=99)) is False
     tenant = TenantDefinition(99, 1, NO_LIMITS, NO_LIMITS, PlanTerms(), has_ledger=True)
     assert await control.apply(replace(write("define"), definitions=(tenant,))) is False
@@ -83,20 +85,20 @@ async def test_an_unknown_account_has_to_wait(world: World, control: Control) ->
     )
 
 
-async def test_out_of_range_is_said_as_such(world: World, control: Control) -> None:
+async def test_out_of_range_is_said_as_such(world: World, control: ControlClient) -> None:
     world.plan(INTEGER_MAX)
     with pytest.raises(OutOfRange):
         await control.apply(write("recharge", amount=1))
 
 
-async def test_nothing_is_written_where_unverified(world: World, control: Control) -> None:
+async def test_nothing_is_written_where_unverified(world: World, control: ControlClient) -> None:
     world.client.delete(keys.marker(world.p))
     for one in (write("recharge", amount=1), replace(write("define"), definitions=(KEY,))):
         with pytest.raises(CountersUnavailable):
             await control.apply(one)
 
 
-async def test_a_sweep_says_whether_it_reset(world: World, control: Control) -> None:
+async def test_a_sweep_says_whether_it_reset(world: World, control: ControlClient) -> None:
     world.plan(100, reset_interval="daily")
     assert await control.sweep(7, 1) is False
     world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
@@ -106,7 +108,7 @@ async def test_a_sweep_says_whether_it_reset(world: World, control: Control) -> 
 # --- definitions ------------------------------------------------------------------------
 
 
-async def test_a_key_is_its_state_and_its_identity(world: World, control: Control) -> None:
+async def test_a_key_is_its_state_and_its_identity(world: World, control: ControlClient) -> None:
     name = keys.identity(KEY.digest)
     assert await control.define(KEY, 10) is True
     assert world.key.concurrency == 2
@@ -123,7 +125,7 @@ async def test_a_key_is_its_state_and_its_identity(world: World, control: Contro
 async def test_identities_are_written_together_those_of_a_slot_in_one_command(
     world: World, connect: Connect
 ) -> None:
-    filling, expires = Filling(await connect(world.url)), world.now_ms() + 60_000
+    filling, expires = BulkLoader(await connect(world.url)), world.now_ms() + 60_000
     staying = [replace(KEY, key_id=n, digest=f"{n:064x}", user=f"user {n}") for n in range(200)]
     ends = replace(KEY, key_id=300, digest="e" * 64, expires_ms=expires)
     revoked = replace(KEY, key_id=301, digest="f" * 64)
@@ -153,18 +155,18 @@ async def test_identities_are_written_together_those_of_a_slot_in_one_command(
 
 
 async def test_an_organizations_terms_are_written_and_older_ones_are_not(
-    world: World, control: Control
+    world: World, control: ControlClient
 ) -> None:
-    newer, older = (OrganizationTerms((Negotiated(2, credits_),)) for credits_ in (6, 7))
+    newer, older = (OrganizationTerms((NegotiatedTerms(2, credits_),)) for credits_ in (6, 7))
     for terms, version in ((newer, 9), (older, 8)):
         assert await control.define(OrganizationDefinition(1, NO_LIMITS, terms=terms), version) is True
         assert world.get(keys.organization_terms(1)) == encode_terms(9, newer)
 
 
 async def test_newer_terms_written_meanwhile_are_put_back(
-    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+    world: World, control: ControlClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newer = encode_terms(9, OrganizationTerms((Negotiated(2, 6),)))
+    newer = encode_terms(9, OrganizationTerms((NegotiatedTerms(2, 6),)))
     ask = control.ask_everybodys
 
     async def overtaken(*parts: bytes) -> Any:
@@ -179,7 +181,7 @@ async def test_newer_terms_written_meanwhile_are_put_back(
 
 
 async def test_an_older_list_that_replaced_what_is_no_list_meanwhile_is_written_over(
-    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+    world: World, control: ControlClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older, newer = (encode_terms(version, OrganizationTerms()) for version in (8, 9))
     name, ask = keys.organization_terms(1), control.ask_everybodys
@@ -215,14 +217,18 @@ async def test_what_this_user_may_not_read_is_neither_replaced_nor_taken_for_som
         world.client.acl_deluser("blind")
 
 
-async def test_an_older_definition_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
+async def test_an_older_definition_is_not_brought_over_a_newer_one(
+    world: World, control: ControlClient
+) -> None:
     newer = OrganizationDefinition(1, Limits(concurrency=5))
     assert await control.define(newer, 10) is True
     assert await control.define(replace(newer, limits=Limits(concurrency=9)), 9) is True
     assert world.organization.concurrency == 5
 
 
-async def test_the_catalogue_is_published_and_asked_for_everywhere(world: World, control: Control) -> None:
+async def test_the_catalogue_is_published_and_asked_for_everywhere(
+    world: World, control: ControlClient
+) -> None:
     for partition in range(PARTITIONS):
         world.client.set(keys.marker(partition), packing.marker(world.run_id, 3, 1))
     assert await control.define(CatalogueDefinition((CHAT, UNITS)), 8) is True
@@ -233,7 +239,9 @@ async def test_the_catalogue_is_published_and_asked_for_everywhere(world: World,
     assert world.reserve().verdict is Verdict.STALE
 
 
-async def test_an_older_catalogue_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
+async def test_an_older_catalogue_is_not_brought_over_a_newer_one(
+    world: World, control: ControlClient
+) -> None:
     """Markers ask for the newer one: with the older in its place no call would be served."""
     for partition in range(PARTITIONS):
         world.client.set(keys.marker(partition), packing.marker(world.run_id, 3, 9))
@@ -244,7 +252,7 @@ async def test_an_older_catalogue_is_not_brought_over_a_newer_one(world: World, 
     assert packing.read_marker(world.get(keys.marker(0)))[2] == 9
 
 
-async def test_a_catalogue_waits_where_not_all_is_verified(world: World, control: Control) -> None:
+async def test_a_catalogue_waits_where_not_all_is_verified(world: World, control: ControlClient) -> None:
     with pytest.raises(CountersUnavailable):
         await control.define(CatalogueDefinition((CHAT,)), 8)
 
@@ -325,8 +333,8 @@ async def test_windows_of_an_unverified_partition_are_unavailable(world: World, 
 async def test_what_nobody_can_read_is_written_over_when_its_partition_is_filled(
     world: World, connect: Connect, stored: bytes
 ) -> None:
-    filling = Filling(await connect(world.url))
-    organization = OrganizationDefinition(1, Limits(), terms=OrganizationTerms((Negotiated(2, 5),)))
+    filling = BulkLoader(await connect(world.url))
+    organization = OrganizationDefinition(1, Limits(), terms=OrganizationTerms((NegotiatedTerms(2, 5),)))
     of_tokens = replace(KEY, of_tokens=True)
     for name in (keys.organization_terms(1), keys.identity(KEY.digest)):
         world.client.set(name, stored)

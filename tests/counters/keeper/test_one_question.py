@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client, are_any_there, entries_of, markers_of, with_late
 from gateway.counters.keeper.outbox import Outbox, park
-from gateway.counters.late import Keeping
+from gateway.counters.late import ReclaimClient
 from gateway.counters.redis import keys
 from gateway.errors import CountersRefused
 from tests.builders import World
@@ -29,7 +29,7 @@ async def test_a_look_where_nothing_happens_is_some_commands_however_many_partit
     world: World, connect: Connect
 ) -> None:
     client = Client(await connect(world.url))
-    outbox, keeping = Outbox(client), Keeping(client)
+    outbox, keeping = Outbox(client), ReclaimClient(client)
     await keeping.expired(10)
     world.client.config_resetstat()
     assert await outbox.parked(EVERY) == {}

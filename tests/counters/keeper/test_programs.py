@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 
 from gateway.core.layout import LAYOUT
-from gateway.counters.keeper.status import Programs
+from gateway.counters.keeper.status import ProgramRegistry
 from gateway.counters.redis import keys
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.run.lifecycle import this_program
 from tests.builders import World
 from tests.counters.conftest import Connect
 from tests.waiting import eventually
 
 
-def gateway(wire: Wire, **bounds: float) -> Programs:
-    return Programs(wire, this_program("gateway"), **bounds)  # type: ignore[arg-type]  # a count is one too
+def gateway(wire: RedisConnection, **bounds: float) -> ProgramRegistry:
+    return ProgramRegistry(wire, this_program("gateway"), **bounds)  # type: ignore[arg-type]  # a count is one too
 
 
 async def test_who_said_so_is_there_until_it_leaves(world: World, connect: Connect) -> None:
     wire = await connect(world.url)
-    first, keeper = gateway(wire), Programs(wire, this_program("keeper", "0073"))
+    first, keeper = gateway(wire), ProgramRegistry(wire, this_program("keeper", "0073"))
     await first.say()
     await keeper.say()
     await first.say()
@@ -79,5 +79,5 @@ async def test_it_is_said_again_and_again_and_a_key_of_another_type_ends_nothing
         saying.cancel()
 
 
-def _members(world: World, of: Programs) -> list[bytes]:
+def _members(world: World, of: ProgramRegistry) -> list[bytes]:
     return [one for one in world.client.zrange(keys.PROGRAMS, 0, -1) if of.said.id.encode() in one]

@@ -12,7 +12,7 @@ from gateway.core.accounts.outbox import HEAD_BEFORE, decode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import park
 from gateway.counters.keeper.verification import KeeperCounters
-from gateway.counters.late import LOOK_ENTRIES, Keeping, LateLane
+from gateway.counters.late import LOOK_ENTRIES, LateLane, ReclaimClient
 from gateway.counters.redis import keys
 from tests.builders import BLANK, Call, World, encode
 from tests.counters.conftest import Connect
@@ -21,10 +21,10 @@ HOUR_MS = 3_600_000
 
 
 @pytest.fixture
-async def keeping(world: World, connect: Connect) -> Keeping:
+async def keeping(world: World, connect: Connect) -> ReclaimClient:
     world.plan(100_000)
     world.client.xtrim(keys.outbox(world.p), maxlen=0)
-    return Keeping(Client(await connect(world.url)))
+    return ReclaimClient(Client(await connect(world.url)))
 
 
 def late_call(world: World) -> Call:
@@ -52,14 +52,14 @@ def dealt_with(world: World, found: Any) -> None:
 
 
 async def test_more_entries_of_another_organization_than_are_read_at_once_are_in_nobodys_way(
-    world: World, keeping: Keeping
+    world: World, keeping: ReclaimClient
 ) -> None:
     world.moved(999, LOOK_ENTRIES * 2 + 1)
     call = late_call(world)
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_an_organization_waits_for_all_of_its_own_entries(world: World, keeping: Keeping) -> None:
+async def test_an_organization_waits_for_all_of_its_own_entries(world: World, keeping: ReclaimClient) -> None:
     world.moved(999, LOOK_ENTRIES)
     mine = world.moved(1, 2)
     world.moved(999)
@@ -71,7 +71,9 @@ async def test_an_organization_waits_for_all_of_its_own_entries(world: World, ke
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_an_organization_waits_for_what_was_moved_aside_of_it(world: World, keeping: Keeping) -> None:
+async def test_an_organization_waits_for_what_was_moved_aside_of_it(
+    world: World, keeping: ReclaimClient
+) -> None:
     """That waits behind a stopped account, until a person has looked."""
     mine, other = world.moved(1, 2), World(world.url, organization_id=same_partition(world), tenant_id=8)
     other.plan(1000)
@@ -88,7 +90,7 @@ async def test_an_organization_waits_for_what_was_moved_aside_of_it(world: World
 
 @pytest.mark.parametrize("version", [1, 2])
 async def test_an_organization_waits_for_its_entries_of_layouts_before(
-    world: World, keeping: Keeping, version: int
+    world: World, keeping: ReclaimClient, version: int
 ) -> None:
     packed = HEAD_BEFORE.pack(version, 0, 0, 0, 0, 0, 1, *[0] * 16) + bytes(3 + 2 * version)
     entry: Any = world.client.xadd(keys.outbox(world.p), {"e": packed})
@@ -98,7 +100,7 @@ async def test_an_organization_waits_for_its_entries_of_layouts_before(
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Keeping) -> None:
+async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: ReclaimClient) -> None:
     before = world.moved(1)
     call = late_call(world)
     assert await keeping.late(10) == []
@@ -108,7 +110,7 @@ async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Kee
 
 
 async def test_a_stopped_organizations_settlements_keep_no_others_however_many_they_are(
-    world: World, keeping: Keeping
+    world: World, keeping: ReclaimClient
 ) -> None:
     """More of them than a pass looks at, in front of everybody else's."""
     keeping._lane = LateLane(keeping._client, lane_look_max=20)
@@ -131,13 +133,15 @@ async def test_a_stopped_organizations_settlements_keep_no_others_however_many_t
 
 
 async def test_what_was_handed_out_and_not_dealt_with_is_handed_out_again(
-    world: World, keeping: Keeping
+    world: World, keeping: ReclaimClient
 ) -> None:
     calls = [late_call(world).id for _ in range(5)]
     assert [ids(await keeping.late(3)) for _ in range(2)] == [calls[:3]] * 2
 
 
-async def test_an_id_that_outlived_its_entry_keeps_nothing_waiting(world: World, keeping: Keeping) -> None:
+async def test_an_id_that_outlived_its_entry_keeps_nothing_waiting(
+    world: World, keeping: ReclaimClient
+) -> None:
     call = late_call(world)
     world.client.hset(keys.control(world.p), call.id, 1)
     world.moved(999, 1)
@@ -146,7 +150,9 @@ async def test_an_id_that_outlived_its_entry_keeps_nothing_waiting(world: World,
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_an_entry_no_script_has_written_keeps_none_that_one_has(world: World, keeping: Keeping) -> None:
+async def test_an_entry_no_script_has_written_keeps_none_that_one_has(
+    world: World, keeping: ReclaimClient
+) -> None:
     late_call(world)
     lane: Any = world.client.xrange(keys.late(world.p))
     [(entry, theirs)] = lane
@@ -160,7 +166,7 @@ async def test_an_entry_no_script_has_written_keeps_none_that_one_has(world: Wor
 # --- clocks -----------------------------------------------------------------------------
 
 
-async def test_a_clock_that_was_set_back_doubles_nothing(world: World, keeping: Keeping) -> None:
+async def test_a_clock_that_was_set_back_doubles_nothing(world: World, keeping: ReclaimClient) -> None:
     """The outbox goes on from its newest entry, an hour ahead; an empty lane begins at the hour it is."""
     ahead(world, keys.outbox(world.p))
     call = world.reserve(need=1)
@@ -173,7 +179,7 @@ async def test_a_clock_that_was_set_back_doubles_nothing(world: World, keeping: 
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_a_clock_that_was_set_back_keeps_nothing_waiting(world: World, keeping: Keeping) -> None:
+async def test_a_clock_that_was_set_back_keeps_nothing_waiting(world: World, keeping: ReclaimClient) -> None:
     """The queue goes on an hour ahead: whatever the outbox has from now on looks older."""
     ahead(world, keys.late(world.p))
     before = world.moved(1)
@@ -184,7 +190,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(world: World, kee
     assert ids(await keeping.late(10)) == [call.id]
 
 
-async def test_what_was_seen_of_a_redis_is_forgotten_with_it(world: World, keeping: Keeping) -> None:
+async def test_what_was_seen_of_a_redis_is_forgotten_with_it(world: World, keeping: ReclaimClient) -> None:
     """Emptied and rebuilt, its streams begin anew, maybe at an earlier hour."""
     world.moved(999)
     late_call(world)
@@ -209,7 +215,7 @@ def ahead(world: World, stream: str) -> None:
 
 
 @pytest.mark.parametrize("broken", [keys.outbox, keys.late, keys.control], ids=["outbox", "late", "control"])
-async def test_a_broken_partition_keeps_no_other(world: World, keeping: Keeping, broken: Any) -> None:
+async def test_a_broken_partition_keeps_no_other(world: World, keeping: ReclaimClient, broken: Any) -> None:
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     assert other.p != world.p
     other.plan(1000)
@@ -228,7 +234,7 @@ async def test_a_lane_that_does_not_say_is_taken_to_hold_something(world: World,
 
 
 async def test_what_waits_in_an_outbox_that_was_away_is_waited_for_when_it_is_back(
-    world: World, keeping: Keeping
+    world: World, keeping: ReclaimClient
 ) -> None:
     world.moved(1)
     world.client.rename(keys.outbox(world.p), "aside")
@@ -239,7 +245,7 @@ async def test_what_waits_in_an_outbox_that_was_away_is_waited_for_when_it_is_ba
     assert await keeping.late(10) == []
 
 
-async def test_a_pass_that_failed_in_the_middle_forgets_nobody(world: World, keeping: Keeping) -> None:
+async def test_a_pass_that_failed_in_the_middle_forgets_nobody(world: World, keeping: ReclaimClient) -> None:
     keeping._lane = LateLane(keeping._client, look_entries_min=2)
     other = World(world.url, organization_id=same_partition(world), tenant_id=8, key_id=4)
     other.plan(1000)

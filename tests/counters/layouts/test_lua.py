@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.plans import PlanTerms
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.layout import KINDS, LAYOUT, Field, Layout
+from gateway.core.layout import KINDS, LAYOUT, Layout, LayoutField
 from gateway.core.model import HoldRequest, Limits, Service
 from gateway.counters.layouts import lua, packing, states
 from gateway.counters.leases import allowance
@@ -26,7 +26,7 @@ LUA = Path("lua")
 RECORDED = json.loads((Path(__file__).parent / "unnumbered.json").read_text())
 TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=False,
-    pricing=Pricing(tiers=(Tier(10, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+    pricing=ServicePricing(tiers=(PriceTier(10, Decimal("0.001")), PriceTier(None, Decimal("0.0008")))),
 )  # fmt: skip
 TERMS = PlanTerms(
     plan_id=2, total_amount=20_000, reset_interval="monthly", on_exhausted="cut", on_store_failure="allow",
@@ -35,7 +35,7 @@ TERMS = PlanTerms(
 RATE = TokenRate(0, 0, 2 * 10**15)
 # A Redis whose clock stands: 2026-01-01.
 NOW_S = 1767225600
-DUMMY = Field("dummy", KINDS["u8"], 9, LAYOUT)
+DUMMY = LayoutField("dummy", KINDS["u8"], 9, LAYOUT)
 STORED = {
     "k": "KEY", "u": "USER", "t": "TENANT", "o": "ORGANIZATION", "h": "HOLD", "a": "ACTIVATION",
     "m": "MARKER",

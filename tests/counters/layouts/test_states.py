@@ -17,9 +17,9 @@ from typing import Any, cast
 import pytest
 import redis
 
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.layout import FIRST, LAYOUT, UnknownLayout
-from gateway.core.model import PARTITIONS, HoldRequest, Service, Settled, Verdict
+from gateway.core.model import PARTITIONS, HoldRequest, Service, SettleResult, Verdict
 from gateway.counters.keeper.client import KINDS
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import late_settlement, read_entry
@@ -39,7 +39,7 @@ STRINGS = {name: bytes.fromhex(packed) for name, packed in RECORDED["strings"].i
 IDS: dict[str, str] = RECORDED["ids"]
 TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=False,
-    pricing=Pricing(tiers=(Tier(10, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+    pricing=ServicePricing(tiers=(PriceTier(10, Decimal("0.001")), PriceTier(None, Decimal("0.0008")))),
 )  # fmt: skip
 UNPACK: dict[str, Callable[[bytes], Any]] = {
     "k": partial(states.unpack, states.KeyState),
@@ -123,12 +123,12 @@ def test_a_hold_of_before_has_its_user_and_tiers() -> None:
 
 def test_calls_of_before_end_as_they_would_have(ours: World) -> None:
     remaining, balance = ours.tenant.remaining, ours.organization.balance
-    assert call(ours, "tokens", user="ann").settle(tokens=60) is Settled.DONE
-    assert call(ours, "own", user="own").settle(tokens=10) is Settled.DONE
-    assert call(ours, "one_time", ONE_TIME).settle(credits=50) is Settled.DONE
-    assert call(ours, "units", TIERED, "ünï").settle(units=12) is Settled.DONE
-    assert call(ours, "by_token", BY_TOKEN).settle(credits=7) is Settled.DONE
-    assert call(ours, "reclaimed").settle(tokens=12) is Settled.RECLAIMED
+    assert call(ours, "tokens", user="ann").settle(tokens=60) is SettleResult.DONE
+    assert call(ours, "own", user="own").settle(tokens=10) is SettleResult.DONE
+    assert call(ours, "one_time", ONE_TIME).settle(credits=50) is SettleResult.DONE
+    assert call(ours, "units", TIERED, "ünï").settle(units=12) is SettleResult.DONE
+    assert call(ours, "by_token", BY_TOKEN).settle(credits=7) is SettleResult.DONE
+    assert call(ours, "reclaimed").settle(tokens=12) is SettleResult.RECLAIMED
     assert ours.late()[-1][b"charged"] == b"11"
     given_back = allowance.lease(ours.run_id, ours.caller, IDS["lease"], allowance.GIVE_BACK)
     assert packing.code_of(ours.run("lease", given_back)) == allowance.NONE
@@ -198,7 +198,7 @@ def test_what_waits_in_a_late_lane_since_before_is_read() -> None:
 def test_a_partition_of_the_version_before_is_not_served(before: World) -> None:
     everything = before.everything()
     assert before.reserve(need=1).verdict is Verdict.UNVERIFIED
-    assert call(before, "tokens", user="ann").settle(tokens=1) is Settled.UNVERIFIED
+    assert call(before, "tokens", user="ann").settle(tokens=1) is SettleResult.UNVERIFIED
     assert before.grant("recharge", 5).code == 0
     assert before.everything() == everything
 

@@ -10,10 +10,10 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.billing.money import Pricing, Tier
+from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import (
-    Observed,
-    Settled,
+    HoldExtension,
+    SettleResult,
     Verdict,
 )
 from gateway.counters.layouts import packing
@@ -37,7 +37,7 @@ async def test_calls_go_on_within_the_lease_and_then_not(allowing: World, employ
     await worker.lose()
     request, decision = await worker.reserve(60)
     assert (decision.held_tokens, decision.limit, decision.tokens_remaining) == (60, 100, 40)
-    assert await worker.settle(request, 30) is Settled.SPOOLED
+    assert await worker.settle(request, 30) is SettleResult.SPOOLED
     assert worker.left == 70
     request, decision = await worker.reserve(50, ceiling=4000)
     assert (decision.held_tokens, decision.tokens_remaining) == (70, 0)
@@ -130,7 +130,7 @@ async def test_what_only_redis_knows_the_price_of_is_refused(allowing: World, em
     worker = await employ(allowing)
     await worker.renew()
     await worker.lose()
-    priced = replace(UNITS, pricing=Pricing((Tier(None, Decimal(1)),)))
+    priced = replace(UNITS, pricing=ServicePricing((PriceTier(None, Decimal(1)),)))
     for service in (ONE_TIME, priced):
         with pytest.raises(CountersUnavailable):
             await worker.reserve(service=service)
@@ -180,7 +180,7 @@ async def test_a_redis_that_is_verified_and_not_open_yet_is_away(allowing: World
     await worker.renew()
     request, decision = await worker.reserve(1)
     assert decision.tokens_remaining == 99
-    assert await worker.settle(request, 1) is Settled.UNKNOWN
+    assert await worker.settle(request, 1) is SettleResult.UNKNOWN
     assert len(allowing.late()) == 1
 
 
@@ -190,7 +190,7 @@ async def test_a_stream_that_outgrows_its_hold_takes_from_the_lease(world: World
     await worker.renew()
     await worker.lose()
     request, decision = await worker.reserve(100)
-    observed = Observed(world.caller, request.request_id, decision.held_tokens, tokens=100)
+    observed = HoldExtension(world.caller, request.request_id, decision.held_tokens, tokens=100)
     worker.counters.outgrown(observed)
     assert (observed.held, observed.exhausted, worker.left) == (356, False, 644)
     observed.tokens = 900

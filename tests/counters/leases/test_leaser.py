@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.model import (
     HoldRequest,
-    Settled,
+    SettleResult,
     Verdict,
 )
 from gateway.counters.layouts import packing
@@ -19,7 +19,7 @@ from gateway.counters.layouts.packing import KEPT
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, RENEW_S
 from gateway.counters.redis import keys
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable
 from tests.builders import (
     CHAT,
@@ -163,7 +163,7 @@ async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, emp
     assert allowing.tenant.remaining == 950
     assert allowing.tenant.held == 10 + (950 - 10) // 10
     # A call that began meanwhile and ends now finds no hold: it is charged by the late queue too.
-    assert await worker.settle(flying, 10) is Settled.UNKNOWN
+    assert await worker.settle(flying, 10) is SettleResult.UNKNOWN
     post_late(allowing)
     await worker.renew()
     await worker.renew()
@@ -210,7 +210,7 @@ async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: Wo
     request, _ = await worker.reserve(60)
     allowing.reserve(need=60, request_id=request.request_id)
     worker.wire.available = True
-    assert await worker.settle(request, 50) is Settled.DONE
+    assert await worker.settle(request, 50) is SettleResult.DONE
     assert worker.left == 100
     assert (allowing.tenant.remaining, allowing.tenant.held) == (950, 100)
 
@@ -356,11 +356,11 @@ async def test_many_tenants_are_asked_for_in_batches(world: World, employ: Emplo
 class Two:
     """Two servers by turns of partitions; the leaser asks no more of them."""
 
-    def __init__(self, *wires: Wire) -> None:
+    def __init__(self, *wires: RedisConnection) -> None:
         self.wires = list(wires)
         self.turn = 0
 
-    def of(self, partition: int) -> Wire:
+    def of(self, partition: int) -> RedisConnection:
         return self.wires[(partition + self.turn) % 2]
 
 

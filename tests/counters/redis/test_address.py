@@ -9,7 +9,7 @@ import pytest
 
 from gateway.counters.redis.address import parse_url, primary
 from gateway.counters.redis.cluster import view_apart
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable, SettingError
 from tests.waiting import eventually
 
@@ -100,7 +100,7 @@ def test_what_nobody_would_read_of_an_address_is_refused(url: str) -> None:
 async def test_a_host_that_is_no_name_is_tried_until_it_is_another(valkey: str, host: str) -> None:
     """Sentinels and clusters say such as well."""
     good = parse_url(valkey)
-    wire = Wire(replace(good, host=host), time.monotonic)
+    wire = RedisConnection(replace(good, host=host), time.monotonic)
     try:
         with pytest.raises(CountersUnavailable, match="no name of a host"):
             await wire.open()

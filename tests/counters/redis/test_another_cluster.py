@@ -12,9 +12,9 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.cluster import ANOTHER_S, Shards, Views
-from gateway.counters.redis.connection import Wire
-from gateway.counters.redis.keys import Owned, SlotMap
+from gateway.counters.redis.cluster import ANOTHER_S, ClusterViews, Shards
+from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.redis.keys import SlotMap, SlotRange
 from tests.counters.redis.test_shards import port_of
 from tests.valkey_cluster import ValkeyCluster
 from tests.waiting import eventually
@@ -43,7 +43,7 @@ async def test_a_cluster_that_is_built_anew_is_gone_to(own_cluster: ValkeyCluste
     for _ in range(20):
         own_cluster.primaries[0].do("CLUSTER BUMPEPOCH")
         own_cluster.primaries[1].do("CLUSTER BUMPEPOCH")
-    shards = Shards(parse_url(own_cluster.url), lambda where: Wire(where, time.monotonic))
+    shards = Shards(parse_url(own_cluster.url), lambda where: RedisConnection(where, time.monotonic))
     await shards.open()
     try:
         assert await shards.connected_within(10)
@@ -62,7 +62,7 @@ async def test_a_cluster_that_is_built_anew_is_gone_to(own_cluster: ValkeyCluste
 
 @pytest.mark.parametrize("epoch", [3, 30])
 async def test_a_map_of_another_cluster_counts_where_nobody_of_the_known_one_speaks(epoch: int) -> None:
-    views, owned = Views({}), (Owned(0, 9, ("127.0.0.1", 1)),)
+    views, owned = ClusterViews({}), (SlotRange(0, 9, ("127.0.0.1", 1)),)
     known = SlotMap(7, owned, ids=frozenset({b"one", b"two"}))
     older = SlotMap(6, owned, ids=frozenset({b"two", b"three"}))
     another = SlotMap(epoch, owned, ids=frozenset({b"four"}))

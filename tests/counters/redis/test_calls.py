@@ -8,7 +8,7 @@ import hiredis
 import pytest
 import redis
 
-from gateway.core.model import HoldRequest, Settled, Settlement, Verdict
+from gateway.core.model import HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.quota import Counters
 from gateway.counters.layouts import packing
@@ -18,16 +18,16 @@ from gateway.counters.redis.calls import (
     CALLS_MAX,
     NEWER_CODE,
     AnotherType,
+    BatchWaiters,
     Call,
-    Each,
-    Form,
+    CallTemplate,
     Group,
     Reply,
     bulks,
     commands,
     refused,
 )
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 from tests.builders import CHAT, World, driven, new_id, together
 from tests.conftest import ValkeyServer
@@ -45,7 +45,7 @@ def group(verb: str = "reserve", rank: int = 1, partition: int = 7) -> Group:
 
 
 def call(of: Group, accounts: tuple[str, ...], number: int, *arguments: bytes) -> Call:
-    form = Form(of, accounts, len(arguments))
+    form = CallTemplate(of, accounts, len(arguments))
     return Wait(), form, IDS[number].encode(), bulks(*arguments)
 
 
@@ -112,7 +112,7 @@ def test_it_is_what_the_scripts_are_told(world: World) -> None:
     hold = alone[0][0][-1].removesuffix(IDS[0])
     of = Group("reserve", 1, alone[0][0][:3], hold, packing.ALONE["reserve"])
     calls: list[Call] = [
-        (Wait(), Form(of, own[3:-1], len(said)), one.encode(), bulks(*said))
+        (Wait(), CallTemplate(of, own[3:-1], len(said)), one.encode(), bulks(*said))
         for one, (own, said) in zip(IDS, alone, strict=False)
     ]
     [(parts, _)] = sent(calls, spread=True)
@@ -167,10 +167,10 @@ async def outcome(wait: Wait[Reply]) -> Reply | type[BaseException]:
         return type(error)
 
 
-def each(waits: list[Wait[Reply]]) -> Each:
+def each(waits: list[Wait[Reply]]) -> BatchWaiters:
     """Whom an answer of many is for."""
-    form = Form(group(), ("a",), 1)
-    return Each([(wait, form, b"", b"") for wait in waits])
+    form = CallTemplate(group(), ("a",), 1)
+    return BatchWaiters([(wait, form, b"", b"") for wait in waits])
 
 
 async def test_each_has_its_own_answer_or_refusal() -> None:
@@ -203,7 +203,7 @@ async def test_what_is_asked_for_in_between_stays_there(connect: Connect) -> Non
     ) as fake:
         wire = await connect(fake.url)
         of = group()
-        form = Form(of, ("a",), 1)
+        form = CallTemplate(of, ("a",), 1)
         waits = [wire.send_call(form, IDS[at].encode(), bulks(b"%d" % at)) for at in range(2)]
         waits.append(wire.send(encode(b"ECHO", b"x", b"between")))
         waits.append(wire.send_call(form, IDS[3].encode(), bulks(b"last")))
@@ -214,7 +214,7 @@ async def test_what_is_asked_for_in_between_stays_there(connect: Connect) -> Non
 async def test_all_of_a_lost_connection_are_told(connect: Connect) -> None:
     async with fake_redis(lambda _: None) as fake:
         wire = await connect(fake.url)
-        form = Form(group(), ("a",), 1)
+        form = CallTemplate(group(), ("a",), 1)
         waits = [wire.send_call(form, IDS[at].encode(), bulks(b"1")) for at in range(3)]
         await asyncio.sleep(0)
         late = wire.send_call(form, IDS[3].encode(), bulks(b"1"))
@@ -253,7 +253,7 @@ async def test_calls_that_come_together_are_one_call_and_each_is_answered(
     ]
     used = [Settlement(one.caller, one.request_id, one.user, CHAT, charge=True, tokens=7) for one in admitted]
     before = calls_of(world.client)
-    assert set(await asyncio.gather(*(driven(counters.settle(one)) for one in used))) == {Settled.DONE}
+    assert set(await asyncio.gather(*(driven(counters.settle(one)) for one in used))) == {SettleResult.DONE}
     assert calls_of(world.client) - before == 1
     assert (world.tenant.used, world.tenant.held, len(world.events())) == (63, 0, 10)
 
@@ -261,9 +261,9 @@ async def test_calls_that_come_together_are_one_call_and_each_is_answered(
 # --- calls of several partitions --------------------------------------------------------------
 
 
-def one_of_each(wire: Wire) -> list[Wait[Reply]]:
+def one_of_each(wire: RedisConnection) -> list[Wait[Reply]]:
     """Ask for three calls in two partitions; each argument says whose it is."""
-    forms = [Form(group(partition=at), ("a",), 1) for at in (7, 8)]
+    forms = [CallTemplate(group(partition=at), ("a",), 1) for at in (7, 8)]
     return [wire.send_call(forms[at % 2], IDS[at].encode(), bulks(b"%d" % at)) for at in range(3)]
 
 
@@ -362,7 +362,9 @@ async def _both_are_served(counters: Counters, world: World, other: World, *, ca
         assert calls_of(world.client) - before == calls
         assert (world.tenant.held, other.tenant.held) == (20, 10)
         used = [Settlement(one.caller, one.request_id, "", CHAT, charge=True, tokens=7) for one in requests]
-        assert set(await asyncio.gather(*(driven(counters.settle(one)) for one in used))) == {Settled.DONE}
+        assert set(await asyncio.gather(*(driven(counters.settle(one)) for one in used))) == {
+            SettleResult.DONE
+        }
         assert calls_of(world.client) - before == 2 * calls
         assert (world.tenant.held, other.tenant.held) == (0, 0)
     assert (world.tenant.used, other.tenant.used) == (28, 14)

@@ -23,13 +23,13 @@ from gateway.counters.redis.calls import (
     CALLS_MAX,
     FLIGHTS_MAX,
     GATHER_S_MAX,
-    Form,
-    Gathering,
+    CallBatcher,
+    CallTemplate,
     Group,
     Reply,
     bulks,
 )
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from tests.counters.fake_redis import FakeRedis, bulk, fake_redis
 from tests.waiting import eventually
@@ -40,9 +40,9 @@ LONG_S = 600.0
 VERBS = {SETTLE: "settle", RESERVE: "reserve"}
 
 
-def form(rank: int, partition: int) -> Form:
+def form(rank: int, partition: int) -> CallTemplate:
     shared = (keys.deadlines(partition), keys.outbox(partition), keys.marker(partition))
-    return Form(Group(VERBS[rank], rank, shared, "h:", packing.ALONE[VERBS[rank]]), ("account",), 1)
+    return CallTemplate(Group(VERBS[rank], rank, shared, "h:", packing.ALONE[VERBS[rank]]), ("account",), 1)
 
 
 FORMS = {(rank, partition): form(rank, partition) for rank in VERBS for partition in PARTITIONS}
@@ -68,7 +68,7 @@ class Server:
     fake: FakeRedis
     held: list[bytes]
 
-    def answer(self, wire: Wire, count: int) -> None:
+    def answer(self, wire: RedisConnection, count: int) -> None:
         """Say the next answers, in one piece."""
         said, self.held[:count] = b"".join(self.held[:count]), []
         wire.data_received(said)
@@ -81,7 +81,7 @@ class Server:
 class Calls:
     """Sends numbered calls: their argument is the number of the write that they should leave in."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: RedisConnection) -> None:
         self.wire = wire
         self.waits: dict[int, Wait[Reply]] = {}
 
@@ -99,8 +99,12 @@ async def server() -> AsyncIterator[Server]:
         yield Server(fake, held)
 
 
-async def opened(server: Server, *, call_s: float = LONG_S, gather_s: float = GATHER_S_MAX) -> Wire:
-    wire = Wire(parse_url(server.fake.url), time.monotonic, call_s=call_s, stall_s=LONG_S, gather_s=gather_s)
+async def opened(
+    server: Server, *, call_s: float = LONG_S, gather_s: float = GATHER_S_MAX
+) -> RedisConnection:
+    wire = RedisConnection(
+        parse_url(server.fake.url), time.monotonic, call_s=call_s, stall_s=LONG_S, gather_s=gather_s
+    )
     await wire.open()
     return wire
 
@@ -309,7 +313,7 @@ def test_each_call_is_sent_once_in_order_and_answered_once(steps: list[Step], sp
 
 
 async def _history(steps: list[Step], spreads: bool) -> None:
-    wire = Wire(parse_url("redis://nowhere"), time.monotonic, call_s=1000, stall_s=1000)
+    wire = RedisConnection(parse_url("redis://nowhere"), time.monotonic, call_s=1000, stall_s=1000)
     line, lines = _connected(wire, spreads), list[Line]()
     calls, sort, answered = Calls(wire), dict[int, tuple[int, int]](), dict[int, int]()
     said = 0
@@ -339,7 +343,7 @@ async def _history(steps: list[Step], spreads: bool) -> None:
     await wire.close()
 
 
-def _connected(wire: Wire, spreads: bool) -> Line:
+def _connected(wire: RedisConnection, spreads: bool) -> Line:
     """A new connection, past its greeting."""
     line = Line()
     wire.connection_made(line)
@@ -352,7 +356,7 @@ def _count(answered: dict[int, int], number: int) -> None:
     answered[number] = answered.get(number, 0) + 1
 
 
-async def _end(wire: Wire, line: Line, said: int) -> None:
+async def _end(wire: RedisConnection, line: Line, said: int) -> None:
     """Answer until nobody waits."""
     while wire._waiting:
         wire._gathering._look()
@@ -408,7 +412,7 @@ def test_nobody_looks_where_nothing_is_gathered() -> None:
 
 async def _at_rest() -> None:
     left: list[int] = []
-    gathering = Gathering(asyncio.get_running_loop(), lambda: left.append(1))
+    gathering = CallBatcher(asyncio.get_running_loop(), lambda: left.append(1))
     for number in range(FLIGHTS_MAX):
         gathering.left(number + 1)
     gathering.add((Wait(), FORMS[RESERVE, 7], b"", b""))

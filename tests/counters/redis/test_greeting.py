@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gateway.counters.redis.address import Ask, Server, parse_url
-from gateway.counters.redis.connection import SWEEP_S, Wire
+from gateway.counters.redis.connection import SWEEP_S, RedisConnection
 from gateway.errors import CountersUnavailable
 from tests.counters.fake_redis import bulk, fake_redis
 from tests.waiting import eventually
@@ -22,7 +22,7 @@ async def test_who_answers_is_not_given_up_however_long_all_of_it_takes() -> Non
         return bytes(await asked(b"ECHO", b"history" if fake.connections > 1 else b"silence"))
 
     async with fake_redis(lambda command: None if command[-1] == b"silence" else bulk(command[-1])) as fake:
-        wire = Wire(parse_url(fake.url), time.monotonic, connect_s=0.3)
+        wire = RedisConnection(parse_url(fake.url), time.monotonic, connect_s=0.3)
         wire.identify = identify
         with pytest.raises(CountersUnavailable, match="no answer in time"):
             await wire.open()
@@ -37,7 +37,7 @@ async def test_who_answers_later_than_calls_may_wait_is_connected_to_again() -> 
 
     asked = asyncio.Event()
     async with fake_redis(lambda _: asked.set()) as fake:
-        wire = Wire(parse_url(fake.url), time.monotonic, call_s=0.1, stall_s=30, connect_s=30)
+        wire = RedisConnection(parse_url(fake.url), time.monotonic, call_s=0.1, stall_s=30, connect_s=30)
         wire.identify = identify
         await wire.open()
         assert wire._transport is not None

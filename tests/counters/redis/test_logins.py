@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
 from gateway.files import UrlFile
 from tests.conftest import ValkeyServer
@@ -16,7 +16,7 @@ from tests.counters.conftest import Connect
 from tests.waiting import eventually
 
 
-async def ask(wire: Wire, *parts: bytes) -> Reply:
+async def ask(wire: RedisConnection, *parts: bytes) -> Reply:
     return await in_task(wire.send(encode(*parts)))
 
 

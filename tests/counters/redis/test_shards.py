@@ -13,13 +13,13 @@ import pytest
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters.history_guard import Fence, Fences
+from gateway.counters.history_guard import HistoryGuard, HistoryGuards
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
 from gateway.counters.redis.cluster import Shards
-from gateway.counters.redis.connection import Wire, encode
-from gateway.counters.redis.keys import PRIMARIES_MAX, SLOT_OF_PARTITION, SLOTS, Owned, SlotMap, slot_of
+from gateway.counters.redis.connection import RedisConnection, encode
+from gateway.counters.redis.keys import PRIMARIES_MAX, SLOT_OF_PARTITION, SLOTS, SlotMap, SlotRange, slot_of
 from gateway.errors import CountersRefused, CountersUnavailable
 from gateway.files import UrlFile
 from tests.conftest import free_port
@@ -38,7 +38,10 @@ async def connect(cluster: ValkeyCluster) -> AsyncIterator[Connect]:
         nobody = "127.0.0.1", free_port()  # the first that is named does not answer: the next is asked
         address = Address("", 0, members=(nobody, *(("127.0.0.1", one.port) for one in cluster.members)))
         shards = Shards(
-            address, lambda where: Wire(where, time.monotonic, call_s=call_s), call_s=call_s, **more
+            address,
+            lambda where: RedisConnection(where, time.monotonic, call_s=call_s),
+            call_s=call_s,
+            **more,
         )  # type: ignore[arg-type]  # a test names what it needs
         made.append(shards)
         await shards.open()
@@ -50,11 +53,11 @@ async def connect(cluster: ValkeyCluster) -> AsyncIterator[Connect]:
         await one.close()
 
 
-def port_of(shards: Shards, wire: Wire) -> int:
+def port_of(shards: Shards, wire: RedisConnection) -> int:
     return shards._places[wire][1]
 
 
-async def ask(wire: Wire, *parts: bytes | str) -> object:
+async def ask(wire: RedisConnection, *parts: bytes | str) -> object:
     return await in_task(wire.send(encode(*(one.encode() if isinstance(one, str) else one for one in parts))))
 
 
@@ -92,7 +95,7 @@ async def test_what_is_of_everybody_is_asked_for_by_its_name(connect: Connect) -
 
 async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
     address = Address("", 0, members=(("127.0.0.1", free_port()),))
-    shards = Shards(address, lambda where: Wire(where, time.monotonic))
+    shards = Shards(address, lambda where: RedisConnection(where, time.monotonic))
     with pytest.raises(CountersUnavailable, match="no member of the cluster"):
         await shards.open()
     with pytest.raises(CountersUnavailable):
@@ -116,7 +119,7 @@ async def test_after_a_look_that_failed_there_is_another_one(cluster: ValkeyClus
     told = list[object]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     address = replace(parse_url(cluster.url), file=FailsOnce(cluster.url))
-    shards = Shards(address, lambda where: Wire(where, time.monotonic))
+    shards = Shards(address, lambda where: RedisConnection(where, time.monotonic))
     shards.start()
     assert await shards.connected_within(CALL_S * 6)
     assert [type(one) for one in told] == [KeyError]
@@ -150,11 +153,13 @@ async def test_who_lags_behind_alone_gives_no_partition_back(
 
 
 async def test_each_primary_has_a_wire_whatever_lingers_and_of_others_there_are_only_so_many() -> None:
-    shards = Shards(Address("", 0, members=()), lambda where: Wire(where, time.monotonic))
+    shards = Shards(Address("", 0, members=()), lambda where: RedisConnection(where, time.monotonic))
 
     def spread(epoch: int, begin: int) -> None:
         step = SLOTS // PRIMARIES_MAX
-        owned = (Owned(n * step, (n + 1) * step - 1, ("127.0.0.1", begin + n)) for n in range(PRIMARIES_MAX))
+        owned = (
+            SlotRange(n * step, (n + 1) * step - 1, ("127.0.0.1", begin + n)) for n in range(PRIMARIES_MAX)
+        )
         shards._apply(SlotMap(epoch, tuple(owned)))
 
     spread(1, 1)
@@ -332,19 +337,19 @@ class Guarded:
     """Shards each with a fence, as a worker has them."""
 
     def __init__(self) -> None:
-        self.fences: dict[Wire, Fence] = {}
+        self.fences: dict[RedisConnection, HistoryGuard] = {}
 
-    def begun(self, wire: Wire) -> None:
-        self.fences[wire] = Fence(wire, f"process {len(self.fences)}", time.monotonic)
+    def begun(self, wire: RedisConnection) -> None:
+        self.fences[wire] = HistoryGuard(wire, f"process {len(self.fences)}", time.monotonic)
 
-    async def looked(self, wire: Wire) -> bool:
+    async def looked(self, wire: RedisConnection) -> bool:
         """Whether a fence found its data to be what it was, or says now what it is."""
         with suppress(CountersUnavailable):
             await self.fences[wire].check_history()
             return True
         return False
 
-    async def is_another(self, wire: Wire, before: bytes) -> bool:
+    async def is_another(self, wire: RedisConnection, before: bytes) -> bool:
         """Whether a look finds another history."""
         return await self.looked(wire) and wire.run_id != before
 
@@ -385,7 +390,7 @@ async def test_a_primary_that_followed_another_since_is_not_what_was_verified(
     cluster: ValkeyCluster, connect: Connect, verified: bool
 ) -> None:
     """Its process is the same. What it acknowledged may be gone, if the other one had not heard of it."""
-    fences = Fences("a worker", time.monotonic)
+    fences = HistoryGuards("a worker", time.monotonic)
     shards = await connect(begun=fences.guard)
     partition = 0
     primary = cluster.owner(partition)

@@ -18,20 +18,20 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_identity
-from gateway.counters.history_guard import Fence
+from gateway.counters.history_guard import HistoryGuard
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire, encode
+from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.counters.redis.keys import (
     PRIMARIES_MAX,
     SLOT_OF_PARTITION,
     WHOLE,
-    Owned,
-    Part,
     Redirection,
+    ServerPartitions,
     SlotMap,
+    SlotRange,
     are_doubtful,
     newest,
     read_redirection,
@@ -46,7 +46,7 @@ from tests.waiting import eventually
 NAMES = st.text(alphabet="abtk:{}p0", max_size=12).map(str.encode)
 
 
-OLDER, MOVED = (SlotMap(7, (Owned(0, 9, ("127.0.0.1", port)),)) for port in (1, 2))
+OLDER, MOVED = (SlotMap(7, (SlotRange(0, 9, ("127.0.0.1", port)),)) for port in (1, 2))
 LATER, BEFORE = replace(OLDER, epoch=8), replace(MOVED, epoch=6)
 OURS, ANOTHER = replace(OLDER, ids=frozenset({b"one"})), replace(MOVED, epoch=9, ids=frozenset({b"other"}))
 
@@ -182,10 +182,10 @@ class Shard:
 
     def __init__(self, cluster: ValkeyCluster, member: Member) -> None:
         self.member, self.mine = member, tuple(cluster.partitions_of(member))
-        self.wire = Wire(parse_url(member.url), time.monotonic)
+        self.wire = RedisConnection(parse_url(member.url), time.monotonic)
         # Not the first: what is said of a server's data stands wherever it was begun.
-        self.wire.part = Part(self.mine, self.mine[1])
-        self.fence = Fence(self.wire, "a keeper", time.monotonic)
+        self.wire.part = ServerPartitions(self.mine, self.mine[1])
+        self.fence = HistoryGuard(self.wire, "a keeper", time.monotonic)
         self.counters = KeeperCounters(self.wire)
         self.organization_id = next(n for n in range(1, 999) if keys.partition_of(n) == self.mine[0])
         self.digest = next(

@@ -19,7 +19,7 @@ from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.calls import Reply
-from gateway.counters.redis.connection import PENDING_MAX, SWEEP_S, Wire, encode, encode_script
+from gateway.counters.redis.connection import PENDING_MAX, SWEEP_S, RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
@@ -30,7 +30,7 @@ from tests.waiting import eventually
 START = Callable[..., ValkeyServer]
 
 
-async def ask(wire: Wire, *parts: bytes) -> Reply:
+async def ask(wire: RedisConnection, *parts: bytes) -> Reply:
     return await in_task(wire.send(encode(*parts)))
 
 
@@ -80,7 +80,7 @@ async def test_each_write_has_a_number_that_no_other_wire_uses(connect: Connect)
 async def test_a_call_is_timed_from_its_write_and_until_its_read() -> None:
     now = [10.0]
     async with fake_redis(lambda command: bulk(command[-1])) as fake:
-        wire = Wire(parse_url(fake.url), lambda: now[0], call_s=1000, stall_s=1000)
+        wire = RedisConnection(parse_url(fake.url), lambda: now[0], call_s=1000, stall_s=1000)
         await wire.open()
         now[0] = 20.0
         wire.send(encode(b"ECHO", b"1"))
@@ -221,7 +221,7 @@ async def test_an_answer_is_late_by_the_time_awake(connect: Connect) -> None:
     """However long the clock says it was, several looks come before anything is called late."""
     now, held = [10.0], asyncio.Event()
     async with fake_redis(lambda _: held.set()) as fake:
-        wire = Wire(parse_url(fake.url), lambda: now[0], call_s=1.0, stall_s=3.0)
+        wire = RedisConnection(parse_url(fake.url), lambda: now[0], call_s=1.0, stall_s=3.0)
         await wire.open()
         wait = wire.send(encode(b"ECHO", b"x"))
         await held.wait()
@@ -270,7 +270,7 @@ async def test_too_many_waits_fail_at_once(connect: Connect) -> None:
 async def test_a_server_that_does_not_answer_cannot_be_opened(own_valkey: START) -> None:
     server = own_valkey()
     server.stop()
-    wire = Wire(parse_url(server.url), asyncio.get_running_loop().time)
+    wire = RedisConnection(parse_url(server.url), asyncio.get_running_loop().time)
     with pytest.raises(CountersUnavailable, match="does not answer"):
         await wire.open()
     await wire.close()
@@ -296,7 +296,7 @@ async def test_a_restart_is_noticed_by_its_run_id(own_valkey: START, connect: Co
 async def test_start_connects_when_the_server_comes(own_valkey: START) -> None:
     server = own_valkey()
     server.stop()
-    wire = Wire(parse_url(server.url), asyncio.get_running_loop().time)
+    wire = RedisConnection(parse_url(server.url), asyncio.get_running_loop().time)
     wire.start()
     assert await wire.connected_within(0.05) is False
     assert await failed(wire.send(encode(b"PING")))
@@ -413,7 +413,7 @@ async def test_a_server_that_evicts_is_refused_and_says_what_to_do(
 async def test_a_server_that_evicts_is_used_only_once_it_does_not(own_valkey: START) -> None:
     """Also one that comes late, when nobody refuses to start any more."""
     server = own_valkey("--maxmemory-policy", "volatile-ttl")
-    wire = Wire(parse_url(server.url), time.monotonic, refuses_eviction=True)
+    wire = RedisConnection(parse_url(server.url), time.monotonic, refuses_eviction=True)
     try:
         wire.start()
         await eventually(lambda: "volatile-ttl" in wire.trouble)

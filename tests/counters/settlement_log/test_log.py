@@ -20,7 +20,7 @@ import pytest
 
 from gateway.core.wait import in_task
 from gateway.counters.settlement_log import log as settlement_log_log
-from gateway.counters.settlement_log.log import SUFFIX, Bounds, SettlementLog
+from gateway.counters.settlement_log.log import SUFFIX, LogLimits, SettlementLog
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.segments import answered, contents_of
@@ -29,7 +29,7 @@ from tests.waiting import WITHIN_S, eventually
 
 ANSWER = b"a" * 24
 HANGS_S = 60.0
-QUICK = Bounds(write_s=0.001)
+QUICK = LogLimits(write_s=0.001)
 Open = Callable[..., SettlementLog]
 
 
@@ -37,7 +37,7 @@ Open = Callable[..., SettlementLog]
 async def begin(tmp_path: Path) -> AsyncIterator[Open]:
     logs: list[SettlementLog] = []
 
-    def opened(folder: Path = tmp_path, bounds: Bounds = QUICK, **more: Any) -> SettlementLog:
+    def opened(folder: Path = tmp_path, bounds: LogLimits = QUICK, **more: Any) -> SettlementLog:
         logs.append(settlement_log(folder, bounds=bounds, **more))
         return logs[-1]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.model import PARTITIONS, Service, Settled
+from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.connection import Wire
-from gateway.counters.settlement_log.log import HEADER_BYTES, MAGIC, PIECE_BYTES, Bounds
+from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.settlement_log.log import HEADER_BYTES, MAGIC, PIECE_BYTES, LogLimits
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
 from gateway.counters.settlement_log.settlement_record import EARLIER_MAX, Positions
 from gateway.errors import CountersUnavailable
@@ -33,7 +33,7 @@ PIECES = pytest.mark.parametrize("piece_bytes", [50, PIECE_BYTES])
 SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 
 
-QUICK = Bounds(batch_s=0.0, at_risk_s=0.0, together_s_max=0.0)
+QUICK = LogLimits(batch_s=0.0, at_risk_s=0.0, together_s_max=0.0)
 worker_at = partial(at_work, bounds=QUICK)
 
 
@@ -66,7 +66,7 @@ async def test_what_was_spooled_is_settled_with_all_it_carried(
         unverify(world)
         metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
         used = {"credits": 5, "units": 2, "metadata": metadata, "attribution": attribution}
-        assert await worker.settle(call, 7, **used) is Settled.SPOOLED
+        assert await worker.settle(call, 7, **used) is SettleResult.SPOOLED
         assert (worker.log.waiting, world.slots(user)[2]) == (1, 1)
         with pytest.raises(CountersUnavailable):
             await worker.look()
@@ -113,7 +113,7 @@ async def test_a_partition_of_a_newer_version_keeps_no_other_from_being_sent_aga
     async with worker_at(world.url, tmp_path) as worker:
         call = other.reserve(need=10)
         unverify(other)
-        assert await worker.settle(call, 7) is Settled.SPOOLED
+        assert await worker.settle(call, 7) is SettleResult.SPOOLED
         verify(world)
         newer = packing.marker(world.run_id, 1, 1)
         world.client.set(keys.marker(0), bytes([newer[0] + 1]) + newer[1:])
@@ -133,7 +133,7 @@ async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_t
         world.mark()
         (segment,) = worker.log.segments
         (offset,) = segment.waiting
-        assert packing.code_of(await _settled_again(worker, offset)) == Settled.DONE
+        assert packing.code_of(await _settled_again(worker, offset)) == SettleResult.DONE
         worker.die()
     async with worker_at(world.url, tmp_path) as worker:
         await worker.look()
@@ -181,7 +181,7 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
         call = world.reserve(need=5)
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
-        assert await worker.settle(call, 7) is Settled.SPOOLED
+        assert await worker.settle(call, 7) is SettleResult.SPOOLED
         with pytest.raises(CountersUnavailable):
             await worker.look()
         server.process.send_signal(signal.SIGCONT)
@@ -254,7 +254,7 @@ async def test_what_was_acknowledged_before_is_told_to_the_keeper_when_the_epoch
     world.grant("credits", 100)
     async with worker_at(world.url, tmp_path) as worker:
         call = world.reserve(need=10, service=service, credits_=5)
-        assert await worker.settle(call, 7, credits=5, units=2) is Settled.DONE
+        assert await worker.settle(call, 7, credits=5, units=2) is SettleResult.DONE
         seqs = (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
         await worker.log.written()
         await worker.look()
@@ -309,7 +309,7 @@ async def test_a_hold_that_came_back_is_charged_at_once(
     async with worker_at(world.url, tmp_path) as worker:
         call = world.reserve(need=10, service=service, user="ann", credits_=50)
         kept = {name: world.client.dump(name) for name in world.client.keys("tk:{*")}
-        assert await worker.settle(call, 7, credits=50, units=2) is Settled.DONE
+        assert await worker.settle(call, 7, credits=50, units=2) is SettleResult.DONE
         before = (world.tenant, world.organization, world.client.xlen(keys.outbox(world.p)))
         for name, packed in kept.items():
             world.client.restore(name, 0, packed, replace=True)
@@ -403,7 +403,7 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
     verify(world)
     async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         call = world.reserve(need=5)
-        assert await worker.settle(call, 7) is Settled.DONE
+        assert await worker.settle(call, 7) is SettleResult.DONE
         await worker.log.written()
         worker.die()
     async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
@@ -418,11 +418,11 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
 # --- reported ---------------------------------------------------------------------------
 
 
-def listener() -> tuple[list[str], Callable[[Wire, str], Awaitable[None]]]:
+def listener() -> tuple[list[str], Callable[[RedisConnection, str], Awaitable[None]]]:
     """What is announced, and who is told."""
     said: list[str] = []
 
-    async def announce(_: Wire, trouble: str) -> None:
+    async def announce(_: RedisConnection, trouble: str) -> None:
         said.append(trouble)
 
     return said, announce
@@ -464,7 +464,7 @@ async def test_what_another_one_said_meanwhile_is_not_said_again(
     world.plan(1000)
     await settled_by_one_that_died(world, tmp_path, 1)
 
-    async def said_meanwhile(_: Positions, wire: Wire) -> bool:
+    async def said_meanwhile(_: Positions, wire: RedisConnection) -> bool:
         wire.run_id = b"n" * 40
         return True
 

@@ -12,7 +12,7 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.keeper import status
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from tests.builders import World
 from tests.counters.settlement_log.test_resubmission import QUICK, unverify, verify, worker_at
 from tests.waiting import eventually
@@ -117,7 +117,7 @@ class Reporting:
 
     def __init__(self, world: World, hears: tuple[bytes, ...]) -> None:
         self.now, self.world = 0.0, world
-        self.wire = Wire(parse_url(world.url), time.monotonic, hears=hears)
+        self.wire = RedisConnection(parse_url(world.url), time.monotonic, hears=hears)
         self.reports = status.WorkerReports(self.wire, "one", 0, lambda: self.now)
 
     async def beat(self, epochs: list[int]) -> int:

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from gateway.core.accounts.administration import Actor, Command, Committed
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite
 from gateway.counters.redis.keys import partition_of
 from gateway.features.archive import archiving
-from gateway.features.archive.archiving import Archived, archive
+from gateway.features.archive.archiving import ArchiveRun, archive
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from gateway.run.timed_loops import charge
 from persistence.billing.credit_balances import Allocations
 from persistence.store import Store
@@ -54,7 +54,7 @@ def months_made(url: str, first: str, months: int, *, by: str = "month") -> None
     rows_of(url, "SELECT ensure_partitions(%s::timestamptz, %s)", [first, months])
 
 
-def held(url: str, place: Place) -> Counter[tuple[str, object, object]]:
+def held(url: str, place: FileStore) -> Counter[tuple[str, object, object]]:
     """Every movement by ledger, owner and seq: those in files of archived months, and others here."""
     found = Counter[tuple[str, object, object]]()
     gone = {(ledger, month) for ledger, month in rows_of(url, "SELECT ledger, month FROM archived_month")}
@@ -105,10 +105,10 @@ class Aging(Past):
         self.billed_until = until
 
     async def archive(
-        self, place: Place | None = None, *, drop: bool = True, retention: Retention | None = None
-    ) -> Archived:
+        self, place: FileStore | None = None, *, drop: bool = True, retention: Retention | None = None
+    ) -> ArchiveRun:
         await self.settle()
-        to = place or Place(str(self.root))
+        to = place or FileStore(str(self.root))
         return await asyncio.to_thread(
             archive, self.url, to, self.today, None, drop_after=0 if drop else None, retention=retention
         )
@@ -132,7 +132,7 @@ class Aging(Past):
 
 async def _do(store: Store, verb: str, row_id: int | None, **values: object) -> dict[str, Any]:
     done = await store.write(Command("invoices", verb, ACTOR, "test", lambda _: {}, row_id, values))
-    assert isinstance(done, Committed)
+    assert isinstance(done, CommittedWrite)
     return dict(done.row)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.features.archive.archiving import archive
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from persistence import engine
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ class Archiving(History):
         account = self.april.account
         try:
             await Checkpoints(pool).close_months([account.organization_id], self.today.replace(day=1))
-            place = Place(str(self.root))
+            place = FileStore(str(self.root))
             done = await asyncio.to_thread(archive, self.april.url, place, self.today, None, drop_after=0)
             seqs = dict(
                 zip(

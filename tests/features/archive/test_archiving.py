@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cli.main import run
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import ReportPeriod
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed
 from gateway.features.archive import archiving
-from gateway.features.archive.archiving import Archived, Manifest, archive
+from gateway.features.archive.archiving import ArchiveManifest, ArchiveRun, archive
 from gateway.features.archive.reading import prove
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from persistence import engine as engines
 from persistence.archive import months as archive_months
 from persistence.archive.months import BY_NAME, Connection
-from persistence.archive.rows import Stored
+from persistence.archive.rows import ArchivedMonth
 from persistence.schema import partitions
 from persistence.store import Store
 from tests.features.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
@@ -76,8 +76,10 @@ async def live(url: str, steps: list[tuple[str, Any]], movements_max: int, root:
                 assert await broken(url) == []
                 await past.compare()
                 past.store()
-                assert held(url, Place(str(root))) == past.all_of_it()
-                assert not done.files or (await asyncio.to_thread(prove, url, Place(str(root)))).broken == []
+                assert held(url, FileStore(str(root))) == past.all_of_it()
+                assert (
+                    not done.files or (await asyncio.to_thread(prove, url, FileStore(str(root)))).broken == []
+                )
             elif what == "close":
                 await past.close()
             else:
@@ -98,7 +100,7 @@ SELECT gen_random_uuid(), '2026-01-21Z', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
        true, 1, E'a "line",\nand another' RETURNING id"""
 
 
-class Failing(Place):
+class Failing(FileStore):
     """A place that goes away after so many files were read or written."""
 
     def __init__(self, url: str, left: int) -> None:
@@ -120,12 +122,12 @@ async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old:
         except PlaceFailed as error:
             assert "No space left" in str(error)  # noqa: PT017  # the last one does not fail
             failed += 1
-            assert held(old.url, Place(str(old.root))) == old.all_of_it()
+            assert held(old.url, FileStore(str(old.root))) == old.all_of_it()
         else:
             break
     assert failed > 5
     assert done.open == []
-    assert held(old.url, Place(str(old.root))) == old.all_of_it()
+    assert held(old.url, FileStore(str(old.root))) == old.all_of_it()
     assert await broken(old.url) == []
     await old.compare()
     months = rows_of(old.url, "SELECT DISTINCT month FROM archived_month ORDER BY 1")
@@ -134,18 +136,18 @@ async def test_whenever_it_stops_nothing_is_lost_and_nothing_is_there_twice(old:
     set_aside = "SELECT count(*) FROM pg_class WHERE relname ~ '_archived$' AND relkind IN ('r', 'p')"
     [(before,)] = rows_of(old.url, set_aside)
     assert before == 4 * len(months)
-    assert (await old.archive(Place(str(old.root / "other")))).dropped == []
+    assert (await old.archive(FileStore(str(old.root / "other")))).dropped == []
     assert (await asyncio.to_thread(set_aside_for, old, 1)).dropped == []
     rows_of(old.url, "UPDATE archived_month SET archived_at = now() - interval '31 days' RETURNING 1")
     assert (await asyncio.to_thread(set_aside_for, old, 32)).dropped == []
     assert len((await asyncio.to_thread(set_aside_for, old, 31)).dropped) == before
     assert rows_of(old.url, set_aside) == [(0,)]
-    assert held(old.url, Place(str(old.root))) == old.all_of_it()
+    assert held(old.url, FileStore(str(old.root))) == old.all_of_it()
 
 
-def set_aside_for(old: Aging, days: int) -> Archived:
+def set_aside_for(old: Aging, days: int) -> ArchiveRun:
     """Have those tables go that are set aside for so many days."""
-    return archive(old.url, Place(str(old.root)), old.today, None, drop_after=days)
+    return archive(old.url, FileStore(str(old.root)), old.today, None, drop_after=days)
 
 
 async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Aging) -> None:
@@ -159,7 +161,7 @@ async def test_a_file_that_is_not_what_was_archived_keeps_its_rows_here(old: Agi
 async def test_rows_that_come_while_a_month_is_written_are_written_as_well(old: Aging) -> None:
     """A file that was read back is compared again with the rows, once nobody can add any."""
 
-    class Late(Place):
+    class Late(FileStore):
         def write_json(self, name: str, value: object) -> None:
             super().write_json(name, value)
             if not came:
@@ -198,7 +200,7 @@ async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
     old: Aging, clones: Clones
 ) -> None:
     """It was restored from before: it calls itself the same, and has less of the month."""
-    place = Place(str(old.root))
+    place = FileStore(str(old.root))
     await asyncio.to_thread(archive, old.url, place, old.today, date(2026, 2, 1))
     kept = {one: one.read_bytes() for one in old.root.rglob("*") if one.is_file()}
     [(identity,)] = rows_of(old.url, "SELECT id FROM archive_identity")
@@ -210,7 +212,7 @@ async def test_a_database_that_is_older_than_its_archive_overwrites_nothing(
 
 async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) -> None:
     """Programs of before looked at one month at a time: the first ones may be ours, and these not."""
-    place, february = Place(str(old.root)), date(2026, 2, 1)
+    place, february = FileStore(str(old.root)), date(2026, 2, 1)
     january = (await asyncio.to_thread(archive, old.url, place, old.today, february)).files
     assert {one.month for one in january} == {date(2026, 1, 1)}
     name = archiving.file_of("token_ledger", february)
@@ -218,7 +220,9 @@ async def test_a_later_month_of_another_database_is_left_as_it_is(old: Aging) ->
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"the only rows there are")
     size, digest = place.digest(name)
-    said = Manifest(uuid4(), february, Stored("token_ledger", february, place.url, name, 1, size, digest, {}))
+    said = ArchiveManifest(
+        uuid4(), february, ArchivedMonth("token_ledger", february, place.url, name, 1, size, digest, {})
+    )
     archiving.write_manifest(place, said)
     with pytest.raises(ArchiveFailed, match="2026-02 of another database: archive into another place"):
         await old.archive()
@@ -321,7 +325,7 @@ async def test_no_month_is_archived_behind_one_that_is_not_closed(old: Aging) ->
 async def test_what_may_still_settle_is_not_archived(old: Aging) -> None:
     latest = old.today.replace(day=1)
     with pytest.raises(ArchiveFailed, match="at the latest"):
-        archive(old.url, Place(str(old.root)), old.today, latest)
+        archive(old.url, FileStore(str(old.root)), old.today, latest)
 
 
 # The database has a clock of its own: have all of it known as it happened.
@@ -347,7 +351,7 @@ async def test_what_is_deferred_is_told_of_each_day_of_archived_months(old: Agin
     await old.settle()
     with psycopg.connect(old.url) as connection:
         connection.execute(AS_OF_THEN.encode())
-    ends = [Asked(begins + timedelta(days=days)) for days in range(1, 130, 9)]
+    ends = [ReportPeriod(begins + timedelta(days=days)) for days in range(1, 130, 9)]
     before = [await store.report("deferred-revenue", asked, 0, 99) for asked in ends]
     assert len({row["amount"] for [row] in before}) == 5
     done = await old.archive()

@@ -13,9 +13,9 @@ import pytest
 
 from gateway.errors import ArchiveFailed
 from gateway.features.archive import archiving
-from gateway.features.archive.archiving import Archived, archive
-from gateway.features.archive.reading import Asked, prove, rows
-from gateway.ops.storage import Place
+from gateway.features.archive.archiving import ArchiveRun, archive
+from gateway.features.archive.reading import RowFilter, prove, rows
+from gateway.ops.storage import FileStore
 from tests.features.archive.aging import Clones, clones, months_made
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -46,8 +46,8 @@ def old(clones: Clones) -> Iterator[str]:
         yield url
 
 
-def archived(url: str, to: Path, before: date | None, *, drop: bool = False) -> Archived:
-    return archive(url, Place(str(to)), TODAY, NONE, audit_before=before, drop_after=0 if drop else None)
+def archived(url: str, to: Path, before: date | None, *, drop: bool = False) -> ArchiveRun:
+    return archive(url, FileStore(str(to)), TODAY, NONE, audit_before=before, drop_after=0 if drop else None)
 
 
 def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_months_go_only_when_that_is_said_and_the_rest_stays(old: str, tmp_path:
     ]  # fmt: skip
     assert rows_of(old, ALL) == before[4:]
     assert archived(old, tmp_path, date(2026, 5, 1)).files == []
-    assert archiving.months_in(Place(str(tmp_path)), "token_ledger") == []  # no month of the ledgers
+    assert archiving.months_in(FileStore(str(tmp_path)), "token_ledger") == []  # no month of the ledgers
     # What comes later has its place, and an id that nobody had.
     ((number,),) = rows_of(old, ENTRY, ["9", None, None, None, datetime.now(UTC)])
     assert number not in {row[0] for row in before}
@@ -71,9 +71,13 @@ def test_what_is_archived_is_what_was_there(old: str, tmp_path: Path) -> None:
     with psycopg.connect(old) as connection:
         found = connection.execute(f"SELECT {names} FROM audit_log ORDER BY id LIMIT 4".encode()).fetchall()
     archived(old, tmp_path, date(2026, 5, 1))
-    asked: list[dict[str, Any]] = [dict(row) for row in rows(Place(str(tmp_path)), "audit-log", Asked())]
+    asked: list[dict[str, Any]] = [
+        dict(row) for row in rows(FileStore(str(tmp_path)), "audit-log", RowFilter())
+    ]
     assert [tuple(row[name] for name in names.split(", ")) for row in asked] == found
-    ours = rows(Place(str(tmp_path)), "audit-log", Asked({"organization_id": 7}, newest=True, limit=1))
+    ours = rows(
+        FileStore(str(tmp_path)), "audit-log", RowFilter({"organization_id": 7}, newest=True, limit=1)
+    )
     assert [row["resource_id"] for row in ours] == ["1"]
     file = tmp_path / "audit_log" / "month=2026-03" / "audit_log.parquet"
     assert pq.read_table(file)["resource_id"].to_pylist() == ["0", "0"]
@@ -81,12 +85,12 @@ def test_what_is_archived_is_what_was_there(old: str, tmp_path: Path) -> None:
 
 def test_it_is_proved_and_a_changed_file_is_named_and_nothing_dropped(old: str, tmp_path: Path) -> None:
     archived(old, tmp_path, date(2026, 5, 1))
-    proof = prove(old, Place(str(tmp_path)))
+    proof = prove(old, FileStore(str(tmp_path)))
     assert (proof.files, proof.rows, proof.broken) == (2, 4, [])
     file = tmp_path / "audit_log" / "month=2026-04" / "audit_log.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    [broken] = prove(old, Place(str(tmp_path))).broken
+    [broken] = prove(old, FileStore(str(tmp_path))).broken
     assert broken.endswith("is not what was archived")
     with pytest.raises(ArchiveFailed, match="nothing is dropped"):
         archived(old, tmp_path, None, drop=True)

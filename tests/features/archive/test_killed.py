@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 
-from gateway.features.archive.reading import Asked, rows
-from gateway.ops.storage import Place
+from gateway.features.archive.reading import RowFilter, rows
+from gateway.ops.storage import FileStore
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import broken, rows_of
@@ -91,7 +91,7 @@ async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothin
     for moment in moments:
         with moment() as met:
             killed(old, to, met)
-        assert held(old.url, Place(to)) == old.all_of_it()
+        assert held(old.url, FileStore(to)) == old.all_of_it()
         assert await broken(old.url) == []
         gone.append({name for (name,) in rows_of(old.url, "SELECT DISTINCT ledger FROM archived_month")})
     tokens = {"token_ledger"}
@@ -99,20 +99,20 @@ async def test_a_process_that_is_killed_anywhere_leaves_nothing_twice_and_nothin
     assert gone[:4] == [set(), set(), tokens, three]
     await ended(old, to)
     assert rows_of(old.url, MONTHS) == [(2,)]
-    assert held(old.url, Place(to)) == old.all_of_it()
+    assert held(old.url, FileStore(to)) == old.all_of_it()
     assert await broken(old.url) == []
     await old.compare()
 
 
 async def test_a_store_that_speaks_s3_has_the_same(old: Aging, store: str) -> None:
-    place = Place(store)
+    place = FileStore(store)
     with locked(old.url, FIRST, "ROW EXCLUSIVE") as met:
         killed(old, store, met)
     assert held(old.url, place) == old.all_of_it()
     done = await old.archive(place)
     assert {one.partition(" ")[0] for one in done.dropped} >= {"token_ledger", "call"}
     assert held(old.url, place) == old.all_of_it()
-    found = rows(place, "token-ledger", Asked({"tenant_id": old.account.tenant_id}, limit=1_000))
+    found = rows(place, "token-ledger", RowFilter({"tenant_id": old.account.tenant_id}, limit=1_000))
     assert [row["seq"] for row in found] == list(range(1, len(found) + 1))
     assert len(found) > 24
     assert await broken(old.url) == []

@@ -9,12 +9,12 @@ import psycopg
 import pytest
 
 from gateway.errors import ArchiveFailed
-from gateway.features.archive.archiving import Archived, archive
+from gateway.features.archive.archiving import ArchiveRun, archive
 from gateway.features.archive.outside import months_findings
 from gateway.features.archive.reading import prove
 from gateway.features.archive.retention import Retention
 from gateway.ops.doctor import examine
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive import rows as archive_rows
@@ -48,8 +48,8 @@ def gone(old: Aging) -> dict[str, int]:
     return without_february(old.url)
 
 
-def archived(old: Aging) -> Archived:
-    return archive(old.url, Place(str(old.root)), old.today, None, drop_after=0)
+def archived(old: Aging) -> ArchiveRun:
+    return archive(old.url, FileStore(str(old.root)), old.today, None, drop_after=0)
 
 
 async def test_they_get_a_month_of_their_own_and_are_archived_as_all_others(
@@ -65,10 +65,10 @@ async def test_they_get_a_month_of_their_own_and_are_archived_as_all_others(
     assert (done.open, rows_of(old.url, f"SELECT count(*) FROM ({OUTSIDE}) AS o")) == ([], [(0,)])
     months = {f"{one.month:%Y-%m}" for one in done.files if one.ledger == "token_ledger"}
     assert months == {"2026-01", "2026-02", "2026-03"}
-    assert held(old.url, Place(str(old.root))) == old.all_of_it()
+    assert held(old.url, FileStore(str(old.root))) == old.all_of_it()
     assert await broken(old.url) == []
     await old.compare()
-    assert (await asyncio.to_thread(prove, old.url, Place(str(old.root)))).broken == []
+    assert (await asyncio.to_thread(prove, old.url, FileStore(str(old.root)))).broken == []
     again = await asyncio.to_thread(archived, old)
     assert (again.moved, again.files) == ([], [])
 
@@ -77,7 +77,7 @@ async def test_killed_before_its_end_it_has_moved_nothing(
     old: Aging, gone: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ledger's rows are where they were until its one transaction is done."""
-    before = held(old.url, Place(str(old.root)))
+    before = held(old.url, FileStore(str(old.root)))
 
     def ended(*_: object) -> None:
         raise ArchiveFailed("the machine is gone")
@@ -86,7 +86,7 @@ async def test_killed_before_its_end_it_has_moved_nothing(
     with pytest.raises(ArchiveFailed, match="the machine is gone"):
         await asyncio.to_thread(archived, old)
     assert rows_of(old.url, f"SELECT count(*) FROM ({OUTSIDE}) AS o") == [(sum(gone.values()),)]
-    assert held(old.url, Place(str(old.root))) == before
+    assert held(old.url, FileStore(str(old.root))) == before
     assert await broken(old.url) == []
 
 

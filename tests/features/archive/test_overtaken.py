@@ -14,8 +14,8 @@ import pytest
 from gateway.errors import ArchiveFailed
 from gateway.features.archive import archiving
 from gateway.features.archive.archiving import archive
-from gateway.features.archive.reading import Asked, prove, rows
-from gateway.ops.storage import Place
+from gateway.features.archive.reading import RowFilter, prove, rows
+from gateway.ops.storage import FileStore
 from tests.features.archive.aging import Aging, clones, old
 from tests.features.archive.test_reading import CALL
 from tests.features.archive.test_retention import NEVER
@@ -29,7 +29,7 @@ CALLS = replace(NEVER, calls=1)
 FILE = archiving.file_of("call", date(2026, 1, 1))
 
 
-class Overtaken(Place):
+class Overtaken(FileStore):
     """At one moment its run's session ends, a call comes late, and another run archives all of it."""
 
     def __init__(self, url: str, old: Aging, moment: str) -> None:
@@ -41,7 +41,7 @@ class Overtaken(Place):
             self.done = True
             assert rows_of(self.old.url, END) == [(True,)]
             rows_of(self.old.url, CALL)
-            done = archive(self.old.url, Place(self.url), self.old.today, None, retention=CALLS)
+            done = archive(self.old.url, FileStore(self.url), self.old.today, None, retention=CALLS)
             assert FILE in {one.file for one in done.files}
 
     @contextmanager
@@ -70,9 +70,9 @@ async def test_who_was_overtaken_writes_over_nothing(old: Aging, moment: str) ->
         await asyncio.to_thread(
             archive, old.url, Overtaken(root, old, moment), old.today, None, retention=CALLS
         )
-    assert (await asyncio.to_thread(prove, old.url, Place(root))).broken == []
-    assert sum(row["reason"] == "a report" for row in rows(Place(root), "calls", Asked())) == 0
-    assert len(rows(Place(root), "calls", Asked(limit=1_000))) > 0
+    assert (await asyncio.to_thread(prove, old.url, FileStore(root))).broken == []
+    assert sum(row["reason"] == "a report" for row in rows(FileStore(root), "calls", RowFilter())) == 0
+    assert len(rows(FileStore(root), "calls", RowFilter(limit=1_000))) > 0
     assert not [*old.root.rglob("*.part")]
 
 
@@ -80,7 +80,7 @@ async def test_a_torn_file_is_looked_at_while_another_writes_it_anew(old: Aging)
     await old.settle()
     root, file = str(old.root), old.root / FILE
 
-    class Stopping(Place):
+    class Stopping(FileStore):
         def write_json(self, name: str, value: object) -> None:
             super().write_json(name, value)
             raise OSError("the machine is gone")
@@ -92,4 +92,4 @@ async def test_a_torn_file_is_looked_at_while_another_writes_it_anew(old: Aging)
         await asyncio.to_thread(
             archive, old.url, Overtaken(root, old, "digest"), old.today, None, retention=CALLS
         )
-    assert (await asyncio.to_thread(prove, old.url, Place(root))).broken == []
+    assert (await asyncio.to_thread(prove, old.url, FileStore(root))).broken == []

@@ -17,9 +17,9 @@ import pytest
 
 from gateway.cli.main import run
 from gateway.errors import ArchiveFailed
-from gateway.features.archive.reading import Proof, compare, prove
-from gateway.ops.storage import Place
-from persistence.archive.rows import KeptRun
+from gateway.features.archive.reading import ArchiveProof, compare, prove
+from gateway.ops.storage import FileStore
+from persistence.archive.rows import MovementRun
 from tests.features.archive.aging import LEDGERS, Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
@@ -27,12 +27,12 @@ from tests.persistence.scenario import rows_of
 __all__ = ["clones", "old", "template"]
 
 
-def moved(owner: int, seq: int, amount: int, balance: int | None) -> KeptRun:
-    return KeptRun(owner, seq, seq, 1, amount, balance)
+def moved(owner: int, seq: int, amount: int, balance: int | None) -> MovementRun:
+    return MovementRun(owner, seq, seq, 1, amount, balance)
 
 
 FILE = (moved(1, 1, 9, 9), moved(1, 2, -2, 7), moved(1, 3, -3, 4), moved(2, 5, 1, 1))
-STANDS = (moved(1, 1, 9, 9), KeptRun(1, 2, 3, 1, -5, 4), moved(2, 5, 1, 1))
+STANDS = (moved(1, 1, 9, 9), MovementRun(1, 2, 3, 1, -5, 4), moved(2, 5, 1, 1))
 
 
 def test_rows_and_runs_that_come_to_the_same_are_the_same() -> None:
@@ -59,13 +59,15 @@ def test_rows_and_runs_that_come_to_the_same_are_the_same() -> None:
         (FILE, (*STANDS[:2], replace(STANDS[2], epoch=2)), "2 from 5 to 5: the archive comes to 1"),
     ],
 )
-def test_a_difference_is_named(rows: tuple[KeptRun, ...], stands: tuple[KeptRun, ...], said: str) -> None:
+def test_a_difference_is_named(
+    rows: tuple[MovementRun, ...], stands: tuple[MovementRun, ...], said: str
+) -> None:
     (found,) = compare(iter(rows), stands)
     assert found.startswith(said)
 
 
-async def proved(old: Aging) -> Proof:
-    return await asyncio.to_thread(prove, old.url, Place(str(old.root)))
+async def proved(old: Aging) -> ArchiveProof:
+    return await asyncio.to_thread(prove, old.url, FileStore(str(old.root)))
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from gateway.cli.main import run
 from gateway.core.accounts.administration import Query
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, PlaceFailed
-from gateway.features.archive.reading import LEDGERS, Asked, rows
-from gateway.ops.storage import Place
+from gateway.features.archive.reading import LEDGERS, RowFilter, rows
+from gateway.ops.storage import FileStore
 from persistence.store import Store
 from tests.features.archive.aging import Aging, Clones, clones, lived
 from tests.persistence.migrated import template
@@ -58,7 +58,7 @@ class Kept:
 
     def read(self, name: str, **asked: Any) -> Rows:
         """The rows of a list as the archive has them."""
-        found = rows(Place(str(self.root)), name, Asked(**{"limit": 1_000, **asked}))
+        found = rows(FileStore(str(self.root)), name, RowFilter(**{"limit": 1_000, **asked}))
         return [dict(RESOURCES[name].render(row)) for row in found]
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from gateway.cli.main import run
 from gateway.errors import PlaceFailed
 from gateway.features.archive import archiving
-from gateway.features.archive.archiving import Archived, archive
-from gateway.features.archive.reading import Asked, prove, rows
+from gateway.features.archive.archiving import ArchiveRun, archive
+from gateway.features.archive.reading import RowFilter, prove, rows
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive.months import AUDIT, BY_NAME, CALLS, CREDITS, LEDGERS, SPENDS, TOKENS, behind
@@ -96,13 +96,13 @@ async def test_a_month_that_nobody_archives_is_told_for_as_long(old: Aging) -> N
         return {ledger: seconds / 86_400 for ledger, seconds in found}
 
     assert await told(now) == {}
-    await old.archive(Place(str(old.root)), retention=NEVER)
+    await old.archive(FileStore(str(old.root)), retention=NEVER)
     [(first,)] = rows_of(old.url, "SELECT min(created_at)::date FROM token_ledger")
     assert first < date(2026, 2, 1)
     assert all(waits > 31 for waits in (await told(now)).values())
-    await asyncio.to_thread(archive, old.url, Place(str(old.root)), old.today, date(2026, 3, 1))
+    await asyncio.to_thread(archive, old.url, FileStore(str(old.root)), old.today, date(2026, 3, 1))
     assert await told(now) == days
-    await asyncio.to_thread(archive, old.url, Place(str(old.root)), old.today, date(2026, 4, 1))
+    await asyncio.to_thread(archive, old.url, FileStore(str(old.root)), old.today, date(2026, 4, 1))
     assert set((await told(now)).values()) == {0.0}
     assert await told(datetime(2026, 7, 3, tzinfo=UTC)) == dict.fromkeys(days, 32.0) | {"call": 2.0}
     await engine.dispose()
@@ -131,7 +131,7 @@ def test_settings_say_how_long_each_is_kept() -> None:
 async def test_whatever_goes_first_everything_that_was_proved_holds(
     old: Aging, order: tuple[Retention, ...]
 ) -> None:
-    place, gone = Place(str(old.root)), set[str]()
+    place, gone = FileStore(str(old.root)), set[str]()
     assert (await old.archive(retention=NEVER)).files == []
     for retention in order:
         done = await old.archive(retention=retention)
@@ -157,15 +157,15 @@ async def test_how_long_a_ledger_is_kept_says_which_of_its_months_go(old: Aging)
     }
     assert await broken(old.url) == []
     # What went by itself is read by itself.
-    place, tenant = Place(str(old.root)), old.account.tenant_id
-    read = rows(place, "token-ledger", Asked({"tenant_id": tenant}, limit=1_000))
+    place, tenant = FileStore(str(old.root)), old.account.tenant_id
+    read = rows(place, "token-ledger", RowFilter({"tenant_id": tenant}, limit=1_000))
     assert [row["seq"] for row in read] == list(range(1, len(read) + 1))
-    assert rows(place, "calls", Asked()) == []
+    assert rows(place, "calls", RowFilter()) == []
     assert months_of(await old.archive())[SPENDS.name] == ["2026-02", "2026-03"]
     assert await broken(old.url) == []
 
 
-def months_of(done: Archived) -> dict[str, list[str]]:
+def months_of(done: ArchiveRun) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one in done.files:
         found.setdefault(one.ledger, []).append(f"{one.month:%Y-%m}")
@@ -191,7 +191,7 @@ async def test_sums_are_compared_with_each_ledger_that_is_still_here(old: Aging)
 async def test_what_one_ledger_lacks_keeps_no_other(old: Aging) -> None:
     [(seq,)] = rows_of(old.url, "SELECT allocated_seq FROM organization")
     rows_of(old.url, "UPDATE organization SET allocated_seq = 1 RETURNING 1")
-    done = await asyncio.to_thread(archive, old.url, Place(str(old.root)), old.today, None)
+    done = await asyncio.to_thread(archive, old.url, FileStore(str(old.root)), old.today, None)
     assert [(one.month, one.ledgers) for one in done.open] == [(date(2026, 1, 1), (CREDITS.name,))]
     assert "has credits that are not allocated" in done.open[0].reasons[0]
     assert set(months_of(done)) == {TOKENS.name, SPENDS.name, CALLS.name}
@@ -214,11 +214,11 @@ def as_before(root: Path, months: set[date]) -> None:
 
 async def test_archives_of_before_are_read_and_proved_as_they_stand(old: Aging) -> None:
     done = await old.archive()
-    place, tenant = Place(str(old.root)), {"tenant_id": old.account.tenant_id}
-    read = rows(place, "token-ledger", Asked(tenant, limit=1_000))
+    place, tenant = FileStore(str(old.root)), {"tenant_id": old.account.tenant_id}
+    read = rows(place, "token-ledger", RowFilter(tenant, limit=1_000))
     as_before(old.root, {one.month for one in done.files})
     before = {path: path.read_bytes() for path in old.root.rglob("*.*")}
-    assert rows(place, "token-ledger", Asked(tenant, limit=1_000)) == read
+    assert rows(place, "token-ledger", RowFilter(tenant, limit=1_000)) == read
     assert len(read) > 24
     assert held(old.url, place) == old.all_of_it()
     assert (await asyncio.to_thread(prove, old.url, place)).broken == []
@@ -226,7 +226,7 @@ async def test_archives_of_before_are_read_and_proved_as_they_stand(old: Aging) 
     assert {path: path.read_bytes() for path in old.root.rglob("*.*")} == before
 
 
-class Stopping(Place):
+class Stopping(FileStore):
     """A place that is gone once a month is written and read back."""
 
     def write_json(self, name: str, value: object) -> None:
@@ -239,7 +239,7 @@ async def test_what_a_program_of_before_left_half_done_is_gone_on_with(old: Agin
     for alone in ("tokens", "credits", "usage", "calls"):
         with pytest.raises(PlaceFailed, match="the machine is gone"):
             await old.archive(Stopping(str(old.root)), retention=replace(NEVER, **{alone: 1}))
-    january, place = date(2026, 1, 1), Place(str(old.root))
+    january, place = date(2026, 1, 1), FileStore(str(old.root))
     as_before(old.root, {january})
     assert rows_of(old.url, "SELECT count(*) FROM archived_month") == [(0,)]
     whole = {one.name: old.root / archiving.file_of(one.name, january) for one in LEDGERS}

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.archiving import outgrown
-from gateway.ops.storage import STORED_BYTES_MAX, Place
+from gateway.ops.storage import STORED_BYTES_MAX, FileStore
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
 
@@ -16,7 +16,7 @@ GB = 10**9
 
 
 async def test_a_month_that_no_bucket_takes_is_refused_and_a_directory_has_it(old: Aging, store: str) -> None:
-    small = Place(store, stored_bytes_max=100)
+    small = FileStore(store, stored_bytes_max=100)
     said = r"2026-\d\d \w+ comes to 0\.0 GB, .* archive into a directory, such as --to /archive"
     with pytest.raises(ArchiveFailed, match=said):
         await old.archive(small)
@@ -24,7 +24,7 @@ async def test_a_month_that_no_bucket_takes_is_refused_and_a_directory_has_it(ol
         []
     ]
     await old.archive()
-    assert held(old.url, Place(str(old.root))) == old.all_of_it()
+    assert held(old.url, FileStore(str(old.root))) == old.all_of_it()
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from gateway.features.backup import storage as manifests
 from gateway.features.backup import taking
 from gateway.features.backup.command import backup as command
 from gateway.features.backup.command import restore as restore_command
-from gateway.features.backup.storage import FORMAT, Bucket, Manifest, PiecesBackup, named
+from gateway.features.backup.storage import FORMAT, BackupManifest, Bucket, PiecesBackup, named
 from gateway.features.backup.taking import back_up, restore
-from gateway.ops.storage import Place
+from gateway.ops.storage import FileStore
 from persistence import backup as backups
 from persistence.schema import migrate
 from persistence.schema import version as schema
@@ -54,7 +54,7 @@ def filled(database: str) -> str:
 
 def all_of(store: str) -> set[str]:
     """Folders and files of a bucket's folder."""
-    place = Place(store)
+    place = FileStore(store)
     return {*place.names(""), *place.folders("")}
 
 
@@ -63,7 +63,7 @@ def held(content: bytes, digest: str, to: Bucket) -> PiecesBackup:
     with to.growing(NOW) as growing:
         growing.write(content)
         return growing.finish(
-            Manifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, len(content), digest)
+            BackupManifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, len(content), digest)
         )
 
 
@@ -75,7 +75,7 @@ def test_a_backup_comes_back_from_its_pieces(
     assert there.names() == [taken.name]
     assert len(manifest.pieces) > 2
     assert {piece.bytes for piece in manifest.pieces[:-1]} == {PIECE_BYTES}
-    assert sum(Place(store).sizes(taken.name).values()) == manifest.bytes
+    assert sum(FileStore(store).sizes(taken.name).values()) == manifest.bytes
     restore_command(source=taken.address, database_url=empty, ids_ahead=0)
     assert "agree with each other" in capsys.readouterr().out
     assert rows_of(empty, "SELECT name FROM organization") == [("kept",)]
@@ -109,20 +109,20 @@ def test_one_that_is_killed_is_no_backup_and_goes_another_night(filled: str, sto
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: Place(store).folders("") or process.poll() is not None)
+        wait_until(lambda: FileStore(store).folders("") or process.poll() is not None)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    [left] = Place(store).folders("")
+    [left] = FileStore(store).folders("")
     assert there.names() == []
     with pytest.raises(BackupFailed, match="is not there"):
         named(there.address(left)).manifest()
 
     soon, _ = back_up(filled, there, NOW + timedelta(days=1))
-    assert Place(store).folders("") == [left, soon.name]  # it might still be written
+    assert FileStore(store).folders("") == [left, soon.name]  # it might still be written
     late, _ = back_up(filled, there, NOW + timedelta(days=3))
-    assert Place(store).folders("") == [soon.name, late.name]
+    assert FileStore(store).folders("") == [soon.name, late.name]
     assert there.names() == [soon.name, late.name]
 
 
@@ -130,7 +130,7 @@ def test_one_that_fails_leaves_nothing(filled: str, store: str) -> None:
     there = Bucket(store, piece_bytes=10)
     with pytest.raises(ZeroDivisionError), there.growing(NOW) as growing:  # noqa: PT012  # it fails in the midst
         growing.write(bytes(25))
-        assert len(Place(store).folders("")) == 1
+        assert len(FileStore(store).folders("")) == 1
         growing.write(bytes(1 // 0))
     assert all_of(store) == set()
     with psycopg.connect(filled, autocommit=True) as connection:
@@ -145,7 +145,7 @@ def test_what_is_damaged_or_lacks_is_said_and_nothing_of_it_is_restored(
 ) -> None:
     there = Bucket(store, piece_bytes=PIECE_BYTES)
     taken, manifest = back_up(filled, there, NOW)
-    place, file = Place(store), f"{taken.name}/000002.dump"
+    place, file = FileStore(store), f"{taken.name}/000002.dump"
     whole = place.read(file, PIECE_BYTES)
     place.write_bytes(file, whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(BackupFailed, match=r"000002\.dump\S* is damaged"):
@@ -199,7 +199,7 @@ def test_pieces_are_the_dump_however_it_came(
             growing.write(chunk)
         digest = hashlib.sha256(whole).hexdigest()
         taken = growing.finish(
-            Manifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, len(whole), digest)
+            BackupManifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, len(whole), digest)
         )
     manifest = taken.manifest()
     assert len(manifest.pieces) == -(-len(whole) // piece_bytes)
@@ -207,13 +207,15 @@ def test_pieces_are_the_dump_however_it_came(
 
 
 def test_the_oldest_go_and_nothing_of_others(store: str) -> None:
-    there, place = Bucket(store), Place(store)
+    there, place = Bucket(store), FileStore(store)
     names = []
     for day in range(3):
         with there.growing(NOW + timedelta(hours=day)) as growing:
             growing.write(b"x")
             names.append(
-                growing.finish(Manifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, 1, "")).name
+                growing.finish(
+                    BackupManifest(FORMAT, "0", schema.NEEDED, "18.0", NOW.isoformat(), {}, 1, "")
+                ).name
             )
     place.write_bytes("notes.json", b"{}")
     place.write_bytes("others/of.dump", b"x")

@@ -17,7 +17,7 @@ import pytest
 from gateway.errors import BackupFailed
 from gateway.features.backup.storage import Folder, TarBackup
 from gateway.features.backup.taking import back_up, restore
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from persistence.schema import version as schema
 from tests.persistence.scenario import Account, batch_of, broken, busy, one, rows_of, settle_in
@@ -26,19 +26,19 @@ NOW = datetime(2026, 4, 16, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def filled(database: str) -> Iterator[tuple[str, Account, Writer]]:
+def filled(database: str) -> Iterator[tuple[str, Account, LedgerWriter]]:
     """A migrated database with an account that has done one of everything."""
     migrate.upgrade(database)
     [account] = settle_in(database, 100_000)
     busy(account)
-    writer = Writer(database)
+    writer = LedgerWriter(database)
     writer.write_now(batch_of(account))
     yield database, account, writer
     writer.close()
 
 
 def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
-    filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, account, writer = filled
     stop = threading.Event()
@@ -79,13 +79,13 @@ def test_a_backup_under_load_is_one_moment_that_can_be_gone_on_from(
     )
     again.used = account.used - (account.seq - seq)
     again.consume(5)
-    follower = Writer(empty)
+    follower = LedgerWriter(empty)
     assert follower.write_now(batch_of(again)).rows == {"token_ledger": 1, "call": 1}
     follower.close()
 
 
 async def test_what_is_restored_is_whole(
-    filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
     target, _ = back_up(database, Folder(tmp_path / "a.tar"), NOW)
@@ -98,7 +98,7 @@ async def test_what_is_restored_is_whole(
 
 
 def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
-    filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
     file, _ = back_up(database, Folder(tmp_path), NOW)
@@ -113,7 +113,7 @@ def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
 
 
 def test_a_path_without_its_suffix_is_a_directory_each_night(
-    filled: tuple[str, Account, Writer], tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], tmp_path: Path
 ) -> None:
     database, there = filled[0], Folder(tmp_path / "nightly" / "backups")
     with pytest.raises(BackupFailed, match="no directory of backups"):
@@ -124,7 +124,9 @@ def test_a_path_without_its_suffix_is_a_directory_each_night(
         back_up(database, Folder(written[0].rename(tmp_path / "one")), NOW)
 
 
-def test_nothing_that_is_there_is_overwritten(filled: tuple[str, Account, Writer], tmp_path: Path) -> None:
+def test_nothing_that_is_there_is_overwritten(
+    filled: tuple[str, Account, LedgerWriter], tmp_path: Path
+) -> None:
     database, _, _ = filled
     target, _ = back_up(database, Folder(tmp_path / "a.tar"), NOW)
     with pytest.raises(BackupFailed, match="is there already"):
@@ -136,7 +138,7 @@ def test_nothing_that_is_there_is_overwritten(filled: tuple[str, Account, Writer
 
 
 def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
-    filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], empty: str, tmp_path: Path
 ) -> None:
     database, _, _ = filled
     _, manifest = back_up(database, Folder(tmp_path / "a.tar"), NOW)
@@ -163,7 +165,7 @@ def test_a_damaged_or_foreign_file_is_refused_before_anything_is_written(
 
 
 def test_what_a_killed_one_left_goes_and_what_is_written_stays(
-    filled: tuple[str, Account, Writer], tmp_path: Path
+    filled: tuple[str, Account, LedgerWriter], tmp_path: Path
 ) -> None:
     database, _, _ = filled
     left, growing = (tmp_path / f".tollkeeper-20200101T000000Z.tar.{end}" for end in ("abcd_123", "0growing"))

@@ -26,7 +26,7 @@ import pytest
 from gateway.errors import BackupFailed
 from gateway.features.backup.storage import Folder
 from gateway.features.backup.taking import PLACES, back_up, restore
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.conftest import postgres_bin, postgres_of
 from tests.features.backup.test_taking import NOW
@@ -147,7 +147,7 @@ async def test_a_backup_is_restored_into_each_newer_version(
     migrate.upgrade(source)
     [account] = settle_in(source, 100_000)
     busy(account)
-    with closing(Writer(source)) as writer:
+    with closing(LedgerWriter(source)) as writer:
         writer.write_now(batch_of(account))
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     backup, manifest = await asyncio.to_thread(back_up, source, Folder(tmp_path), NOW)

@@ -19,7 +19,7 @@ from gateway.features.provider_report import api as provider_api
 from gateway.features.provider_report.api import FILE_BYTES_MAX
 from gateway.features.provider_report.comparison import BadReport
 from gateway.features.provider_report.reading import FORMATS
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, run
 from tests.features.provider_report.provider_fake import Vendor, vendor
@@ -68,7 +68,7 @@ async def used(
             currency=currency,
         )  # fmt: skip
         account.consume(facts.total, metadata=write_facts(facts))
-    writer = Writer(url)
+    writer = LedgerWriter(url)
     await writer.write(batch_of(account))
     writer.close()
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from gateway.features.provider_report.comparison import (
     FIELDS,
     BadReport,
-    By,
-    Line,
-    Report,
+    ComparisonResult,
+    NameMatch,
+    ProviderReport,
+    ReportLine,
     Tolerance,
-    Verdict,
     bare,
     compare_reports,
     counted,
@@ -31,19 +31,20 @@ DAY, NEXT = date(2026, 3, 1), date(2026, 3, 2)
 NONE = Tolerance()
 
 
-def report(currency: str = "", **inputs: int | str) -> Report:
+def report(currency: str = "", **inputs: int | str) -> ProviderReport:
     """A report of one day: input by model; a text is a cost."""
-    made = Report()
+    made = ProviderReport()
     for model, said in inputs.items():
         name = "cost" if isinstance(said, str) else "input"
         made.add(
-            DAY, Line(model.replace("_", "-"), {name: Decimal(said)}, currency if name == "cost" else "")
+            DAY,
+            ReportLine(model.replace("_", "-"), {name: Decimal(said)}, currency if name == "cost" else ""),
         )
     return made
 
 
 def verdicts(
-    ours: Report, theirs: Report, tolerance: Tolerance = NONE, **answered: set[str]
+    ours: ProviderReport, theirs: ProviderReport, tolerance: Tolerance = NONE, **answered: set[str]
 ) -> dict[str, str]:
     asked = {name.replace("_", "-"): names for name, names in answered.items()}
     return {row.model: row.verdict.value for row in compare_reports(ours, theirs, tolerance, asked)}
@@ -58,7 +59,7 @@ def test_each_day_and_model_has_its_verdict() -> None:
     assert rows[2].percent("input") is None
     whole = total(rows, theirs.states)
     assert (whole.verdict, whole.ours, whole.theirs) == (
-        Verdict.DIFFERS, {"input": Decimal(6)}, {"input": Decimal(10)},
+        ComparisonResult.DIFFERS, {"input": Decimal(6)}, {"input": Decimal(10)},
     )  # fmt: skip
     theirs.rows[NEXT, "a"] = {"input": Decimal(1)}
     assert [(row.day, row.model) for row in compare_reports(ours, theirs, NONE, {})][-1] == (NEXT, "a")
@@ -66,7 +67,7 @@ def test_each_day_and_model_has_its_verdict() -> None:
 
 def test_only_what_their_report_says_is_compared() -> None:
     ours = report("USD", a=5)
-    ours.add(DAY, Line("a", {"requests": Decimal(9), "cost": Decimal(1)}, "USD"))
+    ours.add(DAY, ReportLine("a", {"requests": Decimal(9), "cost": Decimal(1)}, "USD"))
     assert verdicts(ours, report(a=5)) == {"a": "matched"}
     # Of a report with costs, what it does not charge for is a cost of nothing.
     assert verdicts(ours, report("USD", a=5, b="1")) == {"a": "differs", "b": "theirs only"}
@@ -74,7 +75,7 @@ def test_only_what_their_report_says_is_compared() -> None:
 
 def test_calls_that_used_nothing_are_no_row() -> None:
     ours = report()
-    ours.add(DAY, Line("mistyped", {"requests": Decimal(3), "input": Decimal(0), "cost": Decimal(0)}))
+    ours.add(DAY, ReportLine("mistyped", {"requests": Decimal(3), "input": Decimal(0), "cost": Decimal(0)}))
     assert compare_reports(ours, report(mistyped=0), NONE, {}) == []
 
 
@@ -100,18 +101,23 @@ def test_a_version_is_no_part_of_the_plain_name(name: str, plain: str, dated: bo
 def test_what_was_asked_without_a_version_is_compared_with_all_that_may_have_answered() -> None:
     ours, theirs = report(gpt_4o=100, other=1), report(other=1)
     for model, tokens in (("gpt-4o-2024-08-06", 60), ("gpt-4o-2024-11-20", 50)):
-        theirs.add(DAY, Line(model, {"input": Decimal(tokens)}))
-    ours.add(DAY, Line("gpt-4o-2024-11-20", {"input": Decimal(10)}))
+        theirs.add(DAY, ReportLine(model, {"input": Decimal(tokens)}))
+    ours.add(DAY, ReportLine("gpt-4o-2024-11-20", {"input": Decimal(10)}))
     row, other = compare_reports(ours, theirs, NONE, {})
-    assert (row.model, row.verdict, row.by, other.by) == ("gpt-4o", Verdict.MATCHED, By.DATE, By.NAME)
+    assert (row.model, row.verdict, row.by, other.by) == (
+        "gpt-4o",
+        ComparisonResult.MATCHED,
+        NameMatch.DATE,
+        NameMatch.NAME,
+    )
     assert row.our_names == ("gpt-4o", "gpt-4o-2024-11-20")
     assert row.their_names == ("gpt-4o-2024-08-06", "gpt-4o-2024-11-20")
 
 
 def test_versions_that_are_all_named_are_never_mixed() -> None:
-    ours, theirs = Report(), Report()
-    ours.add(DAY, Line("gpt-4o-2024-08-06", {"input": Decimal(1)}))
-    theirs.add(DAY, Line("gpt-4o-2024-11-20", {"input": Decimal(1)}))
+    ours, theirs = ProviderReport(), ProviderReport()
+    ours.add(DAY, ReportLine("gpt-4o-2024-08-06", {"input": Decimal(1)}))
+    theirs.add(DAY, ReportLine("gpt-4o-2024-11-20", {"input": Decimal(1)}))
     assert verdicts(ours, theirs) == {"gpt-4o-2024-08-06": "ours only", "gpt-4o-2024-11-20": "theirs only"}
 
 
@@ -120,7 +126,7 @@ def test_the_journal_says_which_model_answered() -> None:
     assert lost_rows(compare_reports(ours, theirs, NONE, {})) == {"house"}
     [row] = compare_reports(ours, theirs, NONE, {"house": {"gpt-5", "gpt-unknown"}})
     assert (row.verdict, row.by, row.our_names, row.their_names) == (
-        Verdict.MATCHED, By.ANSWERED, ("house",), ("gpt-5",),
+        ComparisonResult.MATCHED, NameMatch.ANSWERED, ("house",), ("gpt-5",),
     )  # fmt: skip
     assert lost_rows(compare_reports(ours, report(), NONE, {})) == set()
 
@@ -128,8 +134,8 @@ def test_the_journal_says_which_model_answered() -> None:
 @pytest.mark.parametrize(("requests", "verdict"), [(9, "matched"), (10, "matched"), (11, "differs")])
 def test_requests_that_failed_are_ours_alone(requests: int, verdict: str) -> None:
     ours, theirs = report(a=1), report(a=1)
-    ours.add(DAY, Line("a", {"requests": Decimal(10)}))
-    theirs.add(DAY, Line("a", {"requests": Decimal(requests)}))
+    ours.add(DAY, ReportLine("a", {"requests": Decimal(10)}))
+    theirs.add(DAY, ReportLine("a", {"requests": Decimal(requests)}))
     assert verdicts(ours, theirs) == {"a": verdict}
 
 
@@ -142,7 +148,7 @@ def test_rounding_to_nano_units_is_no_difference() -> None:
     ours, theirs = report("USD", a="0.000000003"), report("USD", a="0.0000000021")
     assert verdicts(ours, theirs) == {"a": "matched"}
     assert verdicts(ours, report("USD", a="0.0000000019999")) == {"a": "differs"}
-    ours.add(DAY, Line("a", {"requests": Decimal(3)}))
+    ours.add(DAY, ReportLine("a", {"requests": Decimal(3)}))
     assert verdicts(ours, report("USD", a="0.000000006")) == {"a": "matched"}
     assert verdicts(ours, report("USD", a="0.0000000061")) == {"a": "differs"}
 
@@ -178,10 +184,10 @@ amounts = st.fixed_dictionaries(
 lines = st.lists(st.tuples(days, names, amounts), max_size=12)
 
 
-def made(some: list[tuple[date, str, dict[str, Decimal]]]) -> Report:
-    whole = Report()
+def made(some: list[tuple[date, str, dict[str, Decimal]]]) -> ProviderReport:
+    whole = ProviderReport()
     for day, name, said in some:
-        whole.add(day, Line(name, said))
+        whole.add(day, ReportLine(name, said))
     return whole
 
 
@@ -198,17 +204,19 @@ def test_every_amount_of_both_sides_is_in_one_row(
         assert whole.ours.get(name, 0) == sum(said[name] for *_, said in mine)
         assert whole.theirs.get(name, 0) == sum(said[name] for *_, said in its)
     for row in rows:
-        assert bool(row.our_names) == (row.verdict is not Verdict.THEIRS_ONLY)
-        assert bool(row.their_names) == (row.verdict is not Verdict.OURS_ONLY)
+        assert bool(row.our_names) == (row.verdict is not ComparisonResult.THEIRS_ONLY)
+        assert bool(row.their_names) == (row.verdict is not ComparisonResult.OURS_ONLY)
         differ = row.difference("requests") < 0 or any(row.difference(name) for name in FIELDS[1:-1])
-        if row.verdict is Verdict.MATCHED:
+        if row.verdict is ComparisonResult.MATCHED:
             assert not differ
-        assert row.verdict is not Verdict.DIFFERS or differ or row.difference("cost")
+        assert row.verdict is not ComparisonResult.DIFFERS or differ or row.difference("cost")
 
 
 @given(lines)
 def test_a_report_matches_itself(mine: list[tuple[date, str, dict[str, Decimal]]]) -> None:
-    assert {row.verdict for row in compare_reports(made(mine), made(mine), NONE, {})} <= {Verdict.MATCHED}
+    assert {row.verdict for row in compare_reports(made(mine), made(mine), NONE, {})} <= {
+        ComparisonResult.MATCHED
+    }
 
 
 @given(st.sets(names), st.dictionaries(names, st.sets(names)))

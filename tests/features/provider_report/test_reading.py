@@ -14,21 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.features.provider_report.comparison import COUNT_MAX, BadReport, Line, Report, money
-from gateway.features.provider_report.reading import FORMATS, Place, add_page, read_file, within
+from gateway.features.provider_report.comparison import (
+    COUNT_MAX,
+    BadReport,
+    ProviderReport,
+    ReportLine,
+    money,
+)
+from gateway.features.provider_report.reading import FORMATS, ReportPosition, add_page, read_file, within
 
 SAMPLES = Path(__file__).parent / "samples"
 FIRST, SECOND = date(2026, 3, 1), date(2026, 3, 2)
 GPT, OPUS = "gpt-4o-2024-08-06", "claude-opus-4-5-20251101"
 
 
-def read(data: bytes, provider: str = "openai") -> Report:
-    report = Report()
-    read_file(report, data, Place("report.json", FORMATS[provider]))
+def read(data: bytes, provider: str = "openai") -> ProviderReport:
+    report = ProviderReport()
+    read_file(report, data, ReportPosition("report.json", FORMATS[provider]))
     return report
 
 
-def sample(name: str) -> Report:
+def sample(name: str) -> ProviderReport:
     return read((SAMPLES / name).read_bytes(), name.partition("_")[0])
 
 
@@ -81,9 +87,9 @@ def test_days_on_which_nothing_was_used_are_of_the_report() -> None:
 
 
 def test_several_files_are_one_report() -> None:
-    report = Report()
+    report = ProviderReport()
     for name in ("openai_completions.json", "openai_embeddings.json", "openai_costs.json"):
-        read_file(report, (SAMPLES / name).read_bytes(), Place(name, FORMATS["openai"]))
+        read_file(report, (SAMPLES / name).read_bytes(), ReportPosition(name, FORMATS["openai"]))
     assert report.rows[FIRST, GPT] == counts(6, 220, 700, 100, 503) | cost("0.006625")
     assert report.states == {"requests", "input", "cache_read", "cache_write", "output", "cost"}
 
@@ -264,8 +270,10 @@ def test_a_wrong_row_is_refused_with_its_line(name: str, old: str, new: str, sai
 
 def test_a_page_names_the_next() -> None:
     page = json.dumps({"data": [], "has_more": True, "next_page": "AAA="}).encode()
-    assert add_page(Report(), page, Place("api", FORMATS["anthropic"])) == "AAA="
-    assert not add_page(Report(), page.replace(b"true", b"false"), Place("api", FORMATS["anthropic"]))
+    assert add_page(ProviderReport(), page, ReportPosition("api", FORMATS["anthropic"])) == "AAA="
+    assert not add_page(
+        ProviderReport(), page.replace(b"true", b"false"), ReportPosition("api", FORMATS["anthropic"])
+    )
 
 
 def test_a_part_of_a_report_is_its_days() -> None:
@@ -276,11 +284,11 @@ def test_a_part_of_a_report_is_its_days() -> None:
 
 
 def test_a_report_is_bounded() -> None:
-    report = Report(rows_max=2)
+    report = ProviderReport(rows_max=2)
     for model in ("a", "b", "a"):
-        report.add(FIRST, Line(model, {}))
+        report.add(FIRST, ReportLine(model, {}))
     with pytest.raises(BadReport, match="at most 2 days and models"):
-        report.add(FIRST, Line("c", {}))
+        report.add(FIRST, ReportLine("c", {}))
 
 
 @given(st.text(), st.sampled_from(sorted(FORMATS)))
@@ -292,9 +300,9 @@ def test_whatever_is_no_report_is_refused(text: str, provider: str) -> None:
 @given(st.binary(max_size=40), st.integers(0, 400), st.sampled_from(sorted(SAMPLES.iterdir())))
 def test_a_damaged_report_is_read_or_refused(some: bytes, at: int, path: Path) -> None:
     data = path.read_bytes()
-    place = Place("report", FORMATS[path.name.partition("_")[0]])
+    place = ReportPosition("report", FORMATS[path.name.partition("_")[0]])
     with suppress(BadReport):
-        read_file(Report(), data[:at] + some + data[at + len(some) :], place)
+        read_file(ProviderReport(), data[:at] + some + data[at + len(some) :], place)
 
 
 @given(st.decimals(-(10**14), 10**14, allow_nan=False, places=12))

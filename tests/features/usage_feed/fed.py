@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.features.usage_feed.events import AMOUNTS, FAILED_MAX, Terms
 from gateway.features.usage_feed.sender import UsageFeedSender
-from gateway.features.usage_feed.services import Lago, OpenMeter, Shape, UsageEvents
+from gateway.features.usage_feed.services import FeedApi, Lago, OpenMeter, UsageEvents
 from gateway.outbound.client import Outgoing
 from persistence import engine
 from persistence.usage_feed.queue import FeedQueue
@@ -40,7 +40,7 @@ class Fed:
 
     @property
     def service(self) -> UsageEvents:
-        shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
+        shape: FeedApi = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
         return UsageEvents(self.outgoing.ask, shape, self.billing.url, lambda: TOKEN)
 
     def loop(self, batch: int = 100) -> UsageFeedSender:

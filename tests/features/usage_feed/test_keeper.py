@@ -18,7 +18,7 @@ from gateway.run.keeper_doors import KeeperSettings
 from gateway.run.parts import KeeperParts, Work
 from gateway.settings.settings import load
 from persistence import engine
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from persistence.usage_feed.queue import usage_feeds
 from tests.features.usage_feed.usage_servers import TOKEN, billing_server
@@ -42,7 +42,7 @@ def of(pool: Any = None, **said: str) -> Work:
 
 
 async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
-    pool, writer = engine.create(migrated), Writer(migrated)
+    pool, writer = engine.create(migrated), LedgerWriter(migrated)
     [account] = settle_in(migrated, 1000)
     account.reset()
     async with billing_server(lago=False) as billing:

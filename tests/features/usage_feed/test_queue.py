@@ -14,7 +14,7 @@ from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_
 from gateway.core.model import Caller, Settlement
 from gateway.features.usage_feed.events import Terms
 from persistence.keeper.sweeps import Sweeps
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.usage_feed.queue import FeedQueue
 from tests.builders import CHAT
 from tests.features.usage_feed.fed import fed
@@ -40,7 +40,7 @@ def use(account: Account, count: int = 1, **facts: object) -> None:
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
 async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
-    migrated: str, writer: Writer, *, lago: bool
+    migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
     account.credit(100)
@@ -70,7 +70,7 @@ async def test_a_use_is_told_with_whose_it_is_and_what_it_was(
         feed.agree()
 
 
-async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, writer: Writer) -> None:
+async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     use(account, 3)
     await writer.write(batch_of(account))
@@ -91,7 +91,7 @@ async def test_without_a_feed_and_before_it_nothing_is_written(migrated: str, wr
         assert len(feed.out()) == 3
 
 
-async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: Writer) -> None:
+async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         account.consume(0, metadata=write_facts(CallFacts(status=502, reason="upstream_unreachable")))
@@ -100,7 +100,7 @@ async def test_calls_that_used_nothing_are_not_told(migrated: str, writer: Write
         assert feed.out() == []
 
 
-async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: Writer) -> None:
+async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         use(account, 4)
@@ -111,7 +111,7 @@ async def test_an_entry_that_comes_twice_is_told_once(migrated: str, writer: Wri
 
 
 async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     account.credit(100)
@@ -141,7 +141,7 @@ async def test_what_is_known_late_is_an_event_of_its_own_with_the_difference(
 
 
 async def test_credits_that_a_late_settlement_gives_back_are_a_difference(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     account.credit(100)
@@ -160,7 +160,9 @@ async def test_credits_that_a_late_settlement_gives_back_are_a_difference(
         feed.agree()
 
 
-async def test_a_model_that_was_another_one_is_taken_out_and_put_in(migrated: str, writer: Writer) -> None:
+async def test_a_model_that_was_another_one_is_taken_out_and_put_in(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     request = str(uuid.uuid4())
     async with fed(migrated) as feed:
@@ -179,7 +181,7 @@ async def test_a_model_that_was_another_one_is_taken_out_and_put_in(migrated: st
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
 async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twice(
-    migrated: str, writer: Writer, *, lago: bool
+    migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
     async with fed(migrated, lago=lago) as feed:
@@ -201,7 +203,7 @@ async def test_a_keeper_that_dies_between_sending_and_noting_counts_nothing_twic
         feed.agree()
 
 
-async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: Writer) -> None:
+async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         use(account)
@@ -215,7 +217,7 @@ async def test_a_keeper_that_ends_lets_another_one_go_on(migrated: str, writer: 
 
 
 async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
@@ -239,7 +241,9 @@ async def test_a_service_that_is_down_pauses_the_feed_longer_and_longer(
         feed.agree()
 
 
-async def test_a_service_that_asks_for_time_has_it_within_an_hour(migrated: str, writer: Writer) -> None:
+async def test_a_service_that_asks_for_time_has_it_within_an_hour(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:
         use(account)
@@ -257,7 +261,7 @@ async def test_a_service_that_asks_for_time_has_it_within_an_hour(migrated: str,
 
 @pytest.mark.parametrize("lago", [True, False], ids=["lago", "openmeter"])
 async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_go_on(
-    migrated: str, writer: Writer, *, lago: bool
+    migrated: str, writer: LedgerWriter, *, lago: bool
 ) -> None:
     account = opened(migrated)
     async with fed(migrated, lago=lago) as feed:
@@ -274,7 +278,7 @@ async def test_one_that_is_refused_is_set_aside_with_the_reason_and_the_others_g
         assert [each["what"] for each in feed.said] == ["usage event refused"]
 
 
-async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer: Writer) -> None:
+async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated, failed_max=10) as feed:
         use(account, 12)
@@ -290,7 +294,7 @@ async def test_with_too_many_refused_nothing_more_is_sent(migrated: str, writer:
 
 
 async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account, other = settle_in(migrated, 10**9, 10**9)
     account.at_ms = other.at_ms = account.at_ms - account.at_ms % 3_600_000
@@ -322,7 +326,7 @@ async def test_where_too_many_wait_an_hour_of_them_is_one_and_nothing_is_lost(
 
 
 async def test_with_twice_as_many_waiting_models_are_not_told_apart_either(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     async with fed(migrated, waiting_max=10) as feed:
@@ -343,7 +347,7 @@ async def test_a_feed_that_is_open_goes_on_with_other_terms(migrated: str) -> No
         assert rows_of(migrated, "SELECT count(*) FROM usage_feed") == [(1,)]
 
 
-async def test_costs_are_told_to_the_last_digit(migrated: str, writer: Writer) -> None:
+async def test_costs_are_told_to_the_last_digit(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     costs = [1, 10**9, 10**9 + 1, 999_999_999, 123_456_789_012_345_678]
     async with fed(migrated) as feed:

@@ -11,7 +11,7 @@ import pytest
 from gateway.background.loops import Isolation
 from gateway.errors import StoreUnavailable
 from gateway.features.usage_feed import events as usage_feed
-from gateway.features.usage_feed.events import Pause, Sent, Terms, UsageEvent
+from gateway.features.usage_feed.events import FeedEvent, FeedResult, Pause, Terms
 from gateway.features.usage_feed.sender import UsageFeedSender
 
 AT = datetime(2026, 5, 4, tzinfo=UTC)
@@ -30,10 +30,10 @@ class Queue:
     async def begin(self, terms: Terms) -> bool:
         return True
 
-    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[UsageEvent]:
+    async def claim(self, service: usage_feed.Service, count: int) -> Sequence[FeedEvent]:
         gone = {*self.taken, *self.refused}
         left = [one for one in self.waiting if one not in gone]
-        return [UsageEvent(one, f"e{one}", "1", AT, {}) for one in left[:count]]
+        return [FeedEvent(one, f"e{one}", "1", AT, {}) for one in left[:count]]
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
         if self.away:
@@ -53,12 +53,12 @@ class Service:
     tires: int | None = None
     batches: list[list[int]] = field(default_factory=list)
 
-    async def send(self, events: Sequence[UsageEvent]) -> Sent:
+    async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         ids = [event.id for event in events]
         self.batches.append(ids)
         if self.breaks.intersection(ids):
             raise KeyError("of somebody")
-        return Sent(set(ids), {}, Pause("busy", 7.0) if self.tires in ids else None)
+        return FeedResult(set(ids), {}, Pause("busy", 7.0) if self.tires in ids else None)
 
 
 def sender(queue: Queue, service: Service, isolation: Isolation) -> UsageFeedSender:

@@ -10,8 +10,8 @@ from email.utils import format_datetime
 
 import pytest
 
-from gateway.features.usage_feed.events import UsageEvent
-from gateway.features.usage_feed.services import Lago, OpenMeter, Shape, UsageEvents
+from gateway.features.usage_feed.events import FeedEvent
+from gateway.features.usage_feed.services import FeedApi, Lago, OpenMeter, UsageEvents
 from gateway.outbound.client import Outgoing
 from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
@@ -24,7 +24,7 @@ class Way:
     outgoing: Outgoing
 
     def to(self, url: str = "", token: str = TOKEN) -> UsageEvents:
-        shape: Shape = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
+        shape: FeedApi = Lago(CODE) if self.billing.lago else OpenMeter(CODE)
         return UsageEvents(self.outgoing.ask, shape, url or self.billing.url, lambda: token)
 
 
@@ -36,9 +36,9 @@ async def way(request: pytest.FixtureRequest) -> AsyncIterator[Way]:
         await outgoing.aclose()
 
 
-def events(count: int) -> list[UsageEvent]:
+def events(count: int) -> list[FeedEvent]:
     return [
-        UsageEvent(number, f"e{number:03}:use", "7", AT, {"tokens": str(number), "cost": "0.5"})
+        FeedEvent(number, f"e{number:03}:use", "7", AT, {"tokens": str(number), "cost": "0.5"})
         for number in range(1, count + 1)
     ]
 

@@ -16,7 +16,7 @@ from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import Terms
 from persistence import engine
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from persistence.usage_feed import queue as usage_feed
 from persistence.usage_feed.queue import FeedQueue, usage_feeds
@@ -69,7 +69,7 @@ async def turned(feed: Fed, turn: str) -> None:
 class Spans:
     """Calls of one account, with feeds that begin and end beside."""
 
-    def __init__(self, feed: Fed, writer: Writer) -> None:
+    def __init__(self, feed: Fed, writer: LedgerWriter) -> None:
         self.feed, self.writer = feed, writer
         [self.account] = settle_in(feed.url, 10**9)
         self.account.at_ms = self.now_ms()
@@ -120,7 +120,7 @@ MET = [
 ]  # fmt: skip
 
 
-def test_what_is_told_is_what_was_used_in_the_feeds_time(migrated: str, writer: Writer) -> None:
+def test_what_is_told_is_what_was_used_in_the_feeds_time(migrated: str, writer: LedgerWriter) -> None:
     @some(10)
     @given(steps=st.lists(STEPS, min_size=6, max_size=24))
     def live(steps: list[tuple[str, int]]) -> None:
@@ -130,7 +130,7 @@ def test_what_is_told_is_what_was_used_in_the_feeds_time(migrated: str, writer: 
     live()
 
 
-async def _live(url: str, writer: Writer, steps: list[tuple[str, int]]) -> None:
+async def _live(url: str, writer: LedgerWriter, steps: list[tuple[str, int]]) -> None:
     async with fed(url, since_long=False) as feed:
         if not rows_of(url, "SELECT FROM usage_feed WHERE ended_at IS NULL"):
             await do(feed, "begin")
@@ -160,7 +160,7 @@ async def test_a_feed_begins_and_ends_behind_every_flush_that_is_under_way(migra
 
 
 async def test_what_a_flush_under_way_stores_is_counted_when_a_feed_is_dropped(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
         await ended(feed, writer, 2)
@@ -199,7 +199,7 @@ async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long
 
 
 async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     """A call that was stored before the feed was there counts as used before, whatever its clock says."""
     [account] = settle_in(migrated, 10**9)
@@ -238,7 +238,7 @@ async def begun(feed: Fed) -> None:
     await eventually(lambda: Spans.now_ms() >= begun_ms)
 
 
-async def ended(feed: Fed, writer: Writer, count: int) -> Account:
+async def ended(feed: Fed, writer: LedgerWriter, count: int) -> Account:
     """A feed that has ended before so many of its uses were sent."""
     [account] = settle_in(feed.url, 10**9)
     account.reset()
@@ -250,7 +250,7 @@ async def ended(feed: Fed, writer: Writer, count: int) -> Account:
 
 
 async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_service(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
         account = await ended(feed, writer, 5)
@@ -267,7 +267,7 @@ async def test_what_a_feed_left_is_sent_beside_the_next_one_and_not_to_another_s
         assert len(feed.out()) == 3
 
 
-async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: Writer) -> None:
+async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: LedgerWriter) -> None:
     async with fed(migrated, waiting_max=1) as feed:
         account = await ended(feed, writer, 1)
         await do(feed, "begin")
@@ -285,7 +285,7 @@ async def test_an_hour_of_two_feeds_is_added_up_for_each(migrated: str, writer: 
 
 
 async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
         account = await ended(feed, writer, 7)
@@ -309,7 +309,7 @@ async def test_a_feed_that_is_dropped_is_told_nothing_and_counts_nowhere(
 
 
 async def test_events_beyond_those_that_are_counted_are_told_by_their_places(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     async with fed(migrated) as feed:
         [account] = settle_in(migrated, 10**9)

@@ -11,7 +11,7 @@ from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
 from gateway.http.routing.head import HeadRouter
-from gateway.http.routing.routes import Bindings
+from gateway.http.routing.routes import WorkerBindings
 from tests.http.fakes import AUTH, CHAT, KEY, ROUTES, FakeDirectory, answer, get, post, told
 from tests.http.stage import staged
 
@@ -277,7 +277,7 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
         Route(("GET",), "/v1beta/models", "elsewhere", "", Family("gemini")),
     )
     targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
-    bindings = Bindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
+    bindings = WorkerBindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
     head_router = HeadRouter(routes, targets, bindings, HttpLimits())
     heads = [get(path, AUTH + fields) for path in (b"/v1/files", b"/v1/models/m")]
     assert [head_router.route(head).upstream for head in heads] == ["up", "elsewhere"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from gateway.http.protocol import answer, request
-from gateway.http.protocol.request import KeptInUse, Remembered, field_kind
-from gateway.http.routing.head import Line
+from gateway.http.protocol.request import LruParseCache, ParseCache, field_kind
+from gateway.http.routing.head import HeaderLine
 
 
 def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
-    memory: Remembered[bytes, int] = Remembered(40, 10, 1, 0)
+    memory: ParseCache[bytes, int] = ParseCache(40, 10, 1, 0)
     for n in range(4):
         memory.keep(b"%010d" % n, n)
     memory.keep(b"tiny", 9)
@@ -19,7 +19,7 @@ def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
 
 
 def test_an_entry_that_is_renewed_makes_nobody_go() -> None:
-    memory: Remembered[bytes, int] = Remembered(20, 10, 1, 0)
+    memory: ParseCache[bytes, int] = ParseCache(20, 10, 1, 0)
     memory.keep(b"0123456789", 1)
     memory.keep(b"9876543210", 2)
     for n in range(10):
@@ -29,39 +29,39 @@ def test_an_entry_that_is_renewed_makes_nobody_go() -> None:
 
 
 def test_what_is_in_use_outlives_any_number_of_others() -> None:
-    memory: KeptInUse[bytes, Line] = KeptInUse(40, 10, 1, 0)
-    ours, theirs = Line(0), Line(0)
+    memory: LruParseCache[bytes, HeaderLine] = LruParseCache(40, 10, 1, 0)
+    ours, theirs = HeaderLine(0), HeaderLine(0)
     memory.keep(b"0123456789", ours)
     memory.keep(b"9876543210", theirs)
     for n in range(100):
         assert memory.find(b"0123456789") is ours
         for _ in range(3):  # however often each of the others is used as well
-            memory.keep(b"%010d" % n, Line(0))
+            memory.keep(b"%010d" % n, HeaderLine(0))
             assert memory.find(b"%010d" % n) is not None
         assert memory.held <= 40
     assert memory.find(b"9876543210") is None
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
-    memory: KeptInUse[bytes, Line] = KeptInUse(30, 10, 1, 0)
+    memory: LruParseCache[bytes, HeaderLine] = LruParseCache(30, 10, 1, 0)
     for n in (0, 1, 2, 0, 3, 2, 4):
         if memory.find(b"%010d" % n) is None:
-            memory.keep(b"%010d" % n, Line(0))
+            memory.keep(b"%010d" % n, HeaderLine(0))
     assert set(memory.known) == {b"%010d" % n for n in (2, 3, 4)}
-    memory.keep(b"%010d" % 3, Line(0))  # kept anew, it makes nobody go
-    memory.keep(b"%010d" % 5, Line(0))
+    memory.keep(b"%010d" % 3, HeaderLine(0))  # kept anew, it makes nobody go
+    memory.keep(b"%010d" % 5, HeaderLine(0))
     assert set(memory.known) == {b"%010d" % n for n in (3, 4, 5)}
 
 
 def test_what_is_too_long_is_not_kept() -> None:
-    memory: Remembered[bytes, int] = Remembered(1000, 10, 1, 0)
+    memory: ParseCache[bytes, int] = ParseCache(1000, 10, 1, 0)
     memory.keep(b"x" * 11, 1)
     assert not memory.known
     assert memory.held_bytes == 0
 
 
 def test_an_entry_larger_than_the_whole_budget_is_not_kept() -> None:
-    memory: Remembered[str, int] = Remembered(30, 10, 3, 5)
+    memory: ParseCache[str, int] = ParseCache(30, 10, 3, 5)
     memory.keep("x" * 10, 1)
     assert not memory.known
     assert memory.held_bytes == 0

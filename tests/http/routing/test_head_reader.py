@@ -19,7 +19,7 @@ from gateway.errors import Refusal
 from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter
-from gateway.http.routing.routes import Bindings, withheld
+from gateway.http.routing.routes import WorkerBindings, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import staged
 
@@ -33,7 +33,7 @@ Picture = tuple[object, ...]
 
 
 def router(limits: HttpLimits = LIMITS) -> HeadRouter:
-    bindings = Bindings(
+    bindings = WorkerBindings(
         ROUTES, TARGETS, ServiceRules(shared="up"), FakeDirectory(), lambda event, **facts: None
     )
     return HeadRouter(ROUTES, TARGETS, bindings, limits)

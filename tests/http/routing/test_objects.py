@@ -13,10 +13,10 @@ import pytest
 
 from gateway.core.calls.routes import Route
 from gateway.core.model import Family
-from gateway.counters.admission.objects import Objects
+from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import Wire
+from gateway.counters.redis.connection import RedisConnection
 from tests.http.fakes import (
     AUTH,
     CALLER,
@@ -329,10 +329,10 @@ MADE_BY = {
 @asynccontextmanager
 async def workers(valkey: str) -> AsyncIterator[tuple[Stage, Stage]]:
     """Two gateways share one Redis. Each serves one organization."""
-    wires = [Wire(parse_url(valkey), time.monotonic) for _ in range(2)]
+    wires = [RedisConnection(parse_url(valkey), time.monotonic) for _ in range(2)]
     for one in wires:
         await one.open()
-    stored = [Objects(one, time.time, 600.0, 100) for one in wires]
+    stored = [ObjectOwners(one, time.time, 600.0, 100) for one in wires]
     async with (
         staged(routes=OBJECT_ROUTES, stored=stored[0]) as first,
         staged(routes=OBJECT_ROUTES, stored=stored[1]) as second,

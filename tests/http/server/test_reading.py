@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.server.connection import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
+from gateway.http.server.connection import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, ReadPause
 from tests.http.fakes import answer, chunks, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually
@@ -36,7 +36,7 @@ class Transport:
 
 def test_a_socket_is_read_while_there_is_no_reason_not_to() -> None:
     transport = Transport()
-    reading = Reading(transport)
+    reading = ReadPause(transport)
     reading.resume(UNWANTED)
     reading.pause(UNWANTED)
     reading.pause(SLOW_UPSTREAM)
@@ -52,7 +52,7 @@ def test_a_socket_is_read_while_there_is_no_reason_not_to() -> None:
 
 def test_what_the_kernel_knows_of_the_other_end() -> None:
     ours, theirs = socket.socketpair()
-    reading = Reading(FromSocket(ours))
+    reading = ReadPause(FromSocket(ours))
     with ours:
         with theirs:
             assert (reading.is_left(), reading.is_ended(), reading.unread()) == (False, False, 0)

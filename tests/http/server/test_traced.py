@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.model import Settled
-from gateway.core.traces import Kind, Parent, Span, Trace, begin_trace
+from gateway.core.model import SettleResult
+from gateway.core.traces import Parent, Span, SpanKind, Trace, begin_trace
 from tests.http.fakes import (
     ANSWER,
     CHAT,
@@ -50,7 +50,7 @@ class Spans:
         named = {span.name: span for span in spans}
         assert len(named) == len(spans)
         assert all(span.started <= span.ended for span in spans)
-        assert spans[0].kind is Kind.SERVER
+        assert spans[0].kind is SpanKind.SERVER
         assert {span.parent_id for span in spans[1:]} <= {spans[0].span_id}
         return named
 
@@ -226,7 +226,7 @@ async def test_an_upstream_that_fails_is_an_error_and_its_hold_is_released() -> 
 async def test_a_settlement_that_is_not_acknowledged_is_an_error() -> None:
     spans = Spans()
     async with staged(tracer=spans) as stage:
-        stage.counters.settled = Settled.UNVERIFIED
+        stage.counters.settled = SettleResult.UNVERIFIED
         await stage.ask(post(CHAT))
         assert (await spans.one())["settle"].error == "unverified"
 

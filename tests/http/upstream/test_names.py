@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
-from gateway.http.tally import Clock
-from gateway.http.upstream.dialing import ADDRESSES_MAX, RETRY_S, Names, by_system, dial, in_turns
+from gateway.http.tally import TickClock
+from gateway.http.upstream.dialing import ADDRESSES_MAX, RETRY_S, UpstreamAddresses, by_system, dial, in_turns
 from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, USAGE_EVENT, answer, chunks, post
 from tests.http.stage import FakeUpstream, Stage, staged
 from tests.waiting import eventually
@@ -267,13 +267,13 @@ def _fill(sockets: contextlib.ExitStack, host: str, port: int) -> None:
 async def test_a_name_that_leads_nowhere_is_asked_for_once_a_second() -> None:
     zone, failed = Zone(broken=True), 0
     zone.hangs.set()
-    clock = Clock(asyncio.get_running_loop(), lambda: 100.0, 1.0, lambda _now: None)
+    clock = TickClock(asyncio.get_running_loop(), lambda: 100.0, 1.0, lambda _now: None)
 
     def counted() -> None:
         nonlocal failed
         failed += 1
 
-    names = Names("up.test", clock, HttpLimits(), zone.look_up, lambda *_, **__: None, counted)
+    names = UpstreamAddresses("up.test", clock, HttpLimits(), zone.look_up, lambda *_, **__: None, counted)
     for _ in range(20):
         with pytest.raises(socket.gaierror):
             await names.addresses()

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.http.upstream.pool import LOOK_S, Place, place_of
+from gateway.http.upstream.pool import LOOK_S, DialAddress, place_of
 from tests.certificates import issued, write
 
 AUTHORITIES = (trustme.CA(), trustme.CA())
@@ -60,7 +60,7 @@ async def test_a_new_certificate_is_shown_and_a_new_authority_believed(tmp_path:
         "up", f"https://localhost:{port}", (), str(tmp_path / "ca.pem"), "account", ours.certificate, ours.key
     )
     async with server:
-        place = Place(target, told)
+        place = DialAddress(target, told)
         assert not await is_let_in(place.at(0.0))
         issued(tmp_path, AUTHORITIES[1])
         write(tmp_path / "ca.pem", AUTHORITIES[0].cert_pem.bytes())
@@ -81,7 +81,7 @@ async def test_what_cannot_be_used_changes_nothing_and_is_told_once(
         "up", f"https://localhost:{port}", (), str(tmp_path / "ca.pem"), "account", ours.certificate, ours.key
     )
     async with server:
-        place = Place(target, told)
+        place = DialAddress(target, told)
         assert await is_let_in(place.at(0.0))
         if content is None:
             (tmp_path / "cert.pem").unlink()
@@ -96,6 +96,6 @@ async def test_what_cannot_be_used_changes_nothing_and_is_told_once(
 
 
 def test_an_upstream_without_tls_has_no_files() -> None:
-    place = Place(UpstreamTarget("up", "http://localhost:8000"), Told())
+    place = DialAddress(UpstreamTarget("up", "http://localhost:8000"), Told())
     assert place.at(0.0) == place_of(UpstreamTarget("up", "http://localhost:8000"))
     assert not place.secured

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from gateway.local.demo import upstream
-from gateway.local.demo.upstream import Asked, Turn, read_turn
+from gateway.local.demo.upstream import DemoExchange, DemoRequest, read_turn
 
 VALUES: dict[str, Any] = {"name": "demo", "count": 3, "thinks": False, "absent": None}
 
 
-def turn(body: dict[str, Any], **headers: str) -> Turn:
+def turn(body: dict[str, Any], **headers: str) -> DemoExchange:
     sent = {"x-demo-" + name: value for name, value in headers.items()}
-    return read_turn(Asked("POST", "/", sent, [], json.dumps(body).encode()), "demo", speaks=True)
+    return read_turn(DemoRequest("POST", "/", sent, [], json.dumps(body).encode()), "demo", speaks=True)
 
 
 @pytest.mark.parametrize(

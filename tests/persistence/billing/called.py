@@ -19,7 +19,7 @@ from gateway.admin.http import requests
 from gateway.admin.resources.catalogue import PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
 from gateway.core.billing import events
-from gateway.core.billing.money import IN_MONEY, Tier, read_tiers
+from gateway.core.billing.money import IN_MONEY, PriceTier, read_tiers
 from gateway.errors import Conflict
 from tests.persistence.april import April, service
 from tests.persistence.billing.papers import Paper, half_up
@@ -56,7 +56,7 @@ class All(Wholly):
         return super().whole(today) + self.books.charged
 
 
-def parts_of(tiers: Sequence[Tier], before: int, units: int) -> list[tuple[int, Fraction]]:
+def parts_of(tiers: Sequence[PriceTier], before: int, units: int) -> list[tuple[int, Fraction]]:
     """Unit by unit, how many cost how much."""
     found: list[tuple[int, Fraction]] = []
     for unit in range(before + 1, before + units + 1):
@@ -276,7 +276,7 @@ class Called(WholeHistory):
     # What the counters do.
 
     def _use(
-        self, units: int, tiers: Sequence[Tier], of: int, request: str, metadata: bytes | None = None,
+        self, units: int, tiers: Sequence[PriceTier], of: int, request: str, metadata: bytes | None = None,
         **facts: Any,
     ) -> None:  # fmt: skip
         account = self.april.account

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from gateway.core.accounts.outbox import Event, EventFlag, EventKind
+from gateway.core.accounts.outbox import EventFlag, EventKind, OutboxEntry
 from tests.persistence.scenario import Account
 
 CARRY = "carry"
@@ -18,7 +18,7 @@ class Watched(Account):
     given: dict[int, int] = field(default_factory=dict)
     forgave: dict[int, datetime] = field(default_factory=dict)
 
-    def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> Event:
+    def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> OutboxEntry:
         event = super().emit(kind, flags, **facts)
         if flags & EventFlag.TOKENS and kind != EventKind.CONSUME and self.total is not None:
             self.given[event.seq] = event.remaining

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from operator import itemgetter
 
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from tests.persistence.billing.carried import Carried, Lot
 
 NANO = 10**9
@@ -254,7 +254,7 @@ class Owed:
             self.others += more * Fraction(terms[3])
             self.charged_of_cycle += more
 
-    def used(self, day: date, units: int, tiers: tuple[Tier, ...]) -> None:
+    def used(self, day: date, units: int, tiers: tuple[PriceTier, ...]) -> None:
         month = (day.year, day.month)
         before = self.units.get(month, 0)
         self.units[month] = before + units
@@ -267,7 +267,7 @@ def _begins(anchor: date, months: int, cycle: int) -> date:
     return date(year, month + 1, min(anchor.day, monthrange(year, month + 1)[1]))
 
 
-def ladder(tiers: tuple[Tier, ...], units: int) -> Fraction:
+def ladder(tiers: tuple[PriceTier, ...], units: int) -> Fraction:
     """What the first units of a month cost."""
     if units < 0:
         return -ladder(tiers, -units)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.core.billing.charges import ExpiredGrant
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
@@ -34,7 +34,7 @@ async def kept(migrated: str) -> AsyncIterator[Allocations]:
 
 
 def store(url: str, *accounts: Account) -> None:
-    writer = Writer(url)
+    writer = LedgerWriter(url)
     try:
         report = writer.write_now(batch_of(*accounts))
         assert (report.quarantined, report.dead_letters) == ([], 0)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.core.billing.money import Tier, read_tiers
+from gateway.core.billing.money import PriceTier, read_tiers
 from gateway.errors import Conflict, Unprocessable
 from gateway.http.protocol.request import RequestIds
 from tests.persistence.april import April, april, at, invoiced, plan, service
@@ -173,7 +173,11 @@ async def test_units_that_crossed_a_tier_are_moved_at_what_each_cost(
     rerank = await service(april, "rerank", "Pay-Per-Use", pricing=None)
     tenant = await april.do("tenants", "create", name="Main")
     april.account = Account(tenant["organization_id"], tenant["id"], None, service_id=rerank)
-    april.account.tiers = (Tier(1, Decimal(8)), Tier(6, Decimal("0.4")), Tier(None, Decimal("0.1")))
+    april.account.tiers = (
+        PriceTier(1, Decimal(8)),
+        PriceTier(6, Decimal("0.4")),
+        PriceTier(None, Decimal("0.1")),
+    )
     request_id = str(uuid4())
     april.account.consume(None, units=10, request_id=request_id)
     april.flush()

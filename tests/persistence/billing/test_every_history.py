@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict
 from tests.persistence.april import April
@@ -377,7 +377,7 @@ class EveryHistory(Called):
             "unbilled": Fraction(str(unbilled)),
         }  # fmt: skip
         expected["balance"] = expected["due"] - expected["open_credit"] + expected["unbilled"]
-        ever = Asked(datetime(2100, 1, 1, tzinfo=UTC))
+        ever = ReportPeriod(datetime(2100, 1, 1, tzinfo=UTC))
         for row in await self.april.store.report("balances", ever, 0, 9):
             assert {name: Fraction(str(row[name])) for name in expected} == expected
         rows = await self.april.store.report("receivables", ever, 0, 9)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from gateway.core.billing.finance import Asked, tax_by_month
-from gateway.core.billing.money import Tier
+from gateway.core.billing.finance import ReportPeriod, tax_by_month
+from gateway.core.billing.money import PriceTier
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_due import customer
@@ -264,18 +264,18 @@ async def live(april: April, billing: str | None, steps: Sequence[Sequence[tuple
 
 async def read_before(april: April, month: date) -> Any:
     """What the books say of the months before one, once it is closed."""
-    asked = Asked(moment(month), moment(date(2026, 1, 1)))
+    asked = ReportPeriod(moment(month), moment(date(2026, 1, 1)))
     legs = [row async for batch in april.store.entries(asked) for row in batch]
     return (
         # Which invoice has a charge is said once there is one.
         [{name: row[name] for name in row if name not in {"invoice_id", "number"}} for row in legs],
         await april.store.report("revenue", asked, 0, 999),
-        await april.store.report("deferred-revenue", Asked(moment(month)), 0, 999),
+        await april.store.report("deferred-revenue", ReportPeriod(moment(month)), 0, 999),
     )
 
 
 async def legs(april: April, first: date, last: date) -> list[dict[str, Any]]:
-    asked = Asked(moment(following(last)), moment(first))
+    asked = ReportPeriod(moment(following(last)), moment(first))
     return [row async for batch in april.store.entries(asked) for row in batch]
 
 
@@ -304,7 +304,7 @@ async def test_reports_are_what_happened(
 
     end = moment(following(last))
     for day in (date(2026, 10, 20), date(2026, 12, 31), following(last) - timedelta(days=1)):
-        rows = await store.report("receivables", Asked(moment(day + timedelta(days=1))), 0, 9)
+        rows = await store.report("receivables", ReportPeriod(moment(day + timedelta(days=1))), 0, 9)
         owed = {name: rows[0][name] for name in rows[0] if rows[0][name] and name in COUNTED} if rows else {}
         assert owed == books.aged(day)
         # The ledger's account says the same.
@@ -316,15 +316,15 @@ async def test_reports_are_what_happened(
     unbilled = sum((each["amount"] for each in charges if each["invoice_id"] is None), Decimal(0))
     assert add_up(whole, "account").get("unbilled", 0) == unbilled
     for day in (*MONTHS, end.date(), MONTHS[1] + timedelta(days=6)):
-        rows = await store.report("unbilled", Asked(moment(day)), 0, 999)
+        rows = await store.report("unbilled", ReportPeriod(moment(day)), 0, 999)
         upto = add_up([row for row in whole if row["at"] < moment(day)], "account")
         assert sum((row["amount"] for row in rows), Decimal(0)) == upto.get("unbilled", 0), day
-    rows = await store.report("revenue", Asked(end, moment(date(2026, 1, 1))), 0, 999)
+    rows = await store.report("revenue", ReportPeriod(end, moment(date(2026, 1, 1))), 0, 999)
     assert {(row["month"], row["kind"]): row["amount"] for row in rows} == earned(books, charges, end)
     sold = sum((each["amount"] for each in charges if each["source"] == "credit_addition"), Decimal(0))
     for day in (MONTHS[1] + timedelta(days=19), date(2026, 12, 31), MONTHS[-1] + timedelta(days=9)):
         until = moment(day + timedelta(days=1))
-        rows = await store.report("deferred-revenue", Asked(until), 0, 999)
+        rows = await store.report("deferred-revenue", ReportPeriod(until), 0, 999)
         assert add_up(rows, "month") == ahead(books, charges, until)
         upto = add_up([row for row in whole if row["at"] < until], "account")
         of_fees = sum((row["amount"] for row in rows if row["month"]), Decimal(0))
@@ -332,8 +332,8 @@ async def test_reports_are_what_happened(
             of_fees, sum((row["amount"] for row in rows if not row["month"]), Decimal(0)),
         )  # fmt: skip
         # The reports may be added: what was earned or is deferred is on documents, or unbilled.
-        revenue = await store.report("revenue", Asked(until, moment(date(2026, 1, 1))), 0, 999)
-        open_ = await store.report("unbilled", Asked(until), 0, 999)
+        revenue = await store.report("revenue", ReportPeriod(until, moment(date(2026, 1, 1))), 0, 999)
+        open_ = await store.report("unbilled", ReportPeriod(until), 0, 999)
         assert sum(row["amount"] for row in open_) == upto.get("unbilled", 0)
         assert sum(row["amount"] for row in (*revenue, *rows)) == (
             upto.get("unbilled", 0) + upto.get("rounding", 0) + net_of(books, until)
@@ -346,7 +346,7 @@ async def test_reports_are_what_happened(
     for month, said in books.closed.items():
         assert await read_before(april, month) == said
     for by in ("document", "supply"):
-        asked = Asked(moment(date(2027, 12, 1)), moment(date(2026, 1, 1)), by=by)
+        asked = ReportPeriod(moment(date(2027, 12, 1)), moment(date(2026, 1, 1)), by=by)
         rows = await store.report("taxes", asked, 0, 999)
         net, tax = taxed(books)
         assert (sum(row["net"] for row in rows), sum(row["tax"] for row in rows)) == (net, tax)
@@ -496,7 +496,7 @@ async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: d
     offered = await plan(april, "Plan", "30.00", 100, overage_unit_price=Decimal(1))
     ids = await customer(april, offered, month, None)
     await april.on(moment(month, 2))
-    tiers = (Tier(None, Decimal("0.5")),)
+    tiers = (PriceTier(None, Decimal("0.5")),)
     flat = {"tiers": [{"up_to": None, "unit_price": "0.5"}]}
     april.account.service_id = await service(april, "rerank", "Pay-Per-Use", pricing=flat)
     april.account.tiers = tiers
@@ -514,7 +514,7 @@ async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: d
         known = dated(april, known)
 
     async def earned_in(first: date) -> dict[str, Decimal]:
-        asked = Asked(moment(following(first)), moment(first))
+        asked = ReportPeriod(moment(following(first)), moment(first))
         rows = await april.store.report("revenue", asked, 0, 9)
         return {row["kind"]: row["amount"] for row in rows}
 
@@ -531,7 +531,7 @@ async def test_a_month_has_earned_what_was_supplied_in_it(april: April, month: d
 
 async def left_of_credits(april: April, day: date) -> Decimal:
     """Credits that were sold and not used by the end of a day, as the report has them."""
-    rows = await april.store.report("deferred-revenue", Asked(moment(day + timedelta(days=1))), 0, 999)
+    rows = await april.store.report("deferred-revenue", ReportPeriod(moment(day + timedelta(days=1))), 0, 999)
     assert {(row["month"], row["kind"]) for row in rows} <= {(None, "credits_purchased")}
     return sum((row["amount"] for row in rows), Decimal(0))
 
@@ -586,14 +586,14 @@ async def test_credits_are_deferred_until_they_are_used_or_expire(april: April) 
     sums = "SELECT sum((credits_added - spent) * unit_cost) FROM credit_addition WHERE category = 'paid'"
     assert [(await left_of_credits(april, days[-1]),)] == rows_of(april.url, sums)
     assert await broken(april.url) == []
-    revenue = await april.store.report("revenue", Asked(at(5, 1), at(4, 1)), 0, 9)
+    revenue = await april.store.report("revenue", ReportPeriod(at(5, 1), at(4, 1)), 0, 9)
     assert {row["kind"]: row["amount"] for row in revenue} == {"credits_used": 9, "credits_expired": 4}
     # What a note gives back is deferred no more, and was not earned.
     note = await april.do("invoices", "credit-note", second["id"])
     await april.do("invoices", "finalize", note["id"])
     await on(27)
     assert await left_of_credits(april, date(2026, 4, 26)) == 0
-    revenue = await april.store.report("revenue", Asked(at(5, 1), at(4, 1)), 0, 9)
+    revenue = await april.store.report("revenue", ReportPeriod(at(5, 1), at(4, 1)), 0, 9)
     assert {row["kind"]: row["amount"] for row in revenue} == {
         "credits_used": 9, "credits_expired": 4, "credits_purchased": -3,
     }  # fmt: skip
@@ -612,7 +612,7 @@ async def test_credits_that_wait_for_their_payment_are_deferred_as_they_are_paid
         await allocated(books)
         known = dated(april, known, books.drawn)
         until = moment(date(2026, 4, day + 1))
-        legs = [leg async for batch in april.store.entries(Asked(until, at(3, 1))) for leg in batch]
+        legs = [leg async for batch in april.store.entries(ReportPeriod(until, at(3, 1))) for leg in batch]
         assert not add_up(legs, "entry_id")
         balances = add_up(legs, "account")
         found = await left_of_credits(april, date(2026, 4, day))
@@ -680,9 +680,9 @@ async def test_what_is_given_up_and_paid_in_one_moment_is_the_same_in_report_and
         (given_up + timedelta(microseconds=1), 0, total - 1),
         (april.now + timedelta(microseconds=1), 0, total - 3),
     ):
-        [row] = await april.store.report("receivables", Asked(until), 0, 10)
+        [row] = await april.store.report("receivables", ReportPeriod(until), 0, 10)
         assert (row["open"] + row["overdue_1_30"], row["uncollectible"]) == (open_, lost)
-        asked = Asked(until, moment(date(2026, 1, 1)))
+        asked = ReportPeriod(until, moment(date(2026, 1, 1)))
         legs = [leg async for batch in april.store.entries(asked) for leg in batch]
         balances = add_up(legs, "account")
         assert (balances.get("receivables", 0), balances.get("bad_debt", 0)) == (open_, lost)

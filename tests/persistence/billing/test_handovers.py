@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.background.timed.deliveries import Handovers
-from gateway.core.billing.handover import RETRIES, Collected
+from gateway.core.billing.handover import RETRIES, CollectionStatus
 from gateway.errors import Conflict
 from gateway.handover.stripe_billing import StripeApi, StripeInvoices
 from persistence import engine
@@ -63,7 +63,7 @@ class Desk:
         there = invoice["total"] - invoice["amount_remaining"] - invoice["pre_payment_credit_notes_amount"]
         settled = Decimal(there) / 100 if invoice["amount_paid"] or invoice["status"] == "paid" else None
         mark = invoice["metadata"].get("tollkeeper_handover", "")
-        collected = Collected(name, kind, invoice["id"], mark, invoice["currency"].upper(), settled)
+        collected = CollectionStatus(name, kind, invoice["id"], mark, invoice["currency"].upper(), settled)
         return await self.april.store.collected(collected)
 
     async def now(self, invoice: dict[str, Any]) -> tuple[str, str, str]:
@@ -338,7 +338,9 @@ async def test_what_is_given_up_on_one_side_is_on_the_other(desk: Desk) -> None:
     await desk.april.do("invoices", "uncollectible", made["id"])
     assert await desk.turn() == 1
     assert there["status"] == "uncollectible"
-    told = Collected("evt_1", "invoice.marked_uncollectible", there["id"], "", "USD", None, given_up=True)
+    told = CollectionStatus(
+        "evt_1", "invoice.marked_uncollectible", there["id"], "", "USD", None, given_up=True
+    )
     assert await desk.april.store.collected(told)
     await desk.told(desk.stripe.pay(there["id"]), "evt_2")
     assert await desk.now(made) == ("paid", "120.00", "0.00")
@@ -350,7 +352,7 @@ async def test_what_is_void_here_is_void_there(desk: Desk) -> None:
     await desk.april.do("invoices", "void", made["id"])
     assert await desk.turn() == 1
     assert (there["status"], desk.states()) == ("void", [("invoice", "done"), ("void", "done")])
-    told = Collected("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
+    told = CollectionStatus("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
     assert await desk.april.store.collected(told)
     await desk.told({**there, "status": "paid", "amount_remaining": 0}, "evt_2")
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event ORDER BY id") == [
@@ -386,7 +388,7 @@ async def test_a_draft_that_somebody_deleted_is_made_again(desk: Desk) -> None:
 
 async def test_somebody_makes_it_void_there(desk: Desk) -> None:
     made, there = await handed(desk)
-    told = Collected("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
+    told = CollectionStatus("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
     assert await desk.april.store.collected(told)
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event") == [
         ("It was made void there; here it is finalized.",)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from gateway.errors import Conflict
 from tests.persistence.april import April, opened, plan, service
 from tests.persistence.billing.carried import CARRY, Watched
@@ -31,9 +31,9 @@ FIRST = _TERMS | {"off": "0", "off_for": None, "cost": None}
 BEGINS = date(2026, 1, 1)
 MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
 TIERS = (
-    (Tier(1_000, Decimal("0.0010")), Tier(None, Decimal("0.0008"))),
-    (Tier(None, Decimal("0.000000333333")),),
-    (Tier(500, Decimal(0)), Tier(10_000, Decimal("0.0625")), Tier(None, Decimal("0.01"))),
+    (PriceTier(1_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))),
+    (PriceTier(None, Decimal("0.000000333333")),),
+    (PriceTier(500, Decimal(0)), PriceTier(10_000, Decimal("0.0625")), PriceTier(None, Decimal("0.01"))),
 )
 NAMES, WHEN = st.sampled_from(sorted(PLANS)), st.sampled_from(["now", "period_end"])
 STEPS = st.one_of(

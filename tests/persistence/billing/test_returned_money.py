@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.handover import Collected, Returned
+from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.errors import CollectorUnavailable
 from gateway.handover.stripe_billing import StripeApi, StripeReturns
 from tests.persistence.billing.test_handovers import Desk, april, desk, handed, noted
@@ -27,7 +27,7 @@ async def paid(desk: Desk) -> tuple[dict[str, Any], str]:
     return made, desk.stripe.payment_of(there["id"])
 
 
-async def look_up(desk: Desk, told: Returned) -> Sequence[Collected]:
+async def look_up(desk: Desk, told: PaymentReturn) -> Sequence[CollectionStatus]:
     """What Stripe says of it, as a keeper asks."""
     api = StripeApi(lambda: KEY, desk.stripe.url)
     try:
@@ -38,7 +38,7 @@ async def look_up(desk: Desk, told: Returned) -> Sequence[Collected]:
 
 async def returned(desk: Desk, payment: str, name: str, kind: str = "charge.refunded") -> list[bool]:
     """What Stripe tells of money that went back, taken in."""
-    found = await look_up(desk, Returned(name, kind, payment))
+    found = await look_up(desk, PaymentReturn(name, kind, payment))
     return [await desk.april.store.collected(each) for each in found]
 
 
@@ -174,7 +174,7 @@ async def test_where_stripe_does_not_say_it_has_to_tell_again(desk: Desk) -> Non
     for refused in (Refused(500, "busy"), Refused(403, "no permission: sk_live_abc")):
         desk.stripe.refuse = lambda asked, refused=refused: refused if "refunds" in asked else None
         with pytest.raises(CollectorUnavailable) as told:
-            await look_up(desk, Returned("evt_1", "charge.refunded", payment))
+            await look_up(desk, PaymentReturn("evt_1", "charge.refunded", payment))
         assert "sk_live_abc" not in told.value.message
     assert said_of_returns(desk) == []
 

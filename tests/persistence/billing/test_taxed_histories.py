@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
-from gateway.core.billing.money import Tier
+from gateway.core.billing.money import PriceTier
 from gateway.core.times import ms_of
 from tests.persistence.april import plan
 from tests.persistence.billing.drawn import over_years, some
@@ -100,7 +100,7 @@ class Taxed:
             "tax-rates", "create", organization_id=self.ids["organization"], rate=Decimal(FIRST),
             effective_from=date(1970, 1, 2),
         )  # fmt: skip
-        self.april.account.tiers = (Tier(None, Decimal("3.331")),)
+        self.april.account.tiers = (PriceTier(None, Decimal("3.331")),)
         await self._on(BEGINS)
 
     async def units(self, count: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import event
 
 from gateway.admin.resources.reports import ITEMS
-from gateway.core.billing.finance import Asked
+from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import DunningSchedule
 from tests.persistence.april import April, april, at, invoiced, opened, plan, service, use
 from tests.persistence.billing.test_due import act, customer
@@ -132,7 +132,9 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
         made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
         await april.do("invoices", "void", made["id"])
         for report in ("receivables", "unbilled", "balances"):
-            await april.store.report(report, Asked(april.now, organization_id=ids["organization"]), 0, 9)
+            await april.store.report(
+                report, ReportPeriod(april.now, organization_id=ids["organization"]), 0, 9
+            )
         done.append(work.copy())
     few, many = done
     assert len(many) > STATEMENTS
@@ -175,7 +177,7 @@ async def test_books_of_four_times_the_credits_are_four_times_the_work(april: Ap
         ids = await customer(april, starter, at(4, 1).date(), None)
         april.rows(CREDITS.format(of=ids["organization"], count=count))
         analyze(april)
-        asked = Asked(at(5, 1, 0), at(4, 1, 0), ids["organization"])
+        asked = ReportPeriod(at(5, 1, 0), at(4, 1, 0), ids["organization"])
         work.clear()
         for report in ("revenue", "deferred-revenue"):
             await april.store.report(report, asked, 0, 9)
@@ -246,7 +248,7 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
     await april.charge(owner)
     await april.store.unbilled(owner)
     now = april.now
-    asked = Asked(now, now - timedelta(days=2 * days), owner)
+    asked = ReportPeriod(now, now - timedelta(days=2 * days), owner)
     for report in ITEMS.keys() - {"ledger"}:
         await april.store.report(report, asked, 0, 100_000)
     async for _ in april.store.entries(asked):

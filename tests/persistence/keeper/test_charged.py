@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import TextClause, text
 
-from gateway.core.accounts.holds import Charged, LateSettlement
+from gateway.core.accounts.holds import ChargedAmounts, LateSettlement
 from gateway.core.accounts.outbox import CallFacts, EventFlag, EventKind, EventNote, corrected, write_facts
 from gateway.core.model import Caller, Settlement
 from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
@@ -25,9 +25,9 @@ from persistence import engine as engines
 from persistence.billing import amendments
 from persistence.keeper.retention import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
 from persistence.keeper.sweeps import _CHARGED, Sweeps
-from persistence.keeper.verification import _SETTLED, Truths
+from persistence.keeper.verification import _SETTLED, LedgerReader
 from persistence.ledger import redrive, statements
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.registry import SUBJECTS
 from tests.builders import CHAT
 from tests.databases import own_database
@@ -49,7 +49,7 @@ def years(postgres: str, template: str) -> Iterator[str]:
         yield url
 
 
-async def charged(url: str, account: Account, *requests: str) -> dict[str, Charged]:
+async def charged(url: str, account: Account, *requests: str) -> dict[str, ChargedAmounts]:
     caller = Caller(account.organization_id, account.tenant_id, 3, account.partition)
     late = [LateSettlement(b"1-0", Settlement(caller, each, "", CHAT, charge=True), 0) for each in requests]
     pool = engines.create(url)
@@ -58,7 +58,7 @@ async def charged(url: str, account: Account, *requests: str) -> dict[str, Charg
     return found
 
 
-async def test_what_moved_budgets_alone_is_charged(migrated: str, writer: Writer) -> None:
+async def test_what_moved_budgets_alone_is_charged(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     told = write_facts(CallFacts(total=7, cost=5, currency="USD", status=200))
@@ -70,13 +70,13 @@ async def test_what_moved_budgets_alone_is_charged(migrated: str, writer: Writer
     asked = [settled.source, taken.source, both.source, freed.source, str(uuid.uuid4())]
     # What was taken back for nothing is not charged, nor is what nobody knows.
     assert await charged(migrated, account, *asked) == {
-        settled.source: Charged(7, weighed=0, money=5, raw_tokens=7, requests=1),
-        taken.source: Charged(7, reclaimed=True, weighed=0, money=5, raw_tokens=7, requests=1),
-        both.source: Charged(7, reclaimed=True, money=5, raw_tokens=7, requests=1),
+        settled.source: ChargedAmounts(7, weighed=0, money=5, raw_tokens=7, requests=1),
+        taken.source: ChargedAmounts(7, reclaimed=True, weighed=0, money=5, raw_tokens=7, requests=1),
+        both.source: ChargedAmounts(7, reclaimed=True, money=5, raw_tokens=7, requests=1),
     }
 
 
-async def test_corrections_are_in_what_is_charged(migrated: str, writer: Writer) -> None:
+async def test_corrections_are_in_what_is_charged(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     taken = account.consume(None, **moves(budget), **TAKEN_BACK)
@@ -86,7 +86,7 @@ async def test_corrections_are_in_what_is_charged(migrated: str, writer: Writer)
     account.emit(EventKind.ADJUST, EventFlag(0), source=str(uuid.uuid4()), **more)
     await writer.write(batch_of(account))
     assert await charged(migrated, account, taken.source) == {
-        taken.source: Charged(9, weighed=0, money=8, raw_tokens=9, requests=1)
+        taken.source: ChargedAmounts(9, weighed=0, money=8, raw_tokens=9, requests=1)
     }
 
 
@@ -157,7 +157,7 @@ def test_use_that_a_clock_of_redis_told_too_early_is_found(cloned: str) -> None:
     at = moment_of(account.at_ms)
     facts = CallFacts(total=7, used_ms=account.at_ms + 9 * DAY_MS)
     event = account.consume(7, metadata=write_facts(facts))
-    writer = Writer(cloned)
+    writer = LedgerWriter(cloned)
     writer.write_now(batch_of(account))
     writer.close()
     asked = f"SELECT ({SINCE_BEGAN})::text"
@@ -230,7 +230,7 @@ def test_requests_are_looked_for_once_each_and_late_enough(found: dict[str, date
         assert set(some) == mine
 
 
-async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer: Writer) -> None:
+async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer: LedgerWriter) -> None:
     """What is charged is found by an id of next year."""
     account = opened(migrated)
     account.at_ms = int(time.time() * 1000)
@@ -238,4 +238,6 @@ async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer
     account.consume(9, request_id=ahead)
     await writer.write(batch_of(account))
     assert (await charged(migrated, account, ahead))[ahead].tokens == 9
-    assert await Truths(engines.create(migrated), partition_of).settled({ahead: account.at_ms}) == [ahead]
+    assert await LedgerReader(engines.create(migrated), partition_of).settled({ahead: account.at_ms}) == [
+        ahead
+    ]

@@ -11,7 +11,7 @@ from psycopg import errors
 
 from persistence import engine as engines
 from persistence.keeper.retention import forget_events, forget_reratings
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.explaining import rerated, told
 from tests.persistence.scenario import batch_of, rows_of, settle_in
 
@@ -35,7 +35,7 @@ async def test_events_end_behind_their_calls(cloned: str) -> None:
     [account] = settle_in(cloned, 100)
     account.at_ms = int(OLD.timestamp() * 1000)
     kept = account.consume(7).source
-    writer = Writer(cloned)
+    writer = LedgerWriter(cloned)
     writer.write_now(batch_of(account))
     writer.close()
     with psycopg.connect(cloned) as connection:

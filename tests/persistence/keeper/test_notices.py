@@ -9,10 +9,10 @@ import psycopg
 import pytest
 
 from gateway.background.timed.deliveries import WebhookDeliveries
-from gateway.core.alerts.messages import Delivery, Mail, Outcome
+from gateway.core.alerts.messages import Delivery, DeliveryOutcome, Mail
 from persistence import engine
 from persistence.keeper.news import Deliveries, Notices
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
@@ -24,9 +24,9 @@ class Receiver:
         self.status: int | None = 204
         self.got: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
         self.got.append((url, headers, body))
-        return Outcome(self.status, None if self.status == 204 else "refused")
+        return DeliveryOutcome(self.status, None if self.status == 204 else "refused")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def hook(url: str, events: str = "[]") -> None:
 
 
 def store(url: str, account: Account) -> None:
-    writer = Writer(url)
+    writer = LedgerWriter(url)
     try:
         writer.write_now(batch_of(account))
     finally:
@@ -247,9 +247,9 @@ class Postbox:
     def __init__(self) -> None:
         self.got: list[Mail] = []
 
-    async def send(self, mail: Mail) -> Outcome:
+    async def send(self, mail: Mail) -> DeliveryOutcome:
         self.got.append(mail)
-        return Outcome(250)
+        return DeliveryOutcome(250)
 
 
 async def test_a_message_goes_by_mail_where_the_url_says_so(
@@ -303,7 +303,7 @@ async def test_a_message_nobody_takes_is_given_up(
     for _ in range(10):
         [delivery] = await deliveries.claim_due(10, 10)
         assert isinstance(delivery, Delivery)
-        await deliveries.done(delivery, Outcome(None, "no answer"))
+        await deliveries.done(delivery, DeliveryOutcome(None, "no answer"))
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
     assert await deliveries.claim_due(10, 10) == []

@@ -14,7 +14,7 @@ from gateway.errors import StoreUnavailable
 from persistence import engine
 from persistence.keeper import sweeps, verification
 from persistence.keeper.verification import Accounts
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 
 # Nobody listens there.
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -51,7 +51,7 @@ async def test_without_postgresql_no_account_is_read(
 async def test_without_postgresql_there_is_no_last_result() -> None:
     pool = engine.create(NOWHERE)
     with pytest.raises(StoreUnavailable):
-        await Results(pool, partition_of).last()
+        await ReconciliationResults(pool, partition_of).last()
     await pool.dispose()
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.background.flushing.share import HELD_S, Share
-from gateway.core.accounts.outbox import Assigned
+from gateway.background.flushing.share import HELD_S, KeeperShare
+from gateway.core.accounts.outbox import PartitionAssignment
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
-from persistence.keeper.sweeps import Shares
+from persistence.keeper.sweeps import KeeperShares
 from tests.waiting import eventually
 
 ALL = range(PARTITIONS)
@@ -37,7 +37,7 @@ class Member:
     """A keeper that does what it is told: what is leaving is given away the next time."""
 
     def __init__(self, engine: AsyncEngine, port: int = 0) -> None:
-        self.ledger, self.told = Shares(engine, port), Assigned()
+        self.ledger, self.told = KeeperShares(engine, port), PartitionAssignment()
 
     async def say(self, reached: Collection[int] = ALL, in_hand: Collection[int] = ()) -> frozenset[int]:
         self.told = await self.ledger.keep(reached, self.told.leaving.difference(in_hand), LONG_S)
@@ -141,7 +141,7 @@ async def test_whatever_happens_no_partition_is_read_by_two(
                     connection.execute(
                         "UPDATE keeper SET until = clock_timestamp() WHERE id = %s", [one.ledger.id]
                     )
-                one.told = Assigned()
+                one.told = PartitionAssignment()
             else:
                 await one.say(in_hand=ALL if what == "busy" else ())
             read = [p for each in members for p in each.told.own]
@@ -159,11 +159,13 @@ class Paused:
     def __init__(self) -> None:
         self.away, self.given = False, list[frozenset[int]]()
 
-    async def keep(self, reached: Collection[int], left: Collection[int], held_s: float) -> Assigned:
+    async def keep(
+        self, reached: Collection[int], left: Collection[int], held_s: float
+    ) -> PartitionAssignment:
         if self.away:
             raise LedgerUnavailable
         self.given.append(frozenset(left))
-        return Assigned(frozenset({1, 2}), frozenset({3, 4}))
+        return PartitionAssignment(frozenset({1, 2}), frozenset({3, 4}))
 
     async def leave(self) -> None:
         pass
@@ -171,7 +173,7 @@ class Paused:
 
 async def test_a_keeper_that_is_not_heard_reads_nothing_and_says_why() -> None:
     ledger, now = Paused(), [0.0]
-    share = Share(ledger, lambda: now[0])
+    share = KeeperShare(ledger, lambda: now[0])
     assert share.partitions() == frozenset(), "before it was told anything"
     await share.renew(ALL, lambda: ())
     assert (share.partitions(), share.size, share.changing) == ({1, 2}, 2, True)
@@ -190,7 +192,7 @@ async def test_a_keeper_that_is_not_heard_reads_nothing_and_says_why() -> None:
 
 async def test_what_is_reached_again_is_flushed_here_at_once(engine: AsyncEngine) -> None:
     reached = set(range(20))
-    share = Share(Shares(engine, 0), held_s=LONG_S, said_each_s=LONG_S)
+    share = KeeperShare(KeeperShares(engine, 0), held_s=LONG_S, said_each_s=LONG_S)
     running = asyncio.create_task(share.run(lambda: reached, lambda: ()))
     await eventually(lambda: share.partitions() == set(range(20)))
     reached |= set(range(20, 40))  # their server is back

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 
 from gateway.core.billing.invoice import LEFT_REASONS
-from gateway.core.integrity.reconciliation import UNASKED, Item, Kind, Reconciled
+from gateway.core.integrity.reconciliation import UNASKED, DifferenceKind, Item, ReconciliationSummary
 from gateway.counters.redis.keys import partition_of
 from persistence import engine as engines
 from persistence.keeper.sweeps import (
@@ -20,7 +20,7 @@ from persistence.keeper.sweeps import (
     next_ends,
     waiting_messages,
 )
-from persistence.resources.integrity import Results
+from persistence.resources.integrity import ReconciliationResults
 
 KEYS = """
 INSERT INTO organization (name) VALUES ('o');
@@ -61,9 +61,9 @@ async def test_the_next_end_is_that_of_a_valid_credential(migrated: str) -> None
 
 async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) -> None:
     engine = engines.create(migrated)
-    results, now = Results(engine, partition_of), datetime.now(UTC)
-    of_rows = Item("tenant:1", Kind.CONTRADICTION, 0, 3, "balance: 3")
-    drift = Item("tenant:1", Kind.DRIFT, 5, 3, "5 more")
+    results, now = ReconciliationResults(engine, partition_of), datetime.now(UTC)
+    of_rows = Item("tenant:1", DifferenceKind.CONTRADICTION, 0, 3, "balance: 3")
+    drift = Item("tenant:1", DifferenceKind.DRIFT, 5, 3, "5 more")
     runs = [
         ([], {}),
         ([of_rows, drift, of_rows], {"contradiction": 2, "drift": 1}),
@@ -73,11 +73,11 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) 
         (UNASKED.items, {"unasked": 1}),
     ]
     try:
-        assert await differing(engine) == [(kind.value, 0) for kind in Kind]
+        assert await differing(engine) == [(kind.value, 0) for kind in DifferenceKind]
         for items, expected in runs:
-            await results.keep(now, now, Reconciled(1, 0, tuple(items)))
+            await results.keep(now, now, ReconciliationSummary(1, 0, tuple(items)))
             found = dict(await differing(engine))
-            assert found == dict.fromkeys(Kind, 0) | expected
+            assert found == dict.fromkeys(DifferenceKind, 0) | expected
     finally:
         await engine.dispose()
 

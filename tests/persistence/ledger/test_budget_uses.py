@@ -11,16 +11,16 @@ import pytest
 
 from gateway.core.accounts.outbox import (
     Batch,
-    Budgeted,
     CallFacts,
     EventFlag,
     EventKind,
     EventNote,
+    WindowKey,
     corrected,
     write_facts,
 )
 from gateway.core.model import INTEGER_MAX
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.scenario import Account, batch_of, broken, insert_budget, rows_of, settle_in, stop
 
 START = 1_789_776_000_000
@@ -46,11 +46,11 @@ def used(url: str, *budgets: int) -> list[Any]:
 
 
 def moves(*budgets: int, value: str = "", start_ms: int = START, money: int = 5) -> dict[str, Any]:
-    windows = tuple(Budgeted(each, start_ms, value) for each in budgets)
+    windows = tuple(WindowKey(each, start_ms, value) for each in budgets)
     return {"budgets": windows, "money": money, "raw_tokens": 7, "requests": 1}
 
 
-async def test_each_unit_moves_by_its_own_number(migrated: str, writer: Writer) -> None:
+async def test_each_unit_moves_by_its_own_number(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     units = [budget_of(migrated, account, unit) for unit in ("money", "tokens", "requests")]
     for _ in range(3):
@@ -62,7 +62,7 @@ async def test_each_unit_moves_by_its_own_number(migrated: str, writer: Writer) 
     assert used(migrated) == [10**9 + 15, 21, 3]
 
 
-async def test_each_window_has_its_row(migrated: str, writer: Writer) -> None:
+async def test_each_window_has_its_row(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     account.consume(7, **moves(budget))
@@ -75,7 +75,7 @@ async def test_each_window_has_its_row(migrated: str, writer: Writer) -> None:
     ) == [(start, "", "", 5) for start in (0, START, START + 86_400_000)]  # fmt: skip
 
 
-async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: Writer) -> None:
+async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     said = {"user": "ada", "attribution": "\t12\t", "metadata": write_facts(FACTS)}
     for each in ("user", "key", "project", "session"):
@@ -92,7 +92,7 @@ async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: Writer
     ]  # fmt: skip
 
 
-async def test_what_comes_again_moves_nothing_twice(migrated: str, writer: Writer) -> None:
+async def test_what_comes_again_moves_nothing_twice(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     account.consume(7, **moves(budget))
@@ -118,19 +118,19 @@ async def test_what_comes_again_moves_nothing_twice(migrated: str, writer: Write
     assert used(migrated) == [23]
 
 
-async def test_budgets_nobody_knows_are_left_out(migrated: str, writer: Writer) -> None:
+async def test_budgets_nobody_knows_are_left_out(migrated: str, writer: LedgerWriter) -> None:
     account, other = settle_in(migrated, None, None)
     account.reset()
     budget, foreign = budget_of(migrated, account), budget_of(migrated, other)
     account.consume(7, **moves(budget, foreign, foreign + 1, 2**53 - 1))
     account.consume(
-        7, budgets=(Budgeted(2**70, START), Budgeted(budget, 2**60), Budgeted(budget, -1)), money=5
+        7, budgets=(WindowKey(2**70, START), WindowKey(budget, 2**60), WindowKey(budget, -1)), money=5
     )
     report = await writer.write(batch_of(account))
     assert (report.dead_letters, used(migrated)) == (0, [5])
 
 
-async def test_a_deleted_budget_is_still_counted(migrated: str, writer: Writer) -> None:
+async def test_a_deleted_budget_is_still_counted(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     with psycopg.connect(migrated, autocommit=True) as connection:
@@ -140,7 +140,7 @@ async def test_a_deleted_budget_is_still_counted(migrated: str, writer: Writer) 
     assert used(migrated) == [5]
 
 
-async def test_what_waits_moves_when_it_is_stored(migrated: str, writer: Writer) -> None:
+async def test_what_waits_moves_when_it_is_stored(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     await writer.write(batch_of(account))
@@ -158,7 +158,7 @@ async def test_what_waits_moves_when_it_is_stored(migrated: str, writer: Writer)
 
 
 async def test_a_call_that_was_taken_back_costs_what_budgets_were_charged(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
@@ -175,7 +175,7 @@ async def test_a_call_that_was_taken_back_costs_what_budgets_were_charged(
     assert used(migrated) == [10]
 
 
-async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, writer: Writer) -> None:
+async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget, tokens = budget_of(migrated, account), budget_of(migrated, account, "tokens", "user")
     with psycopg.connect(migrated, autocommit=True) as connection:
@@ -197,7 +197,7 @@ async def test_windows_are_compared_with_the_calls_they_are_of(migrated: str, wr
     assert sorted(found) == [("budgets", f"budget:{budget}"), ("budgets", f"budget:{tokens}")]
 
 
-async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Writer) -> None:
+async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     for money in (2**62, 2**62, 2**62, 5):
@@ -209,7 +209,7 @@ async def test_a_sum_beyond_its_column_stops_no_flush(migrated: str, writer: Wri
     assert used(migrated) == [INTEGER_MAX]
 
 
-async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: Writer) -> None:
+async def test_a_window_counts_as_far_as_the_counters_do(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     budget = budget_of(migrated, account)
     with psycopg.connect(migrated, autocommit=True) as connection:
@@ -245,7 +245,7 @@ class Window:
         self.used, self.taken = 0, self.taken + self.used
 
 
-async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, writer: Writer) -> None:
+async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     window, beside = Window(account, budget_of(migrated, account)), budget_of(migrated, account)
     window.call(INTEGER_MAX - 3)
@@ -259,7 +259,7 @@ async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, wri
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_windows_go_with_the_counters_in_whatever_pieces_they_are_stored(
-    migrated: str, writer: Writer, seed: int
+    migrated: str, writer: LedgerWriter, seed: int
 ) -> None:
     chance = random.Random(seed)
     account = opened(migrated)

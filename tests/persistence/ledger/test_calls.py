@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.times import DAY_MS, HOUR_MS
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 FACTS = CallFacts(
@@ -35,7 +35,7 @@ def opened(url: str) -> Account:
     return account
 
 
-async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
+async def test_a_call_is_told_whole(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     event = account.consume(21, user="ann", attribution="7\t8\tv3", metadata=write_facts(FACTS))
     await writer.write(batch_of(account))
@@ -58,7 +58,7 @@ async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
 
 
 async def test_a_call_of_several_ledgers_is_one_row_and_no_other_movement_is_one(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     account.credit(100)
@@ -72,7 +72,7 @@ async def test_a_call_of_several_ledgers_is_one_row_and_no_other_movement_is_one
 
 
 async def test_a_call_that_was_charged_by_what_was_seen_is_corrected_in_its_row(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     request = str(uuid.uuid4())
@@ -104,7 +104,7 @@ async def test_a_call_that_was_charged_by_what_was_seen_is_corrected_in_its_row(
     ],
 )
 async def test_nothing_an_upstream_says_keeps_a_charge_from_its_ledger(
-    migrated: str, writer: Writer, facts: CallFacts
+    migrated: str, writer: LedgerWriter, facts: CallFacts
 ) -> None:
     account = opened(migrated)
     account.consume(21, metadata=msgspec.json.encode(facts))
@@ -123,7 +123,7 @@ def added(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {name: int(sum(row[name] for row in rows)) for name in SUMS}
 
 
-async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) -> None:
+async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: LedgerWriter) -> None:
     account, other = settle_in(migrated, 10**9, None)
     for each in (account, other):
         each.reset()
@@ -152,7 +152,7 @@ async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) ->
     assert await broken(migrated) == []
 
 
-async def test_a_correction_moves_what_a_call_added(migrated: str, writer: Writer) -> None:
+async def test_a_correction_moves_what_a_call_added(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     request = str(uuid.uuid4())
     account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
@@ -168,7 +168,7 @@ async def test_a_correction_moves_what_a_call_added(migrated: str, writer: Write
     assert "usage_adds_up" not in {one.invariant for one in await broken(migrated)}
 
 
-async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: Writer) -> None:
+async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     account.consume(21, metadata=write_facts(FACTS))
     await writer.write(batch_of(account))
@@ -178,7 +178,7 @@ async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: Writer
 
 
 async def test_nothing_an_upstream_says_keeps_a_correction_from_its_row(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     request = str(uuid.uuid4())
@@ -194,7 +194,7 @@ async def test_nothing_an_upstream_says_keeps_a_correction_from_its_row(
 
 
 async def test_costs_that_are_more_than_a_sum_holds_keep_no_charge_from_being_stored(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     strange = msgspec.structs.replace(FACTS, cost=2**70, counts=(-1, 2**60, *FACTS.counts[2:]))

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, decode
-from gateway.core.integrity.reconciliation import Kind, Owner
+from gateway.core.integrity.reconciliation import DifferenceKind, Owner
 from persistence import engine as engines
 from persistence.keeper import verification
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints, count_again
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
 from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
 
@@ -43,7 +43,7 @@ class Past:
     def __init__(self, url: str, movements_max: int) -> None:
         self.url = url
         [self.account] = settle_in(url, 1_000)
-        self.writer, self.pool = Writer(url), engines.create(url)
+        self.writer, self.pool = LedgerWriter(url), engines.create(url)
         self.movements_max = movements_max
         self.tokens: list[int | None] = []
         self.credits: list[int] = []
@@ -251,7 +251,7 @@ async def test_a_closed_month_that_was_changed_is_told(old: Past) -> None:
         connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 10")
     found = await Accounts(old.pool).disproved([owner], 100)
     assert [(item.account, item.kind, item.difference) for item in found] == [
-        (f"tenant:{account.tenant_id}", Kind.DRIFT, 5)
+        (f"tenant:{account.tenant_id}", DifferenceKind.DRIFT, 5)
     ]
     assert "their checkpoint says 201" in found[0].detail
     # The chain says it too; a comparison of the open month does not.

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.core.accounts.outbox import (
-    Budgeted,
     CallFacts,
     EventFlag,
     EventKind,
     EventNote,
+    WindowKey,
     corrected,
     write_facts,
 )
@@ -109,8 +109,8 @@ async def test_a_call_of_january_that_is_corrected_in_february_moves_what_is_use
     facts = write_facts(CallFacts(model="m", status=200, counts=(7,) + (0,) * 9, total=7))
     later = write_facts(CallFacts(model="m", status=200, counts=(10,) + (0,) * 9, total=10))
 
-    def day(text: str) -> tuple[Budgeted, ...]:
-        return (Budgeted(budget, ms(text), ""),)
+    def day(text: str) -> tuple[WindowKey, ...]:
+        return (WindowKey(budget, ms(text), ""),)
 
     def call(at: str, note: int = 0) -> str:
         account.at_ms = ms(at)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import psycopg
 
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.scenario import Account, batch_of, broken, release, rows_of, settle_in
 
 
-async def rivals(url: str, writer: Writer) -> tuple[Account, Account]:
+async def rivals(url: str, writer: LedgerWriter) -> tuple[Account, Account]:
     """Two histories of one tenant that part behind its first movement; the first one is stored."""
     [account] = settle_in(url, 1000)
     account.reset()
@@ -23,7 +23,7 @@ async def rivals(url: str, writer: Writer) -> tuple[Account, Account]:
 
 
 async def test_accepted_contradictions_become_dead_letters_and_the_break_is_on_file(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account, other = await rivals(migrated, writer)
     for tokens in (7, 8, 9):
@@ -58,7 +58,7 @@ async def test_accepted_contradictions_become_dead_letters_and_the_break_is_on_f
 
 
 async def test_accepted_entries_of_an_unknown_account_become_dead_letters(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     [account] = settle_in(migrated, 1000)
     stranger = Account(account.organization_id, 999_999, 10)
@@ -77,7 +77,9 @@ async def test_accepted_entries_of_an_unknown_account_become_dead_letters(
     assert await broken(migrated) == []
 
 
-async def test_a_gap_that_was_filled_meanwhile_is_not_accepted_again(migrated: str, writer: Writer) -> None:
+async def test_a_gap_that_was_filled_meanwhile_is_not_accepted_again(
+    migrated: str, writer: LedgerWriter
+) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     await writer.write(batch_of(account))

@@ -14,7 +14,7 @@ from gateway.core.accounts.usage import SPANS
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.statements import SUM_MAX, added, bounded
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.ledger.test_calls import rollup_in
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 
@@ -38,7 +38,7 @@ def two(url: str) -> tuple[Account, Account]:
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-async def test_two_largest_uses_stop_nobodys_rows(migrated: str, writer: Writer, batches: int) -> None:
+async def test_two_largest_uses_stop_nobodys_rows(migrated: str, writer: LedgerWriter, batches: int) -> None:
     large, small = two(migrated)
     for use in range(2):
         large.consume(INTEGER_MAX // 2, credits_=INTEGER_MAX, units=INTEGER_MAX, metadata=write_facts(DEAR))
@@ -57,7 +57,7 @@ async def test_two_largest_uses_stop_nobodys_rows(migrated: str, writer: Writer,
     assert await broken(migrated) == []
 
 
-async def test_a_number_that_no_row_holds_is_still_a_dead_letter(migrated: str, writer: Writer) -> None:
+async def test_a_number_that_no_row_holds_is_still_a_dead_letter(migrated: str, writer: LedgerWriter) -> None:
     large, small = two(migrated)
     large.consume(7, units=INTEGER_MAX + 1)
     small.consume(7)
@@ -66,7 +66,9 @@ async def test_a_number_that_no_row_holds_is_still_a_dead_letter(migrated: str, 
     assert rows_of(migrated, f"SELECT count(*) FROM call WHERE tenant_id = {small.tenant_id}") == [(1,)]
 
 
-async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(migrated: str, writer: Writer) -> None:
+async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
+    migrated: str, writer: LedgerWriter
+) -> None:
     large, _ = two(migrated)
     request = str(uuid.uuid4())
     large.consume(7, credits_=1, units=1, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.accounts.outbox import CallFacts, Event, EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, OutboxEntry
 from gateway.core.times import DAY_MS, ms_of
 from persistence.ledger.rollup import supplied_day, told_day
 from tests.persistence.scenario import Account, document
@@ -16,7 +16,7 @@ NOON = ms_of(datetime(2026, 5, 10, 12, tzinfo=UTC))
 TODAY = NOON // DAY_MS
 
 
-def entry(**facts: object) -> Event:
+def entry(**facts: object) -> OutboxEntry:
     account = Account(1, 2, None)
     account.at_ms = NOON
     made = account.consume(None, units=-3, kind=EventKind.ADJUST)

@@ -11,7 +11,7 @@ import psycopg
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
 from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.persistence.ledger.test_calls import added, calls_in, rollup_in
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 from tests.waiting import eventually
@@ -33,7 +33,7 @@ def opened(url: str) -> Account:
 
 
 async def test_models_beyond_a_days_most_are_told_together_and_the_journal_has_their_names(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     count = MODELS_A_DAY_MAX + 40
@@ -56,7 +56,9 @@ async def test_models_beyond_a_days_most_are_told_together_and_the_journal_has_t
     assert await broken(migrated) == []
 
 
-async def test_projects_are_bounded_by_day_and_none_is_not_one_of_them(migrated: str, writer: Writer) -> None:
+async def test_projects_are_bounded_by_day_and_none_is_not_one_of_them(
+    migrated: str, writer: LedgerWriter
+) -> None:
     account = opened(migrated)
     for number in range(PROJECTS_A_DAY_MAX + 5):
         account.consume(7, attribution=f"\t{number * 10**9}\t", metadata=named("m"))
@@ -75,7 +77,7 @@ async def test_projects_are_bounded_by_day_and_none_is_not_one_of_them(migrated:
 
 
 async def test_a_correction_takes_a_call_out_of_the_row_it_was_put_into(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     account = opened(migrated)
     request = str(uuid.uuid4())
@@ -92,7 +94,7 @@ async def test_a_correction_takes_a_call_out_of_the_row_it_was_put_into(
     assert "usage_adds_up" not in {one.invariant for one in await broken(migrated)}
 
 
-async def test_organizations_do_not_fill_each_others_names(migrated: str, writer: Writer) -> None:
+async def test_organizations_do_not_fill_each_others_names(migrated: str, writer: LedgerWriter) -> None:
     loud, quiet = settle_in(migrated, 10**9, 10**9)
     for account in (loud, quiet):
         account.reset()
@@ -108,7 +110,7 @@ async def test_organizations_do_not_fill_each_others_names(migrated: str, writer
 
 
 async def test_two_writers_that_learn_a_name_at_once_put_it_into_one_row(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     """The second waits for the first one's name, and has it told apart too."""
     account = opened(migrated)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import psycopg
 
 from gateway.core.accounts.outbox import EventFlag, EventKind
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
 from tests.persistence.scenario import (
     METADATA,
@@ -23,7 +23,7 @@ from tests.persistence.scenario import (
 )
 
 
-async def test_every_movement_becomes_its_row(migrated: str, writer: Writer) -> None:
+async def test_every_movement_becomes_its_row(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     busy(account)
     batch = batch_of(account)
@@ -64,7 +64,7 @@ async def test_every_movement_becomes_its_row(migrated: str, writer: Writer) -> 
     assert await broken(migrated) == []
 
 
-async def test_a_row_says_who_used_what(migrated: str, writer: Writer) -> None:
+async def test_a_row_says_who_used_what(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     request = str(uuid.uuid4())
@@ -91,7 +91,7 @@ async def test_a_row_says_who_used_what(migrated: str, writer: Writer) -> None:
         ) == [(request, 1, user_id, account.tenant_id, 11, 12, "v1", {"model": "m", "input": 3}, at)]
 
 
-async def test_unlimited_accounts_have_no_remainder(migrated: str, writer: Writer) -> None:
+async def test_unlimited_accounts_have_no_remainder(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, None)
     account.consume(10)
     account.grant(EventKind.RECHARGE, 5)
@@ -103,7 +103,7 @@ async def test_unlimited_accounts_have_no_remainder(migrated: str, writer: Write
     assert await broken(migrated) == []
 
 
-async def test_a_control_write_is_done_by_its_row_alone(migrated: str, writer: Writer) -> None:
+async def test_a_control_write_is_done_by_its_row_alone(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     verbs = ("recharge", "adjust", "reset", "block", "credits", "recharge")
     with psycopg.connect(migrated, autocommit=True) as connection:
@@ -138,7 +138,7 @@ async def test_a_control_write_is_done_by_its_row_alone(migrated: str, writer: W
     assert rows_of(migrated, "SELECT is_blocked, manual_block FROM tenant_quota") == [(True, True)]
 
 
-async def test_a_plan_is_in_force_once_its_movement_is_stored(migrated: str, writer: Writer) -> None:
+async def test_a_plan_is_in_force_once_its_movement_is_stored(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     await writer.write(batch_of(account))
@@ -159,7 +159,7 @@ async def test_a_plan_is_in_force_once_its_movement_is_stored(migrated: str, wri
     ]
 
 
-async def test_a_block_behind_a_later_movement_does_not_stand(migrated: str, writer: Writer) -> None:
+async def test_a_block_behind_a_later_movement_does_not_stand(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 100)
     account.reset()
     account.mark(blocked=True)
@@ -172,7 +172,7 @@ async def test_a_block_behind_a_later_movement_does_not_stand(migrated: str, wri
     assert rows_of(migrated, "SELECT is_blocked, manual_block FROM tenant_quota") == [(True, False)]
 
 
-async def test_an_adjustment_names_the_request_it_corrects(migrated: str, writer: Writer) -> None:
+async def test_an_adjustment_names_the_request_it_corrects(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     event = account.consume(10)
@@ -185,7 +185,7 @@ async def test_an_adjustment_names_the_request_it_corrects(migrated: str, writer
     assert await broken(migrated) == []
 
 
-async def test_months_have_their_own_partitions_and_spend(migrated: str, writer: Writer) -> None:
+async def test_months_have_their_own_partitions_and_spend(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.at_ms = int(datetime(2026, 11, 30, 23, 59, 59, 998_000, UTC).timestamp() * 1000)
     account.reset()
@@ -207,7 +207,7 @@ async def test_months_have_their_own_partitions_and_spend(migrated: str, writer:
     assert await broken(migrated) == []
 
 
-async def test_roll_ups_are_by_day_tenant_and_service(migrated: str, writer: Writer) -> None:
+async def test_roll_ups_are_by_day_tenant_and_service(migrated: str, writer: LedgerWriter) -> None:
     accounts = settle_in(migrated, 1000, 1000)
     for account in accounts:
         account.reset()
@@ -231,7 +231,7 @@ async def test_roll_ups_are_by_day_tenant_and_service(migrated: str, writer: Wri
 
 
 async def test_new_users_are_capped_by_organization_and_day(migrated: str) -> None:
-    writer = Writer(migrated, new_users_a_day_max=3)
+    writer = LedgerWriter(migrated, new_users_a_day_max=3)
     account, other = settle_in(migrated, 1000, 1000)
     for one_of in (account, other):
         one_of.reset()
@@ -251,7 +251,7 @@ async def test_new_users_are_capped_by_organization_and_day(migrated: str) -> No
     ) == [(12, 7)]
 
 
-async def test_a_one_time_service_is_activated_once(migrated: str, writer: Writer) -> None:
+async def test_a_one_time_service_is_activated_once(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     first = account.consume(1, credits_=50)
@@ -267,7 +267,7 @@ async def test_a_one_time_service_is_activated_once(migrated: str, writer: Write
     ) == [(account.organization_id, 1, first.source)]
 
 
-async def test_ids_of_late_posts_are_forgotten_in_the_counters(migrated: str, writer: Writer) -> None:
+async def test_ids_of_late_posts_are_forgotten_in_the_counters(migrated: str, writer: LedgerWriter) -> None:
     [account] = settle_in(migrated, 1000)
     account.reset()
     event = account.consume(10, metadata=METADATA, note=1)

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.administration import Actor, Command, Committed, Query, Row
+from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Row
 from gateway.core.accounts.budgets import BUDGETS_MAX, Budget
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine as engines
@@ -36,12 +36,12 @@ class Desk:
 
     async def do(
         self, verb: str, row_id: int | None = None, resource: str = "budgets", **values: Any
-    ) -> Committed:
+    ) -> CommittedWrite:
         command = Command(
             resource, verb, ACTOR, "00000000-0000-0000-0000-000000000000", dict, row_id, values
         )  # fmt: skip
         done = await self.store.write(command)
-        assert isinstance(done, Committed)
+        assert isinstance(done, CommittedWrite)
         return done
 
     async def make(self, **over: Any) -> Row:

@@ -11,7 +11,7 @@ from psycopg import errors
 
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from persistence import engine as engines
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.schema import partitions
 from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
 
@@ -30,7 +30,7 @@ def sums(url: str) -> int:
         return int(found[0])  # type: ignore[index]  # one row
 
 
-async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, writer: Writer) -> None:
+async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, writer: LedgerWriter) -> None:
     engine = engines.create(migrated)
     [account] = settle_in(migrated, 10**6)
     account.reset()
@@ -69,7 +69,7 @@ VALUES ('call', %s, 'x', 'y', 0, 0, 0, 'z') RETURNING 1"""
 
 
 async def test_a_month_that_is_not_billed_stays_and_so_does_what_no_archive_has(
-    migrated: str, writer: Writer
+    migrated: str, writer: LedgerWriter
 ) -> None:
     engine, told = engines.create(migrated), list[tuple[date, str]]()
     [account] = settle_in(migrated, 10**6)
@@ -107,7 +107,7 @@ def first_of_month(at: datetime) -> datetime:
     return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, writer: Writer) -> None:
+async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, writer: LedgerWriter) -> None:
     engine = engines.create(migrated)
     [account] = settle_in(migrated, 10**6)
     account.reset()

@@ -19,7 +19,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine as engines
 from persistence.ledger.rollup import MODELS_A_DAY_MAX
-from persistence.ledger.writer import Writer
+from persistence.ledger.writer import LedgerWriter
 from persistence.resources import usage
 from persistence.schema import partitions
 from persistence.store import Store
@@ -72,7 +72,7 @@ async def reported(
 
 @pytest.mark.parametrize("order", list(permutations(DROPS)))
 async def test_every_proof_holds_in_each_order_and_longer_spans_stay(
-    migrated: str, writer: Writer, pool: AsyncEngine, order: tuple[str, ...]
+    migrated: str, writer: LedgerWriter, pool: AsyncEngine, order: tuple[str, ...]
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
     assert (requests_of(migrated), await broken(migrated)) == (dict.fromkeys(SPANS, 5), [])
@@ -106,7 +106,7 @@ async def test_every_proof_holds_in_each_order_and_longer_spans_stay(
 
 @pytest.mark.parametrize("groups", [PEOPLE, TEAMS])
 async def test_a_report_of_hours_that_are_gone_is_refused_and_every_other_is_right(
-    migrated: str, writer: Writer, pool: AsyncEngine, groups: tuple[str, ...]
+    migrated: str, writer: LedgerWriter, pool: AsyncEngine, groups: tuple[str, ...]
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
     old = TODAY - 100 * DAY
@@ -136,7 +136,7 @@ async def test_a_report_of_hours_that_are_gone_is_refused_and_every_other_is_rig
 
 
 async def test_the_first_hour_that_is_kept_is_told_and_the_one_before_is_not(
-    migrated: str, writer: Writer, pool: AsyncEngine
+    migrated: str, writer: LedgerWriter, pool: AsyncEngine
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
     await partitions.drop_hours(pool, 40)
@@ -153,7 +153,7 @@ async def test_the_first_hour_that_is_kept_is_told_and_the_one_before_is_not(
 
 
 async def test_hours_that_go_while_they_are_read_are_not_told_as_none(
-    migrated: str, writer: Writer, pool: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    migrated: str, writer: LedgerWriter, pool: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
     read = usage._used
@@ -169,7 +169,7 @@ async def test_hours_that_go_while_they_are_read_are_not_told_as_none(
 
 
 async def test_names_of_a_day_stay_while_its_calls_may_be_corrected_and_go_with_them(
-    migrated: str, writer: Writer, pool: AsyncEngine
+    migrated: str, writer: LedgerWriter, pool: AsyncEngine
 ) -> None:
     account = opened(migrated)
     account.at_ms = int((NOW - 100 * DAY).timestamp() * 1000)

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 
 from gateway.errors import StartError
 from persistence import engine
-from persistence.keeper.sweeps import Shares
+from persistence.keeper.sweeps import KeeperShares
 from persistence.schema import migrate, roles
 from persistence.schema import version as schema
 
@@ -101,7 +101,7 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
     cloned: str, tomorrow: Path
 ) -> None:
     pool = engine.create(cloned)
-    keeper, other = Shares(pool, 8081), Shares(pool, 8082)
+    keeper, other = KeeperShares(pool, 8081), KeeperShares(pool, 8082)
     for one in (keeper, other):
         await one.keep([0], [], held_s=3600)
     said = rf":8081 \(knows {schema.NEEDED}\), .*:8082 \(knows {schema.NEEDED}\): stop them first"
@@ -120,14 +120,14 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
 
 async def test_a_killed_keeper_is_waited_for_as_long_as_it_is_listed(cloned: str, tomorrow: Path) -> None:
     pool = engine.create(cloned)
-    await Shares(pool, 8081).keep([0], [], held_s=1)
+    await KeeperShares(pool, 8081).keep([0], [], held_s=1)
     assert migrate.upgrade(cloned, wait_s=600, migrations=tomorrow) == "9999"
     await pool.dispose()
 
 
 async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(cloned: str, tomorrow: Path) -> None:
     pool = engine.create(cloned)
-    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, end_older=True, migrations=tomorrow) == "9999"
     assert re.search(f"8081 .knows {schema.NEEDED}.: they end within seconds", told[0])
@@ -137,7 +137,7 @@ async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(cloned: st
 
 async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(cloned: str, tomorrow: Path) -> None:
     pool = engine.create(cloned)
-    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     with psycopg.connect(cloned) as connection:
         connection.execute("UPDATE keeper SET schema_version = NULL")
     with pytest.raises(StartError, match=r"8081 .knows 0078"):
@@ -149,7 +149,7 @@ async def test_keepers_that_the_schema_serves_go_on_over_a_migration(cloned: str
     last = tomorrow / "versions" / "v9999_tomorrow.py"
     last.write_text(last.read_text() + f'\n\nruns_from = "{schema.NEEDED}"\n')
     pool = engine.create(cloned)
-    await Shares(pool, 8081).keep([0], [], held_s=3600)
+    await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
     assert "keepers run" not in "".join(told)

@@ -13,13 +13,13 @@ import pytest
 import trustme
 
 from gateway.core.otel import Tracing
-from gateway.core.traces import Kind, Span
+from gateway.core.traces import Span, SpanKind
 from gateway.errors import StartError
 from gateway.telemetry.traces import Exporter, encoded_span
 from tests.traces.collector import Collector, collecting
 from tests.waiting import wait_until
 
-SPAN = encoded_span(bytes(15) + b"t", Span("s", Kind.INTERNAL, b"12345678", b"", 1.0, 2.0), 0.0)
+SPAN = encoded_span(bytes(15) + b"t", Span("s", SpanKind.INTERNAL, b"12345678", b"", 1.0, 2.0), 0.0)
 
 
 class Told:

@@ -6,7 +6,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from gateway.core.traces import Kind, Span, Value
+from gateway.core.traces import Span, SpanKind, Value
 from gateway.telemetry.traces import encoded_request, encoded_resource, encoded_span
 from tests.traces.collector import attributes
 
@@ -20,7 +20,7 @@ def read(*spans: bytes) -> ExportTraceServiceRequest:
 
 def span(**changes: object) -> Span:
     whole = {
-        "name": "POST /v1/chat", "kind": Kind.SERVER, "span_id": SPAN_ID, "parent_id": b"",
+        "name": "POST /v1/chat", "kind": SpanKind.SERVER, "span_id": SPAN_ID, "parent_id": b"",
         "started": 10.0, "ended": 10.25,
     }  # fmt: skip
     return Span(**{**whole, **changes})  # type: ignore[arg-type]  # as the test names them
@@ -45,7 +45,7 @@ def test_a_span_is_read_back_whole() -> None:
         "debt": -5,
         "soon": 0.25,
     }
-    message = one(span(attributes=facts, parent_id=PARENT_ID, kind=Kind.CLIENT))
+    message = one(span(attributes=facts, parent_id=PARENT_ID, kind=SpanKind.CLIENT))
     assert (message.name, message.kind) == ("POST /v1/chat", Message.SPAN_KIND_CLIENT)
     assert (message.trace_id, message.span_id, message.parent_span_id) == (TRACE_ID, SPAN_ID, PARENT_ID)
     assert (message.start_time_unix_nano, message.end_time_unix_nano) == (11_000_000_000, 11_250_000_000)

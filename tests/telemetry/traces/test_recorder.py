@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 from gateway.core.otel import Tracing
-from gateway.core.traces import Kind, Parent, Span
+from gateway.core.traces import Parent, Span, SpanKind
 from gateway.telemetry.traces import Recorder
 
 TRACE_ID = bytes(15) + b"\1"
@@ -50,8 +50,8 @@ def test_a_ratio_of_traces_is_recorded_and_by_their_ids() -> None:
 def test_spans_are_in_the_time_of_day_and_know_a_remote_parent(parent: Parent | None) -> None:
     kept = Kept()
     trace = recorder(kept).begin(parent)
-    whole = Span("whole", Kind.SERVER, trace.span_id, trace.parent_id, 90.0, 100.0)
-    part = Span("part", Kind.CLIENT, trace.reserve_id, trace.span_id, 91.0, 92.0)
+    whole = Span("whole", SpanKind.SERVER, trace.span_id, trace.parent_id, 90.0, 100.0)
+    part = Span("part", SpanKind.CLIENT, trace.reserve_id, trace.span_id, 91.0, 92.0)
     recorder(kept).end(trace, [whole, part])
     read = ScopeSpans.FromString(b"".join(kept.spans)).spans
     assert [span.start_time_unix_nano for span in read] == [999_990_000_000_000, 999_991_000_000_000]

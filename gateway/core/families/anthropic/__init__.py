@@ -6,7 +6,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
-from gateway.core.families.family import ApiFamily, Listing, Shape, target
+from gateway.core.families.family import ApiFamily, CallKind, Listing, target
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -38,7 +38,7 @@ FAMILY = ApiFamily(
     NAME,
     _refusal,
     shapes={
-        "anthropic_messages": Shape(
+        "anthropic_messages": CallKind(
             calls.read_messages, messages.DIALECT, "max_tokens",
             always_reports=True, keeps=lambda document: True,
             numbers=frozenset({"max_tokens"}),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.call import Names as NameEndings
+from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
+    ControlledNames,
     Document,
-    Names,
     flag,
     inner,
     maximum,
@@ -18,9 +17,9 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 from gateway.core.families.family import (
+    BodyIds,
     Exclusions,
-    Found,
-    Objects,
+    ObjectRules,
     add_ids,
     ids_of,
     may_name_ids,
@@ -30,11 +29,13 @@ from gateway.core.families.family import (
     only_text,
 )
 
-_MESSAGES = Names("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
-_METADATA = Names("user_id")
+_MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
+_METADATA = ControlledNames("user_id")
 
 
-def read_messages(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_messages(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """Messages."""
     _MESSAGES.check(document)
     call.model = model_name(document.get("model"))
@@ -54,7 +55,7 @@ FAST: Final = "fast"  # a speed with prices of its own, as a tier has
 US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
 
 
-def _no_media(document: Document, names: NameEndings) -> bool:
+def _no_media(document: Document, names: FieldNames) -> bool:
     return (
         only_own_tools(document)
         and "mcp_servers" not in document
@@ -117,7 +118,7 @@ def _told_by_block(block: Document) -> Iterator[str]:
             yield from ids_of(output.get("file_id"))
 
 
-def _add_objects(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+def _add_objects(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
     if name.lower() != "skill_id" or holder.get("type") != _BUILT_IN_SKILLS:
         add_ids(name, inside, holder, place, found)
 
@@ -128,7 +129,7 @@ def _is_free(name: str, holder: Document) -> bool:
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 
 
-OBJECTS = Objects(
+OBJECTS = ObjectRules(
     collections=("messages/batches", "files", "skills"),
     may_name=may_name_ids,
     add=_add_objects,

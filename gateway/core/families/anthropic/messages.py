@@ -24,19 +24,19 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.report import Report, may_hold_more, see_content
+from gateway.core.metering.report import UsageShape, may_hold_more, see_content
 
 
-class _CacheCreation(Report):
+class _CacheCreation(UsageShape):
     ephemeral_5m_input_tokens: int | None = None
     ephemeral_1h_input_tokens: int | None = None
 
 
-class _OutputDetails(Report):
+class _OutputDetails(UsageShape):
     thinking_tokens: int | None = None
 
 
-class _Iteration(Report):
+class _Iteration(UsageShape):
     type: str | None = None
     model: str | None = None
     input_tokens: int | None = None
@@ -46,7 +46,7 @@ class _Iteration(Report):
     output_tokens: int | None = None
 
 
-class _Usage(Report):
+class _MessageUsage(UsageShape):
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
@@ -60,7 +60,7 @@ class _Usage(Report):
     inference_geo: str | None = None
 
 
-_REPORTS = Reports(_Usage)
+_REPORTS = Reports(_MessageUsage)
 # Iterations whose tokens are in the report's own numbers, and those of which the same model made a summary.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
 _KNOWN = frozenset({_COMPACTION, "advisor_message"})
@@ -79,7 +79,7 @@ class _Delta(msgspec.Struct):
     stop_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Event(msgspec.Struct):
+class _MessageEvent(msgspec.Struct):
     type: str | None = None
     index: int | None = None
     delta: _Delta | None = None
@@ -93,7 +93,7 @@ _NO_CONTENT = frozenset(
     {"message_start", "message_delta", "message_stop", "content_block_stop", "ping", "error", None}
 )
 _whole = msgspec.json.Decoder(_Message).decode
-_event = msgspec.json.Decoder(_Event).decode
+_event = msgspec.json.Decoder(_MessageEvent).decode
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -135,7 +135,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
-def _see(meter: Meter, read: _Event, data: bytes) -> None:
+def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
     delta, before = read.delta, meter.text_bytes
     if delta is not None:
         text = delta.text or delta.partial_json or delta.thinking
@@ -196,7 +196,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.partial = not final or usage.output_tokens is None or no_input
 
 
-def _tier(usage: _Usage) -> str | None:
+def _tier(usage: _MessageUsage) -> str | None:
     """What a price may have a factor for: a speed, else a tier of its own, else the place of inference."""
     if usage.speed == FAST:
         return FAST
@@ -204,7 +204,7 @@ def _tier(usage: _Usage) -> str | None:
     return US if usual and usage.inference_geo == US else usage.service_tier
 
 
-def _add_iterations(meter: Meter, usage: _Usage, raw: bytes) -> bool:
+def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
     """Add what is in no number of the report; whether another model's tokens lack an input to be added to."""
     detail, lacking = meter.detail, False
     detail.beside = []
@@ -231,7 +231,7 @@ def _counts(each: _Iteration) -> Counts:
     return (*[max(0, count) for count in counts], 0, 0, 0, 0, 0)
 
 
-def _add(usage: _Usage, more: _Iteration, for_an_hour: int) -> None:
+def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
     """Add the tokens of an iteration to a report, whose last in a stream leaves out `for_an_hour`."""
     usage.input_tokens = summed(usage.input_tokens, more.input_tokens)
     usage.output_tokens = summed(usage.output_tokens, more.output_tokens)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, Listing, Shape, target
+from gateway.core.families.family import ApiFamily, CallKind, Listing, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
@@ -32,8 +32,8 @@ _STATUSES = {
 _INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
 
 
-def _shape(*, streamed: bool) -> Shape:
-    return Shape(
+def _shape(*, streamed: bool) -> CallKind:
+    return CallKind(
         calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
         always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
@@ -80,7 +80,7 @@ FAMILY = ApiFamily(
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
-        "gemini_embed": Shape(calls.read_embed, answers.DIALECT, operation="embeddings"),
+        "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
     },
     routes=tuple(_routes()),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),

@@ -22,7 +22,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.report import Report, may_hold_more, see_content
+from gateway.core.metering.report import UsageShape, may_hold_more, see_content
 
 # When to try again, as Gemini says it in the body of a 429: google.rpc.RetryInfo (AIP-193).
 
@@ -39,11 +39,11 @@ class _Error(msgspec.Struct):
     details: list[_Detail] | None = None
 
 
-class _Refusal(msgspec.Struct):
+class _ErrorAnswer(msgspec.Struct):
     error: _Error
 
 
-_refusals = msgspec.json.Decoder(_Refusal | list[_Refusal]).decode  # a stream of no events is a list
+_refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a stream of no events is a list
 
 
 def retry_told(document: bytes) -> float:
@@ -60,12 +60,12 @@ def retry_told(document: bytes) -> float:
     return 0.0
 
 
-class _Modality(Report, rename="camel"):
+class _Modality(UsageShape, rename="camel"):
     modality: str | None = None
     token_count: int | None = None
 
 
-class _Usage(Report, rename="camel"):
+class _GeminiUsage(UsageShape, rename="camel"):
     prompt_token_count: int | None = None
     tool_use_prompt_token_count: int | None = None
     candidates_token_count: int | None = None
@@ -80,7 +80,7 @@ class _Usage(Report, rename="camel"):
     service_tier: str | None = None
 
 
-_REPORTS = Reports(_Usage)
+_REPORTS = Reports(_GeminiUsage)
 _AUDIO = frozenset({"AUDIO"})
 _IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
 _ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
@@ -215,7 +215,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.partial = usage.total_token_count is None
 
 
-def _note(detail: Detail, usage: _Usage) -> None:
+def _note(detail: Detail, usage: _GeminiUsage) -> None:
     """Note the tier of a report, and what its tokens are made of."""
     tier = usage.service_tier or usage.traffic_type
     detail.served_as(tier and tier.lower().removeprefix(_ON_DEMAND))

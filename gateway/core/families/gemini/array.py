@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.families.gemini.answers import DIALECT, end_of, take
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
-from gateway.core.metering.stream import Shortened
+from gateway.core.metering.stream import TextShortener
 
 _OUTSIDE = re.compile(rb'["{}\]]')
 _INSIDE = re.compile(rb'["\\]')
@@ -28,12 +28,12 @@ class ArrayMeter(Meter):
         "_safe", "_shortened", "_waiting",
     )  # fmt: skip
 
-    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
         Meter.__init__(self, call, status, bounds)
         self._depth = self._kept_bytes = self._fed = self._safe = self._element_at = self._first_end = 0
         self._in_string = self._escaped = False
         self._element: list[bytes] = []
-        self._shortened: Shortened | None = None
+        self._shortened: TextShortener | None = None
         self._waiting: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
@@ -139,10 +139,10 @@ class ArrayMeter(Meter):
             return
         if self._shortened is None:
             part = b"".join((*self._element, part))
-            self._element, self._shortened = [], Shortened(self.bounds.event_bytes_max)
+            self._element, self._shortened = [], TextShortener(self.bounds.event_bytes_max)
         self._shorten(self._shortened, part)
 
-    def _shorten(self, shortened: Shortened, part: bytes) -> None:
+    def _shorten(self, shortened: TextShortener, part: bytes) -> None:
         before = shortened.text_bytes
         shortened.feed(part)
         self.text_bytes += shortened.text_bytes - before

@@ -8,12 +8,11 @@ from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.call import Names as NameEndings
+from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
+    ControlledNames,
     Document,
-    Names,
     choices,
     id_in,
     ids_in,
@@ -21,24 +20,26 @@ from gateway.core.families.controlled import (
     maximum,
     model_in_path,
 )
-from gateway.core.families.family import Exclusions, Found, Objects, object_in
+from gateway.core.families.family import BodyIds, Exclusions, ObjectRules, object_in
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
 
-_GENERATE = Names("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
-_EMBED = Names("model", "requests", *OF_EVERY_FAMILY)
+_GENERATE = ControlledNames("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
+_EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
 # By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
 _CHOOSING = (
     "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
     "model_selection_config",
 )  # fmt: skip
-_GENERATION_CONFIG = Names(
+_GENERATION_CONFIG = ControlledNames(
     "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count", *_CHOOSING
 )
 
 
-def read_generate(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_generate(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """Contents to generate, streamed or not by the path."""
     _GENERATE.check(document)
     call.model = model_in_path(document, path_params.get("model"))
@@ -64,7 +65,9 @@ def read_generate(call: Call, document: Document, path_params: Mapping[str, str]
         _one(config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount")
 
 
-def read_embed(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_embed(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """Embeddings, which produce no tokens."""
     _EMBED.check(document)
     call.model = model_in_path(document, path_params.get("model"))
@@ -106,7 +109,7 @@ _FUNCTIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
 _KEPT: Final = frozenset({"cachedContent", "cached_content"})
 
 
-def _no_media(document: Document, names: NameEndings) -> bool:
+def _no_media(document: Document, names: FieldNames) -> bool:
     if not _KEPT.isdisjoint(document):
         return False
     tools = document.get("tools")
@@ -143,7 +146,7 @@ def _listed(value: list[object] | Document) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _no_sound(document: Document, names: NameEndings) -> bool:
+def _no_sound(document: Document, names: FieldNames) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
     for name in ("generationConfig", "generation_config"):
         config = document.get(name)
@@ -197,7 +200,7 @@ def _told(document: Document) -> Iterator[str]:
                 yield found[1]
 
 
-def _add(name: str, inside: object, holder: Document, place: str, found: Found) -> None:
+def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
         found.named.append(_normal(id_in(inside, name)))
@@ -226,7 +229,7 @@ def _chosen(document: Document) -> str | None:
     return None
 
 
-OBJECTS = Objects(
+OBJECTS = ObjectRules(
     collections=_COLLECTIONS,
     may_name=lambda body, names: _MARK.search(body) is not None,
     add=_add,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, Listing, Shape, target
+from gateway.core.families.family import ApiFamily, CallKind, Listing, target
 from gateway.core.families.openai import calls, chat, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.model import Family
@@ -42,7 +42,7 @@ _RESPONSES_MEDIA = MediaPlaces(
 )  # fmt: skip
 
 _SHAPES = {
-    "openai_chat": Shape(
+    "openai_chat": CallKind(
         calls.read_chat,
         chat.DIALECT,
         "max_completion_tokens",
@@ -51,7 +51,7 @@ _SHAPES = {
         numbers=frozenset({"n", "max_tokens", "max_completion_tokens"}),
         media=_CHAT_MEDIA,
     ),
-    "openai_completions": Shape(
+    "openai_completions": CallKind(
         calls.read_completions,
         chat.DIALECT,
         "max_tokens",
@@ -59,7 +59,7 @@ _SHAPES = {
         operation="text_completion",
         numbers=frozenset({"n", "best_of", "max_tokens"}),
     ),
-    "openai_responses": Shape(
+    "openai_responses": CallKind(
         calls.read_responses,
         responses.DIALECT,
         "max_output_tokens",
@@ -68,7 +68,7 @@ _SHAPES = {
         numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,
     ),
-    "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
+    "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
 }
 
 

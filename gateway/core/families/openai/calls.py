@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gateway.core.calls.call import Bounds, Call
-from gateway.core.calls.call import Names as NameEndings
+from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
+    ControlledNames,
     Document,
-    Names,
     choices,
     flag,
     inner,
@@ -20,7 +19,7 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.family import (
     Exclusions,
-    Objects,
+    ObjectRules,
     add_ids,
     ids_of,
     may_name_ids,
@@ -31,24 +30,26 @@ from gateway.core.families.family import (
 )
 from gateway.errors import InvalidRequest
 
-_CHAT = Names(
+_CHAT = ControlledNames(
     "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "user",
     "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
-_COMPLETIONS = Names(
+_COMPLETIONS = ControlledNames(
     "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "prompt_embeds", "user",
     "safety_identifier", *OF_EVERY_FAMILY,
 )  # fmt: skip
-_RESPONSES = Names(
+_RESPONSES = ControlledNames(
     "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *OF_EVERY_FAMILY
 )
-_PROMPT = Names("id", "version", "variables")
-_EMBEDDINGS = Names("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
+_PROMPT = ControlledNames("id", "version", "variables")
+_EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
 # Of any other a JSON document may be no answer, and its use stand where nobody reads it.
 _ENCODINGS = (None, "float", "base64")
 
 
-def read_chat(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_chat(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """A chat."""
     _read_common(call, document, _CHAT, bounds)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
@@ -57,7 +58,9 @@ def read_chat(call: Call, document: Document, path_params: Mapping[str, str], bo
     call.choices = choices(document, "n", bounds.choices_max)
 
 
-def read_completions(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_completions(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """A completion: each prompt makes its own choices."""
     _read_common(call, document, _COMPLETIONS, bounds)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
@@ -65,7 +68,9 @@ def read_completions(call: Call, document: Document, path_params: Mapping[str, s
     call.choices = each * max(1, _prompts(document.get("prompt")) + _prompts(document.get("prompt_embeds")))
 
 
-def read_responses(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_responses(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """A response."""
     _read_common(call, document, _RESPONSES, bounds)
     inner(document, "prompt", _PROMPT)
@@ -74,7 +79,9 @@ def read_responses(call: Call, document: Document, path_params: Mapping[str, str
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
-def read_embeddings(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+def read_embeddings(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
     """Embeddings, which produce no tokens."""
     _read_common(call, document, _EMBEDDINGS, bounds)
     if document.get("encoding_format") not in _ENCODINGS:
@@ -82,7 +89,7 @@ def read_embeddings(call: Call, document: Document, path_params: Mapping[str, st
     call.output_max, call.streamed = 0, False
 
 
-def _read_common(call: Call, document: Document, names: Names, bounds: Bounds) -> None:
+def _read_common(call: CallRequest, document: Document, names: ControlledNames, bounds: UsageBounds) -> None:
     """What every API of OpenAI's says alike."""
     names.check(document)
     call.model = model_name(document.get("model"))
@@ -110,13 +117,13 @@ _SAID: Final = ("messages", "input", "instructions", "system")
 _KEPT: Final = frozenset({"previous_response_id", "conversation", "plugins", "audio"})
 
 
-def _no_media(document: Document, names: NameEndings) -> bool:
+def _no_media(document: Document, names: FieldNames) -> bool:
     if not _KEPT.isdisjoint(document) or isinstance(document.get("prompt"), dict):
         return False
     return only_own_tools(document) and all(only_text(document.get(name)) for name in _SAID)
 
 
-def _no_sound(document: Document, names: NameEndings) -> bool:
+def _no_sound(document: Document, names: FieldNames) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
     asked = document.get("modalities")
     if asked is None:
@@ -168,7 +175,7 @@ def keeps_chat(chat: Document) -> bool:
     return bool(chat.get("store")) or "audio" in chat or "modalities" in chat
 
 
-OBJECTS = Objects(
+OBJECTS = ObjectRules(
     collections=(
         "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
         "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",

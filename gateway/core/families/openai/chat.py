@@ -15,8 +15,8 @@ from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.shapes import (
     USAGE,
     Choice,
+    CompletionChunk,
     Delta,
-    Event,
     InputDetails,
     OutputDetails,
     read_event,
@@ -114,7 +114,7 @@ def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
         see_content(meter, {name: value for name, value in event.items() if name not in _ENVELOPE}, 0)
 
 
-def _usage_inside(read: Event) -> bytes:
+def _usage_inside(read: CompletionChunk) -> bytes:
     """A report that does not stand at the top of its event; empty where there is none."""
     places = [choice.usage for choice in read.choices or ()]
     if read.x_groq is not None:

@@ -18,10 +18,10 @@ from gateway.core.families.openai.chat import any_count, note_parts, note_tools
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails
 from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, Reports, count_text, decoded, is_there, loose_document
-from gateway.core.metering.report import UNCOUNTED, Report, content_bytes, may_hold_more, see_content
+from gateway.core.metering.report import UNCOUNTED, UsageShape, content_bytes, may_hold_more, see_content
 
 
-class _Usage(Report):
+class _ResponseUsage(UsageShape):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
@@ -47,7 +47,7 @@ class _Response(msgspec.Struct):
     output: list[msgspec.Raw] | None = None
 
 
-class _Event(msgspec.Struct):
+class _ResponseEvent(msgspec.Struct):
     type: str | None = None
     delta: str | None = None
     sequence_number: int | None = None
@@ -56,7 +56,7 @@ class _Event(msgspec.Struct):
     response: _Response | None = None
 
 
-_REPORTS = Reports(_Usage)
+_REPORTS = Reports(_ResponseUsage)
 # Items of an output that are uses of the provider's own tools end so: `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
@@ -77,7 +77,7 @@ _BROUGHT = UNCOUNTED.union(
 _PLACES_MAX = 1_024  # a stream keeps sizes by item and kind of event: so many
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
-_event = msgspec.json.Decoder(_Event).decode
+_event = msgspec.json.Decoder(_ResponseEvent).decode
 _item = msgspec.json.Decoder(_Item).decode
 
 
@@ -116,7 +116,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
-def _see(meter: Meter, read: _Event, data: bytes) -> None:
+def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
     """Count what an event says that no other said before."""
     kind, before = read.type or "", meter.text_bytes
     if read.delta:
@@ -135,7 +135,7 @@ def _see(meter: Meter, read: _Event, data: bytes) -> None:
             said[place] = said.get(place, 0) + meter.text_bytes - before
 
 
-def _see_whole(meter: Meter, event: _Event, data: bytes) -> None:
+def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
     """Count what a whole item, or parts of it, have more of than was said of that item before.
 
     Each kind of event says an item once, all its parts together.
@@ -150,7 +150,7 @@ def _see_whole(meter: Meter, event: _Event, data: bytes) -> None:
         meter.texts = None
 
 
-def _place(meter: Meter, event: _Event, kind: str) -> tuple[int, str]:
+def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
     """Whose sizes are added up: those of an item, by its place in the output, and of a kind of event."""
     index = event.output_index
     place = index if isinstance(index, int) else -1, kind

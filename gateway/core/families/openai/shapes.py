@@ -7,28 +7,28 @@ from typing import Any
 import msgspec
 
 from gateway.core.metering.reading import Reports
-from gateway.core.metering.report import Report
+from gateway.core.metering.report import UsageShape
 
 
-class Written(Report):
+class CacheWriteDetails(UsageShape):
     """What was written into a cache, by how long it stays."""
 
     ttl_30m_tokens: int | None = None
     ttl_12h_tokens: int | None = None
 
 
-class InputDetails(Report):
+class InputDetails(UsageShape):
     """What the tokens read are made of."""
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
-    cache_write_tokens_details: Written | None = None
+    cache_write_tokens_details: CacheWriteDetails | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
     text_tokens: int | None = None
 
 
-class OutputDetails(Report):
+class OutputDetails(UsageShape):
     """What the tokens produced are made of."""
 
     reasoning_tokens: int | None = None
@@ -44,7 +44,7 @@ class CompletionDetails(OutputDetails):
     rejected_prediction_tokens: int | None = None
 
 
-class Usage(Report):
+class CompletionUsage(UsageShape):
     """The use a document or a last frame reports.
 
     Behind the first five are what some servers tell beside them: the cache's part (DeepSeek, Moonshot,
@@ -70,10 +70,10 @@ class Usage(Report):
     total_time: Any = None
 
 
-USAGE = Reports(Usage)
+USAGE = Reports(CompletionUsage)
 
 
-class Whole(msgspec.Struct):
+class CompletionDocument(msgspec.Struct):
     """A whole document."""
 
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -121,7 +121,7 @@ class Groq(msgspec.Struct):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class Event(msgspec.Struct):
+class CompletionChunk(msgspec.Struct):
     """One event of a stream."""
 
     choices: list[Choice] | None = None
@@ -132,5 +132,5 @@ class Event(msgspec.Struct):
     service_tier: Any = None
 
 
-read_whole = msgspec.json.Decoder(Whole).decode
-read_event = msgspec.json.Decoder(Event).decode
+read_whole = msgspec.json.Decoder(CompletionDocument).decode
+read_event = msgspec.json.Decoder(CompletionChunk).decode
