@@ -33,7 +33,7 @@ def over(settings: Settings) -> StripeConnection:
 
 def loops(collecting: StripeConnection) -> dict[str, Any]:
     queue: Any = None  # nothing is asked of it before a loop runs
-    return collecting.loops(queue, queue, lambda *_, **__: None, Isolation())
+    return collecting.loops(queue, lambda *_, **__: None, Isolation())
 
 
 async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
