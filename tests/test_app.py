@@ -18,7 +18,7 @@ from tests.tree import ROOT
 HUNG = """
 import sys, threading
 from gateway.counters.settlement_log.log import LogSegment
-Segment.leave = Segment.remove = lambda segment: threading.Event().wait()
+LogSegment.leave = LogSegment.remove = lambda segment: threading.Event().wait()
 from gateway.__main__ import main
 sys.exit(main(["serve", "--worker"]))
 """
