@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,7 +38,9 @@ def _work(parts: KeeperParts) -> Work:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    from gateway.features.archive.outside import months_findings  # noqa: PLC0415  # of the doctor alone
+    import asyncio  # noqa: PLC0415  # of the doctor alone
+
+    from gateway.features.archive.outside import months_findings  # noqa: PLC0415  # as above
 
     if not settings.database_url:
         return
