@@ -1,4 +1,4 @@
-"""What a feature hands to whoever composes the program, and which features this installation has.
+"""The record of a feature, by which it hands its parts over, and the features of this installation.
 
 A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. A folder that is not
 there is a feature that is left out. The core imports no feature: it asks `features()` for their parts.
@@ -41,8 +41,6 @@ class Feature:
     """One feature. `tables`, `settings` and `metrics` are the names that are its own."""
 
     name: str
-    # What `pip install tollkeeper[…]` brings for it, if it needs a library that the base does not have.
-    extra: str = ""
     tables: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     # Name, kind, help and labels, as Prometheus has them.

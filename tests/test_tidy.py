@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import grimp
 import pytest
 
 from gateway.counters.redis.scripts import VERBS
+from tests.numbers import imports
 from tests.tree import ROOT, named, offenders, texts, trees
 
 MODULE_LINES_MAX = 800  # by subject
@@ -258,10 +258,7 @@ def test_tests_mirror_the_source() -> None:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
-    # What the parts of a feature are is known to the type checker alone.
-    for typed in graph.find_modules_directly_imported_by("gateway.feature"):
-        graph.remove_import(importer="gateway.feature", imported=typed)
+    graph = imports()
     order = TopologicalSorter(
         {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     )

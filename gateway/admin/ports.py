@@ -1,10 +1,10 @@
-"""What the Admin API needs of the rest: declared here, wired in the composition root."""
+"""What the Admin API needs of the rest; the composition root hands it over."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.admin.http.concurrency import ConcurrencyLimits
 from gateway.admin.http.server import Answers
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     from gateway.issuers.sign_in import SignIns
     from persistence.resources.usage import ConsoleQueries
     from persistence.store import Store
-
-# What the console asks of providers of identities, and of the store about who is signed in.
-
-
-# What the Admin API needs of whoever compares counters and ledger.
-
-
-T = TypeVar("T")
 
 BODY_BYTES_MAX = 256 * 1024
 REQUEST_TIMEOUT_S = 30.0

@@ -23,9 +23,8 @@ from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Upstream
 
-JOINED_BYTES_MAX: Final = (
-    64 * 1024
-)  # a longer body is not copied after its head: that takes a millisecond a MiB
+# A longer body is not copied after its head: that takes a millisecond a MiB.
+JOINED_BYTES_MAX: Final = 64 * 1024
 # Whoever asks for another form of an answer than JSON by its query does so by this.
 _FORM: Final = b"alt"
 _ACCEPT: Final = b"accept:"

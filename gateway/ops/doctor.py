@@ -96,7 +96,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield Finding(
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
-        async for finding in _billing_services(settings):
+        async for finding in _of_features(settings):
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream_in_use(target)
@@ -187,7 +187,7 @@ def _why_unwritable(place: Path) -> str:
         return "" if error.errno == errno.ENOSPC else error.strerror or str(error)
 
 
-async def _billing_services(settings: Settings) -> AsyncIterator[Finding]:
+async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
     for feature in features():
         async for finding in feature.findings(settings):
             yield finding
@@ -273,7 +273,7 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
         yield Finding(*seen)
-    for one in await asyncio.to_thread(lambda: [*pooler_findings(url, settings.owner_url)]):
+    for one in await asyncio.to_thread(list, pooler_findings(url, settings.owner_url)):
         yield one
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)

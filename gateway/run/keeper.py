@@ -162,8 +162,7 @@ class Keeper:
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = ProgramList(self._wires, self._counters, self._engine)
         parts = KeeperParts(
-            settings=settings, later=later, engine=self._engine, store=self._store, counters=self._counters,
-            isolation=isolation, log=log, clock=now,
+            settings=settings, later=later, engine=self._engine, isolation=isolation, log=log,
         )  # fmt: skip
         self._work = [work for feature in features() if (work := feature.work(parts)) is not None]
         self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from gateway.background.loops import Isolation, Loop
-from gateway.counters.keeper.verification import KeeperCounters
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
-from persistence.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +21,8 @@ class KeeperParts:
     settings: Settings
     later: KeeperSettings
     engine: Engine
-    store: Store
-    counters: KeeperCounters
     isolation: Isolation
     log: Callable[..., None]
-    clock: Callable[[], datetime]
 
 
 async def _nothing() -> None:

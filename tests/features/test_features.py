@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grimp
 import pytest
 import typer
 
@@ -16,7 +15,7 @@ from gateway.feature import Feature, features
 from gateway.settings.settings import Settings
 from gateway.telemetry.metrics import FACTS
 from persistence.tables import metadata
-from tests.numbers import FOLDERS_A_FEATURE_MAX, folders_of
+from tests.numbers import FOLDERS_A_FEATURE_MAX, folders_of, imports
 from tests.tree import ROOT
 
 NAMES = [feature.name for feature in features()]
@@ -53,7 +52,7 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
 
 
 def test_a_feature_is_imported_by_itself_alone() -> None:
-    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
+    graph = imports()
     for name in NAMES:
         roots = [f"gateway.features.{name}", f"persistence.{name}"]
         own = {root for root in roots if root in graph.modules}

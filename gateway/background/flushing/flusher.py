@@ -151,9 +151,6 @@ def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int
     return full
 
 
-# What the flusher asks of Redis and of PostgreSQL.
-
-
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
 ENTRIES_A_PARTITION_MIN = BATCH_ENTRIES_MAX // PARTITIONS

@@ -170,9 +170,6 @@ class SupersededPartitions:
         }
 
 
-# What the verifier asks of PostgreSQL and of the counters.
-
-
 # One partition compared with PostgreSQL, and what is missing or behind written: accounts, then definitions.
 #
 # The marker is compared before each write of a state, so of several keepers one does it. What was written

@@ -30,9 +30,8 @@ OUTSIDE_BYTES_MAX = 8 << 20  # of numbers, marks and blanks outside strings
 DIGITS_MAX = 4_300  # of one integer: what Python reads in a bounded time
 LONG_DIGITS_MAX = 309  # of one integer in a large body: the longest a double holds
 UNCOUNTED_BYTES_MAX = 32 << 10  # a body no longer than this cannot hold too much
-LIGHT_BYTES_MAX = (
-    256 << 10
-)  # one no longer than this takes a millisecond, if it has no more than so many marks
+# A body no longer than this takes a millisecond, if it has no more than so many marks.
+LIGHT_BYTES_MAX = 256 << 10
 LIGHT_MARKS_MAX = 10_000
 NAMED_PARTS_MAX = 4_000  # strings, numbers and brackets looked through to name the field that is wrong
 PARAM_CHARACTERS_MAX = 256

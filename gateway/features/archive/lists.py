@@ -15,7 +15,7 @@ from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
 from gateway.cli.admin.fields import ListSource, read_option
 
-# Lists of which archives have rows, and the option that asks one.
+# The lists whose rows archives have, and the option that names an archive.
 LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
 ARCHIVE = (
     Annotated[

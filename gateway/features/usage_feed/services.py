@@ -1,6 +1,6 @@
 """Sends usage events to a billing service: a batch at once, by halves where a part of it is refused.
 
-What each service is asked, and what it says of single events, stands in a file of its own. An answer that
+A class of its own says what each service is asked, and what it answers about single events. An answer that
 says nothing of the events, such as 503, 429 or 401, is a pause of all of them.
 """
 

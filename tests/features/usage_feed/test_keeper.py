@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from gateway.background.loops import Isolation
-from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import SettingError, StartError
 from gateway.features.usage_feed.feature import FEATURE
 from gateway.run.keeper_doors import KeeperSettings
@@ -19,7 +17,6 @@ from gateway.run.parts import KeeperParts, Work
 from gateway.settings.settings import load
 from persistence import engine
 from persistence.ledger.writer import LedgerWriter
-from persistence.store import Store
 from persistence.usage_feed.queue import usage_feeds
 from tests.features.usage_feed.usage_servers import TOKEN, billing_server
 from tests.persistence.migrated import migrated, shared
@@ -30,11 +27,10 @@ __all__ = ["migrated", "shared"]
 
 
 def of(pool: Any = None, **said: str) -> Work:
-    settings, unused = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()}), Any
+    settings = load({f"TOLLKEEPER_USAGE_FEED{name}": value for name, value in said.items()})
     parts = KeeperParts(
         settings=settings, later=KeeperSettings(settings, None, print, lambda _: None), engine=pool,
-        store=cast("Store", unused), counters=cast("KeeperCounters", unused), isolation=Isolation(),
-        log=lambda *_, **__: None, clock=datetime.now,
+        isolation=Isolation(), log=lambda *_, **__: None,
     )  # fmt: skip
     work = FEATURE.work(parts)
     assert work is not None
