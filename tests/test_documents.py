@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-import pytest
 import typer
 
 from gateway.admin.resources.registry import RESOURCES
@@ -72,10 +71,10 @@ def commands() -> dict[str, frozenset[str]]:
     return found
 
 
-@pytest.mark.parametrize("document", named(".md"))
-def test_documents_name_commands_that_exist(document: str) -> None:
+def test_documents_name_commands_that_exist() -> None:
     offenders(
         f"{document}: tollkeeper {command} {inner}"
+        for document in named(".md")
         for command, inner in COMMAND.findall(texts()[document])
         if command not in commands() or (inner and commands()[command] and inner not in commands()[command])
     )
@@ -91,20 +90,19 @@ def anchors(document: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", named(".md"))
-def test_documents_name_files_that_exist(document: str) -> None:
+def test_documents_name_files_that_exist() -> None:
+    offenders(absent for document in named(".md") for absent in _absent(document))
+
+
+def _absent(document: str) -> Iterator[str]:
     here = (ROOT / document).parent
-
-    def found() -> Iterator[str]:
-        for match in PATH.finditer(texts()[document]):
-            if not (ROOT / match[1]).exists():
-                yield f"{document}: {match[1]}"
-        for match in LINK.finditer(re.sub(r"\n *", " ", texts()[document])):
-            target = here / match[1] if match[1] else ROOT / document
-            if not target.exists() or (match[2] and match[2] not in anchors(target.read_text())):
-                yield f"{document}: {match[0]}"
-
-    offenders(found())
+    for match in PATH.finditer(texts()[document]):
+        if not (ROOT / match[1]).exists():
+            yield f"{document}: {match[1]}"
+    for match in LINK.finditer(re.sub(r"\n *", " ", texts()[document])):
+        target = here / match[1] if match[1] else ROOT / document
+        if not target.exists() or (match[2] and match[2] not in anchors(target.read_text())):
+            yield f"{document}: {match[0]}"
 
 
 # A map that takes longer to read than a quarter of an hour is no map.
@@ -179,22 +177,24 @@ def test_a_long_sentence_is_found() -> None:
     assert found == [1, SENTENCE_WORDS_MAX + 2, SENTENCE_WORDS_MAX, SENTENCE_WORDS_MAX]
 
 
-@pytest.mark.parametrize("document", [name for name in named(".md") if not name.startswith(NO_PROSE)])
-def test_sentences_are_short(document: str) -> None:
+def test_sentences_are_short() -> None:
     offenders(
         f"{document}: {len(sentence.split())} words: {' '.join(sentence.split())[:100]} …"
+        for document in named(".md")
+        if not document.startswith(NO_PROSE)
         for sentence in sentences(texts()[document])
         if len(sentence.split()) > SENTENCE_WORDS_MAX
     )
 
 
-@pytest.mark.parametrize("document", named(".md"))
-def test_microseconds_stand_on_one_page(document: str) -> None:
+def test_microseconds_stand_on_one_page() -> None:
     """What was measured stands with its conditions in `docs/internals/figures.md`; other pages link it."""
-    if document in ("docs/internals/figures.md", "CHANGELOG.md"):
-        return
-    found = re.findall(r"[\d.,]+ (?:µs|microseconds?)\b", texts()[document])
-    offenders(f"{document}: {figure}" for figure in found)
+    offenders(
+        f"{document}: {figure}"
+        for document in named(".md")
+        if document not in ("docs/internals/figures.md", "CHANGELOG.md")
+        for figure in re.findall(r"[\d.,]+ (?:µs|microseconds?)\b", texts()[document])
+    )
 
 
 def test_every_line_of_what_holds_names_a_test() -> None:

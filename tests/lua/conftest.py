@@ -1,6 +1,6 @@
 """A verified partition with one organization, tenant and key, fresh for each test.
 
-Its calls run alone, and among others.
+Its calls run alone. Under `AMONG_OTHERS` they run among others as well: what is drawn, and what is refused.
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ class Crowded(World):
         return packing.settle(self.run_id, 0, release, packing.MODE_RELEASE, batch=number)
 
 
-@pytest.fixture(params=[World, Crowded], ids=["alone", "among others"])
+AMONG_OTHERS = pytest.mark.parametrize(
+    "world", [World, Crowded], ids=["alone", "among others"], indirect=True
+)
+
+
+@pytest.fixture
 def world(valkey: str, request: pytest.FixtureRequest) -> Iterator[World]:
-    made = request.param(valkey)
+    made = getattr(request, "param", World)(valkey)
     yield made
     made.client.close()

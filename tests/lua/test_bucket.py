@@ -14,6 +14,7 @@ from gateway.core.model import LimitKind, Limits, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import KeyState
 from tests.builders import Call, World
+from tests.lua.conftest import AMONG_OTHERS
 
 UNIT = 60_000
 EXAMPLES = settings(max_examples=25, suppress_health_check=list(HealthCheck))
@@ -75,6 +76,7 @@ STEPS = st.lists(
 )
 
 
+@AMONG_OTHERS
 @EXAMPLES
 @given(st.integers(0, 12), st.one_of(st.integers(0, 60), st.integers(0, 10**9)), STEPS)
 def test_buckets_follow_the_model_exactly(

@@ -17,6 +17,7 @@ from gateway.counters.layouts.packing import KEPT
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import settlement_of
 from tests.builders import BY_TOKEN, CREDITS, ONE_TIME, Call, World
+from tests.lua.conftest import AMONG_OTHERS
 from tests.older_layouts import stored_before
 
 ORGANIZATION = next(one for one in states.LAYOUTS if one.name == "ORGANIZATION")
@@ -102,6 +103,7 @@ def test_a_correction_of_nothing_moves_nothing(world: World) -> None:
     assert (world.organization.credit_seq, world.organization.ahead) == (seq, 5)
 
 
+@AMONG_OTHERS
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(costs=st.lists(st.tuples(NANO_COSTS, NANO_COSTS, st.sampled_from("srgc")), max_size=12))
 def test_any_history_is_charged_the_sum_rounded_up_once(

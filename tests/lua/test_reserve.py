@@ -21,6 +21,7 @@ from tests.builders import (
     Call,
     World,
 )
+from tests.lua.conftest import AMONG_OTHERS
 
 
 def test_reserve_holds_tokens_and_a_slot_on_every_scope(world: World) -> None:
@@ -163,6 +164,7 @@ REFUSALS: list[tuple[Callable[[World], Call], Verdict, int, int]] = [
 ]
 
 
+@AMONG_OTHERS
 @pytest.mark.parametrize(
     ("arrange", "verdict", "scope", "kind"), REFUSALS, ids=lambda case: getattr(case, "__name__", "")
 )

@@ -20,6 +20,7 @@ from gateway.counters.leases import allowance
 from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer
+from tests.lua.conftest import AMONG_OTHERS
 from tests.lua.windows import OTHER_NAME, account, window
 
 LUA = Path(__file__).parents[2] / "lua"
@@ -99,6 +100,7 @@ def run(world: World, name: str, call: packing.Call) -> Any:
     return world.run(name.partition(" ")[0], call)
 
 
+@AMONG_OTHERS
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_runs(world: World, name: str) -> None:
     """The ground for the tests below: undisturbed, each of these calls does its work."""
@@ -125,6 +127,7 @@ def test_every_script_runs_in_cluster_mode_on_its_one_slot(valkey_cluster: Valke
     world.client.close()
 
 
+@AMONG_OTHERS
 @pytest.mark.parametrize("name", CALLS)
 def test_scripts_touch_only_the_keys_they_declare(world: World, name: str) -> None:
     """Every key written is one of KEYS: seen by what changed in the whole database."""

@@ -14,6 +14,7 @@ from gateway.core.model import INTEGER_MAX, LimitKind, Service, SettleResult, Ve
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import ONE_TIME, UNITS, World
+from tests.lua.conftest import AMONG_OTHERS
 
 
 def tiered(*tiers: tuple[int | None, str]) -> Service:
@@ -52,6 +53,7 @@ PRICES = st.decimals(0, 1000, places=12, allow_nan=False)
 LADDER = st.lists(st.tuples(st.integers(1, 10**6), PRICES), max_size=5)
 
 
+@AMONG_OTHERS
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(steps=LADDER, last=PRICES, uses=st.lists(st.integers(1, 3 * 10**6), min_size=1, max_size=4))
 def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
@@ -69,6 +71,7 @@ def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
     assert [one.spend for one in world.events()] == expected
 
 
+@AMONG_OTHERS
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(uses=st.lists(st.integers(1, 4 * FOLD), min_size=1, max_size=12))
 def test_money_of_a_month_is_exact_however_many_billionths_it_is(world: World, uses: list[int]) -> None:

@@ -17,6 +17,7 @@ from gateway.core.model import Service, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import UNITS, Call, World
+from tests.lua.conftest import AMONG_OTHERS
 
 MICRO = 1_000_000
 
@@ -126,6 +127,7 @@ def ladder(id_: int, steps: list[tuple[int, str]], last: str) -> Service:
     return tiered(id_, *tiers, (None, last))
 
 
+@AMONG_OTHERS
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 20), st.tuples(LADDERS, LADDERS), st.tuples(PRICES, PRICES), STEPS)
 def test_any_life_of_a_cap_is_the_models(

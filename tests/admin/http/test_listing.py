@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-import pytest
-
 from gateway.admin.resources.registry import RESOURCES
 from tests.admin.conftest import Api
 
@@ -117,28 +115,19 @@ async def test_the_ledger_is_read_only(api: Api) -> None:
     assert (await api.get("token-ledger/1")).status == 404
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("limit=0", "limit"),
-        ("limit=1001", "limit"),
-        ("limit=x", "limit"),
-        ("limit=1&limit=2", "limit"),
-        ("colour=red", "colour"),
-        ("name=", "name"),
-        ("name=%00", "name"),
-        ("from=yesterday", "from"),
-        ("to=2026-01-01", "to"),
-        ("cursor=", "cursor"),
-        ("cursor=abc", "cursor"),
-        ("cursor=WzFd", "cursor"),
-        ("order=up", "order"),
-    ],
-)
-async def test_wrong_parameters_are_named(api: Api, query: str, field: str) -> None:
-    refused = await api.get(f"organizations?{query}")
-    assert refused.status == 422
-    assert [error["field"] for error in refused.json["errors"]] == [field]
+WRONG = [
+    ("limit=0", "limit"), ("limit=1001", "limit"), ("limit=x", "limit"), ("limit=1&limit=2", "limit"),
+    ("colour=red", "colour"), ("name=", "name"), ("name=%00", "name"), ("from=yesterday", "from"),
+    ("to=2026-01-01", "to"), ("cursor=", "cursor"), ("cursor=abc", "cursor"), ("cursor=WzFd", "cursor"),
+    ("order=up", "order"),
+]  # fmt: skip
+
+
+async def test_wrong_parameters_are_named(api: Api) -> None:
+    for query, field in WRONG:
+        refused = await api.get(f"organizations?{query}")
+        assert refused.status == 422, query
+        assert [error["field"] for error in refused.json["errors"]] == [field], query
 
 
 async def test_a_cursor_belongs_to_its_list(api: Api) -> None:
@@ -201,9 +190,12 @@ async def test_the_ledger_by_direction(api: Api) -> None:
     assert await seqs("direction=IN&transaction_type=adjust") == [103]
 
 
-@pytest.mark.parametrize(("resource", "name"), [(r, f) for r in RESOURCES for f in RESOURCES[r].filters])
-async def test_every_filter_there_is_can_be_asked_for(api: Api, resource: str, name: str) -> None:
-    wanted = RESOURCES[resource].filters[name]
-    value = SAMPLES.get(wanted.kind, "7") if not wanted.choices else wanted.choices[0]
-    found = await api.get(f"{resource}?{name}={value}")
-    assert (found.status, found.json["next_cursor"]) == (200, None)
+async def test_every_filter_there_is_can_be_asked_for(api: Api) -> None:
+    refused = []
+    for resource, made in RESOURCES.items():
+        for name, wanted in made.filters.items():
+            value = SAMPLES.get(wanted.kind, "7") if not wanted.choices else wanted.choices[0]
+            found = await api.get(f"{resource}?{name}={value}")
+            if (found.status, found.json.get("next_cursor", "")) != (200, None):
+                refused.append(f"{resource}?{name}={value}: {found.status}")
+    assert not refused, "\n".join(refused)

@@ -60,7 +60,6 @@ UNREAD = BEYOND_LIBRARY | {
 FLAVORS = {"chat": "chat", "completions": "chat", "responses": "responses", "embeddings": "embeddings"}
 # What an answer says of its use beyond what is documented here: the provider's own cost.
 SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in all")
-ALL = pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
 
 
 def fed(answer: Answer, *chunks: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> AnswerMeter:
@@ -87,8 +86,22 @@ def price_of(answer: Answer) -> ListPrice:
     return PRICES[table()[answer.name].model or answer.asked]
 
 
-@ALL
-def test_an_answer_is_counted_as_the_table_says(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
+def test_an_answer_is_what_the_table_says(answer: Answer) -> None:
+    """Its counts and cost; byte by byte, beside what no decoder takes, beside a picture; by the library."""
+    counted_as_the_table_says(answer)
+    costs_what_the_table_says(answer)
+    assert (theirs(answer) == table()[answer.name].nano) != beyond(answer)  # else the list is too long
+    expect_the_same(answer, *(answer.body[at : at + 1] for at in range(len(answer.body))))
+    for odd in IN_TEXT:
+        expect_the_same(answer, put_behind(TEXT, odd, answer.body))
+    for odd in AS_VALUE:
+        expect_the_same(answer, put_behind(OPENED, b'"odd": ' + odd + b",", answer.body))
+    for piece in (977, 1 << 20):
+        a_picture_changes_nothing(answer, piece)
+
+
+def counted_as_the_table_says(answer: Answer) -> None:
     expected = table()[answer.name]
     meter = fed(answer, answer.body)
     usage = meter.usage()
@@ -100,23 +113,13 @@ def test_an_answer_is_counted_as_the_table_says(answer: Answer) -> None:
     assert bool(meter.detail.unknown) == meter.detail.says_more
 
 
-@ALL
-def test_an_answer_costs_what_the_table_says(answer: Answer) -> None:
+def costs_what_the_table_says(answer: Answer) -> None:
     expected, listed = table()[answer.name], price_of(answer)
     by_hand = listed.nano(expected.counts, expected.tools, expected.tier)
     assert expected.nano == floor(by_hand + Fraction(1, 2))
     assert ours(answer, of_the_lists()) == expected.nano
     if not isinstance(listed.library, str) and listed.library[0] in MAKERS and not beyond(answer):
         assert ours(answer, bundled()) == expected.nano
-
-
-@ALL
-def test_the_library_says_the_same_of_what_it_knows(answer: Answer) -> None:
-    said = theirs(answer)
-    if beyond(answer):
-        assert said != table()[answer.name].nano  # else the list is too long
-    else:
-        assert said == table()[answer.name].nano
 
 
 def test_the_library_reads_documents_as_we_do() -> None:
@@ -143,12 +146,6 @@ def test_chunks_change_nothing(answer: Answer, data: st.DataObject) -> None:
     assert vector(fed(answer, *chunks)) == says(table()[answer.name])
 
 
-@ALL
-def test_an_answer_byte_by_byte_is_the_same(answer: Answer) -> None:
-    chunks = [answer.body[at : at + 1] for at in range(len(answer.body))]
-    assert vector(fed(answer, *chunks)) == says(table()[answer.name])
-
-
 # What no strict decoder takes: in a text, and as a value.
 IN_TEXT = (rb"\ud83d", rb"\ude00\\", b"a\tb", b"\x00", rb"\x", rb"\u12", b"\xff", b'\\"NaN,\\ud83d')
 AS_VALUE = (
@@ -159,17 +156,7 @@ TEXT = re.compile(rb'("(?:content|text|delta|thinking|reasoning_content|argument
 OPENED = re.compile(rb"(\A\[?|data: ?)(\s*+\{)")
 
 
-@ALL
-def test_what_is_odd_beside_a_report_changes_nothing_of_it(answer: Answer) -> None:
-    for odd in IN_TEXT:
-        expect_the_same(answer, put_behind(TEXT, odd, answer.body))
-    for odd in AS_VALUE:
-        expect_the_same(answer, put_behind(OPENED, b'"odd": ' + odd + b",", answer.body))
-
-
-@ALL
-@pytest.mark.parametrize("piece", [977, 1 << 20])
-def test_a_picture_beside_a_report_changes_nothing_of_it(answer: Answer, piece: int) -> None:
+def a_picture_changes_nothing(answer: Answer, piece: int) -> None:
     picture = b'"result": "' + b"iVBORw0KGgo+" * 2000 + b'\\u00e9\\\\",'
     body = answer.body
     for match in list(OPENED.finditer(body))[:-3:-1]:  # more would be surplus behind an end
@@ -185,8 +172,9 @@ def put_behind(place: re.Pattern[bytes], odd: bytes, body: bytes) -> bytes:
     return place.sub(lambda match: match[0] + odd, body)
 
 
-def expect_the_same(answer: Answer, body: bytes) -> None:
-    meter = fed(replace(answer, body=body), body)
+def expect_the_same(answer: Answer, *chunks: bytes) -> None:
+    body = b"".join(chunks)
+    meter = fed(replace(answer, body=body), *chunks)
     assert vector(meter) == says(table()[answer.name]), body
     assert (meter.usage().reported, meter.usage().estimated) == (True, False)
 
