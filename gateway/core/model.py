@@ -369,8 +369,9 @@ class HoldExtension:
     tokens and by `rate` its credits, raised by `extend`; `exhausted` is set when an account has
     nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
     finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
-    Of `budgets`, the names of its accounts, `money_rate` says what their windows of money hold, and
-    `counts_raw` that some are of tokens. Nothing is held ahead beyond `most`, all the call can use.
+    Of `budgets`, the names of its accounts, `money_rate` says what was used of their money, `hold_rate` what
+    is held of it, and `counts_raw` that some are of tokens. Nothing is held ahead beyond `most`, all the call
+    can use.
     """
 
     caller: Caller
@@ -386,6 +387,7 @@ class HoldExtension:
     quota: int = 0
     budgets: tuple[str, ...] = ()
     money_rate: TokenRate | None = None
+    hold_rate: TokenRate | None = None
     counts_raw: bool = False
     most: int = INTEGER_MAX
 
@@ -395,8 +397,9 @@ class HoldExtension:
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
         """Money seen so far, and what windows of money and of tokens hold of so much more output."""
-        rate, ahead = self.money_rate, self.ahead(margin)
-        seen, more = (0, 0) if rate is None else (rate.nano(self.tokens), rate.nano(ahead))
+        ahead = self.ahead(margin)
+        seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
+        more = 0 if self.hold_rate is None else self.hold_rate.nano(ahead)
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:

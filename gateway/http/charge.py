@@ -22,7 +22,15 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
-from gateway.core.billing.price_book import Counts, TokenRate, Vector, cost_nano, unpriced, usual_rate
+from gateway.core.billing.price_book import (
+    TOKENS_A_PRICE,
+    Counts,
+    TokenRate,
+    Vector,
+    cost_nano,
+    unpriced,
+    usual_rate,
+)
 from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import NO_ESTIMATE, CallClaim, bind_output, claim_of
 from gateway.core.calls.tariff import (
@@ -127,7 +135,8 @@ class AdmittedCall:
         of_budgets = None
         if budgets is not None:
             of_budgets = self.prices.in_currency(budgets.currency) if MONEY in budgets.units else ()
-        claim = self.claim = claim_of(call, service, vectors, estimate, routed.units, of_budgets)
+        hold = "" if budgets is None else budgets.hold
+        claim = self.claim = claim_of(call, service, vectors, estimate, routed.units, of_budgets, hold)
         held = estimate if service.counts_tokens else NO_ESTIMATE
         request = HoldRequest(
             caller, exchange.request_id, user, service, held.need, held.ceiling, claim.credits, claim.units,
@@ -224,6 +233,7 @@ class AdmittedCall:
         )  # fmt: skip
         if budgets is not None:
             observed.budgets, observed.money_rate = self._accounts, self._money_rate
+            observed.hold_rate = None if self.claim.budget is None else self.claim.budget.likely
             observed.counts_raw = TOKENS in budgets.units
         self._worker.ports.counters.watch(observed)
         return observed
@@ -238,9 +248,10 @@ class AdmittedCall:
         most = covered(counts, rate, decision.held_tokens, decision.held_credits)
         if budgets is not None and TOKENS in budgets.units:
             most = min(most, decision.raw_held)
-        if self.claim.vectors:
-            money_rate = self._money_rate = usual_rate(self.claim.vectors, read, in_money=True)
-            most = min(most, money_rate.paid(decision.money_held))
+        budget = self.claim.budget
+        if budget is not None and budget.likely is not None:
+            self._money_rate = usual_rate(self.claim.vectors, read, in_money=True)
+            most = min(most, budget.likely.paid(decision.money_held))
         self._covered = most
         return most
 
@@ -366,7 +377,8 @@ class AdmittedCall:
         """Learn from the call and add it to the worker's numbers."""
         ports, service, call = self._worker.ports, self.service, self.call
         if complete:
-            ports.estimator.learn(call, self.caller.organization_id, service.key, usage)
+            share = self._input_share(usage, facts)
+            ports.estimator.learn(call, self.caller.organization_id, service.key, usage, share)
         tally = ports.tally
         tally.settled(service.key, usage, credits_charged)
         if service.counts_tokens:
@@ -378,6 +390,18 @@ class AdmittedCall:
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
         if self.meter is not None and self.meter.detail.says_more:
             tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1
+
+    def _input_share(self, usage: TokenUsage, facts: CallFacts) -> float | None:
+        """What the call's input cost, as a part of the price that it asked for; None where nobody knows."""
+        budget, budgets, cost = self.claim.budget, self.budgets, facts.cost
+        if budget is None or budgets is None or cost is None or facts.currency != budgets.currency:
+            return None
+        rate = budget.likely
+        if rate is None or budget.holds_most or not (rate.input and usage.input):
+            return None
+        asked = rate.input / self.claim.estimate.input_share
+        paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
+        return max(0.0, paid / (asked * usage.input))
 
 
 # What a call costs, now that it is known what answered and how much was used.

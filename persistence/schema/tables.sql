@@ -1098,6 +1098,8 @@ CREATE TABLE budget (
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,
     deleted_at timestamptz,
+    -- How much of a call it holds; null is what the tenant's plan says.
+    hold text CHECK (hold IN ('likely', 'maximum')),
     CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
 );
 CREATE UNIQUE INDEX budget_organization_id_name_key

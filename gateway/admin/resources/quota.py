@@ -49,6 +49,7 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
 from gateway.core.accounts.budgets import (
     EACH,
+    HOLDS,
     ENFORCE,
     FINISH,
     INTERVALS,
@@ -258,6 +259,7 @@ Interval: Any = Literal[INTERVALS]
 Each: Any = Literal[EACH]
 Mode: Any = Literal[MODES]
 OnExhausted: Any = Literal[ON_EXHAUSTED]
+Holds: Any = Literal[HOLDS]
 
 
 def _amount(value: object) -> object:
@@ -333,6 +335,11 @@ class BudgetCreate(In):
     )
     mode: Mode = Field(default=ENFORCE, description="audit counts and tells, and refuses nobody.")
     on_exhausted: OnExhausted = Field(default=FINISH, description="What becomes of a stream that uses it up.")
+    hold: Holds | None = Field(
+        default=None,
+        description="How much of a call is held: what is likely, or the maximum. null is maximum under a token"
+        " plan with strict admission, else likely.",
+    )
     thresholds: Thresholds = Field(
         default=list(THRESHOLDS), description="Parts of the amount that are told when they are used."
     )

@@ -30,6 +30,7 @@ HOUR, DAY, WEEK, MONTH, QUARTER, YEAR, TOTAL = INTERVALS = (
 USER, KEY, PROJECT, SESSION = EACH = ("user", "key", "project", "session")
 ENFORCE, AUDIT = MODES = ("enforce", "audit")
 FINISH, CUT = ON_EXHAUSTED = ("finish", "cut")
+LIKELY, MAXIMUM = HOLDS = ("likely", "maximum")
 # What a call takes from at most, and what one account has.
 BUDGET_ACCOUNTS_MAX: Final = 16
 WINDOWS_MAX: Final = 16
@@ -51,7 +52,8 @@ class Budget:
     `service_id`: 0, an empty text or None says nothing. With `each` everybody of that kind has an amount of
     its own. `amount` and `raised_to` are nano-units of the organization's currency where the unit is money;
     `raised_to` stands for the amount until `raised_until_ms`, 0 where it is not raised. Without `enforce` it
-    is counted and told, and refuses nobody; with `cut` it ends the stream that uses it up.
+    is counted and told, and refuses nobody; with `cut` it ends the stream that uses it up. `hold` says how
+    much of a call is held, empty where its tenant's plan says so.
     """
 
     id: int
@@ -73,6 +75,7 @@ class Budget:
     created_ms: int = 0
     raised_to: int = 0
     raised_until_ms: int = 0
+    hold: str = ""
 
     @property
     def selector(self) -> tuple[int, str, int, int | None, str, int, str]:
@@ -459,6 +462,7 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         created_ms=ms_of(row["created_at"]),
         raised_to=0 if raised_to is None else counted(unit, raised_to),
         raised_until_ms=ms_of(row["raised_until"]),
+        hold=row["hold"] or "",
     )
 
 

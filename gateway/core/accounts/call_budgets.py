@@ -15,6 +15,8 @@ from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
     DEFINED_WINDOW,
     KEY,
+    LIKELY,
+    MAXIMUM,
     PROJECT,
     SESSION,
     USER,
@@ -44,6 +46,8 @@ class CallBudgets(LruEntry):
 
     `names` are theirs. Their windows count these `units`; those of the units `enforced` refuse too. `by_id`
     has all budgets of the organization, `currency` is what their money is counted in. They are `of` these.
+    `hold` is how much of a call they hold: the maximum where one of them says so, else what is likely where
+    one says that, else empty: as its plan says.
     """
 
     accounts: tuple[BudgetAccount, ...]
@@ -54,6 +58,7 @@ class CallBudgets(LruEntry):
     by_id: Mapping[int, Budget]
     currency: str
     of: OrganizationBudgets
+    hold: str = ""
 
     def refusing(self, unit: str) -> str:
         """The name of one that refuses by this unit; empty where none does."""
@@ -105,7 +110,7 @@ class OrganizationBudgets:
         No call of one model meets so many (`budgets.py`).
         """
         accounts: list[BudgetAccount] = []
-        units, enforced = set[str](), set[str]()
+        units, enforced, holds = set[str](), set[str](), set[str]()
         ends: list[int] = []
         for place, group in enumerate(self._groups):
             first = group[0]
@@ -116,6 +121,7 @@ class OrganizationBudgets:
             accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group)))
             units.update([one.unit for one in group])
             enforced.update([one.unit for one in group if one.enforce])
+            holds.update([one.hold for one in group])
             ends += [until] if until else []
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
             count, most = len(accounts), BUDGET_ACCOUNTS_MAX
@@ -132,6 +138,7 @@ class OrganizationBudgets:
             self._by_id,
             self.currency,
             self,
+            MAXIMUM if MAXIMUM in holds else LIKELY if LIKELY in holds else "",
         )
 
     def _same(self, units: frozenset[str]) -> frozenset[str]:

@@ -550,7 +550,8 @@ def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> Cost
 _INPUT: Final = KINDS.index("input")
 _OUTPUT: Final = KINDS.index("output")
 _TEXT: Final = (_INPUT, KINDS.index("cache_read"))
-_CACHES: Final = (KINDS.index("cache_write"), KINDS.index("cache_write_1h"))
+_CACHE: Final = KINDS.index("cache_write")
+_LONG_CACHE: Final = KINDS.index("cache_write_1h")
 _BLOBS: Final = (KINDS.index("audio_input"), KINDS.index("image_input"))
 _WRITTEN: Final = (_OUTPUT, KINDS.index("reasoning"), KINDS.index("image_output"))
 _SOUND: Final = KINDS.index("audio_output")
@@ -604,11 +605,13 @@ class TokenRate:
 
 @dataclass(slots=True)
 class PriceQualifiers:
-    """What of a call says which prices it may have: whether it may write to a cache, has more than text in
-    it, may be answered with sound; the tiers it may be served at, None for any; uses of tools by name.
+    """What of a call says which prices it may have: whether it may write to a cache, and to one that lasts
+    an hour, has more than text in it, may be answered with sound; the tiers it may be served at, None for
+    any; uses of tools by name.
     """
 
     caches: bool = True
+    long_caches: bool = True
     blobs: bool = True
     sound: bool = True
     tiers: Collection[str] | None = None
@@ -617,10 +620,13 @@ class PriceQualifiers:
 
 @dataclass(slots=True)
 class HighestRates:
-    """The dearest price of text that is read, of what goes to caches, of blobs, of what is written, sound."""
+    """The dearest price of text that is read, of what goes to caches, for an hour, of blobs, of what is
+    written, of sound.
+    """
 
     text: int
     caches: int
+    long_caches: int
     blobs: int
     written: int
     sound: int
@@ -646,7 +652,7 @@ def dearest_rate(
             dearest = dearest_kinds(prices)
             text, written = dearest.text, dearest.written
             if asks.caches:
-                text = max(text, dearest.caches)
+                text = max(text, dearest.caches, dearest.long_caches if asks.long_caches else 0)
             if asks.blobs:
                 text = max(text, dearest.blobs)
             if asks.sound:
@@ -671,10 +677,8 @@ def dearest_kinds(prices: tuple[int, ...]) -> HighestRates:
     """The dearest of prices by kind, remembered for up to `PRICES_MAX` of them."""
     found = _dearest.get(prices)
     if found is None:
-        text, caches, blobs, written = [
-            max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _CACHES, _BLOBS, _WRITTEN)
-        ]
-        found = HighestRates(text, caches, blobs, written, prices[_SOUND])
+        text, blobs, written = [max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _BLOBS, _WRITTEN)]
+        found = HighestRates(text, prices[_CACHE], prices[_LONG_CACHE], blobs, written, prices[_SOUND])
         if len(_dearest) >= PRICES_MAX:
             _dearest.clear()
         _dearest[prices] = found

@@ -298,21 +298,23 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | 
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
-_ID, _FILE, _CACHE = 1, 2, 4
+_ID, _FILE, _CACHE, _LIFETIME = 1, 2, 4, 8
 # An image or a file is named by its address, or by the id it was stored under.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
+_LONG: Final = {"ttl": "1h"}  # how Anthropic's API asks for the longer of two lifetimes
 
 
 class FieldNames:
     """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
-    that name an image or a file; `caches` says that a name begins with `cach`, in any case.
+    that name an image or a file; `caches` says that a name begins with `cach`, in any case, and `long_caches`
+    that a lifetime of an hour is asked for.
     """
 
-    __slots__ = ("caches", "files", "ids")
+    __slots__ = ("caches", "files", "ids", "long_caches")
 
     def __init__(self, ids: bool = False, files: int = 0, caches: bool = False) -> None:
-        self.ids, self.files, self.caches = ids, files, caches
+        self.ids, self.files, self.caches, self.long_caches = ids, files, caches, False
 
 
 NO_NAMES: Final = FieldNames()
@@ -338,6 +340,8 @@ def _look(value: Document, names: FieldNames) -> None:
             names.caches = names.caches or kind & _CACHE > 0
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
+            elif kind & _LIFETIME and inside == _LONG[name]:
+                names.long_caches = True
         if isinstance(inside, dict):
             _look(inside, names)
         elif isinstance(inside, list):
@@ -364,6 +368,7 @@ def _kind(name: str) -> int:
     kind = _ID if folded == "id" or folded.endswith(("_id", "_ids")) else 0
     kind |= _FILE if name.endswith(_FILES) else 0
     kind |= _CACHE if folded.startswith(_CACHES) else 0
+    kind |= _LIFETIME if name in _LONG else 0
     if len(name) <= NAME_CHARACTERS_MAX:
         if len(_known) >= NAMES_REMEMBERED_MAX:
             _known.clear()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.accounts.budgets import MONEY, TOKENS
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     NO_COUNTS,
@@ -63,6 +63,7 @@ from gateway.errors import InvalidRequest
 # providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
 # the usual price. And the most one may say.
 TOOL_USES: Final = 50
+TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
 TOOL_USES_MAX: Final = 1_000_000
 # What makes an answer search beside `tools`: fields of a body, and what stands in names of models.
 _SEARCH_OPTIONS: Final = "web_search_options"
@@ -292,10 +293,12 @@ def _stated(most: object) -> int | None:
     return None
 
 
-# How many tokens to hold for a call before it is made, learned from calls before it.
-# What an answer that reports nothing is counted by is learned here too: means, where holds are
-# high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
-# itself is never second-guessed. What one organization's calls teach is never another's estimate.
+# How many tokens to hold for a call before it is made, learned from calls like it: of the same organization,
+# service and model, streamed or not.
+#
+# What is likely is a high quantile of what those used, never more than the call states; the most is what it
+# states, or its model's ceiling. What an answer that reports nothing is counted by is learned here too, as
+# means. What one organization's calls teach is never another's estimate.
 
 
 LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
@@ -304,8 +307,12 @@ OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything w
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
-RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
+QUANTILE = 0.95  # of what calls used, by which the next is held
+RISE = 0.5  # a step up, to a sample that is above; steps down balance it at the quantile
 MEAN_OVER = 32  # calls a mean looks back over
+# What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
+# Callers choose what is seen: below the first value the next calls could pass their hold too far.
+INPUT_SHARE_MIN, INPUT_SHARE_MAX = 0.25, 4.0
 CEILING = 65_536
 
 # The most one answer of a model can hold, by the longest prefix of its name, as the
@@ -320,7 +327,8 @@ class Estimate:
 
     `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
     the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
-    the call has choices. `beside` is the most that other models may write.
+    the call has choices. `beside` is the most that other models may write. `input_share` is what input is
+    likely to cost, as a part of the price that the call asks for.
     """
 
     need: int = 0
@@ -329,6 +337,7 @@ class Estimate:
     read: int = 0
     answers: int = 0
     beside: int = 0
+    input_share: float = 1.0
 
     def bound(self, most: int, call: CallRequest) -> int:
         """The most tokens of one answer within a hold of so many."""
@@ -340,29 +349,32 @@ NO_ESTIMATE: Final = Estimate()
 
 @dataclass(slots=True)
 class _Learned(LruEntry):
-    """What was seen of one organization's calls to one model behind one service."""
+    """What was seen of one organization's calls to one model behind one service, streamed or not."""
 
     ceiling: int
     output: float
     dearer: int = 1
     input_ratio: float = INPUT_RATIO_FIRST
     input_mean: float = INPUT_RATIO_FIRST
+    input_share: float = 1.0
     answers: int = 0
+    outputs: int = 0
+    shares: int = 0
     texts: int = 0
     bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
 
 
 class _LearnedUsage(LruEntry):
-    """What was learned of one organization's calls, by service and model."""
+    """What was learned of one organization's calls, by service and model, streamed or not."""
 
     __slots__ = ("models",)
 
     def __init__(self, most: int) -> None:
-        self.models: LruCache[tuple[str, str], _Learned] = LruCache(most)
+        self.models: LruCache[tuple[str, str, bool], _Learned] = LruCache(most)
 
 
 class Estimator:
-    """Holds by what a call states, else by what was learned.
+    """Holds by what was learned of calls like one, and by what it states.
 
     Memory is bounded by `learned_max`, and by `share` for one organization: made-up names displace nobody
     else's. Only an answer that taught something is kept.
@@ -374,7 +386,9 @@ class Estimator:
         learned_max: int = LEARNED_MAX,
         tokenizer: Tokenizer | None = None,
         share: int = LEARNED_SHARE,
+        quantile: float = QUANTILE,
     ) -> None:
+        self._fall = RISE * (1 - quantile) / quantile
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._share = share
@@ -406,15 +420,23 @@ class Estimator:
                 beside += uses * (self._ceiling(model) if most is None else most)
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
+        likely, share = math.ceil(learned.output), learned.input_share
         if stated is not None:
-            ceiling = min(read + stated * answers + beside, INTEGER_MAX)
-            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read, answers, beside)
-        need = min(used + math.ceil(learned.output) * choices, INTEGER_MAX)
+            need = min(used + min(stated, likely) * choices, INTEGER_MAX)
+            ceiling = max(need, min(read + stated * answers + beside, INTEGER_MAX))
+            return Estimate(need, ceiling, 0, read, answers, beside, share)
+        need = min(used + likely * choices, INTEGER_MAX)
         ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
-        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside)
+        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside, share)
 
-    def learn(self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage) -> None:
-        """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
+    def learn(
+        self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
+        input_share: float | None = None,
+    ) -> None:  # fmt: skip
+        """Learn from a complete answer that reported its use; what was only counted teaches nothing.
+
+        `input_share` is what its input cost, as a part of the price it asked for, None where nobody knows.
+        """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
         if usage.input <= call.blob_tokens and usage.output <= 0:
@@ -422,17 +444,22 @@ class Estimator:
         learned = self._learned_of(call, organization_id, service_key)
         if learned is None:
             learned = self._first(call.model)
-            self._keep(organization_id, (service_key, call.model), learned)
+            self._keep(organization_id, (service_key, call.model, call.streamed), learned)
+        if input_share is not None:
+            sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
+            learned.input_share = self._quantile(learned.input_share, sample, learned.shares)
+            learned.shares += 1
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
-            learned.input_ratio = _quantile(learned.input_ratio, ratio)
+            learned.input_ratio = self._quantile(learned.input_ratio, ratio, learned.answers)
             learned.answers = min(learned.answers + 1, MEAN_OVER)
             learned.input_mean += (ratio - learned.input_mean) / learned.answers
         if usage.output > 0:
             produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
-            learned.output = _quantile(learned.output, produced)
+            learned.output = self._quantile(learned.output, produced, learned.outputs)
+            learned.outputs += 1
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
@@ -442,13 +469,18 @@ class Estimator:
 
     def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
         share = self._shares.find(organization_id)
-        return None if share is None else share.models.find((service_key, call.model))
+        return None if share is None else share.models.find((service_key, call.model, call.streamed))
 
     def _first(self, model: str) -> _Learned:
         ceiling = self._ceiling(model)
         return _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(model))
 
-    def _keep(self, organization_id: int, name: tuple[str, str], learned: _Learned) -> None:
+    def _quantile(self, level: float, sample: float, seen: int) -> float:
+        """Move `level` towards a sample: fast up, and down by the mean at first, then slowly."""
+        step = RISE if sample > level else max(self._fall, 1 / (seen + 2))
+        return level + (sample - level) * step
+
+    def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> None:
         share = self._shares.find(organization_id) or _LearnedUsage(self._share)
         share.models.put(name, learned)
         self._shares.put(organization_id, share, len(share.models))
@@ -462,11 +494,6 @@ def _dearer(model: str) -> int:
     """How many times what an image costs as a rule one of this model's may cost."""
     fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
     return -(-max(fitting) // BLOB_TOKENS) if fitting else 1
-
-
-def _quantile(level: float, sample: float) -> float:
-    """Move `level` towards a sample, fast up and slowly down: it settles near the 95th percentile."""
-    return level + (sample - level) * (RISE if sample > level else FALL)
 
 
 @dataclass(slots=True)
@@ -494,10 +521,14 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     estimate: Estimate,
     units: int,
     of_budgets: Vectors | None,
+    hold: str = "",
 ) -> CallClaim:
-    """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none."""
+    """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none.
+
+    `hold` is what its budgets hold of it, empty where its plan says so.
+    """
     dearest = dearest_of(service, vectors, estimate, call)
-    budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call)
+    budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call, hold)
     credits_, least, units = claimed(service, dearest, estimate, units)
     return CallClaim(estimate, dearest, credits_, least, units, budget, of_budgets or ())
 
@@ -534,6 +565,25 @@ def output_bound(
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
+def likely_asks(call: CallRequest, vectors: Vectors) -> PriceQualifiers:
+    """Which dear prices a call asks for, by fields that its family documents; all where none can be read."""
+    document, names, family = call.document, call.names, OF_METER.get(call.meter)
+    if document is None or family is None:
+        return PriceQualifiers()
+    table, uses = family.exclusions, None
+    priced = priced_tools(vectors)
+    if priced:
+        uses = {name: min(most, TOOL_USES_LIKELY) for name, most in uses_of(call, document, priced).items()}
+    return PriceQualifiers(
+        names.caches,
+        names.long_caches,
+        call.blob_tokens > 0 or names.files > 0,
+        not table.sound(document, names),
+        [tier for one in vectors for tier in one.service_tiers if table.asks_for(document, tier)],
+        uses,
+    )
+
+
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
     """Which prices a call may have that reads so many tokens: all but what its family excludes.
 
@@ -548,12 +598,15 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     for one in vectors:
         for prices in prices_within(one, read):
             dearest = dearest_kinds(prices)
-            caches, blobs = caches or dearest.caches > dearest.text, blobs or dearest.blobs > dearest.text
+            caches = caches or max(dearest.caches, dearest.long_caches) > dearest.text
+            blobs = blobs or dearest.blobs > dearest.text
             sound = sound or dearest.sound > dearest.written
     excluded = family.exclusions
     tiers = {tier for one in vectors for tier in one.service_tiers if not excluded.tier(document, tier)}
+    caches = caches and not excluded.cache(document, names)
     return PriceQualifiers(
-        caches and not excluded.cache(document, names),
+        caches,
+        caches,
         blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
@@ -562,8 +615,8 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
 
 
 # What a call claims of budgets before it is made, and to how much output its hold of them binds it. Pure.
-# Money is counted at the dearest of the prices the call may have. Where its plan admits what is available,
-# windows hold what is likely; where it is strict, the most the call could use.
+# Where its plan admits what is available, windows hold what is likely, at the prices that the call asks for;
+# where it is strict, or a budget says so, the most it could use, at the dearest prices it may have.
 
 
 @dataclass(slots=True)
@@ -571,8 +624,8 @@ class BudgetClaim:
     """What windows hold of a call: `money` in nano-units and `raw_tokens` are likely, `…_most` is all it
     could use.
 
-    Money may be cut to `money_least`, 0 where the call states its maximum. `dearest` is what the call could
-    cost at most; None where no price is known.
+    Money may be cut to `money_least`, 0 where the call states its maximum. `likely` is what the call costs
+    as a rule, `dearest` at most; None where no price is known. With `holds_most` the most is held anyway.
     """
 
     money: int = 0
@@ -581,22 +634,35 @@ class BudgetClaim:
     raw_tokens: int = 0
     raw_most: int = 0
     dearest: TokenRate | None = None
+    likely: TokenRate | None = None
+    holds_most: bool = False
 
 
-def budget_claim(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest) -> BudgetClaim:
-    """What a call claims; `vectors` are the prices of all models that may answer it, none for no money."""
+def budget_claim(
+    vectors: Sequence[Vector], estimate: Estimate, call: CallRequest, hold: str = ""
+) -> BudgetClaim:
+    """What a call claims; `vectors` are the prices of all models that may answer it, none for no money.
+
+    `hold` is what its budgets say of it: `likely` and `maximum` go before what its plan says.
+    """
     need, fewest, read = estimate.need, estimate.least, estimate.read
-    ceiling = max(read, estimate.ceiling)
+    raw_most = ceiling = max(read, estimate.ceiling)
+    holds_most = hold == MAXIMUM
+    if hold:
+        need = raw_most = ceiling if holds_most else need
     if not vectors:
-        return BudgetClaim(raw_tokens=need, raw_most=ceiling)
-    asks = asks_of(call, vectors, read)
-    dearest = dearest_rate(vectors, read, asks, in_money=True)
+        return BudgetClaim(raw_tokens=need, raw_most=raw_most, holds_most=holds_most)
+    dearest = dearest_rate(vectors, read, asks_of(call, vectors, read), in_money=True)
     most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
-    likely_read = min(read, need)
-    likely_read = min(likely_read, call.input_estimate)
-    likely = min(dearest.cost(likely_read, need - likely_read), most)
-    least = min(dearest.cost(read, fewest - read), likely) if fewest else 0
-    return BudgetClaim(likely, most, least, need, ceiling, dearest)
+    likely_read = min(read, estimate.need, call.input_estimate)
+    likely = dearest_rate(vectors, likely_read, likely_asks(call, vectors), in_money=True)
+    likely.input = math.ceil(likely.input * estimate.input_share)
+    money = min(likely.cost(likely_read, estimate.need - likely_read), most)
+    if hold:
+        money = most = most if holds_most else money
+    least = min(dearest.cost(read, fewest - read), money) if fewest else 0
+    rate = dearest if holds_most else likely
+    return BudgetClaim(money, most, least, need, raw_most, dearest, rate, holds_most)
 
 
 def budget_bound(
@@ -607,10 +673,10 @@ def budget_bound(
     It is bound where a window of the units `enforced` holds not just what is likely: it was cut to what was
     free, or is all the call could use.
     """
-    most = ENDLESS
-    if MONEY in enforced and claim.dearest is not None and decision.money_held != claim.money:
+    most, strict = ENDLESS, claim.holds_most
+    if MONEY in enforced and claim.dearest is not None and (strict or decision.money_held != claim.money):
         most = claim.dearest.paid(decision.money_held)
-    if TOKENS in enforced and decision.raw_held != claim.raw_tokens:
+    if TOKENS in enforced and (strict or decision.raw_held != claim.raw_tokens):
         most = min(most, decision.raw_held)
     return None if most >= ENDLESS else estimate.bound(most, call)
 

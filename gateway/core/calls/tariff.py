@@ -156,8 +156,8 @@ def extended(
     if observed.weights is not None:
         observed.quota, counts = tokens, False
     held = covered(counts, observed.rate, tokens, credits_)
-    if observed.money_rate is not None:
-        held = min(held, observed.money_rate.paid(money))
+    if observed.hold_rate is not None:
+        held = min(held, observed.hold_rate.paid(money))
     observed.held = min(held, raw_tokens) if observed.counts_raw else held
 
 

@@ -20,10 +20,10 @@ from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import Family
 from gateway.errors import Refusal, UpstreamUnreachable
 
-# Which dear prices a call cannot have, by fields of its request that its provider documents. Pure.
+# Which dear prices a call can have, and which it asks for, by fields that its provider documents. Pure.
 #
-# A claim starts at the dearest price. Only what a table here rules out lowers it; a family has one such
-# table.
+# A claim of the most starts at the dearest price, and only a rule here lowers it. A claim of what is likely
+# starts at the plain price, and only what a field asks for makes it dearer. A family has one such table.
 
 
 Rule = Callable[[Document, FieldNames], bool]
@@ -39,13 +39,22 @@ class Exclusions:
     """Each rule answers whether a call cannot have such prices.
 
     `cache` are those of writing to a cache, `media` of sound, images and files that are read, `sound` of
-    sound that is made. `tier` is asked for each service tier that has a price.
+    sound that is made. `tier` is asked for each service tier that has a price; a call asks for one by its
+    name in one of `tier_fields`.
     """
 
     cache: Rule = never
     media: Rule = never
     sound: Rule = never
     tier: Callable[[Document, str], bool] = lambda document, tier: False
+    tier_fields: tuple[str, ...] = ("service_tier",)
+
+    def asks_for(self, document: Document, tier: str) -> bool:
+        """Whether a call names this tier."""
+        stated = [document.get(name) for name in self.tier_fields]
+        return any(
+            isinstance(one, str) and one.lower().removeprefix("service_tier_") == tier for one in stated
+        )
 
 
 # Of an API that documents nothing.

@@ -37,6 +37,7 @@ WORLD: Objects = {
         {
             "organization": "Globex", "name": "SMS", "unit": "requests", "amount": 500, "interval": "week",
             "service": "sms", "each": "user", "thresholds": [0.25, 1], "on_exhausted": "cut",
+            "hold": "maximum",
         },
         {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
          "model": "gpt-*"},

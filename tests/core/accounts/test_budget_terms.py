@@ -24,7 +24,7 @@ STORED: dict[str, Any] = {
     "id": 7, "name": "all", "unit": "money", "amount": Decimal("12.5"), "interval": "month",
     "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit", "on_exhausted": "cut", "tenant_id": None,
     "user": None, "api_key_id": None, "project_id": None, "model": None, "service_id": None, "each": None,
-    "created_at": NOW, "raised_to": None, "raised_until": None,
+    "created_at": NOW, "raised_to": None, "raised_until": None, "hold": None,
 }  # fmt: skip
 
 
@@ -98,13 +98,13 @@ def test_a_stored_budget_is_read_in_what_is_counted() -> None:
     tokens = {
         **STORED, "unit": "tokens", "amount": Decimal(3000), "mode": "enforce", "on_exhausted": "finish",
         "tenant_id": 2, "user": "ada", "api_key_id": 4, "project_id": 0, "model": "gpt-*", "service_id": 5,
-        "each": "session", "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
+        "each": "session", "hold": "maximum", "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
     }  # fmt: skip
     assert read_budget(tokens) == Budget(
         7, "all", "tokens", 3000, "month", "Europe/Berlin", 31, enforce=True, cut=False, tenant_id=2,
         user="ada", api_key_id=4, project_id=0, model="gpt-*", service_id=5, each="session",
         created_ms=round(NOW.timestamp() * 1000), raised_to=4000,
-        raised_until_ms=round(NOW.timestamp() * 1000) + 1000,
+        raised_until_ms=round(NOW.timestamp() * 1000) + 1000, hold="maximum",
     )  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def test_a_family_that_documents_nothing_rules_nothing_out() -> None:
 def test_what_makes_no_call_dearer_is_not_looked_for() -> None:
     flat = Vector(2, "USD", (5,) * len(KINDS))
     loud = asked(modalities=["audio"], service_tier="priority")
-    assert asks_of(loud, (flat,)) == PriceQualifiers(caches=False, blobs=False, sound=False, tiers=set())
+    assert asks_of(loud, (flat,)) == PriceQualifiers(False, False, False, False, set())
     assert asks_of(loud, (flat, LOUD)) == asks_of(loud, (LOUD,))
     # Dearer from so many tokens on: what reads less is not.
     above = flat._replace(context_tiers=((1_000, LOUD.prices),))

@@ -79,6 +79,7 @@ EXCLUSIONS = Exclusions(
     media=_no_media,
     sound=lambda document, names: True,
     tier=_no_tier,
+    tier_fields=("service_tier", "speed", "inference_geo"),
 )
 
 

@@ -168,7 +168,9 @@ def _no_tier(document: Document, tier: str) -> bool:
     return all(one is None or (isinstance(one, str) and one in _PLAIN_TIERS) for one in said)
 
 
-EXCLUSIONS = Exclusions(media=_no_media, sound=_no_sound, tier=_no_tier)
+EXCLUSIONS = Exclusions(
+    media=_no_media, sound=_no_sound, tier=_no_tier, tier_fields=("service_tier", "serviceTier")
+)
 
 
 # Objects that Gemini's upstreams keep: cached contents, files, file search stores, batches.

@@ -136,7 +136,9 @@ def _no_tier(document: Document, tier: str) -> bool:
     return isinstance(said, str) and said in _PLAIN_TIERS and "speed" not in document
 
 
-EXCLUSIONS = Exclusions(media=_no_media, sound=_no_sound, tier=_no_tier)
+EXCLUSIONS = Exclusions(
+    media=_no_media, sound=_no_sound, tier=_no_tier, tier_fields=("service_tier", "speed")
+)
 
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
