@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the bundled price list anew: what `genai-prices` knows, as rows of prices in US dollars.
+"""Write the bundled price list again: everything `genai-prices` knows, as rows of prices in US dollars.
 
     make prices
 
@@ -10,7 +10,7 @@ and told, never guessed:
   counts where it begins a name, one that ends a name where it is all of it, a date of digits as the
   prefix of its century; of any other pattern the names that the library lists stay;
 - a variant of a service tier is one factor for every kind of token, or it is left out;
-- prices of certain hours of the day are left out, and what is not counted in tokens, calls or tools.
+- prices of certain hours of the day are left out, and those not per token, call or tool.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
 
 
 def _is_row_of_floats(value: ast.expr) -> bool:
-    """Whether mypyc would keep it in a C struct, of which it cannot tell that it was set."""
+    """Whether mypyc would keep it in a C struct, where it cannot tell that it was set."""
     parts = value.elts if isinstance(value, ast.Tuple) else []
     return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Put this project into an environment that has its packages: sh deploy/image.sh PYTHON ENVIRONMENT COMPILED
 #
-# PYTHON has setuptools and mypy; ENVIRONMENT gets the program, compiled where COMPILED is "yes", bytecode that is
-# never looked at again, and a list of what is in it (sbom.json). A step of deploy/Dockerfile.
+# PYTHON has setuptools and mypy; ENVIRONMENT gets the program, compiled where COMPILED is "yes", bytecode
+# that is never looked at again, and a list of its contents (sbom.json). A step of deploy/Dockerfile.
 set -eu
 python=$1 environment=$2 compiled=$3
 packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

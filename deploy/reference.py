@@ -138,7 +138,7 @@ def _parameter(each: Any) -> str:
 
 # --- refusals ---------------------------------------------------------------------------
 
-# A reason that is not here stops the making of the page: whoever adds one says what helps against it.
+# A reason that is not here stops the making of the page: its author adds the remedy.
 HINTS = {
     "invalid_request": "Correct the field the message names; "
     "[how requests are read](../metering.md#what-a-request-must-be).",

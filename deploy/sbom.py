@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is installed beside this Python, as a CycloneDX document: `python deploy/sbom.py`."""
+"""The packages installed beside this Python, as a CycloneDX document: `python deploy/sbom.py`."""
 
 from __future__ import annotations
 

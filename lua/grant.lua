@@ -6,7 +6,7 @@
 -- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed; plan: since when it is in force, ms, by the clock of who
 --   decided that: a cycle that was over by then ends first, where that clock is a minute ahead at most), id (36)
 --   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (a due reset only),
---   9 budget: the use of its window begins again (amount: its id), of more accounts than these where the id is empty
+--   9 budget: its window resets (amount: its id), of more accounts than these where the id is empty
 -- ARGV[2] metadata (JSON object or empty)
 -- ARGV[3] the plan's terms, for verb 6, packed: plan id (0 none), the tenant's anchor, and each term of the plan
 -- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance, epoch,

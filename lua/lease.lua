@@ -1,4 +1,4 @@
--- lease: set a share of what is free aside for one gateway, for while it cannot reach Redis.
+-- lease: set a share of the free amount aside for one gateway, for while it cannot reach Redis.
 -- needs: state window batch bucket event calendar cycle take admit append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
@@ -6,13 +6,13 @@
 -- ARGV[1] packed: run id (40), ttl ms (0: give it back, -1: the same, if its deadline passed),
 --         share in millionths, tokens kept, spent, handed, credits kept, spent, handed, lease id (36)
 --         kept: what the gateway still counts on; spent: what it used of that and is not charged yet;
---         handed: what of that has come into the late queue, and is charged once the queue is empty
+--         handed: the part of it that has come into the late queue, and is charged once the queue is empty
 -- The hold is never less than what is kept: it shrinks only once the gateway counts on less.
 -- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if what was handed is charged,
 --     the tenant's plan
 --   2 no lease: given back, or there is none (plan denies, blocked by hand)  3 renewed meanwhile
 --   0 unverified  -2 unknown account
--- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
+-- Example: remaining 1000, held 200, 40 of them this lease, share 50000 -> leased 42, held 202
 if #KEYS ~= 7 or #ARGV ~= 1 then return redis.error_reply('ERR lease takes 7 keys and 1 argument') end
 local run_id, ttl, share, kept, spent, handed, credits_kept, credits_spent, credits_handed, lease_id = LEASE.read(ARGV[1])
 local raw = stored(KEYS, 4)

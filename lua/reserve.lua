@@ -1,5 +1,5 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- A call of which only the head is known holds a request and slots; once its body is read the hold is topped up: what it
+-- A call with only its head known holds a request and slots; once its body is read the hold is topped up: what it
 -- took already is not taken again. A hold that is gone is taken again; a top-up that is refused leaves it as it was.
 -- needs: state window batch bucket event calendar cycle take admit append accounts tiers spend definition windows account budgeted short held hold paid kept write shape calls reserve
 -- KEYS[1] d deadlines (ZSET)  KEYS[2] x outbox (due reset)  KEYS[3] m marker
@@ -8,7 +8,7 @@
 -- KEYS[last] h hold, written here
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, what of it counts toward the quota (-1: all,
 --         where no plan weighs kinds), ceiling (the most), least and credits' least (what they may be cut to; 0 where the
---         call states its maximum), of which ceiling and least are the quota's too, credits, units, ttl ms, service,
+--         call states its maximum), ceiling and least being the quota's too, credits, units, ttl ms, service,
 --         the plan whose weights these go by (-1: whichever it is),
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token, 128 raises the hold there is), request id (36)

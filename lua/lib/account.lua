@@ -1,5 +1,5 @@
 -- account: an account of budgets is a list of windows; whose it is is nothing to it. Needs state, accounts, definition, windows.
--- Its state is a header, the definition it has now, then what is used and held of each window.
+-- Its state is a header, the definition it has now, then the used and held amount of each window.
 -- In a key: where the account's name begins, and the colon in it where it is one for each.
 local COLON, COLON_AT, NAME_AT = 58, 28, 12
 -- Places of an account: its key, definition (false: it is not there), what is used and held by turns, when it is forgotten, whether

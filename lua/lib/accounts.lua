@@ -15,7 +15,7 @@ local left_of, layout_of, left_count = {}, {}, 0
 local made_of, makes = {}, false
 -- How many keys come before the first marker; how many before those that are the part's own, and how many places.
 local keys_before, own_before, places_before = 0, 0, 0
--- Accounts that were written here, opened, and packed as they were written, by name. What is stored still is that need not be
+-- Accounts that were written here, opened, and packed as they were written, by name. It holds stored values that need not be
 -- opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
 -- They are few: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
 -- so many, they become those of before, whom nobody keeps but who asks for them.
@@ -47,7 +47,7 @@ local function look_up(keys, before, last)
   raw_of = call('MGET', values(keys, before + 1, last))
 end
 
--- begins a part behind so many keys and places, of which it has so many; its accounts are opened as they come
+-- begins a part behind so many keys and places, and has so many of them; its accounts are opened as they come
 local function enter_part(own, before, places)
   own_before, places_before, event_count, member_count, write_before = own, before, 0, 0, write_count
   for at = before + 2, before + places do account_of[at], moved_of[at] = nil, nil end

@@ -32,7 +32,7 @@ local function activation_of(raw)
 end
 
 -- One-Time: the first call in holds the price, the others are not charged while it is pending. Answers the price to hold, and
--- the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
+-- the flags of the hold: ONE_TIME says that the call waits there. A call without a price yet waits for nothing
 local function join(activation, price, flags, raised_hold)
   if raised_hold and has(raised_hold.flags, HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end

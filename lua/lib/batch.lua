@@ -1,8 +1,8 @@
--- batch: what calls that come together share: the time, and what their partition's marker says: of which layout all that is
--- written there is, too. Needs state.
+-- batch: the values that calls in one batch share: the time, and their partition's marker: the layout that all is written in
+-- there, too. Needs state.
 
 -- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's)
--- and runs without another in between shares its time: TIME is a twentieth of what reserve and settle cost
+-- and runs without another in between shares its time: TIME is a twentieth of the cost of reserve and settle
 local NO_BATCH = 0
 local asked_by, answered = NO_BATCH, 0
 local function clock(batch)

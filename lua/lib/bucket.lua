@@ -4,8 +4,8 @@
 local UNIT, FUTURE_MS = 60000, 2000
 
 -- How long a user's state is kept that has only its tenant's user limits, ms: as long as a call is in flight, which always
--- ends, then past the longest window; and until what it took has drained, a day at most: whoever has a key names as many
--- users as he likes. One with limits of its own stays as it was defined.
+-- ends, then past the longest window; and until its tokens have drained, a day at most: a key may name any number of users. One
+-- with limits of its own stays as it was defined.
 local IDLE_MS, LIFE_MS_MAX = 120000, 86400000
 
 -- writes a user's state that goes by itself; or answers it, where it stays, for the MSET that comes then

@@ -1,6 +1,6 @@
 -- calendar: boundaries of cycles by the clocks of a plan's zone. Needs state.
--- Intervals: 0 none, 1 daily (00:00), 2 weekly (Monday, or the plan's day), 3 monthly (anchor day, clamped). What is known
--- of a zone is exact until its clocks change for the second time; the keeper tells it again before.
+-- Intervals: 0 none, 1 daily (00:00), 2 weekly (Monday, or the plan's day), 3 monthly (anchor day, clamped). The clock of a zone
+-- is exact until it changes for the second time; the keeper tells it again before.
 local DAY_MS = 86400000
 
 local function civil(days)

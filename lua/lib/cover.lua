@@ -1,4 +1,4 @@
--- cover: more of what the windows of budgets hold of a call under way. Needs state, definition, account, held.
+-- cover: more holds in budgets' windows for a call under way. Needs state, definition, account, held.
 
 -- what windows that enforce have free of a unit, and whether the first that has too little cuts its calls
 local function free_in(accounts, held, unit, more)

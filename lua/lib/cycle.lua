@@ -12,7 +12,7 @@ local function follow(tenant, packed, now)
   else tenant.next_reset = begins(tenant, day) end
 end
 
--- What is beyond the plan was owed for otherwise than by tokens to come: the next reset forgives it, whoever carries then
+-- Use beyond the plan was owed for otherwise than by tokens to come: the next reset forgives it, also under a plan that carries
 local function forgive_next(tenant)
   if not has(tenant.flags, FORGIVES) then tenant.flags = tenant.flags + FORGIVES end
 end

@@ -1,7 +1,8 @@
 -- definition: what a packed definition of budgets says. It comes with every call, and is the same for many calls and
 -- accounts: so it is read once. Needs state.
 local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 9007199254740992
--- Places of what is read: its windows that are not gone packed, how many, and their ids packed; the fields of all (each at
+-- Places of a definition's parts: its windows that are not gone packed, how many, and their ids packed; the fields of all (each
+-- at
 -- WINDOW_..._AT behind those before it), how many, and all packed; when the first of them ends and the last; what an entry
 -- says of those not gone; the unit of each, and its limit where it enforces.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
@@ -12,7 +13,7 @@ local definitions, definitions_count, meter_forms = {}, 0, {}
 
 local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end
 
--- the form of what is used and held of so many windows
+-- the form of the used and held amounts of so many windows
 local function meter_form(count)
   local form = meter_forms[count]
   if not form then

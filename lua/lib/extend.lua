@@ -16,7 +16,7 @@ local function cover(hold, tenant, organization, tokens, credits)
   return (short or lacks) and 1 + tenant.on_exhausted or 0
 end
 
--- one reader of states: each name once, whoever names it again
+-- one reader of states: each name once
 local function account_opener(form)
   local opened, order = {}, {}
   return function(name, raw)

@@ -4,7 +4,7 @@
 -- What the call at hand needs, and to what that may be cut; one request in any case.
 local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
 
--- what a call may hold, in place of what it held before; or nil and the refusal. Under a strict plan it is all the call could use
+-- the hold a call may have, in place of the one before; or nil and the refusal. Under a strict plan it is all the call could use
 local function budget_needs(accounts, now, packed, raised_packed, strict)
   local money, money_most, money_least, raw_tokens, raw_most, raw_least = NEED.read(packed)
   if strict then money, raw_tokens = max(money, money_most), max(raw_tokens, raw_most) end

@@ -2,7 +2,7 @@
 -- How long an account for each is kept: after the window it is in, or where one is without end after its last call, by days.
 local EACH_AFTER_MS, EACH_UNUSED_DAYS, STALE_MOST = 86400000, 30, 2
 
--- notes until when an account for each is kept, in its index too, of which some that are forgotten leave
+-- notes until when an account for each is kept, in its index too; some forgotten ones leave
 local function keep_each(account, now)
   local index, last = account[INDEX], account[DEFINITION][LAST_END]
   local expires = last == HUGE and (floor(now / DAY_MS) + EACH_UNUSED_DAYS + 1) * DAY_MS or last + EACH_AFTER_MS
@@ -23,7 +23,7 @@ local function is_unused(account)
   return true
 end
 
--- writes an account, of which so much is stored, or says that it is forgotten; nothing can keep it from that any more
+-- writes an account with its stored length, or says that it is forgotten; nothing can keep it from that any more
 local function write_budget(account, raw, now)
   local key, definition, ends = account[KEY_NAME], account[DEFINITION], account[EXPIRES]
   if definition and is_unused(account) then

@@ -1,11 +1,12 @@
 -- shape: whose is what of the keys and arguments of many calls that are one call of a function. Needs state, accounts.
--- What is of one partition is a part. First come the keys that all calls of a part share but for its marker, part by part; then
+-- All that is of one partition is a part. First come the keys that all calls of a part share but for its marker, part by part;
+-- then
 -- of each part the marker and the accounts; then each call's hold. A call that is alone in its part names its accounts in their
 -- order; of many, each account is there once. The first argument, the `shape`, says whose is what: how many parts there are, then
 -- of each how many calls and accounts it has, and of each call how many arguments, and where there are many of them how many
 -- accounts and the place of each. In its part the marker has place 1, the first account 2.
 local FIRST_PLACE, CALLS_MAX = 2, 64
--- Where a key says of what kind it is: `tk:{p07}:h:`.
+-- Where a key names its kind: `tk:{p07}:h:`.
 local KIND_AT, HOLD_KIND = 10, 104
 -- What the shape says: of each part its calls and accounts; of each call its first argument and how many, how many accounts, and
 -- where in the shape their places are. And how many calls there are.

@@ -8,8 +8,8 @@ end
 -- the units of the month it is
 local function settled_of(activation, month) return month > activation.month and 0 or activation.quantity end
 
--- What is held of the cap for a service is what all its units in flight would cost if they settled now, all together:
--- so it is the same in whatever order they do. An organization's is the sum over its services.
+-- The hold on the cap for a service is the cost of all its units in flight if they settled now, all together: so it is the same
+-- in any order. An organization's is the sum over its services.
 local function spend_keep(organization, activation, tiers, now)
   local capped = organization.cap >= 0 and activation.held > 0
   local price = capped and price_of(tiers, settled_of(activation, month_of(now)), activation.held) or 0

@@ -1,6 +1,6 @@
--- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the fields of opened
--- ones (`hold.tokens`), forms, sizes and what is asked of a layout (`HOLD.field(raw, 'created')`) are written out when the library
--- is assembled (gateway/counters/layouts/lua.py). Shared by every script.
+-- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the fields of opened ones
+-- (`hold.tokens`), forms, sizes and questions to a layout (`HOLD.field(raw, 'created')`) are written out when the library is
+-- assembled (gateway/counters/layouts/lua.py). Shared by every script.
 -- A state is one string: the number of its layout, a flags byte, then doubles holding integers below 2^53.
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
 local REVOKED, OVERRIDE = 1, 1
@@ -36,8 +36,8 @@ local function credited_today(raw, number)
   return ORGANIZATION.replaced(raw, {credits_used = 0 - ORGANIZATION.field(raw, 'credits_used')})
 end
 
--- What is stored, as it is packed today: what an older version has stored is brought up to that. What a newer one has
--- stored stays where it is, and whoever asked is told
+-- A stored state, as it is packed today: an older version's is brought up to that. A newer version's stays where it is, and the
+-- caller hears of it
 local function today(raw, name)
   local number = byte(raw)
   if number == TODAY then return raw end

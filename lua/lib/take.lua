@@ -1,4 +1,4 @@
--- take: one request of the buckets and concurrency slots of a list of accounts, or what is missing. Needs state, bucket.
+-- take: one request of the buckets and concurrency slots of a list of accounts, or the missing one. Needs state, bucket.
 local HUGE = 9007199254740992
 
 local function refused(verdict, now, scope, kind, used, most, till)

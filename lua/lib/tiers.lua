@@ -21,8 +21,8 @@ local function cost_of(tiers, units)
   return cost + ceil(parts / MILLION)
 end
 
--- a month's units as they are kept: of those beyond two FOLDs as many FOLDs are left out as there are, since what is a
--- FOLD further on in the last tier costs the same to the millionth. So units that are money have no end
+-- a month's units as they are kept: all FOLDs beyond the second are left out, since a FOLD further on in the last tier costs the
+-- same to the millionth. So units that are money have no end
 local FOLD = 1000000000000000
 local function folded(tiers, units)
   if units < 2 * FOLD then return units end

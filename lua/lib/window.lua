@@ -1,4 +1,4 @@
--- window: a limit, and what is used and held of it. Wherever a window is, what is used is at `at` of its meters, and behind it
+-- window: a limit, and its used and held amounts. Wherever a window is, what is used is at `at` of its meters, and behind it
 -- what calls in flight hold. Those of budgets have meters of their own (account.lua); a tenant's quota, and an organization's
 -- credits and spend are in the account, opened, at QUOTA_AT, CREDITS_AT and SPEND_AT. Needs state.
 local POLICY_CARRY, STRICT = 1, 1
@@ -27,8 +27,7 @@ end
 -- a tenant's tokens are limited, not only counted
 local function is_limited(tenant) return tenant.total >= 0 and tenant.overage_policy ~= POLICY_BILL end
 
--- What the ledger goes by. Without a total its limit is what was granted beyond the plan, by recharges, adjusts and what
--- was carried over: it waits there for a plan with a total.
+-- What the ledger goes by. The ledger goes by it.
 local function remaining_of(tenant) return tenant.total < 0 and tenant.limit or tenant.limit - tenant.used end
 
 -- gives back what a hold took of them

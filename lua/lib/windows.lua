@@ -33,8 +33,8 @@ local function rolled(windows, now)
 end
 
 -- windows as a definition has them: they keep what they used and hold, a new one begins with nothing. Time only goes on: an
--- older definition says no other time, and one of a time to come when the present one ends. What it does not have is
--- gone, and comes back with whoever has it still
+-- older definition says no other time, and one of a time to come when the present one ends. A window it does not have is gone,
+-- and comes back with the next caller that has it
 local function redefined(windows, wanted, now)
   local before, found = {}, {}
   for _, window in ipairs(windows) do before[window.budget_id] = window end

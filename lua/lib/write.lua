@@ -1,5 +1,5 @@
 -- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account, kept.
--- notes what a part, which has so many places, moved: nothing here fails. What was asked in vain stays opened as it was
+-- notes what a part, which has so many places, moved: nothing here fails. An account asked in vain stays opened as it was
 local function leave_part(keys, places)
   local count = write_count
   for at = places_before + 2, places_before + places do
