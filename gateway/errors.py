@@ -6,7 +6,10 @@ The docstring of a class is its message. Which JSON shape a client sees is decid
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from gateway.core.model import BudgetWindow
 
 
 class TollkeeperError(Exception):
@@ -42,11 +45,14 @@ class Refusal(TollkeeperError):
     `retry_after_s` is None where no time is known; `retry_helps` is the answer to
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
     request field that is wrong, where one is. `fields` of the answer tell what is left of the
-    limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else.
+    limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else. `policy` is
+    the name that `RateLimit-Policy` has for that limit, empty for none; `budget` the one that refused.
     """
 
     scope: str = "gateway"
     fields: tuple[tuple[bytes, bytes], ...] = ()
+    policy: str = ""
+    budget: BudgetWindow | None = None
 
     def __init__(
         self,

@@ -23,7 +23,8 @@
 --     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset},
 --     tokens {scope, limit, used, reset} (scope 0: none), credits held; with budgets money and tokens they hold, and the
 --     tightest that enforces {id (0: none), limit, used, reset, unit}
---   refused: scope, kind, used, limit, until (0: unknown), of a budget its id and unit
+--   refused: scope, kind, used, limit, until (0: unknown), of a budget its id and unit, what calls in flight
+--     hold of it and what this one needs
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 --   -12 the tenant follows another plan: as refused, with that as the limit
 --   -14 accounts for each are as many as may be: as refused, in place of used a bit for each account that is one too many

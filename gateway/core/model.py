@@ -206,8 +206,9 @@ class BudgetAccount:
 class BudgetWindow:
     """One budget as it stands after a hold, or as it refused one; `reset_ms` 0 is never.
 
-    `used` is what is settled, with what is held after a hold. `unit` is one of `UNIT_OF` of budgets. What it
-    is called, and what its money is counted in, the scripts do not say.
+    `used` is what is settled, with what is held after a hold. Of a refusal `held` is what calls in flight
+    hold, and `need` what the call needs. `unit` is one of `UNIT_OF` of budgets. What it is called, how often
+    it begins again, and what its money is counted in, the scripts do not say.
     """
 
     budget_id: int
@@ -217,6 +218,14 @@ class BudgetWindow:
     unit: int
     name: str = ""
     currency: str = ""
+    interval: str = ""
+    held: int = 0
+    need: int = 0
+
+    @property
+    def left(self) -> int:
+        """What a call can have of it now."""
+        return max(0, self.limit - self.used - self.held)
 
 
 @dataclass(slots=True)
@@ -370,8 +379,8 @@ class HoldExtension:
     nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
     finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
     Of `budgets`, the names of its accounts, `money_rate` says what was used of their money, `hold_rate` what
-    is held of it, and `counts_raw` that some are of tokens. Nothing is held ahead beyond `most`, all the call
-    can use.
+    is held of it where that is another, and `counts_raw` that some are of tokens. Nothing is held ahead
+    beyond `most`, all the call can use.
     """
 
     caller: Caller
@@ -399,7 +408,8 @@ class HoldExtension:
         """Money seen so far, and what windows of money and of tokens hold of so much more output."""
         ahead = self.ahead(margin)
         seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
-        more = 0 if self.hold_rate is None else self.hold_rate.nano(ahead)
+        rate = self.hold_rate or self.money_rate
+        more = 0 if rate is None else rate.nano(ahead)
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:

@@ -253,6 +253,9 @@ def _answer_head(
         told = limit_lines(decision)
         if told:
             lines.append(told)
+        budget_fields = FAMILIES[exchange.routed.family].budget_fields
+        if budget_fields is not None and decision.budget is not None:
+            lines += [b"%b: %b" % field for field in budget_fields(decision.budget, None)]
     return _finished(exchange, lines, keep_alive)
 
 

@@ -17,13 +17,13 @@ local function too_many(accounts, now)
 end
 
 -- the refusal of a window, if it is stronger than the one before: used up until the latest moment, then held by calls in flight
-local function stronger(short, now, verdict, fields, at, used)
+local function stronger(short, now, verdict, fields, at, used, held, need)
   local ends = fields[at + WINDOW_NEXT_AT]
   local till = verdict == VERDICT_QUOTA_HELD and -1 or ends == 0 and HUGE or ends
   if short and till <= short[1] then return short end
   return {till, REFUSED.pack{
     verdict = verdict, now = now, scope = SCOPE_BUDGET, kind = KIND_BUDGET, used = used, limit = fields[at + WINDOW_LIMIT_AT], till = ends,
-    budget = fields[at + WINDOW_BUDGET_ID_AT], unit = fields[at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES,
+    budget = fields[at + WINDOW_BUDGET_ID_AT], unit = fields[at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES, held = held, need = need,
   }}
 end
 
@@ -43,7 +43,7 @@ local function budgets_short(accounts, now, needs, leasts)
         local free = left - meters[place * 2]
         if need > free then
           local bound, verdict = cut(left, free, leasts[unit] > 0 and min(leasts[unit], need) or need, VERDICT_BUDGET_EXCEEDED)
-          if bound then needs[unit] = bound else short = stronger(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, used) end
+          if bound then needs[unit] = bound else short = stronger(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, used, left - free, need) end
         end
       end
     end

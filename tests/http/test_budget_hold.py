@@ -182,7 +182,7 @@ async def test_a_price_that_stands_in_counts_as_it_costs() -> None:
 
 SHAPES: list[tuple[bytes, bytes, tuple[str, ...], Any]] = [
     (b"/v1/chat/completions", CHAT, ("error", "code"), "insufficient_quota"),
-    (b"/v1/messages", CHAT, ("error", "type"), "rate_limit_error"),
+    (b"/v1/messages", CHAT, ("error", "type"), "billing_error"),
     (b"/v1beta/models/m:generateContent", b'{"contents":[]}', ("error", "status"), "RESOURCE_EXHAUSTED"),
     (b"/services/search/x", b"{}", ("status",), 429),
 ]

@@ -115,7 +115,7 @@ def test_a_window_that_enforces_holds(
         return
     assert world.everything() == before  # byte by byte
     assert (asked.decision.scope, asked.decision.kind) == (Scope.BUDGET, LimitKind.BUDGET)
-    assert asked.decision.budget == BudgetWindow(1, 100, used, 0, FLAG_MONEY)
+    assert asked.decision.budget == BudgetWindow(1, 100, used, 0, FLAG_MONEY, held=held, need=need)
 
 
 @pytest.mark.parametrize("admission", ["available", "strict"])
@@ -150,7 +150,7 @@ def test_windows_of_tokens_and_requests_hold_too(world: World) -> None:
     first = world.reserve(budgets=(requests,))
     second = world.reserve(budgets=(requests,))
     assert (second.verdict, second.decision.budget) == (
-        Verdict.QUOTA_HELD, BudgetWindow(2, 1, 0, 0, FLAG_REQUESTS),
+        Verdict.QUOTA_HELD, BudgetWindow(2, 1, 0, 0, FLAG_REQUESTS, held=1, need=1),
     )  # fmt: skip
     first.settle()
     assert world.reserve(budgets=(requests,)).verdict is Verdict.BUDGET_EXCEEDED

@@ -49,9 +49,9 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
 from gateway.core.accounts.budgets import (
     EACH,
-    HOLDS,
     ENFORCE,
     FINISH,
+    HOLDS,
     INTERVALS,
     MODES,
     MONEY,
@@ -337,8 +337,8 @@ class BudgetCreate(In):
     on_exhausted: OnExhausted = Field(default=FINISH, description="What becomes of a stream that uses it up.")
     hold: Holds | None = Field(
         default=None,
-        description="How much of a call is held: what is likely, or the maximum. null is maximum under a token"
-        " plan with strict admission, else likely.",
+        description="How much of a call is held: what is likely, or the maximum. null is as its token plan"
+        " admits: the maximum where that is strict, else likely.",
     )
     thresholds: Thresholds = Field(
         default=list(THRESHOLDS), description="Parts of the amount that are told when they are used."

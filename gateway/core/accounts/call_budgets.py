@@ -70,9 +70,12 @@ class CallBudgets(LruEntry):
         return ""
 
     def name_in(self, window: BudgetWindow) -> None:
-        """Say what a window is called, and what its money is counted in."""
+        """Say what a window is called, how often it begins again, and what its money is counted in."""
         budget = self.by_id.get(window.budget_id)
-        window.name = str(window.budget_id) if budget is None else budget.name
+        if budget is None:
+            window.name = str(window.budget_id)
+        else:
+            window.name, window.interval = budget.name, budget.interval
         window.currency = self.currency
 
 

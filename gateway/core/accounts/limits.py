@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
+from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
@@ -50,11 +50,19 @@ def refusal_headers(decision: Decision) -> list[Header]:
 
 
 def budget_headers(decision: Decision) -> list[Header]:
-    """Return the fields that tell of the budget which refused a call; empty where none did."""
+    """Return the fields that tell of the budget which refused a call, what that needed, and what is left.
+
+    Empty where none did. Amounts are decimals in the budget's unit.
+    """
     window = decision.budget
     if window is None:
         return []
-    fields = [(b"x-tollkeeper-budget", _name(window.name))]
+    unit = UNIT_OF[window.unit]
+    fields = [
+        (b"x-tollkeeper-budget", _name(window.name)),
+        (b"x-tollkeeper-needed", shown_amount(unit, window.need).encode()),
+        (b"x-tollkeeper-left", shown_amount(unit, window.left).encode()),
+    ]
     if decision.verdict is Verdict.BUDGET_EXCEEDED:
         policy = _budget_policy(window.limit, window.unit, window.currency)
         item = _budget_item(window, window.reset_ms - decision.now_ms)

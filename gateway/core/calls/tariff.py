@@ -156,8 +156,9 @@ def extended(
     if observed.weights is not None:
         observed.quota, counts = tokens, False
     held = covered(counts, observed.rate, tokens, credits_)
-    if observed.hold_rate is not None:
-        held = min(held, observed.hold_rate.paid(money))
+    rate = observed.hold_rate or observed.money_rate
+    if rate is not None:
+        held = min(held, rate.paid(money))
     observed.held = min(held, raw_tokens) if observed.counts_raw else held
 
 

@@ -17,7 +17,7 @@ from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
-from gateway.core.model import Family
+from gateway.core.model import BudgetWindow, Family
 from gateway.errors import Refusal, UpstreamUnreachable
 
 # Which dear prices a call can have, and which it asks for, by fields that its provider documents. Pure.
@@ -209,7 +209,8 @@ class ApiFamily:
     default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
     `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
-    nothing. `provider` is what OpenTelemetry calls whose API it is.
+    nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
+    of a budget is used, with an answer or with the refusal they are given.
     """
 
     name: Family
@@ -238,6 +239,7 @@ class ApiFamily:
     exclusions: Exclusions = NONE
     free_tools: frozenset[str] = frozenset()
     provider: str = ""
+    budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None
 
 
 def target(

@@ -6,7 +6,10 @@ from http import HTTPStatus
 
 from gateway.core.families.family import ApiFamily
 from gateway.core.model import GENERIC
-from gateway.errors import Refusal
+from gateway.errors import QuotaHeld, Refusal
+
+# draft-ietf-httpapi-ratelimit-headers-10, 6: problem types, with the policies that a request violates.
+_PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 
 
 def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
@@ -19,6 +22,9 @@ def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
         "instance": f"urn:uuid:{request_id}",
         "reason": refusal.reason,
     }
+    if refusal.policy:
+        kind = "temporary-reduced-capacity" if refusal.reason == QuotaHeld.reason else "quota-exceeded"
+        problem |= {"type": _PROBLEM_TYPES + kind, "violated-policies": [refusal.policy]}
     if refusal.param:
         problem["param"] = refusal.param
     return problem

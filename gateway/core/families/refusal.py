@@ -24,6 +24,11 @@ RETRY_HELPS_S = 60
 # Answers after which a client waits: each says who refused, a scope of limits, the gateway or the upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
+# What `RateLimit-Policy` calls limits; nobody is told how many calls may run at once.
+_POLICIES = {
+    int(LimitKind.REQUESTS): "requests", int(LimitKind.TOKENS): "tokens", int(LimitKind.QUOTA): "quota",
+    int(LimitKind.BUDGET): "budget",
+}  # fmt: skip
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 
 
@@ -31,6 +36,8 @@ def from_decision(decision: Decision) -> Refusal:
     """Return the refusal a decision stands for: which limit, how much is used, until when."""
     refusal = _MAKERS[decision.verdict](decision)
     refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
+    refusal.budget = decision.budget
+    refusal.policy = _POLICIES.get(decision.kind, "")
     if decision.scope:
         refusal.scope = Scope(decision.scope).name.lower()
     return refusal
@@ -49,6 +56,8 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     if refusal.status in HELD_OFF:
         headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
+    if refusal.budget is not None and shape.budget_fields is not None:
+        headers += shape.budget_fields(refusal.budget, refusal)
     return headers, msgspec.json.encode(shape.refusal(refusal, request_id))
 
 
@@ -114,7 +123,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
     state = "It is used up" if decision.used >= decision.limit else "Too little is left for this request"
     when = f"{state}{_until(decision)}, when it begins again." if wait else f"{state}. It never begins again."
     return errors.BudgetExceeded(
-        f"{_of_budget(decision)} are used. {when}",
+        f"{_of_budget(decision)} are used. {when}{_needed(decision)}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
@@ -130,11 +139,21 @@ def _of_budget(decision: Decision) -> str:
     return f'Budget "{window.name}": {used} of {limit}'
 
 
+def _needed(decision: Decision) -> str:
+    """What the request needs of a budget, and what is left."""
+    window = decision.budget
+    if window is None or not window.need:
+        return ""
+    unit = UNIT_OF[window.unit]
+    need, left = shown(unit, window.need, window.currency), shown_amount(unit, window.left)
+    return f" It needs {need}, and {left} are left."
+
+
 def _quota_held(decision: Decision) -> Refusal:
     if decision.kind == LimitKind.BUDGET:
         return errors.QuotaHeld(
             f"{_of_budget(decision)} are used. "
-            "Calls in flight hold what remains until they end. Try again in 1 s.",
+            f"Calls in flight hold what remains until they end. Try again in 1 s.{_needed(decision)}",
             retry_after_s=1,
             retry_helps=True,
         )

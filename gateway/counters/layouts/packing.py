@@ -67,7 +67,7 @@ ADMITTED = Layout(
     " requests_scope requests_limit requests_used requests_reset"
     " tokens_scope tokens_limit tokens_used tokens_reset credits",
 )
-REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0")
+REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0 held=0 need=0")
 # What a call wants held of its budgets; behind an admission what it got, and the tightest one that enforces.
 NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
 BUDGETS = Layout("BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0")
@@ -308,10 +308,10 @@ def decision(answer: bytes, service: Service) -> Decision:
             budgets_tell(decision, answer)
         return decision
     if len(answer) == _REFUSED.size:
-        code, now, scope, kind, used, limit, until, budget_id, unit = _REFUSED.unpack(answer)
+        code, now, scope, kind, used, limit, until, budget_id, unit, held, need = _REFUSED.unpack(answer)
         refused = Decision(Verdict(code), scope, kind, used, limit, until, now)
         if budget_id:
-            refused.budget = BudgetWindow(budget_id, limit, used, until, unit)
+            refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
         return refused
     return Decision(Verdict(int(_CODE.unpack(answer)[0])))
 

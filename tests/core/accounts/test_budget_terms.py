@@ -98,7 +98,8 @@ def test_a_stored_budget_is_read_in_what_is_counted() -> None:
     tokens = {
         **STORED, "unit": "tokens", "amount": Decimal(3000), "mode": "enforce", "on_exhausted": "finish",
         "tenant_id": 2, "user": "ada", "api_key_id": 4, "project_id": 0, "model": "gpt-*", "service_id": 5,
-        "each": "session", "hold": "maximum", "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
+        "each": "session", "hold": "maximum",
+        "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
     }  # fmt: skip
     assert read_budget(tokens) == Budget(
         7, "all", "tokens", 3000, "month", "Europe/Berlin", 31, enforce=True, cut=False, tenant_id=2,

@@ -192,5 +192,5 @@ def test_a_window_is_named() -> None:
     known, unknown = BudgetWindow(1, 5, 1, 0, 1), BudgetWindow(99, 5, 1, 0, 1)
     found.name_in(known)
     found.name_in(unknown)
-    assert known == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR")
+    assert known == BudgetWindow(1, 5, 1, 0, 1, "all, a month", "EUR", "month")
     assert unknown.name == "99"

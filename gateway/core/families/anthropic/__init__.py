@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from gateway.core.accounts.budgets import DAY, FLAG_MONEY, MONTH, WEEK
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
 from gateway.core.families.family import ApiFamily, CallKind, Listing, target
-from gateway.core.model import Family
-from gateway.errors import Refusal
+from gateway.core.model import BudgetWindow, Family
+from gateway.errors import BudgetExceeded, Refusal
 
 NAME = Family("anthropic")
 
@@ -26,12 +29,56 @@ _TYPES = {
 _BASE64 = MediaPart(("source", "data"), states=("media_type",), only="base64")
 
 
+# What Claude Code reads of a budget, as the gateway protocol in its binary says (`GET /protocol`, Usage-limit
+# headers): the overage is a calendar budget; the client's notices are shown at these thresholds.
+_UNIFIED: Final = b"anthropic-ratelimit-unified-"
+_THRESHOLDS: Final = (95, 75)
+_PERIODS: Final = {DAY: b"daily", WEEK: b"weekly", MONTH: b"monthly"}
+_SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
+
+
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Anthropic's clients expect it."""
     other = "invalid_request_error" if refusal.status < 500 else "api_error"
-    kind = _TYPES.get(refusal.status, other)
     message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    error: dict[str, object] = {"type": _TYPES.get(refusal.status, other), "message": message}
+    if _is_spent(refusal):
+        error |= {"type": "billing_error", "details": _SPENT}
+    return {"type": "error", "error": error, "request_id": request_id}
+
+
+def _is_spent(refusal: Refusal) -> bool:
+    """Whether a budget of money is used up, so that waiting for calls in flight does not help."""
+    budget = refusal.budget
+    return isinstance(refusal, BudgetExceeded) and budget is not None and budget.unit == FLAG_MONEY
+
+
+def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
+    """How much of a budget of money is used, in hundredths; of one that lets calls in, less than all."""
+    if window.unit != FLAG_MONEY or (refusal is not None and not _is_spent(refusal)):
+        return []
+    percent = min(window.used * 100 // max(window.limit, 1), 100)
+    if refusal is None:
+        percent = min(percent, 99)
+        threshold = next((one for one in _THRESHOLDS if percent >= one), 0)
+        status = b"allowed_warning" if threshold else b"allowed"
+        fields = [(b"representative-claim", b"overage"), (b"overage-status", status)]
+    else:
+        threshold, status = 100, b"rejected"
+        fields = [(b"overage-disabled-reason", b"org_spend_cap_reached")]
+    fields += [(b"status", status), (b"overage-utilization", _hundredths(percent))]
+    if threshold:
+        fields.append((b"overage-surpassed-threshold", _hundredths(threshold)))
+    if window.reset_ms:
+        reset = b"%d" % -(-window.reset_ms // 1000)
+        fields += [(b"reset", reset), (b"overage-reset", reset)]
+    if window.interval in _PERIODS:
+        fields.append((b"overage-period", _PERIODS[window.interval]))
+    return [(_UNIFIED + name, value) for name, value in fields]
+
+
+def _hundredths(percent: int) -> bytes:
+    return b"1" if percent == 100 else b"0.%02d" % percent
 
 
 FAMILY = ApiFamily(
@@ -69,6 +116,7 @@ FAMILY = ApiFamily(
     ),
     lists=Listing(),
     provider="anthropic",
+    budget_fields=_budget_fields,
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
         "claude-haiku-4": 64_000,

@@ -66,6 +66,9 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     if refusal.param:
         violation = {"field": refusal.param, "description": refusal.told}
         details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
+    if refusal.policy:
+        violation = {"subject": f"{refusal.scope}:{refusal.policy}", "description": refusal.told}
+        details.append({"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]})
     if refusal.retry_after_s is not None:
         delay = f"{refusal.retry_after_s}s"
         details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
