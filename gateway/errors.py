@@ -6,10 +6,7 @@ The docstring of a class is its message. Which JSON shape a client sees is decid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from gateway.core.model import BudgetWindow
+from typing import ClassVar
 
 
 class TollkeeperError(Exception):
@@ -46,13 +43,13 @@ class Refusal(TollkeeperError):
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
     request field that is wrong, where one is. `fields` of the answer tell what is left of the
     limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else. `policy` is
-    the name that `RateLimit-Policy` has for that limit, empty for none; `budget` the one that refused.
+    the name that `RateLimit-Policy` has for that limit, empty for none; `budget` the `BudgetWindow` that refused.
     """
 
     scope: str = "gateway"
     fields: tuple[tuple[bytes, bytes], ...] = ()
     policy: str = ""
-    budget: BudgetWindow | None = None
+    budget: object = None
 
     def __init__(
         self,

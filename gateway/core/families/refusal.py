@@ -17,7 +17,7 @@ from gateway import errors
 from gateway.core.accounts.budgets import UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
@@ -56,7 +56,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     if refusal.status in HELD_OFF:
         headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
-    if refusal.budget is not None and shape.budget_fields is not None:
+    if isinstance(refusal.budget, BudgetWindow) and shape.budget_fields is not None:
         headers += shape.budget_fields(refusal.budget, refusal)
     return headers, msgspec.json.encode(shape.refusal(refusal, request_id))
 

@@ -50,7 +50,8 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 def _is_spent(refusal: Refusal) -> bool:
     """Whether a budget of money is used up, so that waiting for calls in flight does not help."""
     budget = refusal.budget
-    return isinstance(refusal, BudgetExceeded) and budget is not None and budget.unit == FLAG_MONEY
+    money = isinstance(budget, BudgetWindow) and budget.unit == FLAG_MONEY
+    return money and isinstance(refusal, BudgetExceeded)
 
 
 def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
