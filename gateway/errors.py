@@ -43,7 +43,7 @@ class Refusal(TollkeeperError):
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
     request field that is wrong, where one is. `fields` of the answer tell what is left of the
     limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else. `policy` is
-    the name that `RateLimit-Policy` has for that limit, empty for none; `budget` the `BudgetWindow` that refused.
+    the name that `RateLimit-Policy` has for it, empty for none; `budget` is the `BudgetWindow` that refused.
     """
 
     scope: str = "gateway"
