@@ -6,11 +6,13 @@ import asyncio
 import hmac
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from persistence.resources.access import MEMBERS_KEYS_MAX
 from tests.admin.conftest import ADMIN, READONLY, Api
+from tests.in_turn import in_turn
 
 
 async def test_a_key_is_shown_once_and_kept_as_its_digest(api: Api) -> None:
@@ -84,7 +86,13 @@ async def test_deleting_a_key_revokes_it_first(api: Api) -> None:
     assert (await api.get(f"api-keys/{key['id']}")).status == 404
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def web(api: Api) -> dict[str, Any]:
+    made: dict[str, Any] = await api.make("tenants", name="web")
+    return made
+
+
+@in_turn(
     ("field", "value", "named"),
     [
         ("tenant_id", 99, "tenant_id"),
@@ -113,15 +121,16 @@ async def test_deleting_a_key_revokes_it_first(api: Api) -> None:
         ("digest", "0" * 64, "digest"),
     ],
 )
-async def test_wrong_fields_of_a_key_are_named(api: Api, field: str, value: object, named: str) -> None:
-    tenant = await api.make("tenants", name="web")
-    refused = await api.post("api-keys", {"tenant_id": tenant["id"], "name": "k", field: value})
+async def test_wrong_fields_of_a_key_are_named(
+    api: Api, web: dict[str, Any], field: str, value: object, named: str
+) -> None:
+    refused = await api.post("api-keys", {"tenant_id": web["id"], "name": "k", field: value})
     assert refused.status == 422
     assert [error["field"] for error in refused.json["errors"]] == [named]
     assert api.rows("select count(*) from api_key") == [(0,)]
 
 
-@pytest.mark.parametrize("token", [None, "", "wrong", ADMIN + "x", "tka_" + "0" * 32, "tka_" + "é" * 32])
+@in_turn("token", [None, "", "wrong", ADMIN + "x", "tka_" + "0" * 32, "tka_" + "é" * 32])
 async def test_nobody_gets_in_without_a_token(api: Api, token: str | None) -> None:
     nobody = api.acting_as(token)
     for method, path in (("GET", "organizations"), ("POST", "organizations"), ("DELETE", "organizations/1")):
@@ -147,13 +156,13 @@ async def test_a_token_that_was_used_can_be_deleted_even_by_itself(api: Api) -> 
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@in_turn("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_the_scheme_is_read_in_any_case(api: Api, scheme: str) -> None:
     sent = {"Authorization": f"{scheme} {ADMIN}"}
     assert (await api.acting_as(None).call("GET", "organizations", headers=sent)).status == 200
 
 
-@pytest.mark.parametrize("value", [f"Basic {ADMIN}", ADMIN, f"Bearer  {ADMIN} x", "Bearer"])
+@in_turn("value", [f"Basic {ADMIN}", ADMIN, f"Bearer  {ADMIN} x", "Bearer"])
 async def test_only_a_bearer_token_counts(api: Api, value: str) -> None:
     answer = await api.acting_as(None).call("GET", "organizations", headers={"Authorization": value})
     assert answer.status == 401

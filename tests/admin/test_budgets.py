@@ -12,6 +12,7 @@ import pytest
 
 from gateway.core.accounts.budgets import OTHERS, Budget, LiveWindow, account_of, bounds
 from tests.admin.conftest import READONLY, Api
+from tests.in_turn import in_turn
 
 DAY = timedelta(days=1)
 THRESHOLDS = [0.5, 0.8, 1]
@@ -128,7 +129,7 @@ async def test_tokens_and_requests_are_whole_numbers(desk: Desk) -> None:
         assert made["resets_at"] is None
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("said", "field"),
     [
         ({"amount": "0"}, "amount"), ({"amount": "-1"}, "amount"), ({"amount": 12}, "amount"),
@@ -262,7 +263,7 @@ async def test_a_reset_is_the_counters_work(desk: Desk, each: str | None) -> Non
     assert set(await desk.refusals("POST", f"budgets/{made['id']}/reset", {"amount": "1"})) == {"amount"}
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("over", "field"),
     [
         ({"amount": "12.49"}, "amount"), ({"amount": 20}, "amount"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.admin.conftest import Answer, Api
+from tests.in_turn import in_turn
 
 SERVICE = {"name": "Search", "key": "search", "credits": 3, "service_type": "Pay-As-You-Go"}
 
@@ -78,7 +79,7 @@ async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) ->
     assert second["id"] != first["id"]
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("field", "value", "named"),
     [
         ("key", "Has Space", "key"),

@@ -20,6 +20,7 @@ from gateway.cli.admin.program import mount
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import ADMIN, READONLY, Api
+from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
 
 program = typer.Typer()
@@ -178,7 +179,7 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("arguments", "environ", "expected"),
     [
         (("org", "list"), {"TOLLKEEPER_ADMIN_TOKEN": "wrong"}, "TOLLKEEPER_ADMIN_TOKEN"),

@@ -24,6 +24,7 @@ from persistence import engine as engines
 from persistence.keeper import handovers
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
 from tests.admin.test_payments import finalized
+from tests.in_turn import in_turn
 
 SECRET = "whsec_of_the_tests_only"
 
@@ -120,7 +121,7 @@ async def test_a_changed_byte_is_401(told: Api) -> None:
     assert refused.status == 401
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "body",
     [
         "{}",
@@ -192,7 +193,7 @@ async def test_where_nobody_is_told_anything_there_is_nothing(api: Api) -> None:
     assert (await send(api, event("evt_1"))).status == 404
 
 
-@pytest.mark.parametrize("customer", ["", "cus 1", "cus/1", "x" * 256, 7])
+@in_turn("customer", ["", "cus 1", "cus/1", "x" * 256, 7])
 async def test_a_customer_is_an_id_of_stripes(api: Api, customer: Any) -> None:
     refused = await api.post("organizations", {"name": "Acme", "stripe_customer": customer})
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "stripe_customer")

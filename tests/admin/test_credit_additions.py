@@ -9,6 +9,7 @@ import pytest
 
 from gateway.core.model import INTEGER_MAX
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 SOON = (datetime.now(UTC) + timedelta(days=30)).isoformat()
 PAST = (datetime.now(UTC) - timedelta(days=30)).isoformat()
@@ -107,7 +108,12 @@ async def test_what_the_counters_refuse_was_never_added(api: Api) -> None:
     assert (await api.get("credit-additions")).json["items"] == []
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def buyer(api: Api) -> int:
+    return await organization(api)
+
+
+@in_turn(
     ("fields", "named"),
     [
         ({"credits_added": 0}, "credits_added"),
@@ -126,8 +132,8 @@ async def test_what_the_counters_refuse_was_never_added(api: Api) -> None:
         ({"balance_after": 1}, "balance_after"),
     ],
 )
-async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> None:
-    sent = {"organization_id": await organization(api), "credits_added": 5} | fields
+async def test_wrong_fields(api: Api, buyer: int, fields: dict[str, Any], named: str) -> None:
+    sent = {"organization_id": buyer, "credits_added": 5} | fields
     refused = await api.post("credit-additions", sent)
     assert refused.status == 422, refused.raw
     assert [error["field"] for error in refused.json["errors"]] == [named]

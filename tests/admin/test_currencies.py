@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 PLAN = {"name": "Starter", "monthly_cost": "29.00", "annual_cost": "290.00", "feature_access": []}
 TERM = {"start_date": "2026-04-01", "end_date": "2027-04-01"}
 
 
-@pytest.mark.parametrize("code", ["QQQ", "XAU", "XTS", "usd", "US", "\u0405DR", 5, None])
+@in_turn("code", ["QQQ", "XAU", "XTS", "usd", "US", "\u0405DR", 5, None])
 async def test_what_is_no_currency_is_refused(api: Api, code: object) -> None:
     for where, body in (
         ("organizations", {"name": "Acme"}),

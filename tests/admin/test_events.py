@@ -16,6 +16,7 @@ from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX, re
 from gateway.errors import StoreUnavailable
 from persistence.store import Store
 from tests.admin.conftest import READONLY, Answer, Api, api_of
+from tests.in_turn import in_turn
 
 BATCH = {"Content-Type": "application/cloudevents-batch+json"}
 
@@ -150,7 +151,12 @@ async def test_who_may_only_read_sends_none(api: Api) -> None:
     assert (await api.acting_as(None).post("events", [])).status == 401
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def subject(api: Api) -> str:
+    return f"tenant:{(await tenant(api))['id']}"
+
+
+@in_turn(
     ("field", "over"),
     [
         ("specversion", {"specversion": "0.3"}),
@@ -197,16 +203,15 @@ async def test_who_may_only_read_sends_none(api: Api) -> None:
     ],
 )  # fmt: skip
 async def test_a_bad_event_refuses_itself_alone_and_says_why(
-    api: Api, field: str, over: dict[str, Any]
+    api: Api, subject: str, field: str, over: dict[str, Any]
 ) -> None:
-    made = await tenant(api)
-    subject = f"tenant:{made['id']}"
+    before = len(waiting(api))
     answer = await api.post("events", [event(subject), event(subject, **over), event(subject)])
     assert (answer.status, answer.json["accepted"]) == (200, 2), answer.json
     [refused] = answer.json["rejected"]
     assert (refused["index"], refused["field"]) == (1, field)
     assert refused["reason"]
-    assert len(waiting(api)) == 2
+    assert len(waiting(api)) == before + 2
 
 
 async def test_attributes_of_extensions_are_taken(api: Api) -> None:
@@ -215,7 +220,7 @@ async def test_attributes_of_extensions_are_taken(api: Api) -> None:
     assert answer.json["accepted"] == 1
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("data", "kind", "status"),
     [
         (b'{"specversion":"1.0","specversion":"1.0"}', "application/json", 400),

@@ -18,6 +18,7 @@ from gateway.core.billing.document import InvoiceParty, Letterhead
 from persistence.store import FontCoverage, Store
 from tests.admin.conftest import Api, api_of
 from tests.admin.test_invoices import acme, draft
+from tests.in_turn import in_turn
 from tests.waiting import eventually
 
 OTHER = Letterhead(
@@ -162,7 +163,7 @@ async def test_a_negative_sum_is_a_credit_note_of_the_invoices_that_billed_it(ap
     assert api.rows("SELECT * FROM invariant_owed") == []
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "fields",
     [{"country": "QQ"}, {"country": "de"}, {"address": []}, {"address": ["a\nb"]}, {"tax_number": ""}],
 )

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_cli import Run, run
 from tests.admin.test_invoices import acme, draft
+from tests.in_turn import in_turn
 
 __all__ = ["run"]
 
@@ -115,7 +115,7 @@ async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
     assert (other.status, other.json["errors"][0]["field"]) == (422, "cursor")
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("asked", "field"),
     [
         ("receivables?at=2026-02-30", "at"),

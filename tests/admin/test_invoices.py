@@ -19,6 +19,7 @@ from gateway.admin.application import build
 from gateway.admin.http.guard import ROOM
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
+from tests.in_turn import in_turn
 
 APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
 USES = """
@@ -178,7 +179,12 @@ async def test_other_organizations_have_periods_of_their_own(api: Api) -> None:
     assert (made["lines"], made["total_amount"]) == ([], "0.00")
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def ids(api: Api) -> dict[str, int]:
+    return await acme(api)
+
+
+@in_turn(
     ("fields", "named"),
     [
         ({"organization_id": 999}, "organization_id"),
@@ -191,8 +197,7 @@ async def test_other_organizations_have_periods_of_their_own(api: Api) -> None:
         ({"total_amount": "1.00"}, "total_amount"),
     ],
 )
-async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> None:
-    ids = await acme(api)
+async def test_wrong_fields(api: Api, ids: dict[str, int], fields: dict[str, Any], named: str) -> None:
     refused = await api.post("invoices", {"organization_id": ids["organization"]} | APRIL | fields)
     assert refused.status == 422, refused.raw
     assert [error["field"] for error in refused.json["errors"]] == [named]

@@ -16,6 +16,7 @@ from gateway.core.accounts.outbox import Batch
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.in_turn import in_turn
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 __all__ = ["run"]
@@ -115,7 +116,7 @@ async def test_a_call_is_answered_once_under_a_key(api: Api) -> None:
     assert (await api.post("letters", LETTERS, key="k")).status == 409
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("sent", "said"),
     [
         ({"what": "dead_letters"}, "reason"),

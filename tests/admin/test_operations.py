@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import re
 
-import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.api.openapi import document
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 
 def test_the_openapi_document_is_valid() -> None:
@@ -36,7 +36,7 @@ async def test_every_route_is_described_and_nothing_else(api: Api) -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(RESOURCES))
+@in_turn("name", sorted(RESOURCES))
 async def test_every_answer_fits_its_description(api: Api, name: str) -> None:
     schema = (await api.get("openapi.json")).json["components"]["schemas"][RESOURCES[name].title]
     assert set(schema["properties"]) == RESOURCES[name].known.keys()
@@ -66,7 +66,7 @@ async def test_health_and_metrics_need_no_token(api: Api) -> None:
     assert metrics.headers["Content-Type"].startswith("text/plain")
 
 
-@pytest.mark.parametrize("path", ["organizations", "organizations/9", "/admin/docs", "/livez", "/nothing"])
+@in_turn("path", ["organizations", "organizations/9", "/admin/docs", "/livez", "/nothing"])
 async def test_every_answer_is_guarded(api: Api, path: str) -> None:
     answer = await api.get(path)
     assert answer.headers["X-Content-Type-Options"] == "nosniff"

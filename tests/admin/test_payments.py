@@ -8,6 +8,7 @@ import pytest
 
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_invoices import acme, draft
+from tests.in_turn import in_turn
 
 
 async def finalized(api: Api, **more: Any) -> dict[str, Any]:
@@ -42,7 +43,12 @@ async def test_a_payment_told_again_changes_nothing(api: Api) -> None:
     assert len((await api.get("payments")).json["items"]) == 1
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def final(api: Api) -> dict[str, Any]:
+    return await finalized(api)
+
+
+@in_turn(
     ("sent", "field"),
     [
         ({"amount": "69.61", "reference": "x"}, "amount"),
@@ -64,9 +70,10 @@ async def test_a_payment_told_again_changes_nothing(api: Api) -> None:
         ({"amount": "1", "reference": "x", "currency": "JPY"}, "currency"),
     ],
 )
-async def test_what_is_no_payment_is_refused_by_its_field(api: Api, sent: Any, field: str) -> None:
-    made = await finalized(api)
-    refused = await api.post(f"invoices/{made['id']}/payments", sent)
+async def test_what_is_no_payment_is_refused_by_its_field(
+    api: Api, final: dict[str, Any], sent: Any, field: str
+) -> None:
+    refused = await api.post(f"invoices/{final['id']}/payments", sent)
     assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
     assert (await api.get("payments")).json["items"] == []
 
@@ -149,7 +156,7 @@ async def test_what_is_given_up_says_why_in_the_audit_log(api: Api) -> None:
     assert kept[0] == {"reason": "insolvent"}
 
 
-@pytest.mark.parametrize("days", [-1, 366, "14", 1.5])
+@in_turn("days", [-1, 366, "14", 1.5])
 async def test_days_to_pay_are_a_number(api: Api, days: Any) -> None:
     refused = await api.post("organizations", {"name": "Acme", "due_days": days})
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "due_days")

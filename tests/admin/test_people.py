@@ -6,6 +6,7 @@ import pytest
 
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
 
 
@@ -103,7 +104,7 @@ async def test_a_tenant_never_changes_organization(api: Api) -> None:
     assert refused.json["errors"] == [{"field": "organization_id", "message": "cannot be set here"}]
 
 
-@pytest.mark.parametrize("field", ["organization_id", "plan_id"])
+@in_turn("field", ["organization_id", "plan_id"])
 async def test_a_tenant_refers_only_to_what_is_there(api: Api, field: str) -> None:
     refused = await api.post("tenants", {"name": "web", field: 99})
     assert refused.status == 422
@@ -232,7 +233,7 @@ async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str
     assert (await api.patch(where, {"currency": before["currency"], "name": "other"})).status == 200
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("sent", "field"),
     [
         ({"credit_unit_cost": "0"}, "credit_unit_cost"),

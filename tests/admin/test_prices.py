@@ -15,6 +15,7 @@ from psycopg import errors
 
 from gateway.core.billing.price_book import PriceBook, read_price
 from tests.admin.conftest import READONLY, Answer, Api
+from tests.in_turn import in_turn
 
 AT = "2026-01-01T00:00:00Z"
 
@@ -106,7 +107,7 @@ async def test_nor_in_the_database(prices: Prices, change: str) -> None:
         connection.execute(change)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("over", "field"),
     [
         ({"input": "-1"}, "input"),
@@ -244,7 +245,7 @@ async def test_a_quote_is_by_the_price_that_a_gateway_charges_by(prices: Prices,
         assert (listed == [made]) is is_it
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("query", "field"),
     [
         ("gpt-x&model=b", "model"), ("gpt-x&input=-1", "input"), ("gpt-x&input=1.5", "input"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollover_max": 50}
 
@@ -119,7 +121,13 @@ async def test_block_and_unblock(api: Api) -> None:
         )
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def web(api: Api) -> dict[str, Any]:
+    made: dict[str, Any] = await api.make("tenants", name="web")
+    return made
+
+
+@in_turn(
     ("action", "body", "field"),
     [
         ("recharge", {}, "amount"),
@@ -139,10 +147,9 @@ async def test_block_and_unblock(api: Api) -> None:
     ],
 )
 async def test_a_wrong_action_moves_nothing(
-    api: Api, action: str, body: dict[str, object], field: str
+    api: Api, web: dict[str, Any], action: str, body: dict[str, object], field: str
 ) -> None:
-    tenant = await api.make("tenants", name="web")
-    refused = await api.post(f"tenants/{tenant['id']}/{action}", body)
+    refused = await api.post(f"tenants/{web['id']}/{action}", body)
     assert refused.status == 422
     assert [error["field"] for error in refused.json["errors"]] == [field]
     assert api.rows("select count(*) from control_write where verb <> 'define'") == [(0,)]
@@ -222,7 +229,7 @@ async def test_a_plan_in_use_stays(api: Api) -> None:
     assert (await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})).status == 422
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("field", "value"),
     [
         ("total_amount", -1),
@@ -332,7 +339,13 @@ def catalogues(api: Api) -> list[tuple[object, ...]]:
     return list(api.rows("select verb from control_write where account = 'catalogue'"))
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def plain(api: Api) -> dict[str, Any]:
+    made: dict[str, Any] = await api.make("token-plans", **PLAN)
+    return made
+
+
+@in_turn(
     ("weights", "field"),
     [
         ({"cached": "0.1"}, "weights.cached"),
@@ -351,11 +364,12 @@ def catalogues(api: Api) -> list[tuple[object, ...]]:
         ("0.1", "weights"),
     ],
 )
-async def test_weights_that_cannot_be_are_named(api: Api, weights: object, field: str) -> None:
-    plan = await api.make("token-plans", **PLAN)
+async def test_weights_that_cannot_be_are_named(
+    api: Api, plain: dict[str, Any], weights: object, field: str
+) -> None:
     for refused in (
         await api.post("token-plans", {**PLAN, "weights": weights}),
-        await api.patch(f"token-plans/{plan['id']}", {"weights": weights}),
+        await api.patch(f"token-plans/{plain['id']}", {"weights": weights}),
     ):
         assert refused.status == 422
         assert [error["field"] for error in refused.json["errors"]] == [field]

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 
 def day(offset: int) -> str:
@@ -68,7 +69,17 @@ async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> N
     assert sorted(answer.status for answer in answers) == [201, *[409] * 7]
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def asked(api: Api) -> dict[str, object]:
+    """What an organization would subscribe to."""
+    organization = await api.make("organizations", name="Acme")
+    return {
+        "organization_id": organization["id"], "plan_id": (await plan(api, "Starter"))["id"],
+        "start_date": day(-10), "end_date": day(10),
+    }  # fmt: skip
+
+
+@in_turn(
     ("field", "value", "status"),
     [
         ("organization_id", 999, 422),
@@ -82,13 +93,10 @@ async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> N
         ("start_date", f"{day(-10)}T00:00:00Z", 201),
     ],
 )
-async def test_wrong_fields(api: Api, field: str, value: object, status: int) -> None:
-    organization = await api.make("organizations", name="Acme")
-    sent: dict[str, object] = {
-        "organization_id": organization["id"], "plan_id": (await plan(api, "Starter"))["id"],
-        "start_date": day(-10), "end_date": day(10),
-    }  # fmt: skip
-    answer = await api.post("organization-subscriptions", sent | {field: value})
+async def test_wrong_fields(
+    api: Api, asked: dict[str, object], field: str, value: object, status: int
+) -> None:
+    answer = await api.post("organization-subscriptions", asked | {field: value})
     assert answer.status == status, answer.raw
     if status == 422:
         assert [error["field"] for error in answer.json["errors"]] == [field]

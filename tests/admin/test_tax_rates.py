@@ -12,6 +12,7 @@ import pytest
 from tests.admin.conftest import Api
 from tests.admin.test_invoices import acme, draft
 from tests.admin.test_subscriptions import day, plan
+from tests.in_turn import in_turn
 
 MAY = {"period_start": "2026-05-01", "period_end": "2026-06-01"}
 
@@ -130,7 +131,12 @@ async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
     assert Decimal(rest["total_amount"]) + Decimal("-4.40") == -Decimal(made["total_amount"])
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def organization(api: Api) -> int:
+    return int((await api.make("organizations", name="Acme"))["id"])
+
+
+@in_turn(
     ("sent", "field"),
     [
         ({"rate": "1.5"}, "rate"), ({"rate": 0.2}, "rate"), ({"effective_from": "soon"}, "effective_from"),
@@ -140,8 +146,7 @@ async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
         ({"rate": "0", "category": "zero", "reason": "x"}, "reason"),
     ],
 )  # fmt: skip
-async def test_wrong_fields_are_named(api: Api, sent: dict[str, Any], field: str) -> None:
-    organization = (await api.make("organizations", name="Acme"))["id"]
+async def test_wrong_fields_are_named(api: Api, organization: int, sent: dict[str, Any], field: str) -> None:
     usual = {"organization_id": organization, "effective_from": "2026-04-01", "rate": "0.2"}
     refused = await api.post("tax-rates", usual | sent)
     assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])

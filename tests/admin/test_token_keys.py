@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from gateway.core.issuers import known_as
 from gateway.http.identity import key_digest
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 ISSUER = "https://kubernetes.default.svc"
 PODS = {"name": "pods", "issuer": ISSUER, "subject": "prod"}
@@ -77,7 +79,13 @@ async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:
     assert (refused.status, "of all organizations" in str(refused.json)) == (403, True)
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def web(api: Api) -> dict[str, Any]:
+    made: dict[str, Any] = await api.make("tenants", name="web")
+    return made
+
+
+@in_turn(
     "said",
     [
         {"issuer": ISSUER},
@@ -91,9 +99,11 @@ async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:
         {"issuer": ISSUER, "subject": 7},
     ],
 )
-async def test_what_no_token_can_say_is_422(api: Api, said: dict[str, object]) -> None:
-    tenant = await api.make("tenants", name="web")
-    refused = await api.post("api-keys", {"tenant_id": tenant["id"], "name": "pods", **said})
+async def test_what_no_token_can_say_is_422(api: Api, web: dict[str, Any], said: dict[str, object]) -> None:
+    refused = await api.post("api-keys", {"tenant_id": web["id"], "name": "pods", **said})
     assert refused.status == 422
-    made = await api.make("api-keys", tenant_id=tenant["id"], name="laptop")
+
+
+async def test_a_key_that_is_a_secret_never_is_a_subject(api: Api, web: dict[str, Any]) -> None:
+    made = await api.make("api-keys", tenant_id=web["id"], name="laptop")
     assert (await api.patch(f"api-keys/{made['id']}", {"issuer": ISSUER, "subject": "prod"})).status == 422

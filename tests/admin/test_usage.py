@@ -26,6 +26,7 @@ from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import partitions
 from tests.admin.conftest import READONLY, Api
+from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
 
 BEGAN = datetime(2026, 3, 30, 5, tzinfo=UTC)
@@ -87,8 +88,8 @@ STARTS: dict[str, Callable[[datetime], datetime]] = {
 }
 
 
-@pytest.mark.parametrize("interval", STARTS)
-@pytest.mark.parametrize("groups", ["", "model", "user,project", ",".join(GROUPS)])
+@in_turn("interval", STARTS)
+@in_turn("groups", ["", "model", "user,project", ",".join(GROUPS)])
 async def test_every_grouping_adds_up_to_what_its_calls_do(
     api: Api, calls: list[dict[str, Any]], interval: str, groups: str
 ) -> None:
@@ -144,7 +145,7 @@ async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[s
     assert row == {name: str(value) for name, value in item.items()}
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("query", "field"),
     [
         ("group_by=colour", "group_by"),
@@ -171,8 +172,8 @@ async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) 
         assert [error["field"] for error in answer.json["errors"]] == [field]
 
 
-@pytest.mark.parametrize("interval", STARTS)
-@pytest.mark.parametrize("limit", [1, 7, 1000])
+@in_turn("interval", STARTS)
+@in_turn("limit", [1, 7, 1000])
 async def test_pages_are_together_what_one_answer_is(
     api: Api, calls: list[dict[str, Any]], interval: str, limit: int
 ) -> None:

@@ -13,6 +13,7 @@ from gateway.errors import Unprocessable
 from persistence import engine
 from persistence.store import Store
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 URL = "https://example.com/hook"
 
@@ -46,7 +47,7 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
     ] is None
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("fields", "named"),
     [
         ({"url": "http://example.com/"}, "url"),

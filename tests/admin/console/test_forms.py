@@ -12,6 +12,7 @@ from gateway.core.accounts.administration import CHANGE, DELETE
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.admin.console.test_pages import furnish, well_formed
+from tests.in_turn import in_turn
 
 
 async def tenant_of(api: Api, total: int | None = 1000) -> Any:
@@ -86,7 +87,12 @@ async def test_a_rotated_key_shows_the_new_one_once_and_names_it_on_the_old(api:
     assert f'action="{where}/rotate"' not in page.text
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def web(api: Api) -> dict[str, Any]:
+    return await tenant_of(api)
+
+
+@in_turn(
     ("typed", "said"),
     [
         ({"amount": "0"}, "greater than or equal to 1"),
@@ -100,10 +106,9 @@ async def test_a_rotated_key_shows_the_new_one_once_and_names_it_on_the_old(api:
     ],
 )
 async def test_what_is_wrong_stands_at_its_field(
-    api: Api, admin: Person, typed: dict[str, str], said: str
+    api: Api, admin: Person, web: dict[str, Any], typed: dict[str, str], said: str
 ) -> None:
-    made = await tenant_of(api)
-    answer = await admin.fill(f"/tenants/{made['id']}", f"/tenants/{made['id']}/recharge", **typed)
+    answer = await admin.fill(f"/tenants/{web['id']}", f"/tenants/{web['id']}/recharge", **typed)
     assert answer.status == 422
     well_formed(answer)
     field = answer.text.partition('name="amount"')[2].partition("</form>")[0]
@@ -248,19 +253,18 @@ FORGED = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "with_token"), FORGED)
+@in_turn(("headers", "with_token"), FORGED)
 async def test_a_forged_form_is_refused(
-    api: Api, admin: Person, headers: dict[str, str], *, with_token: bool
+    api: Api, admin: Person, web: dict[str, Any], headers: dict[str, str], *, with_token: bool
 ) -> None:
-    made = await tenant_of(api)
-    action = f"/tenants/{made['id']}/recharge"
-    fields = (await admin.open(f"/tenants/{made['id']}")).fields(action)
+    action = f"/tenants/{web['id']}/recharge"
+    fields = (await admin.open(f"/tenants/{web['id']}")).fields(action)
     if not with_token:
         fields = [(name, value if name != "form_token" else "0" * 64) for name, value in fields]
     answer = await admin.post(action, [*fields, ("amount", "5")], **headers)
     assert answer.status == 403
     assert "did not come from a page" in answer.text
-    assert api.counters.quotas[made["id"]].tokens_remaining == 1000
+    assert api.counters.quotas[web["id"]].tokens_remaining == 1000
 
 
 async def test_a_form_token_is_one_sessions(api: Api, admin: Person) -> None:

@@ -14,6 +14,7 @@ from gateway.core.text import hidden_in
 from persistence.resources.usage import ConsoleQueries
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
+from tests.in_turn import in_turn
 
 HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>{{ 7777*7777 }}{% raw %}&amp;"""
 VOID = frozenset({"meta", "link", "img", "input", "br", "hr", "rect", "circle", "path"})
@@ -329,7 +330,7 @@ async def test_an_organization_of_many_tenants_shows_its_last_days(
     assert "all 3 days" in (await admin.open(address)).text
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "address",
     [
         *("/tenants?organization_id=x", "/tenants?cursor=bad", "/audit-log?from=yesterday"),

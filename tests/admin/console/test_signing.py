@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from gateway.admin import credentials
 from gateway.core.credentials import FREE_MAX
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
+from tests.in_turn import in_turn
 from tests.waiting import eventually
 
 
@@ -52,7 +51,7 @@ async def test_behind_tls_no_other_host_of_the_domain_can_set_the_cookie(
     assert "Secure" in left.headers["Set-Cookie"]
 
 
-@pytest.mark.parametrize("token", ["", "wrong-token-of-nobody", "x" * 600, "\x00", "töken"])
+@in_turn("token", ["", "wrong-token-of-nobody", "x" * 600, "\x00", "töken"])
 async def test_unknown_tokens_stay_outside(nobody: Person, token: str) -> None:
     answer = await nobody.sign_in(token)
     assert (answer.status, nobody.cookie) == (401, "")
@@ -68,7 +67,7 @@ async def test_who_is_not_signed_in_is_shown_the_door(nobody: Person) -> None:
     assert (polled.status, polled.headers["HX-Redirect"]) == (401, "/sign-in")
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("wanted", "sent_to"),
     [
         ("/tenants?search=a", "/tenants?search=a"),
@@ -117,9 +116,7 @@ async def test_a_session_is_over_in_time(admin: Person, api: Api) -> None:
     assert (await admin.open("/")).status == 303
 
 
-@pytest.mark.parametrize(
-    "cookie", ["tollkeeper_session=", "tollkeeper_session=" + "A" * 43, "tollkeeper_session=../x"]
-)
+@in_turn("cookie", ["tollkeeper_session=", "tollkeeper_session=" + "A" * 43, "tollkeeper_session=../x"])
 async def test_made_up_sessions_are_nobodys(nobody: Person, cookie: str) -> None:
     nobody.cookie = cookie
     assert (await nobody.open("/")).status == 303

@@ -23,6 +23,7 @@ from gateway.admin.resources.registry import RESOURCES
 from gateway.core.credentials import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin.conftest import ADMIN, Api
+from tests.in_turn import in_turn
 
 MALFORMED = [
     b"{",
@@ -64,8 +65,8 @@ async def test_malformed_bodies_are_400_problems(api: Api) -> None:
     assert api.rows("select count(*) from organization") == [(0,)]
 
 
-@pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\u2066", "\ufeff", "\x9b", "\U000e0041"])
-@pytest.mark.parametrize(
+@in_turn("hidden", ["\u202e", "\u200b", "\u2066", "\ufeff", "\x9b", "\U000e0041"])
+@in_turn(
     ("resource", "fields", "named"),
     [
         ("organizations", {"name": "a{}b"}, "name"),
@@ -145,7 +146,7 @@ async def test_every_problem_has_its_members(api: Api) -> None:
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "path",
     [
         *("organizations/0", "organizations/-1", "organizations/x", "organizations/99", "organizations/1%00"),
@@ -158,7 +159,7 @@ async def test_addresses_that_do_not_exist(api: Api, path: str) -> None:
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("method", "path", "allow"),
     [
         ("PUT", "organizations", "GET, HEAD, POST"),
@@ -247,7 +248,7 @@ def test_no_query_is_beyond_the_checks(name: str, sent: list[tuple[str, str]]) -
         assert 1 <= read_query(name, RESOURCES[name].filters, MultiDict(sent)).limit <= LIMIT_MAX
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "target",
     [
         *("organizations?name=%ff", "organizations?name=%ed%a0%80", "organizations?limit=%D9%A1"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
-import pytest
 
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 
 async def test_the_same_request_again_gets_the_first_answer(api: Api) -> None:
@@ -43,7 +43,7 @@ async def test_an_action_is_done_once(api: Api) -> None:
         assert (answer.status, answer.json["tokens_remaining"]) == (200, 105)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("path", "body"), [("organizations", {"name": "y"}), ("tenants", {"name": "x"}), ("organizations", {})]
 )
 async def test_another_request_under_the_key_is_a_conflict(api: Api, path: str, body: dict[str, str]) -> None:
@@ -70,7 +70,7 @@ async def test_each_caller_has_keys_of_its_own(api: Api) -> None:
     assert one.json["id"] != two.json["id"]
 
 
-@pytest.mark.parametrize("key", ["", " ", "x" * 256, "ü", "a\tb"])
+@in_turn("key", ["", " ", "x" * 256, "ü", "a\tb"])
 async def test_a_key_that_is_no_key(api: Api, key: str) -> None:
     answer = await api.call("POST", "organizations", {"name": "x"}, headers={"Idempotency-Key": key})
     assert answer.status == 400

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.admin.conftest import Api
+from tests.in_turn import in_turn
 
 NOTHING = "There is nothing at this address."
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("path", "meant"),
     [
         ("tenant", "/admin/v1/tenants"),
