@@ -212,7 +212,7 @@ def _ports(
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
-        estimator=Estimator(tokenizer=gateway_worker.load_tokenizer()),
+        estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,
         log=log,

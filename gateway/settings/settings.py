@@ -18,6 +18,7 @@ from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
+from gateway.core.calls.claims import QUANTILE
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.credentials import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
@@ -215,6 +216,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     access_log: bool = False
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    hold_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = QUANTILE
     reclaim: Reclaim = "charge_observed"
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -308,7 +309,7 @@ INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 QUANTILE = 0.95  # of what calls used, by which the next is held
-RISE = 0.5  # a step up, to a sample that is above; steps down balance it at the quantile
+RECENT = 64  # calls of which the quantile is: 1.5 KB of each that is learned of
 MEAN_OVER = 32  # calls a mean looks back over
 # What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
 # Callers choose what is seen: below the first value the next calls could pass their hold too far.
@@ -347,21 +348,47 @@ class Estimate:
 NO_ESTIMATE: Final = Estimate()
 
 
-@dataclass(slots=True)
+class _Quantile:
+    """A quantile of the last `RECENT` samples; the first few share it with the value before them."""
+
+    __slots__ = ("_at", "_first", "_samples", "level")
+
+    def __init__(self, first: float) -> None:
+        self.level = self._first = first
+        self._samples = array("d")
+        self._at = 0
+
+    def add(self, sample: float, quantile: float) -> None:
+        """Count a sample in place of the oldest."""
+        samples, level = self._samples, self.level
+        count = len(samples)
+        if count < RECENT:
+            samples.append(sample)
+            count += 1
+            found = sorted(samples)[math.ceil(quantile * count) - 1]
+            self.level = found if count == RECENT else found + (self._first - found) / (count + 1)
+            return
+        oldest, samples[self._at] = samples[self._at], sample
+        self._at = (self._at + 1) % RECENT
+        if not (oldest < level and sample < level) and not (oldest > level and sample > level):
+            self.level = sorted(samples)[math.ceil(quantile * count) - 1]
+
+
 class _Learned(LruEntry):
     """What was seen of one organization's calls to one model behind one service, streamed or not."""
 
-    ceiling: int
-    output: float
-    dearer: int = 1
-    input_ratio: float = INPUT_RATIO_FIRST
-    input_mean: float = INPUT_RATIO_FIRST
-    input_share: float = 1.0
-    answers: int = 0
-    outputs: int = 0
-    shares: int = 0
-    texts: int = 0
-    bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
+    __slots__ = (
+        "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
+        "output", "texts",
+    )  # fmt: skip
+
+    def __init__(self, ceiling: int, dearer: int) -> None:
+        self.ceiling, self.dearer = ceiling, dearer
+        self.output = _Quantile(float(min(OUTPUT_TOKENS_FIRST, ceiling)))
+        self.input_ratio, self.input_share = _Quantile(INPUT_RATIO_FIRST), _Quantile(1.0)
+        self.input_mean = INPUT_RATIO_FIRST
+        self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
+        self.answers = self.texts = 0
 
 
 class _LearnedUsage(LruEntry):
@@ -388,7 +415,7 @@ class Estimator:
         share: int = LEARNED_SHARE,
         quantile: float = QUANTILE,
     ) -> None:
-        self._fall = RISE * (1 - quantile) / quantile
+        self._quantile = quantile
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._share = share
@@ -407,7 +434,7 @@ class Estimator:
         if self._tokenizer is not None:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
-        used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
+        used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
         worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
         # What a body names and does not hold is taken for an image.
         read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
@@ -420,7 +447,7 @@ class Estimator:
                 beside += uses * (self._ceiling(model) if most is None else most)
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
-        likely, share = math.ceil(learned.output), learned.input_share
+        likely, share = math.ceil(learned.output.level), learned.input_share.level
         if stated is not None:
             need = min(used + min(stated, likely) * choices, INTEGER_MAX)
             ceiling = max(need, min(read + stated * answers + beside, INTEGER_MAX))
@@ -447,19 +474,17 @@ class Estimator:
             self._keep(organization_id, (service_key, call.model, call.streamed), learned)
         if input_share is not None:
             sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
-            learned.input_share = self._quantile(learned.input_share, sample, learned.shares)
-            learned.shares += 1
+            learned.input_share.add(sample, self._quantile)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
-            learned.input_ratio = self._quantile(learned.input_ratio, ratio, learned.answers)
+            learned.input_ratio.add(ratio, self._quantile)
             learned.answers = min(learned.answers + 1, MEAN_OVER)
             learned.input_mean += (ratio - learned.input_mean) / learned.answers
         if usage.output > 0:
             produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
-            learned.output = self._quantile(learned.output, produced, learned.outputs)
-            learned.outputs += 1
+            learned.output.add(produced, self._quantile)
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
@@ -472,13 +497,7 @@ class Estimator:
         return None if share is None else share.models.find((service_key, call.model, call.streamed))
 
     def _first(self, model: str) -> _Learned:
-        ceiling = self._ceiling(model)
-        return _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)), _dearer(model))
-
-    def _quantile(self, level: float, sample: float, seen: int) -> float:
-        """Move `level` towards a sample: fast up, and down by the mean at first, then slowly."""
-        step = RISE if sample > level else max(self._fall, 1 / (seen + 2))
-        return level + (sample - level) * step
+        return _Learned(self._ceiling(model), _dearer(model))
 
     def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> None:
         share = self._shares.find(organization_id) or _LearnedUsage(self._share)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import KINDS, TokenRate, Vector, cost_nano
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, Estimate, budget_bound, budget_claim
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
 
@@ -74,6 +76,76 @@ def test_a_hold_that_was_cut_or_is_strict_binds_the_answer() -> None:
     assert budget_bound(claim, call(), OPEN, held(claim.money_most), MONEY) == 1_000
     assert budget_bound(claim, call(), OPEN, held(claim.money, 200), MONEY | TOKENS) == 50
     assert budget_bound(claim, call(), OPEN, held(claim.money_least, 1_150), MONEY | TOKENS) == 1
+
+
+# As Anthropic's models are priced: what is read, kept in a cache, and for an hour.
+CACHED = Vector(
+    3, "USD", tuple(MILLION * one for one in (8, 1, 10, 16, 40, 40, 8, 40, 8, 40)),
+    service_tiers={"fast": (2, 1), "us": (11, 10), "priority": (3, 1)},
+)  # fmt: skip
+
+
+def asked(meter: str = "anthropic_messages", blobs: int = 0, **fields: Any) -> CallRequest:
+    document = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+    one = CallRequest(meter, Family(meter.partition("_")[0]), b"", "m", input_bytes=300, document=document)
+    one.names, one.blob_tokens = names_in(document), blobs
+    return one
+
+
+def cached(**lifetime: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": "long", "cache_control": {"type": "ephemeral", **lifetime}}]
+
+
+@pytest.mark.parametrize(
+    ("one", "read", "written"),
+    [
+        (asked(), 8, 40),
+        (asked(system=cached()), 10, 40),
+        (asked(system=cached(ttl="5m")), 10, 40),
+        (asked(system=cached(ttl="1h")), 16, 40),
+        (asked(speed="fast"), 16, 80),
+        (asked(speed="standard", service_tier="auto", inference_geo="global"), 8, 40),
+        (asked(inference_geo="us"), 8.8, 44),
+        (asked("openai_chat", service_tier="priority"), 24, 120),
+        (asked("openai_chat", service_tier="auto"), 8, 40),
+        (asked("gemini_generate", serviceTier="SERVICE_TIER_PRIORITY"), 24, 120),
+        (asked("gemini_generate", service_tier=["priority"]), 8, 40),
+    ],
+)
+def test_a_price_is_dear_only_where_a_field_asks_for_it(one: CallRequest, read: float, written: int) -> None:
+    """What the call could cost at most is as dear as it may be, whatever it asks for."""
+    claim = budget_claim([CACHED], OPEN, one)
+    assert claim.money == 100 * read + 200 * written
+    assert claim.money_most >= claim.money
+    assert claim.dearest is not None
+    assert claim.likely is not None
+    assert claim.dearest.output >= claim.likely.output == written * MILLION
+
+
+def test_a_picture_is_held_at_its_price_and_text_is_not() -> None:
+    pictures = CACHED._replace(prices=(*CACHED.prices[:8], 90 * MILLION, CACHED.prices[9]))
+    text, picture = asked(), asked(blobs=50)
+    assert budget_claim([pictures], OPEN, text).money == 100 * 8 + 200 * 40
+    assert budget_claim([pictures], OPEN, picture).money == 150 * 90 + 150 * 40
+
+
+def test_input_is_held_at_the_part_of_its_price_that_was_learned() -> None:
+    claim = budget_claim([CACHED], replace(OPEN, input_share=0.25), asked())
+    assert claim.money == 100 * 2 + 200 * 40
+    assert claim.money_most == budget_claim([CACHED], OPEN, asked()).money_most
+
+
+def test_a_budget_may_hold_the_maximum_of_all_or_what_is_likely_under_a_strict_plan() -> None:
+    """What a strict plan holds is the larger of both amounts: where they are equal it has no say."""
+    plain = budget_claim([price(2, 5)], OPEN, call())
+    most = budget_claim([price(2, 5)], OPEN, call(), "maximum")
+    assert (most.money, most.money_most, most.raw_tokens, most.raw_most) == (
+        plain.money_most, plain.money_most, plain.raw_most, plain.raw_most,
+    )  # fmt: skip
+    assert budget_bound(most, call(), OPEN, held(most.money, 1_150), MONEY | TOKENS) == 1_000
+    likely = budget_claim([price(2, 5)], OPEN, call(), "likely")
+    assert (likely.money, likely.money_most, likely.raw_most) == (plain.money, plain.money, plain.raw_tokens)
+    assert budget_bound(likely, call(), OPEN, held(likely.money, 300), MONEY | TOKENS) is None
 
 
 def test_what_only_counts_binds_nothing() -> None:

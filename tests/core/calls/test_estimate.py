@@ -38,6 +38,43 @@ def test_a_stated_maximum_is_the_hold() -> None:
     assert Estimator().hold(call(output_max=0), 1, "embeddings") == Estimate(100, 150, 0, 150, 1)
 
 
+def test_what_is_likely_is_less_than_a_large_maximum_and_is_learned_with_the_first_answers() -> None:
+    """The most stays what the call states; calls that are streamed teach nothing of those that are not."""
+    estimator, agent = Estimator(), call(output_max=64_000)
+    found = estimator.hold(agent, 1, "chat")
+    assert (found.need, found.ceiling, found.least) == (100 + OUTPUT_TOKENS_FIRST, 150 + 64_000, 0)
+    needs = []
+    for _ in range(70):
+        estimator.learn(agent, 1, "chat", used(100, 9_000))
+        needs.append(estimator.hold(agent, 1, "chat").need - 100)
+    assert needs[0] > 5_000
+    assert needs == sorted(needs)
+    assert needs[-1] == 9_000
+    assert estimator.hold(call(output_max=2_000), 1, "chat").need == 100 + 2_000
+    streamed = call(output_max=64_000)
+    streamed.streamed = True
+    assert estimator.hold(streamed, 1, "chat") == found
+
+
+@pytest.mark.parametrize(("quantile", "level"), [(0.5, 2_000), (0.95, 5_000), (0.99, 9_000)])
+def test_the_quantile_is_that_of_the_last_64_answers(quantile: float, level: int) -> None:
+    estimator = Estimator(quantile=quantile)
+    for outputs in ([40_000] * 64, [2_000] * 58 + [5_000] * 4 + [9_000] * 2):
+        for output in outputs:
+            estimator.learn(call(), 1, "chat", used(100, output))
+    assert estimator.hold(call(), 1, "chat").need == 100 + level
+
+
+def test_what_input_costs_is_learned_within_bounds() -> None:
+    """Caches make it cheaper, but nobody teaches that it costs next to nothing."""
+    estimator = Estimator()
+    for taught, level in ((0.5, 0.5), (0.01, 0.25), (1.25, 1.25), (90.0, 4.0)):
+        for _ in range(64):
+            estimator.learn(call(), 1, "chat", used(100, 1), taught)
+        assert estimator.hold(call(), 1, "chat").input_share == level
+    assert estimator.hold(call(), 2, "chat").input_share == 1
+
+
 def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
     assert Estimator().hold(call(), 1, "chat") == Estimate(
         100 + OUTPUT_TOKENS_FIRST,
@@ -158,7 +195,8 @@ def test_input_tokens_per_byte_are_learned() -> None:
         estimator.learn(call(), 1, "chat", used(200, 5))
     need = estimator.hold(call(output_max=0), 1, "chat").need
     assert 200 <= need <= 210
-    estimator.learn(call(), 1, "chat", used(300, 5))
+    for _ in range(4):  # of 64 more than one in twenty
+        estimator.learn(call(), 1, "chat", used(300, 5))
     assert estimator.hold(call(output_max=0), 1, "chat").need > 240
 
 

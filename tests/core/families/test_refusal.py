@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 
 import httpx2
 import openai
@@ -12,7 +13,7 @@ import pytest
 from gateway import errors
 from gateway.core.families.refusal import from_decision, render
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 NOW = 1_700_000_000_000
@@ -170,6 +171,99 @@ def test_problem_json() -> None:
         "reason": "invalid_request",
         "param": "n",
     }
+
+
+DAY = BudgetWindow(7, 3 * 10**9, 2_950_000_000, NOW + 37_800_000, 1, "mine", "USD", "day", 10**7, 60_000_000)
+
+
+def spent(verdict: Verdict = Verdict.BUDGET_EXCEEDED, window: BudgetWindow = DAY) -> Refusal:
+    return from_decision(
+        Decision(verdict, 5, LimitKind.BUDGET, window.used, window.limit, window.reset_ms, NOW, budget=window)
+    )
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_budget_says_what_was_needed_and_what_is_left(family: Family) -> None:
+    for verdict, retry in ((Verdict.BUDGET_EXCEEDED, b"false"), (Verdict.QUOTA_HELD, b"true")):
+        fields, body = render(spent(verdict), family, ID)
+        told = dict(fields)
+        assert (told[b"x-tollkeeper-needed"], told[b"x-tollkeeper-left"]) == (b"0.06", b"0.04")
+        assert told[b"x-should-retry"] == retry
+        assert b"It needs 0.06 USD, and 0.04 are left." in body
+
+
+UNIFIED = "anthropic-ratelimit-unified-"
+
+
+def unified(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {
+        name.decode().removeprefix(UNIFIED): value.decode()
+        for name, value in fields
+        if name.startswith(UNIFIED.encode())
+    }
+
+
+def test_claude_code_reads_that_money_is_spent() -> None:
+    """The fields of a 429 in the gateway protocol of its binary."""
+    fields, body = render(spent(), Family("anthropic"), ID)
+    assert json.loads(body)["error"] | {"message": ""} == {
+        "type": "billing_error", "message": "", "details": {"error_code": "enforced_spend_limit_reached"},
+    }  # fmt: skip
+    reset = str((NOW + 37_800_000) // 1000)
+    assert unified(fields) == {
+        "status": "rejected", "reset": reset, "overage-reset": reset, "overage-utilization": "0.98",
+        "overage-surpassed-threshold": "1", "overage-period": "daily",
+        "overage-disabled-reason": "org_spend_cap_reached",
+    }  # fmt: skip
+    for other in (spent(Verdict.QUOTA_HELD), spent(window=replace(DAY, unit=2))):
+        fields, body = render(other, Family("anthropic"), ID)
+        assert json.loads(body)["error"]["type"] == "rate_limit_error"
+        assert not unified(fields)
+
+
+@pytest.mark.parametrize(
+    ("used", "utilization", "threshold"),
+    [
+        (0, "0.00", None),
+        (74, "0.74", None),
+        (75, "0.75", "0.75"),
+        (95, "0.95", "0.95"),
+        (120, "0.99", "0.95"),
+    ],
+)
+def test_claude_code_reads_how_much_is_used(used: int, utilization: str, threshold: str | None) -> None:
+    tells = FAMILIES[Family("anthropic")].budget_fields
+    assert tells is not None
+    found = unified(tells(replace(DAY, used=used * 3 * 10**7, interval="month"), None))
+    status = "allowed" if threshold is None else "allowed_warning"
+    assert (found["status"], found["overage-status"], found["representative-claim"]) == (
+        status, status, "overage",
+    )  # fmt: skip
+    assert (found["overage-utilization"], found["overage-period"]) == (utilization, "monthly")
+    assert found.get("overage-surpassed-threshold") == threshold
+    assert tells(replace(DAY, unit=2), None) == []
+    assert "reset" not in unified(tells(replace(DAY, reset_ms=0, interval="total"), None))
+
+
+def test_problem_types_are_the_drafts_and_name_the_policy() -> None:
+    """draft-ietf-httpapi-ratelimit-headers-10, 6."""
+    for refusal, kind, policy in (
+        (spent(), "quota-exceeded", "budget"),
+        (spent(Verdict.QUOTA_HELD), "temporary-reduced-capacity", "budget"),
+        (refused(Verdict.QUOTA_EXCEEDED, kind=LimitKind.QUOTA), "quota-exceeded", "quota"),
+        (refused(Verdict.RATE_LIMITED, kind=LimitKind.TOKENS), "quota-exceeded", "tokens"),
+    ):
+        problem = json.loads(render(refusal, Family("generic"), ID)[1])
+        assert problem["type"] == f"https://iana.org/assignments/http-problem-types#{kind}"
+        assert problem["violated-policies"] == [policy]
+    other = json.loads(render(errors.InsufficientCredits(), Family("generic"), ID)[1])
+    assert (other["type"], "violated-policies" in other) == ("urn:tollkeeper:insufficient_credits", False)
+
+
+def test_gemini_says_which_quota_failed() -> None:
+    details = json.loads(render(spent(), Family("gemini"), ID)[1])["error"]["details"]
+    (failure,) = (one for one in details if one["@type"].endswith("QuotaFailure"))
+    assert failure["violations"][0]["subject"] == "budget:budget"
 
 
 @pytest.mark.parametrize(
