@@ -46,9 +46,9 @@ REFUSALS = """# Refusals
 ## Of the gateway
 
 The gateway itself answers these requests. Before an upstream was asked, a refusal costs at most one of the
-sender's requests a minute. With 502 and 504, what came of an answer that broke off is charged. So may be a
-call whose settlement could not be kept (503 `counters_unavailable`), and the units of a call whose body
-broke off while it was passed on (400, 408, 413). [Which refusal comes
+sender's requests a minute. With 502 and 504, what came of an answer that broke off is charged. A call whose
+settlement could not be kept (503 `counters_unavailable`) may be charged too, and the units of a call whose
+body broke off while it was passed on (400, 408, 413). [Which refusal comes
 first](../internals/request.md#refusals) has the whole order, with files.
 
 The reason is in `x-tollkeeper-reason`, is the label `reason` of `tollkeeper_requests_total`, and is the

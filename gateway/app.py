@@ -157,7 +157,7 @@ def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
 
 
 async def _begun(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
-    """Wait for Redis, and no longer than that: whoever stands behind this gateway is to start all the same.
+    """Wait for Redis, and no longer than that: the next in line is to start all the same.
 
     False where it is to stop meanwhile. StartError where Redis refuses us, or would delete counters: that is
     no outage, and a roll-out with a wrong password stops at its first gateway.

@@ -24,7 +24,7 @@ def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
 
 
 def require_regular(*paths: str | os.PathLike[str] | None) -> None:
-    """`OSError` where a file that others will open is no regular one; none is asked of what is empty."""
+    """`OSError` where a file that others will open is no regular one; none is asked of an empty file."""
     for path in paths:
         if path:
             _require_regular(os.stat(path), path)
@@ -46,7 +46,7 @@ class UrlFile:
     """The URL of a server, and the file that says it if one does: read again for each connection.
 
     Who we are there may change, not where it is: what names another place, or cannot be read, changes
-    nothing. Whoever watches the file says so.
+    nothing. The file's watcher says so.
     """
 
     def __init__(self, url: str, path: str = "") -> None:
@@ -66,7 +66,7 @@ class UrlFile:
 
 
 def is_same_place(one: str, other: str) -> bool:
-    """Whether two URLs lead to the same server, whoever asks there; `ValueError` where one is none."""
+    """Whether two URLs lead to the same server; `ValueError` where one is none."""
     return _place(one) == _place(other)
 
 

@@ -1,8 +1,7 @@
 """YAML as people write it here, read without guessing.
 
 PyYAML reads it, with the plain values of JSON in the words of YAML 1.2: no is a text, and so is a date.
-Anchors, aliases, tags and names that stand twice are refused, so what is read is never larger than what was
-written.
+Anchors, aliases, tags and names that stand twice are refused, so the result is never larger than the file.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Path = tuple[str | int, ...]
 
 
 class UnreadableYaml(Exception):
-    """What is wrong, in which line, and in which document; 0 is none where it is no YAML at all."""
+    """The fault, its line, and its document; 0 is none where it is no YAML at all."""
 
     def __init__(self, said: str, line: int, document: int = 0) -> None:
         super().__init__(said)
@@ -54,7 +53,7 @@ class YamlDocument:
 
 
 def documents(text: str, file: str) -> Iterator[YamlDocument]:
-    """The documents of a file; `UnreadableYaml` names the line of what is wrong."""
+    """The documents of a file; `UnreadableYaml` names the line of a fault."""
     try:
         # The first piece of a text is looked at when the loader is made.
         loader = _Loader(text)

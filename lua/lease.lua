@@ -7,8 +7,8 @@
 --         share in millionths, tokens kept, spent, handed, credits kept, spent, handed, lease id (36)
 --         kept: what the gateway still counts on; spent: what it used of that and is not charged yet;
 --         handed: the part of it that has come into the late queue, and is charged once the queue is empty
--- The hold is never less than what is kept: it shrinks only once the gateway counts on less.
--- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if what was handed is charged,
+-- The hold is never less than kept: it shrinks only once the gateway counts on less.
+-- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if the handed part is charged,
 --     the tenant's plan
 --   2 no lease: given back, or there is none (plan denies, blocked by hand)  3 renewed meanwhile
 --   0 unverified  -2 unknown account

@@ -5,8 +5,8 @@
 --   written here alone: the last two
 -- ARGV[1] packed: run id (40), organization
 -- ARGV[2] ids of entries that wait no more, deleted from KEYS[4]: each 16 bytes, milliseconds and number
--- ARGV[3] ids of entries to move, in their order, likewise. Entries not in the outbox any more are skipped Returns packed: 1, how
--- many wait now | 0 unverified
+-- ARGV[3] ids of entries to move, in their order, likewise. Entries not in the outbox any more are skipped
+-- Returns packed: 1, how many wait now | 0 unverified
 -- Example: outbox 1-0 2-0 3-0, move 1-0 and 3-0 -> outbox 2-0, the organization's 1-0 3-0, {1, 2}
 if #KEYS ~= 4 or #ARGV ~= 3 then return redis.error_reply('ERR park takes 4 keys and 3 arguments') end
 local run_id, organization_id = PARK.read(ARGV[1])

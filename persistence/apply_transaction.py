@@ -59,10 +59,10 @@ from persistence.tables import applied_row, organization
 #
 # An organization's people never keep staff waiting who touch nothing of theirs, nor another organization's.
 # Who does touch something waits for one of their transactions: PostgreSQL gives a lock in the order in which
-# it is asked for, so that whoever applies again and again has a turn between two, not all of them.
+# it is asked for, so that a busy client gets it between two others, not before all.
 
 
-# Advisory lock class 7809: whoever applies configuration, by organization; 0 is staff.
+# Advisory lock class 7809: appliers of configuration, by organization; 0 is staff.
 _TAKE = text("SELECT pg_advisory_xact_lock(7809, whose) FROM unnest(CAST(:whose AS integer[])) AS whose")
 _TAKEN = text(
     "SELECT whose FROM unnest(CAST(:whose AS integer[])) AS whose"

@@ -1,7 +1,7 @@
 """The door to PostgreSQL: pooled SQLAlchemy engines, over psycopg 3.
 
-Server-side prepared statements are off, so that it works through a transaction pooler. Whoever has a
-connection of a pool asks it for no other one: what is held while others are asked for has one `apart`.
+Server-side prepared statements are off, so that it works through a transaction pooler. Never take a
+second connection from a pool while holding one; long-held work uses a dedicated connection (`apart`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ SHARE_CONNECTIONS_MAX = 1
 # own for minutes, pushes have some of staff's, and some are left. No organization's request has one of these.
 STAFF_CONNECTIONS_MAX = 8
 ORGANIZATIONS_CONNECTIONS_MAX = 4
-# Whether PostgreSQL answers is asked whoever waits for the others.
+# PostgreSQL's answer is asked for beside all waits for others.
 PROBE_CONNECTIONS_MAX = 1
 # No statement of an organization's request takes longer: it is over by then.
 STATEMENT_S_MAX = 30
@@ -292,7 +292,7 @@ def _place(host: str) -> re.Match[str]:
 # Whether a pooler between here and PostgreSQL gives a session to several clients, a transaction at a time.
 #
 # A keeper keeps nothing in a session, so it may. A backup and an archive cannot do without one: pg_dump sets
-# what it reads by for its whole session, and would leave that to whoever has the session next.
+# its snapshot for its whole session, and would leave that to the next user of the session.
 
 
 # A pooler hands out first what it got back last. Where others are quicker, it is asked again.
@@ -334,7 +334,7 @@ def _pid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
 # Work on PostgreSQL that is never waited for longer than PostgreSQL answers.
 #
 # A server that is frozen, or a network that swallows, answers nothing and refuses nothing; even a
-# cancelled query waits for its word. So whoever asks stops waiting and the work is left behind.
+# cancelled query waits for its word. So the caller stops waiting and the work is left behind.
 
 
 T = TypeVar("T")

@@ -78,7 +78,7 @@ def noun(error: BaseException) -> str:
 
 
 def quiet(engine: Engine | AsyncEngine) -> None:
-    """Have every error of an engine say its complaint and nothing else, whoever comes to print it."""
+    """Have every error of an engine show its complaint and nothing else, wherever it is printed."""
     event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "handle_error", _quieten)
 
 
@@ -186,7 +186,7 @@ def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
     return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."
 
 
-# What an error of PostgreSQL is about: the server, which is away or has no room, or what was asked of it.
+# The subject of an error of PostgreSQL: the server, which is away or has no room, or the request to it.
 
 
 # Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error.

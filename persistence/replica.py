@@ -108,7 +108,7 @@ class Replica:
         except _SILENT:
             self._leave()
             return False
-        # What is being noted while this was asked is known to nobody yet.
+        # Nobody knows yet of notes made while this was asked.
         return here.cluster == self._cluster and self._noted == self._writes and here.place >= self._place
 
     async def read(self, work: Callable[[Connection], T], otherwise: Callable[[], Awaitable[T]]) -> T:

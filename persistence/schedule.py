@@ -21,7 +21,7 @@ from persistence.store import Store
 
 
 class Schedule:
-    """What is due and how it is made; a grace in hours."""
+    """Due work, and its making; a grace in hours."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Schedule:
 
     @asynccontextmanager
     async def claims(self) -> AsyncIterator[Callable[[int], Awaitable[bool]]]:
-        """Whoever is told that a partition is its own makes its invoices, and nobody else, until the end.
+        """The owner of a partition makes its invoices, and nobody else, until the end.
 
         One connection has all claims: a keeper that dies lets go of them with it. It holds no snapshot, and
         is none of the pool that those are made with.
@@ -83,7 +83,7 @@ class Schedule:
                 await connection.run_sync(schedule.leave, left)
 
     async def forget_left(self, count: int, *, finalize: bool) -> None:
-        """Let nothing be said to be left of organizations of which nothing is due: a person made it."""
+        """Let nothing be said to be left of organizations with nothing due: a person made it."""
         async with self._engine.begin() as connection:
             left = await connection.run_sync(schedule.still_left, count)
         if left:

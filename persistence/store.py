@@ -96,7 +96,7 @@ class Trials:
 
 # Letters of documents that no font shows: looked for in a thread, while no transaction waits for it.
 #
-# What is found is remembered, so the transaction that asked finds it when it is tried again.
+# The found id is remembered, so the transaction that asked finds it when it is tried again.
 
 
 # Texts with unusual letters that are kept with what is missing of them.
@@ -104,7 +104,7 @@ KNOWN_MAX = 16_384
 
 
 class FontCoverage:
-    """What is known of texts; `missing` answers letters of a text that no font shows, and may take long."""
+    """Known letters of texts; `missing` answers letters of a text that no font shows, and may take long."""
 
     def __init__(self, missing: Callable[[str], str], *, known_max: int = KNOWN_MAX) -> None:
         self._missing = missing
@@ -132,7 +132,7 @@ _now = partial(datetime.now, UTC)
 class Store(SignInStore):
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters.
 
-    What is `within` an organization goes over connections of `organizations`, where there are some apart.
+    Work `within` an organization goes over connections of `organizations`, where there are some apart.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Store(SignInStore):
         self.replica = replica
 
     def within(self, organization_id: int | None) -> Store:
-        """The same for whom there is nothing but an organization's own, and what is everybody's."""
+        """The same for viewers with nothing but an organization's own, and everybody's rows."""
         if organization_id is None:
             return self
         return Store(
@@ -199,7 +199,7 @@ class Store(SignInStore):
     async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
         """Do the work in one transaction; what it wrote is undone unless it is to `keep`.
 
-        What is undone keeps nobody waiting: `TrialEnded` where somebody waits for it.
+        An undone trial keeps nobody waiting: `TrialEnded` where somebody waits for it.
         """
 
         async def done_here(connection: AsyncConnection) -> T:

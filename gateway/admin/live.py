@@ -36,7 +36,7 @@ LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
 async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Budgets with their figures; of one with `each`, when its windows begin again and no more."""
+    """Budgets with their figures; of one with `each`, when its windows reset and no more."""
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
@@ -116,7 +116,7 @@ def _started(row: Row, at_ms: int) -> datetime:
 def _figures(
     row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
 ) -> dict[str, object]:
-    """What is answered of one account of a budget; stored are the start of its window and what was used."""
+    """The answer for one account of a budget; stored are the start of its window and its use."""
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), used)
     now = figures(budget, at_ms, known, live.get(name))

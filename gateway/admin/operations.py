@@ -1,4 +1,4 @@
-"""What may be done with a resource, whoever asks: the Admin API's routes and the console's pages call this.
+"""The actions of a resource, for all callers: the Admin API's routes and the console's pages call this.
 
 A write is one transaction in the store, then a push of the control writes it left behind:
 applied is status 200, 201 or 204, not yet applied 202, refused by the counters `Conflict`.
@@ -33,13 +33,13 @@ from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
 
-# What reads a part of a row.
+# Readers of a part of a row.
 PARTS = {("budgets", "accounts"): live.budget_accounts, ("organizations", "unbilled"): live.unbilled}
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """A write that is asked for: under which request id and, if at all, which idempotency key."""
+    """A write that is asked for: its request id and, if at all, its idempotency key."""
 
     request_id: str
     claim: Claim | None = None
@@ -47,7 +47,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What came of a write: the answer's status and body; `made` where a row was created."""
+    """The outcome of a write: the answer's status and body; `made` where a row was created."""
 
     status: int
     content: Row = field(default_factory=dict)
@@ -56,7 +56,7 @@ class WriteResult:
 
 
 def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
-    """Make a secret: what is kept of it with its row of these values, and what is answered once."""
+    """Make a secret: its row of these values, and the answer that is given once."""
     if not secret.is_made(values):
         named = known_as(*(str(values[name]) for name in secret.instead))
         return {**_digested(ports, named), "prefix": ""}, {}
@@ -68,7 +68,7 @@ def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
 
 
 def _digested(ports: AdminPorts, credential: str) -> Row:
-    """What is kept of a credential: its digest, and under which pepper that is."""
+    """The stored form of a credential: its digest, and the pepper of that."""
     return {"digest": ports.peppers.digest(credential), "pepper": ports.peppers.ids[0]}
 
 
@@ -129,7 +129,7 @@ class Operations:
     async def part(
         self, part: SubResource, row_id: int, query: Query, mark: str
     ) -> tuple[Sequence[Row], str | None]:
-        """One page of what a row has of a kind as JSON rows, and the cursor of the next one."""
+        """One page of a row's sub-rows of a kind as JSON rows, and the cursor of the next one."""
         require_read(self._actor, self.resource)
         row = await self._ports.store.get(self._read, row_id)
         page = await PARTS[self.resource.name, part.name](self._ports, row, query)
@@ -150,7 +150,7 @@ class Operations:
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
     def _owned(self, sent: requests.Body) -> requests.Body:
-        """What must have an owner and is made without one is the caller's."""
+        """A new row that must have an owner and is made without one is the caller's."""
         within, create = self._actor.organization_id, self.resource.create
         owner = create.model_fields.get(OWNER) if create is not None else None
         if within is None or owner is None or not owner.is_required() or OWNER in sent:
@@ -191,7 +191,7 @@ class Operations:
         answers = RESOURCES["tenant-quotas"] if action.quota else self.resource
         if action.settles:
             row = await self._ports.store.get(self.resource.name, row_id)
-            # What is final already is refused, or answered again, without waiting for anything.
+            # A document that is final already is refused, or answered again, without waiting for anything.
             if row["status"] == "draft":
                 await self._ports.account_closing.close(int(str(row["organization_id"])))
         once: Row = {}

@@ -38,7 +38,7 @@ INLINE_PUSHES_MAX = 64
 # Of all requests, whatever they ask. One takes a second of CPU at worst; the rest of an organization's wait.
 ROOM = ConcurrencyLimits(staff_max=32, own_max=2, others_max=128, waiting_max=64)
 
-# Whoever was not identified: no role is allowed anything.
+# A caller that was not identified: no role is allowed anything.
 NOBODY = Actor("nobody", "")
 
 Health = Callable[[], Awaitable[tuple[bool, Found]]]

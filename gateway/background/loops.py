@@ -64,7 +64,7 @@ class Isolation:
             self._failed[loop, ITEM] += 0
 
     def pass_failed(self, loop: str) -> None:
-        """Count a pass that failed; whoever runs the loop says it."""
+        """Count a pass that failed; the loop's owner says it."""
         self._failed[loop, PASS] += 1
 
     def item_failed(self, loop: str, name: str, error: Exception) -> None:
@@ -242,7 +242,7 @@ def call(act: Callable[[], object]) -> Step:
 
 
 async def pages(due: Due[T], count: int, place: Callable[[T], int] | None) -> AsyncIterator[Sequence[T]]:
-    """What is due, page by page."""
+    """The due items, page by page."""
     after = 0
     while page := await due(after, count):
         yield page
@@ -279,7 +279,7 @@ class FailureTeller:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
-        """Tell of what failed since the last time."""
+        """Report failures since the last time."""
         told = self._failures.take_told()
         for one in told:
             self._log(

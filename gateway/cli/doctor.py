@@ -31,7 +31,7 @@ def doctor(
     redis_url: Annotated[str | None, typer.Option(help="The Redis or Valkey to look at.")] = None,
     database_url: Annotated[str | None, typer.Option(help="The PostgreSQL to look at.")] = None,
     role: Annotated[
-        Role, typer.Option("--for", help="What is to run here: a lone serve, a keeper, or all of it.")
+        Role, typer.Option("--for", help="The role of this machine: a lone serve, a keeper, or all of it.")
     ] = Role.ALL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

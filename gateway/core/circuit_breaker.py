@@ -180,12 +180,12 @@ def date_s(value: str) -> float | None:
 
 # How long an upstream that refused a call asks to be left alone, read from the fields of its answer. Pure.
 #
-# Every value is a stranger's: what is negative, no number and no time says nothing, and neither does what is
-# said twice in two ways. Source: what the families' own APIs document of their rate limits (`retry-after-ms`,
-# resets such as `6m0s` or by RFC 3339, `unified`).
+# Every value is a stranger's: one that is negative, no number and no time, or said twice in two ways says
+# nothing. Source: what the families' own APIs document of their rate limits (`retry-after-ms`, resets such as
+# `6m0s` or by RFC 3339, `unified`).
 
 
-# What is left of a limit counts as nothing below this part of it.
+# The rest of a limit counts as nothing below this part of it.
 LEFT_MIN = 0.01
 _MARK = b"ratelimit-"
 _ROLES = frozenset({"limit", "remaining", "reset", "status"})
@@ -218,8 +218,8 @@ def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
 
     `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the
     time of day. Where no limit is spent, but fewer tokens are left than that, only this call was too large.
-    Else `Retry-After` counts. Without one the latest reset of what is spent does, or the first of all where
-    nothing is said of what is left. Where none is spent, the call itself may be the reason.
+    Else `Retry-After` counts. Without one the latest reset of a spent limit does, or the first of all where
+    no rest is known. Where none is spent, the call itself may be the reason.
     """
     fields = _said(lines)
     now_s = date_s(fields.get(b"date", "")) or now_s  # a wait until a time goes by the clock of who says it

@@ -93,7 +93,7 @@ def _seconds(kind: int, text: str) -> float:
 
 # Wrong credentials at one port: counted, told at a bounded rate, and answered later with each.
 #
-# Whoever sends a right one never waits, whoever shares the address. An address stands for its site: of
+# A right one never waits, also beside others from the same address. An address stands for its site: of
 # IPv6, one customer's line.
 
 
@@ -125,7 +125,7 @@ class Failures:
 
     def __init__(self, clock: Callable[[], float], free_max: int = FREE_MAX) -> None:
         self.free_max = free_max
-        # From the start, so that whoever watches a count sees its first failure too.
+        # From the start, so that a count shows its first failure too.
         self.counts = dict.fromkeys(REASONS, 0)
         self.delayed = 0
         self._clock = clock
@@ -150,7 +150,7 @@ class Failures:
         return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
 
     def take_told(self) -> list[FailureReport]:
-        """What is to be told since this was called last, the busiest sites first."""
+        """Reports since this was called last, the busiest sites first."""
         untold, self._untold = self._untold, {}
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
 
@@ -178,14 +178,14 @@ def site_of(address: str) -> str:
     return str(parsed)
 
 
-# Peppers: the keys under which credentials are digested. New digests are of the current one.
+# Peppers: the keys that digest credentials. New digests are of the current one.
 #
 # Digests of earlier ones are taken as long as those are named: no credential is issued again for another
 # pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
 
 
 class PepperSettings(Protocol):
-    """What is set of them."""
+    """The settings of peppers."""
 
     @property
     def key_pepper(self) -> str:

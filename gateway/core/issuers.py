@@ -36,7 +36,7 @@ class Issuer:
     Its keys are in a file, at `jwks_uri`, or where its discovery document says; `token_file` holds what it is
     asked with. `subject` is the claim that API keys of tokens are found by, `subjects` what its values are
     called there; without any they are called as they are. `user` is the claim whose value is the user, empty
-    for none. `require` are claims of which a token must have one of these values. `proxies` are before it.
+    for none. `require` are claims; a token must have one of these values of each. `proxies` are before it.
     """
 
     issuer: str
@@ -55,7 +55,7 @@ class Issuer:
 
 
 def known_as(issuer: str, subject: str) -> str:
-    """What stands in a key's place for the tokens of a subject: no request can send it as a key."""
+    """The stand-in for a key, for the tokens of a subject: no request can send it as a key."""
     return f"\0{issuer}\0{subject}"
 
 
@@ -167,7 +167,7 @@ def _malformed() -> InvalidApiKey:
 
 
 def _decoded(part: bytes) -> bytes:
-    """What is written; `ValueError` where other bits stand behind its end, as nobody writes it."""
+    """The written bytes; `ValueError` where other bits stand behind its end, as nobody writes it."""
     decoded = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     if urlsafe_b64encode(decoded).rstrip(b"=") != part:
         raise ValueError("bits behind the end")

@@ -3,7 +3,7 @@
 Whatever reads or writes one goes by the names of its fields: structs of Python are made from it here,
 and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
 
-What is stored begins with the number of its layout. A field says with which number it came, so whatever was
+A stored value begins with the number of its layout. A field says with which number it came, so whatever was
 stored before is read. What a newer version has stored is left where it is, and told. While programs of the
 version before may run, what is written is as they read it: without the fields that came with today's number.
 """
@@ -93,7 +93,7 @@ class Layout:
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
-        """What is stored, as it is packed today; UnknownLayout where a newer version has stored it."""
+        """A stored value, as it is packed today; UnknownLayout where a newer version has stored it."""
         if not stored or stored[0] == LAYOUT:
             return stored
         if stored[0] > LAYOUT:
@@ -101,7 +101,7 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Today's bytes by those of an older layout: which of these are kept, and what stands in between."""
+        """Today's bytes by those of an older layout: the slices that are kept, and the bytes in between."""
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
@@ -121,7 +121,7 @@ class Layout:
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
-        """What is packed as today, as the version before reads it; anything else as it is."""
+        """A value packed as today, as the version before reads it; anything else as it is."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())

@@ -1,8 +1,8 @@
-"""Values that are looked up by a key, of which those go that were used longest ago: bounded by their size.
+"""Values that are looked up by a key; those used longest ago go: bounded by their size.
 
 To note each use would cost more than to look up: one that is used is put last again at the latest when
-newcomers, and those that grow, took a large part of the room. So whoever makes up keys displaces nobody who
-comes all the time.
+newcomers, and those that grow, took a large part of the room. So made-up keys displace nobody who comes all
+the time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RENEWED_AFTER: Final = 4
 
 
 def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
-    """What is kept of a key, so that all who have it alike have one; this value where nothing was.
+    """The cached value of a key, so that all who have it alike have one; this value where nothing was.
 
     Where there are `most` already, all of them go first.
     """

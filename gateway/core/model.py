@@ -207,8 +207,8 @@ class BudgetWindow:
     """One budget as it stands after a hold, or as it refused one; `reset_ms` 0 is never.
 
     `used` is what is settled, with what is held after a hold. Of a refusal `held` is what calls in flight
-    hold, and `need` what the call needs. `unit` is one of `UNIT_OF` of budgets. What it is called, how often
-    it begins again, and what its money is counted in, the scripts do not say.
+    hold, and `need` what the call needs. `unit` is one of `UNIT_OF` of budgets. The scripts do not say its
+    name, its interval, and what its money is counted in.
     """
 
     budget_id: int
@@ -401,7 +401,7 @@ class HoldExtension:
     most: int = INTEGER_MAX
 
     def ahead(self, margin: int) -> int:
-        """Tokens a hold should cover: those seen, and as many more of what the call can still use."""
+        """Tokens a hold should cover: those seen, and as many more as the call can still use."""
         return max(self.tokens, min(self.tokens + margin, self.most))
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
@@ -413,6 +413,6 @@ class HoldExtension:
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:
-        """Tokens of the quota that what was seen and so much more output count."""
+        """Tokens of the quota that the seen and so much more output count."""
         more = self.ahead(margin) - self.tokens
         return self.tokens + more if self.weights is None else self.weighed + self.weights.at_most(more, 0)

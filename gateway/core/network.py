@@ -91,7 +91,7 @@ def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
 
 # How a URL is shown, in an error, a log line or a note: whatever might be a secret is cut out.
 #
-# Also of one that is written wrongly. Whoever says a URL that somebody configured or typed says it by this.
+# Also of one that is written wrongly. Every message about a configured or typed URL says it by this.
 
 
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.

@@ -118,7 +118,7 @@ def is_zone(name: str) -> bool:
 
 
 def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
-    """What is wrong with days that are counted in a zone, from an anchor: field by field."""
+    """Faults of days that are counted in a zone, from an anchor: field by field."""
     if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:

@@ -18,7 +18,7 @@ SAMPLED, RANDOM = 1, 2
 
 _FIELD = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
-# How the field begins as nearly everybody writes it, and what comes behind that: two ids and flags.
+# The beginning of the field as nearly everybody writes it, and the rest: two ids and flags.
 _USUAL_OPENINGS = frozenset(
     {b"traceparent: 00-", b"Traceparent: 00-", b"traceparent:00-", b"Traceparent:00-"}
 )
@@ -70,8 +70,8 @@ class Span:
 class Trace:
     """One request as its trace knows it: the ids of its spans, and what its steps have said so far.
 
-    `line` is the header line its upstream gets. What is not `recorded` has no spans. `children`
-    are the steps that are over, `facts` what they learned of the request as a whole.
+    `line` is the header line its upstream gets. A trace that is not `recorded` has no spans.
+    `children` are the steps that are over, `facts` what they learned of the request as a whole.
     """
 
     trace_id: bytes

@@ -1,9 +1,9 @@
 """A one-shot value that a coroutine can await without an event loop.
 
 The data plane runs each request as a coroutine driven straight from socket callbacks: an
-`asyncio.Future` and its `Task` cost several microseconds a step, a `Wait` a fraction of one.
-Whoever produces the value calls `set` or `fail` once; whoever drives the coroutine registers
-itself with `then` when it is handed the pending `Wait`.
+`asyncio.Future` and its `Task` cost several microseconds a step, a `Wait` a fraction of one. The
+value's producer calls `set` or `fail` once; the coroutine's driver registers itself with `then`
+when it is handed the pending `Wait`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOOKS_MIN: Final = 4  # into how many looks a wait is cut at least
 
 
 class Waiter:
-    """Whoever goes on when what it waits for is there."""
+    """The callback that goes on when the value is there."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Wait(Generic[T]):
         """Deliver a failure; ignored once done, but by who gave it up."""
         if not self.done:
             self._error = error
-        self.set(None)  # type: ignore[arg-type]  # no value, which whoever awaits it never sees
+        self.set(None)  # type: ignore[arg-type]  # no value, which the waiter never sees
 
     def give_up(self, late: Callable[[T | None], None]) -> None:
         """Wait no more: `late` is told the value that comes all the same, or None once none will."""
@@ -166,9 +166,8 @@ class AwakeTimeout:
 class Awake:
     """A clock that advances by at most `gap_s_max` between two looks at the loop.
 
-    While one thing keeps the loop busy, answers that came are not read: what stood still here is not blamed
-    on whoever is waited for. Whoever waits a while is given up after several looks, with what arrived read in
-    between.
+    While one thing keeps the loop busy, answers that came are not read: that pause is not blamed on the other
+    side. A long wait is given up after several looks, with received bytes read in between.
     """
 
     __slots__ = ("_gap_s_max", "_looked_at", "_now")

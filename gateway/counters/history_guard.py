@@ -1,8 +1,8 @@
 """The detector of exchanged data: that the process is the same proves nothing, its data may be another.
 
-The data carries the name of its history (`tk:history:…`): a generation, and a nonce. Whoever notices that the
-data is not a continuation of what it knew begins the next generation; markers are of another history then, so
-nobody is served before a keeper has verified again. It is noticed by what the data itself says:
+The data carries the name of its history (`tk:history:…`): a generation, and a nonce. A process that sees that
+the data does not continue its own begins the next generation; markers are of another history then, so nobody
+is served before a keeper has verified again. It is noticed by what the data itself says:
 
 - the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
   FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
@@ -38,7 +38,7 @@ from gateway.errors import CountersRefused, CountersUnavailable
 # The markers of a server's partitions: which history they name, and having none of them name another one.
 
 
-# What stands in a marker that nobody is served under.
+# The text of a marker that nobody is served under.
 NOBODY = b"." * 40
 
 
@@ -169,7 +169,7 @@ class HistoryGuard:
             await self._another(self._ask, self._name)
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Say in the data behind which promotion of its server it is verified, for who hears of it late.
+        """Write the promotion of its server that the data is verified behind, for those who hear of it late.
 
         Nothing is said of another history: nobody looked at that one.
         """
@@ -313,7 +313,7 @@ class HistoryGuard:
 
 
 def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
-    """What happened to the data of one process between two connections; empty: nothing."""
+    """The change of one process's data between two connections; empty: nothing."""
     if followed:
         return FOLLOWED
     if not same_name:
@@ -322,7 +322,7 @@ def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
 
 
 async def _watched(ask: Ask, key: bytes) -> bytes:
-    """The name, watched from now on whoever wrote it.
+    """The name, watched from now on for any writer.
 
     Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
     """
@@ -416,8 +416,8 @@ class HistoryGuards:
 async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
     """Look twice a second until cancelled; seldom while nobody is served by what is asked of this server.
 
-    What is asked is followed by a look within half a second, and so is the word that anything may have
-    changed. Who asks nothing is misled by nothing.
+    A look within half a second follows each question, and each word that anything may have changed.
+    Who asks nothing is misled by nothing.
     """
     seen, idle_s = (0, 0), IDLE_S
     while True:
@@ -435,7 +435,7 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
 
 
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
-    """Ask for the history under which all of it was verified."""
+    """Ask for the history that all of it was verified under."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 

@@ -114,7 +114,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 
 
 def late_settlement(entry: LateEntry) -> LateSettlement:
-    """What an entry says was used, by whom and of what."""
+    """The use that an entry says, with its user and its service."""
     fields = entry.fields
     settlement = settlement_of(
         fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
@@ -143,11 +143,11 @@ ORGANIZATIONS_MAX = 10_000
 
 @dataclass(slots=True)
 class _PartitionState:
-    """What was seen of one partition.
+    """The known state of one partition.
 
     `marks`: queue entries up to the first place came behind outbox entries up to the second, at most.
-    `clear`: by organization, the place before which the outbox has nothing of it.
-    `left`: by organization, its oldest queue entry that was there when it was last looked at.
+    `clear`: by organization, the place that the outbox has nothing of it before. `left`: by
+    organization, its oldest queue entry that was there when it was last looked at.
     """
 
     under: tuple[bytes, bytes, int] | None = None
@@ -157,7 +157,7 @@ class _PartitionState:
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _PartitionState:
-        """What is still worth knowing once the queue is empty."""
+        """The part still worth knowing once the queue is empty."""
         return _PartitionState(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
@@ -286,7 +286,7 @@ class LateLane:
     async def _free(
         self, partition: int, known: _PartitionState, entries: Sequence[LateEntry]
     ) -> list[LateEntry]:
-        """Those of which nothing waits any more, neither from before them nor of themselves."""
+        """Those with nothing waiting any more, neither from before them nor of themselves."""
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
         free = [one for one in entries if known.ready(one.organization_id, one.place)]
@@ -307,7 +307,7 @@ class LateLane:
         return [one for one, *ids in pairs if not any(ids)]
 
     async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
-        """Of organizations that have nothing in the outbox, those of which something was moved aside."""
+        """Of organizations that have nothing in the outbox, those with entries moved aside."""
         asked = sorted(organizations)
         if not asked:
             return set()
@@ -366,7 +366,7 @@ async def windows(
     client: Client, late: Collection[Settlement]
 ) -> tuple[Mapping[str, bytes], Collection[int]]:
     """What the windows of budget accounts are now, by the part of their names before the colon; and the
-    organizations of which nobody can read that.
+    organizations that nobody can read that of.
 
     CountersUnavailable where one is not known, and may only not be there yet.
     """
@@ -434,7 +434,8 @@ class ReclaimClient:
     async def _look_through(
         self, partition: int, first: Reply, until: bytes, count: int
     ) -> list[ExpiredHold]:
-        """What can be read of one partition, by pages. Each begins with the deadline that ended the last one,
+        """The readable part of one partition, by pages. Each begins with the deadline that ended the last
+        one,
         without what that one had of it: what others remove meanwhile shifts nothing.
         """
         found, left, ties = list[ExpiredHold](), set[str](), frozenset[str]()
@@ -553,7 +554,7 @@ class ReclaimClient:
         return [charged.get(one, True) for one in endings]
 
     def _charge(self, ending: LateResolution, definitions: Mapping[str, bytes]) -> Wait[Reply]:
-        """Send a post, which needs no hold, or what was used beyond what a reclaim charged.
+        """Send a post, which needs no hold, or use beyond the charge of a reclaim.
 
         Budgets that are no more are left out.
         """

@@ -1,7 +1,7 @@
 """Hands final documents over to Stripe: an invoice is drafted, filled, compared to the cent and finalized.
 
-Each step looks at what is there. What was made before is found by its mark, also where no answer came of it,
-and where Stripe has forgotten the key of the request.
+Each step looks at what is there. Objects made before are found by their mark, also where no answer came, and
+where Stripe has forgotten the key of the request.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
 
 # Stripe by its own library: one client, every request in bounded time, every failure an `HandoverOutcome`.
 #
-# The library keeps no secret out of its messages by promise, so what is kept of one is bounded and masked
-# here.
+# The library promises no secrecy of its messages, so stored ones are bounded and masked here.
 
 
 REQUEST_S_MAX = 20.0
@@ -57,7 +56,7 @@ Object = Mapping[str, Any]
 
 
 class Unfinished(Exception):
-    """What stands there is not what it should be; a person has to look."""
+    """The object there is not as it should be; a person has to look."""
 
 
 class StripeApi:
@@ -93,7 +92,7 @@ class StripeApi:
         )
 
     async def settled(self, attempt: Awaitable[HandoverOutcome]) -> HandoverOutcome:
-        """What comes of an attempt; what it fails by is told, not raised."""
+        """The outcome of an attempt; what it fails by is told, not raised."""
         try:
             return await attempt
         except Unfinished as error:
@@ -111,12 +110,12 @@ class StripeApi:
 
 
 def once(handover: HandoverStep, step: str) -> Params:
-    """What makes a request of a hand-over once, however often it is sent."""
+    """The parameters that make a request of a hand-over once, however often it is sent."""
     return {"idempotency_key": f"tollkeeper-{handover.key}-{handover.version}-{step}"}
 
 
 def marks(handover: HandoverStep) -> dict[str, str]:
-    """What is written on whatever is made of a hand-over."""
+    """The marks on each object made of a hand-over."""
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
@@ -175,7 +174,7 @@ def shown(text: str) -> str:
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
 
 
-# Money as Stripe counts it: whole numbers of a currency's smallest unit, of which it has its own idea.
+# Money as Stripe counts it: whole numbers of its own smallest unit of a currency.
 #
 # https://docs.stripe.com/currencies: sixteen currencies have no decimals, some of them two by ISO 4217. Two
 # that have none by it are counted in hundredths, and those with three end in a zero.
@@ -459,7 +458,7 @@ class StripeEvents:
         self._tolerance_s = tolerance_s
 
     def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | None:
-        """What is told; None where it is about no invoice and no money that went back.
+        """The event's meaning; None where it is about no invoice and no money that went back.
 
         `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
         """
@@ -508,18 +507,18 @@ def mark_of(invoice: Mapping[str, Any]) -> str:
 
 
 def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
-    """What was paid of an invoice; None where nothing was."""
+    """The paid part of an invoice; None where nothing was."""
     if invoice["status"] != "paid" and int(invoice["amount_paid"]) <= 0:
         return None
-    # What is neither to be paid any more nor was taken back: by card, from a balance, or elsewhere.
+    # Amounts neither to be paid any more nor taken back: by card, from a balance, or elsewhere.
     less = int(invoice["amount_remaining"]) + int(invoice["pre_payment_credit_notes_amount"])
     return from_stripe(int(invoice["total"]) - less, str(invoice["currency"]).upper())
 
 
 # Money that went back to customers at Stripe, by refunds and disputes: what it is of each invoice by now.
 #
-# A message of Stripe's says of which payment it is, and a payment may be of several invoices. So Stripe is
-# asked what each of them stands at: messages may come twice, late and in any order.
+# A message of Stripe's names its payment, and a payment may be of several invoices. So Stripe is asked
+# what each of them stands at: messages may come twice, late and in any order.
 
 
 # The money stayed, or came back.

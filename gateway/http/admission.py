@@ -1,4 +1,4 @@
-"""What happens to a call before its upstream hears of it: who sends it, what it asks for, what it may hold.
+"""A call before its upstream hears of it: its caller, its request, its hold.
 
 Whatever refuses a call by its body waits until its head was admitted: who is blocked or over a
 limit of requests is told of that first, and a refused request is one of its sender's all the same.
@@ -38,7 +38,7 @@ from gateway.http.routing.head import CallHead, HeaderCredential
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
 
-# What is known of a call before its body.
+# The known part of a call before its body.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
 # A model that nobody has and no price is of.
 _UNHEARD_OF: Final = "\0"
@@ -133,7 +133,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
 
 
 def _read(exchange: Exchange, body: bytes) -> CallRequest:
-    """What is asked for; 413 or 400 where that cannot be known."""
+    """The request; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
     if refusal is not None:
@@ -166,8 +166,8 @@ def _priced(
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
     """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
 
-    403 where its key may not ask for every model that may answer, or nobody says a price that decides. What
-    is charged needs a user, where the key says so: 400 without.
+    403 where its key may not ask for every model that may answer, or nobody says a price that decides. A
+    charge needs a user, where the key says so: 400 without.
     """
     head, routed, worker = exchange.head, exchange.routed, exchange.worker
     ports, attribution = worker.ports, head.attribution

@@ -1,6 +1,6 @@
 """One admitted call, and what becomes of its hold: charged once, or released.
 
-Everything a settlement says is put together here. Whoever holds an `AdmittedCall` ends it with
+Everything a settlement says is put together here. The holder of an `AdmittedCall` ends it with
 exactly one `settle`; neither that nor `reserve` is ever interrupted, both are bounded in time.
 """
 
@@ -113,7 +113,7 @@ class AdmittedCall:
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
         self._stands_in = False
-        # What is seen of it once it is watched; what its hold covers, and it costs while it runs, once asked.
+        # The seen part once it is watched; what its hold covers, and it costs while it runs, once asked.
         self._observed: HoldExtension | None = None
         self._covered = -1
         self._rate: TokenRate | None = None
@@ -262,10 +262,10 @@ class AdmittedCall:
     ) -> bool:
         """Replace the hold by what the meter saw; whether that is acknowledged.
 
-        What was not used is released, which the answer need not wait for to be true. What a client
-        `abandoned` once an upstream had heard of it costs its units and its input, whatever came of it. So
-        does what its upstream gave up where the call states a timeout of its own.
-        `failed` says what the client is told of a failure, where that is not its upstream's.
+        The unused part is released, and the answer need not wait for that. What a client `abandoned` once
+        an upstream had heard of it costs its units and its input, whatever came of it. The same holds for
+        a call that its upstream gave up where the call states a timeout of its own. `failed` says what
+        the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
@@ -407,7 +407,7 @@ class AdmittedCall:
 # What a call costs, now that it is known what answered and how much was used.
 
 
-def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, and what came of it
+def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
 ) -> PriceMatch:  # fmt: skip
     """The price of a call of its admission, now that it is known what answered and how much was used."""
@@ -456,7 +456,9 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
 
 
 def _input_alone(call: CallRequest) -> TokenUsage:
-    """What a call costs at least that an upstream took: it has read the input, whoever hears the answer."""
+    """The least cost of a call that an upstream took: it has read the input, even if nobody hears the
+    answer.
+    """
     tokens = input_tokens(call) if call.has_input else 0
     return TokenUsage(tokens, total=tokens, estimated=tokens > 0)
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 
 class FairShares:
-    """`most` of something, of which one of its users has `each` at most. Users are numbers.
+    """`most` of something; one of its users has `each` at most. Users are numbers.
 
     Where `each` is less than the whole, nobody takes more than would then be left for all others
     (the dynamic threshold of Choudhury and Hahne, 1998): where a few have much, a newcomer gets some.
@@ -60,9 +60,9 @@ class FairShares:
         return self._has.get(who, 0)
 
 
-# Turns of one worker: whoever has much to be done waits until others had some, so that nobody has the loop.
+# Turns of one worker: a caller with much work waits until others had some, so that nobody has the loop.
 #
-# The kernel hands over as much of a fast connection as it has, thirty reads in a row. What is new goes
+# The kernel hands over as much of a fast connection as it has, thirty reads in a row. New work goes
 # first (a head, the beginning of an answer); more of the same is done at once while there is little of
 # it, and else in order, for a moment of every turn of the loop.
 
@@ -115,7 +115,7 @@ class FairQueue:
 
 # Large bodies of one worker: one at a time is read, by turns of organizations, in a share of its time.
 #
-# Reading one takes milliseconds, in which nothing else of the process runs. So whoever sends many waits for
+# Reading one takes milliseconds, in which nothing else of the process runs. So a sender of many waits for
 # itself, and all of them together leave most of the time to others.
 
 
@@ -158,7 +158,7 @@ class LargeBodies(Generic[T]):
             result: T = await one.result
             return result
         finally:
-            one.read = None  # whoever left has no turn, and its body is let go
+            one.read = None  # a client that left has no turn, and its body is let go
 
     def _next(self) -> None:
         """Begin with the first of the organization whose turn it is; it is the last one to have another."""

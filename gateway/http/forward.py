@@ -25,7 +25,7 @@ from gateway.http.upstream.pool import Upstream
 
 # A longer body is not copied after its head: that takes a millisecond a MiB.
 JOINED_BYTES_MAX: Final = 64 * 1024
-# Whoever asks for another form of an answer than JSON by its query does so by this.
+# A query may ask for another form of an answer than JSON by this.
 _FORM: Final = b"alt"
 _ACCEPT: Final = b"accept:"
 
@@ -74,7 +74,7 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     answer = link.answer
     if answer is None:
         raise link.failure or UpstreamUnreachable()
-    connection.body.let_go()  # whoever answers has read what was asked
+    connection.body.let_go()  # the answer shows that the request was read
     exchange.status = answer.status
     if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
@@ -176,7 +176,7 @@ def _entry(upstream: Upstream, kind: str, name: str) -> str:
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
-    """What is asked of the account: a model, else a service, else what is free."""
+    """The account's request: a model, else a service, else a free route."""
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label

@@ -80,7 +80,8 @@ def _bearer(value: bytes) -> bytes:
 
 # What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded.
 #
-# Its session it may also say in a field of another's: that passes, and what cannot be one is no session.
+# Its session it may also say in a field of another's: that passes, and a value that cannot be one is no
+# session.
 
 
 USER_CHARACTERS_MAX = 128
@@ -189,7 +190,7 @@ def _metadata(said: Values) -> bytes:
 
 
 def _within(value: object, depth: int) -> bool:
-    """Whether it is nested no deeper: whoever reads it later has a stack to keep to as well."""
+    """Whether it is nested no deeper: later readers have a stack to keep to as well."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 

@@ -32,7 +32,7 @@ Log = Callable[..., None]
 
 
 class DirectoryPort(Protocol):
-    """Who calls and what may be called. Bounded caches; never more than a second old."""
+    """Callers and callable services. Bounded caches; never more than a second old."""
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a credential's digest, if it is known and fresh."""
@@ -109,7 +109,7 @@ class CountersPort(Protocol):
 
 
 class Tracer(Protocol):
-    """Traces of requests, on their way to whoever collects them. Never waits, never fails."""
+    """Traces of requests, on their way to a collector. Never waits, never fails."""
 
     def begin(self, parent: Parent | None) -> Trace:
         """The trace of a request that has come; whether it is recorded is decided now."""

@@ -161,7 +161,7 @@ def _take_told(meter: AnswerMeter, call: CallRequest) -> list[str]:
     return told
 
 
-# What is written: an answer's head and body, framed as upstream and client allow.
+# The written bytes: an answer's head and body, framed as upstream and client allow.
 
 
 class Outlet:

@@ -64,7 +64,8 @@ def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     """Whether it is the client's doing that an answer an upstream had begun on came to nothing.
 
-    So is a call with tokens that is not answered in time: its caller chose what to ask, and it was read.
+    The same holds for a call with tokens that is not answered in time: its caller chose the request, and it
+    was read.
     """
     whole = exchange.connection.body_complete
     if isinstance(failure, UpstreamUnreachable):
@@ -188,9 +189,10 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
         refuse(exchange, wrong)
 
 
-# Errors of our own: of what type and where, never what they say, which may quote what was read.
+# Errors of our own: their type and place, never their words, which may quote a body.
 #
-# Whoever finds a way to one may have it as often as it likes, so lines are few and say how many are missing.
+# A caller that finds a way to one may have it as often as it likes, so lines are few and say how many are
+# missing.
 
 
 LINES_MAX = 10  # of `request_failed` in PERIOD_S

@@ -28,8 +28,8 @@ _REPORTING = tuple(one.name for one in ALL if one.name != GENERIC)
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
-    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) begin again
-    whenever they are taken. `unknown_usage` begins with 0 for each family, so that its first is a rise.
+    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) start over whenever
+    they are taken. `unknown_usage` begins with 0 for each family, so that its first is a rise.
     """
 
     tenants_max: int = TENANTS_MAX

@@ -1,9 +1,9 @@
 """Who calls with a signed token: verified once, then known by its digest until it ends.
 
-A token stands for an API key of its issuer's subject, which is looked up as any key is: whoever revokes that
-key or blocks its tenant is obeyed as soon as with any other. Every `AGAIN_S` it is asked anew which key that
-is, and whether the issuer still has the key that signed it. What is kept is bounded in bytes, and nothing is
-kept of a token that was refused.
+A token stands for an API key of its issuer's subject, which is looked up as any key is: a revoked key or a
+blocked tenant counts as soon as with any other. Every `AGAIN_S` it is asked again which key that is, and
+whether the issuer still has the key that signed it. The cache is bounded in bytes, and has nothing of a
+token that was refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DigestLookup(Protocol):
 class _VerifiedCaller:
     """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
 
-    `again` is when it is asked anew who that is, in seconds since the epoch.
+    `again` is the time of the next look-up, in seconds since the epoch.
     """
 
     __slots__ = ("again", "caller", "digest", "found", "issuer", "key", "meaning", "size")

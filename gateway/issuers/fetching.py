@@ -233,7 +233,7 @@ class TokensRefused(TollkeeperError):
 
 
 def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
-    """What is given for a form: `TokensRefused` where nothing is, `UnreadableKeys` where nobody answers."""
+    """The answer to a form: `TokensRefused` where nothing is, `UnreadableKeys` where nobody answers."""
     sent, fields, secret = dict(form), {}, _secret_of(provider)
     if secret and not endpoints.sends_post:
         pair = f"{quote_plus(provider.client_id)}:{quote_plus(secret)}"  # RFC 6749, 2.3.1
@@ -256,7 +256,7 @@ def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, 
 
 
 def _secret_of(provider: IdentityProvider) -> str:
-    """The client's secret, read anew where it is in a file; empty where it has none."""
+    """The client's secret, read again where it is in a file; empty where it has none."""
     if not provider.client_secret_file:
         return provider.client_secret
     try:

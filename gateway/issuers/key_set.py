@@ -44,7 +44,7 @@ class VerifyingKey:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where people sign in at an issuer, and where what came of it is redeemed; what is said of both.
+    """Where people sign in at an issuer, and where the code is redeemed; what is said of both.
 
     `sends_post`: the client's secret goes into the form, since the issuer does not take it otherwise.
     `names_itself`: it says in each answer who it is (RFC 9207). `end_session` is where they sign out, empty

@@ -68,7 +68,7 @@ class IssuerKeys:
         return now - self._read_at >= fresh_s and now - self._asked_at >= AGAIN_S
 
     async def refresh(self) -> None:
-        """Read them; whoever asks meanwhile waits for the same answer."""
+        """Read them; parallel callers wait for the same answer."""
         await asyncio.shield(self._begun())
 
     async def find(self, token: SignedToken) -> VerifyingKey:
@@ -108,7 +108,7 @@ class IssuerKeys:
     async def at_hand(self) -> KeySet:
         """What the issuer has, as far as it is known at once, else once it is read.
 
-        It is read anew beside that where it is due; IssuerUnavailable where it cannot be had.
+        If due, it is refreshed in the background; IssuerUnavailable where it cannot be had.
         """
         reading = self._begun() if self.is_due else self._reading
         if self._kept() is None and reading is not None:
@@ -129,7 +129,7 @@ class IssuerKeys:
         return kept.find(token) if kept is not None else None
 
     def _kept(self) -> KeySet | None:
-        """What was read, unless that is too long ago."""
+        """The read keys, unless that is too long ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
         return self.keys
@@ -162,7 +162,7 @@ class IssuerKeys:
 
 
 def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
-    """What waits, in a thread that nobody waits for at the end.
+    """The result of a thread that nobody waits for at the end.
 
     The loop is told when it has `ended`, though nobody may be left who wants what it found.
     """
@@ -175,7 +175,7 @@ def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -
             result = read()
         except TollkeeperError as error:
             result = error
-        except Exception as error:  # noqa: BLE001  # whoever waits is told, whatever it is
+        except Exception as error:  # noqa: BLE001  # the waiter gets any error
             result = UnreadableKeys(type(error).__name__)
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, result)

@@ -1,7 +1,7 @@
 """People who sign in at a provider of identities: where they are sent, and who came back.
 
 An authorization code with PKCE is redeemed once, for an ID token that this provider signed for this client
-and this sign-in (OpenID Connect Core 1.0, 3.1). What is kept of a provider is what it publishes.
+and this sign-in (OpenID Connect Core 1.0, 3.1). Only published data of a provider is kept.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def seal(text: str, cookie: str, use: bytes = RENEWAL) -> str:
 
 
 def opened(sealed: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """What was sealed for a cookie and a use; `ValueError` where it was not for this one."""
+    """The contents sealed for a cookie and a use; `ValueError` where it was not for this one."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # for keepers that have providers alone
 
     data = urlsafe_b64decode(sealed)
@@ -262,7 +262,7 @@ class SignIns:
         return Arrival(person, _renewal(said) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
-        """What may be stored of a renewal: the session's cookie alone opens it."""
+        """The stored form of a renewal: the session's cookie alone opens it."""
         return seal(renewal, cookie)
 
     def seal_id_token(self, id_token: str, cookie: str) -> str:

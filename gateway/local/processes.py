@@ -192,7 +192,7 @@ class Child:
         return process
 
     def _listening(self) -> dict[str, str]:
-        """Listen to whoever is started next; what tells it where it is heard."""
+        """Listen to the next child; what tells it where it is heard."""
         if self.program.silent_s_max is None:
             return {}
         self._deafen()
@@ -341,7 +341,7 @@ def _same(note: Any) -> psutil.Process | None:
 
 
 def _named(pid_file: Path) -> psutil.Process | None:
-    """The process that has the id in this file, whoever it is."""
+    """Any process that has the id in this file."""
     try:
         return psutil.Process(int(pid_file.read_text().split()[0]))
     except (psutil.Error, OSError, ValueError, IndexError):

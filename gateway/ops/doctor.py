@@ -50,7 +50,7 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
     shared = is_seen_to_share(url)
     if shared:
         yield Finding(
-            True, "postgresql pooler", "shares sessions (transaction mode), of which a keeper needs none"
+            True, "postgresql pooler", "shares sessions (transaction mode), and a keeper needs none"
         )
     if is_seen_to_share(owner_url) if owner_url != url else shared:
         yield Finding(False, "backup and archive", ASK_OWNER)

@@ -40,7 +40,7 @@ from gateway.settings.settings import Settings
 
 # How Redis keeps what it is told: what its own figures say, as findings for doctor.
 #
-# Each is whether that is well, what it is about, and what is said of it.
+# Each is whether that is well, its subject, and the words on it.
 
 
 # Where this much of its limit is used, Redis will be full before long.
@@ -93,7 +93,11 @@ def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
     if durable and isinstance(values, list) and values and values[-1] == b"no":
         hint = "CONFIG SET appendfsync everysec, and in its configuration"
-        yield False, "redis", f"appendfsync is no: a power cut loses half a minute of what it said: {hint}"
+        yield (
+            False,
+            "redis",
+            f"appendfsync is no: a power cut loses half a minute of acknowledged writes: {hint}",
+        )
 
 
 def _file(on: bool, replicas: int) -> Found:
@@ -130,7 +134,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
-    """Whether its clock is ours: it gives the time of what is charged, and we that of what is refused."""
+    """Whether its clock is ours: it gives the time of charges, and we that of refusals."""
     told = info.get("server_time_usec", "")
     if now is None or not told.isdecimal():
         return
@@ -200,7 +204,7 @@ def named_replica(info: Mapping[str, str]) -> list[Place]:
 async def redis_replica_findings(
     address: Address, places: Sequence[Place], *, configured: bool
 ) -> list[Finding]:
-    """What is said of the replicas there; `configured` where their user may be asked for `CONFIG`."""
+    """Findings about the replicas there; `configured` where their user may be asked for `CONFIG`."""
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_asked_replica(address, each, configured=configured) for each in asked))
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
@@ -250,7 +254,7 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
         if role == _KEEPER:
             yield Finding(True, _KEEPER, f"{said}: the one that starts here will be")
             return
-        why = "so what is used becomes no rows, and no change is in force"
+        why = "so use becomes no rows, and no change is in force"
         yield Finding(False, _KEEPER, f"{said}, {why}: run tollkeeper keeper, or look at its log")
         return
     yield Finding(True, _KEEPER, f"one of version {heard.version} is there")
@@ -291,11 +295,11 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 
 # Whether the users of Redis and PostgreSQL may do what a process does, or more than that.
 #
-# Part of the composition root. What is lacking is wrong; what is beyond is only said, since one user for
+# Part of the composition root. A lack is wrong; what is beyond is only said, since one user for
 # everything is well enough where one person runs everything.
 
 
-# Whether it is well, what was looked at, and what is said of it.
+# Whether it is well, its subject, and the words on it.
 Seen = tuple[bool, str, str]
 
 _REDIS, _POSTGRESQL, _OWNER = "redis user", "postgresql user", "postgresql owner"
@@ -327,7 +331,7 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
 
 
 async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
-    """What may be done beyond what is needed, as far as each may be when the one before it may."""
+    """Rights beyond the needed ones, as far as each may be when the one before it may."""
     more: list[str] = []
     for each in beyond:
         if await client.refused_rights(wire, each):
@@ -446,7 +450,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:
-    """What is there, or why it cannot be read."""
+    """The value there, or why it cannot be read."""
     try:
         return await in_task(wires.of_key(name).send(encode(b"GET", name)))
     except CountersRefused as error:
@@ -475,7 +479,7 @@ async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
 
 
 def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
-    """What is said of a server is said of this."""
+    """The server that findings name."""
     if not isinstance(wires, Shards):
         return "redis"
     host, port = wires.place_of(wire)
@@ -500,7 +504,7 @@ async def _asked(wire: RedisConnection, address: Address) -> _Server:
 async def _replicas(
     address: Address, wires: RedisConnections, servers: Mapping[str, _Server]
 ) -> list[Finding]:
-    """What is said of those who may take over, where somebody would have them do it."""
+    """Findings about the possible successors, where somebody would have them take over."""
     if not (address.sentinels or address.members):
         return []
     found = [
@@ -534,7 +538,7 @@ def _cluster(shown: str, shards: Shards) -> Finding:
     there = f"{shown} is a cluster of {len(shards.wires)} primaries"
     if not lacking:
         return Finding(True, "redis", there)
-    said = f"{there}, of which none has the slots of {len(lacking)} partitions"
+    said = f"{there}, none with the slots of {len(lacking)} partitions"
     return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
 
 

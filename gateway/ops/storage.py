@@ -17,7 +17,7 @@ from gateway.core.text import read_json
 from gateway.errors import PlaceFailed
 from gateway.extras import loading
 
-# What is read at once: of a bucket, that is a request.
+# Bytes read at once: of a bucket, that is a request.
 CHUNK_BYTES = 8 << 20
 DOCUMENT_BYTES_MAX = 1 << 22
 # The library uploads a file in parts of so many bytes, and a store takes so many parts of one:
@@ -46,7 +46,7 @@ _HELPS = {
 
 
 class FileStore:
-    """Files below one address. What is written is there as a whole, and durable, before its name is noted.
+    """Files below one address. A file is there as a whole, and durable, before its name is noted.
 
     `PlaceFailed` says what it does not allow. A bucket takes files of up to `stored_bytes_max`, which is then
     `file_bytes_max`; a directory has none (None) of its own.
@@ -71,7 +71,7 @@ class FileStore:
 
     @staticmethod
     def parted(url: str) -> tuple[str, str]:
-        """The address of a folder, and the name of what is in it."""
+        """The address of a folder, and the name of a file in it."""
         scheme, authority, path, query, _ = urlsplit(url)
         folder, _, name = path.rstrip("/").rpartition("/")
         return urlunsplit((scheme, authority, folder, query, "")), name
@@ -173,7 +173,7 @@ class FileStore:
                 self._files.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
-        """Take a folder away and what is in it, if it is there."""
+        """Take a folder away with its contents, if it is there."""
         if self.has(name):
             with told(self.url):
                 self._files.delete_dir(self._path(name))

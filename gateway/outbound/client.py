@@ -106,7 +106,7 @@ class Outgoing:
     async def ask(
         self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = ANSWER_BYTES_MAX
     ) -> Answer:
-        """Post once, and read so much of what is answered; told, not raised, as well."""
+        """Post once, and read so much of the answer; told, not raised, as well."""
         refused = address_refusal(url, private=self._private)
         if refused is not None:
             return Answer(None, f"the URL {refused}")

@@ -34,7 +34,7 @@ _NUMBERS = {
     ECONNREFUSED: REFUSED, ECONNRESET: RESET, EHOSTUNREACH: UNROUTABLE, ENETUNREACH: UNROUTABLE,
     ETIMEDOUT: CONNECT_TIMEOUT,
 }  # fmt: skip
-# What was tried at several addresses has the numbers in its text alone.
+# An error of several addresses has the numbers in its text alone.
 _SAID = re.compile(r"\[Errno (\d+)\]")
 
 
@@ -124,7 +124,7 @@ class Tunnel(asyncio.Protocol):
 
     @property
     def late(self) -> str:
-        """What is said of a proxy that has not let us through in time; empty of one that has."""
+        """The words on a proxy that has not let us through in time; empty of one that has."""
         return "" if self.is_open else f"the proxy {self._proxy} did not let us through in time"
 
     # asyncio.Protocol, until the proxy has answered

@@ -32,7 +32,7 @@ from gateway.telemetry import metrics
 TOLD_EACH_S = 1.0
 # Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.
 SILENT_S_MAX = 10.0
-# What begins a line of facts. Lines of settings are JSON.
+# The beginning of a line of facts. Lines of settings are JSON.
 _MARK = b"facts "
 
 
@@ -49,7 +49,7 @@ def written_fact(facts: LoopFacts) -> bytes:
 
 
 class FactsReader:
-    """The end of who is told. Lines are kept as they come, and read by whoever asks.
+    """The end of who is told. The listener's end. Lines are kept as they come, and read on demand.
 
     `first` is called with the first ones, and `others` with lines that are no facts, from another thread.
     """

@@ -191,7 +191,7 @@ class Administration:
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(access.note_failures, pools.staff)
         )
-        # What was acknowledged here is evidence; it is counted by who knows when everybody is at rest.
+        # An acknowledgement here is evidence; it is counted by who knows when everybody is at rest.
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
         self._programs = ProgramList(doors.wires, doors.counters, pools.staff)

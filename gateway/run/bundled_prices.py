@@ -1,6 +1,6 @@
 """The bundled price list, in US dollars: `deploy/bundled_prices.py` makes its file of `genai-prices`.
 
-It is read by whoever asks, and by nobody else: a gateway has no use for it.
+It is read on demand alone: a gateway has no use for it.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def load_tokenizer() -> Tokenizer | None:
     return of_model
 
 
-# A worker's slot: an id that outlives the worker, so that whoever starts next in its place has it again.
+# A worker's slot: an id that outlives the worker, so that its successor has it again.
 #
 # What a worker left in Redis under names made from its slot is found and corrected by its successor,
 # instead of staying until it times out.

@@ -91,7 +91,7 @@ def housekeeping(
 
 
 async def drop_old_months(engine: Engine, settings: Settings, log: Callable[..., None]) -> None:
-    """Drop what is not kept any more, of calls, of hours, and of what explained them.
+    """Drop rows that are not kept any more, of calls, of hours, and their explanations.
 
     A month of calls that has to stay is told.
     """
@@ -218,7 +218,7 @@ class Keeper:
         return True
 
     def _rows(self) -> Sequence[Loop]:
-        """What happens again and again, as rows of the one loop."""
+        """Timed work, as rows of the one loop."""
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away = partial(datetime.now, UTC), (CountersUnavailable,)
         dunning = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)

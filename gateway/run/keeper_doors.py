@@ -105,7 +105,7 @@ Source = ParentPipe | Callable[[], Settings] | None
 
 class KeeperSettings:
     """What a keeper goes by that may change while it runs: who signs in, through whom it calls others and
-    by which secrets, and what is logged.
+    which secrets, and its logs.
 
     `renew` goes by other ones first, and changes nothing where it raises.
     """

@@ -47,11 +47,10 @@ from persistence.resources.integrity import Quarantines
 
 @dataclass(frozen=True, slots=True)
 class LoopContext:
-    """What all of them share. `counters` goes to whoever has an organization, `moved` is evidence of all.
+    """What all of them share. `counters` goes to the owner of an organization, `moved` is evidence of all.
 
     `first` is awaited before partitions are looked at: those that were moved to a server are taken up there.
-    What is flushed here is the keeper's `share`. Partitions are written in today's layout once it `takes_up`
-    that.
+    The keeper's `share` is flushed here. Partitions are written in today's layout once it `takes_up` that.
     """
 
     settings: Settings
@@ -162,7 +161,7 @@ class AllShardLoops:
 
     @property
     def verified(self) -> int:
-        """The partitions of servers of which all is verified, under the run ids of their connections."""
+        """The partitions of servers with all verified, under the run ids of their connections."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
         return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
 
@@ -206,7 +205,7 @@ class AllShardLoops:
     async def stop(self, *, flushes: bool = True) -> None:
         """End with all of them; others flush from then on what was flushed here.
 
-        What waits is flushed last, unless nothing may be stored any more.
+        Waiting entries are flushed last, unless nothing may be stored any more.
         """
         if not flushes:
             await self._leave()
@@ -238,7 +237,7 @@ class AllShardLoops:
         return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
-        """Partitions of which nobody brings more of what Redis may have forgotten; of servers that answer."""
+        """Partitions that nobody brings more forgotten entries of; of servers that answer."""
         found: set[int] = set()
         for one in list(self._kept.values()):
             with suppress(CountersUnavailable):

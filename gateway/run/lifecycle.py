@@ -253,7 +253,7 @@ async def all_within(
 async def ended(
     stop: Callable[[], Coroutine[None, None, None]], within_s: float, log: Callable[..., None]
 ) -> None:
-    """Stop within a bound; past it the process ends here, and what is under way stays where it is.
+    """Stop within a bound; past it the process ends here, and work under way stays where it is.
 
     A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
     be joined at the end.

@@ -30,7 +30,7 @@ LAYOUT_LOOK_S = 1.0
 
 
 class ProgramList(ProgramRegistry):
-    """All programs, of which this keeper is one."""
+    """All programs; this keeper is one of them."""
 
     def __init__(self, wires: RedisConnections, counters: Client, engine: Engine) -> None:
         super().__init__(wires, this_program("keeper", NEEDED))
@@ -78,7 +78,7 @@ class ProgramList(ProgramRegistry):
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def _stored(self) -> StoredVersions:
-        """What has to be known; a newer version's marker says its number where all others do."""
+        """The needed versions; a newer version's marker says its number where all others do."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)

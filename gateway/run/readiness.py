@@ -1,6 +1,6 @@
 """Whether something a process depends on answers, told within a bound: a probe never hangs with it.
 
-Whoever asks again and again costs no more than who asks each second.
+A flood of questions costs no more than one each second.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DISK = "disk"
 OPEN_FILES = "open_files"
 # Whether the clock is that of others.
 CLOCK = "clock"
-# What is told and keeps nobody from being served: calls go on without it, and an alert fires.
+# Findings that keep nobody from being served: calls go on without them, and an alert fires.
 TOLD_ALONE = frozenset({CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
@@ -89,8 +89,8 @@ async def listen(
 class OpsConnections:
     """The connections of the port. Where too many have not asked yet, the oldest of them gives way.
 
-    A probe asks as soon as it is connected, so it is answered whoever holds connections open; `/livez`
-    also where others read their answers slowly.
+    A probe asks as soon as it is connected, so it is answered even if others hold connections open;
+    `/livez` also where others read their answers slowly.
     """
 
     def __init__(self, ops: Ops, answers_max: int) -> None:
@@ -182,7 +182,7 @@ class Probe:
 
 
 class CachedLookup(Generic[T]):
-    """What was looked up a moment ago: who asks within `fresh_s` has the same, and one at a time looks."""
+    """A recent look-up: callers within `fresh_s` share it, and one at a time looks."""
 
     def __init__(
         self, look: Callable[[], Awaitable[T]], *, fresh_s: float = FRESH_S,
@@ -193,7 +193,7 @@ class CachedLookup(Generic[T]):
         self._found: tuple[float, T] | None = None
 
     async def now(self) -> T:
-        """What was found; it raises what the look does, and keeps nothing then."""
+        """The found value; it raises what the look does, and keeps nothing then."""
         async with self._turn:
             if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
                 self._found = None
@@ -248,7 +248,7 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskW
 
 
 def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
-    """What is told of processes and their machine, by their numbers."""
+    """Facts of processes and their machine, by their numbers."""
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
         OPEN_FILES: has_files_left(snapshot) or "hardly any file is left that a process may open",

@@ -42,7 +42,7 @@ KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files"
 
 # How often the configuration file is looked at. It is read once two looks find the same: not half written.
 CONFIG_LOOK_S = 1.0
-# What is wrong may be right later without another file: a name of a variable's file, or prices in Redis.
+# A fault may be right later without another file: a name of a variable's file, or prices in Redis.
 AGAIN_S = 5.0
 
 
@@ -68,11 +68,13 @@ class Renewal:
         self._takes, self._secrets = takes, secrets
 
     async def reread(self) -> Settings:
-        """What is written now, all of it right; it may take a while, and raises `TollkeeperError`."""
+        """The settings as written now, all of them right; it may take a while, and raises
+        `TollkeeperError`.
+        """
         return await asyncio.to_thread(self._read)
 
     def take(self, written: Settings) -> tuple[Collection[str], str]:
-        """Take over what may change: the names of what did, and in words what was done."""
+        """Take over allowed changes: their names, and in words the effects."""
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
         begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}

@@ -12,7 +12,7 @@ from gateway.settings.settings import Settings, WatchedFiles, from_json
 
 
 class SettingsUpdates:
-    """What takes over settings; `is_stale` while the last ones are not in force."""
+    """A receiver of settings; `is_stale` while the last ones are not in force."""
 
     def __init__(self, take: Callable[[Settings], None], log: Callable[..., None]) -> None:
         self.is_stale = False
@@ -54,8 +54,8 @@ async def watch(
 ) -> None:
     """Have `read` take files over once they change, until cancelled; it answers why not, or nothing.
 
-    What could not be read is tried again with each look, since rights may change where a file does not. Why
-    is told once.
+    A file that could not be read is tried again with each look, since rights may change where a file does
+    not. Why is told once.
     """
     watched, warned = WatchedFiles(), ""
     while True:

@@ -116,7 +116,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
             for task in renewing:
                 task.cancel()
             voice.say("stopping: calls are finished first")
-            held.close()  # whoever connects is its workers' as long as they accept, and refused then
+            held.close()  # new connections are its workers' as long as they accept, and refused then
             await asyncio.gather(*(child.stop() for child in children))
             operations.close()
 

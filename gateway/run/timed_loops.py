@@ -38,8 +38,8 @@ Clock = Callable[[], datetime]
 
 HOUR_S = 3_600.0
 SUBSCRIPTIONS_MAX = 500
-# What is charged of one organization and of many costs PostgreSQL nearly the same, so those of a partition
-# are charged together. Their charges are one transaction: the flush of their partition waits for it.
+# A charge of one organization and of many costs PostgreSQL nearly the same, so those of a partition are
+# charged together. Their charges are one transaction: the flush of their partition waits for it.
 ORGANIZATIONS_A_BATCH = 25
 PRICES_A_PASS = 20
 EXPIRED_MAX = 500
@@ -233,7 +233,7 @@ def clock_changes(told: ClockReports, clock: Clock) -> Loop:
 
 
 def news_loops(notices: Notices, clock: Clock) -> Sequence[Loop]:
-    """Looks for what happened each second and what is coming each minute, a tenth of the time at most."""
+    """Looks for events each second and for forecasts each minute, a tenth of the time at most."""
     since = clock() - LOOK_BACK
 
     async def look() -> None:

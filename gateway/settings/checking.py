@@ -26,7 +26,7 @@ from gateway.files import require_regular
 USAGE_FEED_CODE = "tollkeeper_use"
 USAGE_FEED_CODE_CHARS_MAX = 128
 
-# URLs of databases and of a mail server: which can be used, and what is wrong with one.
+# URLs of databases and of a mail server: which can be used, and the fault of one.
 
 
 _OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
@@ -56,7 +56,7 @@ _SHAPES = {
     "console_url": "https://host:port",
 }
 PORT_MAX = 65_535
-# What stands behind a host that is none of IPv6, or behind the brackets of one.
+# The text behind a host that is none of IPv6, or behind the brackets of one.
 _PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
 
 
@@ -66,7 +66,7 @@ def wanted(name: str) -> str:
 
 
 def fault(name: str, url: str) -> str:
-    """What would be right where this URL of a setting cannot be used; empty where it can.
+    """The remedy where this URL of a setting cannot be used; empty where it can.
 
     Of a URL of Redis that names several places, or a socket, only the scheme is looked at: the door to Redis
     reads the rest.
@@ -136,7 +136,7 @@ def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any],
 
 
 def check_pairs(values: Mapping[str, Any], begin: str) -> None:
-    """`SettingError` where a port has half of what TLS needs: nobody should take it for encrypted."""
+    """`SettingError` where a port has half of the files of TLS: nobody should take it for encrypted."""
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
@@ -217,7 +217,7 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
 
 
 def wanted_of(name: str, hint: Any) -> str:
-    """What would be valid, in words, from the type itself."""
+    """The valid values, in words, from the type itself."""
     if name in SCHEMES:
         return wanted(name)
     meta = next(iter(_metas(hint)), None)
@@ -236,7 +236,7 @@ def wanted_of(name: str, hint: Any) -> str:
 
 
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
-    """What is said of a setting that there is not: the nearest one, else all."""
+    """The error of an unknown setting: the nearest one, else all."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
     hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
@@ -296,7 +296,7 @@ Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
 Reclaim = Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")]
 Collection = Annotated[str, msgspec.Meta(pattern="^(charge_automatically|send_invoice)$")]
-# What is declared a secret may be said by a file instead: `<NAME>_FILE`.
+# A secret may be given by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$"), IS_SECRET]
 # A space between two, which no pepper has in it.

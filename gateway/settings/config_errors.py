@@ -29,7 +29,7 @@ _NOUNS = {
 
 
 def parsed(text: bytes, place: str) -> Any:
-    """The document; SettingError names `place` and the line of what is no YAML."""
+    """The document; SettingError names `place` and the line that is no YAML."""
     try:
         found = [*islice(documents(text.decode("utf-8-sig"), place), 2)]
     except UnreadableYaml as error:

@@ -63,7 +63,7 @@ Algorithm: TypeAlias = Literal[
 Text = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Claim = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)+)+$", max_length=256)]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-# What is said of tokens alike, whether callers or people are named by them.
+# Fields of tokens that callers and people share.
 Algorithms = Annotated[tuple[Algorithm, ...], msgspec.Meta(min_length=1)]
 Leeway = Annotated[float, msgspec.Meta(ge=0, le=300)]
 Subjects = Annotated[dict[Value, Value], msgspec.Meta(max_length=1_000)]
@@ -91,7 +91,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
-    """The issuers of a configuration; `SettingError` names the place of what cannot be."""
+    """The issuers of a configuration; `SettingError` names the place of a fault."""
     found: dict[str, Issuer] = {}
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
@@ -161,7 +161,7 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sign_in_of(written: SignInConfig) -> SignIn:
-    """How people sign in; `SettingError` names the place of what cannot be."""
+    """How people sign in; `SettingError` names the place of a fault."""
     if written.console_url or written.providers:
         _check_url(written.console_url)
     names: set[str] = set()
@@ -217,8 +217,8 @@ def _check_sign_in(one: ProviderConfig, place: str) -> None:
 
 # Proxies as the standard variables say them, or an upstream of the configuration file for itself.
 #
-# `https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. What is said of
-# a proxy is a credential: no message shows it.
+# `https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. Errors of a
+# proxy are credentials: no message shows them.
 
 
 # What an upstream says that is reached directly, whatever the variables say.
@@ -317,7 +317,7 @@ Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
 class RouteConfig(NamedTuple):
-    """What may pass and where it goes; `services` says where calls of services go."""
+    """A path that may pass and its upstream; `services` says where calls of services go."""
 
     routes: tuple[Route, ...]
     upstreams: tuple[UpstreamTarget, ...]
@@ -430,7 +430,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
-    """Read a YAML file and replace `${NAME}`; `SettingError` names the place of what is wrong."""
+    """Read a YAML file and replace `${NAME}`; `SettingError` names the place of a fault."""
     from gateway.settings.config_errors import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
 
     try:

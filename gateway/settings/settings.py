@@ -108,7 +108,7 @@ class Environment(Mapping[str, str]):
 
 
 def both_set(variable: str, file: str) -> SettingError:
-    """What is said where a value is stated twice."""
+    """The error of a value that is stated twice."""
     return SettingError(f"{variable} and {file} are both set: expected one of them")
 
 
@@ -137,7 +137,7 @@ class WatchedFiles:
         return before != self._seen
 
     def forget(self) -> None:
-        """Nothing was made of what has changed: it counts as changed the next time too."""
+        """A change that had no effect counts as changed the next time too."""
         self._seen = {}
 
 
@@ -151,7 +151,7 @@ def signature(path: str) -> Signature:
 
 
 def _fault(data: bytes) -> str:
-    """What is wrong with the content of a file, in words that do not show it; empty where it is well."""
+    """The fault of a file's content, in words that do not show it; empty where it is well."""
     if len(data) > SECRET_BYTES_MAX:
         return f"is larger than {SECRET_BYTES_MAX} bytes"
     if not data.strip(b"\r\n"):
@@ -291,7 +291,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     # Files that secrets were read from, each with its setting; without one it holds a variable's.
     secret_files: tuple[tuple[str, str], ...] = ()
     config_path: str = ""  # the file that some of it was read from
-    overruled: tuple[str, ...] = ()  # settings of which that file says something else
+    overruled: tuple[str, ...] = ()  # settings that that file overrules
 
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""

@@ -1,1 +1,1 @@
-"""What is told of a process: logs, metrics and traces."""
+"""Facts of a process: logs, metrics and traces."""

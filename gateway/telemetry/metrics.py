@@ -55,7 +55,7 @@ FACTS = (
     Fact(
         "unpriced_calls",
         "counter",
-        "Settled calls of which tokens or a tool have no price of their own.",
+        "Settled calls with tokens or a tool that have no price of their own.",
         ("service",),
     ),
     Fact("budget_refusals", "counter", "Calls that budgets refused.", ("reason", "unit", "interval")),
@@ -104,7 +104,7 @@ FACTS = (
     Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
     Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
-    Fact("partitions_away", "gauge", "Partitions of which a worker cannot ask, added for each worker."),
+    Fact("partitions_away", "gauge", "Partitions that a worker cannot ask for, added for each worker."),
     Fact("partitions_refusing", "gauge", "Partitions whose Redis refuses calls.", ("reason",)),
     Fact("partitions_taking", "gauge", "Partitions whose Redis takes calls, added for each worker."),
     Fact("partitions_unverified", "gauge", "Partitions that nobody verified, added for each worker."),
@@ -234,7 +234,7 @@ def render(accept: str, snapshot: Mapping[str, Any]) -> tuple[bytes, str]:
         value = snapshot.get(fact.name)
         if value is not None:
             _write(lines, fact, _samples(fact, value, bounds), is_open=is_open)
-    _write(lines, Fact("build", "info", "What is running."), [("_info", _build(), 1.0)], is_open=is_open)
+    _write(lines, Fact("build", "info", "The running version."), [("_info", _build(), 1.0)], is_open=is_open)
     return ("".join(lines) + ("# EOF\n" if is_open else "")).encode(), content_type
 
 
@@ -290,9 +290,9 @@ def _histogram(
 
 # The numbers of all workers on this machine: left in files, merged, never going back.
 #
-# Each worker replaces one small file; whoever is scraped adds them up. A worker that has died is
-# folded into `retired.json`, so that its counts stay counted. A worker is known by process id and
-# start time, since ids are used again.
+# Each worker replaces one small file; a scrape adds them up. A worker that has died is folded into
+# `retired.json`, so that its counts stay counted. A worker is known by process id and start time,
+# since ids are used again.
 
 
 PUBLISH_INTERVAL_S = 1.0

@@ -207,7 +207,7 @@ class Exporter:
                 return False
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, float | None, str]:
-        """One attempt: the status (0 for none), how long the collector asks to wait, and what was wrong."""
+        """One attempt: the status (0 for none), how long the collector asks to wait, and the error."""
         fields = {"Content-Type": "application/x-protobuf", "User-Agent": f"{SCOPE}/{self._version}"}
         if self._tracing.gzip:
             fields["Content-Encoding"], body = "gzip", gzip.compress(body, 6)
@@ -339,4 +339,4 @@ class Recorder:
         ])  # fmt: skip
 
 
-# The door to whoever collects traces: spans become OTLP, which a thread of its own sends away.
+# The door to a collector of traces: spans become OTLP, which a thread of its own sends away.

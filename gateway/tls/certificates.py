@@ -1,6 +1,6 @@
 """The certificate of one port: read from its files, and read again when they change.
 
-A context is made anew and never changed: connections keep the one they began with. Where new files are no
+A new context is made and never changed: connections keep the one they began with. Where new files are no
 pair, the old context stays.
 """
 
@@ -23,7 +23,7 @@ _FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----",
 
 @dataclass(frozen=True, slots=True)
 class LoadedCertificate:
-    """What was read of one set of files: the context, the certificate, and its end, Unix time."""
+    """One set of files, read: the context, the certificate, and its end, Unix time."""
 
     context: ssl.SSLContext
     content: bytes
@@ -57,7 +57,7 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
             why = "no PEM file of certificates" if isinstance(error, ssl.SSLError) else _strerror(error)
             raise SettingError(f"{place} cannot be used: {why}") from error
         context.verify_mode = ssl.CERT_REQUIRED
-        # Who resumes a session is not verified again: each connection shows its certificate anew.
+        # A client that resumes a session is not verified again: each connection shows its certificate again.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET
     try:
@@ -70,7 +70,7 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
 class Certificates:
     """The context of a port, the one that its files made when they were read last and could be.
 
-    `stale` says why they can be used no longer, empty while they can: then what was read before goes on.
+    `stale` says why they can be used no longer, empty while they can: then the files before go on.
     """
 
     def __init__(self, files: TlsFiles, prefix: str) -> None:

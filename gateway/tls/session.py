@@ -1,8 +1,9 @@
 """One TLS connection of a client: a socket on one side, a protocol that knows nothing of TLS on the other.
 
-It keeps nothing. What comes is decrypted and handed on in one piece, as a socket's read is. What is written
-is encrypted into the buffer of the socket. So what a protocol asks of its transport (how much waits to be
-sent, no more reading, an end of sending) is answered by the socket, and means what it means without TLS.
+It keeps nothing. Received bytes are decrypted and handed on in one piece, as a socket's read is. Written
+bytes are encrypted into the buffer of the socket. So what a protocol asks of its transport (how much
+waits to be sent, no more reading, an end of sending) is answered by the socket, and means what it means
+without TLS.
 
 A client's certificate has an end. A handshake after it is closed, and a connection takes no request after it.
 """
@@ -23,7 +24,7 @@ from gateway.tls.certificates import Certificates
 # What a protocol over TLS asks of its transport: bytes are encrypted, all else is asked of the socket.
 
 
-# A record of TLS is never larger, so neither are the buffers of one connection for long.
+# A record of TLS is never larger, so the buffers of one connection are not either for long.
 RECORD_BYTES_MAX = 16 * 1024
 NEVER = float("inf")
 
@@ -73,7 +74,7 @@ class TlsTransport:
         return True
 
     def write_eof(self) -> None:
-        """Say that nothing more is sent. What comes from now on is handed on as it came, to be counted."""
+        """Say that nothing more is sent. Later bytes are handed on as they came, to be counted."""
         if self._open and not self._half:
             self._say_goodbye()
             self._half = True
@@ -121,15 +122,15 @@ class TlsTransport:
         return int(self._transport.get_write_buffer_size())
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Who is told of what comes."""
+        """The receiver of the bytes."""
         return self._inner
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
-        """Tell another of what comes from now on."""
+        """Set another receiver of the bytes from now on."""
         self._inner = protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What is known of the session, else of the socket."""
+        """Facts of the session, else of the socket."""
         if name == "ssl_object":
             return self._tls
         if name == "sslcontext":
@@ -170,7 +171,7 @@ _TOLD = (
     % len(PLAINTEXT)
 )
 SHAKING, OPEN, CLOSED = range(3)
-# Whoever left before the first byte.
+# A client that left before the first byte.
 SILENT = "silent"
 BAD_CERTIFICATE = "bad_certificate"
 # A clock may be set: it is looked at least so often whether a certificate is over.

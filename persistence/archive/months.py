@@ -121,7 +121,7 @@ def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -
 
 
 def latest(today: date) -> date:
-    """The day before which months are archived at the latest."""
+    """The first day that is too late to archive."""
     return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
 
 
@@ -197,7 +197,7 @@ def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list
 
 
 def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
-    """The same of what is beside its rows. Nothing is owed by the audit log: what is over is closed."""
+    """The same of objects beside its rows. Nothing is owed by the audit log: what is over is closed."""
     if ledger is AUDIT:
         return []
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}

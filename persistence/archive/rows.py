@@ -1,8 +1,8 @@
 """Takes a month of a ledger out of it, in one transaction; what is asked of old rows stays.
 
 The partition becomes a table by itself, and another takes its place with the rows that stay: of each account
-the last one of the month, of tokens what is no use of a call, the row before it, and what was told of a plan
-that has ended. `archived_run` stands for the rest, and what was allocated to it is added up.
+the last one of the month, of tokens other rows than use of a call, the row before it, and changes reported
+of a plan that has ended. `archived_run` stands for the rest, and its allocations are added up.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ def _kind(column: Column[object]) -> str:
 
 
 ARCHIVED = "_archived"
-# A lock is waited for so long, below the second after which PostgreSQL looks for a deadlock; then again.
+# A lock is waited for so long, less than PostgreSQL's second before it looks for a deadlock; then again.
 LOCK_TIMEOUT_MS = 900
 TRIES_MAX = 20
 
-# Whoever is last in a row without a gap stays, and what a later row is compared with. So does what was told
-# of a plan that has ended: whether it was in time is asked by its row.
+# The last one in a row without a gap stays, as does a later row's predecessor. Changes reported of a plan
+# that has ended do too: whether one was in time is asked by its row.
 _STAYS = {
     "tenant": """
  OR transaction_type <> 'consume' OR direction <> 'OUT' OR lead(transaction_type) OVER w <> 'consume'
@@ -209,7 +209,7 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
         if said := what_waits(connection, ledger, month):
             raise ArchiveFailed(f"{month:%Y-%m} is not closed: {said[0]}")
         kept = _stand_for(connection, ledger, month) if ledger.kind else 0
-        # What takes long is done: the ledger is had for a moment.
+        # Slow work is done first: the ledger is had for a moment.
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         _replace(connection, ledger, month)
         _note(connection, stored, kept)
@@ -271,7 +271,7 @@ def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> in
 
 
 def lock(connection: Connection, table: str, mode: str) -> None:
-    """Have a table, and what is of it."""
+    """Have a table, and its objects."""
     have(connection, f"LOCK TABLE {table} IN {mode} MODE", f"a report reads {table}")
 
 
@@ -281,7 +281,9 @@ def have_partitions(connection: Connection) -> None:
 
 
 def have(connection: Connection, statement: str, taken: str) -> None:
-    """Have a lock, or `ArchiveFailed`; whoever has a part of it and waits for another is let go on first."""
+    """Have a lock, or `ArchiveFailed`; another holder of a part that waits for a second one is let go on
+    first.
+    """
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):
         try:
@@ -318,12 +320,12 @@ def bounds_of(month: date) -> tuple[str, str]:
 
 
 def names_of(ledger: MonthlyLedger, month: date) -> dict[str, str]:
-    """The ledger, a month of it, and what is to be that; and the column of whose its rows are."""
+    """The ledger, a month of it, and its coming name; and the column of whose its rows are."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}
 
 
-# What stands in PostgreSQL for months that were archived: rows that stayed, and runs for the others.
+# Stand-ins in PostgreSQL for months that were archived: rows that stayed, and runs for the others.
 
 
 FETCHED_AT_ONCE = 10_000
@@ -352,7 +354,7 @@ class MovementRun:
 
 
 def archived(connection: Connection) -> list[ArchivedMonth]:
-    """What was archived, wherever it is, month by month and ledger by ledger."""
+    """Archived months in any place, month by month and ledger by ledger."""
     found = connection.execute(_ARCHIVED)
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
@@ -361,7 +363,7 @@ def archived(connection: Connection) -> list[ArchivedMonth]:
 
 
 def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
-    """What stands for a month of a ledger, by account and number; to be read in a transaction."""
+    """The stand-in for a month of a ledger, by account and number; to be read in a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
         owner=ledger.owner, partition=ledger.partition(month), delta=delta, balance=balance
@@ -386,15 +388,15 @@ def contradictions(connection: Connection) -> list[str]:
 
 # Rows of months that nobody made: the default partition took them, and here they get months of their own.
 #
-# They are there after a clock that was wrong, or a time without keepers. A month of which there was a
-# partition once, and is none any more, was archived: what comes for it stays where it is.
+# They are there after a clock that was wrong, or a time without keepers. A month with a partition
+# once, and none any more, was archived: late rows of it stay where they are.
 
 
-# So many rows are moved at once at most: whoever reads or writes the ledger waits meanwhile.
+# So many rows are moved at once at most: readers and writers of the ledger wait meanwhile.
 ROWS_MAX = 1_000_000
 # Of the oldest so many months; the next time others.
 MONTHS_MAX = 120
-# Whoever only asks is told of so many rows of a ledger.
+# A mere question gets so many rows of a ledger.
 ROWS_TOLD_MAX = 10_000
 
 _ROWS = """
@@ -423,7 +425,7 @@ def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Part
 
 
 def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
-    """Each ledger that has such rows: of which months, and how many; nothing where nobody answers."""
+    """Each ledger that has such rows: the months, and how many; nothing where nobody answers."""
     found = []
     try:
         with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:

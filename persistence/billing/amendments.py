@@ -1,8 +1,8 @@
 """What a call was charged, taken back or added to: once, by rows with a reason and who did it.
 
 The counters move tokens and units, and their ledgers get a row; credits come back as an addition, and are
-charged as a use. Tokens of a cycle that is over move no quota: they are owed no more, or besides. What is
-billed stays, the next invoice gives it back, or bills it.
+charged as a use. Tokens of a cycle that is over move no quota: they are owed no more, or besides. Billed
+charges stay, the next invoice gives them back, or bills them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _KEY = text("SELECT key FROM service WHERE id = :service")
 
 @dataclass(frozen=True, slots=True)
 class CallEffects:
-    """A call, what moved for it, and its service where it is known; `sign` is 1 of what is taken back."""
+    """A call, what moved for it, and its service where it is known; `sign` is 1 for amounts taken back."""
 
     call: Any
     tokens: Any
@@ -177,7 +177,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
-    """What is moved: no more is taken back than there is, and nothing is added that the service has not."""
+    """The movement: no more is taken back than there is, and nothing is added that the service has not."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
     if nano != int(nano):
@@ -357,8 +357,8 @@ SUBJECT = Entity(
 # A price that comes into force before now: calls of that time at cost, that no invoice has, are rated again.
 #
 # Each is a row with its reason and who set the price; the counters and the charges move by the difference.
-# What is billed stays as it is. Budgets go on counting what calls cost when they were made. Those that are
-# too many for the price's own transaction are rated by the keeper, a piece each.
+# Billed charges stay. Budgets go on counting what calls cost when they were made. Those that are too many
+# for the price's own transaction are rated by the keeper, a piece each.
 
 
 # Calls at cost that are looked at in one transaction.
@@ -433,7 +433,7 @@ def create_rerating(change: EntityWrite) -> Row:
 
 
 def _begin(change: EntityWrite, row: Row) -> None:
-    """Rate the first piece of what a price is about."""
+    """Rate the first piece of a price's calls."""
     actor = change.command.actor.scope
     after = _rate(change, row, 0, actor)
     if after is not None:
@@ -442,7 +442,7 @@ def _begin(change: EntityWrite, row: Row) -> None:
 
 
 def rate(change: EntityWrite) -> Row:
-    """Rate the next piece of what a price left."""
+    """Rate the next piece of a price's rest."""
     connection, named = change.connection, {"price": change.row_id}
     row, left = change.fetch(), connection.execute(_HOLD, named).first()
     if left is not None:
@@ -535,7 +535,7 @@ def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor:
 
 
 def _intended(change: EntityWrite, one: _RepricedCall, reason: str) -> dict[str, object]:
-    """What has the counters move by the difference."""
+    """Have the counters move by the difference."""
     moves = {
         "tokens": 0, "units": -one.more, "tiers": pack_tiers(IN_MONEY).hex(),
         "corrects": one.call.request_id, "reason": reason, "told_on": one.call.told_on.isoformat(),

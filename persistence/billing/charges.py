@@ -1,7 +1,7 @@
 """Facts that are owed for become charges, each once, in the transaction in which they become known.
 
-`accrue` writes what is known of an organization and not charged yet, `open_charges` only reads it. What takes
-a charge back is a row of its own: days a segment lost, an invoice made void, a credit note.
+`accrue` writes what is known of an organization and not charged yet, `open_charges` only reads it. A
+correction is a row of its own: days a segment lost, an invoice made void, a credit note.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from persistence.entity import Entity, hold_flushes
 from persistence.error_mapping import statements_within
 from persistence.tables import charge as table
 
-# What takes charges back is a row of its own: of an invoice made void, and of a credit note.
+# A correction is a row of its own: of an invoice made void, and of a credit note.
 
 
 _COUNTER = """
@@ -97,7 +97,7 @@ def credit_charges(
 def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
     """Credits beyond the balance that go with a part of their price; of all else it is money alone.
 
-    Whoever pays the rest gets the credits that it is the price of, a part of one as a whole one.
+    The payer of the rest gets the credits that it is the price of, a part of one as a whole one.
     """
     back = [Decimal(0)] * len(behind)
     if behind[0].source != DEBT:
@@ -114,7 +114,7 @@ def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
 # What the ledgers say is owed and not charged yet, as rows of charges: one statement for each kind of fact.
 #
 # The same statement is read by a draft and written by an invoice, by the keeper, and by a flush in the
-# transaction that stores the fact. Each row names its fact, so what is delivered twice is charged once.
+# transaction that stores the fact. Each row names its fact, so repeated deliveries are charged once.
 
 
 _COLUMNS = (
@@ -171,7 +171,7 @@ DUE_USES = """
  SELECT tenant_id, day, service_id, unit_price FROM usage_told
   WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity)"""
 # Units at a price by the day of their supply: of a day those that came on it, but for those that were told of
-# another one; these are of that. What is taken back has the source of what it was.
+# another one; these are of that. A correction has the source of its charge.
 USES = f"""
 SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE 'UTC' AS period_start,
        (u.supplied_on + 1)::timestamp AT TIME ZONE 'UTC' AS period_end, u.quantity, u.unit_price,
@@ -214,7 +214,7 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
 
 
 def insert_of(select: str) -> str:
-    """The statement that writes what another one reads, in the order of what was supplied."""
+    """The statement that writes the rows of another one, in the order of supply."""
     return (
         f"INSERT INTO charge ({_COLUMNS}) {select}"
         " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
@@ -267,7 +267,7 @@ WITH due AS (
        AND u.unit_price = due.unit_price
 )
 SELECT count(*) FROM due""")  # noqa: S608  # our own words
-# Whoever allocates debt is held off meanwhile.
+# Allocation of debt is held off meanwhile.
 _WRITE_DEBTS = text(f"""
 WITH made AS ({insert_of(DEBTS)})
 UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
@@ -302,12 +302,12 @@ def accrue(
     today: date,
     running: datetime = NOTHING_THAT_RUNS,
 ) -> None:
-    """Charge all that is known: fees of the days up to `until` (not included), and what was used.
+    """Charge all that is known: fees of the days up to `until` (not included), and use.
 
     In advance, cycles that have begun today are charged whole. Tokens of a cycle that runs are charged
-    where the last of them were used before `running`, and what is missing to a minimum once its cycle is
-    over. The caller holds the organizations, then the flushes of their partitions. From now on a statement
-    of the transaction is bounded: `StoreTimeout`.
+    where the last of them were used before `running`, and the rest of a minimum once its cycle is over.
+    The caller holds the organizations, then the flushes of their partitions. From now on a statement of
+    the transaction is bounded: `StoreTimeout`.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
@@ -395,7 +395,7 @@ def bill(connection: Connection, placed: Iterable[tuple[int, SupplyCharge, int |
 
 
 def charge_of(row: Any) -> SupplyCharge:
-    """A row of `charge`, or of what will be one."""
+    """A row of `charge`, or of a coming one."""
     return SupplyCharge(
         kind=row.kind, start=row.period_start, end=row.period_end, quantity=row.quantity,
         unit_price=row.unit_price, amount=row.amount, source=row.source, source_id=row.source_id,

@@ -1,8 +1,8 @@
-"""What came of hand-overs, and what is told of them: money that comes and goes takes a person's own door.
+"""Outcomes of hand-overs, and messages about them.
 
-Messages may come twice, late and in any order. Each says what is settled there by now, so what is recorded
-here is the difference to what was recorded before, and never more than is left to pay, or was paid. What went
-back to the customer leaves the payments, so it is to be paid again.
+Messages may come twice, late and in any order. Each gives the settled amount there by now, so the record here
+is the difference to the one before, and never more than the rest to pay, or the paid amount. What went back
+to the customer leaves the payments, so it is to be paid again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SELECT coalesce(sum(amount), 0) FROM payment
  WHERE invoice_id = :id AND amount > 0 AND (
        starts_with(reference, :prefix)
        OR EXISTS (SELECT FROM handover WHERE invoice_id = :id AND kind = 'paid'))""")
-# What left the payments that came in there; and by what went back there by itself.
+# Money that left after it came in there; and by what went back there by itself.
 _GIVEN_BACK = text("""
 SELECT coalesce(-sum(b.amount), 0) AS given,
        coalesce(-sum(b.amount) FILTER (WHERE starts_with(b.reference, :own)), 0) AS own
@@ -70,7 +70,7 @@ def ask_collection(change: EntityWrite) -> Row:
 
 
 def retry(change: EntityWrite) -> Row:
-    """Begin it anew, for the customer the organization has by now where nothing was made of it yet."""
+    """Start it over, for the customer the organization has by now where nothing was made of it yet."""
     row = lock(change)
     if row["state"] not in {FAILED, CANCELED}:
         raise Conflict(f"The hand-over is {row['state']}; only a failed or canceled one is tried again.")
@@ -104,7 +104,7 @@ def cancel(change: EntityWrite) -> Row:
 def ended(change: EntityWrite) -> Row:
     """Keep how the attempt ended that the command names; `Conflict` where another has begun since."""
     values = change.command.values
-    # Whoever records money holds the organization first, and then its rows.
+    # A writer of money holds the organization first, and then its rows.
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     row = lock(change)
     if row["state"] != WAITING or row["attempts"] != values["attempt"]:

@@ -1,7 +1,7 @@
 """Which additions paid for which uses, kept: pages of an account's movements in the order of their seq.
 
-An account is allocated by one keeper at a time. What was allocated stays, except debt, which the
-next addition covers. A correction of the balance itself is nobody's use and pays for nothing.
+An account is allocated by one keeper at a time. Allocations stay, except debt, which the next
+addition covers. A correction of the balance itself is nobody's use and pays for nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from persistence.tables import credit_addition, credit_price
 #
 # What no addition paid is debt, by the day it was used on and the price it then had. An addition that covers
 # some of it before an invoice has it takes its charge back, since the addition has a price of its own. What
-# an invoice has billed stays billed; whoever pays the invoice gets as many credits, once.
+# an invoice has billed stays billed; the payer of the invoice gets as many credits, once.
 
 
 POSTPAID = "postpaid"
@@ -48,7 +48,7 @@ SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization 
 _PRICED = text("""
 SELECT DISTINCT organization_id FROM credit_price
  WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")
-# What is covered is the oldest, so of a day what is billed before what is not.
+# The oldest is covered, so of a day the billed before the unbilled.
 _COVER_DEBT = text("""
 UPDATE credit_debt AS d SET open_quantity = d.open_quantity - n.quantity,
        quantity = d.billed_quantity + least(d.quantity - d.billed_quantity, d.open_quantity - n.quantity)
@@ -105,7 +105,7 @@ class CreditPrices:
     costs: Sequence[Decimal | None]
 
     def lot_of(self, used_at: datetime) -> Lot | None:
-        """The day and price of debt that was made at a moment; None of what is free."""
+        """The day and price of debt that was made at a moment; None if it is free."""
         place = bisect_right(self.since, used_at)
         cost = self.costs[place - 1] if place else None
         return None if cost is None else (used_at.astimezone(UTC).date(), cost)
@@ -157,7 +157,7 @@ def debt_billed_by(connection: Connection, invoice_id: int) -> set[Lot]:
 
 
 def give_credits(change: EntityWrite, invoice: Row) -> None:
-    """Give the credits that a paid invoice billed, once; whoever calls holds the organization."""
+    """Give the credits that a paid invoice billed, once; the caller holds the organization."""
     here = {"invoice": invoice["id"]}
     amount = int(change.connection.execute(_TO_GIVE, here).scalar_one())
     if amount <= 0 or change.connection.execute(_GIVEN, here).scalar_one():
@@ -350,7 +350,7 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
     allocator, found = Allocator.resume(grants, [(row.seq, row.amount) for row in owed]), []
     for row in movements:
         if row.amount > 0:
-            # What came with the payment of an invoice covers what that one billed.
+            # Credits that came with the payment of an invoice cover the use that it billed.
             billed = debt_billed_by(connection, row.invoice) if row.invoice else ()
             first = {seq for seq, lot in billable.items() if lot in billed}
             found += allocator.add_grant(_grant(row.addition, row), first)
@@ -399,7 +399,7 @@ def _grant(addition_id: int, row: Any) -> CreditGrant:
     return CreditGrant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
 
 
-# What is used beyond a plan or a balance costs, and how much of it one move may come to.
+# Use beyond a plan or a balance costs, and one move may come to so much of it.
 #
 # Such use is told, not asked for: nothing refuses it later, so it is looked at where it is taken in.
 

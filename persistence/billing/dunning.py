@@ -1,4 +1,4 @@
-"""What is done about invoices that are not paid: each step is a row, in the transaction that does it.
+"""Dunning of invoices that are not paid: each step is a row, in the transaction that does it.
 
 A block is the one that people have. It is taken back once nothing is left that blocks, and only from tenants
 on whom nobody else has laid a hand since.
@@ -87,7 +87,7 @@ WITH news AS (
 def due(
     connection: Connection, schedule: DunningSchedule, today: date, after: int, count: int
 ) -> Sequence[int]:
-    """Organizations of which something may have to be done, behind one of them, by id."""
+    """Organizations that something may have to be done for, behind one of them, by id."""
     here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
 

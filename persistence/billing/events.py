@@ -1,8 +1,8 @@
 """Use that did not pass the gateway, taken in by events: each once by source and id, a control write each.
 
-What is accepted is a row here, in the transaction that intends it. The counters then move as by a call, and
-ledgers, journal and charges follow. Tokens of a cycle that is over move no quota: they are owed where they
-are beyond its plan, and charged here.
+An accepted event is a row here, in the transaction that intends it. The counters then move as by a call,
+and ledgers, journal and charges follow. Tokens of a cycle that is over move no quota: they are owed where
+they are beyond its plan, and charged here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Batch:
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
     prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
-    # Tenants of which was told what a plan of before may owe, by organization; since when it was used.
+    # Tenants with late reports that an earlier plan may owe for, by organization; since when it was used.
     told: dict[int, dict[int, datetime]] = field(default_factory=dict)
 
     @property
@@ -119,7 +119,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
-    """What is told of an event that is not taken."""
+    """The answer on an event that is not taken."""
     told = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
     return {"index": place, **told, "field": name, "reason": reason}
 

@@ -19,12 +19,12 @@ from persistence import engine as engines
 from persistence.billing import charges
 from persistence.tables import organization
 
-# The double-entry view of what is owed, billed and paid: legs of entries, made anew from rows that stay.
+# The double-entry view of owed, billed and paid amounts: legs of entries, made again from rows that stay.
 #
 # Each entry adds up to nothing; an amount above zero is a debit. A charge is of the last instant of its
 # supply while the month of that is open (`entered_at` in the schema), else of the moment its row was made, as
-# all others are. What is charged ahead is deferred until it is supplied. A charge that an invoice made void
-# owes again, and the one it takes back, are no entries: nothing was supplied or taken away.
+# all others are. Charges ahead are deferred until they are supplied. A charge that an invoice made void owes
+# again, and the one it takes back, are no entries: nothing was supplied or taken away.
 #
 # Credits that were sold earn what they cost as they are drawn: used, expired, taken back. What an addition
 # has earned follows from all that is known of it, rounded to nano-units; an entry moves the difference. So
@@ -42,7 +42,8 @@ def rest_before(moment: str) -> str:
                         WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # noqa: S608  # our own words
 
 
-# What comes in with the same tick of the clock as it is given up is still an entry of `receivables`.
+# Money that comes in with the same tick of the clock as the invoice is given up is still an entry of
+# `receivables`.
 _GIVEN_UP = "i.uncollectible_at + interval '1 microsecond'"
 # Where the credit of a note `i` stands, and an invoice `d` as some of it is applied.
 _CREDIT = """CASE WHEN (SELECT o.uncollectible_at FROM invoice AS o WHERE o.id = i.corrects_id)
@@ -101,8 +102,8 @@ def _day_of(moment: str) -> str:
 def moves_of(additions: str) -> str:
     """What moved additions `a` until a moment, and by how much what is deferred, unpaid and earned of each.
 
-    Nobody has to pay for prepaid credits before they are in force: until then that part is deferred which is
-    paid of what is asked for, and the rest is unpaid. Of what is deferred as much is left as of the credits.
+    Nobody has to pay for prepaid credits before they are in force: until then the paid part of their price
+    is deferred, and the rest is unpaid. Of what is deferred as much is left as of the credits.
     """
     return f"""
     WITH event AS (
@@ -473,7 +474,7 @@ def _by_kind(currency: str, known: Sequence[SupplyCharge]) -> list[Row]:
 
 
 def unbilled_in_words(rows: Iterable[Row]) -> str:
-    """What is owed, in words; empty where nothing is."""
+    """The owed amounts, in words; empty where nothing is."""
     return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
 
 

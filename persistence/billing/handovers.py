@@ -1,4 +1,4 @@
-"""What is to be handed over: written in the transaction that makes it so, whoever does it later.
+"""Documents to be handed over: written in the transaction that makes them so.
 
 Whether it is at all is said by the organization's customer there, and by what was handed over before.
 """
@@ -18,7 +18,7 @@ SELECT i.organization_id, i.id, i.id, i.kind, o.stripe_customer
  WHERE i.id = ANY(cast(:ids AS bigint[])) AND i.status = 'finalized' AND i.corrects_id IS NULL
    AND o.stripe_customer IS NOT NULL
 ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
-# What follows an invoice, or a note that stands by itself, follows it where it went.
+# A follower of an invoice, or of a note that stands by itself, goes where it went.
 _BEHIND = text("""
 INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
 SELECT i.organization_id, i.id, h.about_id, cast(:kind AS text), h.customer
@@ -27,7 +27,7 @@ SELECT i.organization_id, i.id, h.about_id, cast(:kind AS text), h.customer
    AND h.kind IN ('invoice', 'credit_note') AND h.state <> 'canceled'
  WHERE i.id = ANY(cast(:ids AS bigint[]))
 ON CONFLICT (invoice_id, kind) DO NOTHING RETURNING id""")
-# What is void needs not be there; whether it is has to be looked up again.
+# A void one needs not be there; whether it is has to be looked up again.
 _AGAIN = text("""
 UPDATE handover SET state = 'waiting', attempts = 0, version = version + 1, next_attempt_at = now()
  WHERE invoice_id = :id AND kind IN ('invoice', 'credit_note') AND state = 'failed'""")

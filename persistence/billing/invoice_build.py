@@ -190,7 +190,7 @@ def rest_of(connection: Connection, invoice_id: int) -> Decimal:
     return rest
 
 
-# What is copied into an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
+# Copies in an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
 
 
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
@@ -219,7 +219,7 @@ SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k
 def document_of(
     letterhead: Letterhead, organization: Any, corrects: Sequence[InvoiceReference] = ()
 ) -> Document:
-    """What is true now of who sells, and of an organization's row."""
+    """The present seller, and the present row of an organization."""
     buyer = InvoiceParty(
         organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
     )
@@ -296,7 +296,7 @@ class DraftWithLines(NamedTuple):
 
 
 class Final(NamedTuple):
-    """What becomes final, and what is noted with it."""
+    """A final document, and its notes."""
 
     invoice_id: int
     kind: str
@@ -324,7 +324,7 @@ def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
 def draw_draft(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
 ) -> list[DraftWithLines]:
-    """Make drafts' lines of what each would take now: all are up to the same day."""
+    """Make drafts' lines of their charges now: all are up to the same day."""
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
@@ -334,7 +334,9 @@ def draw_draft(
 def take_charges(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
 ) -> list[DraftWithLines]:
-    """Charge what is known, and make drafts' lines of what each has from now on; `have` lets it have them."""
+    """Charge all that is known, and make drafts' lines of their charges from now on; `have` lets it have
+    them.
+    """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
     taken = _taken(connection, charges.unbilled(connection, ids), until, only)

@@ -102,7 +102,7 @@ NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
 
 def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
-    """What keeps fields from saying either a period or a source."""
+    """Fields that fit neither a period nor a source."""
     if values.get("source") is None:
         wanted = "is required, but for a one-off invoice of a source"
         found = [(name, wanted) for name in ("period_start", "period_end") if values.get(name) is None]
@@ -157,7 +157,7 @@ SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.
  ORDER BY c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
        c.id DESC""")
 
-# What is in force today, of organizations as they are read.
+# Values in force today, of organizations as they are read.
 TODAY = func.coalesce(
     select(tax_rate.c.rate)
     .where(tax_rate.c.organization_id == organization.c.id, tax_rate.c.effective_from <= _today)
@@ -246,7 +246,7 @@ TAX_RATE_SUBJECT = Entity(
 )
 
 
-# What is stored of a line, by columns of its table.
+# A stored line, by columns of its table.
 _NAMES = (
     "invoice_id", "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price",
     "amount", "exact", "basis", "corrects_position", "period_start", "period_end", "tax_rate",
@@ -338,8 +338,8 @@ SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
   FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
  WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
  GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
-# How many units of each month were billed: all of it counts for their place in it. What is billed is asked of
-# the organization's own charges: by an index of invoices, those of everybody were read while few were billed.
+# How many units of each month were billed: all of it counts for their place in it. Billed charges are asked
+# of the organization's own: by an index of invoices, those of everybody were read while few were billed.
 _UNITS_BEFORE = text("""
 SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
        sum(c.quantity)::bigint AS units
@@ -456,7 +456,7 @@ def _has_units(gathered: InvoiceCharges) -> bool:
 # The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.
 
 
-# What was taken back by making it void was on it all the same.
+# Charges taken back by making it void were on it all the same.
 _BILLED = text("""
 SELECT * FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')
  ORDER BY line, id""")
@@ -488,7 +488,7 @@ class NumberedLines:
 def known(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
-    """What is owed and no invoice has, written or not, by organization; up to a day that may be to come."""
+    """Owed charges that no invoice has, written or not, by organization; up to a day that may be to come."""
     found, running = charges.unbilled(connection, organization_ids), midnight(until)
     open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
     for owner, more in open_.items():

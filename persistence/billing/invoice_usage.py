@@ -148,8 +148,8 @@ _QUOTED = ", ".join(
 COPY = f"COPY ({{select}}) TO STDOUT (FORMAT csv, FORCE_QUOTE ({_QUOTED}))"
 
 _OF_BOX = "l.seq > %(after)s AND l.seq <= %(upto)s AND l.{at} >= %(since)s AND l.{at} < %(until)s"
-# Why something was corrected, by whoever did it: no caller can say that it corrects something. What a call
-# says as its reason is its caller's own.
+# The reason of a correction: no caller can say that it corrects something. What a call says as its reason
+# is its caller's own.
 _SAYS = (
     "l.seq, l.request_id, l.tenant_id, l.api_key_id, l.user_id, l.content_id, l.project_id,"
     " l.feature_version, l.metadata->>'model' AS model, l.metadata->>'corrects' AS corrects,"

@@ -63,7 +63,7 @@ def create(change: EntityWrite) -> Row:
 def overlapping(
     connection: Connection, organization_ids: Sequence[int], start: date, end: date
 ) -> dict[int, str]:
-    """What keeps organizations from a draft of a period, in words, of those where something does."""
+    """Obstacles to a draft of a period, in words, by organization."""
     here = invoice.c
     # Two drafts would show the same charges. One that is finalized has its own: a month may lie within a year
     # that was billed ahead, and around a day whose top-up was.
@@ -83,7 +83,7 @@ def overlapping(
 
 
 def _create_one_off(change: EntityWrite) -> Row:
-    """Make a draft of what a source owes now; its period is that of its charges, and is in nobody's way."""
+    """Make a draft of a source's charges now; its period is that of its charges, and is in nobody's way."""
     values = change.command.values
     organization_id = id_in(values, "organization_id")
     charges.hold(change.connection, organization_id)

@@ -1,6 +1,6 @@
 """Payments and refunds: rows that are only added, each once by its reference, and what they make of invoices.
 
-Whoever changes what is left to pay of an invoice holds its organization, and calls `settle` behind it, or
+A caller that changes the rest of an invoice holds its organization, and calls `settle` behind it, or
 `apply_open` where credit may be open.
 """
 
@@ -45,9 +45,9 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 
 # Credit of notes, applied to invoices: rows that are only added, below zero where they are taken back.
 #
-# A note gives back what is left to pay of the invoice that it corrects. What is beyond that is open credit of
-# its organization. Whoever applies it holds the organization, and settles the invoices that are answered.
-# What Stripe has is left to Stripe: it has a balance of its own.
+# A note gives back what is left to pay of the invoice that it corrects. The rest is open credit of its
+# organization. The caller holds the organization, and settles the invoices that are answered. What Stripe
+# has is left to Stripe: it has a balance of its own.
 
 
 _LEFT = rest_before("'infinity'")
@@ -279,7 +279,7 @@ def reverse(change: EntityWrite) -> Row:
         raise Conflict("This gives a payment back already; record a new payment.")
     invoice_id, rest, sign = id_in(row, "invoice_id"), abs(left), -1 if Decimal(str(row["amount"])) > 0 else 1
     amount = rest if asked is None else Decimal(str(asked))
-    # What is told again says what it said before: all that was left then.
+    # A repeated message says the same as before: all that was left then.
     same = None if asked is None else sign * amount
     if not _is_known(change.connection, invoice_id, reference, same, change.row_id):
         require_returnable(amount, rest, str(row["currency"]))
@@ -333,7 +333,7 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
 
 
 def _tell_collector(change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-    """Whoever collects an invoice's money has to know what came in elsewhere, or was given up."""
+    """The collector of an invoice's money has to know what came in elsewhere, or was given up."""
     if status == STATUS_PAID and paid > 0:
         handovers.tell(change.connection, invoice_id, "paid")
     elif status == UNCOLLECTIBLE:
@@ -382,7 +382,7 @@ def _add(
 
 
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
-    """`Conflict` of what has no credit that may be used here; `Unprocessable` where there is not so much."""
+    """`Conflict` if it has no credit that may be used here; `Unprocessable` where there is not so much."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not open_credit_is_here(change.connection, change.row_id):

@@ -115,7 +115,7 @@ SUBJECT = Entity(
 )
 
 
-# What a tenant's ledger says of a plan that ended: resets and plans, and what was told of it behind them.
+# A tenant's ledger of a plan that ended: resets and plans, and later reports behind them.
 
 
 # Resets and plans of a tenant that are read back from one: a cycle has few.
@@ -138,7 +138,7 @@ _GONE_TURNS = text(_SELECT.format(upto=""))
 _LAST = text("""
 SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
  ORDER BY seq DESC LIMIT 1""")
-# What was told of calls within a time that came into the ledger behind a seq, or moved no quota at all.
+# Reports of calls within a time that came into the ledger behind a seq, or moved no quota at all.
 _BEHIND = text("""
 SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + CASE
            WHEN u.quota_tokens = 0 OR EXISTS (
@@ -202,7 +202,7 @@ class _Lot(NamedTuple):
 
 
 class PlanTurns(NamedTuple):
-    """What was used of a plan, the row that gave its tokens, and what was left once nobody carried them on.
+    """The use of a plan, the row that gave its tokens, and the rest once nobody carried them on.
 
     No debt is known where nobody did: its cycle was over before the plan went.
     """
@@ -240,7 +240,7 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """What is its own of the debt that was left: what came last is paid back first."""
+    """Its own part of the remaining debt: the last use is paid back first."""
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -275,7 +275,9 @@ def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, b
 
 
 def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
-    """Debt of a time, and since, that nothing has paid back; nor has the plan behind it more by as much."""
+    """Debt of a time, and since, that nothing has paid back; the plan behind it has no more by as much
+    either.
+    """
     here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
     left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
     return 0 if lot.is_had else max(0, int(left or 0))
@@ -348,7 +350,7 @@ SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
                           AND created_at > :at AND metadata->'forgiven' IS NOT NULL)
   FROM policies""")
 # Whether a plan was in force at a moment: by the ledger, or by a subscription that counts tokens without a
-# limit. Whoever never had one uses what costs nothing. Of rows that were archived nobody knows: it was.
+# limit. Without one ever, use costs nothing. Of rows that were archived nobody knows: it was.
 _BORNE = text("""
 SELECT coalesce((SELECT w.payload->>'plan_id' IS NOT NULL FROM token_ledger AS l
                    JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
@@ -396,7 +398,7 @@ MONTHLY = "monthly"
 # What a plan says that a cycle of tokens is sold with.
 _SOLD = ("total_amount", "overage_policy", "reset_interval", "time_zone", "anchor_day")
 
-# What was said last is enough where it was said before the cycle.
+# The last value is enough where it is from before the cycle.
 SAID_MAX = 1_000
 _SAID = text("""
 SELECT since, total_amount, overage_policy, reset_interval, time_zone, anchor_day FROM token_plan_price

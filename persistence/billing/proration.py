@@ -1,4 +1,4 @@
-"""Plans that ended, and what is owed for tokens that their days did not pay for.
+"""Plans that ended, and the debt for tokens that their days did not pay for.
 
 Noted with the change that ends a plan, and charged once the tenant's ledger says what was used.
 """
@@ -236,7 +236,7 @@ SELECT e.id, e.paid_from, e.cycle_ends_at
   FROM unnest(cast(:tenants AS bigint[]), cast(:since AS timestamptz[])) AS n (tenant_id, since)
   JOIN plan_end AS e ON e.tenant_id = n.tenant_id AND coalesce(e.cycle_ends_at, 'infinity') > n.since
  WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")
-# Cycles of which days or plans are others from a day on.
+# Cycles with other days or plans from a day on.
 _MOVED = text("""
 SELECT DISTINCT paid_from, cycle_ends_at FROM plan_end
  WHERE organization_id = :organization AND coalesce(cycle_ends_at, 'infinity') > :since AND used IS NOT NULL
@@ -266,7 +266,7 @@ UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), 
 
 # What names a fact, and its charge.
 EarlyCharge = tuple[str, SupplyCharge]
-# Tenants of which something was told, and since when that was used.
+# Tenants with late reports, and the first day of that use.
 EarlyUseReport = Mapping[int, datetime]
 
 
@@ -350,7 +350,7 @@ def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) 
 def owed_early_use(
     connection: Connection, organization_id: int, told: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
-    """What ends of plans come to that is not noted of them; `told`: those of which was told."""
+    """What ends of plans come to that is not noted of them; `told`: those with late reports."""
     here: dict[str, Any] = {"organization": organization_id}
     if told is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
@@ -361,7 +361,7 @@ def owed_early_use(
 
 
 def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
-    """The same, where what was used is known, and days or plans since a day are others than they were."""
+    """The same, where use is known, and days or plans since a day are others than they were."""
     here = {"organization": organization_id, "since": midnight(since)}
     return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
 
@@ -453,9 +453,9 @@ def _charge(row: Any, rest: EarlyUse) -> SupplyCharge:
     )  # fmt: skip
 
 
-# What is missing to the minimum that a cycle of a subscription comes to, once the cycle is over.
+# The rest to the minimum of a cycle of a subscription, once the cycle is over.
 #
-# What is told late counts where it was supplied: then some of what was charged is given back, by a row.
+# Late reports count on the day of supply: then some of the charge is given back, by a row.
 
 
 _COMMITTED_SEGMENTS = text("""

@@ -68,7 +68,7 @@ _NEXT = text(_DUE.format(which="o.id > :after"))
 _THESE = text(_DUE.format(which="o.id = ANY(cast(:organizations AS bigint[]))"))
 # Advisory lock class 7808: invoices on schedule of one partition's organizations.
 _CLAIM = text("SELECT pg_try_advisory_xact_lock(7808, :partition)")
-# Those of which it is another than before, held in their order: flushes change organizations too.
+# Those that differ from before, held in their order: flushes change organizations too.
 _LEAVE = text("""
 WITH other AS (
     SELECT o.id, n.reason, n.why
@@ -136,7 +136,7 @@ def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
 
 # Months and fees in advance of many organizations, drafted or final in one transaction: each as alone.
 #
-# What is asked costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
+# A question costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
 # for them until the commit.
 
 

@@ -126,7 +126,7 @@ PLAN_PRICE_SOURCE = live(_plan, *_plan.c, func.coalesce(_prices, func.jsonb_buil
 PLAN_PRICE_VERBS = {**entity.VERBS, "reprice": reprice, "advance": advance_plan_price}
 
 
-# What is agreed when it begins.
+# Terms agreed when it begins.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
 # Ten years: each day that is over is a charge, written when it is made.
 START_DAYS_MAX = 3_660

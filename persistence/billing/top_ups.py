@@ -106,7 +106,8 @@ UPDATE top_up_order AS t SET closed_at = now()
 ORDER_AFTER = driver_level(ORDER, which="o.id = ANY(%s)")
 CLOSE_AFTER = driver_level(CLOSE, which="t.organization_id = ANY(%s)")
 _ORDER = text(ORDER.format(which="o.id = :organization"))
-# What came to nothing at this movement is not ordered there again within the month: somebody cancelled it.
+# An order that came to nothing at this movement is not made there again within the month: somebody cancelled
+# it.
 _ORDER_LOW = text(
     ORDER.format(
         which="""NOT EXISTS (SELECT FROM top_up_order AS t

@@ -1,4 +1,4 @@
-"""What is defined of accounts, read from the tables in the words of the core.
+"""Definitions of accounts, read from the tables in the words of the core.
 
 One query a kind, for one account or for all of a partition's organizations (a rebuild). What many accounts
 share is made once: limits, plans, terms without prices or budgets of their own.
@@ -368,8 +368,8 @@ def _ids(names: Sequence[str]) -> Mapping[str, list[int]]:
 
 # Control writes as the pusher takes them: in order, many accounts at a time, with what they define.
 #
-# An account's writes are handed out under a transaction-level advisory lock, so two keepers never
-# push one account at once. Whoever waits for one has no connection meanwhile, and so many at most are held by
+# An account's writes are handed out under a transaction-level advisory lock, so two keepers never push one
+# account at once. A write that waits for one has no connection meanwhile, and so many at most are held by
 # pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
 # tables are the truth, and an older definition that waited is never brought over a newer one.
 
@@ -381,7 +381,7 @@ PUSHES_AT_ONCE_MAX = 4
 # How soon an account is asked for again that another keeper pushes.
 BUSY_S = 0.05
 
-# The catalogue and the prices are of no partition: whoever comes first writes them.
+# The catalogue and the prices are of no partition: the first keeper writes them.
 _WAITING = text("""
 SELECT account FROM control_write
  WHERE state = 'pending' AND (cast(:partitions AS smallint[]) IS NULL OR partition IS NULL
@@ -443,7 +443,7 @@ class Pushes:
     def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
         self._engine = engine
         self._free = asyncio.Semaphore(at_once_max)
-        # Accounts that somebody here pushes; whoever waits for one looks again when some are let go.
+        # Accounts that somebody here pushes; others look again when some are let go.
         self._taken: set[str] = set()
         self._let_go = asyncio.Event()
 
@@ -536,7 +536,7 @@ def _number(row: RowMapping) -> int:
 
 
 def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
-    """What is left to say of a key that was deleted: its subject is nobody's again."""
+    """The last word on a key that was deleted: its subject is nobody's again."""
     kind, _, name = account.partition(":")
     if kind != "key" or "digest" not in payload:
         return ()
@@ -546,9 +546,9 @@ def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
 
 # Which tenants are to be told of a zone's clocks, some at a time: each once for what is told.
 #
-# What was told, and up to which tenant, is kept by zone, so that nobody looks at tenants while clocks do not
-# change, and a keeper that ends goes on where it was. Of a zone of which nothing was told all are: its plans
-# may be older than its clocks are now.
+# The told zones, and up to which tenant, are kept, so that nobody looks at tenants while clocks do not
+# change, and a keeper that ends goes on where it was. Of a zone never told all are: its plans may be older
+# than its clocks are now.
 
 
 # Clocks of UTC never change.
@@ -557,7 +557,7 @@ SELECT DISTINCT time_zone FROM token_plan WHERE deleted_at IS NULL AND time_zone
 _TOLD = text("""
 SELECT FROM zone_clock WHERE time_zone = :zone AND tenant_id IS NULL
    AND ("offset", turns_at, offset_after) = (:offset, :turns_at, :offset_after)""")
-# Another keeper that is at it is waited for. What is new begins at the first tenant.
+# Another keeper that is at it is waited for. New zones begin at the first tenant.
 _BEGIN = text("""
 INSERT INTO zone_clock AS z (time_zone, "offset", turns_at, offset_after, tenant_id)
 VALUES (:zone, :offset, :turns_at, :offset_after, 0)

@@ -1,6 +1,6 @@
-"""Hand-overs that are due: given to whoever does them, one after the other of each invoice.
+"""Hand-overs that are due: one after the other of each invoice.
 
-An attempt is counted before it is made. Whoever makes one has a lease on it, longer than any attempt.
+An attempt is counted before it is made. The maker of one has a lease on it, longer than any attempt.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DELETE FROM handover_event WHERE id = ANY(ARRAY(
 
 
 class HandoverQueue:
-    """What waits in PostgreSQL."""
+    """Hand-overs that wait in PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine, store: Store) -> None:
         self._engine = engine

@@ -70,7 +70,7 @@ ON CONFLICT (webhook_id, occasion) DO NOTHING"""  # noqa: S608  # a number of ou
 
 
 class News(NamedTuple):
-    """Something that happened; `data` says of which organization it is."""
+    """Something that happened; `data` names its organization."""
 
     event: str
     occasion: str
@@ -104,16 +104,16 @@ def wanted(events: Sequence[str], organization: str) -> str:
 
 # News of budgets: what is reached of an amount, each second, and when it will be used up, each minute.
 #
-# What is used is what the flush has stored, within a second or two of the calls: looking at it costs neither
-# calls nor Redis anything. What was told is stored beside it, so that a window is told of once, whoever looks
-# and whatever starts again. Only budgets that somebody wants to hear of are looked at.
+# Use is as the flush has stored it, within a second or two of the calls: looking at it costs neither calls
+# nor Redis anything. News is stored beside it, so that a window is reported once, by any keeper and after any
+# restart. Only budgets that somebody wants to hear of are looked at.
 
 
 EVENTS: Final = ("budget.threshold", "budget.exceeded", "budget.forecast")
 # Accounts that are looked at in one transaction, and ways to divide time there may be.
 ACCOUNTS_MAX: Final = 5_000
 CALENDARS_MAX: Final = 10_000
-# What was reached in a window that is over is told this long behind its end.
+# A threshold reached in a window that is over is reported this long behind its end.
 OVER: Final = timedelta(hours=1)
 # Floats are compared with so much to spare; what is exact decides afterwards.
 ROUNDED: Final = 1 - 1e-12
@@ -219,7 +219,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Tell of budgets that are used up before they begin again; remember what paces are counted from."""
+    """Tell of budgets that are used up before they reset; remember what paces are counted from."""
     now_ms = ms_of(now)
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -446,11 +446,11 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
 
 
 THRESHOLDS = (50, 80, 100)
-# Credits are low at a tenth of what was last added.
+# Credits are low at a tenth of the last addition.
 CREDITS_LOW_DIVISOR = 10
 ENDING_DAYS = 7
 KEPT_DAYS = 30
-# What may stand for longer is remembered for longer, or it would be told again.
+# Longer states are remembered for longer, or they would be reported again.
 KEPT_LONG_DAYS = 400
 # A row may become visible this long after the time written in it.
 OVERLAP = timedelta(minutes=2)
@@ -548,7 +548,7 @@ class Notices:
         self._engine = engine
 
     async def notice(self, since: datetime, now: datetime) -> None:
-        """Write down what happened since, and what stands to be told now."""
+        """Write down events since, and news that is due now."""
         async with self._engine.begin() as connection:
             if (await connection.execute(_NOBODY)).scalar_one():
                 return
@@ -566,7 +566,7 @@ class Notices:
         await look_for_sudden_use(self._engine, now)
 
 
-# Messages to webhooks that wait: handed to whoever delivers, and what came of it.
+# Messages to webhooks that wait: their delivery, and the outcome.
 #
 # An attempt is counted before it is made: a sender that dies meanwhile is as good as no answer. Mail of an
 # organization is bounded an hour, and goes to addresses that agreed or that staff wrote.
@@ -575,7 +575,7 @@ class Notices:
 LEASE_S = 60
 
 # Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
-# Materialized: else PostgreSQL may look for what is due anew for each row it joins, and find more each time.
+# Materialized: else PostgreSQL may look for due ones again for each row it joins, and find more each time.
 _TAKE = text("""
 WITH busy AS (
     SELECT organization_id FROM webhook WHERE hour = date_trunc('hour', now())
@@ -620,7 +620,7 @@ NOBODY_AGREED = "none of its addresses has agreed to get mail"
 
 
 class Deliveries:
-    """What waits in PostgreSQL; `link` is the address that a link's token is put behind."""
+    """Messages that wait in PostgreSQL; `link` is the address that a link's token is put behind."""
 
     def __init__(self, engine: AsyncEngine, link: Callable[[str], str] = "/mail/{}".format) -> None:
         self._engine, self._link = engine, link

@@ -2,7 +2,7 @@
 
 Of use that did not pass the gateway its event says when that was.
 
-What has its place before the first month that is still here may be in the archive: nobody here can tell.
+A row with its place before the first month that is still here may be in the archive: nobody here can tell.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SINCE_BEGAN = """
           FROM use_event AS e LEFT JOIN clock_ahead AS c ON c.day = (e.used_at AT TIME ZONE 'UTC')::date
          WHERE e.request_id = ANY(%(timeless)s::uuid[]))"""
 
-# The moment before which there is no row of a request; None where it may have them anywhere.
+# The moment with no row of a request before it; None where it may have them anywhere.
 Since = datetime | None
 
 
@@ -74,7 +74,7 @@ def earliest(found: Mapping[str, Since]) -> Since:
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
     """Requests that are looked for together, and since when: one of long ago is for itself.
 
-    So is one of no known time. The others are not looked for in all months for its sake.
+    The same holds for one of no known time. The others are not looked for in all months for its sake.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
@@ -126,7 +126,7 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
     """The requests that may have rows in months that are archived, or dropped.
 
     To be asked after the rows: a month may go in between. Of an id that says no moment, given by a gateway of
-    before ids did, only movements are in doubt: a call of which the journal alone knows is not.
+    before ids did, only movements are in doubt: a call that the journal alone knows is not.
     """
     movements, calls = (await connection.execute(_KEPT)).one()
     return [

@@ -143,7 +143,7 @@ SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
 _DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
-# What waits for a webhook that is gone, or off, is not late: it is given up when its time comes.
+# Messages for a webhook that is gone, or off, are not late: they are given up when their time comes.
 _WAITING = text("""
 SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(d.created_at)
@@ -262,7 +262,7 @@ async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
-    """When the next valid API key and admin token end, Unix time; a kind of which none ends is left out."""
+    """When the next valid API key and admin token end, Unix time; a kind without an end is left out."""
     async with engine.connect() as connection:
         rows = (await connection.execute(_ENDS)).all()
     return [(kind, float(end)) for kind, end in rows if end is not None]
@@ -298,9 +298,9 @@ def _looking_only() -> ssl.SSLContext:
 
 # What Redis forgot and nobody brought back: counted from what was acknowledged, seq by seq.
 #
-# An epoch's movements that are in the ledger end at its highest stored seq. Whoever acknowledged something
-# beyond that brings it as evidence, once it was sent again. What lies between the ledger's end and the last
-# movement anybody knows of, and has no evidence, is lost. It is not counted while somebody may bring more.
+# An epoch's movements that are in the ledger end at its highest stored seq. Later acknowledged movements
+# come as evidence, once they were sent again. Movements between the ledger's end and the last one anybody
+# knows of, without evidence, are lost. It is not counted while somebody may bring more.
 
 
 # How long evidence has to be quiet before a loss is counted: each keeper counts every 15 s, and has brought
@@ -388,7 +388,7 @@ class Losses:
             return (await connection.execute(_OPEN)).first() is not None
 
     async def count(self, known: Sequence[MovementRange], at_rest: Collection[int]) -> list[Loss]:
-        """Count what came to rest, in partitions of which nobody brings anything more; `known` is what this
+        """Count losses at rest, in partitions that nobody brings anything more of; `known` is what this
         keeper did itself, evidence too where it is asked.
         """
         async with self._engine.begin() as connection:
@@ -482,7 +482,7 @@ class Sweeps:
         return found
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, ChargedAmounts]:
-        """What is charged for each of these request ids, corrections included; absent: nothing."""
+        """The charge for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
         found: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:

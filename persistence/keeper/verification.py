@@ -35,7 +35,7 @@ from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
 from persistence.ledger.rows import is_uuid
 
-# What is stored of budgets: what the counters are rebuilt from and compared with, as of one moment.
+# Stored use of budgets: the counters are rebuilt from it and compared with it, as of one moment.
 
 
 # Dead letters of one organization that are looked at.
@@ -48,7 +48,7 @@ SELECT u.budget_id, k.start AS start_ms, u.value, u.used
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
  ORDER BY 1, 2, 3""")
-# What never begins again is kept, but of sessions: the counters forget those as well.
+# Windows that never reset are kept, but of sessions: the counters forget those as well.
 _FORGET = text("""
 DELETE FROM budget_use AS u USING budget AS b WHERE b.id = u.budget_id
    AND (b."interval" <> 'total' AND u.moved_at < now() - make_interval(days => :days)
@@ -73,7 +73,7 @@ class BudgetUses:
     async def stored(
         self, partition: int, organizations: Sequence[int], windows: Iterable[WindowKey]
     ) -> StoredBudgets:
-        """What is used of these organizations' windows, whoever's accounts, and up to which entry."""
+        """The use of these organizations' windows, for all accounts, and up to which entry."""
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
@@ -155,7 +155,7 @@ UPDATE partition_state AS s
    SET compared_run_id = :run_id, compared_epoch = n.epoch, compared_position = :position, updated_at = now()
   FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch)
  WHERE s.partition = n.partition AND s.run_id = :run_id AND s.epoch = n.epoch""")
-# The flusher's locks: whoever has them all knows that every flush begun before has ended.
+# The flusher's locks: their holder knows that every flush begun before has ended.
 _BARRIER = text("""
 SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
 _NOTE = text("""
@@ -289,7 +289,7 @@ class LedgerReader(BudgetUses):
 
     @asynccontextmanager
     async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
-        """A connection that sees nothing of what comes later, and the version of what it sees."""
+        """A connection that sees nothing of later changes, and the version that it sees."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
@@ -471,7 +471,7 @@ class Accounts(BudgetUses):
     async def some_owners(self, count: int) -> list[Owner]:
         """The organizations whose turn it is, with their tenants: all come before one comes again.
 
-        The first is picked at random, so that somebody who begins again and again looks at others too.
+        The first is picked at random, so that a client that starts over often looks at others too.
         """
         if self._after is None:
             async with translating(self._engine.connect()) as connection:
@@ -501,7 +501,7 @@ class Accounts(BudgetUses):
                 mine = {name: seq for name, seq in seqs.items() if name.startswith(f"{kind}:")}
                 for one in await _read(connection, kind, mine, deep=deep):
                     missing = listed.get(one.account, 0)
-                    # What is missing cannot be added up: the last row is taken at its word then.
+                    # Missing rows cannot be added up: the last row is taken at its word then.
                     summed = one.last_row if missing else one.summed
                     found[one.account] = replace(
                         one, listed=missing, summed=summed, stopped=stopped.get(one.account, "")
@@ -534,7 +534,7 @@ class Accounts(BudgetUses):
         ]
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
-        """Why not all that happened to an organization is in its ledgers, of those of which it is not."""
+        """Why ledgers of an organization lack something, of those where they do."""
         found = defaultdict[int, list[str]](list)
         async with translating(self._engine.connect()) as connection:
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):

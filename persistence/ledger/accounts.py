@@ -43,7 +43,7 @@ from persistence.ledger.statements import bounded
 _UNLIMITED, _IN = int(EventFlag.UNLIMITED), int(EventFlag.IN)
 _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
 
-# What stands at places of the accounts, and how one moves on over a place that stays empty.
+# Rows at places of the accounts, and the move over a place that stays empty.
 _STORED = {
     TOKENS: statements.STORED_TOKENS,
     CREDITS: statements.STORED_CREDITS,
@@ -196,7 +196,7 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
     """Keep what cannot become rows, raw, and let its accounts go on after it.
 
-    What was set `aside` had no place of its own: it names whose it is, and leaves no gap.
+    An entry set `aside` had no place of its own: it names its account, and leaves no gap.
     """
     skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
     for (partition, (entry_id, packed, event)), reason in dead:

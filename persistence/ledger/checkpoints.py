@@ -22,8 +22,8 @@ MOVEMENTS_MAX = 1_000_000
 # Advisory lock class 7807: checkpoints, so that none is made while a movement takes an earlier place.
 _LOCK = text("SELECT pg_advisory_xact_lock(7807, 1)")
 
-# Movements of `k.id` behind `{since}` and up to `{until}`: how many, what they come to, and behind which seq
-# that is. Of tenants those behind the last that left them unlimited count, of spend those of the month.
+# Movements of `k.id` behind `{since}` and up to `{until}`: how many, their sum, and the seq they are behind.
+# Of tenants those behind the last that left them unlimited count, of spend those of the month.
 _SUMS = {
     "tenant": """
 SELECT s.movements, s.last_seq, s.since_seq, CASE WHEN s.since_seq IS NULL THEN s.amount ELSE (
@@ -139,12 +139,12 @@ SELECT account, last_seq FROM account_checkpoint
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
-    """The query of what movements of the account `k.id` come to, between two seqs."""
+    """The query for the sum of the account `k.id`'s movements between two seqs."""
     return _SUMS[kind].format(since=since, until=until, month=month)
 
 
 def closed(kind: str, month: str) -> str:
-    """The query of what all checkpoints of the account `k.id` come to."""
+    """The query for the sum of all checkpoints of the account `k.id`."""
     since, counts = (part.format(month=month) for part in _COUNTS[kind])
     return _CLOSED.format(kind=kind, since=since, counts=counts)
 
@@ -271,7 +271,7 @@ class Violation:
     detail: str
 
 
-MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, of which these are the first")
+MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, these are the first")
 
 
 async def violations(connection: AsyncConnection, *, most: int = VIOLATIONS_MAX) -> list[Violation]:

@@ -118,11 +118,11 @@ def storable(names: Iterable[Name]) -> list[Name]:
     return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
 
 
-# Notes the days of which request ids were given by a clock that is ahead of Redis' by more than a day.
+# Notes the days of request ids given by a clock that is ahead of Redis' by more than a day.
 #
-# An id says when its request began, and its rows are looked for from there on. So whoever stores a row before
-# that says so in the same transaction, a day of ids a row, however many there are. Of use that did not pass
-# the gateway its event says when that was, by a keeper's clock at the latest.
+# An id says when its request began, and its rows are looked for from there on. So a writer of an earlier row
+# says so in the same transaction, a day of ids a row, however many there are. Of use that did not pass the
+# gateway its event says when that was, by a keeper's clock at the latest.
 
 
 _NOTE = """

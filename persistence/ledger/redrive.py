@@ -73,7 +73,7 @@ INSERT INTO refused_batch AS b (worker, number) VALUES (cast(:worker AS uuid), :
 ON CONFLICT (worker) DO UPDATE SET number = excluded.number, stored_at = now()
  WHERE b.number < excluded.number
 RETURNING number""")
-# Workers that are gone for long: whoever lives has stored something since, or stores nothing twice.
+# Workers that are gone for long: a living one has stored something since, or stores nothing twice.
 _FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
 
 
@@ -98,7 +98,7 @@ class RefusedJournal:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
-        # Whoever else stores some of these claims them in the same order, so none waits for the other.
+        # Other writers claim these in the same order, so none waits for the other.
         in_order = sorted(batches, key=lambda one: (one.worker, one.number))
         mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
         counts = [count for batch in mine for count in batch.counts]
@@ -128,7 +128,7 @@ class RefusedJournal:
 
 
 class RefusalNames:
-    """What of refused calls is told apart: the first ones of each organization and day."""
+    """Names that refused calls are counted by: the first ones of each organization and day."""
 
     def __init__(self, a_day_max: int) -> None:
         self._a_day_max = a_day_max
@@ -236,7 +236,7 @@ class _CopyCursor:
             await copy.write(rows)
 
 
-# A request's call, unless nothing was charged for it; and what is to be charged for it.
+# A request's call, unless nothing was charged for it; with the coming charge for it.
 _CALLED = f"""
 SELECT 1 FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
    AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)

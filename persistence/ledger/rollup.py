@@ -104,10 +104,10 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 
 # The SQL that adds a batch of hours to the roll-ups of every span.
 #
-# One statement, so that whoever adds calls up bounds their names and reaches every span.
+# One statement, so that every adder of calls bounds their names and reaches every span.
 
 
-# How many models and projects of an organization's day are told apart.
+# How many models and projects of an organization's day are counted each by itself.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 _ARRAYS = {"model": "text", "currency": "text"}
@@ -150,13 +150,14 @@ _SHOWN = {
     "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
     f" ELSE {OTHER_PROJECTS} END",
 }
-# What had no price is in the organization's currency, as it would be with one.
+# Use without a price is in the organization's currency, as it would be with one.
 _GIVEN = {
     "start": "to_timestamp(start / 1000) AS start",
     "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
 }
-# Anybody makes up models and projects: the first ones of an organization's day are told apart. Once there are
-# so many, no other name becomes one of them: a call is in the same row whenever it is added or taken out.
+# Anybody makes up models and projects: the first ones of an organization's day are counted each by itself.
+# Once there are so many, no other name becomes one of them: a call is in the same row whenever it is added or
+# taken out.
 ROLL_UP_CALLS = f"""
 WITH given AS MATERIALIZED (
 SELECT {", ".join(_GIVEN.get(each, f"n.{each}") for each in DIMENSIONS)},
@@ -190,7 +191,7 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 # What entries use of budgets, added up by window.
 #
 # An entry says which windows it moved in the counters, and by how much: by the same it moves them here, once.
-# What is stored by its place in an account moves them with its row. What moves no account has no place: it
+# Rows stored by their place in an account move them at the same time. What moves no account has no place: it
 # counts where it is newer than all that was stored of its partition. A window counts as far as the counters
 # do.
 
@@ -211,7 +212,7 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
     """Windows and what moves them, in turns: what calls use of a window, what sets it back, what comes after.
 
-    Calls add up, also to a window that is full. What is behind a reset must not be added before it: a full
+    Calls add up, also to a window that is full. A later call must not be added before a reset: a full
     window has no room for it.
     """
     resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
@@ -286,7 +287,7 @@ def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]
     return [placed for placed in noted if stream_place(placed[1][0]) > newest.get(placed[0], start)]
 
 
-# Units that are told of after they were supplied, and what is taken back of them: by days, in a roll-up.
+# Units reported after they were supplied, and corrections of them: by days, in a roll-up.
 #
 # They are charged by the day of their supply, so that they have its tax. Knows nothing of prices or taxes.
 
@@ -294,7 +295,7 @@ def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]
 _CORRECTS = int(EventKind.ADJUST)
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 
-# What is taken back is of the day that it was charged on: where no row says, the day it was told on.
+# A correction is of the day of its charge: where no row says, the day it was reported on.
 ROLL_UP = f"""
 INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back,
                             organization_id, quantity)
@@ -351,7 +352,7 @@ ToldBucket = tuple[int, int, int, Decimal, int, int, bool]
 
 @dataclass(slots=True)
 class RollupDelta:
-    """The last movement of each account, and what was used by bucket.
+    """The last movement of each account, and use by bucket.
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
     of the last reset by tenant. `priced` holds organization, first unit, units; `told` organization, units

@@ -381,7 +381,7 @@ def used_at(event: OutboxEntry, facts: CallFacts) -> int:
 
 
 def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
-    """What is known of a call that was taken back and cost something: its entry has no facts."""
+    """The facts of a call that was taken back and cost something: its entry has none."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
     facts.cost, facts.currency = event.money, currency
@@ -523,7 +523,7 @@ def _stored(connection: Connection[Any], events: Sequence[OutboxEntry]) -> froze
 
 
 def _known(connection: Connection[Any], events: Iterable[OutboxEntry]) -> frozenset[str]:
-    """The requests of these that have a row, of whatever moment."""
+    """The requests of these that have a row, of any moment."""
     ids = _ids(events)
     found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
     return frozenset(request for (request,) in found)

@@ -46,7 +46,7 @@ SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transactio
        CASE WHEN current_setting('server_version_num')::integer >= 170000
             THEN set_config('transaction_timeout', %s, true) END"""
 
-# Asked once the locks are held, and not by their statement: whoever verified in between is seen then.
+# Asked once the locks are held, and not by their statement: a verification in between is seen then.
 HISTORIES = """
 SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
 
@@ -95,7 +95,7 @@ STORED_DEAD = """
 SELECT d.raw FROM unnest(%s::smallint[], %s::text[]) AS k (partition, entry_id)
   JOIN dead_letter AS d ON d.partition = k.partition AND d.entry_id = k.entry_id"""
 
-# What stands at a place of an account and next to it.
+# Rows at a place of an account and next to it.
 AROUND = {
     "tenant": """
 SELECT seq, epoch, CASE direction WHEN 'IN' THEN amount ELSE -amount END, total_remaining, created_at
@@ -218,7 +218,7 @@ ON CONFLICT (budget_id, start, value) DO UPDATE SET
 # Neither side of the sum is beyond it: no bigint runs over.
 _MOVED = {"others": OTHERS, "used": f"least(u.used + excluded.used, {INTEGER_MAX})"}
 MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
-# What is set back is taken off what is used, and kept apart.
+# A reset amount is taken off the use, and kept apart.
 RESET_BUDGETS = _MOVE_BUDGETS.format(
     reset=", reset", taken=", -used", more=f", reset = {added('reset')}", **_MOVED
 )
@@ -227,7 +227,7 @@ INSERT INTO service_activation (organization_id, service_id, request_id, activat
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)
   FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[]) AS n (o, s, r, at_ms)
 ON CONFLICT DO NOTHING"""
-# Charges of what these rows make known; the same statements as an invoice's.
+# Charges that these rows establish; the same statements as an invoice's.
 CHARGE_TOKENS = driver_level(insert_of(OVERAGES), which="o.next_seq IS NOT NULL AND o.tenant_id = ANY(%s)")
 CHARGE_CREDITS = driver_level(insert_of(PURCHASES), which="p.organization_id = ANY(%s)")
 # Only a stored movement makes a control write done.
@@ -298,7 +298,7 @@ SUMS_OF_CALL = f"""
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is held.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # noqa: S608  # our own words
-# What was seen of a call, once it is known what it was: credits are differences, and units that are charged.
+# Use seen of a call, once it is known as what: credits are differences, and units that are charged.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tokens = %(tokens)s, credits = credits + %(credits)s, status = %(status)s,

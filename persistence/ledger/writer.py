@@ -1,9 +1,9 @@
 """One transaction from outbox entries to ledger rows, balances and roll-ups.
 
-Entries become rows only where they continue their account exactly (see `guard`), so rows are
-copied straight into the ledgers: the primary key is a proof, not a filter, and a roll-up
-counts what was copied. What was read before its partition was verified again is left alone: those
-entries may be of a history that Redis has forgotten. Nothing here knows how entries are deleted.
+Entries become rows only where they continue their account exactly (see `guard`), so rows are copied
+straight into the ledgers: the primary key is a proof, not a filter, and a roll-up counts what was
+copied. Entries read before their partition was verified again are skipped: they may be of a history
+that Redis has forgotten. Nothing here knows how entries are deleted.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class LedgerWriter:
 
 
 def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport:
-    """What may be deleted, and forgotten in the counters, once this is committed."""
+    """Entries that may be deleted, and forgotten in the counters, once this is committed."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
@@ -311,7 +311,7 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """The partitions that are of another run or epoch by now: whoever verifies them has the lock first."""
+    """The partitions that are of another run or epoch by now: their verifier has the lock first."""
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs

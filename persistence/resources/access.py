@@ -227,7 +227,7 @@ def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> 
 
 
 def record_all_audit(change: EntityWrite, done: Sequence[tuple[int, int, Row]]) -> None:
-    """Write the audit rows of one change of many rows: which row, whose it is, and what was asked."""
+    """Write the audit rows of one change of many rows: the row, its owner, and the request."""
     command = change.command
     rows = [
         {
@@ -408,14 +408,15 @@ def _running() -> Conflict:
 
 
 DIGEST_CHARACTERS = 64
-# How a digest begins that a revoked credential has once another one is its subject's: nothing has such a one.
+# Prefix for the digest of a revoked credential whose subject was claimed again. No real digest begins like
+# this.
 GIVEN_UP = "0" * 40
 
 
 def claim_subject(
     change: EntityWrite, table: Table, noun: str, in_use: ColumnElement[bool] | None = None
 ) -> None:
-    """Refuse a subject to whoever might claim another organization's, and a second credential of it.
+    """Refuse a subject to a caller that might claim another organization's, and a second credential of it.
 
     Rows that are not `in_use` are there for the record alone. A revoked one makes room: it stays, and is
     nobody's. One that has expired does not, since its end may be moved.
@@ -582,7 +583,7 @@ KEY_SUBJECT = Entity(
 # Named admin tokens: credentials of the Admin API, stored as digests only.
 
 
-# Stands in the place of a deleted token's digest: no credential has such a one.
+# Stands in the place of a deleted token's digest: no credential has it.
 FORGOTTEN = "forgotten:"
 # How old the last use of a token may be told: it is not written with each.
 LAST_USE_AGE = timedelta(minutes=1)
@@ -609,7 +610,7 @@ def find_admin_token(connection: Connection, digest: str) -> Actor | None:
     if row is None:
         return None
     if row.is_long_ago:
-        # Whoever holds the row changes it just now: its use is noted with the next one.
+        # The row's holder changes it just now: its use is noted with the next one.
         free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
         connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
     return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id, is_ours=row.ours)

@@ -99,7 +99,7 @@ def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
 
 
 def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """The field and what is right in its place, of each service that cannot use its price."""
+    """The field and the remedy, of each service that cannot use its price."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -114,7 +114,7 @@ def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple
 
 
 def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """The same of what organizations negotiated, each with its id."""
+    """The same of organizations' negotiated prices, each with its id."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -168,7 +168,7 @@ def define(change: EntityWrite, _: Row) -> None:
 
 
 def define_model(change: EntityWrite, row: Row) -> None:
-    """Have the catalogue loaded again, and whoever negotiated this business model for a service."""
+    """Have the catalogue loaded again, and all negotiators of this business model for a service."""
     define(change, row)
     here = organization_service.c
     told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()
@@ -296,7 +296,7 @@ SUBSCRIPTION_PLANS = Entity(
 )
 
 
-# What models cost: added to and never changed; whoever sets a price has every gateway told.
+# What models cost: added to and never changed; a new price is announced to every gateway.
 
 
 # Every gateway holds all of them; of the bundled list some 1,300.
@@ -304,7 +304,7 @@ IN_FORCE_MAX = 20_000
 # A call has the price of its admission: one that another has taken the place of meanwhile is told as long.
 KEPT = timedelta(days=1)
 
-# Advisory lock class 7805: whoever adds prices, so that no two are for the same.
+# Advisory lock class 7805: writers of prices, so that no two are for the same.
 _LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
 _PUT_IN = text(
@@ -427,7 +427,7 @@ class PriceTable:
             return (await connection.execute(_ANY_BUNDLED)).first() is not None
 
     async def put_in_bundled(self, rows: Sequence[Row]) -> int:
-        """Add these where there are none yet, whoever else does; answers how many were added."""
+        """Add these where there are none yet, also beside others; answers how many were added."""
         document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK)

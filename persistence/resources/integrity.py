@@ -71,7 +71,7 @@ _token = admin_token.c
 
 
 def decided(actor: Actor, word: str) -> dict[str, object]:
-    """What is kept of who decides."""
+    """The stored decider."""
     return {f"{word}_by": actor.scope} | {f"{word}_{name}": one for name, one in person_of(actor).items()}
 
 
@@ -298,7 +298,7 @@ QUARANTINE_SUBJECT = Entity(
 )
 
 
-# Entries that could not become rows, and settlements of which nobody here knows whether they are rows.
+# Entries that could not become rows, and settlements that may be rows or not.
 #
 # They are listed, retried, or resolved with a reason. A dead letter keeps its raw bytes for ever. Resolving
 # one leaves its place a listed gap, which is on file with its reason; driving it again fills the place, once.

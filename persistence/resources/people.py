@@ -48,7 +48,7 @@ from persistence.tables import (
     token_plan_price,
 )
 
-# What has amounts of money in it that name no currency of their own, by what an organization has of it.
+# Rows with amounts of money that name no currency of their own, by kind.
 IN_ITS_CURRENCY = {
     "Pay-Per-Use": select(organization.c.id).where(
         organization.c.id == THIS, organization.c.spend_last_seq > 0

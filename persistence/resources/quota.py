@@ -64,8 +64,8 @@ from persistence.tables import (
     token_ledger,
 )
 
-# Advisory lock class 7806: whoever adds to the budgets of an organization, so that they stay within bounds.
-# A lock is of some organizations: PostgreSQL has room for a few thousand locks in all.
+# Advisory lock class 7806: writers of budgets of an organization, so that they stay within bounds. A lock
+# is of some organizations: PostgreSQL has room for a few thousand locks in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
@@ -141,7 +141,7 @@ def _others(connection: Connection, owner: int) -> dict[str, Selector]:
 
 
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
-    """What a budget names of somebody else's. What is not there at all is told by `require`."""
+    """What a budget names of somebody else's. An object that is not there at all is told by `require`."""
     for name, owner in _OWNERS.items():
         said = values.get(name)
         found = None if said is None else connection.execute(owner, {"id": said}).first()
@@ -162,7 +162,7 @@ _OWNERS = {
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
-# What was last stored as used, of which window: what the counters know better.
+# The last stored use, and its window: values that the counters know better.
 _last = (
     select(budget_use.c.start, budget_use.c.used)
     .where(budget_use.c.budget_id == budget.c.id)
@@ -211,7 +211,7 @@ BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
 def create(change: EntityWrite) -> Row:
     """Give credits, or take them back where the number is negative."""
     require(change)
-    # What is null is as if it was not said.
+    # A null is as if it was not said.
     values = {name: value for name, value in change.command.values.items() if value is not None}
     change.command = replace(change.command, values=values)
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
@@ -261,7 +261,7 @@ def _check_giver(change: EntityWrite, organization_id: int) -> None:
 
 
 def _check_price(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """What it comes to can be billed: at its own price, and what is taken back as debt."""
+    """It can be billed: at its own price, and a clawback as debt."""
     unit_cost = change.command.values.get("unit_cost")
     why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
     if amount < 0 and why is None:
@@ -312,7 +312,8 @@ _refused = exists().where(
     control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
 )
 
-# Nothing is left of what was taken back or has expired, and nothing is there of what waits for its payment.
+# Nothing is left of an addition that was taken back or has expired, and one that waits for its payment is
+# empty.
 _waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
 _remaining = case(
     (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),

@@ -62,8 +62,8 @@ from persistence.tables import (
 )
 
 # A plan made for millions of rows takes longer to compile than these reports take. Tens of thousands of
-# groups fit into this memory; into the usual one they do not, and are written to disk.
-# What is read in the order of time is still added up by hashing: to sort it costs three times as much.
+# groups fit into this memory; into the usual one they do not, and are written to disk. Rows read in the
+# order of time are still added up by hashing: to sort them costs three times as much.
 SETTINGS = {
     "jit": "off",
     "work_mem": "64MB",
@@ -86,7 +86,7 @@ _NAMES = {
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
-    """What was used, in the order of time, the dearest of a time first."""
+    """Use in the order of time, the dearest of a time first."""
     connection.execute(PLAIN)
     try:
         with connection.begin_nested():
@@ -146,7 +146,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
     order = ("began", "cost", "tokens", *columns, "currency")
     page = (
         select(began, *(column for column in added.c if column.name != "began"))
-        # What was taken out again is nothing.
+        # An addition that was taken out again is nothing.
         .where(or_(*(added.c[name] != 0 for name in SUMS)))
         .order_by(*(text(f"{name} DESC" if name in ("cost", "tokens") else name) for name in order))
         .limit(asked.rows_max)
@@ -172,7 +172,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
 
 def _id(column: ColumnElement[Any]) -> Label[Any]:
-    """What is told of a column; nothing of what is nobody's, and of projects that are told together."""
+    """The answer for a column; nothing of nobody's rows, and of projects counted together."""
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
     return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
@@ -271,7 +271,7 @@ class ConsoleQueries:
         self._within = within
 
     def within(self, organization_id: int | None) -> ConsoleQueries:
-        """The same for whom there is nothing but an organization's own, and what is everybody's."""
+        """The same for viewers with nothing but an organization's own, and everybody's rows."""
         engine = self._engine if organization_id is None else self._organizations
         return ConsoleQueries(
             engine, self._partition_of, within=organization_id, organizations=self._organizations
@@ -325,7 +325,7 @@ class ConsoleQueries:
         return () if self._within is None else (owned(table, self._within),)
 
     async def _known(self, table: Table, row_id: int) -> int:
-        """The id of a row, 0 where it is not there for whoever asks."""
+        """The id of a row, 0 where the viewer does not have it."""
         if self._within is None:
             return row_id
         found = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))

@@ -33,7 +33,7 @@ BEGIN
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 
--- How far an account's ledger goes of what was counted under an epoch or before it.
+-- How far an account's ledger goes of the counts under an epoch or before it.
 CREATE FUNCTION stored_seq(account text, until_epoch bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT coalesce(CASE split_part(account, ':', 1)
         WHEN 'tenant' THEN (SELECT max(seq) FROM token_ledger WHERE tenant_id = owner AND epoch <= until_epoch)
@@ -62,7 +62,7 @@ CREATE FUNCTION name_query(wanted text) RETURNS tsquery LANGUAGE sql IMMUTABLE P
 RETURN (SELECT to_tsquery('simple'::regconfig, string_agg('''' || word || ''':*', ' & '))
           FROM regexp_split_to_table(wanted, '[[:punct:][:space:]]+') AS word WHERE word <> '');
 
--- A sum that costs a report half of what sum() does: that one widens each number. One too large is an error.
+-- A sum at half the cost of sum() in a report: that one widens each number. One too large is an error.
 CREATE AGGREGATE usage_total (bigint) (SFUNC = int8pl, STYPE = bigint, COMBINEFUNC = int8pl, PARALLEL = SAFE);
 
 -- Drops whole months that end before a moment, of the journal or of hours of the roll-ups, for a keeper that owns nothing:
@@ -165,10 +165,11 @@ BEGIN
     RAISE EXCEPTION 'handover_event % stands: % refused', OLD.id, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
 
--- The partitions ahead, as before, but each month whole or with a partition a day. `by` is 'month' or 'day': a month ahead
--- or the present one that has no row yet is made anew where it is of the other form; '' leaves what is there as it is.
--- What is made stands by itself until it is attached, so nobody who writes waits for a new month; what somebody reads for
--- long is left for the next time. One month of days is made a call, the caller asks until nothing more is made.
+-- The partitions ahead, as before, but each month whole or with a partition a day. `by` is 'month' or 'day':
+-- a month ahead or the present one that has no row yet is made again where it is of the other form; '' leaves
+-- what is there as it is. A new partition stands by itself until it is attached, so nobody who writes waits
+-- for a new month; what somebody reads for long is left for the next time. One month of days is made a call,
+-- the caller asks until nothing more is made.
 CREATE FUNCTION ensure_partitions(at timestamptz, months_ahead integer, by text) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
@@ -227,7 +228,8 @@ BEGIN
                     home, child, month AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
                 RETURN NEXT child;
                 CONTINUE WHEN by <> 'day';
-                -- Attached first: of what has partitions already, newer servers give the month alone its identity column.
+                -- Attached first: if it has partitions already, newer servers give the month alone its
+                -- identity column.
                 FOR day IN SELECT generate_series(month, month + interval '1 month' - interval '1 day', interval '1 day') LOOP
                     made := child || to_char(day, '"d"DD');
                     EXECUTE format('CREATE TABLE %I.%I PARTITION OF %I.%I FOR VALUES FROM (%L) TO (%L)', home, made, home, child,
@@ -319,7 +321,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- What is only added to, whoever asks.
+-- Rows that are only added.
 DO $$
 DECLARE
     name text;

@@ -1,12 +1,12 @@
--- Who may do what besides the owner, who changes the schema: `:writer` is a keeper's role, `:reader` only reads. What is not
--- named here nobody gets. Each migrate grants what is missing, and revokes what a role has besides.
+-- Who may do what besides the owner, who changes the schema: `:writer` is a keeper's role, `:reader` only
+-- reads. Other objects nobody gets. Each migrate grants what is missing, and revokes what a role has besides.
 GRANT USAGE ON SCHEMA :schema TO :writer, :reader;
 GRANT EXECUTE ON FUNCTION
     ensure_partitions(timestamp with time zone,integer), ensure_partitions(timestamp with time zone,integer,text),
     drop_months(text,timestamp with time zone)
     TO :writer;
 
--- Ledgers, prices, the audit log and what was found missing are only added to.
+-- Ledgers, prices, the audit log and found losses are only added to.
 GRANT INSERT ON
     token_ledger, credit_posting, credit_transaction, feature_usage, audit_log, lost_event,
     invoice_basis, reconciliation, price, amendment, invoice_document, payment, tax_rate, credit_price,
@@ -55,5 +55,6 @@ GRANT SELECT ON
     invariant_invoice, invariant_payments, invariant_owed, invariant_days, invariant_usage_adds_up,
     invariant_budgets
     TO :writer, :reader;
--- What stands there as it was given out: sessions, first answers, links, the secrets webhooks are signed with.
+-- Secrets that stand there as they were given out: sessions, first answers, links, the secrets webhooks are
+-- signed with.
 GRANT SELECT ON console_session, idempotency_key, mail_consent, webhook TO :writer;

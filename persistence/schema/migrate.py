@@ -43,7 +43,7 @@ from persistence.schema.version import KNOWN, STATUS, THERE, SchemaStatus, refus
 SCHEMA_LOCK = (7801, 1)
 HERE = Path(__file__).parent
 MIGRATIONS = HERE / "migrations"
-# Today's schema, and what is always there, in the order in which they are run.
+# Today's schema, and its constant rows, in the order in which they are run.
 FILES = tuple(HERE / f"{name}.sql" for name in ("tables", "functions", "views", "seed"))
 _SCHEMA = "SELECT quote_literal(current_schema()), quote_ident(current_schema())"
 

@@ -20,16 +20,16 @@ ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
 DROP = text("""
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
                                   cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
-# The roll-ups of single hours: of everything that is told apart, and of teams.
+# The roll-ups of single hours: of all groups, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
-# Whoever corrects a call finds its row first: nobody needs the names of a day whose calls are gone.
+# A correction of a call finds its row first: nobody needs the names of a day whose calls are gone.
 FORGET_NAMES = text(
     "DELETE FROM usage_name"
     " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')"
 )
 
 
-# What is looked at before a month of calls goes: until it is billed they may be rated again, or amended.
+# Checks before a month of calls goes: until it is billed they may be rated again, or amended.
 
 
 # So many of each kind are named; the rest is counted.
@@ -68,7 +68,7 @@ def end_of(month: date) -> date:
 
 
 async def why_unbilled(connection: AsyncConnection, end: date) -> str:
-    """What was used before a day and is in no invoice yet, the first in words; empty where nothing is."""
+    """Use before a day that is in no invoice yet, the first in words; empty where nothing is."""
     for what, statement in UNBILLED.items():
         found = await connection.exec_driver_sql(first_of(statement), {"end": end})
         if said := named(what, [tuple(row) for row in found]):
@@ -77,7 +77,7 @@ async def why_unbilled(connection: AsyncConnection, end: date) -> str:
 
 
 def first_of(statement: str) -> str:
-    """A statement that answers the first of what another one finds, and how much there is."""
+    """A statement that answers the first row of another one, and how many there are."""
     return _FIRST.format(statement=statement, most=NAMED_MAX)
 
 

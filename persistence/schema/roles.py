@@ -31,7 +31,7 @@ WRITER, READER = "writer", "reader"
 EVERYBODY = ""
 # A longer name would be cut off by PostgreSQL, and be that of another database's role too.
 NAME_BYTES_MAX = 63
-# What keeps a role from being made: it is there since a moment ago, or this user may not.
+# Obstacles to making a role: it is there since a moment ago, or this user may not.
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 
@@ -140,7 +140,7 @@ def _found(connection: Connection, names: dict[str, str], wanted: frozenset[Role
 def _statements(
     found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
-    """What makes of the rights that are found those that are wanted, many objects at once."""
+    """Changes from the present rights to the wanted ones, many objects at once."""
     for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
             objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
@@ -187,7 +187,7 @@ class Privileges:
     lacking: tuple[str, ...]
 
     def complaint(self) -> str:
-        """What is lacking and what gives it, on one line; empty where nothing is."""
+        """The missing rights and the statement that gives them, on one line; empty where nothing is."""
         if not self.lacking:
             return ""
         others = f" and {len(self.lacking) - 1} more" if len(self.lacking) > 1 else ""

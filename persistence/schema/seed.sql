@@ -1,4 +1,4 @@
--- What is always there.
+-- Rows that are always there.
 
 -- Whom the tokens of the settings act as.
 INSERT INTO app_user (external_id, name) VALUES ('built-in', 'Built-in staff');

@@ -286,7 +286,7 @@ CREATE VIEW invariant_invoice AS
       JOIN invoice_line AS l ON l.invoice_id = n.corrects_id AND l.position = c.corrects_position
      WHERE n.status <> 'void' GROUP BY n.corrects_id, c.corrects_position HAVING abs(sum(c.amount)) > abs(max(l.amount))
     UNION ALL
-    -- a line in force is what its charges come to, and what was made void comes to nothing
+    -- a line in force comes to its charges, and a void one comes to nothing
     SELECT 'invoice:' || i.id, l.position, format('charges of %s on a line of %s', coalesce(c.amount, 0), l.exact)
       FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id
       LEFT JOIN (SELECT invoice_id, line, sum(amount) AS amount FROM charge GROUP BY 1, 2) AS c
@@ -409,10 +409,10 @@ CREATE VIEW told_use AS
 -- Tokens that a tenant was beyond its plan at the end of each span: from a reset or a change of plan to the
 -- next one. `next_seq` is null of the span that runs. The price is the first one there was for them in their
 -- cycle and plan. Spans that ended with nothing owed are left out, unless something was charged while they
--- ran, or was told later. What was told, charged or taken back after its cycle had ended counts in that one,
--- from when it was used on. So does what came into the ledger behind a span of the cycle that runs: the span
--- it was used in has it as if it had been told in time. What is taken back of an event is of the span it was
--- used in, and of those that counted it when it was told.
+-- ran, or was told later. Later reports, charges and corrections count in its cycle, from the day of use on.
+-- The same holds for rows that came into the ledger behind a span of the cycle that runs: the span it was
+-- used in has it as if it had been reported in time. A taken-back event is of the span it was used in, and
+-- of those that counted it when it was reported.
 CREATE VIEW overage_span AS
     SELECT t.organization_id, s.tenant_id, s.cycle, s.first_seq, s.next_seq, e.seq AS last_seq,
            greatest(told.more - told.less - e.total_remaining, 0) AS beyond, coalesce(began.at, s.created_at) AS began, e.created_at AS ended,
@@ -460,7 +460,7 @@ CREATE VIEW overage_span AS
         OR EXISTS (SELECT FROM charge AS c WHERE c.source = 'token_ledger' AND c.tenant_id = s.tenant_id
                       AND c.place = s.cycle AND c.source_id = s.first_seq);
 
--- What is owed, told from its sources, is what there are charges of, billed or not. Credit notes stand aside.
+-- Owed amounts, from their sources, are those of the charges, billed or not. Credit notes stand aside.
 CREATE VIEW invariant_owed AS
     WITH charged AS (
         SELECT organization_id, kind, source, source_id, tenant_id, coalesce(service_id, 0) AS service_id, period_start,
@@ -506,7 +506,7 @@ CREATE VIEW invariant_owed AS
                   WHERE kind = 'overage' GROUP BY 1, 2) AS c USING (tenant_id, first_seq)
      WHERE next_seq IS NOT NULL AND (owed, owed * unit_price) <> (coalesce(c.quantity, 0), coalesce(c.amount, 0))
     UNION ALL
-    -- credits used beyond the balance, by day and price: what is noted, against charges and what is open
+    -- credits used beyond the balance, by day and price: the notes, against charges and open debt
     SELECT 'credits:' || coalesce(d.organization_id, c.organization_id), NULL,
            format('day %s at %s: %s credits noted as charged, %s of them billed, charges of %s, %s billed, and %s', start,
                   unit_price, d.charged_quantity, d.billed_quantity, c.quantity, c.billed, c.amount)
@@ -554,7 +554,7 @@ CREATE VIEW invariant_owed AS
       FROM plan_end WHERE amount > 0 GROUP BY organization_id, tenant_id, began, paid_from, cycle_ends_at
     HAVING sum(amount) > max(worth) + 0.000000001 * count(*);
 
--- What is drawn of an addition is what it gave.
+-- Withdrawals of an addition come to its amount.
 CREATE VIEW invariant_drawn AS
     SELECT 'credits:' || a.organization_id AS account, NULL::bigint AS seq,
            format('addition %s gave %s, drawn %s', a.id, a.spent, coalesce(d.credits, 0)) AS detail

@@ -1,4 +1,4 @@
-"""Usage feeds as people see them: how each does, what it could not tell, and what is done about that.
+"""Usage feeds as people see them: how each does, its failures, and their treatment.
 
 A feed that has ended goes on until its events are through: what was used in its time may become known later.
 """
@@ -52,7 +52,7 @@ def retry_all(change: EntityWrite) -> Row:
 
 
 def end(change: EntityWrite) -> Row:
-    """Tell nothing of what is used from now on; of what was used before, also what becomes known later."""
+    """Report no use from now on; of earlier use, also when it becomes known later."""
     hold_flushes(change.connection)
     if lock(change)["ended_at"] is not None:
         raise Conflict("The feed has ended.")
@@ -118,7 +118,7 @@ FEEDS = Entity(
     time="begun_at",
     verbs={"begin": begin, "resume": resume, "retry": retry_all, "end": end, "drop": drop},
 )
-# What is dropped is deleted later.
+# Dropped events are deleted later.
 _DROPPED = select(_feed.id).where(_feed.dropped_at.is_not(None))
 EVENTS = Entity(
     usage_outbox,

@@ -1,8 +1,8 @@
 """What a billing service is to be told of calls: written in the transaction that stores or changes them.
 
-One event a call, and one for each difference later, so what was told adds up to what the journal has of a
-feed's time. When a call was used says whether it is of a feed, not when it becomes known. Where too many
-wait, those of an hour are added up instead.
+One event a call, and one for each difference later, so reports add up to the journal of a feed's time.
+When a call was used says whether it is of a feed, not when it becomes known. Where too many wait, those
+of an hour are added up instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAY_HAVE = """
 SELECT EXISTS (SELECT FROM usage_feed WHERE dropped_at IS NULL AND begun_at <= to_timestamp(%s / 1000.0)
                   AND (ended_at IS NULL OR ended_at > to_timestamp(%s / 1000.0)))"""
 # Where a feed begins or ends, once no flush is under way: behind every call that is stored, also by a clock
-# that is a little ahead, and not within another feed. So what was stored before counts as used before.
+# that is a little ahead, and not within another feed. So rows stored before count as used before.
 BORDER = """greatest(clock_timestamp(), (SELECT max(ended_at) FROM usage_feed),
     (SELECT max(created_at) + interval '1 millisecond' FROM call
       WHERE created_at >= statement_timestamp()
@@ -51,11 +51,11 @@ _COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS)
 # Where a row of `statements.CALL_SUMS` says its currency; its request, and then its time.
 _CURRENCY, _AS_TOLD = DIMENSIONS.index("currency"), len(DIMENSIONS) + len(SUMS)
 _AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
-# How often one was made says nothing of what it used.
+# The number of them says nothing of its use.
 _USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
 _SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
 _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model", "currency")
-# Of an hour users, keys and projects are not told apart then; models neither, with twice as many waiting.
+# Of an hour users, keys and projects are not groups then; models neither, with twice as many waiting.
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
@@ -64,10 +64,10 @@ _FOLDED = {
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
 # Places are given behind the last one that waits, so the first and the last say how many there are, about: a
-# sequence would run on where rows are only added to. What was used at no feed's time is not told, nor is what
-# becomes of it later; what was used at one's time is told whenever it becomes known, until that feed is
-# dropped. A use counts when it was, a difference when it becomes known: what was billed of its time stays as
-# it is.
+# sequence would run on where rows are only added to. Use outside any feed's time is not reported, and later
+# changes of it are not either; what was used at one's time is told whenever it becomes known, until that feed
+# is dropped. A use counts when it was, a difference when it becomes known: what was billed of its time stays
+# as it is.
 TELL = f"""
 WITH feed AS MATERIALIZED (
 SELECT f.id AS feed_id, f.begun_at, coalesce(f.ended_at, 'infinity') AS ended_at, f.waiting_max,
@@ -114,7 +114,7 @@ def hold_flushes(connection: Connection) -> None:
     except DBAPIError as error:
         if sqlstate(error) != QUERY_CANCELED:
             raise
-        raise Conflict("What is used is being stored or billed for too long: try again.") from error
+        raise Conflict("Use is being stored or billed for too long: try again.") from error
     connection.exec_driver_sql("SET LOCAL statement_timeout = DEFAULT")
 
 
@@ -124,7 +124,7 @@ def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
 
 
 def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
-    """What is told of a call: nothing where it used nothing."""
+    """The report of a call: nothing where it used nothing."""
     hours: rollup.Rollup = {}
     rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
@@ -136,9 +136,9 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
 
 
 def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
-    """What is told of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
+    """The report of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
     hours: rollup.Rollup = {}
-    # What had no price yet costs nothing, in whichever currency.
+    # Use without a price yet costs nothing, in any currency.
     rollup.moved_usage(_in_currency(before, after), after, hours)
     request_id, used_ms = after[_AS_TOLD:]
     return [

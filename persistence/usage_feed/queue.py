@@ -52,7 +52,7 @@ UPDATE usage_feed SET leased_by = :me, leased_until = now() + make_interval(secs
                                       LIMIT :failed_max) AS failed) < :failed_max
         ORDER BY f.id LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
 RETURNING id""")
-# What is being added to at this moment is left for the next time.
+# Rows being added at this moment are left for the next time.
 _TAKE = text("""
 SELECT id FROM usage_outbox WHERE feed_id = :feed AND state = 'waiting'
  ORDER BY place, id LIMIT :n FOR UPDATE SKIP LOCKED""")
@@ -104,7 +104,7 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
 
 
 class FeedQueue:
-    """What waits in PostgreSQL."""
+    """Events that wait in PostgreSQL."""
 
     def __init__(
         self,

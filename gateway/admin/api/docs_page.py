@@ -92,7 +92,7 @@ def _operation(path: str, method: str, operation: Json, described: Json) -> str:
 
 
 def _examples(operation: Json) -> Iterator[tuple[str, str]]:
-    """What is sent and what is answered, for example."""
+    """An example of the request and of the answer."""
     sent = operation.get("requestBody", {}).get("content", {})
     answered = {
         media: each

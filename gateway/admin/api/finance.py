@@ -194,7 +194,9 @@ def _of_another() -> Unprocessable:
 
 
 def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
-    """What is asked, of the caller's own organization where it has one; of another there is nothing."""
+    """The period asked for, of the caller's own organization where it has one; of another there is
+    nothing.
+    """
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:
         raise NotFound

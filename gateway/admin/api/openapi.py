@@ -80,7 +80,7 @@ PAGING = (
 )
 
 
-# Examples: of what is sent to the Admin API, written by hand; of what it answers, made from its schema.
+# Examples: requests to the Admin API, written by hand; answers, made from its schema.
 #
 # An example of a body is one that works for rows that are there; a test checks each against its model.
 
@@ -209,7 +209,7 @@ _FORMATS: Mapping[str, object] = {
 
 
 def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
-    """Give each operation an example of what it is sent and of what it answers."""
+    """Give each operation an example of its request and of its answer."""
     for methods in paths.values():
         for method, operation in methods.items():
             if method == "parameters":
@@ -251,7 +251,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
 
 
 def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
-    """What the row of an answer was made with: its example, and what is so by itself."""
+    """The row behind an answer: its example, and the fields made by themselves."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
     return usual | BODIES.get(f"{title}Create", {})
@@ -522,7 +522,7 @@ def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
     read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=DOCUMENT_REFUSALS)
     read["responses"]["200"] = {"description": "The document.", "content": {file.media: {"schema": schema}}}
     if file.public:
-        read |= {"security": [], "description": "Anybody may ask: it says nothing of what is there."}
+        read |= {"security": [], "description": "Anybody may ask: it shows no data."}
     if file.formats:
         asked = {"type": "string", "enum": list(file.formats), "default": file.formats[0]}
         read["parameters"] = [parameter("format", asked, "Else what the Accept header names.")]

@@ -1,4 +1,4 @@
-"""`/usage`: calls added up by time and by whatever they are told apart, as JSON and as CSV."""
+"""`/usage`: calls added up by time and group, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Parquet:
         return cls(name, columns, money, libraries)
 
     def head(self) -> bytes:
-        """What comes before the first row."""
+        """The bytes before the first row."""
         return self._written.take()
 
     def some(self, rows: Sequence[Row]) -> bytes:
@@ -199,13 +199,13 @@ class Parquet:
         )
 
     def tail(self) -> bytes:
-        """What comes behind the last row: where each group is."""
+        """The bytes behind the last row: where each group is."""
         self._writer.close()
         return self._written.take()
 
 
 class _ByteSink(io.RawIOBase):
-    """What was written and is not taken yet."""
+    """Written bytes that are not taken yet."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -238,13 +238,13 @@ class File(Protocol):
     media: str
 
     def head(self) -> bytes:
-        """What comes before the first row."""
+        """The bytes before the first row."""
 
     def some(self, rows: Sequence[Row]) -> bytes:
         """The next rows."""
 
     def tail(self) -> bytes:
-        """What comes behind the last row."""
+        """The bytes behind the last row."""
 
 
 Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]

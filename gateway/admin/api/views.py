@@ -286,7 +286,7 @@ async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
     return {"done": done, "refused": refused, "next_after_id": None if ended else after}
 
 
-# `POST /events`: CloudEvents, one or a list of them. What is wrong with one refuses that one alone.
+# `POST /events`: CloudEvents, one or a list of them. A fault of one refuses that one alone.
 
 
 def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
@@ -307,7 +307,7 @@ def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def _read(request: web.Request) -> list[object]:
-    """What was sent, as a list."""
+    """The body, as a list."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     media = request.content_type
@@ -417,7 +417,7 @@ class UploadSlots:
 
 
 async def read_within(request: web.Request, share: UploadLimits) -> bytes:
-    """What was sent, as it came: more than other requests may send, within the caller's share."""
+    """The body, as it came: more than other requests may send, within the caller's share."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     if (request.content_length or 0) > share.bytes_max:
@@ -482,10 +482,10 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
                 doing = _answered(
                     Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
                 )
-                # A plan changes nothing. What is being applied is ended for nobody.
+                # A plan changes nothing. Nobody ends an apply under way.
                 return await (while_asked(request, doing) if wish.digest is None else doing)
 
-    async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it says nothing of what is there
+    async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it shows no data
         return web.Response(body=_schema(), content_type="application/schema+json", charset="utf-8")
 
     app.router.add_get(f"{root}/configuration", show)
@@ -505,7 +505,7 @@ def _take_time(request: web.Request, share: UploadLimits) -> None:
 def _wish(
     request: web.Request, actor: Actor, raw: bytes, share: UploadLimits
 ) -> tuple[ApplyRequest, Claim | None]:
-    """What is asked, and the claim that it is done under."""
+    """The request, and the claim that it is done under."""
     sent = requests.parse_body(raw, share.values_max)
     objects = sent.get("objects")
     # Objects are checked one by one later, not copied here.
@@ -734,7 +734,7 @@ def mount_collected(app: web.Application, ports: AdminPorts) -> None:
 async def _found(
     ports: AdminPorts, told: CollectionStatus | PaymentReturn | None
 ) -> Sequence[CollectionStatus]:
-    """What is told of each invoice."""
+    """The reported state of each invoice."""
     if told is None:
         return ()
     if isinstance(told, CollectionStatus):

@@ -1,1 +1,1 @@
-"""Configuration from files: what is said, how it differs from what is there, and what is done about it."""
+"""Configuration from files: the wish, its difference from the rows, and the changes."""

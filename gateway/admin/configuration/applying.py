@@ -46,7 +46,7 @@ TAKEN_SHOWN_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class ApplyRequest:
-    """What is asked: `digest` names the plan to be done, None asks for one."""
+    """The request: `digest` names the plan to be done, None asks for one."""
 
     objects: Mapping[str, object]
     digest: str | None = None
@@ -132,7 +132,7 @@ class Configurator:
             return work
         await in_thread(self._require_all, plan)
         if wish.digest is not None and wish.digest != plan.digest:
-            raise Conflict("What is there has changed since this was planned: plan again.")
+            raise Conflict("The data has changed since this was planned: plan again.")
         if wish.digest is None and len(plan.changes) > TRIED_MAX:
             return work
         steps = await in_thread(
@@ -170,7 +170,7 @@ class Configurator:
         return await planner.plan(prune=wish.prune, suggests=wish.digest is None)
 
     def _require_some(self, wish: ApplyRequest) -> None:
-        """Refuse who may write none of what an apply is about, before anything is looked at."""
+        """Refuse a caller who may write none of an apply's kinds, before anything is looked at."""
         kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
         if wish.digest is None or not kinds:
             return
@@ -219,7 +219,7 @@ class Configurator:
 
 
 def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
-    """What is written: its kind, its id, and the ids of others that name it or that it names."""
+    """The writes: kind, id, and the ids of others that name it or that it names."""
     return [
         (planned.resource.name, planned.row_id, {**planned.by, **values})
         for planned in plan.changes

@@ -1,4 +1,4 @@
-"""What was sent as configuration, read without guessing: each object checked as the Admin API checks a row.
+"""Configuration as it was sent, read without guessing: each object checked as the Admin API checks a row.
 
 Ids are not known yet: what names another row is kept as it was said.
 """

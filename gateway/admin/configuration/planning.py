@@ -97,7 +97,7 @@ class Planner:
     async def plan(self, *, prune: bool, suggests: bool = True) -> Plan:
         """Compare everything; `Unprocessable` names what cannot be, field by field.
 
-        What may have been meant is said where it `suggests`: not while others wait.
+        A probable spelling is shown where it `suggests`: not while others wait.
         """
         for resource in KINDS.values():
             pairs = await self._matching.match(resource)
@@ -264,7 +264,7 @@ class Planner:
         return self._dated[name]
 
     async def _prune(self) -> None:
-        """Plan the end of what applying made, and no object is about any more; referrers first."""
+        """Plan the end of rows that applying made, and no object is about any more; referrers first."""
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
         for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
             mine = {
@@ -338,7 +338,7 @@ async def export(ports: AdminPorts) -> Row:
 
 
 class _Export:
-    """What was read so far: of each kind the rows by id, and how often each name is there."""
+    """The rows read so far: of each kind by id, and how often each name is there."""
 
     def __init__(self, owner: int) -> None:
         self._owner = owner

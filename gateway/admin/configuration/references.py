@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class _Unknown(LookupError):
-    """A name that nothing has: of which kind, and which."""
+    """A name that nothing has, with its kind."""
 
     def __init__(self, kind: str, name: object) -> None:
         super().__init__(f"{_there_is_no(kind, name)}; no object here makes one")
@@ -50,14 +50,14 @@ class _Unknown(LookupError):
 
 
 class NameIndex:
-    """What is there or will be, kind by kind; objects that refer to it are resolved behind it."""
+    """The present and coming rows, kind by kind; objects that refer to it are resolved behind it."""
 
     def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which, Mark]) -> None:
         # Rows that others may have the names of tomorrow, with their whole names.
         self.referred: dict[Which, Identity | None] = {}
         # Objects that name what is not there any more: they wait, and nothing else does.
         self.left: list[tuple[WantedObject, str]] = []
-        # Ids that objects are about, and names of what was there before, by kind.
+        # Ids that objects are about, and names of earlier rows, by kind.
         self.said: dict[str, set[object]] = defaultdict(set)
         self.lost: dict[str, set[object]] = defaultdict(set)
         self._own = own
@@ -127,7 +127,7 @@ class NameIndex:
         self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
-        """The id of a row that is named; of what both have, it has the same."""
+        """The id of a row that is named; of names that both have, it has the same."""
         how, target = declared(reference.target), reference.target
         said = {
             name: self._find(each, scope) if isinstance(each, Reference) else each
@@ -190,12 +190,12 @@ def _there_is_no(kind: str, name: object) -> str:
     return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
 
 
-# What is to be done about a row, and how it is told: by names, never by ids.
+# The change of a row, and its words: by names, never by ids.
 
 
 @dataclass(slots=True)
 class PlannedRow:
-    """What is to be done about one row, and how it is told: `fields` are (before, after) by their words."""
+    """The change of one row, and its words: `fields` are (before, after) by their words."""
 
     verb: str
     resource: Resource
@@ -205,9 +205,9 @@ class PlannedRow:
     by: Row
     row_id: int | None = None
     name: str = ""
-    # What is written by which verb, in order.
+    # The order in which verbs are written.
     writes: list[tuple[str, Row]] = field(default_factory=list)
-    # What was there of it, as it was read.
+    # Its earlier values, as they were read.
     before: dict[str, object] = field(default_factory=dict)
     fields: dict[str, tuple[object, object]] = field(default_factory=dict)
     # Which fields named another row before: its kind and id.
@@ -225,7 +225,7 @@ class PlannedRow:
 
 
 async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> None:
-    """Give each change the whole name of its row, and the names of what its fields named before."""
+    """Give each change the whole name of its row, and the names of the rows its fields named before."""
     await in_thread(_name_all, changes, await _rows(session, changes))
 
 
@@ -278,12 +278,12 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
     return found
 
 
-# Rows that files were applied to before, by what the files called them: whoever renames one changes nothing.
+# Rows that files were applied to before, by the files' names for them: renaming one changes nothing.
 #
 # A key that another stands in the place of is that other one.
 
 
-# So often one may have taken the place of another since files were applied; after more it is made anew.
+# So often one may have taken the place of another since files were applied; after more it is made again.
 FOLLOWED_MAX = 100
 
 
@@ -422,7 +422,7 @@ class RowMatcher:
         return found if len(self._errors) == refused else []
 
     async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
-        """What these objects, and what is referred to, were before."""
+        """The earlier names of these objects, and of the rows they refer to."""
         if not declared(resource).known_by_id:
             return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}
@@ -439,7 +439,7 @@ class RowMatcher:
         before: NamedRows,
         claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
-        """The objects with the rows they are about, all of which may be referred to from now on."""
+        """The objects with the rows they are about; all may be referred to from now on."""
         kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
         names = [identity_of(resource, values_of(wanted)) for wanted in whole]
         mine = {before.rows[name]["id"] for name in names if name in before.rows}

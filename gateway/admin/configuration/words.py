@@ -30,14 +30,14 @@ def declared(resource: Resource) -> ConfigDeclaration:
 
 
 def model(resource: Resource) -> type[In]:
-    """What makes a row of a kind."""
+    """The model that makes a row of a kind."""
     assert resource.create is not None
     return resource.create
 
 
 @cache
 def references(resource: Resource) -> Mapping[str, str]:
-    """The fields that hold ids of rows, and of which kind; in the order in which they narrow each other."""
+    """The fields that hold ids of rows, with their kind; in the order in which they narrow each other."""
     fields = ((name, resource.target(name)) for name in model(resource).model_fields if name.endswith(_ID))
     return {name: target for name, target in fields if target}
 
@@ -55,7 +55,7 @@ def word(resource: Resource, field: str) -> str:
 
 
 def _ordered() -> Iterator[Resource]:
-    """What may be declared, each behind all that it refers to."""
+    """The kinds that may be declared, each behind all that it refers to."""
     left = {name: resource for name, resource in RESOURCES.items() if resource.declared is not None}
     while left:
         for name, resource in left.items():
@@ -70,7 +70,7 @@ KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordere
 
 
 def near(said: str, known: Collection[str]) -> str:
-    """What was meant, if something is near; else all there is."""
+    """The likely spelling, if something is near; else all there is."""
     found = difflib.get_close_matches(said, known, 1)
     return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
 
@@ -153,7 +153,7 @@ def _document(value: object) -> object:
     return value
 
 
-# What was meant by a name that is not there. A few names are compared with some, so it is bounded.
+# The likely spelling of a name that is not there. A few names are compared with some, so it is bounded.
 
 
 # So many names are looked for, among so many, as long as this. Longer ones are compared with nothing.

@@ -188,7 +188,7 @@ class Statement:
 STATEMENTS = (
     Statement(
         "receivables", "Receivables",
-        "What is left to pay of final invoices, by how long it is due, and what is to be paid back",
+        "The rest to pay of final invoices, by how long it is due, and the rest to be paid back",
         "Nobody has anything to pay.",
         {
             "open": "Not due", "overdue_1_30": "1–30 days", "overdue_31_60": "31–60 days",
@@ -198,7 +198,7 @@ STATEMENTS = (
         ("open", "total"), {"invoices": "Invoices"},
     ),
     Statement(
-        "unbilled", "Unbilled", "What was charged and no final invoice had, before tax",
+        "unbilled", "Unbilled", "Charges that no final invoice had, before tax",
         "All that was charged is billed.", {"amount": "Amount"}, ("amount",),
         {"month": "Month of supply", "kind": "Kind", "charges": "Charges"},
     ),

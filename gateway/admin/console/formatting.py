@@ -168,7 +168,7 @@ def status_tone(word: Any) -> str:
     return TONES.get(str(word), "plain")
 
 
-# What is used of a budget, in words and as a bar: text and numbers in, text and shares out.
+# The use of a budget, in words and as a bar: text and numbers in, text and shares out.
 
 
 NEARLY = 80.0
@@ -188,7 +188,7 @@ class BudgetUse:
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
-    """What is used of a budget, or of one account of it; None of one with `each`, which has many."""
+    """The use of a budget, or of one account of it; None of one with `each`, which has many."""
     row = budget if account is None else account
     if row["used"] is None:
         return None
@@ -207,7 +207,7 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
 
 
 def limit_of(budget: Row) -> object:
-    """What may be used now: the amount, or what it is raised to."""
+    """The amount that may be used now: the budget's, or the raised one."""
     return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
 
 
@@ -253,7 +253,7 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
     return ", ".join(parts) or "everything"
 
 
-# What stands in a cell: each field of a row as a kind, a text and perhaps an address.
+# The contents of a cell: each field of a row as a kind, a text and perhaps an address.
 
 
 Names = Mapping[tuple[str, int], str]
@@ -418,7 +418,7 @@ def _parts_of(value: Any) -> Iterator[str]:
     return (f"{100 * part:g} %" for part in value)
 
 
-# What was used over time as stacked bars: heights for a drawing, exact amounts for the table beside it.
+# Use over time as stacked bars: heights for a drawing, exact amounts for the table beside it.
 
 
 SERIES_MAX = 6
@@ -427,7 +427,7 @@ HEIGHT = 100.0
 MONTH_CHARS = len("2026-01")
 
 Amount = int | Decimal
-# When, of which series, how much.
+# Moment, series, amount.
 Used = tuple[date, Hashable, Amount]
 
 
@@ -539,11 +539,11 @@ def _bars(series: Sequence[str], amounts: Sequence[Amount], top: Amount) -> tupl
 
 
 def _colour(index: int, name: str) -> int:
-    """The number of a series' colour: what is not told apart has one of its own."""
+    """The number of a series' colour: the rest has one of its own."""
     return SERIES_MAX if name == REST else index
 
 
-# Forms: the fields of a model with what is in them, and what was posted as the JSON body it stands for.
+# Forms: the fields of a model with their values, and a post as the JSON body it stands for.
 #
 # Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed,
 # so that the resource's own model says what is wrong with it.
@@ -570,9 +570,9 @@ _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 class PageForm:
     """A form on a page: fields, what is in them, what is wrong with them.
 
-    What cannot be taken back is `confirmed` by a tick that says so.
-    `former` are the values a change starts from; `once` names this filling-in, so that sending
-    it twice does it once. `choices` lists what an id may refer to, where that is a short list.
+    Actions that cannot be taken back are `confirmed` by a tick that says so. `former` are the
+    values a change starts from; `once` names this filling-in, so that sending it twice does it
+    once. `choices` lists what an id may refer to, where that is a short list.
     """
 
     action: str

@@ -142,7 +142,7 @@ def _seen(value: object) -> object:
     return visible(value) if type(value) is str else value
 
 
-# What is looked up every few seconds, however many people look.
+# Values looked up every few seconds, for any number of viewers.
 #
 # Who looks gets what was found last; only the first one waits, and not for long.
 
@@ -151,7 +151,7 @@ T = TypeVar("T")
 
 
 class CachedAnswer(Generic[T]):
-    """An answer of the store, asked for anew by whoever looks when it is older than `fresh_s`."""
+    """An answer of the store, looked up again on demand when it is older than `fresh_s`."""
 
     def __init__(
         self, ask: Callable[[], Awaitable[T]], clock: Callable[[], float], *, fresh_s: float, wait_s: float
@@ -165,7 +165,7 @@ class CachedAnswer(Generic[T]):
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> T | None:
-        """What was found last; None while nothing was, or the store is away."""
+        """The latest answer; None while nothing was, or the store is away."""
         if self._clock() - self._asked_at >= self._fresh_s and (self._asking is None or self._asking.done()):
             self._asked_at = self._clock()
             self._asking = asyncio.create_task(self._look())
@@ -194,7 +194,7 @@ SESSION_BYTES = 32
 # Whether browsers find the console over TLS, whatever a proxy says of a single request.
 OVER_TLS = web.AppKey("over_tls", bool)
 
-_NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask whoever administers it."
+_NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask an administrator."
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 
 
@@ -310,7 +310,7 @@ class Sessions:
         """
         if not await self._ports.store.ask_of_session(session.id):
             return
-        # What is asked with may be good once: who goes away meanwhile must not lose what comes in its place.
+        # A token may be good once: a caller who leaves meanwhile must not lose its successor.
         asking = asyncio.create_task(self._renew(request, session, actor, name))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
@@ -398,7 +398,7 @@ def _public(row: Row) -> Row:
 
 FORM = "application/x-www-form-urlencoded"
 THEME_COOKIE = "tollkeeper_theme"
-# What may be chosen from a list; of more, the id is asked for.
+# The choices of a list; of more, the id is asked for.
 CHOICES_MAX = 200
 # Rows that may be of any length are read without what makes them so.
 SHORT = {"invoices": "invoice-heads"}

@@ -136,7 +136,7 @@ _PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class FilterControl:
-    """One filter: its name, what is in it, and what may be chosen."""
+    """One filter: its name, its value, and its choices."""
 
     name: str
     label: str
@@ -276,7 +276,7 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:
-    """Rows with everything their cells need: names of what they refer to, quotas of tenants."""
+    """Rows with everything their cells need: names behind their ids, quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
     if screen.name == "budgets":
@@ -368,12 +368,12 @@ def _midnight(name: str, text: str, days: int) -> str:
 
 # The search of every page: a request id, the beginning of a key, a user's own id, a name.
 #
-# It is sent as a form and answered in its own answer, so that what is pasted is in no address, whatever it
-# is. Of a whole key only the prefix that is shown everywhere is looked for or written on a page.
+# It is sent as a form and answered in its own answer, so that a pasted text is in no address. Of a whole
+# key only the prefix that is shown everywhere is looked for or written on a page.
 
 
 _SECRET = re.compile(rf"({credentials.ADMIN_TOKEN}|{credentials.API_KEY})([0-9A-Za-z]+)", re.ASCII)
-# By which filter each collection is searched, and what is said of a row beside its name.
+# The search filter of each collection, and the words beside a row's name.
 _BY_NAME = {
     "api-keys": ("prefix", ("prefix", "tenant_id")),
     "users": ("external_id", ("organization_id", "name")),
@@ -423,7 +423,7 @@ async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedIn
 
 
 def reduced(text: str) -> str:
-    """What is looked for; of anything with a key or an admin token in it the beginning of that."""
+    """The text to look for; of anything with a key or an admin token in it the beginning of that."""
     secret = _SECRET.search(text)
     if secret is None or len(secret[2]) <= credentials.SHOWN_CHARS:
         return text

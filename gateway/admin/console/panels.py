@@ -96,7 +96,7 @@ SCREEN = SCREENS["budgets"]
 
 
 async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """What is used of a budget; of one with `each`, by whom most."""
+    """The use of a budget; of one with `each`, by whom most."""
     targets = {name: SCREEN.resource.target(name) for name in SELECTING}
     ids = {targets[name]: {int(str(row[name]))} for name in SELECTING if targets[name] and row[name]}
     ids["organizations"] = {int(str(row["organization_id"]))}
@@ -161,7 +161,7 @@ async def _accounts(desk: ConsoleShell, row: Row) -> dict[str, Any]:
 DAYS = 30
 DAY_ROWS_MAX = 5_000
 DAY = timedelta(days=1)
-# What an account's cost is told apart by, and how many parts of it a page names.
+# The groups of an account's cost, and how many parts of it a page names.
 COST_GROUPS = {
     "model": "model",
     "service": "service",
@@ -390,7 +390,7 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
 
 
 async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
-    """What happened to it, the first thing first; payments and notes lead to their pages."""
+    """Its history, the first thing first; payments and notes lead to their pages."""
     invoice_id = int(str(row["id"]))
     found = list(_of_itself(row))
     if corrects := row["corrects_id"]:

@@ -37,7 +37,7 @@ DANGEROUS = frozenset(
 
 # A key with one of these has none made in its place.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
-# What is ticked before an action that nothing takes back.
+# Ticks before an action that nothing takes back.
 CONFIRMED = {
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
@@ -46,7 +46,7 @@ CONFIRMED = {
     ("invoices", "refund"): "The money went out: a refund is taken back, never changed.",
     ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
     ("handovers", "cancel"): "Stripe does not get it, nor what waits behind it.",
-    ("usage-feeds", "end"): "What is used from now on is not told, now or later.",
+    ("usage-feeds", "end"): "Use from now on is not reported, now or later.",
     ("usage-feeds", "drop"): "The billing service is never told what waits, nor what becomes known later.",
     ("usage-events", "cancel"): "The billing service is never told this use.",
     ("payments", "reverse"): "The money went back: an invoice is to be paid again, a note has credit again.",
@@ -181,7 +181,7 @@ class Records:
         form: PageForm,
         doing: Coroutine[Any, Any, WriteResult],
     ) -> WriteResult | web.Response:
-        """What came of a write; where it is refused, the row's page with the form as it was typed."""
+        """The outcome of a write; where it is refused, the row's page with the form as it was typed."""
         try:
             return await doing
         except (Unprocessable, Conflict) as error:
@@ -216,7 +216,7 @@ class Records:
             and self._may(DELETE)
             and (screen.name != "invoices" or row["status"] == "draft")
         ):
-            note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
+            note = f"Deletes this {screen.one}. Its records stay in the ledgers."
             found.append(PageForm(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
         return [await self._with_choices(each) for each in found]
 

@@ -184,7 +184,7 @@ def _told_apart(rows: Iterable[Row], groups: Sequence[str], measure: str, curren
     return found
 
 
-# The explorer: what was used and what it cost, over any time, told apart and narrowed by anything.
+# The explorer: use and cost over any time, grouped and narrowed by anything.
 #
 # The address says everything that is shown, so it can be sent to others. The table is made of the report of
 # usage; the chart is drawn from the table of times below it.
@@ -365,7 +365,7 @@ def _places(rows: Sequence[Row]) -> int:
 async def _chips(
     desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """The filters in force: what they are called, of what, and the address without them."""
+    """The filters in force: names, values, and the address without them."""
     ids = {name: int(text) for name, text in asked.filters.items() if name in REFERS and text.isdecimal()}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
     names = await desk.names(wanted)
@@ -569,7 +569,7 @@ def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
 
 
 def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
-    """What happened a second between two samples; zeros where they are one."""
+    """Events a second between two samples; zeros where they are one."""
     seconds = after.at - before.at
     more = {
         "requests_s": after.requests - before.requests,
@@ -606,7 +606,7 @@ BUSIEST = 10
 WINDOW_S = 60
 TODAY_FRESH_S = 5.0
 FIRST_WAIT_S = 0.1
-# What is spent moves by the minute, and adding it up takes longer.
+# Spend moves by the minute, and adding it up takes longer.
 SPEND_FRESH_S = 30.0
 SPEND_WAIT_S = 1.0
 SPEND_ROWS_MAX = 1_000
@@ -677,7 +677,7 @@ class Overview:
         }
 
     def _sums_of(self, desk: ConsoleShell) -> _Sums:
-        """What is kept for everybody with the same organization."""
+        """Sums kept for everybody with the same organization."""
         owner, ports = _owner(desk), desk.ports
         kept = self._sums.pop(owner, None) or _Sums(
             CachedAnswer(partial(_busiest, ports), self._clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S),
@@ -689,7 +689,7 @@ class Overview:
         return kept
 
     async def _elsewhere(self) -> dict[str, Any]:
-        """What all gateways told Redis of the last minute, in place of what none of this machine did."""
+        """The last minute of all gateways by Redis, where none runs on this machine."""
         try:
             counts, seconds = await self._ports.activity.read(WINDOW_S)
         except CountersUnavailable:
@@ -751,7 +751,7 @@ async def _spent(ports: AdminPorts) -> dict[str, Any]:
 
 
 def _part(row: Row, group: str, sums: Mapping[str, Outlook]) -> dict[str, Any]:
-    """One line of what the month's spend was for, with its share of its currency's."""
+    """One line of the month's spend, with its share of its currency's."""
     column, whole = GROUPS[group], sums[str(row["currency"])].month
     page = PAGES.get(column) if row[column] is not None else None
     return {

@@ -16,7 +16,7 @@ from gateway.feature import features
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How one resource is shown, and under which heading of the menu.
+    """How one resource is shown, and its heading in the menu.
 
     `columns` are fields of its rows, the first one links to the row's page; `filters` are those
     of the resource that people are offered.
@@ -71,7 +71,7 @@ SCREENS = {
         Screen(
             "Customers", "budgets", "Budgets", "budget",
             ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
-            empty="No budget yet. A budget is how much an interval may use, of whom or of what.",
+            empty="No budget yet. Limit what a team, user, key or model may spend.",
             filters=(
                 "organization_id", "name", "tenant_id", "user", "api_key_id", "model", "unit", "interval",
                 "each", "mode", "project_id", "service_id",

@@ -100,8 +100,8 @@ def wanted_of(request: web.Request) -> str:
 # A sign-in that was begun in a browser and goes on at a provider: what its cookie holds, and proves.
 #
 # The cookie alone has what a sign-in is made of, so that any keeper ends it. It is signed under the pepper,
-# over in minutes, and made anew for each. Its `state` and `nonce` are shown to others, its
-# `verifier` to who asked. A sign-out that goes on there has one of its own, of which `farewell` is shown.
+# over in minutes, and made for each. Its `state` and `nonce` are shown to others, its `verifier` to who
+# asked. A sign-out that goes on there has one of its own, and shows its `farewell`.
 
 
 BEGUN_S = 600
@@ -125,17 +125,17 @@ class PendingSignIn:
 
     @property
     def state(self) -> str:
-        """What comes back with the answer to this sign-in alone."""
+        """The value that returns with the answer to this sign-in alone."""
         return self._made("state")
 
     @property
     def farewell(self) -> str:
-        """What comes back from this sign-out alone: no sign-in takes it for a state."""
+        """The value that returns from this sign-out alone: no sign-in takes it for a state."""
         return self._made("farewell")
 
     @property
     def nonce(self) -> str:
-        """What stands in the ID token of this sign-in alone."""
+        """The value in the ID token of this sign-in alone."""
         return self._made("nonce")
 
     @property
@@ -145,7 +145,7 @@ class PendingSignIn:
 
     @property
     def challenge(self) -> str:
-        """What is shown of the verifier beforehand (RFC 7636, 4.2)."""
+        """The part of the verifier shown beforehand (RFC 7636, 4.2)."""
         return _encoded(sha256(self.verifier.encode()).digest())
 
     def written(self, digest: Callable[[str], str]) -> str:
@@ -328,7 +328,7 @@ class SignOutPages:
         return response
 
     async def come_back(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sign-out/{provider}/back`: it changes nothing, so whoever sends people here gains nothing."""
+        """`GET /sign-out/{provider}/back`: it changes nothing, so sending people here gains nothing."""
         begun = read_begun(
             request.cookies.get(_leaving(request), ""), self._desk.ports.peppers.digests, time.time()
         )

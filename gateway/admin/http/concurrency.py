@@ -62,7 +62,7 @@ class WorkSlots:
 
     async def _take(self, whose: Whose) -> None:
         full = self._full(whose)
-        if full is None:  # then nobody of this organization waits: whoever could have gone, has
+        if full is None:  # then nobody of this organization waits: all that could go have gone
             self.taken[whose] += 1
             return
         queue = self._queues.get(whose, ())

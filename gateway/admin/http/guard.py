@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class MeteredCoroutine(Coroutine[Any, Any, T]):
-    """A coroutine each step of which is counted."""
+    """A coroutine that counts each of its steps."""
 
     __slots__ = ("_inner", "_meter")
 

@@ -119,7 +119,7 @@ def _counted(hour: HourlyUse) -> Iterator[None]:
 
 
 async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:
-    """Count a wrong credential; whoever sends many waits for each answer."""
+    """Count a wrong credential; a sender of many waits for each answer."""
     delay_s = failures.count(request.remote or "", reason)
     if delay_s:
         failures.delayed += 1
@@ -239,7 +239,7 @@ def parse_body(raw: bytes, values_max: int = VALUES_MAX) -> Body:
 def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
     """Read a JSON value; `AdminRefusal` where it is ambiguous, or none.
 
-    What may hold more than `values_max` values is not read at all. Commas of texts count as well.
+    A body with more than `values_max` values is not read at all. Commas of texts count as well.
     """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > values_max:
         raise Unprocessable(errors=(("", f"holds more than {values_max} values: send less at once"),))
@@ -268,8 +268,8 @@ def body_digest(body: Mapping[str, object]) -> str:
 def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] = NONE_KNOWN) -> Body:
     """Check a body against a model and return the fields that were sent.
 
-    `known` are the resource's fields, and what is said of one that the model lacks.
-    Raises `Unprocessable`, field by field.
+    `known` are the resource's fields, and the words on one that the model lacks. Raises
+    `Unprocessable`, field by field.
     """
     try:
         checked = model.model_validate(body)

@@ -1,4 +1,4 @@
-"""Listening on the admin port: a bound on connections, deadlines for whoever sends or reads slowly.
+"""Listening on the admin port: a bound on connections, deadlines for slow senders and readers.
 
 Who is identified is never closed out: where all connections are taken, one gives way that is owed
 something by its client.
@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.core.histograms import Histogram
 
-# What comes to the admin port and is no HTTP: counted, and told of seldom, without a byte of it.
+# Bytes on the admin port that are no HTTP: counted, and logged seldom, without their content.
 #
 # aiohttp tells of each such head, with what it says, at the length its sender chose.
 
@@ -260,7 +260,7 @@ class Answers:
     """Counts by part and status, seconds by part."""
 
     def __init__(self) -> None:
-        # From the start, so that whoever watches a count sees its first failure too.
+        # From the start, so that a count shows its first failure too.
         self.counts: dict[tuple[str, int], int] = {(part, 500): 0 for part in (API, CONSOLE, OPERATIONS)}
         self._seconds = {part: Histogram() for part in (API, CONSOLE, OPERATIONS)}
 

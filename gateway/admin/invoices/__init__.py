@@ -1,1 +1,1 @@
-"""What is made of an invoice for its customer."""
+"""Documents made of an invoice for its customer."""

@@ -112,9 +112,9 @@ class DocumentRequester(Protocol):
 
 
 class DocumentMaker:
-    """Documents as they were made the first time, by whoever came first.
+    """Documents as they were made the first time.
 
-    A final one is made and kept however long that takes: whoever asks waits for a while, and finds it later.
+    A final one is made and kept however long that takes: its callers wait for a while, and find it later.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class DocumentMaker:
         return await self._awaited(mine, (invoice_id, syntax, "finalized"), make)
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
-        """The PDF of a draft, made once for what it says: whoever asks for the same again has the same."""
+        """The PDF of a draft, made once for its contents: the same draft has the same."""
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
         if which not in self._drafts:

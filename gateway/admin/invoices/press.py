@@ -73,7 +73,8 @@ def _pages_apart(content: dict[str, Any], logo: Path | None) -> bytes:
     return done.stdout
 
 
-# Letters that no font of this machine shows: they would be boxes, so what has them does not become final.
+# Letters that no font of this machine shows: they would be boxes, so a document with them does not become
+# final.
 
 
 _PAGE = b"""#set document(date: datetime(year: 2000, month: 1, day: 1))

@@ -141,7 +141,7 @@ class InvoiceRenderer:
         }
 
     def _document(self, invoice: Any) -> tuple[Document, bool]:
-        """What was copied; of an invoice from before that, what is known, and that it was not copied."""
+        """The copied values; of an invoice from before that, what is known, and that it was not copied."""
         if invoice["seller"] is not None or invoice["buyer"] is not None:
             return document_of(invoice), False
         head, issued = self.letterhead, invoice["finalized_at"]
@@ -152,7 +152,7 @@ class InvoiceRenderer:
 
 
 def _prepaid(invoice: Any) -> list[dict[str, str]]:
-    """What stands between the taxes and the amount due, where credit was applied as it became final."""
+    """The lines between the taxes and the amount due, where credit was applied as it became final."""
     prepaid = prepaid_of(invoice)
     if not prepaid:
         return []

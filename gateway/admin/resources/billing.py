@@ -69,7 +69,7 @@ class CreditAdditionCreate(In):
         default=None, description="By default paid, or correction where credits are taken back."
     )
     priority: Amount | None = Field(default=None, description="A lower number is used first; 100 by default.")
-    expires_at: Instant | None = Field(default=None, description="What is unspent then is taken back.")
+    expires_at: Instant | None = Field(default=None, description="The unspent part then is taken back.")
     unit_cost: Money | None = Field(
         default=None, description="What one credit costs; paid ones with a cost are on the next invoice."
     )
@@ -129,7 +129,7 @@ class OrganizationSubscriptionCreate(In):
         default=None, description="What a token beyond a plan that bills costs instead of its price."
     )
     discount_rate: Fraction | None = Field(
-        default=None, description="What is off the fee, as a fraction: 0.20 is 20 %."
+        default=None, description="The discount on the fee, as a fraction: 0.20 is 20 %."
     )
     discount_end: Day | None = Field(
         default=None, description="The first day without the discount; null: there is none."
@@ -159,7 +159,8 @@ class ChangePlan(In):
 
 class _SubscriptionTerms(In):
     discount: Fraction | None = Field(
-        default=None, description="What is off the fee, as a fraction, until it is changed; null: nothing."
+        default=None,
+        description="The discount on the fee, as a fraction, until it is changed; null: nothing.",
     )
     minimum: Money | None = Field(
         default=None, description="What a cycle comes to at least, by day; null: there is none."
@@ -175,7 +176,7 @@ class _SubscriptionTerms(In):
 NewTerms = dated(
     _SubscriptionTerms,
     "NewTerms",
-    "What changes of a running subscription, and from when; what is not named stays.",
+    "The changes of a running subscription, with their days. what is not named stays.",
     "The first UTC day of the new terms, not before it had its plan. Those of a day to come wait for it.",
 )
 
@@ -235,12 +236,12 @@ class OrganizationSubscription(Out):
     segments: Annotated[list[SubscriptionSegment], Field(description="Oldest first.")]
     terms: Annotated[
         list[SubscriptionTerms],  # type: ignore[valid-type]  # made here
-        Field(description="What was agreed since it began, the oldest first."),
+        Field(description="Terms agreed since it began, the oldest first."),
     ]
     created_at: Instant
 
 
-# What is agreed besides the plan, and may be agreed on anew.
+# Terms besides the plan, which may be agreed on again.
 _AGREED = ("discount_rate", "minimum_commitment", "negotiated_cost", "quantity")
 
 RESOURCES = (
@@ -307,8 +308,9 @@ class Charge(Out):
         description="The segment, the addition; of tokens the seq that their cycle or plan began with."
     )
     reason: str = Field(
-        description="fact; returned: days that a subscription lost; void, reissued: of an invoice made void, "
-        "and what is owed again of it; credited, credit_void: of a credit note, and of one made void."
+        description="fact; returned: days that a subscription lost; void, reissued: of an invoice made "
+        "void, and the amount owed again; credited, credit_void: of a credit note, and of one "
+        "made void."
     )
     corrects_id: Id | None = Field(description="The charge it takes back, or owes again.")
     tenant_id: Id | None
@@ -319,14 +321,14 @@ class Charge(Out):
 
 
 class UnbilledItem(Out):
-    """What is owed of a kind, and no invoice has."""
+    """The amount owed of a kind, which no invoice has."""
 
     kind: str
     amount: Exactly = Field(description="Not rounded.")
     currency: str
     period_start: Instant = Field(description="When the first of it was supplied.")
     period_end: Instant = Field(description="Until when the last of it was.")
-    charges: int = Field(description="How many there are, those of what is being used included.")
+    charges: int = Field(description="How many there are, those in use included.")
 
 
 UNBILLED = SubResource(
@@ -360,7 +362,7 @@ CHARGE_RESOURCES = (
 )
 
 
-# Amendments: of what a call was charged, so much is taken back, or it is charged more, with a reason.
+# Amendments: part of a call's charge is taken back, or it is charged more, with a reason.
 
 
 MOVED = ("tokens", "credits", "units", "amount")
@@ -379,13 +381,13 @@ Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
 
 
 class AmendmentCreate(In):
-    """An amendment: so much is taken back of what a call was charged, or charged besides."""
+    """An amendment: part of a call's charge is taken back, or charged besides."""
 
     request_id: RequestId
     reason: Text
     organization_id: Id | None = Field(default=None, description="Whose call it must be.")
     direction: Direction = Field(
-        default="IN", description="IN takes back of what it was charged; OUT charges it more."
+        default="IN", description="IN takes back part of its charge; OUT charges it more."
     )
     tokens: Moved | None = Field(default=None, description="Tokens of the call.")
     credits: Moved | None = Field(
@@ -402,7 +404,7 @@ class AmendmentCreate(In):
 
 
 class Amendment(Out):
-    """What was taken back of a call, or charged besides, why, and by whom."""
+    """The part of a call's charge that was taken back, or charged besides, why, and by whom."""
 
     id: Id
     request_id: UUID
@@ -580,7 +582,7 @@ class HandoverEvent(Out):
     handover_id: Id
     name: str = Field(description="What Stripe calls it: a message is taken once.")
     kind: str
-    amount: Paid = Field(description="What was recorded as a payment for it; below zero, what left payments.")
+    amount: Paid = Field(description="The part recorded as a payment for it; below zero, what left payments.")
     currency: str
     remains: str | None = Field(description="What of it could not be done here, for a person.")
     created_at: Instant
@@ -590,7 +592,7 @@ HANDOVER_RESOURCES = (
     Resource(
         name="handovers",
         access=access(BILLING, ours=("retry", "cancel")),
-        description="What is handed over to Stripe: final documents, and what became of them.",
+        description="Hand-overs to Stripe: final documents, and their outcomes.",
         out=Handover,
         named_by="id",
         refers={"about_id": "invoices"},
@@ -603,7 +605,7 @@ HANDOVER_RESOURCES = (
             "remote": Filter("text"),
         },
         actions=(
-            Action("retry", "Begin a failed or canceled one anew; what is there already is found"),
+            Action("retry", "Start a failed or canceled one over; what is there already is found"),
             Action("cancel", "Leave a failed one, or one not begun, and what waits behind its invoice"),
         ),
     ),

@@ -196,7 +196,7 @@ class ServiceCreate(In):
         default=None, description="Where /services/<key>/ goes: an upstream of the gateways' configuration."
     )
     paths: Paths | None = Field(
-        default=None, description="What may be called there, such as /v1/sms/*; null is all."
+        default=None, description="Paths that may be called there, such as /v1/sms/*; null is all."
     )
 
 
@@ -292,7 +292,7 @@ RESOURCES = (
                 OPERATOR: ("description", "upstream", "paths"),
             },
         ),
-        description="What can be used and is metered, and what a unit of it costs.",
+        description="Things that can be used and are metered, and the cost of a unit.",
         out=Service,
         create=ServiceCreate,
         patch=patch_of(ServiceCreate, without=("key",)),

@@ -68,7 +68,7 @@ UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
 
 
 class EventData(In):
-    """What was used: units, or tokens by kind, or both."""
+    """The use: units, or tokens by kind, or both."""
 
     service: ServiceKey
     units: Some | None = Field(default=None, description="By default one, where `usage` is told.")
@@ -115,7 +115,7 @@ class CloudEvent(In):
 
 
 class RejectedEvent(Out):
-    """An event that was not taken: its place in what was sent, and what is wrong with it."""
+    """An event that was not taken: its place in the batch, and its fault."""
 
     index: int
     source: str | None
@@ -125,7 +125,7 @@ class RejectedEvent(Out):
 
 
 class EventsTaken(Out):
-    """What became of what was sent."""
+    """The outcome of the batch."""
 
     accepted: int
     duplicates: int = Field(description="Taken before, by source and id: nothing moved again.")
@@ -182,7 +182,7 @@ RESOURCES = (
 )
 
 
-# Webhooks: who is told what, and what came of it.
+# Webhooks: receivers, and outcomes.
 
 
 Event: Any = Literal[EVENTS]
@@ -192,7 +192,7 @@ STATES = ("pending", "delivered", "failed")
 Url = Annotated[
     str,
     Field(strict=True, min_length=1, max_length=URL_CHARS_MAX),
-    # What is refused besides depends on the settings.
+    # Further refusals depend on the settings.
     Field(json_schema_extra={"pattern": "^(https?://|mailto:)", "examples": ["https://hooks.example.com/t"]}),
 ]
 

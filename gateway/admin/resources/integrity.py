@@ -1,4 +1,4 @@
-"""What could not be stored, and what contradicts itself: for a person to decide."""
+"""Rows that could not be stored, and rows that contradict each other: for a person to decide."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ RESOURCES = (
 )
 
 
-# What waits for a person to decide, decided many at once.
+# Waiting decisions, made many at once.
 
 
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
@@ -303,7 +303,7 @@ assert set(KINDS) == {"gap", "conflict", "unknown_account", "behind"}
 LETTERS_REPORT = ReportEndpoint(
     name="letters",
     access=access(OPERATOR, reach=RowScope.WHOLE),
-    description="What waits for a person: dead letters and accounts in quarantine.",
+    description="Work that waits for a person: dead letters and accounts in quarantine.",
     summary="Read how much waits",
     out=Letters,
     run=Action("decide", "Redrive letters, or release accounts, many at once", LettersDecide),
@@ -331,7 +331,7 @@ class RunningProgram(Out):
 
 
 class Programs(Out):
-    """Who runs which version, and what is stored. Who is silent for 90 seconds is not there any more."""
+    """The running versions, and the stored one. Who is silent for 90 seconds is not there any more."""
 
     layout: int = Field(description="The newest in Redis; 0 where there is nothing yet.")
     schema_version: str | None
@@ -359,7 +359,7 @@ DIGEST = "^[0-9a-f]{64}$"
 
 
 class ConfigurationApply(In):
-    """What is wanted; with the digest of its plan it is done, without it is planned."""
+    """The wish; with the digest of its plan it is done, without it is planned."""
 
     objects: dict[str, Any] = Field(
         description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
@@ -384,7 +384,7 @@ class FieldChange(Out):
 
 
 class PlannedChange(Out):
-    """What is done about one row."""
+    """The change of one row."""
 
     change: str = Field(description="create, change or delete; another word is the action that it takes.")
     resource: str
@@ -415,7 +415,7 @@ class TakenRow(Out):
 
 
 class ConfigurationPlan(Out):
-    """What would be done, or was."""
+    """The changes, planned or done."""
 
     digest: str = Field(description="Names the plan: the same is done with it, or nothing.")
     changes: list[PlannedChange]
@@ -429,7 +429,7 @@ class ConfigurationPlan(Out):
     tried: bool = Field(description="Whether it was done and undone.")
     applied: bool
     pending: bool = Field(description="Stored; not all of it is in force yet.")
-    refused: str = Field(description="What the counters refused of what is stored; empty is nothing.")
+    refused: str = Field(description="Stored definitions that the counters refused; empty is nothing.")
     secrets: list[NewSecret]
 
 

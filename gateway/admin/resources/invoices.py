@@ -82,7 +82,7 @@ class CreditApplied(In):
     """How much of a note's credit an invoice gets."""
 
     invoice_id: Id = Field(description="A final one of the same organization and currency.")
-    amount: Money = Field(description="At most the note's open credit, and what is left to pay.")
+    amount: Money = Field(description="At most the note's open credit, and the rest to pay.")
 
 
 class Refund(In):
@@ -159,7 +159,7 @@ class InvoiceLine(Out):
     tax_category: str | None = Field(description=f"{', '.join(CATEGORIES)}; null where nobody said.")
     tax_reason: str | None = Field(description="Why it is not taxed.")
     period_start: Day | None = Field(
-        description="The first day of what it bills; null of taxes, and of lines from before it was kept."
+        description="The first day that it bills; null of taxes, and of lines from before it was kept."
     )
     period_end: Day | None = Field(description="The day behind the last one.")
 
@@ -174,7 +174,7 @@ class Party(Out):
 
 
 class Corrected(Out):
-    """An invoice of which a credit note gives something back."""
+    """An invoice with something given back by a credit note."""
 
     number: str
     date: Day
@@ -223,11 +223,11 @@ class Invoice(Out):
     buyer: Party | None = Field(description="As copied; a draft has what would be.")
     notes: list[str] = Field(description="Below the total.")
     iban: str | None = Field(description="Where it is to be paid to.")
-    corrects: list[Corrected] = Field(description="The invoices of which a credit note gives something back.")
+    corrects: list[Corrected] = Field(description="The invoices that a credit note gives something back on.")
 
 
 class DunningStep(Out):
-    """What was done about an invoice that is not paid."""
+    """A step of dunning for an invoice that is not paid."""
 
     id: Id
     organization_id: Id
@@ -307,7 +307,7 @@ RESOURCES = (
     Resource(
         name="dunning-steps",
         access=access(),
-        description="What was done about invoices that are not paid: reminders, blocks and their ends.",
+        description="Steps of dunning: reminders, blocks and their ends.",
         out=DunningStep,
         named_by="id",
         refers={"corrects_id": "dunning-steps"},

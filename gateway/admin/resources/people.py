@@ -151,7 +151,7 @@ class Recharge(In):
 
 
 class Adjust(In):
-    """A correction of what remains, with its reason."""
+    """A correction of the balance, with its reason."""
 
     amount: PositiveAmount
     direction: Literal["IN", "OUT"]
@@ -250,7 +250,7 @@ RESOURCES = (
 # API keys and admin tokens: who may come in.
 
 
-# What stands in the place of a secret, where signed tokens are shown.
+# The text in the place of a secret, where signed tokens are shown.
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
 Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]

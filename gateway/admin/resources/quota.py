@@ -1,4 +1,4 @@
-"""Token plans, tenants' quotas and the token ledger: how much may be used, and what was."""
+"""Token plans, tenants' quotas and the token ledger: how much may be used, and how much was."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
 
 
 def _asked(term: Term) -> tuple[object, object]:
-    """A term as a caller states it: a choice, a count of tokens, or what has a kind of its own."""
+    """A term as a caller states it: a choice, a count of tokens, or a value with a kind of its own."""
     kind: Any = Literal[term.choices] if term.choices else _KINDS.get(term.name, Amount)
     kind = kind | None if term.nullable else kind
     return kind, Field(default=term.default, description=term.description or None)
@@ -247,7 +247,7 @@ RESOURCES = (
 )
 
 
-# Budgets: how much money, tokens or calls an interval may use, of whom or of what, and what is used now.
+# Budgets: limits on money, tokens or calls per interval, and their use now.
 
 
 ANY_NAME = "*"
@@ -317,7 +317,7 @@ class BudgetCreate(In):
     name: Text
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
     amount: BudgetAmount = Field(description="In an interval: money such as 12.50, else a whole number.")
-    interval: Interval = Field(description="How often it begins again; total never does.")
+    interval: Interval = Field(description="How often it resets; total never does.")
     each: Each | None = Field(
         default=None, description="Everybody of a kind has the whole amount; null is one amount for all."
     )
@@ -364,7 +364,7 @@ class Amounts(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
-# What is counted in a window, of a budget and of an account of one.
+# The windows' counts, of a budget and of an account of one.
 COUNTED: dict[str, Any] = {
     "used": (BudgetAmount | None, Field(default=None, description="In this window, settled.")),
     "held": (BudgetAmount | None, Field(default=None, description="By calls in flight.")),
@@ -377,7 +377,7 @@ COUNTED: dict[str, Any] = {
 }
 Budget = answer_of(
     BudgetCreate,
-    """How much an interval may use, by every call it matches, and what is used of it now.
+    """Limits on spend, tokens or requests per interval, and their use now.
 
     With `each` there are many accounts: what they used is told by `GET budgets/{id}/accounts`.
     """,
@@ -409,7 +409,7 @@ BUDGET_RESOURCES = (
     Resource(
         name="budgets",
         access=access(BILLING, theirs=("create", "change", "delete", "raise", "reset")),
-        description="How much money, tokens or calls an interval may use, of whom or of what.",
+        description="Limits on spend, tokens or requests per period.",
         out=Budget,
         create=BudgetCreate,
         patch=patch_of(BudgetCreate, without=WINDOW),

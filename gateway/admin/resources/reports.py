@@ -87,7 +87,7 @@ class MonthsAsked(FinanceAsked):
 
 
 class TaxAsked(MonthsAsked):
-    """Of whole months, of documents or of what they bill."""
+    """Of whole months, of documents or of billed supplies."""
 
     by: Literal["document", "supply"] = Field(
         default="document", description=f"The month a document became final in, or ({SUPPLY}) of the supply."
@@ -118,12 +118,12 @@ class Receivable(_OrganizationItem):
     overdue_61_90: Exactly
     overdue_over_90: Exactly
     to_pay_back: Exactly = Field(description="What credit notes and overpaid invoices leave to pay back.")
-    uncollectible: Exactly = Field(description="What was given up; not in the total.")
+    uncollectible: Exactly = Field(description="The part given up. not in the total.")
     total: Exactly = Field(description="Open and overdue, less what is to be paid back.")
 
 
 class Unbilled(_OrganizationItem):
-    """What was charged and no final invoice had."""
+    """Charges that no final invoice had."""
 
     month: Day = Field(description="The first day of the month it is supplied in.")
     kind: str
@@ -141,12 +141,12 @@ class Balance(_OrganizationItem):
     refunded: Exactly = Field(description="Money that was paid back for credit notes.")
     due: Exactly = Field(description="invoiced - paid - applied.")
     open_credit: Exactly = Field(description="credited - applied - refunded.")
-    unbilled: Exactly = Field(description="What was charged and no final invoice had, before tax.")
+    unbilled: Exactly = Field(description="Charges that no final invoice had, before tax.")
     balance: Exactly = Field(description="due - open_credit + unbilled.")
 
 
 class Deferred(_OrganizationItem):
-    """What was charged ahead of its supply."""
+    """Charges ahead of their supply."""
 
     month: Day | None = Field(
         description="The first day of the month it is supplied in; null of credits that are not used yet."
@@ -156,7 +156,7 @@ class Deferred(_OrganizationItem):
 
 
 class Revenue(_OrganizationItem):
-    """What was earned in a month."""
+    """Earnings of a month."""
 
     month: Day
     kind: str
@@ -211,10 +211,10 @@ ASKED: dict[str, type[FinanceAsked]] = {
 }
 _SUMMARIES = {
     "receivables": "What organizations have to pay, by age, at the end of a day",
-    "unbilled": "What was charged and no invoice has, by month of supply and kind, at the end of a day",
-    "balances": "What organizations owe altogether: documents, payments, credit and what is unbilled",
-    "deferred-revenue": "What was charged and is not supplied yet, by month of supply; and credits not used",
-    "revenue": "What was earned, by month of supply and kind",
+    "unbilled": "Charges without an invoice, by month of supply and kind, at the end of a day",
+    "balances": "The whole debt of organizations: documents, payments, credit and unbilled charges",
+    "deferred-revenue": "Charges not supplied yet, by month of supply; and credits not used",
+    "revenue": "Earnings, by month of supply and kind",
     "taxes": "Tax by month, rate and currency",
     "ledger": "Double entries of charges, credits, invoices, payments and credit notes",
 }
@@ -242,14 +242,14 @@ class Balances(Out):
 
 
 class DeferredRevenue(Out):
-    """What is billed ahead."""
+    """Charges billed ahead."""
 
     items: list[Deferred]
     next_cursor: str | None
 
 
 class EarnedRevenue(Out):
-    """What was earned."""
+    """Earnings."""
 
     items: list[Revenue]
     next_cursor: str | None
@@ -401,7 +401,7 @@ Hour = Annotated[Instant, AfterValidator(_whole_hour)]
 
 
 class UsageAsked(In):
-    """Which calls are added up, and by what they are told apart."""
+    """Which calls are added up, and how they are grouped."""
 
     since: Hour | None = Field(default=None, alias="from", description="By default 30 days before `to`.")
     until: Hour | None = Field(
@@ -439,13 +439,13 @@ class UsageItem(Out):
     api_key: str | None = None
     project_id: int | None = None
     project: str | None = Field(
-        default=None, description="`other`: projects beyond how many of a day are told apart."
+        default=None, description="`other`: projects beyond the number counted each by itself in a day."
     )
     service_id: int | None = None
     service: str | None = Field(default=None, description="Its key.")
     model: str | None = Field(
         default=None,
-        description="As it was asked for; `other`: models beyond how many of a day are told apart.",
+        description="As it was asked for; `other`: models beyond the number counted each by itself in a day.",
     )
     requests: int
     refused: int
@@ -465,7 +465,7 @@ class UsageItem(Out):
 
 
 class Usage(Out):
-    """Calls added up: of whole hours, by whatever they are told apart."""
+    """Calls added up: of whole hours, by group."""
 
     items: list[UsageItem]
     next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
@@ -489,7 +489,7 @@ REPORTS = {
         ReportEndpoint(
             name="usage",
             access=access(),
-            description="What was used and what it cost.",
+            description="Usage and cost.",
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,
             asked=UsagePage,

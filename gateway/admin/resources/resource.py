@@ -1,4 +1,4 @@
-"""What a resource is: its fields, its filters and what may be done with it.
+"""A resource: its fields, its filters and its actions.
 
 One row of this table makes its routes, its checks, its answers and its part of the OpenAPI
 document. Models under `create`, `patch` and `body` say what may be sent; `out` what is answered.
@@ -95,7 +95,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class SubResource:
-    """`GET …/{id}/<name>`: a list of what a row has of a kind; a table shows `columns` of it."""
+    """`GET …/{id}/<name>`: a list of a row's sub-rows of a kind; a table shows `columns` of it."""
 
     name: str
     summary: str
@@ -169,8 +169,8 @@ class ConfigDeclaration:
 
     Where `known_by_id` several may have one name, which an organization's own people give: what files made is
     known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
-    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it. What
-    others have of what a row `claims`, fields that no two rows have the same of, is theirs until it is gone.
+    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it. Rows
+    of others with the fields that a row `claims`, which no two rows share, keep them until they are gone.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -194,7 +194,7 @@ class ConfigDeclaration:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Endpoint:
-    """What is answered under a name, and to whom.
+    """An answer under a name, and its readers.
 
     `refers` says what its ids refer to where `REFERS` does not say it.
     """
@@ -265,7 +265,7 @@ class Resource(Endpoint):
 
     @property
     def known(self) -> Mapping[str, str]:
-        """Every field of the resource, sent or answered, and what is said where it cannot be set."""
+        """Every field of the resource, sent or answered, with a note where it cannot be set."""
         return {name: self.fixed.get(name, "cannot be set here") for name in self.out.model_fields}
 
 
@@ -325,7 +325,7 @@ class FormField:
 
 @cache
 def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ...]:
-    """What is asked for one of the resource's models: of a new row, a change or an action."""
+    """The fields of one of the resource's models: of a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
     found: list[FormField] = []
@@ -418,11 +418,11 @@ def _text(value: object) -> str:
     return str(value)
 
 
-# Models that follow from the one a row is made by: what a change may say, and what is answered.
+# Models that follow from the one a row is made by: of a change, and of an answer.
 
 
 AS_CREATED: Mapping[str, object] = {}
-# What is said of figures that the counters know better.
+# Words on figures that the counters know better.
 IS_CURRENT = "False: as last stored. The counters are away, or have what cannot be read."
 
 
@@ -513,7 +513,7 @@ Cursor = Annotated[
 
 
 class PageQuery(In):
-    """What is asked for a page."""
+    """The query of a page."""
 
     limit: int = ModelField(default=1_000, ge=1, le=10_000, description="Most items to tell.")
     cursor: Cursor | None = ModelField(
@@ -521,11 +521,11 @@ class PageQuery(In):
     )
 
 
-# What people type, as the Admin API takes it. What cannot be read stays as typed: its field refuses it.
+# What people type, as the Admin API takes it. Text that cannot be read stays as typed: its field refuses it.
 
 
 CHARS_MAX = 30
-# What stands between groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.
+# The separator of groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.
 _APART = "[,_ \u00a0\u2009\u202f]"
 _WHOLE = rf"([+-]?(?:\d{{1,3}}(?:{_APART}\d{{3}})+|\d+)"
 _NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?)([kKmMgG]?)", re.ASCII)

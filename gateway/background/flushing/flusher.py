@@ -1,8 +1,8 @@
 """From the outbox to the ledger, for ever: read, fan out, write one transaction, acknowledge.
 
-Entries are deleted only after the commit that stored them, so a flusher may die anywhere:
-what it stored is recognised when it is delivered again. What waits behind an account in quarantine is
-moved aside and read again only where it may go on. Knows neither Redis nor PostgreSQL.
+Entries are deleted only after the commit that stored them, so a flusher may die anywhere: what it
+stored is recognised when it is delivered again. Entries behind an account in quarantine are moved
+aside and read again only where they may go on. Knows neither Redis nor PostgreSQL.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Pass:
             self.after.pop(partition, None)
 
 
-# What waits behind accounts in quarantine, apart from the outbox: checked once, and bounded.
+# Waiting entries behind accounts in quarantine, apart from the outbox: checked once, and bounded.
 #
 # An organization's entries there come before any of it in the outbox, so a partition's outbox is read only
 # where all that waits of it was checked. It is checked again where it would be otherwise by now: an account
@@ -101,7 +101,7 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Whose entries are to be checked before anything newer, and after which one."""
+        """Owners with entries to check before anything newer, and the last one checked."""
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()
@@ -110,7 +110,7 @@ class WaitingEntries:
         }
 
     def unknown(self, there: Collection[Owner]) -> frozenset[int]:
-        """The partitions of which something waits that was not checked, of those that have any."""
+        """The partitions with entries that wait unchecked, of those that have any."""
         return frozenset(
             partition
             for partition, organization_id in there
@@ -143,7 +143,7 @@ class WaitingEntries:
 
 
 def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int) -> dict[int, list[int]]:
-    """By partition, the tenants that added to an organization of which more waits than may."""
+    """By partition, the tenants that added to an organization with more waiting entries than may."""
     full: dict[int, list[int]] = {}
     for partition, organization_id, tenant_id in report.waiting:
         if tenant_id and waiting.get((partition, organization_id), 0) > entries_max:
@@ -210,9 +210,9 @@ class Flusher:
     """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
 
     `before_storing` is awaited before the first pass and before the one behind a failure: a ledger that was
-    away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
-    partition, of tenants whose organization has too much waiting behind an account in quarantine. It reads
-    these `partitions`, which may be others before each read.
+    away may be older than it was, and rows stored from then on hide that. `refuse` is told, by partition,
+    of tenants whose organization has too much waiting behind an account in quarantine. It reads these
+    `partitions`, which may be others before each read.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Flusher:
         return stored
 
     async def _pass(self) -> int:
-        """What waits and may go on comes first; of a partition where it has not ended, nothing else."""
+        """Waiting entries that may go on come first; of a partition where it has not ended, nothing else."""
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
         try:
@@ -309,7 +309,9 @@ class Flusher:
         return partitions - self._locked
 
     async def _judge_again(self, epochs: Mapping[int, int]) -> int:
-        """Read on, by a batch, what waits and may go on: whoever waits for none of it waits no longer."""
+        """Read on, by a batch, waiting entries that may go on: an owner that waits for none of them waits no
+        longer.
+        """
         unread = self._waiting.unread()
         if not unread:
             return 0

@@ -1,10 +1,10 @@
 """Posts settlements whose hold was unknown, each exactly once.
 
-Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or
-may never have reached Redis. Once everything that happened before it is in the ledger, the
-ledger knows: a request id found there is dropped or corrected, one not found is posted. What may have
-been charged in a month that is archived becomes a dead letter, for a person who looks there. The
-queue's entry is the token: posting and correcting delete it in the same step.
+Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or may
+never have reached Redis. Once everything that happened before it is in the ledger, the ledger knows:
+a request id found there is dropped or corrected, one not found is posted. A call that may have been
+charged in a month that is archived becomes a dead letter, for a person who looks there. The queue's
+entry is the token: posting and correcting delete it in the same step.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
 
 
 def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
-    """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
+    """What a call used beyond what is charged for it. A One-Time price is paid by the first user."""
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
     tokens = weighed  # by the ledger alone, unless its amounts are weighed
@@ -139,8 +139,8 @@ def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
 
 # Refused calls, from what the workers tell to their rows and counts.
 #
-# A batch is deleted only after the commit that stored it, and counts once by its number: whoever dies between
-# the two, or sends it twice, changes nothing.
+# A batch is deleted only after the commit that stored it, and counts once by its number: dying between the
+# two, or sending it twice, changes nothing.
 
 
 BATCHES_MAX = 16
@@ -196,7 +196,7 @@ OWNERS_A_BATCH = 500
 
 
 class OlderDataCheck(Protocol):
-    """What comes before a look."""
+    """A check before a look."""
 
     async def __call__(self, *, anew: bool) -> None:
         """Look whether the counters are older than they were."""
@@ -234,7 +234,7 @@ class Rollbacks:
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:
         """Compare the partitions PostgreSQL went back in; answers the accounts it stopped.
 
-        Unless it looks `anew`, what other keepers stored in the last seconds may not be seen yet.
+        Unless it looks `anew`, rows that other keepers stored in the last seconds may not be seen yet.
         """
         if self._first is not None:
             await self._first(anew=anew)

@@ -1,4 +1,4 @@
-"""Counts what Redis forgot: says each loss once, with who it hit and what was brought back of it.
+"""Counts losses of Redis: says each loss once, with its accounts and the part brought back.
 
 Of several keepers the one that counts a loss says it, so what they say may be added up.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LossCounter:
     """`evidence` is what this keeper had acknowledged of late; `lost` is what it counted since it started.
 
-    `at_rest` answers the partitions of which everybody has sent again what they kept.
+    `at_rest` answers the partitions whose logs everybody has sent again.
     """
 
     def __init__(

@@ -60,9 +60,9 @@ class KeeperShare:
         return bool(self._assigned.leaving or self._assigned.lacking)
 
     async def renew(self, reached: Collection[int], in_hand: Callable[[], Collection[int]]) -> None:
-        """Say that this keeper is there, and of which partitions it reaches the counters.
+        """Say that this keeper is there, and which partitions' counters it reaches.
 
-        What is `in_hand` was read, or is being read; nothing that is leaving is read any more.
+        Entries `in_hand` were read, or are being read; nothing that is leaving is read any more.
         """
         said = self._clock()
         left = self._assigned.leaving.difference(in_hand())

@@ -1,1 +1,1 @@
-"""What happens because time has passed."""
+"""Work that time alone makes due."""

@@ -96,7 +96,7 @@ class WebhookDeliveries:
         return due
 
     async def attempt(self, delivery: Delivery) -> None:
-        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
+        """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
         try:
             await self._isolation.tried(
                 "webhooks", delivery, self._attempt, name=lambda one: f"delivery {one.id}"
@@ -111,7 +111,7 @@ class WebhookDeliveries:
         await self._queue.done(delivery, outcome)
 
     def figures(self) -> list[list[object]]:
-        """What came of the attempts so far, for metrics."""
+        """The outcomes so far, for metrics."""
         return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
     async def _sent(self, delivery: Delivery) -> DeliveryOutcome:
@@ -139,7 +139,7 @@ class HandoverQueuePort(Protocol):
     """PostgreSQL."""
 
     async def claim(self, count: int) -> Sequence[HandoverStep]:
-        """What is due, each for one sender; an attempt of each is counted."""
+        """The due steps, each for one sender; an attempt of each is counted."""
 
     async def note(self, handover: HandoverStep, remote_id: str) -> None:
         """Keep what was made of it there."""
@@ -158,7 +158,7 @@ class Collector(Protocol):
 
 
 class Handovers:
-    """The clock's side of what is handed over."""
+    """The clock's side of hand-overs."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class Handovers:
                 self._ended.clear()
                 for handover in await self.claim():
                     attempts.create_task(self.attempt(handover))
-                # What waited behind one is due as soon as that is done.
+                # A message that waited behind one is due as soon as that is done.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL_S):
                         await self._ended.wait()
@@ -197,7 +197,7 @@ class Handovers:
         return due
 
     async def attempt(self, handover: HandoverStep) -> None:
-        """Make one attempt, and keep what came of it; one of which nothing can be kept is due again later."""
+        """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
         try:
             await self._isolation.tried(
                 "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"

@@ -30,7 +30,7 @@ AWAY_S = 5.0
 RECOVERY_S_MAX = 7.0
 # What workers brought is charged by keepers: as long as they may take for it nobody is let in on it.
 LATE_S_MAX = 30.0
-# Whoever is waited for so long is named, as many of them as this.
+# Workers that are waited for so long are named, as many of them as this.
 NAMED_S, NAMED_MAX = 1.0, 8
 # How long workers nobody knows of have to show up: each reports as soon as it sees other data.
 STRANGERS_S = 2.0
@@ -47,7 +47,7 @@ class DefinedPartitions:
 class AdmissionGate:
     """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic.
 
-    `hurry` has the late queue looked at: whoever is let in waits for what is in it.
+    `hurry` has the late queue looked at: admitted calls wait for it.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class AdmissionGate:
         """Open what is closed and `defined`, as long as this run id is the present one, until that is all;
         `reports` are those of before.
 
-        A keeper that did not watch goes by what was kept and by the reports it found; where both may
-        be lost (`strangers`), it also waits for whoever shows up. Each partition waits by itself, since
-        nobody reports before it is verified. While more is being defined, a Redis that does not answer is
-        asked again: who defines notices by itself whether it is gone.
+        A keeper that did not watch goes by what was kept and by the reports it found; where both may be
+        lost (`strangers`), it also waits for newcomers. Each partition waits by itself, since nobody
+        reports before it is verified. While more is being defined, a Redis that does not answer is asked
+        again: who defines notices by itself whether it is gone.
         """
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
@@ -165,7 +165,7 @@ class AdmissionGate:
         return True
 
     async def at_rest(self) -> frozenset[int]:
-        """Partitions of which all that anybody kept was sent again, and was looked at: what else Redis may
+        """Partitions whose kept logs were all sent again, and looked at: what else Redis may
         have forgotten of them, nobody knows. None before this keeper has watched.
 
         Who is not here and may come back is waited for too.
@@ -190,12 +190,12 @@ class AdmissionGate:
         return self._kept is not None
 
 
-# Notices counters that are older than what PostgreSQL has of them, whoever slept when they were exchanged.
+# Notices counters that are older than PostgreSQL's rows of them, even after a pause of its own.
 #
-# What was stored of a partition was in its stream once: a stream that never had the newest of it is of older
-# data, however good its markers look. What went on in such data, over movements that are stored, is dropped
-# when it is verified: who was charged by it is charged again, by the workers' settlement logs and by the
-# control writes that wait again.
+# Every stored entry of a partition was in its stream once: a stream that never had the newest of them is of
+# older data, however good its markers look. What went on in such data, over movements that are stored, is
+# dropped when it is verified: who was charged by it is charged again, by the workers' settlement logs and by
+# the control writes that wait again.
 
 
 TROUBLE = "PostgreSQL has rows that this data never had"
@@ -223,7 +223,7 @@ class Rewinds:
     async def notice(self, *, anew: bool = True) -> None:
         """Find out whether the data is what it was; the wire goes by another history where it is not.
 
-        Unless it is `anew`, what was seen of this history some seconds ago is good enough: the fence watches.
+        Unless it is `anew`, a look at this history some seconds ago is good enough: the fence watches.
         """
         if self._first is not None:
             await self._first()
@@ -237,7 +237,7 @@ class Rewinds:
             self._said |= {one: marks[one] for one in behind}
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
-        """What waits in these partitions, where the stream never had the newest entry that is stored."""
+        """The entries that wait in these partitions, where the stream never had the newest stored entry."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
             one: await self._streams.read_strays(one, marks[one], stopped)
@@ -263,8 +263,8 @@ class Rewinds:
 # Sees that the lists of everybody stand: the catalogue of services, and the prices.
 #
 # They are of no partition. So their slots may be lost alone, and be given out empty, and somebody may delete
-# them: no marker tells. A worker that starts without a catalogue refuses every call. What is missing, or
-# older than it was, or no such list, is written again as PostgreSQL has it.
+# them: no marker tells. A worker that starts without a catalogue refuses every call. A catalogue that is
+# missing, older than it was, or no such list, is written again as PostgreSQL has it.
 
 
 LOOK_S = 1.0

@@ -1,7 +1,7 @@
 """What a scrape shows and no loop knows by itself: looked up now and then, kept until the next look.
 
-A scrape never waits for it. What cannot be looked up is left out until it can be again: an old
-number would look like a good one.
+A scrape never waits for it. Figures that cannot be looked up are left out until they can be again:
+an old number would look like a good one.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 # running they are compared where nothing moved between two looks at the same things.
 
 
-# What was caught in flight is looked at again before it is called different.
+# A difference caught in flight is looked at again before it is called one.
 LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.3
 
@@ -114,7 +114,7 @@ class BudgetComparison:
         self._look_again_s = look_again_s
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
-        """What differs in every look. What never stood still is pending: nothing can be said of it."""
+        """Differences in every look. What never stood still is pending: nothing can be said of it."""
         found: list[Item] = []
         checked = pending = 0
         defined = await self._source.budgets(organizations)
@@ -126,7 +126,7 @@ class BudgetComparison:
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """What differs in every look; None where something moved during each of them."""
+        """Differences in every look; None where something moved during each of them."""
         items: list[Item] | None = None
         for look in range(LOOKS_MAX):
             if look:
@@ -141,7 +141,7 @@ class BudgetComparison:
         return items
 
     async def _look(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """What differs; None where anything moved meanwhile."""
+        """Differences; None where anything moved meanwhile."""
         partition, now_ms = self._partition_of(organization_id), await self._target.now_ms()
         windows = windows_at(budgets, now_ms)
         stored = await self._source.stored(partition, [organization_id], windows)
@@ -169,7 +169,7 @@ PROOFS_A_BATCH = 1
 KEEP_S = 15.0
 # How long rows are asked where nobody wants to wait for all of them.
 ROWS_S_MAX = 60.0
-# Each night after this time, UTC, everything is compared; so long at most. What fails is tried again later.
+# Each night after this time, UTC, everything is compared; so long at most. Failures are tried again later.
 NIGHT = time(3)
 NIGHT_S_MAX = 7_200.0
 AGAIN = timedelta(hours=1)
@@ -244,7 +244,7 @@ class Reconciler:
         """Compare everything there is, and keep the result; drifts are made good only if asked.
 
         Then rows are asked whether they contradict each other: for a minute, or, where the `whole` of them is
-        wanted, in all the time that is left. What was compared is repaired and kept whatever comes of that.
+        wanted, in all the time that is left. Comparisons are repaired and kept in any case.
         """
         until = asyncio.get_running_loop().time() + within_s - KEEP_S
         started, after = self._clock(), 0
@@ -302,7 +302,9 @@ class Reconciler:
                 self._compared = night
 
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
-        """What is only told, since no row puts it right: budgets, and what months that are over came to."""
+        """Findings that no row puts right, so they are only reported: budgets, and sums of months that are
+        over.
+        """
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
         budgets = await self._budgets.compare([one.organization_id for one in owners])
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import LedgerReader
 
-# Which partitions are read at once, and which before others: whoever waits for the first is served soon.
+# Which partitions are read at once, and which before others: calls for the first are served soon.
 #
 # Some are packed while PostgreSQL is asked for others and Redis writes a third.
 
@@ -133,9 +133,9 @@ async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
 # Partitions that PostgreSQL knows as verified since, under another history than the counters here have.
 #
 # Two keepers see two servers then. A primary that was cut off answers as ever until its cluster tells it, and
-# a replica has taken over meanwhile. Whoever is behind says nothing and stores nothing: what the other one
-# compared with PostgreSQL would be wrong from then on. Where that stays so, the other one is gone, and what
-# is here is verified anew, under a later epoch.
+# a replica has taken over meanwhile. The one behind says nothing and stores nothing: the other one's
+# comparison with PostgreSQL would be wrong from then on. Where that stays so, the other one is gone, and this
+# data is verified again, under a later epoch.
 
 
 # Longer than a primary that was cut off answers: a cluster's node timeout, 15 s where nobody chose another.
@@ -152,7 +152,7 @@ class SupersededPartitions:
         self._since: dict[int, float] = {}
 
     def due(self, run_id: bytes) -> frozenset[int]:
-        """Those that are to be verified anew, under the run id that counts now."""
+        """Those that are to be verified again, under the run id that counts now."""
         until = self._clock() - OVERTAKEN_S
         return frozenset(
             one for one, since in self._since.items() if since <= until and run_id == self._run_id
@@ -170,18 +170,18 @@ class SupersededPartitions:
         }
 
 
-# One partition compared with PostgreSQL, and what is missing or behind written: accounts, then definitions.
+# One partition compared with PostgreSQL, and missing or older states written: accounts, then definitions.
 #
-# The marker is compared before each write of a state, so of several keepers one does it. What was written
-# whole is as it is defined, and not defined again.
+# The marker is compared before each write of a state, so of several keepers one does it. A state that was
+# written whole is as it is defined, and not defined again.
 
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedPartition:
-    """An unverified partition as it stands, and under which epoch it is to be verified.
+    """An unverified partition as it stands, and the epoch to verify it under.
 
-    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, nothing
-    may be missing but what was changed behind that position.
+    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, only
+    changes behind that position may be missing.
     """
 
     partition: int
@@ -251,7 +251,7 @@ class Partitions:
         """Bring its definitions in, but into states that were written from them. One that is refused keeps no
         other from it; answers how many are.
 
-        Terms come before whoever is served by them, and credentials last.
+        Terms come before the accounts that they serve, and credentials last.
         """
         version = truth.version
         await self._target.write_terms([one.definition for one in truth.organizations], version)
@@ -301,10 +301,11 @@ assert WATCH_S < AWAY_S, "who watches is there"
 class Verifier:
     """Compares, rebuilds and confirms. `observe` is told what was done, where anything was.
 
-    `partitions` are those that the counters' server has. Without an `admission_gate` whoever is verified is
+    `partitions` are those that the counters' server has. Without an `admission_gate` a verified partition is
     served at once; with one, not before the workers have sent again what may be forgotten. A partition that
-    was never verified has nothing to forget. One that cannot be verified keeps no other from it, nor does one
-    that another version looks after. It says how far a recovery is, with the seconds since it began.
+    was never verified has nothing to forget. One that cannot be verified keeps no other from it, and the same
+    holds for one that another version looks after. It says how far a recovery is, with the seconds since it
+    began.
     """
 
     def __init__(
@@ -327,7 +328,7 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        # The run ids under which all is verified, and under which there was nothing left to do.
+        # Run ids with everything verified, and nothing left to do.
         self._vouched, self._watched = b"", b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
@@ -359,7 +360,7 @@ class Verifier:
         reports = await self._target.reports() if self._admission_gate else {}
         await self._close_overtaken()
         markers = await self._target.markers()
-        run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
+        run_id = markers.run_id  # another name meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
         self._left = len(markers.others)
@@ -440,7 +441,9 @@ class Verifier:
             await self._rewinds.notice(anew=anew)
 
     async def _close_overtaken(self) -> None:
-        """Close what is to be verified anew: nothing that waits there may be read as of the next epoch."""
+        """Close partitions that are to be verified again: nothing that waits there may be read as of the next
+        epoch.
+        """
         run_id = self._target.run_id
         if due := self._overtaken.due(run_id):
             await self._target.close_again(run_id, due)
@@ -475,7 +478,7 @@ class Verifier:
         }  # fmt: skip
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
-        """Whether there may be workers of which nothing is stored: nobody watched, and Redis is empty."""
+        """Whether there may be workers that nothing is stored of: nobody watched, and Redis is empty."""
         assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))

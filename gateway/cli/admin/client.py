@@ -73,7 +73,7 @@ SHORT: Mapping[str, str] = {
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
 # Lists that show what is open; `--all` shows the rest as well.
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
-# What is shown with a row: another resource under the same id.
+# Shown with a row: another resource under the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 # What a table shows, where the console shows no list of it.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -264,7 +264,7 @@ class AdminClient:
         place = path if path.startswith("/") else f"/admin/v1/{path}"
         request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
-            # What is for this machine never goes through a proxy.
+            # Requests to this machine never go through a proxy.
             ways: list[BaseHandler] = (
                 [ProxyHandler({})] if is_local(urlsplit(self.url).hostname or "") else []
             )
@@ -310,7 +310,7 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
 
 
 def _tls(url: str, environ: Mapping[str, str]) -> SSLContext | None:
-    """What is trusted, and shown, at an `https` URL: by the variables, else what `up` left."""
+    """Trust and certificate for an `https` URL: by the variables, else as `up` left them."""
     if urlsplit(url).scheme != "https":
         return None
     named = [environ.get(f"TOLLKEEPER_ADMIN_{name}_FILE", "") for name in ("CA", "CERT", "KEY")]

@@ -71,7 +71,7 @@ def option_of(field: FormField) -> Any:
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
         autocompletion=completion(field.refers),
-        # What may be none is read as text; what else it may be is said all the same.
+        # A value that may be none is read as text; what else it may be is said all the same.
         metavar=f"<{'|'.join(field.choices)}>" if field.kind == "choice" and field.nullable else None,
     )
     kind: Any = str | None
@@ -248,7 +248,7 @@ class CliCommand:
         return client.OPEN.get(self.resource.name, "")
 
     def _body(self, api: AdminClient, typed: Typed) -> Json:
-        """What was given, by field; `CommandFailed` where something is missing or too much."""
+        """The given fields; `CommandFailed` where something is missing or too much."""
         given = {
             field.name: typed[field.control]
             for field in self.fields
@@ -288,7 +288,7 @@ class CliCommand:
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, typer.Typer]:
-    """Add a section for each resource, and what stands in a second place; the sections by name.
+    """Add a section for each resource, and for second places; the sections by name.
 
     Commands are made for the sections that are `asked` alone, where it is said: making all takes 0.2 s.
     """

@@ -33,7 +33,7 @@ _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 
 def documents(text: str, file: str) -> Iterator[YamlDocument]:
-    """The documents of a file; `CommandFailed` names the line of what is wrong."""
+    """The documents of a file; `CommandFailed` names the line of the fault."""
     try:
         yield from yaml_reader.documents(text, file)
     except UnreadableYaml as error:
@@ -261,7 +261,7 @@ def read_sources(names: Sequence[str]) -> Sources:
 
 
 def body_of(sources: Sources) -> Json:
-    """What is sent of them."""
+    """The request made of them."""
     return {"objects": sources.objects}
 
 
@@ -305,7 +305,7 @@ CHANGED = ("yellow", "~")
 
 
 def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
-    """Show what would be done; nothing is shown of what is as it should be."""
+    """Show what would be done; Show the changes to be done; rows that are as they should be are left out."""
     if as_json:
         for each in found["changes"]:
             each["at"] = wanted.located(each["at"])

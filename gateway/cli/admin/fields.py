@@ -79,7 +79,7 @@ def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Js
 def with_names(
     api: AdminClient, resource: Resource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
-    """Rows for people: beside an id stands the name of what it refers to."""
+    """Rows for people: beside an id stands the name behind it."""
     named = {
         column: api.names(target, {row[column] for row in rows} - {None})
         for column in columns
@@ -140,7 +140,7 @@ def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
         raise typer.BadParameter(str(error), param_hint=f"--{spelled(name)}") from error
 
 
-# `tollkeeper event send FILE`, and its like: a file of many, of which some may be refused.
+# `tollkeeper event send FILE`, and its like: a file of many; some may be refused.
 
 
 File = Annotated[

@@ -171,7 +171,7 @@ def cell(column: str, value: object) -> str:
 
 @cache
 def numbers() -> frozenset[str]:
-    """Columns of numbers: what resources answer as one, or as an amount, and what stands in other tables."""
+    """Columns of numbers: resources' numbers and amounts, and those of other tables."""
     from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
     from gateway.admin.resources.reports import UsageItem  # noqa: PLC0415  # as above
     from gateway.admin.resources.values import Out  # noqa: PLC0415  # as above
@@ -194,7 +194,7 @@ def _kinds(kind: object) -> Iterator[object]:
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether each column can have what reads well: its name, and some of what is in it."""
+    """Whether each column can have a width that reads well: its name, and some of its contents."""
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
     return sum(needed) + 3 * len(columns) + 1 <= width
@@ -219,7 +219,7 @@ def print_json(value: Json) -> None:
 def console(*, error: bool = False) -> Console:
     """Open standard output or error; a pipe is wide enough for every table, unless COLUMNS says its width.
 
-    What cannot be written there is shown as ?.
+    A character that cannot be written there is shown as ?.
     """
     stream = sys.stderr if error else sys.stdout
     if isinstance(stream, TextIOWrapper) and not _writes_all(stream):

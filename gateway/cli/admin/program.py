@@ -210,7 +210,7 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
 
 
 def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
-    """Go through all until nothing more fits; how many were decided, and what is left."""
+    """Go through all until nothing more fits; how many were decided, and how many are left."""
     # A call of this goes on for so long, and as long as any other behind that.
     api = replace(api, timeout_s=RUN_S_MAX + api.timeout_s)
     done = 0
@@ -240,7 +240,7 @@ def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
 # `tollkeeper reconcile`: whether the counters and the ledger say the same.
 
 
-# What is not stored yet, a budget's window that counts no further, rows that there was no time to ask.
+# Rows not stored yet, a budget's window that counts no further, rows that there was no time to ask.
 _NO_FAULTS = frozenset({"lag", "full", "unasked"})
 
 
@@ -257,7 +257,7 @@ def reconcile(
         with waiting("Comparing every account"):
             found = api.post("reconciliation", {"repair": repair, "whole": whole})
         report(found, "Accounts that differ", as_json=as_json)
-        # Whoever wants the whole asked is not told that all is well where it was not.
+        # A request for the whole is not told that all is well where it was not.
         fine = _NO_FAULTS - {"unasked"} if whole else _NO_FAULTS
         if any(item["kind"] not in fine for item in found["items"]):
             raise typer.Exit(1)
@@ -422,7 +422,7 @@ def balances(
     *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
     parquet: Parquet = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Show what organizations owe altogether: documents, payments, credit and what is unbilled."""
+    """Show the whole debt of organizations: documents, payments, credit and unbilled charges."""
     _report("balances", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
 
 

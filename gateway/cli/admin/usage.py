@@ -40,7 +40,7 @@ RECENT = (
     "total_remaining",
     "request_id",
 )
-# What a table shows of what is added up; JSON and CSV have all of it.
+# Columns of a table of sums; JSON and CSV have all of it.
 ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
 LEDGERS_READ_MAX = 20
 ITEMS_MAX = 10_000
@@ -211,7 +211,7 @@ def _watch(
 
 
 def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
-    """What is so now; latencies are of the calls since an earlier scrape, or since the start."""
+    """The state now; latencies are of the calls since an earlier scrape, or since the start."""
     activity = api.get("activity", window=window, limit=limit)
     scrape = read_scrape(api.metrics())
     seconds = max(activity["window_s"], 0.001)

@@ -55,8 +55,8 @@ class Actor:
     """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
 
     Of one organization alone it sees and changes nothing of any other; None is of all. One that `is_ours`
-    was given by staff to staff. Who came by a provider of identities is a `person`, whoever else the same
-    token stands for.
+    was given by staff to staff. A person of a provider of identities is a `person`, even if the same
+    token stands for others.
     """
 
     scope: str
@@ -72,7 +72,7 @@ class Actor:
         """Whose an `Idempotency-Key` is: the token's, or that of one of the people it stands for."""
         if self.person is None:
             return self.scope
-        return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # neither has a tab
+        return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # both without tabs
 
 
 # What the clock writes is the keeper's.
@@ -81,7 +81,7 @@ KEEPER = Actor("keeper", "admin")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An `Idempotency-Key` as one caller sent it, and what was asked (`body_digest` is hex SHA-256).
+    """An `Idempotency-Key` as one caller sent it, and its request (`body_digest` is hex SHA-256).
 
     For `running_s_max` seconds a first request without an answer is taken to be running still.
     """
@@ -160,7 +160,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSession:
-    """Who is signed in to the console: the digest of the token that was shown at the door, or of what stands
+    """A person signed in to the console: the digest of the token shown at the door, or of the sign-in that
+    stands
     for the person whom a provider named.
 
     `renewal` is what the provider is asked with whether they still may come in, sealed; `is_due` whether it
@@ -177,7 +178,7 @@ class ConsoleSession:
 
 # Roles of the Admin API: which may read and which may write, said once by each resource as its `Access`.
 #
-# A token has a role, for all organizations or for one. What is asked is judged here alone; nothing here
+# A token has a role, for all organizations or for one. Requests are judged here alone; nothing here
 # knows HTTP, rows or SQL.
 
 
@@ -338,7 +339,7 @@ def _any_of(roles: Collection[str]) -> str:
     return " or ".join(role for role in ROLES if role in roles)
 
 
-# What may be done for the people of one organization within an hour: CPU, rows, and time. Pure.
+# Work for the people of one organization within an hour: CPU, rows, and time. Pure.
 #
 # It is counted for what costs much by what is asked: reports, files, documents, plans of configuration. An
 # hour begins with the first of them. Staff are counted nowhere.
@@ -363,7 +364,7 @@ HOURLY = HourlyBudget()
 
 @dataclass(slots=True)
 class HourlyUse:
-    """What was done since it began, Unix time."""
+    """The use since it began, Unix time."""
 
     began: float
     cpu_s: float = 0.0
@@ -373,7 +374,7 @@ class HourlyUse:
 
 @dataclass(slots=True)
 class WorkMeter:
-    """Where what is done for one request is counted: nowhere, until it is known whose it is."""
+    """The count of the work of one request: none, until its owner is known."""
 
     hour: HourlyUse | None = field(default=None)
 
@@ -390,7 +391,7 @@ class Hours:
         self._known: dict[int, HourlyUse] = {}
 
     def of(self, organization_id: int) -> HourlyUse:
-        """An organization's hour; `HourSpent` says of what it has used up its share, and until when."""
+        """An organization's hour; `HourSpent` names the share that it has used up, and the end."""
         now, hour = self._clock(), self._known.get(organization_id)
         if hour is None or not 0 <= now - hour.began < HOUR_S:
             self._known.pop(organization_id, None)
@@ -422,7 +423,7 @@ def count_rows(number: int) -> None:
         meter.hour.rows += number
 
 
-# The nouns of configuration that is applied: what is to be written, in one transaction, and what came of it.
+# The nouns of configuration that is applied: the rows to be written, in one transaction, and the outcome.
 #
 # Values are plain Python, as in `administration`. Nothing here knows files, HTTP or SQL.
 
@@ -462,7 +463,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step: the row's id, and why it was left where it was."""
+    """The outcome of a step: the row's id, and why it was left where it was."""
 
     row_id: int
     stays: str = ""

@@ -1,7 +1,7 @@
 """Budgets: how much money, tokens or calls an interval may use, and which calls each is about. Pure.
 
-Whoever can change what a call says of itself must not get out of a budget by it: case never tells two models
-apart, and a call that does not say whose it is shares one account with all that do not.
+Callers must not get out of a budget by the fields they may change: case never distinguishes two models, and
+calls without a user share one account.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Budget:
 
     @property
     def selector(self) -> tuple[int, str, int, int | None, str, int, str]:
-        """What calls it is about, and of each of what kind: budgets that are alike share their accounts."""
+        """The calls it matches, and the kind of each: budgets that are alike share their accounts."""
         model = self.model.lower()
         return self.tenant_id, self.user, self.api_key_id, self.project_id, model, self.service_id, self.each
 
     def limit_at(self, at_ms: int) -> int:
-        """What may be used at a moment: more than the amount while it is raised."""
+        """The amount that may be used at a moment: more while it is raised."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def matches(self, asked: CallAttributes) -> bool:
@@ -136,7 +136,7 @@ def is_of(model: str, pattern: str) -> bool:
 
 
 def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
-    """The name of an account: of the organization and the selector, and of whom of each.
+    """The name of an account: organization, selector, and the value of each.
 
     A value is one of `value_of`; it is in no name, as it may be somebody's.
     """
@@ -386,7 +386,7 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
 # Budgets as administrators say them: what is wrong with one, and what it is for calls. Pure.
 
 
-# In units of the currency: of what is counted, 2^53 billionths, whole millions.
+# In units of the currency: 2^53 billionths, whole millions.
 MONEY_MAX: Final = 9_000_000
 MONEY_DIGITS_MAX: Final = 9
 THRESHOLDS_MAX: Final = 10
@@ -398,7 +398,7 @@ Wrong = Iterator[tuple[str, str]]
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
-    """What is wrong with the window a new budget would have, field by field."""
+    """Faults of the window a new budget would have, field by field."""
     yield from wrong_amount(values["unit"], values["amount"], "amount")
     each = values.get("each")
     if each in _FIXES and values.get(_FIXES[each]) is not None:
@@ -407,7 +407,7 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
 
 
 def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
-    """What is wrong with an amount of a unit."""
+    """Faults of an amount of a unit."""
     if unit != MONEY:
         if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
             yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
@@ -418,7 +418,7 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
 
 
 def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
-    """What is wrong with a raise: to less than the amount, or until a time that is over."""
+    """Faults of a raise: to less than the amount, or until a time that is over."""
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
     if not found and counted(budget.unit, amount) < budget.amount:
@@ -435,7 +435,7 @@ def counted(unit: str, amount: Any) -> int:
 
 
 def amount_of(unit: str, number: int) -> Decimal | int:
-    """What was counted, as an amount: money in its currency, tokens or requests."""
+    """A count as an amount: money in its currency, tokens or requests."""
     return money(number) if unit == MONEY else number
 
 
@@ -466,7 +466,7 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     )
 
 
-# What is used of a budget now: the counters' word over PostgreSQL's, window by window. Pure.
+# The use of a budget now: the counters' word over PostgreSQL's, window by window. Pure.
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,7 +481,7 @@ class LiveWindow:
 
 @dataclass(frozen=True, slots=True)
 class BudgetBalance:
-    """What is used and held of a budget in the window that runs, and until when; 0 is for ever."""
+    """The used and held amounts of a budget in the window that runs, and until when; 0 is for ever."""
 
     limit: int
     used: int
@@ -503,9 +503,9 @@ def figures(
 ) -> BudgetBalance:
     """The figures of one account.
 
-    `stored` is what PostgreSQL has of its last window: when that began, and what was used. `live` are the
-    account's windows by budget; None where the counters do not have it, or cannot be asked. What is of a
-    window before this one is over.
+    `stored` is PostgreSQL's last window: its start, and its use. `live` are the account's windows by
+    budget; None where the counters do not have it, or cannot be asked. Values of an earlier window are
+    over.
     """
     start, following = window_of(budget, at_ms)
     limit = budget.limit_at(at_ms)

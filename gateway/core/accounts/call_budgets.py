@@ -1,7 +1,7 @@
 """Which budgets a call takes from: all of its organization's that match it, found once and kept. Pure.
 
-What a call does not say is no way out of a budget, and neither is saying much: who would take from more
-accounts than a call may is refused.
+An unnamed value is no way out of a budget, and many values are none: a call with more accounts than it
+may have is refused.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class CallBudgets(LruEntry):
         return ""
 
     def name_in(self, window: BudgetWindow) -> None:
-        """Say what a window is called, how often it begins again, and what its money is counted in."""
+        """Say what a window is called, how often it resets, and what its money is counted in."""
         budget = self.by_id.get(window.budget_id)
         if budget is None:
             window.name = str(window.budget_id)
@@ -172,7 +172,7 @@ class OrganizationBudgets:
 
 
 class BudgetCache:
-    """What was found for the calls that came last, of all organizations of one worker."""
+    """The budgets found for the calls that came last, of all organizations of one worker."""
 
     __slots__ = ("_known",)
 
@@ -182,7 +182,7 @@ class BudgetCache:
     def find(
         self, budgets: OrganizationBudgets, asked: Said, now_ms: int, remember: bool = True
     ) -> CallBudgets:
-        """What a call takes from, found anew where a window or raise has ended, or the budgets are others.
+        """The accounts of a call, found again where a window or raise has ended, or the budgets are others.
 
         Without `remember` nothing has to go for it.
         """

@@ -33,10 +33,10 @@ class NegotiatedTerms:
 class OrganizationTerms:
     """What services cost an organization, and which its subscription includes.
 
-    The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
-    there is none. `subscribed` says that one was in force at some time before. `currency` is its own.
-    `budgets` are all of the organization's. `listed`: of what is paid with credits or by the call it may use
-    nothing but what it has negotiated.
+    The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
+    none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
+    all of the organization's. `listed`: of services paid with credits or by the call it may use only
+    negotiated ones.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -119,7 +119,7 @@ class PricesDefinition:
     prices: tuple[ModelPrice, ...]
 
 
-# What is of one organization; and whatever is defined.
+# Definitions of one organization; and whatever is defined.
 AccountDefinition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition
 Definition = AccountDefinition | CatalogueDefinition | PricesDefinition
 

@@ -101,10 +101,10 @@ class ExpiredHold:
     """A hold whose deadline passed, `held` in tokens and `held_credits`; `release` would end it for nothing.
 
     `observed` tokens were seen of its call, worth `credits` or `units`. Where its plan weighs them, `held`
-    are tokens of the quota, of which `weighed` were seen; `taken` is then the most that a limit a minute gave
-    for it. Windows of budgets hold `held_money` and `held_raw` tokens of it; what was seen costs `money`.
-    The call is of `said_units`: one where its units are money. A `lease` is no call's; a hold without a
-    service is of a free route, or of a call of which only the head is known: both are charged nothing.
+    are tokens of the quota, and `weighed` of them were seen; `taken` is then the most that a limit a minute
+    gave for it. Windows of budgets hold `held_money` and `held_raw` tokens of it; what was seen costs
+    `money`. The call is of `said_units`: one where its units are money. A `lease` is no call's; a hold
+    without a service is of a free route, or of a call with only its head known: both are charged nothing.
     """
 
     release: Settlement
@@ -185,7 +185,7 @@ def letter_of(late: LateSettlement) -> bytes:
 
 
 def read_letter(raw: bytes) -> tuple[str, bytes] | None:
-    """Of such bytes the request id, and what was settled as a log keeps it; None of an entry's bytes."""
+    """The request id of such bytes, and the settlement as a log keeps it; None of an entry's bytes."""
     if not raw.startswith(LETTER):
         return None
     return raw[len(LETTER) : _REQUEST_END].decode(), raw[_REQUEST_END:]

@@ -1,4 +1,4 @@
-"""What is left, as response fields.
+"""The rest of limits, as response fields.
 
 `RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured
 fields, RFC 9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are
@@ -32,7 +32,7 @@ def limit_headers(decision: Decision) -> list[Header]:
 
 
 def refusal_headers(decision: Decision) -> list[Header]:
-    """Return the fields for a call a limit refused: that limit alone, where what is left of it is known."""
+    """Return the fields for a call a limit refused: that limit alone, where its rest is known."""
     limit, used, kind = decision.limit, decision.used, decision.kind
     told = Decision(Verdict.ADMITTED)
     if decision.verdict is Verdict.RATE_LIMITED and limit:
@@ -50,7 +50,7 @@ def refusal_headers(decision: Decision) -> list[Header]:
 
 
 def budget_headers(decision: Decision) -> list[Header]:
-    """Return the fields that tell of the budget which refused a call, what that needed, and what is left.
+    """Return the fields of the budget which refused a call, its need, and its rest.
 
     Empty where none did. Amounts are decimals in the budget's unit.
     """
@@ -164,7 +164,7 @@ def _budget_policy(limit: int, unit: int, currency: str) -> str:
 
 
 def _budget_item(window: BudgetWindow, ms: int) -> bytes:
-    """The budget's item of what is left of it."""
+    """The budget's item of its rest."""
     left = _left(window.limit, window.used)
     if window.unit == FLAG_MONEY:
         left //= NANO_A_MICRO
@@ -176,7 +176,7 @@ def _budget_item(window: BudgetWindow, ms: int) -> bytes:
 def _limits(  # noqa: PLR0917  # each limit there is
     requests: int, tokens: int, quota: int, budget: int, unit: int, currency: str
 ) -> tuple[bytes, bytes, bytes]:
-    """What is told of the limits themselves: what stands before the first item, and around what is left.
+    """The fields of the limits themselves: the bytes before the first item, and around the rest.
 
     One below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
     requests, and its window in seconds.

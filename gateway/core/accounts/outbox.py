@@ -347,7 +347,9 @@ class MalformedEvent(ValueError):
 
 
 def is_newer(packed: bytes) -> bool:
-    """Whether a newer version has written this. What does not even begin as all entries do is nobody's."""
+    """Whether a newer version has written this. Bytes that do not even begin as all entries do are
+    nobody's.
+    """
     if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
         return False
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
@@ -443,8 +445,8 @@ def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
 def places_before(event: OutboxEntry) -> list[AccountPosition]:
     """Where each account an entry moves stood just before it, as far as the entry itself says so.
 
-    What stood in an account whose month or plan began with the entry is not in it: the balance is
-    then what the entry left less what it moved.
+    An account whose month or plan began with the entry has no earlier balance in it: the balance is
+    then the entry's less its movement.
     """
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
@@ -479,7 +481,7 @@ def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]
     return packed[begin:end], end
 
 
-# What goes from the outbox to the ledger and what comes back: batches and reports.
+# From the outbox to the ledger and back: batches and reports.
 #
 # An entry is a tuple, not an object: tens of thousands a second pass through here.
 
@@ -501,8 +503,8 @@ Owner = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class History:
     """Of which history a batch is: the run of the counters it was read from, and what the ledger
-    knew as the epoch of each partition before it was read. `judged` has the partitions of which
-    entries wait that come before these, with what those were checked under.
+    knew as the epoch of each partition before it was read. `judged` has the partitions with entries
+    that wait before these, and the epochs those were checked under.
     """
 
     run_id: bytes
@@ -526,12 +528,12 @@ class FlushReport:
     """What one transaction did: facts for the log and the metrics.
 
     `rows` counts by table; `acknowledged` holds by partition the entries that may be deleted,
-    `control_ids` the control writes (and late posts) whose movement is now stored.
-    `held` counts entries that wait behind `quarantined` accounts (new ones named), `waiting` by whose
-    they are, `parked` has their ids, and `judged` says of their partitions under what;
-    `left_over` are partitions another flusher has at the moment, whose waiting entries are to be checked
-    again first, or that are `outdated`: verified again since they were read, so that what was read may
-    be no history any more. Of those that are `locked`, somebody else has the lock.
+    `control_ids` the control writes (and late posts) whose movement is now stored. `held` counts entries
+    that wait behind `quarantined` accounts (new ones named), `waiting` by whose they are, `parked` has
+    their ids, and `judged` says of their partitions under what; `left_over` are partitions another
+    flusher has at the moment, whose waiting entries are to be checked again first, or that are
+    `outdated`: verified again since they were read, so that the entries may be no history any more. Of
+    those that are `locked`, somebody else has the lock.
     """
 
     rows: dict[str, int] = field(default_factory=dict)

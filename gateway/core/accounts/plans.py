@@ -134,7 +134,7 @@ _WRITTEN: Final = frozenset({"output", "reasoning", "audio_output", "image_outpu
 class Weights:
     """What a token of each kind counts, in millionths by `KINDS`.
 
-    `read` and `written` are the largest of what a call reads and of what it writes.
+    `read` and `written` are the largest of the kinds that a call reads and of those that it writes.
     """
 
     by_kind: tuple[int, ...]
@@ -163,7 +163,7 @@ class Weights:
         return min(-(-min(millionths, most) // ONE), ENDLESS)
 
     def at_most(self, tokens: int, read: int) -> int:
-        """Return the most that so many tokens count, of which `read` at most are input, of any kind."""
+        """Return the most that so many tokens count; `read` at most of them are input, of any kind."""
         read = min(tokens, read)
         return min(-(-(read * self.read + (tokens - read) * self.written) // ONE), ENDLESS)
 

@@ -24,7 +24,7 @@ ROWS_A_MINUTE_MAX = 600
 ROWS_MAX = 1_000
 ROWS_BYTES_MAX = 256 * 1024
 ROW_BYTES = 256
-# Of one organization, told apart by names; then all there are. Beyond both nothing is told apart.
+# Those of one organization, by name; then all there are. Beyond both all are counted together.
 NAMED_MAX = 200
 COUNTS_MAX = 4_000
 MINUTE_MS = 60_000
@@ -87,7 +87,7 @@ _decode = msgspec.json.Decoder(RefusedBatch).decode
 
 
 def read_batch(packed: bytes) -> RefusedBatch | None:
-    """A batch as it was written; None of what no worker of ours has written."""
+    """A batch as it was written; None if no worker of ours has written it."""
     try:
         return _decode(packed)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -95,7 +95,7 @@ def read_batch(packed: bytes) -> RefusedBatch | None:
 
 
 def others(project_id: int, model: str) -> tuple[int, str]:
-    """What stands for a project and a model that are not told apart."""
+    """The project and model that stand for the rest."""
     return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
 
 
@@ -131,7 +131,7 @@ class Refusals:
         return int(self._unix_seconds() * 1000)
 
     def snapshot(self) -> dict[str, object]:
-        """What was left out so far, by the names of metrics."""
+        """Counts of omitted calls so far, by the names of metrics."""
         return {"refused_calls_untold": self.untold, "refused_calls_uncounted": self.uncounted}
 
     def note(self, call: RefusedCall) -> None:
@@ -141,7 +141,7 @@ class Refusals:
             self._keep(call)
 
     def take(self, worker: str, number: int) -> bytes:
-        """All there is by now as one batch, and begin again; empty where there is nothing."""
+        """All calls by now as one batch, and start over; empty where there is nothing."""
         if not self._counts:
             return b""
         counts = [RefusedCount(*key, refused) for key, refused in self._counts.items()]
@@ -242,7 +242,7 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
 
 
 def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
-    """The same counts with at most `most` tenants told apart; those with fewest calls become nobody."""
+    """The same counts with at most `most` tenants by name; those with fewest calls become nobody."""
     calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():
         calls[tenant_id] = calls.get(tenant_id, 0) + (count if kind != TOKENS else 0)

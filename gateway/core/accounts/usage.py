@@ -1,4 +1,4 @@
-"""What is asked of usage: by what it is grouped, what is added up, and from which of its roll-ups.
+"""A question about usage: its groups, its sums, and its roll-up.
 
 Pure. A report reads the largest roll-ups that lie within its time, so that it reads few rows.
 """
@@ -22,7 +22,7 @@ GROUPS: Final = {
 }
 # What a call has none of, where a null cannot be told from another: nobody's is 0, no project is -1.
 NO_PROJECT: Final = -1
-# Those beyond how many are told apart of a day.
+# Those beyond the number counted each by itself in a day.
 OTHER: Final = "other"
 OTHER_PROJECTS: Final = -2
 DIMENSIONS: Final = (
@@ -42,7 +42,7 @@ class RollupLevel(NamedTuple):
     whole: tuple[str, ...] = ()
 
 
-# A team's rows are few, whoever calls, a key's and a model's are fewer still.
+# A team's rows are few, a key's and a model's are fewer still.
 PEOPLE: Final = ("api_key_id", "user_id")
 SPANS: Final = {
     "hour": RollupLevel("hour"),
@@ -65,7 +65,7 @@ _HALF_DAYS = 3
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Calls from `since` to `until` (not included), told apart by `groups` and `interval`.
+    """Calls from `since` to `until` (not included), by `groups` and `interval`.
 
     Both are whole hours, in UTC. `filters` are values by column. At most `rows_max` rows are told, after the
     first `skip` ones of the first interval.
@@ -81,12 +81,12 @@ class UsageQuery:
 
     @property
     def apart(self) -> frozenset[str]:
-        """The columns by which rows are told apart or left out."""
+        """The columns that rows are grouped or filtered by."""
         return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
 
     @property
     def people(self) -> bool:
-        """Whether users or keys are told apart."""
+        """Whether it groups by users or keys."""
         return not self.apart.isdisjoint(PEOPLE)
 
 
@@ -170,7 +170,7 @@ def _units(
 ) -> Iterator[tuple[str, datetime, datetime]]:
     """A span in as few whole units as there are, in the order of time; none is longer than the interval.
 
-    Weeks and their halves are left out of months that are whole, and of months that are told apart.
+    Weeks and their halves are left out of months that are whole, and of months that are groups.
     """
     units = ("month", "week", "half_week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
     at = since
@@ -207,7 +207,7 @@ def start_of(unit: str, at: datetime) -> datetime:
 
 
 def _after(start: datetime, unit: str, count: int = 1) -> datetime:
-    """When so many units end of which the first one begins then."""
+    """The end of so many units from the start of the first."""
     if unit == "month":
         months = start.month - 1 + count
         return start.replace(year=start.year + months // 12, month=1 + months % 12)

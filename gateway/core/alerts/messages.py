@@ -77,7 +77,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOutcome:
-    """What came of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
+    """The outcome of one attempt: the status of the answer, of HTTP or SMTP, or why there was none."""
 
     status: int | None
     error: str | None = None
@@ -90,7 +90,7 @@ class DeliveryOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is answered to a message: its status, or why there is none, the beginning of its body, and for how
+    """The answer to a message: its status, or why there is none, the beginning of its body, and for how
     long the other side wants to be left alone, as it says it.
     """
 
@@ -149,7 +149,7 @@ def worded(event: str, data: Data) -> AlertText:
 
 
 def plain(value: object) -> str:
-    """A value on one line, with whatever hides in it shown; nothing of what is no single value."""
+    """A value on one line, with whatever hides in it shown; None if it is no single value."""
     if value is None or isinstance(value, Mapping | list | tuple):
         return ""
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -179,7 +179,7 @@ def _quota(data: Data) -> tuple[str, str]:
     percent, who = plain(data.get("percent")), _who(data, "tenant")
     used, left = plain(data.get("tokens_used")), plain(data.get("tokens_remaining"))
     again = data.get("next_reset_at")
-    until = f" It begins again on {spoken(again)}." if again else ""
+    until = f" It resets on {spoken(again)}." if again else ""
     return (
         f"{percent} % of the tokens are used: {who}",
         f"{who} has used {percent} % of its tokens: {used} are used, {left} remain.{until}",
@@ -233,7 +233,7 @@ def _overdue(data: Data) -> tuple[str, str]:
 
 def _given_up(data: Data) -> tuple[str, str]:
     number, who = plain(data.get("number")), _who(data, "organization")
-    return f"Invoice {number} is given up", f"What is left to pay of invoice {number} of {who} is given up."
+    return f"Invoice {number} is given up", f"The rest of invoice {number} of {who} is given up."
 
 
 def _reminded(data: Data) -> tuple[str, str]:
@@ -288,7 +288,7 @@ def _so_much(data: Data) -> str:
 
 def _again(data: Data) -> str:
     resets = data.get("resets_at")
-    return f" It begins again on {spoken(resets, data.get('time_zone'))}." if resets else ""
+    return f" It resets on {spoken(resets, data.get('time_zone'))}." if resets else ""
 
 
 def _threshold(data: Data) -> tuple[str, str]:
@@ -354,7 +354,7 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
 }
 
 
-# The body of a message, as whoever is at its address reads it.
+# The body of a message, in the form of its receiver.
 #
 # Everybody gets the fields of Standard Webhooks and a `text`. Slack and Teams show what is in fields of their
 # own; what everybody gets stands beside, as `tollkeeper`. Names in a message are somebody's: they are text to
@@ -381,7 +381,7 @@ def body_of(delivery: Delivery) -> bytes:
 
 
 def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
-    """What makes the body for a URL, by its host alone."""
+    """The maker of the body for a URL, by its host alone."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host in SLACK_HOSTS:
         return _slack
@@ -489,7 +489,7 @@ def mailbox_of(address: str) -> str:
 
 
 def digest_of(token: str) -> str:
-    """What is kept of the link that somebody agrees by."""
+    """The digest of the link that somebody agrees by."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -535,6 +535,6 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
 def _unencoded(text: str) -> str:
     """A line in which nothing reads as an encoded word (RFC 2047).
 
-    Whoever reads one decodes it, the library that writes the header too: a name could end the line with it.
+    Readers decode it, the library that writes the header too: a name could end the line with it.
     """
     return text.replace("=?", "= ?")

@@ -4,7 +4,7 @@ The pace is that of the window so far. Where a window is old enough to have a pa
 hours or days instead: of at least `LOOK_BACK` and at most twice that, so that a week has its weekend in it. A
 pace is believed from a hundredth of the window on, and from a tenth of the amount.
 
-What is crossed is told once. An amount that is raised is another one: what is crossed of it beyond the
+A crossing is reported once. An amount that is raised is another one: what is crossed of it beyond the
 amounts that were told is told as well.
 """
 
@@ -26,7 +26,7 @@ LOOK_BACK_MS: Final = {
 # Of the amount, and of the window's length: before them a pace says nothing.
 USED_LEAST: Final = 10
 PASSED_LEAST: Final = 100
-# What never begins again has no length, and its end is told this far ahead.
+# A window that never resets has no length, and its end is reported this far ahead.
 TOTAL_PASSED_LEAST_MS: Final = HOUR_MS
 TOTAL_AHEAD_MS: Final = 7 * DAY_MS
 
@@ -42,21 +42,21 @@ class RunningWindow(NamedTuple):
 
 
 class UsageSample(NamedTuple):
-    """What was used of a window at a moment."""
+    """The use of a window at a moment."""
 
     used: int
     at_ms: int
 
 
 class Samples(NamedTuple):
-    """What is remembered of a window: a moment its pace is counted from, and the one that follows it."""
+    """Samples of a window: a moment its pace is counted from, and the one that follows it."""
 
     before: UsageSample | None = None
     seen: UsageSample | None = None
 
 
 class AlertState(NamedTuple):
-    """What was told of a window: the highest part of its limit, the largest amount that was reached, and
+    """Reported news of a window: the highest part of its limit, the largest amount that was reached, and
     whether that it is used up.
     """
 
@@ -85,7 +85,7 @@ def exceeds(told: AlertState, used: int, limit: int) -> bool:
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
-    """What is to be remembered from now on: another sample a look-back, and none of before a reset."""
+    """The samples to keep from now on: another one a look-back, and none of before a reset."""
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
@@ -95,7 +95,7 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
 
 
 def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
-    """The moment at which a window is used up at its pace; None where that is not before it begins again.
+    """The moment at which a window is used up at its pace; None where that is not before it resets.
 
     None too where it is used up already, or where its pace says nothing yet.
     """
@@ -120,10 +120,10 @@ def _passed_least_ms(window: RunningWindow) -> int:
 # Sudden use: an hour that costs many times what is usual at this time of day. Pure.
 #
 # Usual is the most that this hour, the one before or the one after it cost on any of the last seven days:
-# what comes once a week is usual, and what comes an hour late as well. Sudden is three times that. Small
-# numbers say nothing: it is at least one unit of the currency, and a hundredth of what the organization
-# spends on an average day. Nobody is told of who is known for less than three days. The running hour counts
-# as far as it is.
+# weekly use is usual, and use that comes an hour late as well. Sudden is three times that. Small numbers
+# mean nothing: it is at least one unit of the currency, and a hundredth of the organization's spend on an
+# average day. Nobody is told of who is known for less than three days. The running hour counts as far as it
+# is.
 
 
 DAYS: Final = 7
@@ -135,7 +135,7 @@ _HOUR: Final = timedelta(hours=1)
 
 
 class HourlySpend(NamedTuple):
-    """What somebody has cost in a running hour, in nano-units, and what is known of before.
+    """A cost in a running hour, in nano-units, and the history of before.
 
     `usual` is the most that hours at this time of day cost, `average_day` what the organization spends on a
     day.

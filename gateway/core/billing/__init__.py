@@ -1,1 +1,1 @@
-"""What is charged: prices, tiers, subscriptions, allocation and invoices."""
+"""Charges: prices, tiers, subscriptions, allocation and invoices."""

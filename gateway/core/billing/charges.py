@@ -1,7 +1,7 @@
 """A charge: money that is owed for something supplied, exact, written when the fact is known.
 
-Charges are only added. What takes one back is a charge of its own, with the sign turned. Pure: where they
-are kept, and which invoice has one, is not known here.
+Charges are only added. A correction is a charge of its own, with the sign turned. Pure: where they are
+kept, and which invoice has one, is not known here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EARLY_USE = "early_use"
 SEGMENT, TOKENS, ADDITION, UNITS = "subscription_segment", "token_ledger", "credit_addition", "usage_tier"
 SUBSCRIPTION, DEBT = "organization_subscription", "credit_debt"
 KINDS = (FEE, DISCOUNT, EARLY_USE, OVERAGE, PURCHASE, POSTPAID, USAGE, COMMITMENT)
-# What counts toward a minimum.
+# Charges that count toward a minimum.
 COMMITTED = (FEE, DISCOUNT, EARLY_USE, OVERAGE, USAGE)
 # Why a charge is there: what takes another one back, or owes it again, is none of the facts.
 REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
@@ -36,7 +36,7 @@ Wanted = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class SupplyCharge:
-    """Something supplied from `start` to `end` (not included), and what is owed for it.
+    """A supply from `start` to `end` (not included), and the amount owed for it.
 
     `source` and `source_id` name the rows it is for. `place` is where it lies in what it is of: a tenant's
     cycle, the first unit of its month. `id` is 0 until it is stored.
@@ -62,7 +62,7 @@ class SupplyCharge:
 
     @property
     def supply(self) -> Supply:
-        """What was supplied, whichever way it is charged."""
+        """The supply, whichever way it is charged."""
         of = (self.source, self.source_id, self.tenant_id, self.service_id)
         return (self.kind, *of, self.start, self.end)
 
@@ -81,7 +81,7 @@ def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
 
 
 def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyCharge]:
-    """A segment's days from one to another (not included), a charge each, and one of what is off."""
+    """A segment's days from one to another (not included), a charge each, and one of the discount."""
     day = max(since, segment.start)
     while day < min(until, segment.end):
         fee = day_fee(segment, day)
@@ -135,9 +135,10 @@ def gathered(
 ) -> list[SupplyCharge]:
     """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
 
-    What is due until then; and of later supply what is to be given back, since it was billed ahead. Of days
-    that a segment has lost also what is owed again although its return is billed. A fee in advance that
-    another one replaces is given back together with that one, never before it and never as one segment's.
+    The amount due until then; and of later supply what is to be given back, since it was billed ahead. Of
+    days that a segment has lost also what is owed again although its return is billed. A fee in advance
+    that another one replaces is given back together with that one, never before it and never as one
+    segment's.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
@@ -290,7 +291,7 @@ class Allocator:
         return self.rests.get(grant_id, 0)
 
     def add_grant(self, grant: CreditGrant, first: Collection[int] = ()) -> list[Allocation]:
-        """Add a grant: it covers debts, those `first` of which it says the seq; the rest pays from now on."""
+        """Add a grant: it covers debts, those `first` of the seqs named; the rest pays from now on."""
         assert grant.amount > 0
         assert grant.id not in self.rests
         rest, covered = grant.amount, []
@@ -348,8 +349,9 @@ def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], i
 
 # How much money there may be in one place, so that whatever is taken in can be billed. Pure.
 #
-# A price and a quantity that people say are looked at together: what they come to has a maximum. So has an
-# invoice: what is beyond it waits for another one. Sums below both are exact, and fit their columns.
+# A price and a quantity that people say are looked at together: what they come to has a maximum. An
+# invoice has one too: charges beyond it wait for another one. Sums below both are exact, and fit their
+# columns.
 
 
 # What a price and a quantity that somebody says come to at most, in units of their currency.

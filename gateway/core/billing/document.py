@@ -90,7 +90,7 @@ NO_LETTERHEAD = Letterhead()
 
 @dataclass(frozen=True, slots=True)
 class InvoiceReference:
-    """An invoice of which a credit note gives something back."""
+    """An invoice with something given back by a credit note."""
 
     number: str
     date: str
@@ -98,7 +98,7 @@ class InvoiceReference:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What is copied."""
+    """The copied values."""
 
     seller: InvoiceParty | None
     buyer: InvoiceParty
@@ -166,7 +166,7 @@ def _unusual(text: str) -> str:
 
 
 def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is set of a document, and which field it is of."""
+    """The set text of a document, and its field."""
     for name, party in (("seller", document.seller), ("buyer", document.buyer)):
         if party is not None:
             yield f"{name}.name", party.name
@@ -232,7 +232,7 @@ class EffectiveTax:
 
 
 def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
-    """The tax of what is supplied on a day: the latest from then on, `before` where all of them are later.
+    """The tax of a supply on a day: the latest from then on, `before` where all of them are later.
 
     `dated` are in the order of their days; of two from the same day the last said counts.
     """

@@ -77,7 +77,7 @@ def prepaid_of(invoice: Mapping[str, Any]) -> Decimal:
 
 
 def due_of(invoice: Mapping[str, Any]) -> Decimal:
-    """What was to be paid of a document as it became final."""
+    """The amount to be paid of a document as it became final."""
     return EXACT.subtract(Decimal(invoice["total_amount"]), prepaid_of(invoice))
 
 
@@ -195,7 +195,7 @@ def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> Terms:
 
 
 def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> list[Terms]:
-    """What is taxed at each rate of a category, and the tax as the document has it."""
+    """The amount taxed at each rate of a category, and the tax as the document has it."""
     basis: dict[Rate, Decimal] = {}
     paid: dict[Rate, Decimal] = {}
     reasons: dict[Rate, str | None] = {}
@@ -238,7 +238,7 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax) -> Term
 
 
 def _supplied(line: Mapping[str, Any]) -> Terms:
-    """The first and the last day of what a line bills, where they were kept."""
+    """The first and the last day that a line bills, where they were kept."""
     start, end = line["period_start"], line["period_end"]
     if start is None or end is None:
         return {}

@@ -109,7 +109,7 @@ def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
 
 
 def counts_of(usage: Mapping[str, Any]) -> Counts:
-    """Tokens by `KINDS` of what an event names; `Unacceptable` where a part is more than its whole."""
+    """Tokens by `KINDS` of an event's usage; `Unacceptable` where a part is more than its whole."""
     counts = tuple(int(usage.get(kind) or 0) for kind in KINDS)
     for whole, parts in _PARTS.items():
         said = sum(int(usage.get(part) or 0) for part in parts)

@@ -1,4 +1,4 @@
-"""What finance asks: of which days or months, of whom; and how tax lies in months of supply. Pure.
+"""Questions of finance: days or months, and owners; and how tax lies in months of supply. Pure.
 
 Months and days are of UTC. What an export said of a month that is over stays: whatever changes later is an
 entry of the month in which it changes.
@@ -74,7 +74,7 @@ def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> d
     return found
 
 
-# What is spent today and this month, and where it leads to by the month's end. Pure.
+# Spend of today and this month, and where it leads to by the month's end. Pure.
 #
 # The forecast is what was spent this month, and for the rest of it the pace of the last seven days: a whole
 # week has its weekend in it, and on the first of a month the days before are known already. Who began later
@@ -128,14 +128,13 @@ def _seconds(span: timedelta) -> Decimal:
     return Decimal(span // timedelta(seconds=1))
 
 
-# What was used as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2.
+# Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2.
 #
 # Pure. A row is a day of one organization, tenant, key, user, project, service and model. Its cost is that of
-# the price book, without the markup of use at cost; no discount is told apart, so all four costs are the
-# same. Columns of what there is none of (capacity, zones, currencies to convert) are left out, as the
-# specification has it. Which invoice bills a charge is not told: invoices bill what plans and services cost,
-# too.
-# Source: https://focus.finops.org/focus-specification/v1-2/
+# the price book, without the markup of use at cost; there are no discounts, so all four costs are the same.
+# Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification has
+# it. Which invoice bills a charge is not told: invoices bill what plans and services cost, too. Source:
+# https://focus.finops.org/focus-specification/v1-2/
 
 
 Charge = dict[str, object]

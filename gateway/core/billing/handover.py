@@ -1,7 +1,7 @@
-"""Documents that another system collects the money of: what is handed over, and what came of it.
+"""Documents that another system collects the money of: their hand-over, and the outcome.
 
-Each hand-over is done once. Whoever does it looks first at what is there already, so it may die at any point
-and be done again by another.
+Each hand-over is done once. An attempt looks first at what is there already, so it may die at any point and
+be done again by another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EVENTS_KEPT_DAYS_MIN = 35
 
 @dataclass(frozen=True, slots=True)
 class PayableLine:
-    """What is to be paid for, in units of the currency; from the day it begins to the day after its last."""
+    """A line to be paid for, in units of the currency; from the day it begins to the day after its last."""
 
     position: int
     description: str
@@ -84,10 +84,10 @@ class HandoverStep:
 
 @dataclass(frozen=True, slots=True)
 class HandoverOutcome:
-    """What came of an attempt.
+    """The outcome of an attempt.
 
-    `anew` begins another version: what was asked under this one is answered the same for ever. `credited` is
-    what of a credit note went to the customer's balance, since it was paid already.
+    `anew` begins another version: a request under this one is answered the same for ever. `credited` is what
+    of a credit note went to the customer's balance, since it was paid already.
     """
 
     state: State

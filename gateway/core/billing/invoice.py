@@ -77,7 +77,7 @@ class InvoiceFacts:
     taxed_before: Mapping[object, Tax] = field(default_factory=dict)
 
     def tax_on(self, day: date) -> Tax:
-        """The tax of what is supplied on a day."""
+        """The tax of a supply on a day."""
         return in_force(self.taxes, Tax(self.tax_rate), day)
 
     def tax_of(self, charge: SupplyCharge) -> Tax:
@@ -195,7 +195,7 @@ class SkipReason(NamedTuple):
 
 
 class ScheduledResult(NamedTuple):
-    """Organizations of which all that is due is made, and why others were left."""
+    """Organizations with all due work done, and why others were left."""
 
     done: Collection[int]
     left: Mapping[int, SkipReason]
@@ -274,7 +274,7 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 
 
 def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """What is missing to the minimum that a cycle comes to, or too much of it where use was told late."""
+    """The rest to the minimum of a cycle, or too much of it where use was reported late."""
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
@@ -345,7 +345,7 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
 def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
     """Round what is billed of a basis up to now, less what was billed of it before.
 
-    What is missing to a minimum takes the rest of all that counts toward it: together they come to it.
+    The rest to a minimum takes the remainder of all that counts toward it: together they come to it.
     """
     if line.basis is None or line.exact is None:
         return replace(line, amount=rounded(line.amount, currency))
@@ -532,7 +532,7 @@ def partial_note(
 ) -> dict[int, BillLine]:
     """Some amounts of some lines, turned round, with the tax on them; None asks for what is left of a line.
 
-    `Unprocessable` names the lines of which that much cannot be given back.
+    `Unprocessable` names the lines that cannot give that much back.
     """
     errors: list[tuple[str, str]] = []
     note: dict[int, BillLine] = {}
@@ -556,7 +556,7 @@ def partial_note(
 
 
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
-    """Each tax on what is given back of what was billed with it, less what was given back of it before."""
+    """Each tax on the part given back of its lines, less the part given back before."""
     found = {}
     for position, line in lines.items():
         if line.kind != "tax":

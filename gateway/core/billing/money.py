@@ -187,7 +187,7 @@ def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[P
 def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
     """Spread units as `graduated` does; below zero they are given back.
 
-    What is given back beyond a month's first unit is worth what the first units cost.
+    An amount given back beyond a month's first unit is worth the price of the first units.
     """
     if quantity < 0:
         given = spread(tiers, already + quantity, -quantity)

@@ -1,6 +1,6 @@
 """What of an invoice is paid: its payment status, and how much may be paid, applied and given back.
 
-Pure. The status is told of what is left to pay, the day it is due, and whether a person gave it up; so no
+Pure. The status follows from the rest to pay, the day it is due, and whether a person gave it up; so no
 order of payments, notes and days makes another one of it.
 """
 
@@ -57,7 +57,7 @@ def due_on(finalized: date, due_days: int) -> date:
 
 
 def require_payable(amount: Decimal, rest: Decimal, currency: str) -> None:
-    """`Unprocessable` where an amount is nothing that can be paid of what is left."""
+    """`Unprocessable` where an amount cannot be paid of the rest."""
     _require(amount, rest, currency, "is left to pay")
 
 
@@ -71,7 +71,7 @@ def require_open(amount: Decimal, credit: Decimal, currency: str) -> None:
     _require(amount, credit, currency, "is left of the credit note")
 
 
-# A document and what is left of it: credit of a note, or what is to be paid of an invoice.
+# A document and its rest: credit of a note, or the rest to pay of an invoice.
 Left = tuple[int, Decimal]
 
 
@@ -103,7 +103,7 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
         raise Unprocessable(errors=(("amount", wrong),))
 
 
-# What is to be done about an invoice that is not paid, by the days since it was due. Pure.
+# Dunning of an invoice that is not paid, by the days since it was due. Pure.
 
 
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"

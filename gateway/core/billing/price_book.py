@@ -63,7 +63,7 @@ class Vector(NamedTuple):
     `prices` are nano-units a million tokens by `KINDS`, each filled in by its fallback; `request` nano-units
     a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
     ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
-    (numerator, denominator) of what tokens and the call cost.
+    (numerator, denominator) of the cost of tokens and of the call.
     """
 
     price_id: int
@@ -90,7 +90,7 @@ class ModelPrice(NamedTuple):
 
 
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
-    """A price, or a weight, for each kind: its own, else that of what it falls back to, else the `last`."""
+    """A price, or a weight, for each kind: its own, else that of its fallback, else the `last`."""
 
     def one(kind: str) -> int:
         found = own.get(kind)
@@ -274,7 +274,7 @@ def token_price(pricing: ServicePricing, model: str) -> Vector | None:
 
 
 def dearest(vectors: Sequence[Vector]) -> Vector:
-    """Of each kind the dearest price: whoever asks chooses which of their models answers."""
+    """Of each kind the dearest price: any of the caller's models may answer."""
     first, *others = vectors
     if not others:
         return first
@@ -348,7 +348,7 @@ def read_stand_ins(text: str) -> StandIns:
     return StandIns(pairs)
 
 
-# What makes one price list of another, by rows that are added alone. Pure.
+# The difference of two price lists, as rows that are added alone. Pure.
 #
 # A list says what each name costs at every time from `at` on. Where the other says something else, a row is
 # added at that time; a second later where another row is there already, since that one cannot be changed.
@@ -376,7 +376,7 @@ class PriceChange:
 
     @property
     def says(self) -> dict[str, tuple[object, object]]:
-        """What differs: before and after, by field."""
+        """The differences: before and after, by field."""
         before, after = self.before or {}, {} if self.kind == "gone" else self.row
         was, becomes = _said(before), _said(after)
         names = [name for name in SAID if was.get(name) != becomes.get(name)]
@@ -384,7 +384,7 @@ class PriceChange:
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
-    """What is to be added to `kept` for it to say what `listed` says from a time on, and what is gone."""
+    """The rows to add to `kept` for it to match `listed` from a time on, and the ones that are gone."""
     wanted, there = _timelines(listed), _timelines(kept)
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
@@ -524,7 +524,7 @@ def money(nano: int) -> Decimal:
 
 
 def apart(counts: Sequence[int]) -> Sequence[int]:
-    """Counts of which none is part of another. What parts have beyond their whole is theirs all the same."""
+    """Counts without overlap. What parts have beyond their whole is theirs all the same."""
     read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
     if not (reasoning or audio or audio_output or image or image_output):
         return counts
@@ -574,7 +574,7 @@ class TokenRate:
     in_money: bool = False
 
     def nano(self, tokens: int) -> int:
-        """What so many tokens cost, rounded up: no less than what is charged for them."""
+        """The cost of so many tokens, rounded up: no less than the charge for them."""
         read = min(tokens, self.read)
         return -(-self.cost(read, tokens - read) * self.factor[0] // self.factor[1])
 
@@ -587,7 +587,7 @@ class TokenRate:
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
-        """What a call of which no more was seen is charged: credits, or units."""
+        """The charge of a call with no more seen: credits, or units."""
         return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 
     def covered(self, credits_: int) -> int:
@@ -620,7 +620,7 @@ class PriceQualifiers:
 
 @dataclass(slots=True)
 class HighestRates:
-    """The dearest price of text that is read, of what goes to caches, for an hour, of blobs, of what is
+    """The dearest price of text that is read, of cache writes, for an hour, of blobs, of
     written, of sound.
     """
 

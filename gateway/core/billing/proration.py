@@ -38,7 +38,7 @@ _RUNS = -1
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
-    """How many tokens a cycle has (None: without limit), when it begins, and what is done beyond it."""
+    """A cycle's number of tokens (None: without limit), its start, and the policy beyond it."""
 
     total: int | None
     policy: str
@@ -148,7 +148,7 @@ class PlanStart:
 
 
 def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
-    """What the end of a plan owes by; None in a trial, and where what was used is owed elsewhere.
+    """What the end of a plan owes by; None in a trial, and where use was owed elsewhere.
 
     `then` is the plan that follows, None where there is none or it counts no tokens.
     """
@@ -207,7 +207,7 @@ def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
 def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
     """Tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the last.
 
-    What was recharged or rolled over is used before the plan's own. `told` are those that came behind it.
+    Recharged or rolled-over tokens are used before the plan's own. `told` are those that came behind it.
     """
     stop = stop_of(turns, ends)
     begin = begin_of(turns, stop)
@@ -259,7 +259,7 @@ class _DebtShare:
 
     @property
     def most(self) -> Decimal:
-        """What is owed of that at most."""
+        """The most that is owed of that."""
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
@@ -271,7 +271,7 @@ class _DebtShare:
         self.left[by] += tokens
 
     def ahead(self, amount: Decimal, end: PlanUsage) -> EarlyUse:
-        """As many of the tokens as the amount is of what they come to; half a nano-unit is no token."""
+        """The number of tokens that the amount is of their price; half a nano-unit is no token."""
         prices = {each.price for each in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
@@ -284,8 +284,8 @@ class _DebtShare:
 def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
     """What each end of a tenant has of the tokens, and up to which day days pay for them: None is all days.
 
-    A token is the last end's that had it, at the lowest price of the plans that had. Tokens that were given
-    anew within the cycle are others.
+    A token is the last end's that had it, at the lowest price of the plans that had. Tokens given again
+    within the cycle are others.
     """
     shares, until = {place: _DebtShare(end.debt) for place, end in ends.items()}, None
     given = defaultdict[object, dict[int, PlanUsage]](dict)
@@ -366,8 +366,8 @@ def sold_with(
     """The terms of the cycle that ran at a moment; `said` is what the plan says since when, the oldest first.
 
     They are those of the cycle's beginning: by the calendar, by a reset a person asked for (`renewed`), or as
-    the tenant got the plan (`given`), whichever was last. What was said within the cycle is left aside, and
-    so is a cycle it would have had: the one that ran is of the terms before.
+    the tenant got the plan (`given`), whichever was last. Terms set within the cycle are left aside, and so
+    is a cycle it would have had: the one that ran is of the terms before.
     """
     place = max((place for place, each in enumerate(said) if each.since <= at), default=0)
     while True:

@@ -1,4 +1,4 @@
-"""A subscription through time: cycles from its anchor day, segments of what was in force at which cost.
+"""A subscription through time: cycles from its anchor day, segments of the plan in force and its cost.
 
 Days are UTC days and spans are half-open: a subscription that starts on the 1st and ends on the
 16th was in force for 15 days. Pure: today is an argument.
@@ -19,14 +19,14 @@ MONTHS = {"monthly": 1, "quarterly": 3, "annual": 12}
 # The end of a subscription that renews until somebody ends it.
 NO_END = date.max
 ADVANCE, ARREARS = "advance", "arrears"
-# What may change of a running subscription from a day on; and that its plan costs something else.
+# Changes of a running subscription from a day on; and that its plan costs something else.
 TERMS = ("discount", "minimum", "negotiated_cost", "quantity")
 REPRICED = "repriced"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentTerms:
-    """What was agreed of a segment besides its plan.
+    """Terms of a segment besides its plan.
 
     `billing` says when the fee of a cycle falls due as one; None is each day once it is over. Days before
     `trial_end` are free, days before `discount_end` cost so much less (None: all days). What a cycle
@@ -149,8 +149,8 @@ def agree_from(
 ) -> Subscription:
     """Have other terms from a day on, for what it has of its plan: those that are `said` change.
 
-    `cost` is what the plan's cycle costs by then: the fee of whoever negotiated one stays, unless it is said.
-    Days of before stay as they were.
+    `cost` is the cost of the plan's cycle by then: a negotiated fee stays, unless it is said. Days of before
+    stay as they were.
     """
     segments: list[PlanSegment] = []
     for each in subscription.segments:
@@ -201,7 +201,7 @@ def extend(subscription: Subscription, end: date, today: date) -> Subscription:
     if subscription.end <= today:
         raise Conflict(f"The subscription ended on {subscription.end}; make a new one.")
     if end <= max(today, subscription.current.start):
-        raise Conflict("The end must be a day to come, after the start of what is in force.")
+        raise Conflict("The end must be a day to come, after the start of the plan in force.")
     extended, at = Subscription(_ended(subscription, end)), subscription.change_at
     if at is None or at >= end:
         return extended
@@ -252,7 +252,7 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
 
 
 def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
-    """The segments, the last of which ends on this day."""
+    """The segments, the last one ending on this day."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 
 

@@ -255,7 +255,7 @@ def is_bound(route: Route) -> bool:
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
-    """What can be read of them; a pattern that a newer keeper knows lets nothing pass here."""
+    """The part that can be read of them; a pattern that a newer keeper knows lets nothing pass here."""
     for text in group:
         with suppress(ValueError):
             yield read_pattern(text).below(prefix)

@@ -179,7 +179,7 @@ def _joined(path: list[str | int]) -> str | None:
     return ".".join(map(str, path))[:PARAM_CHARACTERS_MAX] or None
 
 
-# What of a body is text, and what stands for pictures, sound and files: those cost by other measures.
+# Text of a body, and stand-ins for pictures, sound and files: those cost by other measures.
 #
 # Media is known by its place in the API, by the type it states, and by how it begins. Everything else is
 # text, whatever it says of itself.
@@ -272,7 +272,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
 
 
 def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | None:
-    """Type and length of the medium that a part holds; None where what stands there is not one for sure."""
+    """Type and length of the medium that a part holds; None where the value is not one for sure."""
     value: object = holder
     for name in part.path:
         if not isinstance(value, dict):
@@ -406,17 +406,17 @@ class CallRequest:
 
     `document` is what was read of a metered body, with its lists `tools` and `plugins`, and `body` how it is
     written, all until `take_body`. `output_max` is the stated maximum of one choice in tokens, None where
-    none is stated. `input_bytes` is text, of which `rare_bytes` are no ASCII; `blob_tokens` stands for
+    none is stated. `input_bytes` is text, and `rare_bytes` of them are no ASCII; `blob_tokens` stands for
     images, sound and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer
-    instead of `model`; `user` is whom the body names as its user, and `named` are the stored objects that
-    path and body name, `brought` ids of what its body has whole, and that its answer told already, `names`
-    what the names in it end like. With `strip_usage` the answer must not be compressed: send
-    `accept-encoding: identity`. The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to
-    what it learned of the model, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
-    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
-    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
-    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
-    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced.
+    instead of `model`; `user` is the body's user, and `named` are the stored objects that path and body name,
+    `brought` ids of objects in the body itself, and that its answer told already, `names` the ends of its
+    names. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
+    estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
+    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the call
+    and one choice of it could use at most, in tokens; `reports` says that a complete answer always tells its
+    use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives nothing
+    before the last one. One that `gives_up` states a timeout of its own, by which its upstream may end it. A
+    meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str

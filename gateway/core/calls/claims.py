@@ -66,7 +66,7 @@ from gateway.errors import InvalidRequest
 TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
 TOOL_USES_MAX: Final = 1_000_000
-# What makes an answer search beside `tools`: fields of a body, and what stands in names of models.
+# Fields and model names that make an answer search beside `tools`.
 _SEARCH_OPTIONS: Final = "web_search_options"
 _SEARCH_PARAMETERS: Final = "search_parameters"
 _SEARCH: Final = "web_search"
@@ -100,7 +100,9 @@ class InnerAnswers:
 
 
 def answers_within(call: CallRequest) -> InnerAnswers | None:
-    """What may answer within a call, each of the whole input; None where it is the asked model alone."""
+    """Models that may answer within a call, each of the whole input; None where it is the asked model
+    alone.
+    """
     document = call.document
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
@@ -297,9 +299,9 @@ def _stated(most: object) -> int | None:
 # How many tokens to hold for a call before it is made, learned from calls like it: of the same organization,
 # service and model, streamed or not.
 #
-# What is likely is a high quantile of what those used, never more than the call states; the most is what it
-# states, or its model's ceiling. What an answer that reports nothing is counted by is learned here too, as
-# means. What one organization's calls teach is never another's estimate.
+# Likely use is a high quantile of theirs, never more than the call states; the most is what it states, or
+# its model's ceiling. What an answer that reports nothing is counted by is learned here too, as means. What
+# one organization's calls teach is never another's estimate.
 
 
 LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
@@ -308,7 +310,7 @@ OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything w
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
-QUANTILE = 0.95  # of what calls used, by which the next is held
+QUANTILE = 0.95  # of calls' use, by which the next is held
 RECENT = 64  # calls of which the quantile is: 1.5 KB of each that is learned of
 MEAN_OVER = 32  # calls a mean looks back over
 # What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
@@ -375,7 +377,7 @@ class _Quantile:
 
 
 class _Learned(LruEntry):
-    """What was seen of one organization's calls to one model behind one service, streamed or not."""
+    """Use seen of one organization's calls to one model behind one service, streamed or not."""
 
     __slots__ = (
         "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
@@ -392,7 +394,7 @@ class _Learned(LruEntry):
 
 
 class _LearnedUsage(LruEntry):
-    """What was learned of one organization's calls, by service and model, streamed or not."""
+    """Use learned of one organization's calls, by service and model, streamed or not."""
 
     __slots__ = ("models",)
 
@@ -606,7 +608,7 @@ def likely_asks(call: CallRequest, vectors: Vectors) -> PriceQualifiers:
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
     """Which prices a call may have that reads so many tokens: all but what its family excludes.
 
-    Where no request can be read, all. What makes no call of these prices dearer is not looked for.
+    Where no request can be read, all. Values that make no call of these prices dearer are not looked for.
     """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
@@ -725,8 +727,8 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
         limit_models(call)
 
 
-# From a body to a call: read into a document, decided on, and sent written again.
-# What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
+# From a body to a call: read into a document, decided on, and sent written again. Decided values, such
+# as `stream_options.include_usage` or a maximum, are fields of the document.
 
 
 _NOT_ASCII = bytes(range(128, 256))
@@ -807,9 +809,9 @@ def limit_output(call: CallRequest, tokens: int) -> None:
             call.changed = True
 
 
-# What could make more of a bound call than is held: numbers that nobody knows, and chats in one.
-# A server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`.
-# So where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
+# Values that could make more of a bound call than is held: numbers that nobody knows, and chats in one. A
+# server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`. So
+# where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
 # references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
 # its `numbers`.
 
@@ -825,7 +827,7 @@ HARMLESS = frozenset(
         "frequencyPenalty",
         # what is told of tokens
         "logprobs", "top_logprobs", "prompt_logprobs", "n_probs", "top_n_tokens", "responseLogprobs",
-        # less of the prompt, less of thinking, at least so much output, of what is bounded anyway
+        # less of the prompt, less of thinking, at least so much output, of values that are bounded anyway
         "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_tokens", "min_keep",
         "n_indent",
         "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget", "dimensions",

@@ -85,8 +85,8 @@ class UpstreamTarget:
 # Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
 #
 # Pure. A path is compared as it is sent, and in the plainest form that any upstream could read it in:
-# decoded, without dots, parameters and empty segments, in one case. What could be read as forbidden is
-# forbidden.
+# decoded, without dots, parameters and empty segments, in one case. A path that could be read as
+# forbidden is forbidden.
 
 
 PATHS_MAX = 100
@@ -255,7 +255,7 @@ def _plain_part(segment: str) -> Plain:
 
 # Templates of paths on the allow-list: what one may be written like, and what matches it.
 #
-# Pure. Settings and the data plane read them by this one reader, so what was checked is what is served.
+# Pure. Settings and the data plane read them by this one reader, so a checked pattern is the served one.
 
 
 _LITERAL = re.compile(f"(?:{CHARACTER}|/)*")
@@ -290,7 +290,7 @@ def expression_of(template: str, segment: str) -> str:
 
 
 def _check_literals(literals: list[str]) -> None:
-    """ValueError where what stands between parameters could be in no request's path."""
+    """ValueError where the text between parameters could be in no request's path."""
     for literal in literals:
         if "{" in literal or "}" in literal:
             raise ValueError("must name parameters by letters and _: {name}, {+name} or a last {name…}")

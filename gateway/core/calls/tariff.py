@@ -1,6 +1,6 @@
 """What a use costs: by the unit, once for all, by token, or what the call itself costs.
 
-The same rule prices an estimate, for the hold, and what was really used.
+The same rule prices an estimate, for the hold, and the real use.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def other_currency(service: Service, pays: str) -> str:
 
 
 def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, str] | None:
-    """Why a business model cannot use a price: the field, and what is right; None where it can."""
+    """Why a business model cannot use a price: the field, and the remedy; None where it can."""
     if meter not in {CONSUMPTION, PAY_PER_USE}:
         if pricing == NO_PRICING:
             return None

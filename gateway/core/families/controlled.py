@@ -35,7 +35,8 @@ ELSEWHERE = frozenset(
         "router_settings_override", "additional_drop_params", "providerOptions", "provider_options",
     }
 )  # fmt: skip
-# What is read of a body beside its controlled fields, to know how much it asks with and what it names.
+# Values read of a body beside its controlled fields, to know how much it asks with and which objects it
+# names.
 _READ = (
     "messages", "input", "prompt", "system", "instructions", "contents", "systemInstruction",
     "system_instruction", "tools", "tool_choice", "toolConfig", "tool_config", "plugins", "mcp_servers",
@@ -52,7 +53,7 @@ _TOOLS = frozenset(
         "web_search_options", "search_parameters", "mcp_servers", "context_management", "advisor",
     }
 )  # fmt: skip
-# What a body says, and what has a form of the caller's own: nobody answers by a name there.
+# Texts of a body, and values in a form of the caller's own: nobody answers by a name there.
 _NO_MODELS = frozenset(
     {
         "messages", "input", "prompt", "contents", "system", "instructions", "systemInstruction",
@@ -270,7 +271,7 @@ def stated_user(value: object) -> str:
 def _named(value: object, param: str) -> Iterator[object]:
     """A name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused.
 
-    Beside a name nothing may stand: an upstream would take it in place of what the call itself says.
+    An entry may have nothing beside a name: an upstream would take it in place of the call's own fields.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):

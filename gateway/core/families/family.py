@@ -22,8 +22,9 @@ from gateway.errors import Refusal, UpstreamUnreachable
 
 # Which dear prices a call can have, and which it asks for, by fields that its provider documents. Pure.
 #
-# A claim of the most starts at the dearest price, and only a rule here lowers it. A claim of what is likely
-# starts at the plain price, and only what a field asks for makes it dearer. A family has one such table.
+# A claim of the most starts at the dearest price, and only a rule here lowers it. A claim of likely use
+# starts at the plain price, and only a field that asks for more makes it dearer. A family has one such
+# table.
 
 
 Rule = Callable[[Document, FieldNames], bool]
@@ -60,8 +61,8 @@ class Exclusions:
 # Of an API that documents nothing.
 NONE: Final = Exclusions()
 
-# Kinds of parts and items that hold text alone, and the names that may stand in one. What is in `_INSIDE`
-# is looked through.
+# Kinds of parts and items that hold text alone, and the names that may stand in one. Values in `_INSIDE`
+# are looked through.
 _TEXTUAL: Final = frozenset(
     {
         "text", "refusal", "input_text", "output_text", "message", "function_call", "function_call_output",
@@ -144,7 +145,7 @@ class CallKind:
 
 @dataclass(slots=True)
 class BodyIds:
-    """What a body says of ids: those it names objects by, and those of what it brings itself."""
+    """Ids in a body: those it names objects by, and those of objects it brings itself."""
 
     named: list[object] = field(default_factory=list)
     brought: list[object] = field(default_factory=list)
@@ -157,11 +158,11 @@ class ObjectRules:
     `collections` are their paths behind a version; with `by_path` an id is its path there. A body that
     `may_name` none names none in what was said. `add` finds what a field of a body names: it is given its
     holder, and the list that this is an element of, if it is. `is_free` says that a caller's model wrote a
-    field, `chosen` that a body chooses a name. `told` has the ids an answer tells of; without any of
-    the bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
-    there before, and is kept for longer where the request named it. One of `results` has the
-    ids of what its upstream made of it since, in whatever answer shows it. `actions` are paths
-    of what is done with a collection, where an id would stand: they make nothing that is kept.
+    field, `chosen` that a body chooses a name. `told` has the ids an answer tells of; without any of the
+    bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
+    there before, and is kept for longer where the request named it. One of `results` has the ids that its
+    upstream made of it since, in any answer that shows it. `actions` are paths of actions on a collection,
+    where an id would stand: they make nothing that is kept.
     """
 
     collections: tuple[str, ...]
@@ -184,7 +185,7 @@ class ObjectRules:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """How models are listed: the field of the list, that of a name in it, and what stands before a name."""
+    """How models are listed: the field of the list, that of a name in it, and the prefix of a name."""
 
     field: str = "data"
     name: str = "id"
@@ -335,12 +336,12 @@ def _is_shown(model: object, listing: Listing, shows: Callable[[str], bool]) -> 
 
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
-# What ends like the name of an object and is none: what callers number themselves, and what is public.
+# Names that end like the name of an object and are none: callers' own numbers, and public values.
 _OTHER_IDS = frozenset(
     {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
 )
-# What stands whole in a request has an id of its own that names nothing. It is an element of such a list, of
-# a type that the list's API documents: by both, the member that makes it whole.
+# An object that stands whole in a request has an id of its own that names nothing. It is an element of such
+# a list, of a type that the list's API documents: by both, the member that makes it whole.
 _SAID = {"message": "content"}
 _ITEMS = {
     **_SAID,

@@ -1,9 +1,9 @@
 """Objects an upstream keeps: the ids a request names, in its path and in its body.
 
 Whose an object is decides the counters' door. A request names an object wherever an id stands, unless
-it is known to name nothing: ids of what the request holds whole, of calls of functions, of users. What
-callers write freely (metadata, arguments and schemas of functions) is not looked at.
-Where ids stand in each API is in its family's own file.
+it is known to name nothing: ids of objects in the request itself, of calls of functions, of users.
+What callers write freely (metadata, arguments and schemas of functions) is not looked at. Where ids
+stand in each API is in its family's own file.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _COLLECTIONS = {
 class ObjectPath:
     """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty.
 
-    What is POSTed there `makes` an object, where it does; a GET `results` in ids of what was made of one.
+    A POST there `makes` an object, where it does; a GET `results` in ids of objects made of one.
     """
 
     id: str = ""
@@ -157,7 +157,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
-    """Add every id in something of a body; `place` is the name of a list, or of what is an element of one."""
+    """Add every id in something of a body; `place` is the name of a list, or of an element of one."""
     if isinstance(value, list):
         for each in value:
             if isinstance(each, dict):

@@ -21,7 +21,8 @@ from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope,
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
-# Answers after which a client waits: each says who refused, a scope of limits, the gateway or the upstream.
+# Answers with a pause for the client: each names what refused, a scope of limits, the gateway or the
+# upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
 # What `RateLimit-Policy` calls limits; nobody is told how many calls may run at once.
@@ -121,7 +122,7 @@ def _quota_exceeded(decision: Decision) -> Refusal:
 def _budget_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
     state = "It is used up" if decision.used >= decision.limit else "Too little is left for this request"
-    when = f"{state}{_until(decision)}, when it begins again." if wait else f"{state}. It never begins again."
+    when = f"{state}{_until(decision)}, when it resets." if wait else f"{state}. It never resets."
     return errors.BudgetExceeded(
         f"{_of_budget(decision)} are used. {when}{_needed(decision)}",
         retry_after_s=wait,
@@ -140,7 +141,7 @@ def _of_budget(decision: Decision) -> str:
 
 
 def _needed(decision: Decision) -> str:
-    """What the request needs of a budget, and what is left."""
+    """The request's need of a budget, and its rest."""
     window = decision.budget
     if window is None or not window.need:
         return ""

@@ -32,8 +32,9 @@ RUN_S_MAX = 600.0
 class DifferenceKind(StrEnum):
     """How an account differs. Lag alone is no fault: it is what has not been stored yet.
 
-    Nor is a full window of a budget: both sides agree that it counts no further. A contradiction is
-    what rows say against each other, whatever the counters have. Unasked: there was no time to ask them.
+    A full window of a budget is none either: both sides agree that it counts no further. A contradiction
+    is what rows say against each other, whatever the counters have. Unasked: there was no time to ask
+    them.
     """
 
     LAG = "lag"
@@ -131,7 +132,7 @@ class ReconciliationSummary:
 
     @property
     def faults(self) -> tuple[Item, ...]:
-        """What is really wrong: everything but lag and what is full."""
+        """Real faults: everything but lag and full windows."""
         return tuple(item for item in self.items if item.kind not in NO_FAULTS)
 
     def joined(self, more: ReconciliationSummary) -> ReconciliationSummary:
@@ -147,7 +148,7 @@ class ReconciliationSummary:
         )
 
 
-# What is said until rows were asked.
+# The answer until rows were asked.
 UNASKED = ReconciliationSummary(
     0,
     0,
@@ -203,7 +204,7 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
             return inner
         detail = f"{before.seq - head.seq} movements are not stored yet"
         return Item(ledger.account, DifferenceKind.LAG, _less(before.balance, head.balance), head.seq, detail)
-    # What changed the counters before a later row was written, that row shows itself.
+    # A change of the counters before a later row was written shows in that row.
     shown = before.seq < head.seq and ledger.last_row != ledger.summed
     if ledger.found and before.balance != ledger.at_seq and not shown:
         difference = _less(before.balance, ledger.at_seq) + _less(ledger.last_row, ledger.summed)
@@ -280,7 +281,7 @@ class StoredBudgets:
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccountUse:
-    """One account: its windows as they are defined, and what is used of each, in their order."""
+    """One account: its windows as they are defined, and the use of each, in their order."""
 
     name: str
     defined: bytes
@@ -289,7 +290,7 @@ class BudgetAccountUse:
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
-    """The windows of budgets that run at a moment, whoever's."""
+    """All windows of budgets that run at a moment."""
     return [
         WindowKey(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
     ]
@@ -320,7 +321,7 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
     now_ms: int,
     there: Iterable[str] = (),
 ) -> Iterator[BudgetAccountUse]:
-    """The accounts of an organization's budgets: those of all callers, of whom anything is used, and those
+    """The accounts of an organization's budgets: those of all callers that used anything, and those
     that are `there`.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]

@@ -27,7 +27,7 @@ RETURN_S_MAX = 30.0
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What one worker says: the run of Redis it speaks to, a number that is another one each time, and
-    of each partition the epoch before which everything it settled has been sent again.
+    for each partition the epoch that all earlier settlements have been sent again for.
     """
 
     run_id: bytes
@@ -74,7 +74,7 @@ class Roster:
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
-        """These were there before; nothing of what they report now says that they are gone."""
+        """These were there before; none of their reports now says that they are gone."""
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
             self._heard[worker_slot] = _LastReport(beat, now, present=False)
@@ -108,18 +108,19 @@ class Roster:
         ]
 
 
-# Entries of the outbox that are no continuation of what PostgreSQL has stored.
+# Entries of the outbox that do not continue PostgreSQL's rows.
 #
 # Data that is exchanged for older data under a running process is written to until that is noticed: its
-# accounts go on from where they stood once, over movements that were stored since. So does a server that was
-# cut off, or left, while another one went on: what waits there may be older than what was stored of that one.
+# accounts go on from where they stood once, over movements that were stored since. The same holds for a
+# server that was cut off, or left, while another one went on: its entries may be older than that one's rows.
 # So whatever waits in a stream that never had the newest entry stored is no continuation, or is stored
 # already. But for accounts that are stopped: what came before waits still, and what went on follows that.
 
 
 @dataclass(slots=True)
 class OrphanEntries:
-    """What waits of one partition whose stream never had entry `after`: `entries`, the `ids` by which they
+    """Waiting entries of one partition whose stream never had entry `after`: `entries`, the `ids` by which
+    they
     are remembered, and whose they are. Those of `stopped` accounts are none.
     """
 
@@ -161,7 +162,7 @@ class AccountHead:
 
 @dataclass(frozen=True, slots=True)
 class GlobalDefinitions:
-    """What is of no partition, as of a version of what is defined.
+    """Definitions of no partition, as of one version.
 
     No change that was under way then has a lower `position`.
     """

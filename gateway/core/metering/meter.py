@@ -27,7 +27,7 @@ _HALF_READ = "\ufffd"
 
 
 class Detail:
-    """One answer's, as far as it was read. Tokens are parts of what its `TokenUsage` has.
+    """One answer's, as far as it was read. Tokens are parts of its `TokenUsage`.
 
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
     name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
@@ -155,7 +155,7 @@ TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
 BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
 
 # How far an answer has come: more follows; every choice has said that it is finished, which more
-# content would disprove; the event has come behind which the API sends nothing.
+# content would disprove; the API sends nothing after the event.
 OPEN: Final = 0
 FINISHED: Final = 1
 CLOSED: Final = 2
@@ -180,16 +180,16 @@ class Dialect:
 class Meter:
     """Count one answer: the arithmetic every meter shares.
 
-    `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that
-    it leaves out what an API that always reports never does, `uncounted` that its output is no number;
+    `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that it
+    leaves out what an API that always reports never does, `uncounted` that its output is no number;
     `failed` that the answer itself says it failed, or is empty; `unread` that nobody can read some of it.
     To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
     stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
     answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
-    was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
-    more came behind the end than may. `said` are sizes of content that a family adds up by itself, by their
-    place and kind. `told` are ids of objects that the upstream keeps.
-    `behind` says that `feed` has more to do with what it was fed, which it does once it is fed nothing.
+    was said to be finished. `withheld` bytes of its input wait for the end; `surplus` says that more came
+    behind the end than may. `said` are sizes of content that a family adds up by itself, by their place and
+    kind. `told` are ids of objects that the upstream keeps. `behind` says that `feed` has more to do with
+    what it was fed, which it does once it is fed nothing.
     """
 
     __slots__ = (
@@ -248,7 +248,7 @@ class Meter:
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
-        """Keep no more than is needed to charge: memory is short. What is charged is never less by it."""
+        """Keep no more than is needed to charge: memory is short. The charge is never less by it."""
         self.texts = None
 
     @property

@@ -28,7 +28,7 @@ from gateway.core.metering.stream import CODED_BYTES, StreamMeter, Tail, TextSho
 from gateway.core.model import TokenUsage
 from gateway.errors import UpstreamUnreachable
 
-# An answer of which its caller sees a part: a list of models, kept whole, passed at its end.
+# An answer that its caller sees a part of: a list of models, kept whole, passed at its end.
 
 
 LISTED_BYTES_MAX = 2 << 20
@@ -37,8 +37,8 @@ LISTED_BYTES_MAX = 2 << 20
 class NarrowedMeter(Meter):
     """Keep the document until it is whole, then pass what the call lets through of it.
 
-    What is too long to be read, compressed, or no list is not passed: `UpstreamUnreachable` says why. A long
-    list is `behind` once it is whole: it is looked through in turns.
+    An answer that is too long to be read, compressed, or no list is not passed: `UpstreamUnreachable` says
+    why. A long list is `behind` once it is whole: it is looked through in turns.
     """
 
     __slots__ = ("_coded", "_kept", "_kept_bytes", "_turns")
@@ -132,7 +132,7 @@ class GenericMeter(Meter):
         return passed
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete answer, of which nothing has to wait."""
+        """Take a complete answer, with no byte that has to wait."""
         self._tail = None
         passed = self.feed(answer)
         self.finish()
@@ -279,7 +279,7 @@ class WholeMeter(Meter):
         return passed
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete document, of which nothing has to wait."""
+        """Take a complete document, with no byte that has to wait."""
         self._keep(answer)
         self.finish()
         return answer
@@ -337,7 +337,7 @@ class WholeMeter(Meter):
         self.failed = self.failed or not (document or self.unread)
 
     def _document(self) -> bytes:
-        """What was kept of the document."""
+        """The kept part of the document."""
         if self._shortened is not None:
             return self._shortened.document
         return self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
@@ -401,7 +401,7 @@ class EncodedMeter:
         self._chunk = self._undecoded = b""
         self.behind = False
         self._started = False
-        # What came and has not passed, each with where its decoded bytes end.
+        # Bytes that came and have not passed, each with where its decoded bytes end.
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._tail: Tail | None = None
 
@@ -427,7 +427,7 @@ class EncodedMeter:
         return (b"" if self._tail is None else self._tail.take()) + self._take()
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete answer, of which nothing has to wait."""
+        """Take a complete answer, with no byte that has to wait."""
         self.feed(answer)
         self._catch_up()
         self._inner.finish()
@@ -641,7 +641,7 @@ class AnswerMeter(Protocol):
         """
 
     def finish(self) -> bytes:
-        """The answer is complete; return what is left to pass on, but for that of which it is `behind`.
+        """The answer is complete; return the rest to pass on, but for the part it is `behind`.
 
         Not called for a broken one.
         """

@@ -20,8 +20,8 @@ from gateway.core.metering.meter import CLOSED, Meter
 #
 # A text that is cut inside a letter ends in half a pair of surrogates, some servers write `NaN` for a
 # probability or a tab as it is, and what a model hands to a tool may be nested without end. No strict
-# decoder takes such a document. Here each such place alone is made plain: half a letter reads U+FFFD, what
-# is no number reads `true`, which is no count and no name either, and what is nested too deep is an empty
+# decoder takes such a document. Here each such place alone is made plain: half a letter reads U+FFFD, a
+# broken number reads `true`, which is no count and no name either, and a value nested too deep is an empty
 # text. All else stays as it came and is decoded as strictly as ever.
 #
 # The scan is linear; what has more such places than `ODD_MAX` stays unreadable.
@@ -49,7 +49,7 @@ _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.
 
 
 def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
-    """What a decoder makes of a document, or of what is readable of it; raises one of `UNREADABLE`."""
+    """The value a decoder makes of a document, or of its readable part; raises one of `UNREADABLE`."""
     try:
         return decode(document)
     except msgspec.ValidationError:
@@ -175,7 +175,7 @@ def count_text(meter: Meter, data: bytes) -> None:
 
 
 T = TypeVar("T", bound=msgspec.Struct)
-NO_COUNT: Final = -1  # what stands where a number should: whoever takes it counts by himself
+NO_COUNT: Final = -1  # stands where a number should: the reader counts by itself
 _SAYS_NOTHING = frozenset({b"null", b"0", b"0.0", b"false", b'""', b"{}", b"[]"})
 
 
@@ -187,7 +187,7 @@ class Reports(Generic[T]):
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """The report; None where there is none. What is not of the documented types marks the use."""
+        """The report; None where there is none. A value that is not of the documented types marks the use."""
         try:
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -257,7 +257,7 @@ class _Fit:
 
 
 def summed(*counts: int | None) -> int:
-    """All of what is there; `NO_COUNT` where one of it is none."""
+    """The sum of present counts; `NO_COUNT` where one of it is none."""
     there = [count for count in counts if count is not None]
     return NO_COUNT if there and min(there) < 0 else sum(there)
 

@@ -18,7 +18,7 @@ class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
 
 # What an event says beside the fields that its API documents: its strings are text, by any name.
 #
-# An API's next kind of content is charged before anybody here knows it. What is known to be none stays out.
+# An API's next kind of content is charged before anybody here knows it. Only known other values stay out.
 
 
 # What an event may be longer than four times its text, before somebody looks for more in it.
@@ -26,7 +26,7 @@ ENVELOPE_BYTES: Final = 512
 # A picture or a sound is some token for 512 bytes of base64, as it is counted: 128 bytes for one of text.
 DATA_BYTES_MIN: Final = 1024
 DATA_BYTES_EACH: Final = 128
-# They name, point and finish; a signature is none of what was produced.
+# They name, point and finish; a signature is not produced text."""
 UNCOUNTED = frozenset(
     {
         "id", "type", "role", "object", "model", "status", "phase", "finish_reason", "native_finish_reason",
@@ -43,16 +43,16 @@ _DATA = frozenset(
 
 
 def may_hold_more(data: bytes, seen: int) -> bool:
-    """Whether an event of which so many bytes of text were seen may hold more than these."""
+    """Whether an event with so many bytes of text seen may hold more than these."""
     return not seen or len(data) > ENVELOPE_BYTES + 4 * seen
 
 
 def see_content(meter: Meter, holder: object, seen: int) -> None:
-    """Count the strings in the part of an event that holds content, `seen` bytes of which are counted."""
+    """Count the strings in the part of an event that holds content; `seen` bytes of it are counted."""
     size = content_bytes(holder)
     if size > seen:
         meter.text_bytes += size - seen
-        meter.texts = None  # its model's tokenizer knows nothing of what this is
+        meter.texts = None  # its model's tokenizer does not know this
         if not seen:
             meter.content_events += 1
 

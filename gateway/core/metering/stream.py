@@ -74,7 +74,7 @@ def says_end(event: bytes) -> bool:
 
 
 def has_mark(event: bytes) -> bool:
-    """Whether an event has the mark, behind which nobody waits for more."""
+    """Whether an event has the mark; nobody waits for more behind it."""
     return b"[DONE]" in event and _MARK.search(event) is not None
 
 
@@ -192,11 +192,11 @@ class Tail:
             self._unfollowed.clear()
 
 
-# What is too long to keep is kept without its long texts: the report that stands behind them is read.
+# An event too long to keep is kept without its long texts: the report behind them is read.
 #
 # A picture or a sound in an answer is one text of megabytes, and the rest is short. Texts longer than
-# `TEXT_BYTES_MAX` are left out as they pass, and counted as produced text unless they are such data. What
-# is too long even so is known by its two ends, where every API puts its usage.
+# `TEXT_BYTES_MAX` are left out as they pass, and counted as produced text unless they are such data. An
+# event too long even so is known by its two ends, where every API puts its usage.
 
 
 TEXT_BYTES_MAX = 1024  # longer than any name, identifier or number
@@ -266,7 +266,7 @@ class TextShortener:
 
     @property
     def document(self) -> bytes:
-        """What was kept, all of it; empty where that was too long as well."""
+        """All of the kept bytes; empty where that was too long as well."""
         self._kept = [b"".join(self._kept)]
         return self._kept[0]
 
@@ -354,7 +354,8 @@ class StreamMeter(Meter):
         self._dialect = dialect
         self._splitter = Splitter()
         self._strip = call.strip_usage and 200 <= status < 300
-        # The rest of an event that was too long to keep, and what is read of it: it passes but for its end.
+        # The rest of an event that was too long to keep, and the part of it that is read: it passes but for
+        # its end.
         self._oversized: Tail | None = None
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
@@ -476,7 +477,7 @@ class StreamMeter(Meter):
                 self.phase = OPEN
 
     def _release(self, passed: list[bytes]) -> None:
-        """What was held was not the end."""
+        """The held bytes were not the end."""
         passed += self._held
         self._held = []
         self._held_bytes = self._behind = 0

@@ -1,6 +1,6 @@
-"""Which of what one worker read from Redis is still true, because Redis tells it what changes.
+"""Which values that one worker read from Redis are still true, because Redis tells it of changes.
 
-What was read holds until a change of its key is told. One that is told between question and use counts as
+A read value holds until a change of its key is told. One that is told between question and use counts as
 well, whichever of the two came first. Without a connection that tells changes, nothing holds.
 
 The catalogue, the prices, and which servers are verified are of everybody: they are read again as soon as
@@ -28,7 +28,7 @@ from gateway.errors import Overloaded
 NEVER = 0
 # Of a key that was asked for by itself: its place among others.
 ALONE: Final = -1
-# What is of everybody, and all that a wire should hear of.
+# Values of everybody, and all that a wire should hear of.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
 HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode()
 
@@ -131,7 +131,7 @@ class _KeyReads:
 
 class KeyLookup:
     """One question for a key. `told` says, once it is answered, that a change was told meanwhile: the answer
-    is good for whoever asked, and not to be kept.
+    is good for that question, and not to be cached.
     """
 
     __slots__ = ("_at", "_changes", "_ended", "_name", "_since", "_turn", "_wait", "told")
@@ -163,7 +163,7 @@ class KeyLookup:
 # Callers that were looked up, as many as there is room for, and whose turn it is to be looked up.
 
 
-# What is kept of a caller takes so many bytes, and so many more for each byte it was read from (measured).
+# The cache entry of a caller takes so many bytes, and so many more for each byte it was read from (measured).
 KNOWN_BYTES: Final = 512
 KNOWN_COPIES: Final = 8
 
@@ -186,7 +186,7 @@ BOUNDS: Final = CacheLimits()
 
 
 class CachedValue(LruEntry):
-    """What was read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
+    """A value read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
 
     `since` is when the wire has told of no change of it, `size` are the bytes that it takes.
     """

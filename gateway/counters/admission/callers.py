@@ -3,11 +3,10 @@
 An identity and its organization's terms live here for less than a second, and as long again and again while
 Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
 price or subscription too, and many callers in turn cost little more than one. They are read again in the
-background after half a minute all the same, and hold for a minute at most. What is kept is
-bounded in bytes: who called longest ago makes room for a newcomer. No guess makes anybody go, and guesses are
-looked up a few at a time.
-That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
-cannot say anything, callers it knew before are still known where their tenant has a lease.
+background after half a minute all the same, and hold for a minute at most. The cache is bounded in bytes: the
+caller that called longest ago makes room for a newcomer. No guess makes anybody go, and guesses are looked up
+a few at a time. That a credential is unknown may be said only by a verified Redis: otherwise nobody knows.
+While it cannot say anything, callers it knew before are still known where their tenant has a lease.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
 
-# What is known of callers is read again after a while, though nothing was told: many at once, behind calls.
+# Cached callers are read again after a while, though no change was told: many at once, behind calls.
 #
-# What is there as it was holds on. What is another counts as changed, so whoever calls next looks it up.
+# An unchanged one holds on. Another one counts as changed, so the next call looks it up.
 
 
 # From when on what was read is read again.
@@ -218,7 +217,7 @@ class CallerCache(Catalogue):
             self._turns.give_back(turn)
 
     def _changed(self, name: bytes) -> None:
-        """A key of an identity or of terms changed: whoever asks next reads it."""
+        """A key of an identity or of terms changed: the next question reads it."""
         if name.startswith(keys.IDENTITIES):
             digest = keys.own_name(name)
             self._unknown.pop(digest, None)
@@ -234,7 +233,8 @@ class CallerCache(Catalogue):
         """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
 
         EndedApiKey for one whose end is kept, since what it stood for must stand for nobody else.
-        What is read is as old as the question. What is told to change meanwhile is not kept.
+        its end is kept, since its stand-in must stand for nobody else. An answer is as old as its
+        question. An answer that is told to change meanwhile is not cached.
         """
         # Who it was is looked up together with terms that may be others: one round trip, but for the first.
         name, asked_at = keys.identity(digest).encode(), self._clock()
@@ -271,7 +271,7 @@ class CallerCache(Catalogue):
         fresh, held = asked_at + IDENTITY_S, self._terms.find(caller.organization_id)
         if asked.told or held is None or (terms is not None and terms.told):
             fresh = asked_at - IDENTITY_S
-        elif terms is None:  # of those that were known since what is heard last counts
+        elif terms is None:  # of those that were known since the last message counts
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
         fresh = self._before_end(fresh, found.x)
         entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
@@ -333,7 +333,7 @@ class CallerCache(Catalogue):
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
-        """Whether terms that were read, of which there may be 160 KB, are what they are still."""
+        """Whether terms that were read, up to 160 KB, are still the same."""
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False
@@ -367,7 +367,7 @@ def _unread(what: str, error: Exception) -> CountersRefused:
     return CountersRefused(f"Redis has {what} that cannot be read: {error}")
 
 
-# What a caller is served at which terms: services, budgets and prices, of what `callers.py` knows.
+# The terms of a caller: services, budgets and prices, of the callers in `callers.py`.
 
 
 class Directory(CallerCache):

@@ -1,9 +1,9 @@
-"""What is served, and what it costs, as the keeper wrote it for everybody: catalogue, weights and prices.
+"""Services and prices, as the keeper wrote them for everybody: catalogue, weights and prices.
 
 All are read whenever others are told of, and seldom besides; twice a second where nothing is told, or while
-not all is verified. What is older than what is known counts only once it stands in a Redis that was verified:
-a server that was replaced may lack the latest for a while. What cannot be read, or was written by a newer
-keeper, is told once, and what was read before stays.
+not all is verified. One older than the known one counts only once it stands in a Redis that was verified: a
+server that was replaced may lack the latest for a while. One that cannot be read, or was written by a newer
+keeper, is logged once, and the one before stays.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotInclu
 # What models cost, as Redis has it: the price book of one worker.
 #
 # Prices that begin later come long before, so each is in force at its time by the worker's own clock, and a
-# new one as soon as Redis tells of it, within half a second otherwise. What cannot be read, or was written by
-# a newer keeper, is told once, and what was read before stays in force.
+# new one as soon as Redis tells of it, within half a second otherwise. One that cannot be read, or was
+# written by a newer keeper, is logged once, and the one before stays in force.
 
 
 _PRICES, _HEAD = keys.PRICES.encode(), keys.PRICES_HEAD.encode()
@@ -62,7 +62,7 @@ class PriceCache:
         self._book = PriceBook()
         self._wires = wires
         self._log = log
-        # The head of what was last read, whether it could be or not; and what was last told of.
+        # The head of the last read one, good or not; and the last logged one.
         self._looked_at = b""
         self._told = ""
 
@@ -94,7 +94,7 @@ class PriceCache:
         wire = self._wires.of_key(_PRICES)
         raw = await in_task(wire.send(encode(b"GET", _PRICES)))
         before, self._looked_at = self._looked_at, head
-        if raw is None:  # whoever writes them again may write the same head
+        if raw is None:  # its next writer may write the same head
             self._looked_at = before
             raise ValueError("there are none")
         stored = decode_prices(raw if isinstance(raw, bytes) else b"")
@@ -113,7 +113,8 @@ class PriceCache:
 # while neither changes: what is made for a service elsewhere is found again.
 
 
-# What is kept of an organization takes so many bytes, and so many more for each it was read from (measured).
+# The cache entry of an organization takes so many bytes, and so many more for each it was read from
+# (measured).
 TERMS_BYTES: Final = 1024
 TERMS_COPIES: Final = 5
 # How many ways to have a service organizations share that have negotiated nothing of it.
@@ -283,7 +284,7 @@ class Catalogue:
         return self._services
 
     async def refresh(self) -> None:
-        """Read the catalogue again; one that is older than what is known waits for the next look.
+        """Read the catalogue again; one older than the known one waits for the next look.
 
         One that cannot be read leaves what was read before.
         """

@@ -148,7 +148,7 @@ class LiveHolds:
 # Holds that nobody waits for any more: they are given back as soon as Redis can be told.
 #
 # A `reserve` that was given up after its wait may be admitted all the same, and a release may stay
-# unanswered. What is still to be released is remembered here, up to a maximum; beyond it, and where this
+# unanswered. Releases still to come are remembered here, up to a maximum; beyond it, and where this
 # worker dies, a hold ends by its deadline.
 
 
@@ -208,7 +208,7 @@ class Releases:
                 await asyncio.sleep(AGAIN_S)
 
     def _is_there(self, one: _PendingRelease) -> bool:
-        """Whether whoever has its partition by now can be told."""
+        """Whether the present owner of its partition can be reached."""
         return self._wires.of(one.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
@@ -360,9 +360,9 @@ class Counters(LiveHolds):
         """Replace the hold by what was used; answered only when that is certain to happen, once.
 
         SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
-        CountersUnavailable where it is kept nowhere, or for a release, which is sent again.
-        Credits are set to what was charged: of a One-Time service nothing, but for the first; of a price in
-        parts of one less, where what was paid ahead covers it.
+        CountersUnavailable where it is kept nowhere, or for a release, which is sent again. Credits are set
+        to what was charged: of a One-Time service nothing, but for the first; of a price in parts of one
+        less, where money paid ahead covers it.
         """
         service = settlement.service
         frame = self._frames.frame_of(settlement.caller, settlement.user, service, settlement.budgets)
@@ -408,7 +408,7 @@ class Counters(LiveHolds):
             self.crowded.met(request.caller.organization_id, request.budgets)
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
-        """Whoever asked was told that nobody knows: should it be admitted all the same, it is released."""
+        """The caller was told that nobody knows: should it be admitted all the same, it is released."""
         if self._wire.connected:
             wait.give_up(partial(self._came_late, request))
         else:
@@ -519,7 +519,7 @@ class _PerConnection(Generic[T]):
 class ShardedCounters:
     """`make` makes the counters of a wire; `live` are the holds of calls under way, wherever they are.
 
-    What is owed to a primary that was replaced is owed to who has the partition then.
+    Releases owed to a primary that was replaced are owed to the partition's new one.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class SharedCircuitBreaker:
 
 
 def _read(raw: object) -> list[_Stored]:
-    """The entries of the key; none of what no worker of this version wrote."""
+    """The entries of the key; None of them if no worker of this version wrote it."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:
@@ -203,7 +203,7 @@ class Throttle:
 # Refused calls as a worker tells of them: batches in one stream, each sent until Redis has it.
 #
 # Nothing waits for it. While Redis is away, or nobody reads the stream, a batch is kept and sent again under
-# its number, and what is refused meanwhile is counted for the next one, within the bounds of `Refusals`.
+# its number, and later refusals are counted for the next one, within the bounds of `Refusals`.
 
 
 SEND_S = 0.5

@@ -171,7 +171,7 @@ def version_of(raw: bytes) -> int:
 
 
 def version_standing(raw: object) -> int:
-    """The same of what Redis answers: 0 where nothing stands, -1 where it is nothing that was written so."""
+    """The same of Redis' answer: 0 where nothing stands, -1 where it was not written so."""
     try:
         return version_of(raw) if isinstance(raw, bytes) else 0
     except UNREADABLE:

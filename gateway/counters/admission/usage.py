@@ -20,7 +20,7 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
-# What a key holder is told of budgets: how much of each is used, and when it begins again.
+# The budgets that a key holder sees: how much of each is used, and when it resets.
 
 
 # Told at once: of those whose calls a caller's may be, the oldest first.

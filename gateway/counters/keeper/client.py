@@ -1,8 +1,8 @@
 """The keeper's way to Redis: how anything is asked and read, whatever it is about.
 
 What verifies, flushes and looks after a server's partitions speaks over its one `RedisConnection`, so that
-the run id it confirms is the run id of the connection it writes on. What is of any organization goes to
-whoever has it. Every method may raise CountersUnavailable.
+the run id it confirms is the run id of the connection it writes on. Questions about any organization go to
+its server. Every method may raise CountersUnavailable.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 # What nobody here can read, since another version has stored it: left where it is, counted, and told.
 #
-# It is never made a dead letter, never dropped, never written over: whoever knows its layout deals with it.
-# This only counts, up to a bound: what may be written goes by what was read, never by what is counted here.
+# It is never made a dead letter, never dropped, never written over: programs that know its layout deal with
+# it. This only counts, up to a bound: what may be written goes by what was read, never by what is counted
+# here.
 
 
 Kind = Literal["partition", "entry", "hold", "settlement", "account"]
@@ -49,7 +50,7 @@ class UnsupportedVersions:
 
     @contextmanager
     def reading(self, kind: Kind, name: str) -> Iterator[None]:
-        """What is read within may be another version's: then what follows within is left out."""
+        """A value read within may be another version's: then the rest of the block is left out."""
         try:
             yield
         except UNREADABLE as error:
@@ -150,7 +151,7 @@ class Client:
         return wire.run_id if wire.connected else b""
 
     def send(self, *parts: bytes) -> Wait[Reply]:
-        """Send one plain command on a key of a partition; its answer is waited for by whoever likes to."""
+        """Send one plain command on a key of a partition; its answer may be waited for."""
         return self._wires.of_key(parts[KEY_AT.get(parts[0], 1)]).send(encode(*parts))
 
     def send_script(self, verb: str, call: packing.Call) -> Wait[Reply]:
@@ -436,7 +437,7 @@ KEEPER = (
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
     "ZREM tk:verified:{p0} m", "ZREM tk:promotion:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip
-# What a server may lack, and what is so without it.
+# Commands that a server may lack, and the consequences.
 WITHOUT = {
     "HELLO": "so nothing is told that changes: who calls is looked up again after 0.8 s",
     "CLIENT TRACKING OFF": "so nothing is told that changes: who calls is looked up again after 0.8 s",

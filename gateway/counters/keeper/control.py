@@ -60,7 +60,7 @@ from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
 from gateway.counters.settlement_log.settlement_record import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
-# Accounts whose use begins again in one step.
+# Accounts that are reset in one step.
 RESET_ACCOUNTS = 250
 # Under which a partition is verified that nobody has served ever.
 FIRST_EPOCH = 1
@@ -108,9 +108,10 @@ class ControlClient(Client):
                 continue
 
     async def reset_budget(self, write: ControlWrite) -> bool:
-        """Have the use of a budget's window begin again in all its accounts, some at a time.
+        """Reset a budget's window in all its accounts, some at a time.
 
-        What is remembered are the last ones: who dies before them begins anew, and takes what is used since.
+        Only the last ones are remembered: a keeper that dies before them starts over, and resets later use
+        too.
         """
         organization_id, budget_id = write.organization_id, write.payload["budget_id"]
         assert isinstance(budget_id, int)
@@ -169,7 +170,7 @@ class ControlClient(Client):
         return known
 
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """The same of what stands in its organization's partition: all but whom a credential stands for."""
+        """The same of the definitions in its organization's partition: all but credentials' owners."""
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
             await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
@@ -253,7 +254,8 @@ class ControlClient(Client):
     async def newest(self, key: str, raw: bytes, version: int) -> None:
         """Write what carries its version; an older one is ignored.
 
-        Whoever displaces a newer one puts it back: an older catalogue than markers ask for refuses all calls.
+        A writer that displaces a newer one puts it back: an older catalogue than markers ask for refuses all
+        calls.
         """
         name = key.encode()
         try:
@@ -321,8 +323,7 @@ def _metadata(write: ControlWrite) -> bytes:
 
 # All definitions of a partition brought into the counters: together, and none of them twice.
 #
-# What is asked together is bounded, so that a keeper that fills the counters does not hold up its other
-# loops.
+# A batch is bounded, so that a keeper that fills the counters does not hold up its other loops.
 
 
 class BulkLoader(ControlClient):
@@ -542,7 +543,7 @@ def _with_holds_of_services(
     money: Sequence[bool],
     tiers: Mapping[Counted, bytes],
 ) -> dict[Counted, states.ActivationState]:
-    """What is kept of each service, its units in flight included, and what they would cost together.
+    """The stored use of each service, its units in flight included, and their cost together.
 
     `money` says of each hold whether its units are.
     """
@@ -579,7 +580,7 @@ def _slots(holds: Sequence[states.HoldState], taken: Callable[[states.HoldState]
 
 
 def activation_state(use: ServiceUse) -> states.ActivationState:
-    """What is kept of a service: nothing is paid twice, no tier begins again."""
+    """The stored use of a service: nothing is paid twice, no tier starts over."""
     quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
     return states.ActivationState(
         flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity

@@ -1,8 +1,8 @@
 """Takes up partitions whose slot was moved from one primary to another: their data came with their markers.
 
-A marker that came so names the history of the primary that gave it away. Where that primary lives, and who
-has the partition now was there before, nothing was lost on the way: the marker is written anew, and nobody is
-kept out. In any other case a partition is verified as after a restart.
+A marker that came so names the history of the primary that gave it away. Where that primary lives, and the
+partition's new owner was there before, nothing was lost on the way: the marker is written again, and nobody
+is kept out. In any other case a partition is verified as after a restart.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SlotMoves:
     async def take_up(self) -> list[int]:
         """Write the markers of partitions that were moved since the last look; answers which.
 
-        Whoever asks meanwhile waits until it is done.
+        Other questions wait until it is done.
         """
         async with self._looking:
             return await self._take_up()

@@ -1,6 +1,6 @@
 """The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
 
-What waits behind accounts in quarantine is set aside, and is read and acknowledged likewise.
+Entries behind accounts in quarantine are set aside, and are read and acknowledged likewise.
 """
 
 from __future__ import annotations
@@ -176,9 +176,9 @@ _Stream = tuple[int, str]
 class Outbox:
     """Streams of all partitions, read and acknowledged on one connection.
 
-    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. So do those of a
-    newer version, and those where an entry of one comes next: it is left where it is. `check_history` makes
-    sure that what was read until then is of the history the wire speaks to.
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. The same holds
+    for those of a newer version, and those where an entry of one comes next: it stays where it is.
+    `check_history` makes sure that entries read until then are of the history the wire speaks to.
     """
 
     def __init__(
@@ -203,8 +203,8 @@ class Outbox:
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
 
-        A partition whose stream is broken has nothing, nor has one that was verified under another
-        history: its entries may be no continuation of what is stored.
+        A partition whose stream is broken has nothing; one that was verified under another history
+        has nothing either: its entries may not continue the stored ones.
         """
         found = await self._read({(p, keys.outbox(p)): entry_id for p, entry_id in after.items()}, count)
         for (partition, _), entries in found.items():
@@ -228,7 +228,7 @@ class Outbox:
         return counts
 
     def keep_to(self, partitions: Collection[int]) -> None:
-        """These alone are read from now on: what the streams of others have is for whoever reads them."""
+        """These alone are read from now on: the streams of others have other readers."""
         self._forget_others({(p, stream) for p, stream in self._others if p not in partitions})
 
     async def _read(
@@ -264,7 +264,7 @@ class Outbox:
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
         """Entries up to the first that a newer version has written: what comes behind it may follow it.
 
-        What is set aside is read whole or not at all. One of each stream is counted: that which comes first.
+        Entries set aside are read whole or not at all. One of each stream is counted: the first.
         """
         at = next((at for at, (_, packed) in enumerate(entries) if is_newer(packed)), None)
         if at is None:
@@ -354,9 +354,9 @@ class Outbox:
     async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
         """The newest entry that was ever deleted of each partition's stream, by its id.
 
-        What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
-        `max-deleted-entry-id`. A partition that has no stream is left out. Unless it is asked `anew`, what
-        others deleted since the last time may not be told.
+        Deleted entries are rows: https://redis.io/docs/latest/commands/xinfo-stream/,
+        `max-deleted-entry-id`. A partition that has no stream is left out. Unless it is asked `anew`,
+        recent deletions of others may be missing.
         """
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
@@ -418,7 +418,7 @@ class OrphanReader:
         self._deleted = deleted or DeletedEntries(client)
 
     async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
-        """The partitions whose stream never had this entry: the data is older than what was stored of it.
+        """The partitions whose stream never had this entry: the data is older than their rows.
 
         Unless it is asked `anew`, a stream that had it under this history has had it.
         """

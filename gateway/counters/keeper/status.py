@@ -177,7 +177,7 @@ class Activity:
             await in_task(wait)
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
-        """What was counted in the last seconds, and how many they really were.
+        """Counts of the last seconds, and how many they really were.
 
         CountersUnavailable where Redis does not answer.
         """
@@ -195,9 +195,9 @@ class Activity:
         return found, now - first * BUCKET_S
 
 
-# Whether a keeper runs, and under which peppers it keeps credentials: one key, which each keeper renews.
+# Whether a keeper runs, and its peppers for credentials: one key, which each keeper renews.
 #
-# Nothing depends on it. People are told by it, and so is whoever looks for a wrong pepper.
+# Nothing depends on it. People read it, and the search for a wrong pepper does too.
 
 
 SAID_EACH_S = 10.0
@@ -265,7 +265,7 @@ _NAME = keys.PROGRAMS.encode()
 
 
 class ProgramRegistry:
-    """All there are, of which this process is one."""
+    """All programs; this process is one of them."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class ProgramRegistry:
         """Say it once; CountersUnavailable where Redis does not answer, or takes nothing."""
         now = b"%.3f" % await self._now()
         told = self._send(b"ZADD", now, self._member)
-        # What is more than so many goes, the longest silent first.
+        # Beyond so many, the longest silent go first.
         bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
         for wait in (told, bounded):
             await in_task(wait)
@@ -352,11 +352,11 @@ class WorkerReports:
         self, wires: RedisConnections, worker_slot: str, beat: int, clock: Callable[[], float]
     ) -> None:
         self._wires, self._worker_slot, self._beat, self._clock = wires, worker_slot.encode(), beat, clock
-        # Of each server: the epochs that were said last, of which history, since when it tells; and when.
+        # Of each server: the last epochs, their history, since when it tells; and when.
         self._said: dict[RedisConnection, tuple[Sequence[int], bytes, int, float]] = {}
 
     async def report(self, epochs: Sequence[int]) -> None:
-        """Say that it lives, and before which epoch of each partition everything was sent again.
+        """Say that it lives, and the epoch of each partition that all earlier entries were sent again for.
 
         Who tells what changes would tell that its data is another: to say the same again has time there.
         """

@@ -186,9 +186,9 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def published(self, *, whole: bool) -> dict[str, int]:
-        """Of the lists of everybody the versions that stand, 0 of one that does not, -1 of what is no list.
+        """The versions of everybody's lists, 0 of a missing one, -1 of a broken one.
 
-        What is only known to stand is not in what is answered: the prices, and unless `whole` the catalogue.
+        The answer has no lists that are only known to be there: the prices, and unless `whole` the catalogue.
         """
         found: dict[str, int] = {}
         for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
@@ -210,7 +210,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     async def said_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
         """Whether a keeper has said so under this run id.
 
-        Partitions that are not verified came with slots that were moved here. What is not there of them may
+        Partitions that are not verified came with slots that were moved here. Entries missing there may
         exist, so it is not said any more.
         """
         name = keys.verified(self.wire.part.anchor).encode()

@@ -1,4 +1,6 @@
-"""The keys of what a call moves, and the tiers that price it: both follow from who calls what. Pure."""
+"""The keys that a call moves, and the tiers that price it: both follow from its caller and its service.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def service_flags(request: HoldRequest | Settlement) -> int:
 
 
 def accounts_of(call: HoldRequest | Settlement) -> Iterator[str]:
-    """The keys of what a call moves: tenant, organization and API key, its user, its service's month."""
+    """The keys that a call moves: tenant, organization and API key, its user, its service's month."""
     caller, p, flags = call.caller, call.caller.partition, service_flags(call)
     yield keys.tenant_state(p, caller.tenant_id)
     yield keys.organization_state(p, caller.organization_id)

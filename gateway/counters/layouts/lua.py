@@ -40,7 +40,7 @@ from gateway.counters.layouts import accounts, packing, states
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
-# What has fields and is no opened layout.
+# Types with fields that are no opened layouts.
 _TABLES = frozenset({"facts", "math", "redis", "string", "struct", "table"})
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # Of an account what comes before is as it was defined.
@@ -168,7 +168,7 @@ def _pack(layout: Layout, values: str) -> str:
 def _replaced(layout: Layout, packed: str, values: str) -> str:
     given = _values(layout, values)
     runs = [(kept, list(run)) for kept, run in groupby(layout.fields, lambda one: one.name not in given)]
-    if [kept for kept, _ in runs] == [True, False]:  # one beginning, then what is new: one call packs both
+    if [kept for kept, _ in runs] == [True, False]:  # one beginning, then a new part: one call packs both
         size = sum(one.kind.size for one in runs[0][1])
         new = ", ".join(given[one.name] for one in runs[1][1])
         return f"pack('<c{size}{_form(runs[1][1])[1:]}', {packed}, {new})"
@@ -275,7 +275,7 @@ def _values(layout: Layout, braced: str) -> dict[str, str]:
 
 
 def _arguments(text: str, at: int) -> tuple[list[str], int]:
-    """What stands between the bracket at a place and the one that closes it; a braced one is one argument."""
+    """The text between the bracket at a place and the one that closes it; a braced one is one argument."""
     if text[at] == "{" and at:
         inner, end = _arguments(text[at:], 0)
         return ["{" + ", ".join(inner) + "}"], at + end

@@ -1,4 +1,4 @@
-"""How calls and answers of the scripts are packed: the Python half of what `lua/` states.
+"""How calls and answers of the scripts are packed: the Python half of `lua/`.
 
 Pure functions. A call is (keys, arguments); an answer is bytes of little-endian doubles.
 `None` for "no limit" travels as 0 in limits and as -1 in totals and caps.
@@ -45,7 +45,7 @@ from gateway.counters.layouts.states import unpack_windows
 from gateway.counters.redis import keys
 from gateway.errors import NewerLayout
 
-# The table of what is packed for the scripts and by them: arguments, answers, definitions, markers.
+# The table of values packed for the scripts and by them: arguments, answers, definitions, markers.
 #
 # States and holds are in `states.py`, an outbox entry in `gateway/core/accounts/outbox.py`, a tier in
 # `gateway/core/billing/money.py`; `LAYOUTS` has all of them. Both sides go by the names here: Python by the
@@ -72,7 +72,7 @@ REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0
 NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
 BUDGETS = Layout("BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0")
 
-# What is kept of a settlement, on disk and in the late queue, is all but the batch.
+# A settlement is kept, on disk and in the late queue, without the batch.
 _KEPT = (
     "number, s40 run_id, u8 mode, f64 tokens weighed=-1@130 credits units over=0@130"
     " service_id tenant_id organization_id key_id, u8 flags, f64 tombstone, s36 request_id"
@@ -118,7 +118,8 @@ PARK = Layout("PARK", "s40 run_id, f64 organization_id")
 PARKED = Layout("PARKED", "f64 code waiting")
 STREAM_ID = Layout("STREAM_ID", "f64 ms number")
 
-# Where the windows of an account's own begin: what is used, then what is held. And what a hold took by scope.
+# Where the windows of an account's own begin: the used amount, then the held one. And what a hold took by
+# scope.
 RECORDS = {
     "QUOTA": ("TENANT", "used"), "CREDITS": ("ORGANIZATION", "credits_used"),
     "SPEND": ("ORGANIZATION", "spent"), "TAKEN": ("HOLD", "key_tpm"),
@@ -212,7 +213,7 @@ MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT =
 reserve_packed = RESERVE.pack
 settle_used = SETTLEMENT.part("batch", "over").pack
 _settle_who = SETTLEMENT.part("service_id", "tombstone").pack
-# What comes before that which log and late queue keep.
+# The bytes before the part that log and late queue keep.
 BATCH_BYTES = SETTLEMENT.offset("layout")
 _TODAY = bytes([LAYOUT])
 _ADMITTED, _REFUSED, _CODE = ADMITTED.struct, REFUSED.struct, CODE.struct
@@ -385,7 +386,7 @@ def grant(
     accounts: Sequence[str] = (),
 ) -> Call:  # fmt: skip
     """Keys and arguments of `grant`. `amount` is signed for adjust and credits, of a plan since when it is in
-    force (ms), and a budget's id where the use of its window begins again in `accounts`.
+    force (ms), and a budget's id where its window resets in `accounts`.
     """
     assert abs(amount) <= INTEGER_MAX
     p = keys.partition_of(organization_id)
@@ -447,7 +448,7 @@ _BY_KIND = {
 
 
 def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
-    """A state as all of its partition is written, by the marker; its name says of what kind it is."""
+    """A state as all of its partition is written, by the marker; its name tells its kind."""
     return packed if layout_of(marker) == LAYOUT else _BY_KIND[state.split(":")[2]].earlier(packed)
 
 
@@ -465,14 +466,15 @@ def limits(of: Limits, prefix: str = "") -> dict[str, int]:
 def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> bytes:
     """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted.
 
-    What is written there from now on is of the `layout`.
+    Later writes there are of the `layout`.
     """
     packed = MARKER.pack(LAYOUT, run_id, epoch, catalogue)
     return packed if layout == LAYOUT else MARKER.earlier(packed)
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:
-    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros of what is none.
+    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros where there is
+    none.
 
     NewerLayout where a newer version has written it: the partition is that one's.
     """
@@ -499,9 +501,9 @@ _PLAN_FIELDS = frozenset(one.name for one in PLAN.fields)
 
 
 def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | None) -> bool:
-    """Whether `load` would change nothing of what is stored but its version, by a packed definition.
+    """Whether `load` would change nothing but the version of the stored value, by a packed definition.
 
-    What is of an older layout is written in today's. What cannot be read, the script says what it is.
+    An older layout is rewritten in today's. The script names a value that cannot be read.
     """
     if not stored or stored[0] != LAYOUT:
         return False

@@ -28,7 +28,7 @@ WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 
 @dataclass(slots=True)
 class WindowState:
-    """One budget of an account: as it is defined, and what is used and held of it; see
+    """One budget of an account: its definition, and its used and held amounts; see
     `gateway/core/accounts/budgets.py`.
     """
 
@@ -94,7 +94,7 @@ EACH_ACCOUNTS_MAX = 100_000
 
 @dataclass(slots=True)
 class Account:
-    """What all four accounts begin with. Limits of 0 are none; levels of what was used are in 1/60,000."""
+    """What all four accounts begin with. Limits of 0 are none; levels of use are in 1/60,000."""
 
     flags: int = 0
     version: int = 0
@@ -210,13 +210,13 @@ class OrganizationState(Account):
 
     @property
     def balance(self) -> int:
-        """What was paid in and not charged yet."""
+        """Money paid in and not charged yet."""
         return -self.credits_used
 
 
 @dataclass(slots=True)
 class HoldState:
-    """One hold: what was taken where, and what was observed so far: tokens, and `seen` in credits
+    """One hold: the amounts and their accounts, and the use observed so far: tokens, and `seen` in credits
     (-1 where tokens do not set the price).
 
     What it took of each scope is `UNCOUNTED` where that had no limits: of it nothing is given back.

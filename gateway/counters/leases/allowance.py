@@ -1,8 +1,8 @@
 """What a worker may admit by itself while Redis is away: what it leased before, tenant by tenant.
 
-Nothing here asks Redis or waits: `Leaser` brings what is leased, `Counters` takes calls in on it.
-A call counts with its hold while it lives and with its use afterwards, until Redis has charged
-it; so what is leased again is never what was used already.
+Nothing here asks Redis or waits: `Leaser` brings what is leased, `Counters` takes calls in on it. A
+call counts with its hold while it lives and with its use afterwards, until Redis has charged it; so
+a lease never has used tokens again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
-# What is set aside for one gateway: how `lease` is asked for it and what it answers.
+# The amount set aside for one gateway: how `lease` is asked for it, and its answer.
 #
 # Pure. `AccountLease` is one account's part, in tokens or credits: `kept` is what the gateway still counts
 # on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
@@ -111,7 +111,7 @@ class LeaseShare:
 
     @property
     def left(self) -> int:
-        """What may still be used; below 0 where calls used more than they held."""
+        """The amount that may still be used; below 0 where calls used more than they held."""
         return self.kept - self.spent
 
     def share(self, handed_in: bool) -> AccountLease:
@@ -119,7 +119,7 @@ class LeaseShare:
         return AccountLease(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
 
     def renew(self, kept: int, charged: int) -> None:
-        """Count on `kept` from now on; so much of what is settled is charged."""
+        """Count on `kept` from now on; so much of the settled use is charged."""
         self.kept = kept
         self.spent -= charged
         self.settled -= charged
@@ -187,10 +187,10 @@ class _LeaseUse:
 class Allowances:
     """Every tenant's lease in one worker, and the calls admitted on them.
 
-    `worker_slot` is what the ids of its leases are made of: whoever sits there next finds them again.
-    `fresh` are tenants nobody has asked a lease for yet, `hurried` those whose lease should be looked at.
-    `calls` are in flight, by request id; `admitted` counts them since the start, `left_out` those of tenants
-    that have none since there are so many already.
+    `worker_slot` is in the ids of its leases: the next worker there finds them again. `fresh` are tenants
+    nobody has asked a lease for yet, `hurried` those whose lease should be looked at. `calls` are in flight,
+    by request id; `admitted` counts them since the start, `left_out` those of tenants that have none since
+    there are so many already.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Allowances:
         if caller.key_id in self._revoked:
             raise InvalidApiKey
         if any(account.enforced for account in request.budgets):
-            raise CountersUnavailable("What is left of a budget cannot be known while the counters are away.")
+            raise CountersUnavailable("The rest of a budget cannot be known while the counters are away.")
         if service.one_time or (one.capped and service.pricing.ladder):
             raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
         weights = by_plan.get(one.plan_id) if by_plan and service.counts_tokens else None
@@ -348,7 +348,7 @@ def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Credits to hold: all of them, or what is left where that bounds the call."""
+    """Credits to hold: all of them, or the rest where that bounds the call."""
     left = one.credits.left
     if request.credits <= max(0, left):  # what costs nothing is covered
         return request.credits
@@ -360,7 +360,7 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 def _decision(
     one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
 ) -> Decision:
-    """What is left of the allowance, in place of what is left of the account."""
+    """The rest of the allowance, in place of the account's."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
         Verdict.ADMITTED,
@@ -374,4 +374,4 @@ def _decision(
     )
 
 
-_USED_UP = "The counters are away, and what was set aside for this tenant until they return is used up."
+_USED_UP = "The counters are away, and the share set aside for this tenant until they return is used up."

@@ -1,8 +1,8 @@
 """Keeps a lease for each tenant that was seen lately, so that its calls may go on without Redis.
 
-`lease` is asked a few times a minute and tenant, never on a request's way. What a lease shrinks by
-is not used any more from the moment that is known here, and freed in Redis with the next asking:
-so what is counted on here is held there at every moment, whatever answer is lost.
+`lease` is asked a few times a minute and tenant, never on a request's way. A lease shrinks here at
+once, and in Redis with the next asking: so tokens counted on here are held there at every moment,
+even if an answer is lost.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _Asked = tuple[Allowance, AccountLease, AccountLease, float, Wait[Reply]]
 class Leaser:
     """The leases of one worker.
 
-    Each is a `fraction` of what is free and lasts `lease_s` without being renewed. `pending` counts
-    settlements that have not come into Redis yet.
+    Each is a `fraction` of the free amount and lasts `lease_s` without being renewed. `pending`
+    counts settlements that have not come into Redis yet.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Leaser:
 
     @property
     def is_current(self) -> bool:
-        """Whether whoever answers has heard of every lease that is in force, and what was used of it."""
+        """Whether Redis has heard of every lease that is in force, and of its use."""
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
@@ -147,7 +147,7 @@ class Leaser:
         return one, tokens, credits_, now, wait
 
     def _end(self, one: Allowance) -> Wait[Reply]:
-        """Give all of it back but what is used: that is held until it should be charged."""
+        """Give all of it back but the used part: that is held until it should be charged."""
         if not one.spent:
             return self._send(one, GIVE_BACK)
         spent, credits_ = (AccountLease(share.spent, share.spent) for share in (one.tokens, one.credits))
@@ -172,7 +172,7 @@ class Leaser:
             found = leased(answer)
             assert found is not None
             one.renew(found, began + self._lease_s, tokens, credits_)
-            # What is counted on no longer is freed soon where it is much.
+            # Tokens counted on no longer are freed soon where they are many.
             shrunk = one.credits.kept * 2 < credits_.kept or (
                 not one.unlimited and one.tokens.kept * 2 < tokens.kept
             )
@@ -185,7 +185,7 @@ class Leaser:
             elif one.spent and now - one.seen <= ACTIVE_S:  # a later lease is to know of that
                 self._schedule(one, now + RENEW_S)
                 one.held = one.ends = False
-            else:  # whoever is admitted under a plan that allows it has another one asked for
+            else:  # a caller admitted under a plan that allows it has another one asked for
                 self._allowances.forget(one)
         else:
             self._schedule(one, now + (RENEW_S if code == UNKNOWN else 0))

@@ -24,8 +24,8 @@ from gateway.files import UrlFile, require_regular
 
 # TLS to Redis: read again when a file of it changes.
 #
-# Connections that are open stay as they are; the next new one is made with what the files hold by then. What
-# cannot be used changes nothing, and is told once.
+# Connections that are open stay as they are; the next new one is made with what the files hold by then. A
+# file that cannot be used changes nothing, and is logged once.
 
 
 _log = logging.getLogger("tollkeeper.redis")
@@ -273,7 +273,7 @@ async def first_known(
 async def ask_apart(
     address: Address, place: Place, login: tuple[str, str], *commands: Sequence[str]
 ) -> list[Reply]:
-    """The answers of whoever listens there, by the TLS of `address`; `login` is a user's name and password.
+    """The answers of the server there, by the TLS of `address`; `login` is a user's name and password.
 
     CountersUnavailable where it does not answer within `ANSWER_S_MAX`, or refuses.
     """
@@ -342,7 +342,7 @@ class RedisRoute:
             raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
 
     def leads_elsewhere(self, waited_s: float) -> bool:
-        """Whether sentinels name another, now that whoever was reached has been waited for so long."""
+        """Whether sentinels name another, now that the reached server has been waited for so long."""
         if not self._address.sentinels or waited_s < NAMED_LOOK_S:
             self.close()
             return False
@@ -389,7 +389,7 @@ async def primary(address: Address) -> Place:
     raise CountersUnavailable(f"{unknown}: {faults[-1]}") from faults[-1]
 
 
-# What is said first on a connection to Redis, and what the server says of itself.
+# The first words on a connection to Redis, and the server's words about itself.
 
 
 # Send one command by its parts, and wait for its answer.
@@ -458,7 +458,7 @@ def is_primary(replication: object) -> bool:
 
 
 def said(info: object, name: bytes) -> bytes:
-    """One line of what INFO says; empty where it is not there."""
+    """One line of INFO; empty where it is not there."""
     if not isinstance(info, bytes):
         return b""
     return info.partition(name + b":")[2].partition(b"\r")[0]
@@ -467,7 +467,7 @@ def said(info: object, name: bytes) -> bytes:
 # What a server of Redis says of itself by INFO, and whether it takes calls by that.
 
 
-# The codes by which a server that is there refuses what it is told, and what is so then.
+# The codes of a server that refuses commands, and their causes.
 WHY = {
     "OOM": "its memory is full",
     "MISCONF": "it cannot write its file",

@@ -1,7 +1,7 @@
 """Calls of a function as they go over the wire: those that leave together are one call of it.
 
-A server that is no cluster takes those of all partitions together, any other each partition's. What is the
-same for every call of a caller is made once (`CallTemplate`). How many calls share their keys and are
+A server that is no cluster takes those of all partitions together, any other each partition's. The parts
+equal for every call of a caller are made once (`CallTemplate`). How many calls share their keys and are
 answered each for itself is in `lua/lib/calls.lua`. Pure.
 """
 
@@ -33,8 +33,9 @@ from gateway.counters.layouts.packing import (
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
-# What is one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more accounts
-# each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as one.
+# The bounds of one call: so many calls, bytes of arguments, and accounts, whose places are bytes. Of more
+# accounts each costs Redis more: 64 calls of as many organizations take a tenth less as two calls than as
+# one.
 CALLS_MAX: Final = 64
 ARGUMENT_BYTES_MAX: Final = 262_144
 ACCOUNTS_MAX: Final = 128
@@ -42,10 +43,10 @@ FIRST_PLACE: Final = 2
 
 
 class AnotherType(CountersRefused):
-    """What stands under the key that was asked about is of another type."""
+    """The value under the key that was asked about is of another type."""
 
 
-# What scripts answer of what a newer version has stored: see lua/lib/state.lua.
+# Scripts' answers about a newer version's values: see lua/lib/state.lua.
 NEWER_CODE: Final = "NEWERLAYOUT "
 _KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
 
@@ -116,7 +117,7 @@ def _shape(*counts: int) -> bytes:
     return bytes(counts)
 
 
-# Who waits, of which form, the request's id, its arguments as they go over the wire.
+# A waiting call: its form, the request's id, its arguments as they go over the wire.
 Call = tuple[Wait[Reply], CallTemplate, bytes, bytes]
 
 
@@ -150,8 +151,8 @@ class BatchWaiters:
 class Hop:
     """A command that a server of a cluster did not take, and that goes on to another one; `hops` counts them.
 
-    Who waits is told that nobody answered, when `timer` says so, and of what is answered later all the same:
-    he may have given up, and want to know. `ended` is told once.
+    A call is told that nobody answered, when `timer` says so, and of a later answer all the same: it may
+    have given up, and want to know. `ended` is told once.
     """
 
     __slots__ = ("_ended", "_wait", "done", "hops", "timer")
@@ -184,7 +185,7 @@ class Hop:
             self._ended()
 
 
-# Whoever waits for the answer to a command.
+# A waiter for the answer to a command.
 Waiting = Wait[Reply] | BatchWaiters | Hop
 
 
@@ -295,7 +296,7 @@ class CallBatch:
         return self._size + size > ARGUMENT_BYTES_MAX or self._accounts + accounts > ACCOUNTS_MAX
 
     def command(self) -> Command:
-        """The command of what was taken."""
+        """The command of the batch."""
         calls, parts = self.calls, len(self._own)
         if len(calls) == 1:
             return alone(calls[0])
@@ -317,9 +318,9 @@ class CallBatch:
 # Which calls leave at once, and which are gathered: those that come while writes before them are unanswered.
 #
 # Where Redis is busy, more come together that way, and each costs it less; where it is not, nothing waits.
-# What is gathered leaves with the next answer, or command of another kind, once it is as much as one command
-# takes, and after a short time in any case: a Redis that is far away or stands still delays a call by no more
-# than that. It knows nothing of connections.
+# The batch leaves with the next answer, or command of another kind, once it is as much as one command takes,
+# and after a short time in any case: a Redis that is far away or stands still delays a call by no more than
+# that. It knows nothing of connections.
 
 
 # While one write is answered, the next one lies before Redis already: it does not wait for this process.
@@ -330,8 +331,8 @@ GATHER_S_MAX = 0.004
 class CallBatcher:
     """The calls of one wire that have not left, and which of its writes are not answered.
 
-    Commands are known by their number, of all that the wire ever asked. `leave` has the calls leave, of which
-    none waits longer than `gather_s`.
+    Commands are known by their number, of all that the wire ever asked. `leave` has the calls leave; none
+    waits longer than `gather_s`.
     """
 
     __slots__ = (
@@ -408,13 +409,13 @@ class CallBatcher:
 
 # The wire bytes that all calls of one caller share, made once: the hot path fills in what changes.
 #
-# Whoever has a key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that
-# came last, so that a key with many users does not push out another's that comes now and then.
+# A key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that came last,
+# so that a key with many users does not push out another's that comes now and then.
 
 
 TOMBSTONE_MS = 3_600_000
 NO_ID = "0" * 36
-# What is given back leaves before what is taken.
+# Returns leave before reservations.
 RANKS = {"settle": 0, "reserve": 1}
 # How the packed argument begins on the wire, and where in a settlement's begins what the log keeps.
 RESERVE_HEAD = b"$%d\r\n" % RESERVE.size
@@ -458,9 +459,9 @@ class Frames:
 
 
 class Frame(LruEntry):
-    """The wire bytes of one caller's calls: what they move, and what is before and behind that which changes.
+    """The wire bytes of one caller's calls: their accounts, and the constant bytes around the changing ones.
 
-    `names` are those of budgets' accounts, behind that which their windows count.
+    `names` are those of budgets' accounts, behind the counts of their windows.
     """
 
     __slots__ = (
@@ -493,7 +494,7 @@ class Frame(LruEntry):
         self.who = packing.settle_who(release, TOMBSTONE_MS)
         keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
         self.settle = _form("settle", caller.partition, keys, len(arguments), self.reserve)
-        # What was last said of budgets' accounts: as they are defined, in one tuple, and that on the wire.
+        # The last definitions of budgets' accounts: in one tuple, and on the wire.
         self._defined_of: tuple[BudgetAccount, ...] = ()
         self._defined = b""
         # Attribution and metadata stand between the user and the tiers; last is what budgets count.
@@ -503,7 +504,7 @@ class Frame(LruEntry):
         self.settle_end = _shared(bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
-        """What stands behind that which changes: last what windows hold and what accounts are."""
+        """The bytes behind the changing part: last the held amounts and the accounts."""
         accounts = request.budgets
         if not accounts:
             return self._reserve_end

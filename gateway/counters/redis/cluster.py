@@ -44,8 +44,9 @@ from gateway.errors import CountersUnavailable
 VIEW_S_MAX = 1.0
 # Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
 LEFT_OUT_S = 1.0
-# Another cluster, such as one that was built anew, is gone to where nobody of the known one has said anything
-# for so long. Before that, its members may be away for a moment, and another's may be at a place of theirs.
+# Another cluster, such as one that was built again, is gone to where nobody of the known one has said
+# anything for so long. Before that, its members may be away for a moment, and another's may be at a place of
+# theirs.
 ANOTHER_S = 10.0
 
 
@@ -143,10 +144,10 @@ def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
 
 # Commands that a server of a cluster did not take, on their way to the one that does, within their time.
 #
-# None of them was executed, so each may be sent again. What was MOVED waits until its server has said what it
-# is now: only a primary gives slots away. A server that was replaced says MOVED too, and whoever replaced it
-# may lack what was acknowledged before. So nothing goes on to it that was meant for another, nor to anybody
-# who was not there before the slot moved.
+# None of them was executed, so each may be sent again. A MOVED call waits until its server has said its
+# state: only a primary gives slots away. A server that was replaced says MOVED too, and its successor may
+# lack acknowledged writes. So nothing goes on to it that was meant for another, nor to anybody who was not
+# there before the slot moved.
 
 
 # From one server to the next; TRYAGAIN, which time alone bounds, is none.
@@ -172,7 +173,7 @@ class Redirects:
         self._call_s, self._place_of, self._at, self._gave_away = call_s, place_of, at, gave_away
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
-        # What was moved away from a wire's place, and who finds out what that means.
+        # Calls moved away from a wire's place, and the finder of the reason.
         self._moved: dict[RedisConnection, list[Callable[[bool], None]]] = {}
         self._asking: dict[RedisConnection, asyncio.Task[None]] = {}
 
@@ -245,7 +246,7 @@ class Redirects:
 LOOK_S = 1.0
 # While a primary is away, or a key was found elsewhere.
 LOOK_SOON_S = 0.1
-# A wire that leads to no primary any more is closed when whoever waits there was answered.
+# A wire that leads to no primary any more is closed when its callers were answered.
 LINGER_S = 5.0
 # Wires to others than primaries with slots, such as those that linger. Each primary has one besides.
 OTHERS_MAX = PRIMARIES_MAX
@@ -443,14 +444,14 @@ class Shards:
         self._found.set()
         owners = list(dict.fromkeys(one.place for one in found.owned))
         for place in {*owners} - before:
-            self._leave(place, again=True)  # who was no primary says anew what its data is
+            self._leave(place, again=True)  # a server that was no primary says its data's name again
         there = {one for one in self._wires.values() if one.connected}
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
             before_here, wire.part = wire.part.partitions, part_of(found.partitions_of(place))
             if not set(before_here) <= set(wire.part.partitions):
-                wire.hearing.again()  # of what was moved away it may have told nothing
+                wire.hearing.again()  # it may have told nothing of moved slots
             if place not in owners:
                 self._loop.call_later(LINGER_S, self._leave, place)
         serving = {self._wires[place] for place in owners} & there
@@ -486,7 +487,7 @@ class Shards:
             wait.set(None)
 
     def _at(self, place: Place) -> RedisConnection:
-        """The wire to a place: that of a primary, or of whom a primary names."""
+        """The wire to a place: that of a primary, or of the one a primary names."""
         wire = self._wires.get(place)
         if wire is None:
             owners = {one.place for one in self.map.owned}
@@ -511,8 +512,8 @@ class Shards:
 
 # Whom to ask what is of a partition, or of a key of everybody: one server, or the primary that has it.
 #
-# Whoever is handed these knows no more of a cluster than that. What there has to be one of for each server,
-# such as its fence, is made for each of `wires`.
+# Their users know no more of a cluster than that. What there has to be one of for each server, such as its
+# fence, is made for each of `wires`.
 
 
 class RedisConnections(Protocol):

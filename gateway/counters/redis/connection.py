@@ -90,7 +90,7 @@ class InvalidationListener:
         self._tell(ANYTHING)
 
     def again(self) -> None:
-        """What was heard until now says nothing of the data that is there."""
+        """Messages heard until now say nothing of the present data."""
         if self.since:
             self.since = next(_times)
             self._tell(ANYTHING)
@@ -356,7 +356,7 @@ class RedisConnection(asyncio.Protocol):
         except (hiredis.ProtocolError, IndexError):
             self._drop()
         if not self.available and self.connected:
-            # What has waited in vain is the probe: once all of it is answered, calls may wait again.
+            # A call that has waited in vain is the probe: once all of it is answered, calls may wait again.
             self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
         answered = self._asked - len(self._pending)
         if 0 < self._proof <= answered:
@@ -458,7 +458,7 @@ class RedisConnection(asyncio.Protocol):
             self._drop()
         elif waited > self._call_s and self.connected:  # each question of a greeting has its own time
             self.available = False
-            # Whoever is told may send again at once: what is told is taken out first.
+            # A receiver may send again at once: its message is taken out first.
             for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
         if not self.closed:

@@ -2,9 +2,8 @@
 
 All keys of a partition share one hash tag, so a script that takes them runs on one hash slot. Identities,
 owners of objects and terms stand in the slots of partitions too, and so does what is said of a server's whole
-data: beside one of the partitions that it has, its anchor. What is left is of everybody, and asked for key by
-key.
-The catalogue with types, writers and lifetimes is in `lua/README.md`.
+data: beside one of the partitions that it has, its anchor. The rest is of everybody, and asked for key by
+key. The catalogue with types, writers and lifetimes is in `lua/README.md`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"
 # What the names of all identities begin with, and those of all terms: their changes are told.
 IDENTITIES, TERMS = b"tk:id:", b"tk:org:"
-# The same of what is said of servers' data: its name, and that all of it was verified.
+# The same of notes on servers' data: its name, and that all of it was verified.
 HISTORIES, VERIFIED = b"tk:history:", b"tk:verified:"
 
 
@@ -86,7 +85,7 @@ def _of_account(letter: str) -> Callable[[int, int], str]:
 
 
 # By the anchor of a server: the name of its data's history, the promotion it is verified behind, the pulses
-# of processes, the history under which all that it has was verified, what workers report.
+# of processes, the history that all of it was verified under, the workers' reports.
 history, promotion, pulses = map(_of_server, ("history", "promotion", "pulses"))
 verified, workers = map(_of_server, ("verified", "workers"))
 # By the partition: its marker, the holds by when they end, the outbox, how many movements wait apart by
@@ -134,13 +133,13 @@ def hold(partition: int, request_id: str) -> str:
 
 
 def activation(partition: int, organization_id: int, service_id: int, *, in_money: bool = False) -> str:
-    """What is kept of an organization's service; units that are money are counted apart."""
+    """The stored use of an organization's service; units that are money are counted apart."""
     return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}{':money' if in_money else ''}"
 
 
 # Which hash slot a key stands in, and what one server of a cluster has of all partitions. Pure.
 #
-# The rule is that of https://valkey.io/topics/cluster-spec/: CRC16 of what stands between the first braces,
+# The rule is that of https://valkey.io/topics/cluster-spec/: CRC16 of the bytes between the first braces,
 # or of the whole name.
 
 

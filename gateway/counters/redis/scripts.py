@@ -28,7 +28,8 @@ _LITERAL = r"(?:[\d.]+|'[^',]*')"
 _CONSTANTS = re.compile(
     rf"^local (?P<names>{_NAME}(?:, {_NAME})*) = (?P<values>{_LITERAL}(?:, {_LITERAL})*)$", re.MULTILINE
 )
-# `has(flags, FLAG)` of a plain place, its constant put in: written out it takes a third of what a call does.
+# `has(flags, FLAG)` of a plain place, its constant put in: written out it takes a third of the time of a
+# call.
 _HAS = re.compile(r"\bhas\((?P<place>[\w.]+(?:\[\d+\])?), (?P<flag>\d+)\)")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _LOCAL = re.compile(
@@ -42,7 +43,7 @@ _TOKEN = re.compile(
     r"|(?<!\.)\.(?!\.)\s*[A-Za-z_]\w*|\d[\w.]*|(?P<name>[A-Za-z_]\w*)(?P<key>\s*=(?!=))?",
     re.DOTALL,
 )
-# What is there only once the library is loaded; see `lua/lib/state.lua`.
+# Values that exist only once the library is loaded; see `lua/lib/state.lua`.
 _BIND = "if not call then bind() end"
 _FLAGS = {"oom": "'allow-oom'", "nothing": "'no-writes'"}
 

@@ -1,4 +1,4 @@
-"""The worker's own memory of what it settled: one bounded, fsynced log in files on its disk.
+"""The worker's own memory of its settlements: one bounded, fsynced log in files on its disk.
 
 What the counters acknowledged is noted, for the case that they forget their last second. What they did not
 acknowledge is spooled: once that is on the disk it is as good as settled, and it waits there until the
@@ -32,8 +32,7 @@ from gateway.errors import CountersUnavailable, StartError
 #
 # A file is a header and blocks; a block carries its length and checksum, so what a crash left of the last one
 # is recognised, and damage in the middle costs the damaged block alone. A file is locked while its worker
-# lives: whoever gets the lock of one that lies there owns what it holds. Nobody else writes to its
-# attributes.
+# lives: the next owner of its lock owns its contents. Nobody else writes to its attributes.
 
 
 FORMAT = 1
@@ -209,7 +208,7 @@ class LogSegment:
 
     @property
     def spare(self) -> bool:
-        """Whether its own worker may drop it: it has nothing but what was acknowledged."""
+        """Whether its own worker may drop it: it has nothing but acknowledged entries."""
         return not (self.adopted or self.waiting or self.empty)
 
     def place(self, size: int, now: float, notes: int = 0) -> int:
@@ -251,11 +250,11 @@ class LogSegment:
         return next(records_in(Block(SPOOLED, 0, offset, data)))
 
     def reading(self) -> SegmentReader:
-        """What reads the file as far as it is written now."""
+        """The reader of the file as far as it is written now."""
         return SegmentReader(self.descriptor, self.size)
 
     def sent_again(self, epochs: Sequence[int], failed: Collection[int]) -> None:
-        """What is of earlier epochs was sent again, but for partitions where that failed."""
+        """Earlier epochs were sent again, but for partitions where that failed."""
         for partition, epoch in enumerate(epochs):
             if partition not in failed:
                 self._sent_again[partition] = max(epoch, self._sent_again[partition])
@@ -270,7 +269,7 @@ class LogSegment:
         os.close(self.descriptor)
 
     def leave(self) -> None:
-        """Let go of the file for whoever comes next."""
+        """Let go of the file for the next worker."""
         os.close(self.descriptor)
 
 
@@ -350,7 +349,7 @@ FILES_MIN = 16
 
 @dataclass(slots=True)
 class LogCounts:
-    """What happened since the log was opened.
+    """Counts since the log was opened.
 
     `refused` settlements could be kept nowhere; `unlogged` ones were acknowledged, and nothing is here should
     the counters forget them; `dropped_early` were not kept as long as they should: `bytes_max` is too little.
@@ -377,9 +376,9 @@ class LogWrite:
 class SettlementLog:
     """The log of one worker: `segments` are its files, oldest first. StartError where it can keep nothing.
 
-    What was acknowledged is kept for `keep_s`. `clock` is monotonic, `wall` tells seconds since the epoch.
-    `left_behind` says, once it is closed, whether any file stays for the next worker. What is kept is of the
-    `layout` that the counters are written in: a program that was taken back may have to send it.
+    Acknowledged entries are kept for `keep_s`. `clock` is monotonic, `wall` tells seconds since the epoch.
+    `left_behind` says, once it is closed, whether any file stays for the next worker. Entries are of the
+    `layout` that the counters are written in: a program that was taken back may have to send them.
     """
 
     def __init__(
@@ -469,7 +468,7 @@ class SettlementLog:
         """Keep what comes from now on in this layout."""
         if layout != self.layout:
             self.layout = layout
-            if self._current is not None and self._current.empty:  # it says of which layout it is
+            if self._current is not None and self._current.empty:  # it names its layout
                 self._drop(self._current)
             self.rotate()
 
@@ -479,7 +478,7 @@ class SettlementLog:
             self._current = None
 
     def expire(self, sure_s: float) -> None:
-        """Drop what is old enough: said by whoever has just seen that the counters forgot nothing.
+        """Drop entries that are old enough: by a caller that has just seen that the counters forgot nothing.
 
         They may still forget what is younger than `sure_s`. While something is written, the next one does it.
         """
@@ -561,7 +560,7 @@ class SettlementLog:
         return True
 
     def _let_go(self) -> None:
-        """What waits, was adopted or may be forgotten stays for the next worker."""
+        """Entries that wait, were adopted or may be forgotten stay for the next worker."""
         needed = self._clock() - self._noted_at < self._bounds.at_risk_s
         for one in self.segments:
             if one.waiting or one.adopted or (needed and not one.empty):
@@ -664,7 +663,7 @@ class SettlementLog:
             self._soon()
 
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
-        """The disk hangs: nobody waits longer for its turn, whatever still comes of what was given."""
+        """The disk hangs: nobody waits longer for its turn, even if the write ends later."""
         if self._writing is writing:
             give_up([wait for _, wait in self._spools])
             self._loop.call_later(

@@ -1,11 +1,11 @@
 """Brings the settlement log and the counters together again after either was away.
 
-What was spooled is settled as soon as a verified Redis is there. Whenever a partition is found
+Spooled settlements are settled as soon as a verified Redis is there. Whenever a partition is found
 under a later epoch than records were acknowledged under, that Redis may have forgotten them: they
 are sent once more, and the keeper, who knows the ledger, posts those that are in nobody's books.
-Files of workers that died are adopted and treated the same. Traffic goes on meanwhile: what is
-sent again is sent in bounded batches at a bounded rate. How far that is gets reported: the keeper
-admits nobody to such a partition before.
+Files of workers that died are adopted and treated the same. Traffic goes on meanwhile: what is sent
+again is sent in bounded batches at a bounded rate. How far that is gets reported: the keeper admits
+nobody to such a partition before.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class VerifiedEpochs:
         return min(self._layouts.values(), default=EARLIER)
 
     def told(self, name: bytes) -> bool:
-        """Whether a change that was told is one of markers, or of what they are compared with."""
+        """Whether a change is one of markers, or of values they are compared with."""
         partition = keys.marked_partition(name)
         if partition is not None:
             self._held[partition] = None
@@ -169,9 +169,9 @@ _FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(Set
 class Resubmitter:
     """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
 
-    `report` takes, of each partition, the epoch before which everything was sent again; `in_flight`
+    `report` takes, of each partition, the epoch that everything before was sent again for; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
-    `announce` is told behind which wire the data has not moved as far as what others left.
+    `announce` is told of the wire whose data has not moved as far as adopted logs say.
     """
 
     def __init__(
@@ -234,7 +234,8 @@ class Resubmitter:
             self._log.woken.set()
 
     async def resubmit(self) -> None:
-        """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
+        """Adopt, send entries that wait and those that may be forgotten, report; drop what nobody needs any
+        more.
 
         CountersUnavailable where Redis is away or nothing is verified.
         """
@@ -274,7 +275,7 @@ class Resubmitter:
             self._log.expire(self._bounds.at_risk_s)
 
     def _going_on(self, epochs: list[int]) -> dict[float, bool]:
-        """Moments before which calls began that go on, by whether they are waited for no more."""
+        """Moments that running calls began before, by whether they are waited for no more."""
         now, far = self._clock(), zip(self._seen_at, epochs, self._sent_again, self._reported, strict=True)
         seen = {at for at, epoch, sent, reported in far if not epoch == sent == reported}
         return {at: now - at >= self._bounds.calls_s_max for at in seen if self._in_flight(at)}
@@ -293,12 +294,12 @@ class Resubmitter:
         if adopted := await self._log.adopt():
             self._uncompared += adopted
             self._compared_under = []
-            self._epochs = []  # nobody has looked under which they were acknowledged
+            self._epochs = []  # nobody has looked at the epochs that acknowledged them
             self._sent_again = [0] * PARTITIONS
         self._adopted_at = self._clock()
 
     async def _compare(self, epochs: list[int]) -> None:
-        """See that the data is as far as what was adopted says: whoever knew is gone.
+        """See that the data is as far as adopted logs say: their workers are gone.
 
         Where another one has said so meanwhile, these epochs are of before. What a server is away for is
         compared again once it is back.

@@ -37,7 +37,7 @@ def unpack(arguments: bytes) -> Settlement:
 
 
 def record_of(late: Mapping[bytes, bytes]) -> bytes:
-    """The record of what an entry of the late queue says was used."""
+    """The record of the use in an entry of the late queue."""
     packed = KEPT.today(late[b"a"])
     names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
     texts = [late.get(name, b"") for name in names]
@@ -47,7 +47,7 @@ def record_of(late: Mapping[bytes, bytes]) -> bytes:
 def settlement_of(
     packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes, *, paid: bytes = b""
 ) -> Settlement:
-    """What the arguments of `settle` say was used, by whom and of what."""
+    """The use in the arguments of `settle`, with its user and service."""
     kept = KEPT.read(KEPT.today(packed))
     organization_id = kept["organization_id"]
     budgets, money, raw_tokens = read_paid(paid)
@@ -114,7 +114,7 @@ def _texts(encoded: bytes) -> list[bytes]:
     return found
 
 
-# What answers of `settle` and `grant` acknowledge: the epoch, and which seqs of which accounts moved.
+# The parts of `settle` and `grant` answers that acknowledge: the epoch, and the moved seqs by account.
 #
 # A settlement that is sent again is answered again, and may be forgotten again before a keeper has seen what
 # it says of the first answer. So the log notes what earlier answers acknowledged behind the latest one.
@@ -155,7 +155,7 @@ def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
 
 
 def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
-    """The movements of the argument made of what was noted; none of one that nobody can read."""
+    """The movements of the argument made of the notes; none of one that nobody can read."""
     size = ACKNOWLEDGED.size
     if len(argument) % size:
         return ()
@@ -187,7 +187,7 @@ READ_BATCH_MAX = 500
 class Positions:
     """The newest movement of each account, of those acknowledged under the present `epochs` of partitions.
 
-    What was acknowledged before has another epoch than its partition, and is sent again for that.
+    Entries acknowledged before have another epoch than their partition, and are sent again for that.
     """
 
     def __init__(self, epochs: Sequence[int]) -> None:

@@ -185,7 +185,7 @@ def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMon
 # Texts and documents are texts, moments are microseconds of UTC, all other numbers have 64 bits.
 
 
-# What is read at once of the rows as text: a group of rows in the file.
+# Rows read at once as text: a group of rows in the file.
 GROUP_BYTES = 32 << 20
 COMPRESSION = "zstd"
 READ_BYTES = 1 << 20
@@ -341,8 +341,8 @@ def archive(
 ) -> ArchiveRun:
     """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
 
-    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept. What
-    is archived since `drop_after` days is dropped, with None nothing.
+    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept.
+    Months archived since `drop_after` days are dropped, with None nothing.
     """
     latest = months.latest(today)
     for option, day in (("--before", before), ("--audit-before", audit_before)):
@@ -387,7 +387,7 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
-    """What keeps several ledgers for the same reasons is said once; the oldest month first."""
+    """Several ledgers stopped for the same reasons are named once; the oldest month first."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
@@ -461,7 +461,7 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
 def outgrown(written: int, size: int, expected: int, most: int) -> int:
     """How many bytes a file of `expected` rows will have by what was written, where that is too much; else 0.
 
-    What is too much by less than `SPARE` goes on until it is.
+    An excess of less than `SPARE` goes on until it is more.
     """
     whole = size * max(written, expected) // written
     if size > most or (size >= most // SURE_OF and whole > most * SPARE):

@@ -116,7 +116,7 @@ def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth
 
 @contextmanager
 def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
-    """What is no row of a ledger, on one line: a file and its manifest may be changed together."""
+    """Rows that are none of a ledger, on one line: a file and its manifest may be changed together."""
     try:
         yield
     except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -196,7 +196,7 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
 
 NAMED_MAX = 100
 BATCH_ROWS = 65_536
-# By kind of account: what a movement comes to, of which columns, and the one of where it leaves the account.
+# By kind of account: the amount of a movement, its columns, and the one of the balance behind it.
 MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] = {
     "tenant": (
         ("direction", "amount"),
@@ -210,7 +210,7 @@ MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] =
 
 @dataclass(slots=True)
 class ArchiveProof:
-    """What was proved: files and rows that were read, movements compared; and all that is not so.
+    """The result of a proof: files and rows that were read, movements compared; and all that is not so.
 
     `elsewhere` are places of other archived months: each is proved by itself.
     """
@@ -223,7 +223,7 @@ class ArchiveProof:
 
 
 def prove(url: str, place: FileStore) -> ArchiveProof:
-    """Prove an archive and the database of which it is."""
+    """Prove an archive and its database."""
     proof = ArchiveProof()
     with months.connected(url) as connection, told(place.url):
         stored = archived(connection)
@@ -297,7 +297,7 @@ def _counted(rows: Iterable[MovementRun], proof: ArchiveProof) -> Iterator[Movem
 
 
 def compare(rows: Iterator[MovementRun], stands: Iterable[MovementRun]) -> Iterator[str]:
-    """What is not so: each row is of one that stands for it, and each of these has all its rows."""
+    """Mismatches: each row is of one that stands for it, and each of these has all its rows."""
     row = next(rows, None)
     for one in stands:
         while row is not None and (row.owner, row.last_seq) < (one.owner, one.first_seq):

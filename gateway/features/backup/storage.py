@@ -86,12 +86,12 @@ def read_manifest(found: Any, source: str) -> BackupManifest:
 
 
 def no_backup_at(source: str) -> BackupFailed:
-    """What is said of something that is no backup."""
+    """The words on something that is no backup."""
     return BackupFailed(f"{source} is not a backup of Tollkeeper, or not a whole one")
 
 
 def damaged_backup(source: str) -> BackupFailed:
-    """What is said of a backup whose bytes are others than were written."""
+    """The words on a backup whose bytes are others than were written."""
     return BackupFailed(f"{source} is damaged: its dump is not the one that was written")
 
 
@@ -261,7 +261,7 @@ _DOCUMENT, _PROVEN = ".json", ".proven"
 
 @dataclass(frozen=True, slots=True)
 class PiecesBackup:
-    """A backup of a bucket, or what is said to be one."""
+    """A backup of a bucket, or something that claims to be one."""
 
     place: FileStore
     name: str
@@ -344,7 +344,7 @@ class Bucket:
         self._place.remove_folder(name)
 
     def note_proof(self, name: str) -> None:
-        """Say it beside the backup: whoever restores has no database to ask."""
+        """Write it beside the backup: a restore has no database to ask."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._place.write_json(name + _PROVEN, {"proved_at": at})
 
@@ -421,7 +421,7 @@ def _digest(content: bytes) -> str:
 
 
 def _ours(names: Sequence[str], ending: str) -> list[str]:
-    """The backups of which there is a file with this ending, in order."""
+    """The backups with a file of this ending, in order."""
     found = (name.removesuffix(ending) for name in names if name.endswith(ending))
     return [name for name in found if _NAME.fullmatch(name)]
 
@@ -499,5 +499,5 @@ class Backups(Protocol):
         ...
 
     def proven(self) -> list[str] | None:
-        """Those of which that is said there; None where only the database knows."""
+        """Those that are noted there; None where only the database knows."""
         ...

@@ -1,6 +1,6 @@
 """`tollkeeper backup` and `restore`: PostgreSQL as of one moment, kept somewhere, and back again.
 
-What is kept is pg_dump's own format, and a manifest that says what is in it.
+The files are pg_dump's own format, and a manifest that lists the contents.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int,
 
 @contextmanager
 def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Run a program of PostgreSQL's to its end, lending what goes in and what comes out.
+    """Run a program of PostgreSQL's to its end, lending its input and output.
 
     `BackupFailed` with what it said where it failed.
     """
@@ -167,7 +167,8 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
 
 # Whether a backup can be restored: it is, into a database made for it on the same server, and checked.
 #
-# What was backed up and proven is noted in the database itself, so that metrics tell how old the last one is.
+# A backup that was taken and proven is noted in the database itself, so that metrics tell how old the last
+# one is.
 
 
 def note(url: str, backup: Backup, manifest: BackupManifest) -> int:

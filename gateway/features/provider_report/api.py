@@ -169,7 +169,7 @@ def _key(of: Format, environ: Mapping[str, str]) -> str:
 
 
 def _opener(url: str) -> OpenerDirector:
-    # What is for this machine never goes through a proxy.
+    # Requests to this machine never go through a proxy.
     direct = (ProxyHandler({}),) if is_local(urlsplit(url).hostname or "") else ()
     return build_opener(_NoRedirect, *direct)
 
@@ -180,12 +180,12 @@ def _pause_s(said: str | None, number: int) -> float:
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
 
-# What came of comparing, as a table, as CSV and as JSON. Counts are numbers, money is exact decimals.
+# The outcome of the comparison, as a table, as CSV and as JSON. Counts are numbers, money is exact decimals.
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, and of what they are: days from `since` to `until` (not included) and services of ours."""
+    """All rows, and their span: days from `since` to `until` (not included) and services of ours."""
 
     rows: Sequence[DayComparison]
     theirs: ProviderReport
@@ -309,7 +309,7 @@ API_DAYS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class ProviderOptions:
-    """What was typed. Without `files` the API at `url` is read, by default the provider's own."""
+    """The typed options. Without `files` the API at `url` is read, by default the provider's own."""
 
     provider: str
     files: Sequence[str]

@@ -22,8 +22,8 @@ from gateway.errors import TollkeeperError
 # What somebody counted: amounts by day and model, each exact. Both sides of a comparison are one.
 
 
-# What is compared. `input` is without what a cache had; those that are written to it for an hour are part of
-# those that are. All but the cost are counts.
+# The compared values. `input` is without what a cache had; those that are written to it for an hour are part
+# of those that are. All but the cost are counts.
 FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
 ROWS_MAX: Final = 100_000  # days and models of one report
 COUNT_MAX: Final = 2**53 - 1
@@ -132,7 +132,8 @@ def groups(names: Collection[str], answered: Mapping[str, Collection[str]]) -> l
     """Names, together where they may mean the same model.
 
     Versions stay apart as long as each is named. Where a name without a version is among them, nobody can
-    tell what of it was which: then all of them are one. So are a name and those which `answered` for it.
+    tell what of it was which: then all of them are one. The same holds for a name and those which
+    `answered` for it.
     """
     parent = {name: name for name in names}
 
@@ -165,7 +166,7 @@ _SHOWING: Final = Context(prec=200, rounding=ROUND_HALF_UP)
 
 
 class ComparisonResult(StrEnum):
-    """What came of comparing."""
+    """The outcome of the comparison."""
 
     MATCHED = "matched"
     DIFFERS = "differs"
@@ -331,7 +332,7 @@ def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance
     return all(
         tolerance.allows(name, ours.get(name, ZERO), amount)
         or abs(EXACT.subtract(ours.get(name, ZERO), amount)) <= rounded.get(name, ZERO)
-        # Ours are failed ones as well, of which a provider says nothing.
+        # Ours are failed ones as well, which a provider does not report.
         or (name == "requests" and ours.get(name, ZERO) >= amount)
         for name, amount in theirs.items()
     )
@@ -350,7 +351,7 @@ def _sum(some: Iterable[Mapping[str, Decimal]]) -> Amounts:
     return added
 
 
-# What differs between the reports of one provider and another's: an object each, in a file of its own.
+# Differences between providers' reports: an object each, in a file of its own.
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
@@ -396,7 +397,7 @@ class Format:
 
 
 def cell(row: Mapping[str, str], name: str, read: Callable[[str], _Read]) -> _Read:
-    """What stands in a column; ValueError names it."""
+    """The value of a column; ValueError names it."""
     try:
         return read(row[name])
     except ValueError as error:

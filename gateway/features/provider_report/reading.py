@@ -22,7 +22,7 @@ from gateway.features.provider_report.comparison import BadReport, CsvExport, Fo
 FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200
 PAGE_NAME_CHARACTERS_MAX: Final = 4_096
-SAID_CHARACTERS_MAX: Final = 300  # of what is wrong: it may repeat what the report says
+SAID_CHARACTERS_MAX: Final = 300  # of a fault: it may repeat the report's words
 _DAY = timedelta(days=1)
 _Read = TypeVar("_Read")
 
@@ -49,10 +49,10 @@ class ReportPosition:
     of: Format
 
     def refused(self, where: str, what: object) -> BadReport:
-        """What is wrong there, and which reports would be right."""
+        """The fault there, and which reports would be right."""
         said = str(what)
         said = said if len(said) <= SAID_CHARACTERS_MAX else f"{said[:SAID_CHARACTERS_MAX]}…"
-        return BadReport(f"{self.source}{where}: {said}. What can be read is {self.of.wanted}.")
+        return BadReport(f"{self.source}{where}: {said}. Readable are {self.of.wanted}.")
 
     def read(self, where: str, reader: Callable[[], _Read]) -> _Read:
         """What a reader reads; whatever is wrong with it is said with its place."""

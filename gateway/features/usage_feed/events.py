@@ -1,4 +1,4 @@
-"""Use that a billing service is told of as events: what one says, and what comes of sending some.
+"""Use as events for a billing service: their contents, and the outcome of sending some.
 
 Pure. An event is made once by its name: it may be sent again at any time, and counts once at the other side.
 """
@@ -76,7 +76,7 @@ class Pause:
 
 @dataclass(slots=True)
 class FeedResult:
-    """What came of some events, by their ids: taken, or refused and why. The others still wait."""
+    """The outcome of some events, by their ids: taken, or refused and why. The others still wait."""
 
     taken: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)

@@ -17,9 +17,9 @@ class UsageFeed(Out):
 
     id: Id
     service: str = Field(description="lago or openmeter.")
-    begun_at: Instant = Field(description="What was used before is not told.")
+    begun_at: Instant = Field(description="Earlier use is not reported.")
     ended_at: Instant | None = Field(
-        description="What is used since is not told; what was used before is, also what becomes known later."
+        description="Use since is not reported. what was used before is, also what becomes known later."
     )
     dropped_at: Instant | None = Field(description="Since when nothing of it is told any more.")
     dropped: int | None = Field(description="Events that were not told by then.")
@@ -77,7 +77,7 @@ RESOURCES = (
         actions=(
             Action("resume", "Send again at once, whatever pause there is"),
             Action("retry", "Send all again that was refused"),
-            Action("end", "Tell nothing of what is used from now on; what was used before is still told"),
+            Action("end", "Report no use from now on; what was used before is still told"),
             Action("drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time"),
             Action("begin", "Tell what is used from now on again, in a feed like one that has ended"),
         ),

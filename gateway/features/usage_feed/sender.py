@@ -1,6 +1,6 @@
 """Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
 
-Everything that waits is in PostgreSQL. What was sent and not noted is sent again, and counts once there.
+Everything that waits is in PostgreSQL. Events sent and not noted are sent again, and count once there.
 An event that cannot be sent at all is set aside, as one that is refused: those behind it do not wait.
 """
 

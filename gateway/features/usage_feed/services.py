@@ -31,7 +31,7 @@ class Post(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What an answer says of single events: those it knows already, and what is wrong with others."""
+    """An answer's words on single events: those it knows already, and faults of others."""
 
     known: Collection[int]
     refused: Mapping[int, str]
@@ -79,7 +79,7 @@ class UsageEvents:
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         """Have a batch taken; whatever the other side does is told, not raised.
 
-        What is neither taken nor refused waits: behind a pause, or since there is no more time.
+        Events neither taken nor refused wait: behind a pause, or since there is no more time.
         """
         sent = FeedResult()
         end = self._clock() + self._sending_s_max
@@ -154,7 +154,7 @@ class Lago:
         return msgspec.json.encode({"events": [self._event(event) for event in events]})
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """What is said of events by their positions; None where something else is said."""
+        """The words on events by their positions; None where something else is said."""
         try:
             details = msgspec.json.decode(answer.body, type=_LagoRefusal).error_details
         except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""One answer's head as its upstream sent it: checked, framed, and stripped of what ends here.
+"""One answer's head as its upstream sent it: checked, framed, and stripped of fields that end here.
 
 A hostile upstream is expected: what cannot be read in one way only is `Malformed`, and its
 connection is dropped. An upstream's own limits and ids never pass to a client as if they were ours.
@@ -235,7 +235,7 @@ def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
 #
 # The connection serves another exchange only when the request went out to its last byte, the answer
 # is complete by its own framing, nothing came behind it or could come late, and nobody said close.
-# Whoever drives this may know more, but never decides it. There is no socket and no clock.
+# The driver may know more, but never decides it. There is no socket and no clock.
 
 
 NO_BODY = frozenset({204, 304})
@@ -309,7 +309,7 @@ class UpstreamSide:
     def end(self) -> bytes:
         """The body has come to its end: the bytes that say so."""
         if self._promised:
-            raise IllegalEvent(f"the end of a body of which {self._promised} bytes are missing")
+            raise IllegalEvent(f"the end of a body with {self._promised} bytes missing")
         self.request = OUTGOING[self.request][ENDED]
         return LAST_CHUNK if self._promised is None else b""
 

@@ -140,10 +140,11 @@ def chunk(payload: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-# How far a message has come, as tables: state, event, next state. What is not in a table is an error.
+# How far a message has come, as tables: state, event, next state. An event that is not in a table is an
+# error.
 #
 # A request that comes in has one table, for its bytes alone: whether its client is still there is no
-# state of its framing. What goes to an upstream has two, since an answer may overtake its request.
+# state of its framing. A message to an upstream has two, since an answer may overtake its request.
 
 
 # States.
@@ -177,7 +178,7 @@ class IllegalEvent(Exception):
 
 
 class Row(dict[str, str]):
-    """What may happen in one state; anything else raises."""
+    """The events of one state; anything else raises."""
 
     def __missing__(self, event: str) -> str:
         raise IllegalEvent(f"{event}: none of {', '.join(self) or 'nothing'}")
@@ -193,7 +194,7 @@ INCOMING = {
     CLOSING: Row({CLOSED: CLOSING}),
 }
 
-# The request an upstream is sent. What was given up is owed for ever.
+# The request an upstream is sent. A request that was given up is owed for ever.
 OUTGOING = {
     IDLE: Row({BARE: SENT, BEGUN: OWED, FAULT: GIVEN_UP}),
     OWED: Row({ENDED: SENT, OVERTAKEN: GIVEN_UP, FAULT: GIVEN_UP}),

@@ -42,11 +42,11 @@ from gateway.http.protocol.framing import (
     has_bare_newline,
 )
 
-# What was worked out once and is looked up again: bounded in bytes, the oldest goes first.
+# Parsed values that are looked up again: bounded in bytes, the oldest goes first.
 #
-# What is remembered here is often a stranger's choice. So an entry has a size, a newcomer makes
-# only the room it takes, and an entry that is renewed makes nobody go. What is kept by its use goes
-# by when it was used last: strangers cannot make those go who come all the time.
+# Cached values here are often a stranger's choice. So an entry has a size, a newcomer makes only
+# the room it takes, and an entry that is renewed makes nobody go. The least recently used goes
+# first: strangers cannot make those go who come all the time.
 
 
 K = TypeVar("K", bound="bytes | str")
@@ -111,9 +111,9 @@ class LruParseCache(LruCache[K, U]):
 
 # What a request's field is to a gateway, by its name: whether it passes, and what it is read for.
 #
-# RFC 9110, 7.6.1: hop-by-hop fields end here. So do credentials, forwarded fields and everything
-# of ours. Each spelling of a short name is looked at once and remembered, within bounds: who sends
-# it is not known yet.
+# RFC 9110, 7.6.1: hop-by-hop fields end here. Credentials, forwarded fields and everything of ours
+# end here too. Each spelling of a short name is looked at once and remembered, within bounds: who
+# sends it is not known yet.
 
 
 CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials)
@@ -164,7 +164,7 @@ _WITHHELD_PREFIXES = (
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")
 _PASSED = frozenset(one.spoken_by for one in ALL)
 _WITHHELD_SOMEWHERE = WITHHELD.union(*(one.withheld for one in ALL))
-# Named by whoever traces, retries or forwards a request: nearly each one has another value.
+# Set by tracers, retriers and forwarders of a request: nearly each one has another value.
 _VARYING = frozenset(
     b"traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid sentry-trace "
     b"uber-trace-id x-amzn-trace-id x-cloud-trace-context x-datadog-trace-id x-datadog-parent-id "
@@ -322,8 +322,8 @@ class RequestHead:
 def cut_length(head: bytes) -> tuple[bytes, int]:
     """Take a plainly spelled content-length out of a head: what is left, and the length or -1.
 
-    What is left is equal for equal clients whatever the size of the body, so it can be read
-    once and remembered. A second length in what is left shows up as `RequestHead.length`.
+    The rest is equal for equal clients with bodies of any size, so it can be read once and
+    remembered. A second length in what is left shows up as `RequestHead.length`.
     """
     for spelling in _LENGTH_SPELLINGS:
         before, found, rest = head.partition(spelling)
@@ -527,8 +527,8 @@ _READ_ON = (BODY, DISCARDING)
 class ClientSide:
     """The requests of one connection, one after the other. `state` is one of `INCOMING`.
 
-    `waiting` are bytes that are not read yet: of a head, or of whatever comes behind the present
-    request. `fresh` says that the part of a head that is here has only just begun.
+    `waiting` are bytes that are not read yet: of a head, or of anything behind the present request.
+    `fresh` says that the part of a head that is here has only just begun.
     """
 
     __slots__ = ("_chunked", "_left", "_limits", "_scanned", "fresh", "state", "waiting")
@@ -602,7 +602,7 @@ class ClientSide:
         self.state = INCOMING[self.state][ANSWERED]
 
     def close(self) -> None:
-        """No request follows, and what is left of this one is not read."""
+        """No request follows, and the rest of this one is not read."""
         self.state = INCOMING[self.state][CLOSED]
         self._forget()
 

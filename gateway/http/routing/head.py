@@ -1,11 +1,11 @@
-"""A call's head, read by its lines, and what is remembered of lines, bounded in bytes.
+"""A call's head, read by its lines, and a cache of lines, bounded in bytes.
 
 A head is seldom the same twice, its lines mostly are: another trace, another user, all else as before. So
 each line is judged by itself, and judgments are kept: what the deciding lines mean (`RoutedHead`), whose
 credential a line carries (`HeaderCredential`), what others say of the call (`HeaderAttribution`), which ones
-only pass; and heads that came again as they were. What is kept changes nothing: a head is read the same with
-it and without. Nothing is kept before the credential was found good, nor of what is refused, nor what is new
-each time.
+only pass; and heads that came again as they were. The cache changes nothing: a head is read the same with it
+and without. Nothing is cached before the credential was found good, nothing of a refused head, and nothing
+that is new each time.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class RoutedHead(LruEntry):
 
     `refusal` is what they earn at once (404, 405, or bytes that are not HTTP, and then `fatal`).
     `query_refusal` waits for its turn, `object_refusal` for the one after it, and `field_refusal` for that
-    of what the request says of itself. `opening` begins the head of the upstream's request, before the lines
-    that pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it,
-    but for what differs from one request to the next; `closing_plain` where no coding of the answer can
-    be had. A `metered` route charges something, and a `buffered` one reads its body before anything
-    is decided. One of `any_model` leads to where models are, and does not read which one is asked. A `bound`
-    head goes where its service is bound: it was read under `binding`, which may be another one by now. One
-    with a `listing` shows models: the one `listed`, else all that there are.
+    of the request's own fields. `opening` begins the head of the upstream's request, before the lines that
+    pass: `withdrawn` are those deciding ones that do not, `dropped` names of any. `closing` ends it, but for
+    what differs from one request to the next; `closing_plain` where no coding of the answer can be had. A
+    `metered` route charges something, and a `buffered` one reads its body before anything is decided. One of
+    `any_model` leads to where models are, and does not read which one is asked. A `bound` head goes where
+    its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
+    shows models: the one `listed`, else all that there are.
     """
 
     family: Family
@@ -398,7 +398,7 @@ class HeaderLine(LruEntry):
 
 
 class ParsedHead:
-    """A head that is read by its lines, sorted by what they do, and what was new of it.
+    """A head that is read by its lines, sorted by their effects, and its new parts.
 
     Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
     form. `whole` are all its bytes where every line was known, `new` lines that were not; `routed`, `proof`
@@ -712,7 +712,7 @@ class HeadReader:
             )
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
-        """The same of what is not one usual line, or is not passed on as it came."""
+        """The same of an unusual line, or one that is not passed on as it came."""
         values = [line.partition(b":")[2] for line in reading.traces]
         if self._traced:
             call.parent = read_parent(values)
@@ -724,7 +724,7 @@ class HeadReader:
         return read_trace_id(values)
 
     def _refused(self, head: bytes) -> CallHead:
-        """What is wrong with a head that no line can be read for itself of."""
+        """The fault of a head that no single line shows."""
         refusal: Refusal = MalformedRequest()
         try:
             read_request_head(head, self._limits)

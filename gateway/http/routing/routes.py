@@ -88,7 +88,7 @@ class RouteTable:
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list.
 
-        With an encoded slash it is on the list where whoever decodes it finds the same call.
+        With an encoded slash it is on the list where a decoder finds the same call.
         """
         exact = self._exact.get(path)
         if exact is not None:
@@ -175,7 +175,7 @@ TOLD_MAX = 1000
 
 
 class WorkerBindings:
-    """The bindings of one worker's configuration. What is wrong with them is logged once.
+    """The bindings of one worker's configuration. Faults of them are logged once.
 
     `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
     with a list of models may call.
@@ -237,7 +237,7 @@ class WorkerBindings:
             self._log(event, service=service, level="error", **other)
 
 
-# What may come with the body of a call to an API family: its content type, its query, its fields.
+# Parts that may come with the body of a call to an API family: its content type, its query, its fields.
 #
 # What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
 # no meter reads it, or make another call of it. So what a query may have is on a list, and fields known to

@@ -1,7 +1,7 @@
 """Bytes a worker holds for ends that are slow: bodies not all here, answers not all taken.
 
-What may be refused is asked for (`acquire`), what cannot be is only counted (`add`); while a worker, an
-organization or a key has used its share up, new calls are refused and what has begun goes on.
+Bytes that may be refused are asked for (`acquire`), others are only counted (`add`); while a worker, an
+organization or a key has used its share up, new calls are refused and begun ones go on.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class Buffers:
 
 
 class ConnectionBuffers:
-    """What is kept for one connection in addition to the body in progress.
+    """Bytes kept for one connection in addition to the body in progress.
 
     `unread` bytes of requests, as far as they count, are nobody's yet: heads. `untaken` bytes of answers
-    count for whoever asked: they are there already, so they are never refused, only counted.
+    count for their caller: they are there already, so they are never refused, only counted.
     """
 
     __slots__ = ("_buffers", "_caller", "unread", "untaken")
@@ -130,7 +130,7 @@ class ConnectionBuffers:
 
 
 def full() -> Refusal:
-    """What whoever sends more is told."""
+    """The refusal for senders of more."""
     return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)
 
 
@@ -139,7 +139,7 @@ def full() -> Refusal:
 # One that ends by an error is followed by another, told of that error: nothing is awaited while an
 # error is on its way, which compiled coroutines cannot do.
 #
-# There is no task and no event loop involved in a step: whoever sets a `Wait` runs the handler on,
+# There is no task and no event loop involved in a step: the setter of a `Wait` runs the handler on,
 # up to its next `Wait`. A rare path may await an asyncio future too.
 
 
@@ -203,7 +203,7 @@ class RequestDriver(Waiter):
         raise NotImplementedError
 
     def resume(self, wait: Wait[Any]) -> None:
-        """What was waited for is there; nothing where that is an earlier wait, which was given up."""
+        """The awaited value is there; nothing where that is an earlier wait, which was given up."""
         if self._wait is wait:
             self._step(None)
 

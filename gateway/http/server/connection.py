@@ -31,8 +31,8 @@ from gateway.http.upstream.pool import Link
 # Whether a client's socket is read, why not, and whether the client is still there meanwhile.
 #
 # A client that is not read is asked after at its kernel's: a reset shows at once, an end once all that was
-# sent before it is in our buffers. What waits in the client's own buffers hides its end; how long, the
-# deadlines of whoever is waited for decide.
+# sent before it is in our buffers. Bytes that wait in the client's own buffers hide its end; how long, the
+# deadlines of the other side decide.
 
 
 SUCCESSOR, UNWANTED, SLOW_UPSTREAM, SLOW_CLIENT, TURN = 1, 2, 4, 8, 16
@@ -161,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._host.clock.now + self._limits.head_s
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes of a head, of a body, or of what comes later."""
+        """Take in bytes of a head, of a body, or of a later request."""
         if len(data) > TURN_BYTES_MAX:
             self._wait_for_turn()
         side = self._side
@@ -418,7 +418,9 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def _keep_unread(self) -> None:
-        """What is here has to wait; where that is too much, nothing after the present request is served."""
+        """Bytes that are here have to wait; where that is too much, nothing after the present request is
+        served.
+        """
         side = self._side
         if not self._kept.keep_unread(len(side.waiting)):
             side.waiting = b""
@@ -539,7 +541,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
 
     def _drop(self, size: int) -> None:
-        """What came of a body whose request is answered."""
+        """The received part of a body whose request is answered."""
         self._discarded += size
         if self._discarded > self._limits.discarded_bytes_max:
             self._linger()
@@ -566,7 +568,7 @@ class ClientConnection(asyncio.Protocol):
     def _linger(self, organization_id: int = 0) -> None:
         """Say that nothing more comes, and read on for a while: closing at once could destroy the answer.
 
-        What is left of a refused body is read of few clients at once; of others nothing is read any more.
+        The rest of a refused body is read of few clients at once; of others nothing is read any more.
         """
         self._kept.keep_unread(0)
         unread = self._side.state in (BODY, DISCARDING, BROKEN) and not self._ended

@@ -1,6 +1,6 @@
 """One request and its answer: what the handler knows about its client.
 
-An exchange outlives its client where the route says that what was begun is drained and charged.
+An exchange outlives its client where the route says that a begun answer is drained and charged.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from gateway.http.server.buffers import Buffers, RequestDriver
 from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link, Upstream
 
-# What is here of the body of the request in progress, and who waits for more of it.
+# The received part of the request's body, and the waiter for more of it.
 #
-# Bytes that are waited for count in their caller's share, from the first wait until `let_go`. What is
-# never waited for is bounded by one read: the socket is not read on then, which is its owner's affair.
+# Bytes that are waited for count in their caller's share, from the first wait until `let_go`. Bodies
+# never waited for are bounded by one read: the socket is not read on then, which is its owner's
+# affair.
 
 
 class RequestBody:
@@ -101,20 +102,20 @@ class RequestBody:
         return self.afford()
 
     def wake(self) -> None:
-        """Let whoever waits go on."""
+        """Let the waiter go on."""
         wait = self._ended()
         if wait is not None:
             wait.set(None)
 
     def fail(self, error: BaseException) -> bool:
-        """Tell whoever waits that it is in vain; False where nobody does."""
+        """Tell the waiter that it is in vain; False where nobody does."""
         wait = self._ended()
         if wait is not None:
             wait.fail(error)
         return wait is not None
 
     def let_go(self) -> None:
-        """What was kept is kept no longer."""
+        """The kept bytes are kept no longer."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
             self._buffers.release(self._caller, kept)
@@ -207,13 +208,11 @@ class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `head` is what its client sent first, `routed` how that is served, `call` what its body asks for, once
-    that was read.
-    `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
+    that was read. `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
     admission, `upstream` and `link` while a connection is its own. `fail` ends a begun answer by saying why,
-    once there is one.
-    `forwarded` says that an upstream heard of the request, `opened` that a head was sent, `broken` that what
-    was begun cannot be completed. `trace` is there where requests are traced.
+    once there is one. `forwarded` says that an upstream heard of the request, `opened` that a head was sent,
+    `broken` that the begun answer cannot be completed. `trace` is there where requests are traced.
     """
 
     __slots__ = (
@@ -279,7 +278,7 @@ class Exchange(RequestDriver):
             raise self.body_failure
 
     async def small_body(self, bytes_max: int) -> None:
-        """Wait for a body that may have so many bytes: whoever sends it cannot leave half a request then."""
+        """Wait for a body that may have so many bytes: its sender cannot leave half a request then."""
         length = self.body_length
         if not self.connection.body_complete and (length is None or length <= bytes_max):
             await self.late_body(bytes_max)

@@ -112,8 +112,8 @@ class AcceptSharing:
 
 # How a data plane ends: clients are told to leave, calls have their grace, what is left is broken off.
 #
-# In order, and within a time that no client can stretch: whoever is not served any more and does not read is
-# left behind.
+# In order, and within a time that no client can stretch: a client that is not served any more and does not
+# read is left behind.
 
 
 QUIET_TIMES_MAX = 5
@@ -121,7 +121,7 @@ STOPPING = "This gateway is stopping, and its time for calls in progress is over
 
 
 class Shutdown:
-    """The end of what a worker serves: `connections`, and `orphans`, calls whose clients are gone.
+    """The end of a worker's service: `connections`, and `orphans`, calls whose clients are gone.
 
     Both are the data plane's, which calls `changed` when one of them is gone.
     """
@@ -145,9 +145,9 @@ class Shutdown:
     async def run(self, grace_s: float, limits: HttpLimits, shut: Callable[[], None]) -> bool:
         """Let calls end within the grace, break off what is left; whether all of it is settled.
 
-        First every answer says that its connection ends with it, until whoever is left has been idle for
-        a while: a request that is on its way to a connection that is being closed would be lost. `shut`
-        is called then, to accept no more. It is over `counters_s` after the grace.
+        First every answer says that its connection ends with it, until the remaining ones have been idle
+        for a while: a request that is on its way to a connection that is being closed would be lost.
+        `shut` is called then, to accept no more. It is over `counters_s` after the grace.
         """
         began = self._seconds()
         await self._quiet(grace_s, limits)
@@ -362,7 +362,7 @@ class DataPlane:
         others: Sequence[socket.socket] = (),
         wrapped: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
     ) -> None:
-        """Begin to accept at our own sockets, and at those of others whoever waits there.
+        """Begin to accept at our own sockets, and at those of others the clients that wait there.
 
         `wrapped` puts TLS before connections.
         """

@@ -114,7 +114,7 @@ class UpstreamAddresses:
                 found = self._look_up(self._host)
             except Exception as error:  # noqa: BLE001  # told as what it is, in the loop
                 found = error
-            with suppress(RuntimeError):  # the loop is gone, and with it whoever asked
+            with suppress(RuntimeError):  # the loop is gone, and its caller with it
                 loop.call_soon_threadsafe(self._answered, asking, found)
 
         threading.Thread(target=ask, name="look-up", daemon=True).start()

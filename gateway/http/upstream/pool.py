@@ -36,8 +36,8 @@ from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 
 # Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
 #
-# Connections that are open stay as they are; the next new one is made with what the files have by then. What
-# cannot be used changes nothing, and is told once.
+# Connections that are open stay as they are; the next new one is made with what the files have by then. A
+# file that cannot be used changes nothing, and is logged once.
 
 
 # How often files are looked at, at most.
@@ -93,7 +93,7 @@ class DialAddress:
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
-    """Where to connect, as asyncio takes it. Certificate and name are verified, whoever the authority."""
+    """Where to connect, as asyncio takes it. Certificate and name are verified under any authority."""
     parts = urlsplit(target.base_url)
     host = parts.hostname or ""
     if parts.scheme != "https":
@@ -192,7 +192,7 @@ class Upstream:
         try:
             return await wait
         except BaseException as error:
-            wait.fail(error)  # whoever asked is gone; what is opened goes to the pool
+            wait.fail(error)  # the caller is gone; what is opened goes to the pool
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
@@ -244,7 +244,7 @@ class Upstream:
             link.abandon()
 
     def check(self, now: float) -> None:
-        """End what is over its deadline and what was idle for too long."""
+        """End connections over their deadline and those idle for too long."""
         for link in [link for link in self._links if link.deadline < now]:
             link.expire()
         self._names.check(now, in_use=bool(self._links))
@@ -455,7 +455,9 @@ class Link(asyncio.BufferedProtocol):
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
     def hold(self) -> None:
-        """Read no more until `go_on`: whoever gets the answer is slow, which is no fault of its upstream."""
+        """Read no more until `go_on`: the receiver of the answer is slow, which is no fault of its
+        upstream.
+        """
         if not self._paused and not self._gone:
             self._paused = True
             self.transport.pause_reading()
@@ -577,7 +579,7 @@ class Link(asyncio.BufferedProtocol):
         self._wake()
 
     def _take_turn(self) -> None:
-        """What has come is taken up now, unless it was meanwhile."""
+        """Received bytes are taken up now, unless they were meanwhile."""
         self._queued = False
         if self._payload or self.side.answering == COMPLETE:
             self._wake()

@@ -121,8 +121,8 @@ async def _chunked(reader: asyncio.StreamReader) -> bytes:
 
 # One call to the demo upstream as every API needs it: what is answered and what it cost. Pure.
 #
-# Token counts are deterministic: words and punctuation marks of what is sent and answered, unless
-# the request dictates them.
+# Token counts are deterministic: words and punctuation marks of request and answer, unless the
+# request dictates them.
 
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -132,7 +132,7 @@ WORDS_MAX = 100_000
 THOUGHT = "The user said something."
 UNREPORTED = "none"
 PROMPTS = ("messages", "input", "prompt", "contents", "requests", "content")
-# What stands for the result of a tool: a type in most APIs, a role in chats, a name in Gemini's.
+# Marks of a tool's result: a type in most APIs, a role in chats, a name in Gemini's.
 RESULTS = frozenset({"tool_result", "function_call_output", "custom_tool_call_output", "tool"})
 UNHEARD = frozenset({"system", "developer"})  # who says how to answer, and not what
 SAYING = ("content", "text", "parts", "output")
@@ -163,7 +163,7 @@ class DemoExchange:
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
     def told(self) -> dict[str, Any]:
-        """The call as JSON. A broken one cost its input and what was sent of its output."""
+        """The call as JSON. A broken one cost its input and the sent part of its output."""
         values = self.values
         cached = values["cached"] + values["created"] if self.asked.path == "/v1/messages" else 0
         sent = max(self.spoken, self.announced)
@@ -198,7 +198,7 @@ def tokens_in(value: Any) -> int:
 
 
 def prompt_of(body: dict[str, Any]) -> Any:
-    """What is asked, in whichever API."""
+    """The prompt, in any API."""
     return next((body[name] for name in PROMPTS if name in body), "")
 
 
@@ -288,7 +288,7 @@ def _output_max(body: dict[str, Any]) -> int | None:
 
 
 def _of_people(prompt: Any) -> Any:
-    """What was said by anybody but the program that asks, where there is such."""
+    """The words of anybody but the program that asks, where there are such."""
     if not isinstance(prompt, list):
         return prompt
     return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
@@ -478,7 +478,7 @@ CALLS_MAX = 20_000
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Server Error"}
 MODELS = ("demo-small", "demo-large")
 MODEL = re.compile(r"^/v1(beta)?/models(?:/([^/:]+))?(:\w+)?$")
-# The recorded answer of each path, or of what is done with a model.
+# The recorded answer of each path, or of each action on a model.
 ANSWERS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",

@@ -97,7 +97,7 @@ def initialise(cluster: Path, password: str, *, superuser: str = SUPERUSER) -> N
 
 
 def _owned(password: str) -> str:
-    """What makes the owner and its database, a statement a line."""
+    """Statements that make the owner and its database, one a line."""
     literal = password.replace("'", "''")
     return (
         f"CREATE ROLE {USER} LOGIN CREATEROLE CREATEDB PASSWORD '{literal}';\n"

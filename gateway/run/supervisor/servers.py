@@ -236,7 +236,7 @@ async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
             await supervisor.stop()
 
 
-# The ports of what `up` runs, as `up` itself reaches them: their URLs, and which certificate is trusted.
+# The ports of `up`, as `up` itself reaches them: their URLs, and the trusted certificate.
 
 
 # The variables of the certificate that commands show to the Admin API.
@@ -244,7 +244,7 @@ SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
 
 
 def check(settings: Settings) -> None:
-    """`SettingError` where a file of TLS cannot be used, or what is started here could not be reached."""
+    """`SettingError` where a file of TLS cannot be used, or a child could not be reached."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
         said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"

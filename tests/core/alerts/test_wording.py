@@ -29,7 +29,7 @@ BUDGET = {
 }  # fmt: skip
 
 
-AGAIN = "It begins again on 1 December 2026, 00:00 (Europe/Berlin)."
+AGAIN = "It resets on 1 December 2026, 00:00 (Europe/Berlin)."
 QUOTA = {
     "tenant_id": 3, "tenant": "Red", "percent": 80, "tokens_used": 8, "tokens_remaining": 2,
     "next_reset_at": "2026-05-01T00:00:00+00:00",
@@ -49,7 +49,7 @@ SUDDEN = {
             QUOTA,
             (
                 "80 % of the tokens are used: Red. Red has used 80 % of its tokens: 8 are used, 2 remain. "
-                "It begins again on 1 May 2026, 00:00 (UTC)."
+                "It resets on 1 May 2026, 00:00 (UTC)."
             ),
         ),
         (

@@ -142,7 +142,7 @@
     }
   }
 
-  // A chart of what was used, drawn from the table below it: exact there, at a glance here.
+  // A chart of use, drawn from the table below it: exact there, at a glance here.
   class UsageChart {
     constructor(figure) {
       this.figure = figure;
@@ -154,7 +154,7 @@
       this.times = rows.map((row) => Number(row.dataset.at));
       this.labels = new Map(rows.map((row) => [Number(row.dataset.at), row.querySelector("th").textContent]));
       this.amounts = this.names.map((_, at) => rows.map((row) => Number(row.querySelectorAll("td[data-value]")[at].dataset.value)));
-      // What is drawn: sums of a series and all below it where they are stacked, the highest first.
+      // The drawn heights: sums of a series and all below it where they are stacked, the highest first.
       this.heights = this.stacks
         ? this.amounts.map((_, at) => this.times.map((_, time) => this.amounts.slice(0, at + 1).reduce((sum, of) => sum + of[time], 0)))
         : this.amounts;

@@ -61,7 +61,7 @@ class _MessageUsage(UsageShape):
 
 
 _REPORTS = Reports(_MessageUsage)
-# Iterations whose tokens are in the report's own numbers, and those of which the same model made a summary.
+# Iterations whose tokens are in the report's own numbers, and those that the same model made a summary of.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
 _KNOWN = frozenset({_COMPACTION, "advisor_message"})
 

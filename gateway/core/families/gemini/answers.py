@@ -47,7 +47,7 @@ _refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a 
 
 
 def retry_told(document: bytes) -> float:
-    """Seconds after which to try again; 0 where a refusal says nothing of it."""
+    """Seconds until the next try; 0 where a refusal says nothing of it."""
     try:
         read = _refusals(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -82,7 +82,7 @@ class ArrayMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the element in progress, and of what waits."""
+        """Bytes of the element in progress, and of waiting ones."""
         kept = self._kept_bytes if self._shortened is None else self._shortened.kept
         return self.withheld + kept
 
@@ -163,7 +163,7 @@ class ArrayMeter(Meter):
         return passed
 
     def _waiting_up_to(self, size: int) -> bytes:
-        """Give the first bytes of what waits."""
+        """Give the first waiting bytes."""
         if size <= 0:
             return b""
         waiting = b"".join(self._waiting)

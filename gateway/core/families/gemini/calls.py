@@ -186,7 +186,7 @@ _COLLECTIONS = (
 )  # fmt: skip
 _MARK = re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
-# What may stand before and behind it in a name that can be read in one way alone.
+# The text before and behind it in a name that can be read in one way alone.
 _BEFORE = re.compile(r"(?:https?://[\w.:-]+/+)?/?(?:[\w-][\w.-]*/)*")
 _BEHIND = re.compile(r"(?::download(?:\?alt=media)?)?")
 _WEB = re.compile(r"https?://[^\\]*\Z")
@@ -224,7 +224,7 @@ def _normal(value: object) -> object:
 
 
 def _chosen(document: Document) -> str | None:
-    """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
+    """The field by which a body chooses a name for its new object: it could be another's, once and again."""
     for path, one in (("", document), ("file.", object_in(document, "file"))):
         if one.get("name"):
             return f"{path}name"

@@ -147,8 +147,8 @@ EXCLUSIONS = Exclusions(
 def _told(document: Document) -> Iterator[str]:
     """Ids at the places where the API itself puts what it makes.
 
-    What a model or a tool wrote is no place, nor is a list, which may hold what a caller wrote. Nor is one of
-    what was there before, such as a response's conversation.
+    Text of a model or a tool is no place, and a list is none, which may hold a caller's text. An earlier
+    object is none either, such as a response's conversation.
     """
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))

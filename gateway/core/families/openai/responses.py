@@ -1,4 +1,4 @@
-"""OpenAI responses: one document, or typed events of which the last holds the whole response.
+"""OpenAI responses: one document, or typed events; the last holds the whole response.
 
 Tokens are `usage.input_tokens` + `usage.output_tokens`, in the response itself or inside
 `response.completed`, `response.incomplete` or `response.failed`.
@@ -60,10 +60,10 @@ _REPORTS = Reports(_ResponseUsage)
 # Items of an output that are uses of the provider's own tools end so: `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
-# What is done with a page that a search found is no search.
+# Work on a page that a search found is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
-# Events of what is to come, and of a response as it stands.
+# Events of coming parts, and of a response as it stands.
 _NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *_CLOSING)
 # Events that say the whole of an item or a part: what others said of it, or what nothing said before.
 _WHOLE = (".done", ".added")

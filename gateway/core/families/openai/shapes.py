@@ -1,4 +1,4 @@
-"""What is read of OpenAI's answers: what their use is made of; of chats, all that counts."""
+"""Fields of OpenAI's answers that report use; of chats, all that counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.core.metering.report import UsageShape
 
 
 class CacheWriteDetails(UsageShape):
-    """What was written into a cache, by how long it stays."""
+    """Cache writes, by how long they stay."""
 
     ttl_30m_tokens: int | None = None
     ttl_12h_tokens: int | None = None

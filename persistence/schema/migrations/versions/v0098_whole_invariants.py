@@ -1,4 +1,4 @@
-"""Invariants read all rows: what was proven of accounts, and the views of what is behind that, are gone."""
+"""Invariants read all rows: proofs of accounts, and the views behind them, are gone."""
 
 from alembic import op
 

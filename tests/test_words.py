@@ -1,0 +1,120 @@
+"""The words of the project: phrases that a reader stumbles over.
+
+Subject, verb, object. Each row says which phrase is not written, and what to write in its place. It holds for
+documents, comments, docstrings and messages of the product.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from itertools import groupby
+
+from tests.tree import named, offenders, texts
+
+BE = "is|was|are|were|has|have|had|comes|came|stands|stood|cannot|may|can"
+DO = f"{BE}|does|do|did|could|needs|makes|made|keeps|stays|must|would|will|happens|differs|waits"
+PHRASES = {
+    r"\b[Ww]ho(?:m|se|so)?ever\b": "the caller, the next worker, or a sentence without him",
+    rf"^What (?:{DO})\b": "a noun: the outcome, the rest, waiting entries",
+    rf"\b(?:and|but|than|so|then|that|where|if|because|since|or) what (?:{BE})\b": "a noun: and the rest",
+    r"\bsuch an? one\b": "the noun again",
+    r"\b(?:of|behind|beside|over|under|before|after) which\b": "two sentences; with, whose, where",
+    r"\bthat which\b": "the noun",
+    r"\bof what(?:ever)?\b": "a noun: of the free amount, of its use",
+    r"\bof whom\b": "with, whose",
+    r"\b(?:Only then|Only so|Not until then|Nor|[Nn]either|Never|Nowhere|So|nor)"
+    r" (?:does|do|is|are|did|was|were|has|have|had|can|may|must) (?!not\b)": "subject first",
+    r"\btold apart\b": "grouped by, counted each by itself, distinguished",
+    r"\b(?:begins?|began) again\b": "resets, starts over",
+    r"(?<!:)\banew\b": "again",
+}
+PATTERN = re.compile("|".join(PHRASES))
+PRODUCT = ("gateway/", "persistence/", "lua/", "deploy/")
+PLACES = (*PRODUCT, "docs/", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+
+
+def test_phrases_are_plain() -> None:
+    def found() -> Iterator[str]:
+        for name in named(".md", ".py", ".lua", ".sql", ".html", ".yaml", ".yml", ".sh"):
+            if name.startswith(PLACES):
+                for sentence in filter(PATTERN.search, sentences(name)):
+                    instead = next(
+                        instead for phrase, instead in PHRASES.items() if re.search(phrase, sentence)
+                    )
+                    yield f"{name}: {sentence[:90]} … (write {instead})"
+
+    offenders(found())
+
+
+def test_a_phrase_is_found_wherever_it_stands() -> None:
+    program = (
+        '"""Whoever reads this."""\n# A call\n# of which one is left.\n'
+        'raise Refused("no more " f"of what {there}")\n'
+    )
+    page = (
+        "Two of\nwhich are left.\n\n    of which\n\n| What is there |\n|---|\n| x | What is left |\n\n"
+        "What is it?\n"
+    )
+    spoken = [*python_prose(program), *page_prose(page)]
+    hits = [sentence for text in spoken for sentence in split(text) if PATTERN.search(sentence)]
+    assert hits == [
+        "A call of which one is left.", "Whoever reads this.", "no more of what {there}",
+        "Two of which are left.", "What is left",
+    ]  # fmt: skip
+
+
+def sentences(name: str) -> Iterator[str]:
+    text = texts()[name]
+    if name.endswith(".py"):
+        spoken = python_prose(text)
+    elif name.endswith(".md"):
+        spoken = page_prose(text)
+    elif name.endswith(".html"):
+        spoken = iter(re.split(r"[<>\"]", text))
+    else:
+        mark = r"--+" if name.endswith((".lua", ".sql")) else "#+"
+        spoken = comment_prose(text, mark)
+    for paragraph in spoken:
+        yield from split(paragraph)
+
+
+def split(paragraph: str) -> Iterator[str]:
+    text = re.sub(r"`[^`]*`", "x", " ".join(paragraph.split()))
+    for sentence in re.split(
+        r"(?<=[.!?;])(?:\*\*|[)\"])?\s+|(?<=:)\s+(?=[A-Z])|\s\|\s|^(?:[-*] |\d+\. )", text
+    ):
+        if sentence and not sentence.endswith("?"):
+            yield sentence.strip("|* \"'")
+
+
+def page_prose(page: str) -> Iterator[str]:
+    """Paragraphs, items and cells, without code and the headings of tables."""
+    page = re.sub(r"```.*?```|(?<=\n\n)(?: {4}[^\n]*\n)+", "", page, flags=re.DOTALL)
+    page = re.sub(r"^\|.*\|\n(?=\|[-:| ]+\|$)|^#.*$", "", page, flags=re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|(?<=\|)\n", page):
+        yield re.sub(r"^\s*(?:[-*]|\d+\.) ", "", paragraph)
+
+
+def comment_prose(text: str, mark: str) -> Iterator[str]:
+    comments = ((match := re.match(rf"\s*{mark} ?(.*)", line)) and match[1] for line in text.splitlines())
+    for is_prose, lines in groupby(comments, bool):
+        if is_prose:
+            yield " ".join(str(line) for line in lines)
+
+
+def python_prose(text: str) -> Iterator[str]:
+    """Comments, docstrings, and texts with a blank, each as one."""
+    yield from comment_prose(text, "#+")
+    run: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.STRING:
+            run.append(token.string.lstrip("rbfRBF").strip("\"'"))
+        elif token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():
+            yield token.string.lstrip("# ")
+        elif token.type not in (tokenize.NL, tokenize.COMMENT) and run:
+            message, run = "".join(run), []
+            if " " in message:
+                yield from re.split(r"\n\s*\n|\n(?=\s*- )", message)
