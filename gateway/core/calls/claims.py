@@ -311,7 +311,7 @@ INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 QUANTILE = 0.95  # of calls' use, by which the next is held
-RECENT = 64  # calls of which the quantile is: 1.5 KB of each that is learned of
+RECENT = 64  # calls in the quantile: 1.5 KB of each that is learned of
 MEAN_OVER = 32  # calls a mean looks back over
 # What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
 # Callers choose what is seen: below the first value the next calls could pass their hold too far.
