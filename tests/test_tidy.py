@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -181,33 +182,46 @@ def test_tests_wait_for_no_fixed_time() -> None:
 
     def found() -> Iterator[str]:
         needed = set[str]()
-        for name, line in ((name, line) for name, tree in trees().items() for line in _sleeps(tree)):
+        for name, called, call in calls():
+            if called not in {"asyncio.sleep", "time.sleep", "sleep"} or ast.unparse(call.args[0]) == "0":
+                continue
             place = next((place for place in FIXED_WAITS if name.startswith(place)), "")
             needed.add(place)
             if name.startswith("tests/") and not place:
-                yield f"{name}:{line} sleeps: wait for what should happen, as tests/waiting.py does"
+                yield f"{name}:{call.lineno} sleeps: wait for what should happen, as tests/waiting.py does"
         yield from (f"{place} needs no exception" for place in FIXED_WAITS.keys() - needed)
 
     offenders(found())
 
 
-def _sleeps(tree: ast.AST) -> Iterator[int]:
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        sleeps = ast.unparse(call.func) in {"asyncio.sleep", "time.sleep", "sleep"}
-        if sleeps and ast.unparse(call.args[0]) != "0":
-            yield call.lineno
+@cache
+def calls() -> list[tuple[str, str, ast.Call]]:
+    """Every call of the tree: its file, what is called by its dotted name, the call."""
+    return [
+        (name, _dotted(node.func), node)
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
+
+
+def _dotted(called: ast.expr) -> str:
+    parts: list[str] = []
+    while isinstance(called, ast.Attribute):
+        parts.append(called.attr)
+        called = called.value
+    return ".".join([called.id if isinstance(called, ast.Name) else "?", *reversed(parts)])
 
 
 def test_tests_set_no_constant() -> None:
     """What a test has otherwise is an argument: so anybody may have it, and a compiler has its constants."""
 
     def found() -> Iterator[str]:
-        for name, tree in trees().items():
-            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-                if ast.unparse(call.func).endswith("patch.setattr"):
-                    attribute = next((one.value for one in call.args if isinstance(one, ast.Constant)), "")
-                    if str(attribute).rpartition(".")[2].isupper():
-                        yield f"{name}:{call.lineno} sets {attribute}: make it an argument"
+        for name, called, call in calls():
+            if called.endswith("patch.setattr"):
+                attribute = next((one.value for one in call.args if isinstance(one, ast.Constant)), "")
+                if str(attribute).rpartition(".")[2].isupper():
+                    yield f"{name}:{call.lineno} sets {attribute}: make it an argument"
 
     offenders(found())
 

@@ -250,20 +250,6 @@ def test_full_memory_refuses_reserve_and_nothing_else(own_valkey: Callable[..., 
 # --- the texts --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_script_opens_with_its_specification(verb: str) -> None:
-    text = (LUA / f"{verb}.lua").read_text()
-    assert text.startswith(f"-- {verb}: ")
-    for word in ("-- needs: ", "KEYS[1]", "ARGV[1]", "-- Returns ", "-- Example"):
-        assert word in text
-    assert f"{verb} takes" in text
-
-
-@pytest.mark.parametrize("name", [path.stem for path in sorted((LUA / "lib").glob("*.lua"))])
-def test_a_library_opens_with_its_law(name: str) -> None:
-    assert (LUA / "lib" / f"{name}.lua").read_text().startswith(f"-- {name}: ")
-
-
 def test_no_constant_is_left_unnamed() -> None:
     """A constant that is nowhere defined would be read as a global: nil."""
     text = scripts.library().text
