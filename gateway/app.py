@@ -22,7 +22,7 @@ from uuid import uuid4
 from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import UsageBounds
-from gateway.core.calls.claims import Estimator
+from gateway.core.calls.estimate import Estimator
 from gateway.core.credentials import Failures, peppers_of
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD

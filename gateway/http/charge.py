@@ -32,7 +32,8 @@ from gateway.core.billing.price_book import (
     usual_rate,
 )
 from gateway.core.calls.call import CallRequest, input_tokens
-from gateway.core.calls.claims import NO_ESTIMATE, CallClaim, bind_output, claim_of
+from gateway.core.calls.claims import CallClaim, bind_output, claim_of
+from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,

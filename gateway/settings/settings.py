@@ -18,7 +18,7 @@ from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
-from gateway.core.calls.claims import QUANTILE
+from gateway.core.calls.estimate import QUANTILE
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.credentials import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import h11
 
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.calls.claims import Estimator
+from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.credentials import Failures, TlsFiles

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.core.billing.money import CreditRates, PriceTier, ServicePricing
-from gateway.core.calls.claims import CEILING
+from gateway.core.calls.estimate import CEILING
 from gateway.core.model import Service
 from gateway.errors import ServiceNotIncluded
 from tests.http.fakes import CHAT, get, post

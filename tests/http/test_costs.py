@@ -12,7 +12,8 @@ import pytest
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, ServicePricing
 from gateway.core.billing.price_book import Vector, read_stand_ins
-from gateway.core.calls.claims import MODEL_USES, TOOL_USES
+from gateway.core.calls.claims import TOOL_USES
+from gateway.core.calls.estimate import MODEL_USES
 from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
 from tests.http.fakes import answer, get, post

@@ -14,7 +14,8 @@ import pytest
 
 from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import CallRequest, names_in
-from gateway.core.calls.claims import BudgetClaim, Estimate, Estimator, budget_claim
+from gateway.core.calls.claims import BudgetClaim, budget_claim
+from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.model import Family, HoldExtension, TokenUsage, Verdict
 from gateway.counters.admission.quota import EXTEND_MARGIN_TOKENS
 from tests.builders import Call, World

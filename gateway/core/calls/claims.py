@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -25,8 +24,6 @@ from gateway.core.billing.price_book import (
     prices_within,
 )
 from gateway.core.calls.call import (
-    BLOB_TOKENS,
-    BYTES_PER_TOKEN,
     DEFAULT_BOUNDS,
     MEDIA_BYTES_MIN,
     CallRequest,
@@ -37,21 +34,19 @@ from gateway.core.calls.call import (
     read_document,
     write_document,
 )
+from gateway.core.calls.estimate import TOOL_USES_MAX, Estimate, limit_models, stated_uses
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.families import controlled
 from gateway.core.families.controlled import (
     Document,
-    Tokenizer,
     elements,
     flag,
     inner,
     models_beside,
-    models_of,
 )
-from gateway.core.families.registry import ALL, OF_METER, SHAPES
-from gateway.core.lru import LruCache, LruEntry
-from gateway.core.model import INTEGER_MAX, Decision, Service, TokenUsage
+from gateway.core.families.registry import OF_METER, SHAPES
+from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
 
 # How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.
@@ -65,18 +60,10 @@ from gateway.errors import InvalidRequest
 # the usual price. And the most one may say.
 TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
-TOOL_USES_MAX: Final = 1_000_000
 # Fields and model names that make an answer search beside `tools`.
 _SEARCH_OPTIONS: Final = "web_search_options"
 _SEARCH_PARAMETERS: Final = "search_parameters"
 _SEARCH: Final = "web_search"
-# Times that a model of a tool may answer where a call does not say it: an advisor is asked once or twice.
-MODEL_USES: Final = 4
-_ADVISOR: Final = "advisor"  # begins the kind of a tool that keeps to its maximum
-# Tools whose models are paid by what they make, not by tokens of an answer.
-_MAKERS: Final = frozenset({"image_generation", "openrouter:image_generation"})
-_COMPACTION: Final = "compact"
-_MANAGEMENT: Final = "context_management"
 _GROUP: Final = "namespace"  # a tool that is others
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
@@ -87,65 +74,6 @@ _KEPT: Final = ("cachedContent", "cached_content")
 _ASKING: Final = frozenset({"tools", "prompt", "plugins", _SEARCH_PARAMETERS, _SEARCH_OPTIONS, *_KEPT})
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
-
-
-@dataclass(slots=True)
-class InnerAnswers:
-    """Answers within a call beside its own: `models` says how often one may answer and with how much, None
-    for all it can; `compactions` are of the call's model, each of the input.
-    """
-
-    models: list[tuple[str, int, int | None]]
-    compactions: int = 0
-
-
-def answers_within(call: CallRequest) -> InnerAnswers | None:
-    """Models that may answer within a call, each of the whole input; None where it is the asked model
-    alone.
-    """
-    document = call.document
-    if document is None or not (call.models_beside or _MANAGEMENT in document):
-        return None
-    shape, found = SHAPES.get(call.meter), InnerAnswers([], _compactions(document))
-    field = shape.tool_uses if shape is not None else ""
-    for tool in call.tools if call.models_beside else ():
-        kind = tool.get("type")
-        if isinstance(kind, str) and kind in _MAKERS:
-            continue
-        advisor = bool(field) and _is_advisor(tool)
-        uses = _stated(tool.get(field)) if advisor else None
-        most = _stated(tool.get("max_tokens")) if advisor else None
-        found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
-    for plugin in call.plugins if call.models_beside else ():
-        found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
-    return found if found.models or found.compactions else None
-
-
-def limit_models(call: CallRequest) -> None:
-    """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
-    shape = SHAPES.get(call.meter)
-    if shape is None or not (shape.tool_uses and call.models_beside):
-        return
-    for tool in call.tools:
-        if _is_advisor(tool) and _stated(tool.get(shape.tool_uses)) is None:
-            tool[shape.tool_uses] = MODEL_USES
-            call.changed = True
-
-
-def _is_advisor(tool: Document) -> bool:
-    kind = tool.get("type")
-    return isinstance(kind, str) and kind.startswith(_ADVISOR)
-
-
-def _compactions(document: Document) -> int:
-    """How often a call's input may be made shorter by its model; both APIs that do name its kind so."""
-    managed = document.get(_MANAGEMENT)
-    if isinstance(managed, dict):
-        edits = elements(managed, "edits", f"{_MANAGEMENT}.")
-    else:
-        edits = elements(document, _MANAGEMENT)
-    kinds = [edit.get("type") for edit in edits]
-    return sum(isinstance(kind, str) and kind.startswith(_COMPACTION) for kind in kinds)
 
 
 def priced_tools(vectors: Vectors) -> Collection[str]:
@@ -286,235 +214,7 @@ def _plain(said: str) -> str:
 
 
 def _uses(stated: object) -> int:
-    return _stated(stated) or TOOL_USES
-
-
-def _stated(most: object) -> int | None:
-    """A maximum that a tool states, None where it states none."""
-    if isinstance(most, int) and not isinstance(most, bool) and most > 0:
-        return min(most, TOOL_USES_MAX)
-    return None
-
-
-# How many tokens to hold for a call before it is made, learned from calls like it: of the same organization,
-# service and model, streamed or not.
-#
-# Likely use is a high quantile of theirs, never more than the call states; the most is what it states, or
-# its model's ceiling. What an answer that reports nothing is counted by is learned here too, as means. What
-# one organization's calls teach is never another's estimate.
-
-
-LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
-LEARNED_SHARE = 500  # of one organization, least recently used first out
-OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
-INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
-WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
-BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
-QUANTILE = 0.95  # of calls' use, by which the next is held
-RECENT = 64  # calls in the quantile: 1.5 KB of each that is learned of
-MEAN_OVER = 32  # calls a mean looks back over
-# What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
-# Callers choose what is seen: below the first value the next calls could pass their hold too far.
-INPUT_SHARE_MIN, INPUT_SHARE_MAX = 0.25, 4.0
-CEILING = 65_536
-
-# The most one answer of a model can hold, by the longest prefix of its name, as the
-# providers document it; `CEILING` where none fits.
-MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
-_PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
-
-
-@dataclass(slots=True)
-class Estimate:
-    """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
-
-    `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
-    the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
-    the call has choices. `beside` is the most that other models may write. `input_share` is what input is
-    likely to cost, as a part of the price that the call asks for.
-    """
-
-    need: int = 0
-    ceiling: int = 0
-    least: int = 0
-    read: int = 0
-    answers: int = 0
-    beside: int = 0
-    input_share: float = 1.0
-
-    def bound(self, most: int, call: CallRequest) -> int:
-        """The most tokens of one answer within a hold of so many."""
-        return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
-
-
-NO_ESTIMATE: Final = Estimate()
-
-
-class _Quantile:
-    """A quantile of the last `RECENT` samples; the first few share it with the value before them."""
-
-    __slots__ = ("_at", "_first", "_samples", "level")
-
-    def __init__(self, first: float) -> None:
-        self.level = self._first = first
-        self._samples = array("d")
-        self._at = 0
-
-    def add(self, sample: float, quantile: float) -> None:
-        """Count a sample in place of the oldest."""
-        samples, level = self._samples, self.level
-        count = len(samples)
-        if count < RECENT:
-            samples.append(sample)
-            count += 1
-            found = sorted(samples)[math.ceil(quantile * count) - 1]
-            self.level = found if count == RECENT else found + (self._first - found) / (count + 1)
-            return
-        oldest, samples[self._at] = samples[self._at], sample
-        self._at = (self._at + 1) % RECENT
-        if not (oldest < level and sample < level) and not (oldest > level and sample > level):
-            self.level = sorted(samples)[math.ceil(quantile * count) - 1]
-
-
-class _Learned(LruEntry):
-    """Use seen of one organization's calls to one model behind one service, streamed or not."""
-
-    __slots__ = (
-        "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
-        "output", "texts",
-    )  # fmt: skip
-
-    def __init__(self, ceiling: int, dearer: int) -> None:
-        self.ceiling, self.dearer = ceiling, dearer
-        self.output = _Quantile(float(min(OUTPUT_TOKENS_FIRST, ceiling)))
-        self.input_ratio, self.input_share = _Quantile(INPUT_RATIO_FIRST), _Quantile(1.0)
-        self.input_mean = INPUT_RATIO_FIRST
-        self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
-        self.answers = self.texts = 0
-
-
-class _LearnedUsage(LruEntry):
-    """Use learned of one organization's calls, by service and model, streamed or not."""
-
-    __slots__ = ("models",)
-
-    def __init__(self, most: int) -> None:
-        self.models: LruCache[tuple[str, str, bool], _Learned] = LruCache(most)
-
-
-class Estimator:
-    """Holds by what was learned of calls like one, and by what it states.
-
-    Memory is bounded by `learned_max`, and by `share` for one organization: made-up names displace nobody
-    else's. Only an answer that taught something is kept.
-    """
-
-    def __init__(
-        self,
-        ceilings: dict[str, int] | None = None,
-        learned_max: int = LEARNED_MAX,
-        tokenizer: Tokenizer | None = None,
-        share: int = LEARNED_SHARE,
-        quantile: float = QUANTILE,
-    ) -> None:
-        self._quantile = quantile
-        self._tokenizer = tokenizer
-        self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
-        self._share = share
-        self._shares: LruCache[int, _LearnedUsage] = LruCache(learned_max)
-
-    def hold(self, call: CallRequest, organization_id: int, service_key: str) -> Estimate:
-        """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
-
-        The most goes by size: what was learned of other prompts never makes it less.
-        """
-        if not call.input_bytes and not call.blob_tokens:
-            return NO_ESTIMATE
-        learned = self._learned_of(call, organization_id, service_key) or self._first(call.model)
-        call.output_bytes_per_token = learned.bytes_per_output_token
-        call.input_tokens_per_byte = learned.input_mean
-        if self._tokenizer is not None:
-            call.tokens_of = self._tokenizer(call.model)
-        blobs, choices = call.blob_tokens, call.choices
-        used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
-        # What a body names and does not hold is taken for an image.
-        read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
-        call.input_ceiling, call.output_ceiling = read, learned.ceiling
-        answers, beside, stated = choices, 0, call.output_max
-        within = answers_within(call)
-        if within is not None:
-            answers += within.compactions
-            for model, uses, most in within.models:
-                beside += uses * (self._ceiling(model) if most is None else most)
-            readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
-            read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
-        likely, share = math.ceil(learned.output.level), learned.input_share.level
-        if stated is not None:
-            need = min(used + min(stated, likely) * choices, INTEGER_MAX)
-            ceiling = max(need, min(read + stated * answers + beside, INTEGER_MAX))
-            return Estimate(need, ceiling, 0, read, answers, beside, share)
-        need = min(used + likely * choices, INTEGER_MAX)
-        ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
-        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside, share)
-
-    def learn(
-        self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
-        input_share: float | None = None,
-    ) -> None:  # fmt: skip
-        """Learn from a complete answer that reported its use; what was only counted teaches nothing.
-
-        `input_share` is what its input cost, as a part of the price it asked for, None where nobody knows.
-        """
-        if not usage.reported or usage.estimated or not call.input_bytes:
-            return
-        if usage.input <= call.blob_tokens and usage.output <= 0:
-            return
-        learned = self._learned_of(call, organization_id, service_key)
-        if learned is None:
-            learned = self._first(call.model)
-            self._keep(organization_id, (service_key, call.model, call.streamed), learned)
-        if input_share is not None:
-            sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
-            learned.input_share.add(sample, self._quantile)
-        if usage.input > call.blob_tokens:
-            ratio = (usage.input - call.blob_tokens) / call.input_bytes
-            # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
-            ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
-            learned.input_ratio.add(ratio, self._quantile)
-            learned.answers = min(learned.answers + 1, MEAN_OVER)
-            learned.input_mean += (ratio - learned.input_mean) / learned.answers
-        if usage.output > 0:
-            produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
-            learned.output.add(produced, self._quantile)
-            visible = usage.output - usage.reasoning
-            if call.text_bytes > 0 and visible > 0:
-                learned.texts = min(learned.texts + 1, MEAN_OVER)
-                bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
-                step = bytes_per_token - learned.bytes_per_output_token
-                learned.bytes_per_output_token += step / learned.texts
-
-    def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
-        share = self._shares.find(organization_id)
-        return None if share is None else share.models.find((service_key, call.model, call.streamed))
-
-    def _first(self, model: str) -> _Learned:
-        return _Learned(self._ceiling(model), _dearer(model))
-
-    def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> None:
-        share = self._shares.find(organization_id) or _LearnedUsage(self._share)
-        share.models.put(name, learned)
-        self._shares.put(organization_id, share, len(share.models))
-
-    def _ceiling(self, model: str) -> int:
-        fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
-        return self._ceilings[max(fitting, key=len)] if fitting else CEILING
-
-
-def _dearer(model: str) -> int:
-    """How many times what an image costs as a rule one of this model's may cost."""
-    fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
-    return -(-max(fitting) // BLOB_TOKENS) if fitting else 1
+    return stated_uses(stated) or TOOL_USES
 
 
 @dataclass(slots=True)

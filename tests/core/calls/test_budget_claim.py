@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import KINDS, TokenRate, Vector, cost_nano
 from gateway.core.calls.call import CallRequest, names_in
-from gateway.core.calls.claims import BudgetClaim, Estimate, budget_bound, budget_claim
+from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
+from gateway.core.calls.estimate import Estimate
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
 
 MILLION = 1_000_000

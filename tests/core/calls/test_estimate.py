@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
-from gateway.core.calls.claims import (
+from gateway.core.calls.estimate import (
     CEILING,
     MODEL_USES,
     OUTPUT_TOKENS_FIRST,

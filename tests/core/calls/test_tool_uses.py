@@ -8,7 +8,8 @@ import pytest
 
 from gateway.core.billing.price_book import KINDS, Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import TOOL_USES, TOOL_USES_MAX, limit_uses, unpriced_tools, uses_of
+from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
+from gateway.core.calls.estimate import TOOL_USES_MAX
 from gateway.core.families.controlled import elements
 from gateway.core.model import Family
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import CallRequest, input_tokens
-from gateway.core.calls.claims import Estimator
+from gateway.core.calls.estimate import Estimator
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, prompt_tokens
 from gateway.core.metering.meters import make_meter
 from tests.core.meter.recorded import DONE, SSE, call, delta, frame

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import Estimator
+from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.metering.meters import AnswerMeter, make_meter
 from gateway.core.model import Family, TokenUsage

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import Estimate, output_bound
+from gateway.core.calls.claims import output_bound
+from gateway.core.calls.estimate import Estimate
 from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.counters.admission.catalogue import WeightCache
 from gateway.counters.admission.stored import encode_catalogue

@@ -129,9 +129,7 @@ def changed(name: str, change: Callable[[Any], object]) -> bytes:
 )  # fmt: skip
 def test_a_field_that_is_missing_is_named_with_its_place(name: str, field: str) -> None:
     for change in (lambda result: result.pop(field), lambda result: result.update({field: []})):
-        with pytest.raises(
-            BadReport, match=rf"report.json, data\[0\], results\[0\].*{field}.*Readable are"
-        ):
+        with pytest.raises(BadReport, match=rf"report.json, data\[0\], results\[0\].*{field}.*Readable are"):
             read(changed(name, change), name.partition("_")[0])
 
 
