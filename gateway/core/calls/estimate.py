@@ -1,8 +1,8 @@
 """How many tokens a call is likely to use and could use at most, before it is made. Pure.
 
-What is likely is learned from calls like it: of the same organization, service and model, streamed or not.
-It is a high quantile of what those used, never more than the call states; the most is what it states, or
-its model's ceiling. Means are learned here too, by which an answer is counted that reports nothing. What one
+The likely use is learned from calls like it: of the same organization, service and model, streamed or not.
+It is a high quantile of their use, never more than the call states; the most is what it states, or its
+model's ceiling. Means are learned here too, by which an answer is counted that reports nothing. What one
 organization's calls teach is never another's estimate.
 """
 
