@@ -382,3 +382,26 @@ def test_free_routes_and_what_fails_move_no_budget(spender: Spender) -> None:
     assert {one.status_code for one in failed} <= {500, 429}
     spender.idle(budget, calls)
     assert (spender.used(budget), spender.used(calls)) == (0, 0)
+
+
+# --- agents --------------------------------------------------------------------------------
+
+
+def test_twenty_calls_that_state_64000_tokens_run_at_once_under_money_for_one_of_that_length(
+    spender: Spender,
+) -> None:
+    """They are held by what calls like them use. Claude Code reads how much of the budget is used."""
+    budget = spender.budget(cost(0, 64_000), each="user")
+    spender.known(budget)
+    outcomes = asyncio.run(at_once(spender.stack.gateway_url, request(spender.key, 64_000), 20))
+    assert outcomes == {(200, ""): 20}
+    spender.idle(budget)
+    agent = {"model": MODEL, "messages": CALL["messages"], "max_tokens": 64_000}
+    first = spender.ask("/v1/messages", agent, "20,51000")
+    assert (first.status_code, first.headers["anthropic-ratelimit-unified-status"]) == (200, "allowed")
+    second = spender.ask("/v1/messages", agent, "20,14000")
+    assert second.headers["anthropic-ratelimit-unified-overage-surpassed-threshold"] == "0.75"
+    refused = spender.ask("/v1/messages", agent)
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
+    assert refused.json()["error"]["type"] == "billing_error"
+    assert Decimal(refused.headers["x-tollkeeper-needed"]) > Decimal(refused.headers["x-tollkeeper-left"])
