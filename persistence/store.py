@@ -24,8 +24,8 @@ from gateway.core.accounts.administration import Claim, Command, CommittedWrite,
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
-from gateway.core.billing.handover import COLLECTOR, CollectionStatus
 from gateway.errors import NotFound, TrialEnded
+from gateway.features.stripe.handover import COLLECTOR, CollectionStatus
 from persistence import apply_transaction, entity
 from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction

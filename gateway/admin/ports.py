@@ -16,9 +16,9 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
-from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.processes import Found
+from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 
 if TYPE_CHECKING:
     from gateway.background.timed.invoicing import AccountCloser

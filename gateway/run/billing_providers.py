@@ -17,10 +17,10 @@ from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.background.loops import Isolation
 from gateway.background.timed.deliveries import HandoverQueuePort, Handovers
 from gateway.core.billing.document import InvoiceParty, Letterhead, countries
-from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.network import DIRECT
 from gateway.errors import SettingError
 from gateway.extras import loading
+from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 from gateway.files import read_regular
 from gateway.outbound.client import Connector, Outgoing, ProxiesNow
 from gateway.run.keeper_doors import KeeperSettings
@@ -28,7 +28,7 @@ from gateway.run.timed_loops import Loops
 from gateway.settings.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from gateway.handover.stripe_billing import StripeApi
+    from gateway.features.stripe.service import StripeApi
 
 
 # How a keeper calls others: webhooks, and services that it bills by; through the proxies of now.
@@ -64,7 +64,7 @@ class StripeConnection:
         if not (settings.stripe_api_key or settings.stripe_webhook_secret):
             return
         with loading("stripe"):
-            from gateway.handover.stripe_billing import (  # noqa: PLC0415  # loaded where it is needed
+            from gateway.features.stripe.service import (  # noqa: PLC0415  # loaded where it is needed
                 StripeApi,  # large
                 StripeEvents,
                 StripeReturns,
@@ -81,7 +81,7 @@ class StripeConnection:
         """What hands over, where there is a key."""
         if self._api is None:
             return {}
-        from gateway.handover.stripe_billing import StripeInvoices  # noqa: PLC0415  # loaded where it is needed
+        from gateway.features.stripe.service import StripeInvoices  # noqa: PLC0415  # loaded where it is needed
 
         how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
         stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))

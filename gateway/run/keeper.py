@@ -61,9 +61,8 @@ from gateway.telemetry import logs, metrics
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import handovers, retention, sweeps, verification
+from persistence.keeper import retention, sweeps, verification
 from persistence.keeper.definitions import ClockReports
-from persistence.keeper.handovers import HandoverQueue
 from persistence.keeper.news import Deliveries, Notices
 from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
 from persistence.keeper.verification import Accounts
@@ -73,6 +72,7 @@ from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
+from persistence.stripe.queue import HandoverQueue
 
 # What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from gateway.core.accounts.administration import HOURLY
-from gateway.core.billing.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
@@ -27,6 +26,7 @@ from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError, install
 from gateway.extras import is_installed
+from gateway.features.stripe.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
 from gateway.settings.checking import (
     USAGE_FEED_CODE,

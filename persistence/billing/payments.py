@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import Connection, case, func, insert, select, text, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.handover import COLLECTOR
 from gateway.core.billing.invoice import partial_note, whole_note
 from gateway.core.billing.payments import (
     ASKED,
@@ -35,6 +34,7 @@ from gateway.core.billing.payments import (
     PAID as STATUS_PAID,
 )
 from gateway.errors import Conflict, Unprocessable
+from gateway.features.stripe.handover import COLLECTOR
 from persistence.billing import charges, credit_balances, handovers, top_ups
 from persistence.billing.finance import rest_before
 from persistence.billing.invoice_build import PAID, money, rest_of

@@ -24,10 +24,10 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount
 from gateway.core.alerts.messages import Delivery
 from gateway.core.billing.charges import ExpiredGrant
-from gateway.core.billing.handover import HandoverStep
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
+from gateway.features.stripe.handover import HandoverStep
 from gateway.run.timed_loops import expirer
 
 POISON = 2

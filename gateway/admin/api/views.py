@@ -68,7 +68,6 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.refusals import busiest
 from gateway.core.billing.events import EVENTS_MAX
-from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     KINDS,
@@ -91,6 +90,7 @@ from gateway.errors import (
     UnsupportedEncoding,
     UnsupportedMedia,
 )
+from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -24,8 +24,6 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
-from gateway.core.billing.handover import DONE
-from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.price_book import (
     KINDS,
@@ -37,6 +35,8 @@ from gateway.core.billing.price_book import (
     read_price,
 )
 from gateway.errors import NotFound
+from gateway.features.stripe.handover import DONE
+from gateway.features.stripe.handover import KINDS as HANDOVER_KINDS
 
 # What a call's page shows beyond its fields: what it used by kind, and its cost line by line.
 

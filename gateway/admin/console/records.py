@@ -24,9 +24,9 @@ from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.resource import Action, FormField, fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
-from gateway.core.billing.handover import CANCELED, FAILED
 from gateway.core.billing.payments import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.features.stripe.handover import CANCELED, FAILED
 
 # What a change is called where more than words can be changed.
 EDITS = {"tenants": "Change plan, name or limits"}

@@ -45,9 +45,9 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, access
 from gateway.core.billing.charges import KINDS, REASONS
 from gateway.core.billing.events import AMOUNT_MAX
-from gateway.core.billing.handover import KINDS as HANDOVER_KINDS
-from gateway.core.billing.handover import STATES
 from gateway.core.billing.payments import TOP_UPS_A_MONTH_MAX
+from gateway.features.stripe.handover import KINDS as HANDOVER_KINDS
+from gateway.features.stripe.handover import STATES
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 

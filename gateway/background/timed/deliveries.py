@@ -24,7 +24,7 @@ from gateway.core.alerts.messages import (
     is_mail,
     mail_of,
 )
-from gateway.core.billing.handover import DONE, HandoverOutcome, HandoverStep
+from gateway.features.stripe.handover import DONE, HandoverOutcome, HandoverStep
 
 if TYPE_CHECKING:
     from persistence.keeper.news import Deliveries

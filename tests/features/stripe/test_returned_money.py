@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.handover import CollectionStatus, PaymentReturn
 from gateway.errors import CollectorUnavailable
-from gateway.handover.stripe_billing import StripeApi, StripeReturns
-from tests.persistence.billing.test_handovers import Desk, april, desk, handed, noted
+from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
+from gateway.features.stripe.service import StripeApi, StripeReturns
+from tests.features.stripe.stripe_server import KEY, Refused
+from tests.features.stripe.test_handovers import Desk, april, desk, handed, noted
 from tests.persistence.billing.test_payments import pay
 from tests.persistence.scenario import broken, rows_of
-from tests.stripe_server import KEY, Refused
 
 __all__ = ["april", "desk"]
 

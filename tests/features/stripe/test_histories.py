@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from gateway.background.timed.deliveries import Handovers
 from gateway.errors import Conflict, Unprocessable
-from gateway.handover.stripe_billing import StripeApi, StripeInvoices
-from persistence.keeper.handovers import HandoverQueue
+from gateway.features.stripe.service import StripeApi, StripeInvoices
+from persistence.stripe.queue import HandoverQueue
+from tests.features.stripe.stripe_server import KEY, cutting, stripe_server
+from tests.features.stripe.test_handovers import Desk
 from tests.persistence.april import at, opened
 from tests.persistence.billing.drawn import some
-from tests.persistence.billing.test_handovers import Desk
 from tests.persistence.billing.test_payments import bought
 from tests.persistence.migrated import empty
-from tests.stripe_server import KEY, cutting, stripe_server
 
 CENTS = st.integers(1, 150_00)
 STEPS = st.one_of(

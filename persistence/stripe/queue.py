@@ -14,7 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import KEEPER, Command
-from gateway.core.billing.handover import (
+from gateway.errors import Conflict
+from gateway.features.stripe.handover import (
     FAILED,
     LEASE_S,
     RETRIES,
@@ -24,7 +25,6 @@ from gateway.core.billing.handover import (
     HandoverStep,
     PayableLine,
 )
-from gateway.errors import Conflict
 from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
 from persistence.store import Store
 

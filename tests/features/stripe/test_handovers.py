@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 from gateway.background.timed.deliveries import Handovers
-from gateway.core.billing.handover import RETRIES, CollectionStatus
 from gateway.errors import Conflict
-from gateway.handover.stripe_billing import StripeApi, StripeInvoices
+from gateway.features.stripe.handover import RETRIES, CollectionStatus
+from gateway.features.stripe.service import StripeApi, StripeInvoices
 from persistence import engine
 from persistence.keeper import sweeps
-from persistence.keeper.handovers import HandoverQueue
+from persistence.stripe.queue import HandoverQueue
+from tests.features.stripe.stripe_server import KEY, Refused, Stripe, cutting, stripe_server
 from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.billing.test_payments import bought, pay, stands
 from tests.persistence.credits import give
 from tests.persistence.scenario import broken, rows_of
 from tests.persistence.test_schedule import several
 from tests.persistence.test_schedule import turn as scheduled
-from tests.stripe_server import KEY, Refused, Stripe, cutting, stripe_server
 
 __all__ = ["april"]
 

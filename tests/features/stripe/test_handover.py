@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.handover import RETRIES, PayableLine, folded
+from gateway.features.stripe.handover import RETRIES, PayableLine, folded
 
 KINDS = ("usage", "overage", "tax")
 AMOUNTS = st.decimals(min_value=-1000, max_value=1000, places=2)

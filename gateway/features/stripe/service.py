@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 import stripe
 
-from gateway.core.billing.handover import (
+from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
+from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
+from gateway.features.stripe.handover import (
     ATTEMPT_S_MAX,
     CANCELED,
     DONE,
@@ -33,11 +35,9 @@ from gateway.core.billing.handover import (
     PaymentReturn,
     folded,
 )
-from gateway.core.billing.handover import (
+from gateway.features.stripe.handover import (
     LINES_MAX as LINES_AT_ONCE,
 )
-from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
 
 # Stripe by its own library: one client, every request in bounded time, every failure an `HandoverOutcome`.
 #

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import MINOR_DIGITS
-from gateway.handover.stripe_billing import Unspeakable, from_stripe, to_stripe
+from gateway.features.stripe.service import Unspeakable, from_stripe, to_stripe
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.handover import Kind
+from gateway.features.stripe.handover import Kind
 
 _OF_INVOICE = text("""
 INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)

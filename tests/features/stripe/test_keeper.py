@@ -17,8 +17,8 @@ from gateway.errors import MissingExtra, Unauthorized
 from gateway.run.billing_providers import StripeConnection
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings, load
+from tests.features.stripe.stripe_server import stripe_server
 from tests.proxy_server import HERE, ProxyServer
-from tests.stripe_server import stripe_server
 
 KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
 

@@ -15,8 +15,8 @@ from uuid import UUID
 from sqlalchemy import insert, select, text, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.handover import CANCELED, DONE, FAILED, WAITING, CollectionStatus
 from gateway.errors import AdminRefusal, Conflict, NotFound
+from gateway.features.stripe.handover import CANCELED, DONE, FAILED, WAITING, CollectionStatus
 from persistence.billing import charges, handovers, payments
 from persistence.billing.invoice_build import INVOICE_HEADS, money, rest_of
 from persistence.entity import Entity, EntityWrite, id_in, lock

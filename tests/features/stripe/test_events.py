@@ -18,10 +18,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admin.application import build
-from gateway.core.billing.handover import CollectionStatus, PaymentReturn
-from gateway.handover.stripe_billing import TOLERANCE_S, StripeEvents
+from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
+from gateway.features.stripe.service import TOLERANCE_S, StripeEvents
 from persistence import engine as engines
-from persistence.keeper import handovers
+from persistence.stripe import queue as handovers
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
 from tests.admin.test_payments import finalized
 from tests.in_turn import in_turn

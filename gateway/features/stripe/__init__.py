@@ -1,0 +1,1 @@
+"""Stripe: it collects the money of final documents."""

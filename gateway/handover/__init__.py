@@ -1,1 +1,0 @@
-"""Door to billing services: what is final here is collected there."""

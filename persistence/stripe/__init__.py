@@ -1,0 +1,1 @@
+"""What Stripe is to collect: written with the documents, done by a keeper; and what comes of it."""
