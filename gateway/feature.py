@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
+    from gateway.admin.console.panels import InvoiceHistory
     from gateway.admin.console.screens import Screen
-    from gateway.admin.resources.resource import ReportEndpoint, Resource
+    from gateway.admin.resources.resource import Action, ReportEndpoint, Resource
     from gateway.cli.admin.fields import ListSource
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.parts import KeeperParts, Work
+    from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
-    from persistence.entity import Entity
+    from persistence.billing.listeners import InvoiceListener
+    from persistence.entity import Entity, Verb
     from persistence.ledger.listeners import LedgerListener
 
 
@@ -33,6 +35,10 @@ async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
 
 
 def _no_work(_: KeeperParts) -> Work | None:
+    return None
+
+
+def _no_routes(_: AdminParts) -> Routes | None:
     return None
 
 
@@ -47,11 +53,17 @@ class Feature:
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
     reports: Callable[[], Sequence[ReportEndpoint]] = tuple
+    # Actions on resources of the core, by the name of the resource; and what they do to rows.
+    actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
+    verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
     screens: Callable[[], Sequence[Screen]] = tuple
-    # Told of calls in the transaction that stores or changes them.
+    # What the console says of an invoice's life besides.
+    invoice_history: Callable[[], Sequence[InvoiceHistory]] = tuple
+    # Told of calls, and of final documents, in the transaction that stores or changes them.
     listeners: Callable[[], Sequence[LedgerListener]] = tuple
+    invoice_listeners: Callable[[], Sequence[InvoiceListener]] = tuple
     # Adds commands to the program's own, and to those of administration.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
@@ -59,6 +71,8 @@ class Feature:
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # What a keeper's process of the loops does for it; None where settings want nothing.
     work: Callable[[KeeperParts], Work | None] = _no_work
+    # What it answers at the admin port besides its resources; None where settings want nothing.
+    routes: Callable[[AdminParts], Routes | None] = _no_routes
     # What `tollkeeper doctor` says of it.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
 

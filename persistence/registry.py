@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.feature import features
 from persistence.billing import (
     amendments,
     charges,
-    collection,
     dunning,
     events,
     invoice_build,
@@ -49,8 +50,6 @@ SUBJECTS: dict[str, Entity] = {
     "note-applications": payments.APPLICATIONS,
     "tax-rates": invoice_lines.TAX_RATE_SUBJECT,
     "dunning-steps": dunning.SUBJECT,
-    "handovers": collection.SUBJECT,
-    "handover-events": collection.EVENTS,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": integrity.QUARANTINE_SUBJECT,
@@ -63,3 +62,5 @@ SUBJECTS: dict[str, Entity] = {
     "reconciliation": integrity.RECONCILIATION_SUBJECT,
     **{name: subject for feature in features() for name, subject in feature.subjects().items()},
 }
+for _name, _verbs in ((name, more) for feature in features() for name, more in feature.verbs().items()):
+    SUBJECTS[_name] = replace(SUBJECTS[_name], verbs={**SUBJECTS[_name].verbs, **_verbs})

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +23,6 @@ from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
 from gateway.errors import NotFound, TrialEnded
-from gateway.features.stripe.handover import COLLECTOR, CollectionStatus
 from persistence import apply_transaction, entity
 from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction
@@ -211,16 +208,6 @@ class Store(SignInStore):
         done = await self._answered(done_here, keep=keep)
         await self._wrote()
         return done
-
-    async def collected(self, told: CollectionStatus) -> bool:
-        """Take what was told of an invoice that was handed over, once; False where it is none."""
-        taken = Command(
-            "handover-events", "take", COLLECTOR, str(uuid4()), lambda row: {}, None, {"told": told}
-        )
-        with suppress(NotFound):
-            await self.write(taken)
-            return True
-        return False
 
     async def refuse_other(self, claim: Claim) -> None:
         """Raise `Conflict` where the claim's key stands for another request."""

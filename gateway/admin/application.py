@@ -55,7 +55,8 @@ def build(ports: AdminPorts) -> web.Application:
     api_views.mount_letters(app, ports, ROOT)
     api_views.mount_reconciliation(app, ports, ROOT)
     api_views.mount_configuration(app, ports, ROOT)
-    api_views.mount_collected(app, ports)
+    for mount in ports.routes:
+        mount(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = ResourceHandlers(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"

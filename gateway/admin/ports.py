@@ -18,9 +18,10 @@ from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.processes import Found
-from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
@@ -43,6 +44,7 @@ NOBODY = Actor("nobody", "")
 
 Health = Callable[[], Awaitable[tuple[bool, Found]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
+Mount = Callable[["web.Application", "AdminPorts", str], None]
 
 
 class CountersReader(Protocol):
@@ -89,9 +91,8 @@ class AdminPorts:
     `peppers` are what credentials are digested under. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
-    counts wrong credentials. `programs` says who runs. A token that is None does not exist. `read_collected`
-    reads what Stripe sends, and how it is signed; None where nobody hands over. `look_up_returned` finds what
-    money that went back is about; None where Stripe is never asked.
+    counts wrong credentials. `programs` says who runs. A token that is None does not exist. `routes` are
+    those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -114,8 +115,7 @@ class AdminPorts:
     answers: Answers = field(default_factory=Answers)
     built_in: BuiltIn = field(default_factory=BuiltIn)
     sign_ins: SignIns | None = None
-    read_collected: Callable[[bytes, str], CollectionStatus | PaymentReturn | None] | None = None
-    look_up_returned: Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]] | None = None
+    routes: Sequence[Mount] = ()
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

@@ -29,15 +29,17 @@ from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import LoopsSilent, SettingError
+from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
 from gateway.run.admin_process import FactsReader
-from gateway.run.billing_providers import StripeConnection, invoice_renderer
 from gateway.run.health import ProcessVitals, disks, has_files_left
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
+from gateway.run.letterhead import invoice_renderer
 from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
+from gateway.run.parts import AdminParts
 from gateway.run.programs import ProgramList
 from gateway.run.readiness import (
     CLOCK,
@@ -175,7 +177,8 @@ class Administration:
         )
         self._sign_ins = CurrentSignIns(settings, self._log)
         self._later = KeeperSettings(settings, None, self._log, self._sign_ins.renew)
-        self._collecting = StripeConnection(settings, self._later)
+        parts = AdminParts(settings=settings, later=self._later)
+        self._routes = [routes for each in features() if (routes := each.routes(parts)) is not None]
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         self._invoice_renderer = invoice_renderer(settings)
@@ -228,7 +231,8 @@ class Administration:
         """Listen no more, once what is asked is answered."""
         await self._admin_port.close()
         await cancel(self._loops)
-        await self._collecting.aclose()
+        for routes in self._routes:
+            await routes.aclose()
         await self._doors.wires.close()
         await self._store.dispose()
         await self._pools.dispose()
@@ -252,9 +256,8 @@ class Administration:
             figures=ConsoleQueries(pools.staff, partition_of, organizations=pools.organizations),
             failures=self._failures,
             built_in=self._admin_port.built_in,
-            read_collected=self._collecting.read,
+            routes=[routes.mount for routes in self._routes],
             sign_ins=self._sign_ins.now,
-            look_up_returned=self._collecting.look_up,
             version=version("tollkeeper"),
             budget=HourlyBudget(
                 settings.organization_cpu_s_an_hour,

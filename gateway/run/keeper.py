@@ -36,12 +36,13 @@ from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.feature import features
+from gateway.outbound.client import Outgoing
 from gateway.run import kept_servers
 from gateway.run.admin_process import AdminProcess, LoopFacts
-from gateway.run.billing_providers import StripeConnection, invoice_renderer, outgoing
 from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
 from gateway.run.kept_servers import AllShardLoops, LoopContext
+from gateway.run.letterhead import invoice_renderer
 from gateway.run.lifecycle import cancel, reached, redis_reached
 from gateway.run.parts import KeeperParts
 from gateway.run.programs import ProgramList
@@ -72,7 +73,6 @@ from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
 from persistence.schema import partitions, roles
-from persistence.stripe.queue import HandoverQueue
 
 # What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
 
@@ -85,7 +85,6 @@ def housekeeping(
         call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
-        call(lambda: handovers.forget(engine, settings.stripe_events_keep_days)),
         *(call(one) for one in more),
     ))  # fmt: skip
 
@@ -126,10 +125,9 @@ class Keeper:
         engines.be_known_as(APPLICATION)
         check_files(settings, "admin")  # that one is no use to the process for people is told here
         self._settings, log = settings, logs.logger("tollkeeper.keeper")
-        self._log, letterhead = log, invoice_renderer(settings).letterhead
+        self._log = log
         self._people = AdminProcess(settings, self._facts, log)
         later = self._later = KeeperSettings(settings, source, log, self._people.renew)
-        self._collecting = StripeConnection(settings, later)
         self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
         self._engine, doors = self._pools.loops, KeeperDoors(settings, log, UnsupportedVersions(log))
         self._fences, self._wires, self._counters = doors.fences, doors.wires, doors.counters
@@ -147,8 +145,8 @@ class Keeper:
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
-        self._store = store_over(settings, letterhead, self._pools.billing)
-        self._outgoing = outgoing(later.proxies, private=settings.webhook_private_addresses)
+        self._store = store_over(settings, invoice_renderer(settings).letterhead, self._pools.billing)
+        self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
         waiting = Deliveries(self._engine, link)
         self._webhook_deliveries = WebhookDeliveries(
@@ -162,7 +160,8 @@ class Keeper:
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = ProgramList(self._wires, self._counters, self._engine)
         parts = KeeperParts(
-            settings=settings, later=later, engine=self._engine, isolation=isolation, log=log,
+            settings=settings, later=later, engine=self._engine, store=self._store, isolation=isolation,
+            log=log,
         )  # fmt: skip
         self._work = [work for feature in features() if (work := feature.work(parts)) is not None]
         self._gauges, self._growth = self._looked_up(), metrics.LastGrowth()
@@ -198,7 +197,6 @@ class Keeper:
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop),
-            **self._collecting.loops(HandoverQueue(self._engine, self._store), log, isolation),
             "webhooks": self._webhook_deliveries.run,
             "prices": self._price_list.run,
             "settings": self._later.keep,
@@ -252,7 +250,6 @@ class Keeper:
             await self._refused.finish()
         await self._servers.stop(flushes=may_write)
         await self._outgoing.aclose()
-        await self._collecting.aclose()
         for work in self._work:
             await work.aclose()
         await self.programs.leave()

@@ -1,4 +1,4 @@
-"""What a keeper lends its features, and the work that each of them adds to the process of the loops.
+"""What a keeper lends its features; the work that each adds to its loops, and the routes to its admin port.
 
 Part of the composition root.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.admin.ports import Mount
 from gateway.background.loops import Isolation, Loop
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings
 from persistence.engine import Engine
+from persistence.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class KeeperParts:
     settings: Settings
     later: KeeperSettings
     engine: Engine
+    store: Store
     isolation: Isolation
     log: Callable[..., None]
 
@@ -38,4 +41,20 @@ class Work:
     # Joins the housekeeping, which is once an hour.
     hourly: Sequence[Callable[[], Awaitable[object]]] = ()
     gauges: Sequence[Callable[[], Awaitable[Mapping[str, object]]]] = ()
+    aclose: Callable[[], Awaitable[None]] = _nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminParts:
+    """The doors of a keeper's process for people, as `KeeperParts` are those of its loops."""
+
+    settings: Settings
+    later: KeeperSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """Routes of the admin port; `aclose` is called once nobody is answered any more."""
+
+    mount: Mount
     aclose: Callable[[], Awaitable[None]] = _nothing

@@ -26,7 +26,6 @@ from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError, install
 from gateway.extras import is_installed
-from gateway.features.stripe.handover import EVENTS_KEPT_DAYS_MIN
 from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
 from gateway.settings.checking import (
     USAGE_FEED_CODE,
@@ -263,7 +262,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_webhook_secret: Token = ""
     stripe_collection: Collection = "charge_automatically"
     stripe_api_url: str = ""
-    stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=EVENTS_KEPT_DAYS_MIN, le=36_500)] = 400
+    # Stripe may tell a message again for thirty days, and the table lets go of none before 35.
+    stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
     usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter)$")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""

@@ -60,7 +60,7 @@ from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from gateway.core.billing.payments import OpenInvoice, due_on
 from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
-from persistence.billing import charges, credit_balances, handovers, invoice_lines
+from persistence.billing import charges, credit_balances, invoice_lines
 from persistence.billing.invoice_lines import (
     InvoiceCharges,
     InvoiceInputs,
@@ -69,6 +69,7 @@ from persistence.billing.invoice_lines import (
     next_numbers,
     read_facts,
 )
+from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, json_of
 from persistence.keeper.news import tell_invoices
 from persistence.tables import (
@@ -406,7 +407,8 @@ def finish_final(
         "statuses": statuses,
     })  # fmt: skip
     tell_invoices(connection, ids)
-    handovers.tell_final(connection, ids)
+    for listener in invoice_listeners():
+        listener.final(connection, ids)
     return statuses
 
 

@@ -22,9 +22,7 @@ from gateway.core.billing.payments import PAID
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import (
     charges,
-    collection,
     credit_balances,
-    handovers,
     invoice_build,
     invoice_lines,
     payments,
@@ -32,6 +30,7 @@ from persistence.billing import (
 )
 from persistence.billing.invoice_build import SOURCE
 from persistence.billing.invoice_lines import only_of
+from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, day_in, id_in, require
 from persistence.tables import invoice, invoice_line, organization
 
@@ -185,7 +184,8 @@ def void(change: EntityWrite) -> Row:
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
     payments.refuse_while_there(change)
-    collection.take_from_balance(change)
+    for listener in invoice_listeners():
+        payments.take_from_balance(change, listener.reference)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
     credit_balances.refuse_while_given(change)
@@ -201,7 +201,8 @@ def void(change: EntityWrite) -> Row:
     touched = payments.take_back_credit(change, change.row_id) - {change.row_id}
     payments.apply_open(change, id_in(row, "organization_id"), also=touched)
     _settle_corrected(change, row)
-    handovers.tell_void(change.connection, change.row_id)
+    for listener in invoice_listeners():
+        listener.void(change.connection, change.row_id)
     return change.fetch()
 
 
@@ -262,7 +263,6 @@ SUBJECT = Entity(
         "apply": payments.apply,
         "refund": payments.refund,
         "uncollectible": payments.give_up,
-        "hand-over": collection.ask_collection,
         "top-up": bill_top_up,
         "delete": remove,
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -20,7 +21,6 @@ from gateway.core.billing.payments import (
     ASKED,
     OLDEST,
     OWN,
-    UNCOLLECTIBLE,
     VOID,
     WAITING,
     Left,
@@ -34,11 +34,11 @@ from gateway.core.billing.payments import (
     PAID as STATUS_PAID,
 )
 from gateway.errors import Conflict, Unprocessable
-from gateway.features.stripe.handover import COLLECTOR
-from persistence.billing import charges, credit_balances, handovers, top_ups
+from persistence.billing import charges, credit_balances, top_ups
 from persistence.billing.finance import rest_before
 from persistence.billing.invoice_build import PAID, money, rest_of
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
+from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.keeper.news import tell_payment_status
 from persistence.tables import invoice, invoice_line, note_application, payment
@@ -46,13 +46,12 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 # Credit of notes, applied to invoices: rows that are only added, below zero where they are taken back.
 #
 # A note gives back what is left to pay of the invoice that it corrects. The rest is open credit of its
-# organization. The caller holds the organization, and settles the invoices that are answered. What Stripe
-# has is left to Stripe: it has a balance of its own.
+# organization. The caller holds the organization, and settles the invoices that are answered. A feature that
+# collects money somewhere else has a balance of its own there.
 
 
 _LEFT = rest_before("'infinity'")
-_HERE = """NOT EXISTS (SELECT FROM handover AS h
-                        WHERE h.invoice_id = i.id AND h.kind = i.kind AND h.state <> 'canceled')"""
+_HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) or "true"
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
@@ -172,7 +171,7 @@ def add_open_credit(change: EntityWrite, reason: str, rows: Iterable[tuple[int, 
 
 
 def open_credit_is_here(connection: Connection, document_id: int) -> bool:
-    """Whether a document's money is not left to Stripe."""
+    """Whether a document's money is not collected somewhere else."""
     return bool(connection.execute(_IS_HERE, {"document": document_id}).scalar_one())
 
 
@@ -290,6 +289,19 @@ def reverse(change: EntityWrite) -> Row:
     return change.fetch()
 
 
+def take_from_balance(change: EntityWrite, prefix: str) -> None:
+    """Take back what the command's note, void from now on, gave to a balance somewhere else."""
+    given = select(payment.c.id).where(
+        payment.c.invoice_id == change.row_id, payment.c.amount < 0, payment.c.reference.startswith(prefix)
+    )
+    for row_id in change.connection.execute(given.order_by(payment.c.id.desc())).scalars().all():
+        values = {"reference": f"{prefix}void:{row_id}"}
+        command = replace(change.command, resource="payments", id=row_id, values=values)
+        back = replace(change, subject=SUBJECT, before=None, command=command)
+        if Decimal(str(back.fetch()["amount_left"])):
+            reverse(back)
+
+
 def apply_open(
     change: EntityWrite, organization_id: int, *, past_due: bool = True, also: Collection[int] = ()
 ) -> None:
@@ -314,8 +326,8 @@ def settle(change: EntityWrite, invoice_id: int) -> None:
         kept = update(invoice).where(invoice.c.id == invoice_id).values(payment_status=status)
         change.connection.execute(kept)
         tell_payment_status(change.connection, [invoice_id])
-        if change.command.actor != COLLECTOR:
-            _tell_collector(change, invoice_id, status, row.came)
+        for listener in invoice_listeners():
+            listener.settled(change, invoice_id, status, row.came)
     # What notes give back altogether is cancelled, whatever part of it was paid before.
     if status == STATUS_PAID and row.came > 0 and row.wanted > 0:
         top_ups.release(change, invoice_id)
@@ -330,14 +342,6 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
     if fallen:
         tell_payment_status(connection, fallen)
     return len(fallen)
-
-
-def _tell_collector(change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-    """The collector of an invoice's money has to know what came in elsewhere, or was given up."""
-    if status == STATUS_PAID and paid > 0:
-        handovers.tell(change.connection, invoice_id, "paid")
-    elif status == UNCOLLECTIBLE:
-        handovers.tell(change.connection, invoice_id, "uncollectible")
 
 
 def refuse_while_paid(change: EntityWrite) -> None:
@@ -386,7 +390,7 @@ def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not open_credit_is_here(change.connection, change.row_id):
-        raise Conflict("Stripe has this note's credit: cancel its hand-over first, or use it there.")
+        raise Conflict(" ".join(each.refusal for each in invoice_listeners()))
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
 

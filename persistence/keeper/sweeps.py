@@ -156,13 +156,6 @@ SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdu
 _LEFT = text("""
 SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
  WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
-_HANDOVERS = text("""
-SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
-       count(*) FILTER (WHERE state = 'failed') AS failed,
-       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
-       (SELECT count(*) FROM handover_event
-         WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
-  FROM handover WHERE state IN ('waiting', 'failed')""")
 _CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
@@ -189,7 +182,6 @@ async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, 
     """All that is counted in tables for metrics, by the metric's name."""
     return {
         **await invoices(engine, scheduled=schedule != "off"),
-        **await handed_over(engine),
         "dead_letters": await dead_letters(engine),
         "reconciliation_items": await differing(engine),
         **await waiting_messages(engine),
@@ -239,19 +231,6 @@ async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]
         left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
     found = {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
     return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
-
-
-async def handed_over(engine: AsyncEngine) -> dict[str, object]:
-    """How many documents a billing service is to have and has not, since when the oldest waits, and of how
-    many messages of the last day something is left for a person.
-    """
-    async with engine.connect() as connection:
-        row = (await connection.execute(_HANDOVERS)).one()
-    return {
-        "handovers": [("waiting", row.waiting), ("failed", row.failed)],
-        "handovers_oldest_seconds": float(row.oldest),
-        "handover_events_remaining": row.remaining,
-    }
 
 
 async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:

@@ -17,16 +17,14 @@ from sqlalchemy import insert, select, text, update
 from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal, Conflict, NotFound
 from gateway.features.stripe.handover import CANCELED, DONE, FAILED, WAITING, CollectionStatus
-from persistence.billing import charges, handovers, payments
+from persistence.billing import charges, payments
 from persistence.billing.invoice_build import INVOICE_HEADS, money, rest_of
 from persistence.entity import Entity, EntityWrite, id_in, lock
+from persistence.stripe.outbox import REFERENCE, tell_final
 from persistence.tables import handover, handover_event, payment
 
-REFERENCE = "stripe:"
 # Of what went back there by itself; what a credit note gave back has the note's.
 RETURNED = f"{REFERENCE}returned:"
-# Of what a void note had given to the balance there.
-VOIDED = f"{REFERENCE}void:"
 
 _FOUND = text("""
 SELECT id, organization_id, invoice_id FROM handover
@@ -54,7 +52,7 @@ def ask_collection(change: EntityWrite) -> Row:
     row = payments.held(change)
     if row["kind"] == "credit_note" and row["corrects_id"] is None and row["status"] == "finalized":
         _require_whole(change, change.row_id)
-    if not handovers.tell_final(change.connection, [change.row_id]):
+    if not tell_final(change.connection, [change.row_id]):
         known = select(handover.c.id, handover.c.state).where(
             handover.c.invoice_id == change.row_id, handover.c.kind == row["kind"]
         )
@@ -218,17 +216,6 @@ def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str |
     except AdminRefusal as refused:
         return refused.message
     return None
-
-
-def take_from_balance(change: EntityWrite) -> None:
-    """Take back what the command's note, which is void from now on, gave to the customer's balance there."""
-    given = _LEFT.where(payment.c.invoice_id == change.row_id, payment.c.reference.startswith(REFERENCE))
-    for row in change.connection.execute(given.where(payment.c.amount < 0)).all():
-        values = {"reference": f"{VOIDED}{row.id}"}
-        command = replace(change.command, resource="payments", id=row.id, values=values)
-        back = replace(change, subject=payments.SUBJECT, before=None, command=command)
-        if Decimal(str(back.fetch()["amount_left"])):
-            payments.reverse(back)
 
 
 def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:

@@ -6,10 +6,16 @@ Whether it is at all is said by the organization's customer there, and by what w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from sqlalchemy import Connection, text
 
-from gateway.features.stripe.handover import Kind
+from gateway.core.billing.payments import PAID, UNCOLLECTIBLE
+from gateway.features.stripe.handover import COLLECTOR, Kind
+from persistence.entity import EntityWrite
+
+# How references of payments begin that Stripe's money is recorded by.
+REFERENCE = "stripe:"
 
 _OF_INVOICE = text("""
 INSERT INTO handover (organization_id, invoice_id, about_id, kind, customer)
@@ -40,12 +46,32 @@ def tell_final(connection: Connection, invoice_ids: Sequence[int]) -> int:
     return len(alone) + len(connection.execute(_BEHIND, here | {"kind": "credit_note"}).all())
 
 
-def tell(connection: Connection, invoice_id: int, kind: Kind) -> None:
-    """Have it told that a document is void, paid otherwise or given up, where it was handed over."""
+class HandoverListener:
+    """Has Stripe told, where a document's organization has a customer there."""
+
+    elsewhere = """EXISTS (SELECT FROM handover AS h
+                         WHERE h.invoice_id = i.id AND h.kind = i.kind AND h.state <> 'canceled')"""
+    reference = REFERENCE
+    refusal = "Stripe has this note's credit: cancel its hand-over first, or use it there."
+
+    def final(self, connection: Connection, invoice_ids: Sequence[int]) -> None:
+        """Have final documents handed over where their organizations' are."""
+        tell_final(connection, invoice_ids)
+
+    def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
+        """Have it told what came in elsewhere, or was given up; Stripe knows what it told itself."""
+        if change.command.actor == COLLECTOR:
+            return
+        if status == PAID and paid > 0:
+            _tell(change.connection, invoice_id, "paid")
+        elif status == UNCOLLECTIBLE:
+            _tell(change.connection, invoice_id, "uncollectible")
+
+    def void(self, connection: Connection, invoice_id: int) -> None:
+        """Have a document taken back, or not handed over in the first place."""
+        connection.execute(_AGAIN, {"id": invoice_id})
+        _tell(connection, invoice_id, "void")
+
+
+def _tell(connection: Connection, invoice_id: int, kind: Kind) -> None:
     connection.execute(_BEHIND, {"ids": [invoice_id], "kind": kind})
-
-
-def tell_void(connection: Connection, invoice_id: int) -> None:
-    """Have a document taken back, or not handed over in the first place."""
-    connection.execute(_AGAIN, {"id": invoice_id})
-    tell(connection, invoice_id, "void")

@@ -58,6 +58,13 @@ UPDATE handover
 _FORGET = text("""
 DELETE FROM handover_event WHERE id = ANY(ARRAY(
        SELECT id FROM handover_event WHERE created_at < now() - make_interval(days => :days) LIMIT :n))""")
+_HANDOVERS = text("""
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
+       count(*) FILTER (WHERE state = 'failed') AS failed,
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
+       (SELECT count(*) FROM handover_event
+         WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
+  FROM handover WHERE state IN ('waiting', 'failed')""")
 
 
 class HandoverQueue:
@@ -110,6 +117,19 @@ class HandoverQueue:
 async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_ONCE) -> int:
     """Delete what was told so many days ago; answers how many messages."""
     return await delete(engine, _FORGET, {"days": days}, at_once)
+
+
+async def handed_over(engine: AsyncEngine) -> dict[str, object]:
+    """How many documents a billing service is to have and has not, since when the oldest waits, and of how
+    many messages of the last day something is left for a person.
+    """
+    async with engine.connect() as connection:
+        row = (await connection.execute(_HANDOVERS)).one()
+    return {
+        "handovers": [("waiting", row.waiting), ("failed", row.failed)],
+        "handovers_oldest_seconds": float(row.oldest),
+        "handover_events_remaining": row.remaining,
+    }
 
 
 def _handover(row: Any, lines: Sequence[Any]) -> HandoverStep:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import Handovers, WebhookDeliveries
+from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.verifier import Partitions
 from gateway.core.accounts.definitions import (
@@ -27,7 +27,6 @@ from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, StoreUnavailable
-from gateway.features.stripe.handover import HandoverStep
 from gateway.run.timed_loops import expirer
 
 POISON = 2
@@ -144,11 +143,6 @@ async def deliveries(isolation: Isolation) -> None:
     await WebhookDeliveries(failing(), failing(), now, isolation=isolation).attempt(delivery)
 
 
-async def handovers(isolation: Isolation) -> None:
-    handover = HandoverStep(12, HUSH, 1, 1, "customer", HUSH, now(), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
-    await Handovers(failing(), failing(), lambda *_, **__: None, isolation=isolation).attempt(handover)
-
-
 async def accounts_of_users(isolation: Isolation) -> None:
     source = failing(accounts=[f"user:6:{HUSH}:7", "credits:5"])
     await Pusher(source, failing(), isolation=isolation).push_all()
@@ -165,7 +159,6 @@ async def expired(isolation: Isolation) -> None:
         (refused_batches, ["batch 8 of worker w", "batch 9 of worker w"]),
         (definitions, ["organization 5", "tenant 6", "a user of tenant 6"]),  # the first, second and fourth
         (deliveries, ["delivery 11"]),
-        (handovers, ["handover 12"]),
         (accounts_of_users, ["user:6", "credits:5"]),
         (expired, ["addition 13"]),
     ],

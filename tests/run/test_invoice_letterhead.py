@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.billing.document import InvoiceParty
 from gateway.errors import SettingError
-from gateway.run.billing_providers import invoice_renderer, letterhead
+from gateway.run.letterhead import invoice_renderer, letterhead
 from gateway.settings.settings import Settings
 
 INVOICE = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +35,6 @@ from gateway.admin.http.requests import (
     read_query,
     require_read,
     require_write,
-    take_place,
     with_plus,
 )
 from gateway.admin.operations import Operations, WriteRequest, WriteResult, finish
@@ -83,14 +82,12 @@ from gateway.core.model import INTEGER_MAX
 from gateway.core.times import ms_of
 from gateway.errors import (
     AdminRefusal,
-    CollectorUnavailable,
     Conflict,
     NotFound,
     Unprocessable,
     UnsupportedEncoding,
     UnsupportedMedia,
 )
-from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -708,39 +705,3 @@ async def _run(
     if claim is not None:
         await ports.store.finish(claim, 200, found)
     return found, False
-
-
-# `POST /stripe/events`: what Stripe tells of invoices and money. Its signature is its credential.
-
-
-PATH = "/stripe/events"
-SIGNATURE = "Stripe-Signature"
-
-
-def mount_collected(app: web.Application, ports: AdminPorts) -> None:
-    """Take Stripe's messages in; where no secret of it is set there is nothing at this address."""
-
-    async def take(request: web.Request) -> web.Response:
-        if ports.read_collected is None:
-            raise NotFound
-        told = ports.read_collected(await request.read(), request.headers.get(SIGNATURE, ""))
-        await take_place(request, None)
-        ours = [await ports.store.collected(each) for each in await _found(ports, told)]
-        return answer(200, {"taken": any(ours)})
-
-    app.router.add_post(PATH, take)
-
-
-async def _found(
-    ports: AdminPorts, told: CollectionStatus | PaymentReturn | None
-) -> Sequence[CollectionStatus]:
-    """The reported state of each invoice."""
-    if told is None:
-        return ()
-    if isinstance(told, CollectionStatus):
-        return (told,)
-    if ports.look_up_returned is None:
-        raise CollectorUnavailable(
-            "Without TOLLKEEPER_STRIPE_API_KEY nobody knows which invoice it is about."
-        )
-    return await ports.look_up_returned(told)

@@ -116,7 +116,11 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.globals.update(asset=assets.address, version=version, examples=EXAMPLES)
+        actions = (action for resource in RESOURCES.values() for action in resource.actions)
+        said = {action.name: action.done for action in actions if action.done}
+        self._environment.globals.update(
+            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said
+        )
         self._environment.filters.update(
             number=formatting.number, short=formatting.short, money=formatting.money,
             moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -35,8 +35,7 @@ from gateway.core.billing.price_book import (
     read_price,
 )
 from gateway.errors import NotFound
-from gateway.features.stripe.handover import DONE
-from gateway.features.stripe.handover import KINDS as HANDOVER_KINDS
+from gateway.feature import features
 
 # What a call's page shows beyond its fields: what it used by kind, and its cost line by line.
 
@@ -350,8 +349,6 @@ LINES_A_PAGE = 100
 # Notes, and payments, that the history of an invoice tells of.
 NOTES_TOLD_MAX = 50
 PAYMENTS_TOLD_MAX = 200
-# One of each kind.
-HANDOVERS_TOLD_MAX = len(HANDOVER_KINDS)
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 
@@ -362,6 +359,10 @@ class TimelineEntry(NamedTuple):
     what: str
     state: str = ""
     href: str = ""
+
+
+# A feature's part of an invoice's life, by the invoice's id.
+InvoiceHistory = Callable[[ConsoleShell, int], Awaitable[Sequence[TimelineEntry]]]
 
 
 async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
@@ -403,41 +404,36 @@ async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
         amount = formatting.money(note["total_amount"], str(note["currency"]))
         what = f"Credit note {note['number'] or '(draft)'}: {amount}"
         at = note["finalized_at"] or note["created_at"]
-        found.append(TimelineEntry(_moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
+        found.append(TimelineEntry(moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
     if row["status"] == "finalized":
         paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
         for payment in paid:
             amount = formatting.money(payment["amount"], str(payment["currency"]))
             what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Paid back"
             said = f"{what}: {amount}, {payment['reference']}"
-            found.append(
-                TimelineEntry(_moment(payment["created_at"]), said, "", f"/payments/{payment['id']}")
-            )
+            found.append(TimelineEntry(moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
     of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
     applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
     for each in applied:
         amount = formatting.money(each["amount"], str(each["currency"]))
         said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
-        found.append(TimelineEntry(_moment(each["created_at"]), said, str(each["reason"]), href))
-    handed, _ = await desk.operations["handovers"].list(query(HANDOVERS_TOLD_MAX, invoice_id=invoice_id))
-    for each in handed:
-        told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"
-        what = f"{told}: {str(each['kind']).replace('_', ' ')}"
-        at = _moment(each["done_at"] or each["created_at"])
-        found.append(TimelineEntry(at, what, str(each["state"]), f"/handovers/{each['id']}"))
+        found.append(TimelineEntry(moment(each["created_at"]), said, str(each["reason"]), href))
+    for told in (told for feature in features() for told in feature.invoice_history()):
+        found += await told(desk, invoice_id)
     return sorted(found, key=lambda each: each.at)
 
 
 def _of_itself(row: Row) -> Iterator[TimelineEntry]:
-    yield TimelineEntry(_moment(row["created_at"]), "Drafted", "draft")
+    yield TimelineEntry(moment(row["created_at"]), "Drafted", "draft")
     if row["finalized_at"]:
         due = f", due on {row['due_date']}" if row["due_date"] else ""
-        yield TimelineEntry(_moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
+        yield TimelineEntry(moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
     if row["uncollectible_at"]:
-        yield TimelineEntry(_moment(row["uncollectible_at"]), "Given up", "uncollectible")
+        yield TimelineEntry(moment(row["uncollectible_at"]), "Given up", "uncollectible")
     if row["voided_at"]:
-        yield TimelineEntry(_moment(row["voided_at"]), "Made void", "void")
+        yield TimelineEntry(moment(row["voided_at"]), "Made void", "void")
 
 
-def _moment(value: object) -> datetime:
+def moment(value: object) -> datetime:
+    """A time as a row has it."""
     return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))

@@ -26,7 +26,6 @@ from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
 from gateway.core.billing.payments import PAID, WAITING
 from gateway.errors import Conflict, NotFound, Unprocessable
-from gateway.features.stripe.handover import CANCELED, FAILED
 
 # What a change is called where more than words can be changed.
 EDITS = {"tenants": "Change plan, name or limits"}
@@ -37,7 +36,7 @@ DANGEROUS = frozenset(
 
 # A key with one of these has none made in its place.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
-# Ticks before an action that nothing takes back.
+# Ticks before an action of the core that nothing takes back.
 CONFIRMED = {
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
@@ -45,10 +44,6 @@ CONFIRMED = {
     ("invoices", "apply"): "The invoice has it: nothing but its end, or that of the note, takes it back.",
     ("invoices", "refund"): "The money went out: a refund is taken back, never changed.",
     ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
-    ("handovers", "cancel"): "Stripe does not get it, nor what waits behind it.",
-    ("usage-feeds", "end"): "Use from now on is not reported, now or later.",
-    ("usage-feeds", "drop"): "The billing service is never told what waits, nor what becomes known later.",
-    ("usage-events", "cancel"): "The billing service is never told this use.",
     ("payments", "reverse"): "The money went back: an invoice is to be paid again, a note has credit again.",
 }
 
@@ -236,7 +231,7 @@ class Records:
     def _action_form(self, where: str, action: Action) -> PageForm:
         title = action.name.replace("-", " ").capitalize()
         form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
-        confirmed = CONFIRMED.get((self._screen.name, action.name), "")
+        confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
         return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
 
@@ -276,16 +271,6 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         ("invoices", "apply", lambda: _has_credit(row)),
         ("invoices", "refund", lambda: _has_credit(row)),
         ("invoices", "uncollectible", lambda: row["payment_status"] in WAITING),
-        ("invoices", "hand-over", lambda: row["status"] == "finalized"),
-        ("handovers", "retry", lambda: row["state"] in {FAILED, CANCELED}),
-        ("handovers", "cancel", lambda: row["state"] == FAILED or row["attempts"] == 0),
-        ("usage-feeds", "resume", lambda: row["paused_until"] is not None and row["dropped_at"] is None),
-        ("usage-feeds", "retry", lambda: row["failed"] != 0 and row["dropped_at"] is None),
-        ("usage-feeds", "end", lambda: row["ended_at"] is None),
-        ("usage-feeds", "drop", lambda: row["ended_at"] is not None and row["dropped_at"] is None),
-        ("usage-feeds", "begin", lambda: row["ended_at"] is not None),
-        ("usage-events", "retry", lambda: row["state"] in {FAILED, CANCELED}),
-        ("usage-events", "cancel", lambda: row["state"] == FAILED),
         ("api-keys", "rotate", lambda: not any(row.get(name) for name in KEPT)),
         ("payments", "reverse", lambda: Decimal(str(row["amount_left"])) != 0),
     )
@@ -295,7 +280,8 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
         return row.get("resolved_at") is None and row.get("released_at") is None
     if screen.name == "organization-subscriptions":
         return row["status"] != "over"
-    return all(rule() for name, verb, rule in rules if (name, verb) == (screen.name, action.name))
+    own = [rule() for name, verb, rule in rules if (name, verb) == (screen.name, action.name)]
+    return all(own) and action.offered(row)
 
 
 def _has_credit(row: Row) -> bool:

@@ -151,20 +151,6 @@ SCREENS = {
             filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True,
         ),
         Screen(
-            "Billing", "handovers", "Hand-overs", "hand-over",
-            ("id", "organization_id", "invoice_id", "kind", "state", "attempts", "remote", "error",
-             "created_at"),
-            empty="Nothing was handed over. What becomes final of organizations with a Stripe customer is.",
-            filters=("organization_id", "invoice_id", "about_id", "kind", "state", "remote"),
-        ),
-        Screen(
-            "Billing", "handover-events", "Told by Stripe", "message",
-            ("created_at", "organization_id", "invoice_id", "handover_id", "kind", "amount", "currency",
-             "remains"),
-            empty="Stripe told nothing yet.",
-            filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
-        ),
-        Screen(
             "Billing", "dunning-steps", "Dunning", "step",
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
             empty="Nothing was done yet about invoices that are not paid.",

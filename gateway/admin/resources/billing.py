@@ -10,7 +10,6 @@ from pydantic import (
     AfterValidator,
     Field,
     PlainSerializer,
-    StringConstraints,
     create_model,
     model_validator,
 )
@@ -36,7 +35,6 @@ from gateway.admin.resources.values import (
     LongText,
     Money,
     Out,
-    Paid,
     PositiveAmount,
     SignedAmount,
     Text,
@@ -46,8 +44,6 @@ from gateway.core.accounts.administration import BILLING, access
 from gateway.core.billing.charges import KINDS, REASONS
 from gateway.core.billing.events import AMOUNT_MAX
 from gateway.core.billing.payments import TOP_UPS_A_MONTH_MAX
-from gateway.features.stripe.handover import KINDS as HANDOVER_KINDS
-from gateway.features.stripe.handover import STATES
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
@@ -542,85 +538,3 @@ def _stored(terms: AutoTopUp) -> dict[str, Any]:
 
 
 AutoTopUpField = Annotated[AutoTopUp, PlainSerializer(_stored)]
-
-
-# Hand-overs: documents that Stripe collects the money of, and what it told of them.
-
-
-StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
-
-
-class Handover(Out):
-    """One thing that Stripe is to know of a document."""
-
-    id: Id
-    organization_id: Id
-    invoice_id: Id = Field(description="The document.")
-    about_id: Id = Field(description="The invoice it is about; those of one are done one after the other.")
-    kind: str = Field(
-        description="invoice, credit_note, void, paid (somewhere else than at Stripe) or uncollectible."
-    )
-    customer: str = Field(description="Whose it is at Stripe.")
-    state: str = Field(
-        description="waiting, done, failed (a person has to look) or canceled (it is not needed any more)."
-    )
-    attempts: int
-    next_attempt_at: Instant
-    error: str | None = Field(description="What the last attempt failed by.")
-    remote: str | None = Field(description="What Stripe calls what was made of it.")
-    url: str | None = Field(description="Where its customer finds it.")
-    created_at: Instant
-    done_at: Instant | None
-
-
-class HandoverEvent(Out):
-    """What Stripe told of an invoice that was handed over."""
-
-    id: Id
-    organization_id: Id
-    invoice_id: Id
-    handover_id: Id
-    name: str = Field(description="What Stripe calls it: a message is taken once.")
-    kind: str
-    amount: Paid = Field(description="The part recorded as a payment for it; below zero, what left payments.")
-    currency: str
-    remains: str | None = Field(description="What of it could not be done here, for a person.")
-    created_at: Instant
-
-
-HANDOVER_RESOURCES = (
-    Resource(
-        name="handovers",
-        access=access(BILLING, ours=("retry", "cancel")),
-        description="Hand-overs to Stripe: final documents, and their outcomes.",
-        out=Handover,
-        named_by="id",
-        refers={"about_id": "invoices"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "about_id": Filter(),
-            "kind": Filter("text", HANDOVER_KINDS),
-            "state": Filter("text", STATES),
-            "remote": Filter("text"),
-        },
-        actions=(
-            Action("retry", "Start a failed or canceled one over; what is there already is found"),
-            Action("cancel", "Leave a failed one, or one not begun, and what waits behind its invoice"),
-        ),
-    ),
-    Resource(
-        name="handover-events",
-        access=access(),
-        description="What Stripe told of invoices that were handed over.",
-        out=HandoverEvent,
-        refers={"handover_id": "handovers"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "handover_id": Filter(),
-            "name": Filter("text"),
-            "kind": Filter("text"),
-        },
-    ),
-)

@@ -256,7 +256,6 @@ RESOURCES = (
                 "payments",
                 "apply",
                 "refund",
-                "hand-over",
                 "uncollectible",
             ),
         ),
@@ -287,7 +286,6 @@ RESOURCES = (
             Action("payments", "Record money that came in for it, or a part of it", PaymentMade),
             Action("apply", "Apply credit of a final note to an invoice that is due", CreditApplied),
             Action("refund", "Record money that was paid back of a final note's credit", Refund),
-            Action("hand-over", "Have Stripe collect one that was final before Stripe was set up"),
             Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
         documents=(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from gateway.admin import credentials
-from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, StripeCustomer, UnitCost
+from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, UnitCost
 from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
@@ -65,6 +65,9 @@ def _zone(name: str) -> str:
 
 
 Zone = Annotated[Text, AfterValidator(_zone)]
+
+
+StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
 
 
 class OrganizationCreate(In):

@@ -1,5 +1,7 @@
 """Every resource of the Admin API, and every report, by name; those of features stand behind the core's."""
 
+from dataclasses import replace
+
 from gateway.admin.resources import billing, catalogue, events, integrity, invoices, people, quota, reports
 from gateway.admin.resources.resource import ReportEndpoint, Resource
 from gateway.feature import features
@@ -9,12 +11,16 @@ RESOURCES: dict[str, Resource] = {
     for resource in (
         *people.RESOURCES, *people.ACCESS_RESOURCES, *quota.RESOURCES, *catalogue.RESOURCES,
         *catalogue.PRICE_RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES, *invoices.RESOURCES,
-        *billing.TAX_RATE_RESOURCES, *billing.HANDOVER_RESOURCES, *billing.CHARGE_RESOURCES,
+        *billing.TAX_RATE_RESOURCES, *billing.CHARGE_RESOURCES,
         *events.RESOURCES, *billing.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
         *events.WEBHOOK_RESOURCES, *integrity.RESOURCES, *people.AUDIT_RESOURCES,
         *(resource for feature in features() for resource in feature.resources()),
     )
 }  # fmt: skip
+for _name, _actions in ((name, more) for feature in features() for name, more in feature.actions().items()):
+    _resource = RESOURCES[_name]
+    _access = replace(_resource.access, ours=_resource.access.ours | {action.name for action in _actions})
+    RESOURCES[_name] = replace(_resource, actions=(*_resource.actions, *_actions), access=_access)
 REPORTS: dict[str, ReportEndpoint] = {
     **reports.REPORTS,
     **{report.name: report for feature in features() for report in feature.reports()},

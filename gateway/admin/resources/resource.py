@@ -72,7 +72,8 @@ class Action:
     """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`.
 
     Where `settles`, the organization's accounts are closed first: all that happened is stored. One that
-    `mints` makes a row with the resource's secret, and answers with it.
+    `mints` makes a row with the resource's secret, and answers with it. The console offers it where it can do
+    anything with a row, has `confirmed` ticked before what nothing takes back, and says `done` behind it.
     """
 
     name: str
@@ -81,6 +82,9 @@ class Action:
     quota: bool = False
     settles: bool = False
     mints: bool = False
+    offered: Callable[[Row], bool] = lambda _: True
+    confirmed: str = ""
+    done: str = ""
 
 
 @dataclass(frozen=True, slots=True)

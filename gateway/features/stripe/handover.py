@@ -30,8 +30,6 @@ ERROR_CHARS_MAX = 500
 # Longer than an attempt may take: nobody else begins it meanwhile.
 ATTEMPT_S_MAX = 120.0
 LEASE_S = 180.0
-# Stripe may tell a message again for thirty days, and the table lets go of none before.
-EVENTS_KEPT_DAYS_MIN = 35
 
 
 @dataclass(frozen=True, slots=True)

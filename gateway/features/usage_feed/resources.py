@@ -9,7 +9,7 @@ from pydantic import Field
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Exactly, Id, Instant, Out
 from gateway.core.accounts.administration import BILLING, RowScope, access
-from gateway.features.usage_feed.events import COUNTED_MAX, KINDS, STATES
+from gateway.features.usage_feed.events import CANCELED, COUNTED_MAX, FAILED, KINDS, STATES
 
 
 class UsageFeed(Out):
@@ -75,11 +75,28 @@ RESOURCES = (
         out=UsageFeed,
         named_by="id",
         actions=(
-            Action("resume", "Send again at once, whatever pause there is"),
-            Action("retry", "Send all again that was refused"),
-            Action("end", "Report no use from now on; what was used before is still told"),
-            Action("drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time"),
-            Action("begin", "Tell what is used from now on again, in a feed like one that has ended"),
+            Action(
+                "resume", "Send again at once, whatever pause there is",
+                offered=lambda row: row["paused_until"] is not None and row["dropped_at"] is None,
+            ),
+            Action(
+                "retry", "Send all again that was refused",
+                offered=lambda row: row["failed"] != 0 and row["dropped_at"] is None,
+            ),
+            Action(
+                "end", "Report no use from now on; what was used before is still told",
+                offered=lambda row: row["ended_at"] is None,
+                confirmed="Use from now on is not reported, now or later.",
+            ),
+            Action(
+                "drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time",
+                offered=lambda row: row["ended_at"] is not None and row["dropped_at"] is None,
+                confirmed="The billing service is never told what waits, nor what becomes known later.",
+            ),
+            Action(
+                "begin", "Tell what is used from now on again, in a feed like one that has ended",
+                offered=lambda row: row["ended_at"] is not None,
+            ),
         ),
     ),
     Resource(
@@ -95,8 +112,15 @@ RESOURCES = (
             "kind": Filter("text", KINDS),
         },
         actions=(
-            Action("retry", "Send one again that was refused or left"),
-            Action("cancel", "Leave one that was refused"),
+            Action(
+                "retry", "Send one again that was refused or left",
+                offered=lambda row: row["state"] in {FAILED, CANCELED},
+            ),
+            Action(
+                "cancel", "Leave one that was refused",
+                offered=lambda row: row["state"] == FAILED,
+                confirmed="The billing service is never told this use.",
+            ),
         ),
     ),
-)
+)  # fmt: skip

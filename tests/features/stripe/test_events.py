@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,15 +19,17 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.admin.application import build
+from gateway.features.stripe.administration import LookUp, Reader, mount_events
 from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 from gateway.features.stripe.service import TOLERANCE_S, StripeEvents
 from persistence import engine as engines
-from persistence.stripe import queue as handovers
+from persistence.stripe.queue import forget
 from tests.admin.conftest import Answer, Api, MemoryCounters, ports_over
 from tests.admin.test_payments import finalized
 from tests.in_turn import in_turn
 
 SECRET = "whsec_of_the_tests_only"
+READ = StripeEvents(lambda: SECRET).read
 
 
 @pytest.fixture
@@ -39,12 +42,12 @@ async def told(admin_database: str, keeper_database: str) -> AsyncIterator[Api]:
 async def told_by(
     admin_database: str,
     keeper_database: str,
-    look_up: Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]] | None = None,
+    look_up: LookUp | None = None,
+    read: Reader | None = READ,
 ) -> AsyncIterator[Api]:
     """The Admin API of a keeper that Stripe tells something."""
     engine, counters = engines.create(keeper_database), MemoryCounters(admin_database)
-    read = StripeEvents(lambda: SECRET).read
-    ports = replace(ports_over(engine, counters), read_collected=read, look_up_returned=look_up)
+    ports = replace(ports_over(engine, counters), routes=[partial(mount_events, read, look_up)])
     async with TestClient(TestServer(build(ports)), cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=ports.failures)
     await engine.dispose()
@@ -189,8 +192,11 @@ async def test_money_that_went_back_is_looked_up_or_told_again(
     assert asked == [PaymentReturn("evt_1", kind, "pi_1")]
 
 
-async def test_where_nobody_is_told_anything_there_is_nothing(api: Api) -> None:
-    assert (await send(api, event("evt_1"))).status == 404
+async def test_where_nobody_is_told_anything_there_is_nothing(
+    admin_database: str, keeper_database: str
+) -> None:
+    async with told_by(admin_database, keeper_database, read=None) as deaf:
+        assert (await send(deaf, event("evt_1"))).status == 404
 
 
 @in_turn("customer", ["", "cus 1", "cus/1", "x" * 256, 7])
@@ -237,11 +243,11 @@ async def test_what_was_told_is_forgotten_in_time_and_nothing_else_is(
             owner.execute(at, (days, name))
         owner.execute("alter table handover_event enable trigger append_only")
     engine = engines.create(keeper_database)
-    assert await handovers.forget(engine, 400) == 1
-    assert await handovers.forget(engine, 400, at_once=1) == 0
+    assert await forget(engine, 400) == 1
+    assert await forget(engine, 400, at_once=1) == 0
     # The table itself lets go of none that Stripe may tell again.
     with pytest.raises(SQLAlchemyError, match="DELETE refused"):
-        await handovers.forget(engine, 30)
+        await forget(engine, 30)
     await engine.dispose()
     assert [each["name"] for each in (await told.get("handover-events")).json["items"]] == ["evt_2"]
 

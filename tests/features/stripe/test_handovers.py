@@ -11,22 +11,23 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.deliveries import Handovers
 from gateway.errors import Conflict
+from gateway.features.stripe.administration import collected
 from gateway.features.stripe.handover import RETRIES, CollectionStatus
+from gateway.features.stripe.keeper import Handovers
 from gateway.features.stripe.service import StripeApi, StripeInvoices
 from persistence import engine
-from persistence.keeper import sweeps
-from persistence.stripe.queue import HandoverQueue
+from persistence.stripe.queue import HandoverQueue, handed_over
 from tests.features.stripe.stripe_server import KEY, Refused, Stripe, cutting, stripe_server
 from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.billing.test_payments import bought, pay, stands
 from tests.persistence.credits import give
+from tests.persistence.migrated import migrated, shared
 from tests.persistence.scenario import broken, rows_of
 from tests.persistence.test_schedule import several
 from tests.persistence.test_schedule import turn as scheduled
 
-__all__ = ["april"]
+__all__ = ["april", "migrated", "shared"]
 
 # Of an invoice: look for it, draft, fill, finalize.
 REQUESTS = 4
@@ -63,8 +64,8 @@ class Desk:
         there = invoice["total"] - invoice["amount_remaining"] - invoice["pre_payment_credit_notes_amount"]
         settled = Decimal(there) / 100 if invoice["amount_paid"] or invoice["status"] == "paid" else None
         mark = invoice["metadata"].get("tollkeeper_handover", "")
-        collected = CollectionStatus(name, kind, invoice["id"], mark, invoice["currency"].upper(), settled)
-        return await self.april.store.collected(collected)
+        said = CollectionStatus(name, kind, invoice["id"], mark, invoice["currency"].upper(), settled)
+        return await collected(self.april.store, said)
 
     async def now(self, invoice: dict[str, Any]) -> tuple[str, str, str]:
         return stands(dict(await self.april.store.get("invoices", invoice["id"])))
@@ -236,7 +237,7 @@ async def test_what_is_refused_waits_or_is_for_a_person(
     assert (desk.said[0]["state"], desk.said[0]["error"]) == (state, row[3])
     desk.stripe.refuse = lambda _: None
     if state == "failed":
-        counted = await sweeps.handed_over(desk.queue._engine)
+        counted = await handed_over(desk.queue._engine)
         assert counted["handovers"] == [("waiting", 0), ("failed", 1)]
         [(handover_id,)] = rows_of(desk.april.url, "SELECT id FROM handover")
         await desk.april.do("handovers", "retry", handover_id)
@@ -341,7 +342,7 @@ async def test_what_is_given_up_on_one_side_is_on_the_other(desk: Desk) -> None:
     told = CollectionStatus(
         "evt_1", "invoice.marked_uncollectible", there["id"], "", "USD", None, given_up=True
     )
-    assert await desk.april.store.collected(told)
+    assert await collected(desk.april.store, told)
     await desk.told(desk.stripe.pay(there["id"]), "evt_2")
     assert await desk.now(made) == ("paid", "120.00", "0.00")
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event") == [(None,), (None,)]
@@ -353,7 +354,7 @@ async def test_what_is_void_here_is_void_there(desk: Desk) -> None:
     assert await desk.turn() == 1
     assert (there["status"], desk.states()) == ("void", [("invoice", "done"), ("void", "done")])
     told = CollectionStatus("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
-    assert await desk.april.store.collected(told)
+    assert await collected(desk.april.store, told)
     await desk.told({**there, "status": "paid", "amount_remaining": 0}, "evt_2")
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event ORDER BY id") == [
         (None,), ("USD 120 more came in than was left to pay.",),
@@ -389,7 +390,7 @@ async def test_a_draft_that_somebody_deleted_is_made_again(desk: Desk) -> None:
 async def test_somebody_makes_it_void_there(desk: Desk) -> None:
     made, there = await handed(desk)
     told = CollectionStatus("evt_1", "invoice.voided", there["id"], "", "USD", None, void=True)
-    assert await desk.april.store.collected(told)
+    assert await collected(desk.april.store, told)
     assert rows_of(desk.april.url, "SELECT remains FROM handover_event") == [
         ("It was made void there; here it is finalized.",)
     ]

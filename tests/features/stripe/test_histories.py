@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.background.timed.deliveries import Handovers
 from gateway.errors import Conflict, Unprocessable
+from gateway.features.stripe.keeper import Handovers
 from gateway.features.stripe.service import StripeApi, StripeInvoices
 from persistence.stripe.queue import HandoverQueue
 from tests.features.stripe.stripe_server import KEY, cutting, stripe_server
@@ -21,7 +21,9 @@ from tests.features.stripe.test_handovers import Desk
 from tests.persistence.april import at, opened
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_payments import bought
-from tests.persistence.migrated import empty
+from tests.persistence.migrated import empty, migrated, shared
+
+__all__ = ["migrated", "shared"]
 
 CENTS = st.integers(1, 150_00)
 STEPS = st.one_of(

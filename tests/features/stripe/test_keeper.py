@@ -6,53 +6,81 @@ import hashlib
 import hmac
 import sys
 import time
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from stripe import APIError, InvalidRequestError
 
 from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import Handovers
 from gateway.errors import MissingExtra, Unauthorized
-from gateway.run.billing_providers import StripeConnection
+from gateway.features.stripe.feature import FEATURE
+from gateway.features.stripe.handover import HandoverStep
+from gateway.features.stripe.keeper import Handovers
 from gateway.run.keeper_doors import KeeperSettings
+from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
 from gateway.settings.settings import Settings, load
 from tests.features.stripe.stripe_server import stripe_server
 from tests.proxy_server import HERE, ProxyServer
 
 KEY, SECRET = "sk_test_of_the_tests_only", "whsec_of_the_tests_only"
+HUSH = "hush"
 
 
-def of(**said: str) -> StripeConnection:
-    return over(load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()}))
+def of(**said: str) -> Settings:
+    return load({f"TOLLKEEPER_STRIPE_{name}": value for name, value in said.items()})
 
 
-def over(settings: Settings) -> StripeConnection:
-    return StripeConnection(settings, KeeperSettings(settings, None, print, lambda _: None))
+def work_of(settings: Settings) -> Work:
+    nothing: Any = None  # nothing is asked of it before a loop runs
+    parts = KeeperParts(
+        settings=settings, later=KeeperSettings(settings, None, print, lambda _: None), engine=nothing,
+        store=nothing, isolation=Isolation(), log=lambda *_, **__: None,
+    )  # fmt: skip
+    work = FEATURE.work(parts)
+    assert work is not None
+    return work
 
 
-def loops(collecting: StripeConnection) -> dict[str, Any]:
-    queue: Any = None  # nothing is asked of it before a loop runs
-    return collecting.loops(queue, lambda *_, **__: None, Isolation())
+def routes_of(settings: Settings, later: KeeperSettings | None = None) -> tuple[Any, Any, Routes]:
+    """What reads and what looks up, of the routes of a keeper."""
+    later = later or KeeperSettings(settings, None, print, lambda _: None)
+    routes = FEATURE.routes(AdminParts(settings=settings, later=later))
+    assert routes is not None
+    assert isinstance(routes.mount, partial)
+    return (*routes.mount.args, routes)
 
 
 async def test_without_a_key_nothing_is_loaded_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stripe", None)
-    collecting = of()
-    assert (loops(collecting), collecting.read) == ({}, None)
-    await collecting.aclose()
+    work, (read, look_up, routes) = work_of(of()), routes_of(of())
+    assert (work.tasks, read, look_up) == ({}, None, None)
+    await work.aclose()
+    await routes.aclose()
 
 
 async def test_with_a_key_it_hands_over_and_with_a_secret_it_reads() -> None:
     handing, hearing = of(API_KEY=KEY, COLLECTION="send_invoice"), of(WEBHOOK_SECRET=SECRET)
-    [run] = loops(handing).values()
-    assert isinstance(run.__self__, Handovers)
-    assert (handing.read, loops(hearing)) == (None, {})
-    assert hearing.read is not None
+    work, (read, look_up, routes) = work_of(handing), routes_of(hearing)
+    [run] = work.tasks.values()
+    assert isinstance(getattr(run, "__self__", None), Handovers)
+    assert (routes_of(handing)[0], look_up, work_of(hearing).tasks) == (None, None, {})
     with pytest.raises(Unauthorized):
-        hearing.read(b"{}", "t=1,v1=00")
-    for each in (handing, hearing):
-        await each.aclose()
+        read(b"{}", "t=1,v1=00")
+    await work.aclose()
+    await routes.aclose()
+
+
+async def test_a_hand_over_that_fails_here_is_named_by_its_id() -> None:
+    said: list[dict[str, Any]] = []
+    isolation = Isolation(lambda _, **more: said.append(more))
+    handover = HandoverStep(12, HUSH, 1, 1, "customer", HUSH, datetime.now(UTC), paper=HUSH)  # type: ignore[arg-type]  # only its id is read
+    failing = AsyncMock(hand_over=AsyncMock(side_effect=ValueError))
+    await Handovers(failing, failing, print, isolation=isolation).attempt(handover)
+    assert [one["item"] for one in said] == ["handover 12"]
+    assert HUSH not in str(said)
 
 
 async def test_stripe_is_reached_through_a_proxy() -> None:
@@ -60,13 +88,12 @@ async def test_stripe_is_reached_through_a_proxy() -> None:
         where = stripe.url.replace("127.0.0.1", "stripe.test")
         variables = {"TOLLKEEPER_STRIPE_API_KEY": KEY, "TOLLKEEPER_STRIPE_API_URL": where}
         settings = load({**variables, "HTTP_PROXY": f"http://{HERE}:{proxy.port}"})
-        collecting = over(settings)
-        api = collecting._api
-        assert api is not None
+        _, look_up, routes = routes_of(settings)
+        api = look_up.__self__._api
         with pytest.raises(InvalidRequestError):
             await api.v1.invoices.retrieve_async("in_none")
         assert proxy.targets == [where.removeprefix("http://")]
-        await collecting.aclose()
+        await routes.aclose()
 
 
 async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
@@ -75,10 +102,8 @@ async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
         said = {"TOLLKEEPER_STRIPE_API_URL": stripe.url, "TOLLKEEPER_STRIPE_WEBHOOK_SECRET": SECRET}
         settings = load({**said, "TOLLKEEPER_STRIPE_API_KEY": KEY})
         later = KeeperSettings(settings, None, print, lambda _: None)
-        collecting = StripeConnection(settings, later)
-        api, read = collecting._api, collecting.read
-        assert api is not None
-        assert read is not None
+        read, look_up, routes = routes_of(settings, later)
+        api = look_up.__self__._api
         with pytest.raises(InvalidRequestError):
             await api.v1.invoices.retrieve_async("in_none")
         body = b'{"data": {"object": {"object": "customer"}}}'
@@ -91,7 +116,7 @@ async def test_stripe_is_asked_and_believed_by_the_secrets_of_now() -> None:
         assert read(body, signed(body, "w" * 16)) is None
         with pytest.raises(Unauthorized):
             read(body, signed(body, SECRET))
-        await collecting.aclose()
+        await routes.aclose()
 
 
 def signed(body: bytes, secret: str) -> str:
@@ -102,8 +127,7 @@ def signed(body: bytes, secret: str) -> str:
 
 
 def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("gateway.handover.stripe_")]:
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "gateway.features.stripe.service", raising=False)
     monkeypatch.setitem(sys.modules, "stripe", None)
     with pytest.raises(MissingExtra, match=r"pip install 'tollkeeper\[stripe\]'"):
-        of(API_KEY=KEY)
+        work_of(of(API_KEY=KEY))

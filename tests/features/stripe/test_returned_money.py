@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from gateway.errors import CollectorUnavailable
+from gateway.features.stripe.administration import collected
 from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 from gateway.features.stripe.service import StripeApi, StripeReturns
 from tests.features.stripe.stripe_server import KEY, Refused
 from tests.features.stripe.test_handovers import Desk, april, desk, handed, noted
 from tests.persistence.billing.test_payments import pay
+from tests.persistence.migrated import migrated, shared
 from tests.persistence.scenario import broken, rows_of
 
-__all__ = ["april", "desk"]
+__all__ = ["april", "desk", "migrated", "shared"]
 
 
 async def paid(desk: Desk) -> tuple[dict[str, Any], str]:
@@ -39,7 +41,7 @@ async def look_up(desk: Desk, told: PaymentReturn) -> Sequence[CollectionStatus]
 async def returned(desk: Desk, payment: str, name: str, kind: str = "charge.refunded") -> list[bool]:
     """What Stripe tells of money that went back, taken in."""
     found = await look_up(desk, PaymentReturn(name, kind, payment))
-    return [await desk.april.store.collected(each) for each in found]
+    return [await collected(desk.april.store, each) for each in found]
 
 
 def said_of_returns(desk: Desk) -> list[tuple[Any, ...]]:

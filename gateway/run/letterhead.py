@@ -1,4 +1,4 @@
-"""Billing services, where a keeper has them. Stripe is loaded with its key alone, since it is an extra.
+"""The issuer's own details for invoices, from settings: read once, wrong ones stop the start.
 
 Part of the composition root.
 """
@@ -7,96 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
 
 from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
-from gateway.background.loops import Isolation
-from gateway.background.timed.deliveries import HandoverQueuePort, Handovers
 from gateway.core.billing.document import InvoiceParty, Letterhead, countries
-from gateway.core.network import DIRECT
 from gateway.errors import SettingError
-from gateway.extras import loading
-from gateway.features.stripe.handover import CollectionStatus, PaymentReturn
 from gateway.files import read_regular
-from gateway.outbound.client import Connector, Outgoing, ProxiesNow
-from gateway.run.keeper_doors import KeeperSettings
-from gateway.run.timed_loops import Loops
 from gateway.settings.settings import PREFIX, Settings
-
-if TYPE_CHECKING:
-    from gateway.features.stripe.service import StripeApi
-
-
-# How a keeper calls others: webhooks, and services that it bills by; through the proxies of now.
-#
-# Part of the composition root.
-
-
-def outgoing(proxies: ProxiesNow, *, private: bool) -> Outgoing:
-    """What posts to others, to those at private addresses only where that is allowed."""
-    return Outgoing(private=private, proxies=proxies)
-
-
-def connector(proxies: ProxiesNow) -> Connector | None:
-    """How a library of somebody's connects to them; None where nobody is before any of them.
-
-    Nobody ever is then: variables do not change while a process runs, and files of proxies are never empty.
-    """
-    return None if proxies() == DIRECT else Connector(proxies, None)
-
-
-Reader = Callable[[bytes, str], CollectionStatus | PaymentReturn | None]
-LookUp = Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]]
-
-
-class StripeConnection:
-    """The keeper's ends of Stripe: the loop that hands over, and what reads its messages, where wanted."""
-
-    def __init__(self, settings: Settings, later: KeeperSettings) -> None:
-        self._settings = settings
-        self._api: StripeApi | None = None
-        self.read: Reader | None = None
-        self.look_up: LookUp | None = None
-        if not (settings.stripe_api_key or settings.stripe_webhook_secret):
-            return
-        with loading("stripe"):
-            from gateway.features.stripe.service import (  # noqa: PLC0415  # loaded where it is needed
-                StripeApi,  # large
-                StripeEvents,
-                StripeReturns,
-            )
-
-        if settings.stripe_api_key:
-            connects = connector(later.proxies)
-            self._api = StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connects)
-            self.look_up = StripeReturns(self._api).look_up
-        if settings.stripe_webhook_secret:
-            self.read = StripeEvents(later.saying("stripe_webhook_secret")).read
-
-    def loops(self, queue: HandoverQueuePort, log: Callable[..., None], isolation: Isolation) -> Loops:
-        """What hands over, where there is a key."""
-        if self._api is None:
-            return {}
-        from gateway.features.stripe.service import StripeInvoices  # noqa: PLC0415  # loaded where it is needed
-
-        how = cast("Literal['charge_automatically', 'send_invoice']", self._settings.stripe_collection)
-        stripe = StripeInvoices(self._api, how, partial(datetime.now, UTC))
-        return {"handovers": Handovers(queue, stripe, log, isolation=isolation).run}
-
-    async def aclose(self) -> None:
-        """Let go of all connections."""
-        if self._api is not None:
-            await self._api.aclose()
-
-
-# The issuer's own details for invoices, from settings: read once, wrong ones stop the start.
-#
-# Part of the composition root.
-
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 # Letters of an IBAN count on from 10.

@@ -1,0 +1,85 @@
+"""What the console shows of hand-overs, and where Stripe tells what it knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from aiohttp import web
+
+from gateway.admin.api.views import answer
+from gateway.admin.console.home import ConsoleShell, query
+from gateway.admin.console.panels import TimelineEntry, moment
+from gateway.admin.http.requests import take_place
+from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.administration import Command
+from gateway.errors import CollectorUnavailable, NotFound
+from gateway.features.stripe.handover import (
+    COLLECTOR,
+    DONE,
+    KINDS,
+    CollectionStatus,
+    PaymentReturn,
+)
+
+if TYPE_CHECKING:
+    from persistence.store import Store
+
+
+async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry]:
+    """What of an invoice's life was between us and Stripe; one hand-over of each kind."""
+    found = []
+    handed, _ = await desk.operations["handovers"].list(query(len(KINDS), invoice_id=invoice_id))
+    for each in handed:
+        told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"
+        what = f"{told}: {str(each['kind']).replace('_', ' ')}"
+        at = moment(each["done_at"] or each["created_at"])
+        found.append(TimelineEntry(at, what, str(each["state"]), f"/handovers/{each['id']}"))
+    return found
+
+
+PATH = "/stripe/events"
+SIGNATURE = "Stripe-Signature"
+Reader = Callable[[bytes, str], CollectionStatus | PaymentReturn | None]
+LookUp = Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]]
+
+
+def mount_events(
+    read: Reader | None, look_up: LookUp | None, app: web.Application, ports: AdminPorts, _: str
+) -> None:
+    """`POST /stripe/events`: what Stripe tells of invoices and money. Its signature is its credential.
+
+    Where no secret of Stripe's is set, nobody can `read` it, and there is nothing at this address. `look_up`
+    finds what money that went back is about; None where Stripe is never asked.
+    """
+
+    async def take(request: web.Request) -> web.Response:
+        if read is None:
+            raise NotFound
+        told = read(await request.read(), request.headers.get(SIGNATURE, ""))
+        await take_place(request, None)
+        return answer(200, {"taken": any([await collected(ports.store, one) for one in await found(told)])})
+
+    async def found(told: CollectionStatus | PaymentReturn | None) -> Sequence[CollectionStatus]:
+        if told is None:
+            return ()
+        if isinstance(told, CollectionStatus):
+            return (told,)
+        if look_up is None:
+            raise CollectorUnavailable(
+                "Without TOLLKEEPER_STRIPE_API_KEY nobody knows which invoice it is about."
+            )
+        return await look_up(told)
+
+    app.router.add_post(PATH, take)
+
+
+async def collected(store: Store, told: CollectionStatus) -> bool:
+    """Take what was told of an invoice that was handed over, once; False where it is none."""
+    taken = Command("handover-events", "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
+    with suppress(NotFound):
+        await store.write(taken)
+        return True
+    return False

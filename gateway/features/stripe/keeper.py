@@ -1,0 +1,140 @@
+"""What a keeper does for Stripe: it hands over what is due, some at a time, with longer and longer pauses.
+
+Everything that waits is in PostgreSQL, so nothing is forgotten by a restart; Stripe is asked first what is
+there, so nothing is made twice. Stripe's library is loaded with its key alone, since it is an extra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
+
+from gateway.background.loops import Isolation
+from gateway.core.network import DIRECT
+from gateway.extras import loading
+from gateway.features.stripe.administration import mount_events
+from gateway.features.stripe.handover import DONE, HandoverStep
+from gateway.outbound.client import Connector
+from gateway.run.keeper_doors import KeeperSettings
+from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+from gateway.settings.settings import Settings
+from persistence.stripe.queue import HandoverQueue, forget, handed_over
+
+if TYPE_CHECKING:
+    from gateway.features.stripe.service import StripeApi, StripeInvoices
+
+AT_ONCE = 4
+INTERVAL_S = 1.0
+
+
+class Handovers:
+    """The clock's side of hand-overs."""
+
+    def __init__(
+        self,
+        queue: HandoverQueue,
+        collector: StripeInvoices,
+        log: Callable[..., None],
+        *,
+        at_once: int = AT_ONCE,
+        isolation: Isolation | None = None,
+    ) -> None:
+        self._queue, self._isolation = queue, isolation or Isolation()
+        self._collector = collector
+        self._log = log
+        self._at_once = at_once
+        self._under_way = 0
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Hand over whatever is due, until cancelled."""
+        self._under_way = 0
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._ended.clear()
+                for handover in await self.claim():
+                    attempts.create_task(self.attempt(handover))
+                # A message that waited behind one is due as soon as that is done.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._ended.wait()
+
+    async def claim(self) -> Sequence[HandoverStep]:
+        """Take what is due, as much as may be under way at once."""
+        room = self._at_once - self._under_way
+        due = await self._queue.claim(room) if room > 0 else ()
+        self._under_way += len(due)
+        return due
+
+    async def attempt(self, handover: HandoverStep) -> None:
+        """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
+        try:
+            await self._isolation.tried(
+                "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"
+            )
+        finally:
+            self._under_way -= 1
+            self._ended.set()
+
+    async def _attempt(self, handover: HandoverStep) -> None:
+        outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
+        await self._queue.ended(handover, outcome)
+        if outcome.state != DONE:
+            told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
+            self._log("not handed over", **told, error=outcome.error, level="warning")
+
+
+def _is_used(settings: Settings) -> bool:
+    """Whether something of Stripe is set: its library has to be there then, which is said at the start."""
+    if not (settings.stripe_api_key or settings.stripe_webhook_secret):
+        return False
+    with loading("stripe"):
+        import gateway.features.stripe.service  # noqa: F401, PLC0415  # large, and an extra
+    return True
+
+
+def _api(settings: Settings, later: KeeperSettings) -> StripeApi:
+    from gateway.features.stripe.service import StripeApi  # noqa: PLC0415  # large
+
+    # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and
+    # files of proxies are never empty.
+    connector = None if later.proxies() == DIRECT else Connector(later.proxies, None)
+    return StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connector)
+
+
+def work(parts: KeeperParts) -> Work:
+    """What hands over, where there is a key."""
+    settings, engine = parts.settings, parts.engine
+    does = Work(
+        gauges=(partial(handed_over, engine),),
+        hourly=(partial(forget, engine, settings.stripe_events_keep_days),),
+    )
+    if not _is_used(settings) or not settings.stripe_api_key:
+        return does
+    from gateway.features.stripe.service import StripeInvoices  # noqa: PLC0415  # large
+
+    api = _api(settings, parts.later)
+    how = cast("Literal['charge_automatically', 'send_invoice']", settings.stripe_collection)
+    stripe = StripeInvoices(api, how, partial(datetime.now, UTC))
+    handovers = Handovers(HandoverQueue(engine, parts.store), stripe, parts.log, isolation=parts.isolation)
+    return replace(does, tasks={"handovers": handovers.run}, aclose=api.aclose)
+
+
+def routes(parts: AdminParts) -> Routes:
+    """Where Stripe tells; without its secret there is nothing, without its key nothing is looked up there."""
+    settings, read, look_up, aclose = parts.settings, None, None, None
+    if _is_used(settings):
+        from gateway.features.stripe.service import StripeEvents, StripeReturns  # noqa: PLC0415  # large
+
+        if settings.stripe_webhook_secret:
+            read = StripeEvents(parts.later.saying("stripe_webhook_secret")).read
+        if settings.stripe_api_key:
+            api = _api(settings, parts.later)
+            look_up, aclose = StripeReturns(api).look_up, api.aclose
+    found = Routes(mount=partial(mount_events, read, look_up))
+    return found if aclose is None else replace(found, aclose=aclose)
