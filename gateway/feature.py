@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.admin.console.panels import InvoiceHistory
     from gateway.admin.console.screens import Screen
-    from gateway.admin.resources.resource import Action, ReportEndpoint, Resource
+    from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
     from gateway.cli.admin.fields import ListSource
     from gateway.ops.doctor_redis import Finding
     from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
@@ -53,12 +53,15 @@ class Feature:
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
     reports: Callable[[], Sequence[ReportEndpoint]] = tuple
-    # Actions on resources of the core, by the name of the resource; and what they do to rows.
+    # Actions on resources of the core, by the name of the resource; what they do to rows; files made of rows.
     actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
+    documents: Callable[[], Mapping[str, Sequence[DocumentEndpoint]]] = dict
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
     screens: Callable[[], Sequence[Screen]] = tuple
+    # Finds letters of a text that no font of its documents shows, and may take long; None where it sets none.
+    missing_glyphs: Callable[[], Callable[[str], str] | None] = lambda: None
     # What the console says of an invoice's life besides.
     invoice_history: Callable[[], Sequence[InvoiceHistory]] = tuple
     # Told of calls, and of final documents, in the transaction that stores or changes them.

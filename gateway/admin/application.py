@@ -20,8 +20,7 @@ from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
 from gateway.admin.http.concurrency import WorkSlots
 from gateway.admin.http.guard import count_tasks, guard
-from gateway.admin.http.requests import HOURS, PLACES
-from gateway.admin.invoices import documents
+from gateway.admin.http.requests import HOURS, PLACES, admit
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.core.accounts.administration import Hours
@@ -44,13 +43,15 @@ def build(ports: AdminPorts) -> web.Application:
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     app[PLACES], app[HOURS] = WorkSlots(ports.room), Hours(ports.budget, time.time)
     app.on_startup.append(_count_tasks)
-    documents.mount_invoices(app, ports, ROOT)
+    for files in ports.files:
+        files(app, ports, ROOT, admit)
     api_views.mount_quotes(app, ports, ROOT)
     api_views.mount_events(app, ports, ROOT)
     api_views.mount_activity(app, ports, ROOT)
     api_views.mount_programs(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
     usage.mount_files(app, ports, ROOT)
+    usage.mount_invoices(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)
     api_views.mount_letters(app, ports, ROOT)
     api_views.mount_reconciliation(app, ports, ROOT)

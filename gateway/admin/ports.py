@@ -45,6 +45,9 @@ NOBODY = Actor("nobody", "")
 Health = Callable[[], Awaitable[tuple[bool, Found]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 Mount = Callable[["web.Application", "AdminPorts", str], None]
+# Names who asks; and mounts files, for the Admin API and for the console, by who may ask there.
+Admit = Callable[["AdminPorts", "web.Request"], Awaitable["AdminPorts"]]
+MountFiles = Callable[["web.Application", "AdminPorts", str, Admit], None]
 
 
 class CountersReader(Protocol):
@@ -60,20 +63,6 @@ class CountersReader(Protocol):
         self, accounts: Sequence[tuple[int, str]]
     ) -> Mapping[str, Mapping[int, LiveWindow] | None]:
         """Read windows, by budget, of (partition, account name) pairs; None for one that is not there."""
-
-
-class InvoiceRendererPort(Protocol):
-    """Makes documents that are sent to customers."""
-
-    @property
-    def seller(self) -> str:
-        """The name of who sends invoices; empty where it is not set."""
-
-    def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
-        """Set an invoice, as the API answers it, on paper; it carries the XML where there is one."""
-
-    def xml(self, invoice: Row, syntax: str) -> bytes:
-        """Write an invoice as an electronic one; `Unprocessable` names what is missing to that."""
 
 
 @dataclass(slots=True)
@@ -101,7 +90,6 @@ class AdminPorts:
     pusher: Pusher
     counters: CountersReader
     account_closing: AccountCloser
-    invoice_renderer: InvoiceRendererPort
     reconciler: Reconciler
     activity: Activity
     programs: Callable[[], Awaitable[Row]]
@@ -116,6 +104,7 @@ class AdminPorts:
     built_in: BuiltIn = field(default_factory=BuiltIn)
     sign_ins: SignIns | None = None
     routes: Sequence[Mount] = ()
+    files: Sequence[MountFiles] = ()
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

@@ -36,7 +36,7 @@ from gateway.local import ports as sockets
 from gateway.run.admin_process import FactsReader
 from gateway.run.health import ProcessVitals, disks, has_files_left
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
-from gateway.run.letterhead import invoice_renderer
+from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.parts import AdminParts
@@ -181,11 +181,8 @@ class Administration:
         self._routes = [routes for each in features() if (routes := each.routes(parts)) is not None]
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
-        self._invoice_renderer = invoice_renderer(settings)
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
-        self._store = store_over(
-            settings, self._invoice_renderer.letterhead, pools.staff, pools.organizations, replica
-        )
+        self._store = store_over(settings, letterhead(settings), pools.staff, pools.organizations, replica)
         self._pusher = Pusher(Pushes(pools.staff), doors.counters, isolation=doors.isolation)
         self._reconciler, self._account_closing = doors.comparers(
             Accounts(pools.staff), ReconciliationResults(pools.staff, partition_of)
@@ -245,7 +242,6 @@ class Administration:
             counters=self._doors.counters,
             account_closing=self._account_closing,
             reconciler=self._reconciler,
-            invoice_renderer=self._invoice_renderer,
             activity=Activity(self._doors.wires, time.time),
             programs=self._programs.report,
             peppers=peppers_of(settings),
@@ -256,7 +252,8 @@ class Administration:
             figures=ConsoleQueries(pools.staff, partition_of, organizations=pools.organizations),
             failures=self._failures,
             built_in=self._admin_port.built_in,
-            routes=[routes.mount for routes in self._routes],
+            routes=[routes.mount for routes in self._routes if routes.mount is not None],
+            files=[routes.files for routes in self._routes if routes.files is not None],
             sign_ins=self._sign_ins.now,
             version=version("tollkeeper"),
             budget=HourlyBudget(

@@ -42,7 +42,7 @@ from gateway.run.admin_process import AdminProcess, LoopFacts
 from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
 from gateway.run.kept_servers import AllShardLoops, LoopContext
-from gateway.run.letterhead import invoice_renderer
+from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, reached, redis_reached
 from gateway.run.parts import KeeperParts
 from gateway.run.programs import ProgramList
@@ -145,7 +145,7 @@ class Keeper:
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
-        self._store = store_over(settings, invoice_renderer(settings).letterhead, self._pools.billing)
+        self._store = store_over(settings, letterhead(settings), self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
         waiting = Deliveries(self._engine, link)

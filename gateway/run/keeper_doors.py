@@ -27,7 +27,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import wires_to
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
-from gateway.extras import is_installed
+from gateway.feature import features
 from gateway.run.lifecycle import forever
 from gateway.run.parent_pipe import ParentPipe
 from gateway.run.reload import (
@@ -80,15 +80,12 @@ def store_over(
     replica: Replica | None = None,
 ) -> Store:  # fmt: skip
     """PostgreSQL as the Admin API and the clock use it."""
-    glyphs = None
-    if is_installed("documents"):  # else no document is set whose letters could be missing
-        from gateway.admin.invoices.press import missing_glyphs  # noqa: PLC0415  # its library is large
-
-        glyphs = FontCoverage(missing_glyphs)
+    missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
         mail_allowed=bool(settings.smtp_url), mail_asks=bool(settings.links_url), letterhead=letterhead,
-        replica=replica, glyphs=glyphs, organizations=organizations,
+        replica=replica, glyphs=None if missing is None else FontCoverage(missing),
+        organizations=organizations,
     )  # fmt: skip
 
 

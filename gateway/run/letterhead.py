@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.core.billing.document import InvoiceParty, Letterhead, countries
 from gateway.errors import SettingError
 from gateway.files import read_regular
@@ -34,16 +33,11 @@ def letterhead(settings: Settings) -> Letterhead:
     )
 
 
-def invoice_renderer(settings: Settings) -> InvoiceRenderer:
-    """Make the paper invoices are set on; `SettingError` where a file cannot be used."""
-    return InvoiceRenderer(letterhead(settings), _logo(settings.invoice_logo))
-
-
 def _seller(settings: Settings) -> InvoiceParty | None:
     name, *address = _lines(settings.invoice_issuer) or ("",)
     country = settings.invoice_country
     if country and country not in countries():
-        raise _wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
+        raise wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
     if not name:
         return None
     return InvoiceParty(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
@@ -59,7 +53,7 @@ def _iban(text: str) -> str | None:
         _IBAN.fullmatch(number) is None
         or int("".join(str(int(each, BASE_OF_IBAN)) for each in moved)) % IBAN_MODULUS != 1
     ):
-        raise _wrong("invoice_iban", text, "an IBAN, such as DE02 1203 0000 0000 2020 51")
+        raise wrong("invoice_iban", text, "an IBAN, such as DE02 1203 0000 0000 2020 51")
     return number
 
 
@@ -67,39 +61,31 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip())
 
 
-def _logo(place: str) -> Path | None:
-    if not place:
-        return None
-    path = Path(place)
-    if path.suffix.lower() not in LOGO_KINDS:
-        raise _wrong("invoice_logo", place, f"a file of {', '.join(sorted(LOGO_KINDS))}")
-    _readable("invoice_logo", path)
-    return path
-
-
 def _addresses(place: str) -> Mapping[str, Sequence[str]]:
     if not place:
         return {}
     try:
-        read = json.loads(_readable("invoice_addresses", Path(place)))
+        read = json.loads(readable("invoice_addresses", Path(place)))
     except ValueError as error:
-        raise _wrong("invoice_addresses", place, "a file with a JSON object") from error
+        raise wrong("invoice_addresses", place, "a file with a JSON object") from error
     lines = read.values() if isinstance(read, dict) else [None]
     if not all(isinstance(one, list) and all(isinstance(line, str) for line in one) for one in lines):
-        raise _wrong("invoice_addresses", place, "a file with lists of texts by organization id or name")
+        raise wrong("invoice_addresses", place, "a file with lists of texts by organization id or name")
     found: dict[str, list[str]] = read
     return found
 
 
-def _readable(name: str, path: Path) -> bytes:
+def readable(name: str, path: Path) -> bytes:
+    """Read the file that a setting names; `SettingError` where it cannot be read, or is too large."""
     try:
         content = read_regular(path, FILE_BYTES_MAX)
     except OSError as error:
-        raise _wrong(name, str(path), "a file that can be read") from error
+        raise wrong(name, str(path), "a file that can be read") from error
     if len(content) > FILE_BYTES_MAX:
-        raise _wrong(name, str(path), f"a file of at most {FILE_BYTES_MAX} bytes")
+        raise wrong(name, str(path), f"a file of at most {FILE_BYTES_MAX} bytes")
     return content
 
 
-def _wrong(name: str, value: str, wanted: str) -> SettingError:
+def wrong(name: str, value: str, wanted: str) -> SettingError:
+    """What is told of a setting that cannot be used."""
     return SettingError(f"{PREFIX}{name.upper()}={value!r} is not valid: expected {wanted}")

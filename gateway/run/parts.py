@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.admin.ports import Mount
+from gateway.admin.ports import Mount, MountFiles
 from gateway.background.loops import Isolation, Loop
 from gateway.run.keeper_doors import KeeperSettings
 from gateway.settings.settings import Settings
@@ -54,7 +54,8 @@ class AdminParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """Routes of the admin port; `aclose` is called once nobody is answered any more."""
+    """Routes of the admin port, and `files` that the console has too; `aclose` is called at the end."""
 
-    mount: Mount
+    mount: Mount | None = None
+    files: MountFiles | None = None
     aclose: Callable[[], Awaitable[None]] = _nothing

@@ -20,7 +20,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
-from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
@@ -31,7 +30,11 @@ from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
+from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
+from gateway.run.keeper_doors import KeeperSettings
+from gateway.run.parts import AdminParts
+from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, roles
@@ -326,6 +329,11 @@ def _seed(connection: psycopg.Connection) -> None:
         )
 
 
+_SETTINGS = Settings()
+_PARTS = AdminParts(settings=_SETTINGS, later=KeeperSettings(_SETTINGS, None, print, lambda _: None))
+ROUTES = [routes for feature in features() if (routes := feature.routes(_PARTS)) is not None]
+
+
 def ports_over(
     engine: AsyncEngine,
     counters: MemoryCounters,
@@ -353,7 +361,8 @@ def ports_over(
         reconciler=counters,
         activity=counters,
         programs=counters.programs,
-        invoice_renderer=InvoiceRenderer(letterhead),
+        routes=[routes.mount for routes in ROUTES if routes.mount is not None],
+        files=[routes.files for routes in ROUTES if routes.files is not None],
         peppers=PEPPERS,
         live=well,
         ready=unwell,

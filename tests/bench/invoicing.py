@@ -21,10 +21,10 @@ from typing import Any
 
 import psycopg
 
-from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Row
 from gateway.counters.redis.keys import partition_of
+from gateway.features.documents.renderer import InvoiceRenderer
 from persistence import engine
 from persistence.keeper.verification import Accounts
 from persistence.schema import migrate

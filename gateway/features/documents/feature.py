@@ -1,0 +1,72 @@
+"""Documents: an invoice as PDF and as electronic invoice (EN 16931: Factur-X, UBL)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.extras import is_installed
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.admin.resources.resource import DocumentEndpoint
+    from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+    from gateway.settings.settings import Settings
+
+
+def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
+    from gateway.admin.resources.resource import DocumentEndpoint  # noqa: PLC0415  # of people's processes alone
+
+    summary = "A final invoice as EN 16931 has it: Factur-X, or UBL"
+    return {
+        "invoices": (
+            DocumentEndpoint(".pdf", "application/pdf", "An invoice on paper"),
+            DocumentEndpoint(".xml", "application/xml", summary, formats=("factur-x", "ubl")),
+        )
+    }
+
+
+def _missing_glyphs() -> Callable[[str], str] | None:
+    if not is_installed("documents"):  # no document is set whose letters could be missing
+        return None
+    from gateway.features.documents.press import missing_glyphs  # noqa: PLC0415  # its library is large
+
+    return missing_glyphs
+
+
+def logo_of(settings: Settings) -> Path | None:
+    """The logo of settings; `SettingError` where it cannot be used."""
+    from gateway.features.documents.renderer import LOGO_KINDS  # noqa: PLC0415  # of keepers alone
+    from gateway.run.letterhead import readable, wrong  # noqa: PLC0415  # as above
+
+    if not settings.invoice_logo:
+        return None
+    path = Path(settings.invoice_logo)
+    if path.suffix.lower() not in LOGO_KINDS:
+        raise wrong("invoice_logo", str(path), f"a file of {', '.join(sorted(LOGO_KINDS))}")
+    readable("invoice_logo", path)
+    return path
+
+
+def _work(parts: KeeperParts) -> Work | None:
+    logo_of(parts.settings)  # one that cannot be used stops the start
+    return None
+
+
+def _routes(parts: AdminParts) -> Routes:
+    from gateway.features.documents.maker import mount_documents  # noqa: PLC0415  # of people's processes alone
+    from gateway.run.parts import Routes  # noqa: PLC0415  # as above
+
+    return Routes(files=partial(mount_documents, logo_of(parts.settings)))
+
+
+FEATURE = Feature(
+    name="documents",
+    settings=("invoice_logo",),
+    documents=_documents,
+    missing_glyphs=_missing_glyphs,
+    work=_work,
+    routes=_routes,
+)
