@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import psycopg
+import pytest
+
 from tests.admin.conftest import READONLY, Api
+from tests.admin.test_catalogue import day, plan
 from tests.admin.test_invoices import acme, draft
+from tests.in_turn import in_turn
 
 
 async def charged(api: Api) -> tuple[dict[str, int], dict[str, Any]]:
@@ -91,3 +98,434 @@ async def test_a_month_within_a_year_that_was_invoiced_may_be_invoiced_and_none_
 
 def sent(ids: dict[str, int], start: str, end: str) -> dict[str, object]:
     return {"organization_id": ids["organization"], "period_start": start, "period_end": end}
+
+
+# --- billable ---------------------------------------------------------------------------
+# Whatever is accepted can be billed: what is too much is refused by its field, and nothing is written.
+
+
+MOST = 10**12
+WRITTEN = """
+SELECT (SELECT count(*) FROM credit_addition), (SELECT count(*) FROM control_write),
+       (SELECT count(*) FROM organization), (SELECT max(updated_at) FROM organization),
+       (SELECT count(*) FROM token_plan), (SELECT count(*) FROM use_event),
+       (SELECT count(*) FROM audit_log)"""
+HUGE = "99999999.999999999"
+CHARGE = """
+INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
+                    source, source_id, fact)
+VALUES (%s, 'credits_purchased', '2026-04-10', '2026-04-11', %s, %s, %s, 'USD', 'credit_addition', 1, %s)"""
+
+
+async def refused(api: Api, verb: str, path: str, body: dict[str, Any]) -> tuple[str, str]:
+    """The field that is too much, and why; nothing was written."""
+    before = api.rows(WRITTEN)
+    answer = await api.call(verb, path, body)
+    assert answer.status == 422, answer.raw
+    assert api.rows(WRITTEN) == before
+    [error] = answer.json["errors"]
+    return error["field"], error["message"]
+
+
+async def rejected(api: Api, body: dict[str, Any]) -> tuple[str, str]:
+    """The same of an event."""
+    sent = {"specversion": "1.0", "type": "use", "source": "test", "id": "1", **body}
+    answer = await api.call("POST", "events", sent)
+    assert (answer.status, answer.json["accepted"]) == (200, 0), answer.raw
+    [why] = answer.json["rejected"]
+    return why["field"], why["reason"]
+
+
+@pytest.mark.parametrize("invoicing", ["next", "now", "prepaid"])
+async def test_credits_for_more_than_can_be_billed_are_refused(api: Api, invoicing: str) -> None:
+    made = await api.make("organizations", name="Acme")
+    body = {
+        "organization_id": made["id"], "credits_added": 10**15, "unit_cost": HUGE, "invoicing": invoicing,
+    }  # fmt: skip
+    field, why = await refused(api, "POST", "credit-additions", body)
+    most = int(MOST / Fraction(HUGE))
+    assert (field, f"must be at most {most} at {HUGE} each" in why) == ("credits_added", True)
+    assert (await api.post("credit-additions", {**body, "credits_added": most + 1})).status == 422
+    assert (await api.post("credit-additions", {**body, "credits_added": most})).status in {201, 202}
+
+
+async def test_every_sibling_names_its_field(api: Api) -> None:
+    ids = await acme(api)
+    here, tenant = f"organizations/{ids['organization']}", f"tenants/{ids['tenant']}"
+    top_up = {"threshold": 1, "credits": 10**15, "unit_cost": HUGE}
+    fields = [
+        await refused(api, "PATCH", here, {"auto_top_up": top_up}),
+        await refused(api, "PATCH", here, {"credit_limit": 10**15, "credit_unit_cost": "1.5"}),
+        await refused(api, "POST", "token-plans", {
+            "name": "Dear", "total_amount": 5, "overage_policy": "bill", "overage_unit_price": "1000.1",
+        }),
+    ]  # fmt: skip
+    assert [field for field, _ in fields] == ["auto_top_up.credits", "credit_unit_cost", "overage_unit_price"]
+    dear = await api.make(
+        "token-plans", name="Dear", total_amount=5, overage_policy="bill", overage_unit_price="1000"
+    )
+    await api.patch(tenant, {"plan_id": dear["id"]})
+    await api.patch(here, {"credit_unit_cost": "1000"})
+    assert (await refused(api, "PATCH", here, {"credit_limit": 10**12 + 1}))[0] == "credit_limit"
+    back = {"organization_id": ids["organization"], "credits_added": -(10**9) - 1}
+    assert (await refused(api, "POST", "credit-additions", back))[0] == "credits_added"
+    out = {"direction": "OUT", "reason": "x"}
+    assert (await refused(api, "POST", f"{tenant}/adjust", {**out, "amount": 10**7 + 1}))[0] == "amount"
+    assert (await api.post(f"{tenant}/adjust", {**out, "amount": 10**7})).status in {200, 202}
+    usage = {"service": "chat", "usage": {"input": 10**7 + 1}}
+    field, why = await rejected(api, {"subject": f"tenant:{ids['tenant']}", "data": usage})
+    assert (field, "must be at most 10000000 at 1000" in why) == ("data.usage", True)
+    [credits_] = (await api.get("business-models?name=Consumption")).json["items"]
+    await api.make(
+        "services",
+        name="Cr",
+        key="cr",
+        credits=1,
+        service_type="Pay-As-You-Go",
+        business_model_id=credits_["id"],
+    )
+    units = {"service": "cr", "units": 10**7 + 1}
+    assert (await rejected(api, {"subject": f"tenant:{ids['tenant']}", "data": units}))[0] == "data.units"
+    tier = {"tiers": [{"up_to": None, "unit_price": "9007199255"}]}
+    assert (await refused(api, "PATCH", f"services/{ids['service']}", {"pricing": tier}))[0].endswith(
+        "unit_price"
+    )
+
+
+async def test_prices_from_before_their_bound_are_shown(api: Api) -> None:
+    plan = await api.make(
+        "token-plans", name="Dear", total_amount=5, overage_policy="bill", overage_unit_price="1"
+    )
+    with psycopg.connect(api.url) as connection:
+        connection.execute("UPDATE token_plan SET overage_unit_price = 5000 WHERE id = %s", (plan["id"],))
+    shown = await api.get(f"token-plans/{plan['id']}")
+    assert (shown.status, shown.json["overage_unit_price"]) == (200, "5000.00")
+
+
+async def test_an_invoice_leaves_what_none_can_bear_and_says_so(api: Api) -> None:
+    ids = await acme(api)
+    rows = [
+        (10**15, 10**8, "impossible"),
+        (8 * 10**14, 1, "first"),
+        (3 * 10**14, 1, "next"),
+    ]
+    with psycopg.connect(api.url) as connection:
+        for quantity, price, fact in rows:
+            connection.execute(CHARGE, (ids["organization"], quantity, price, quantity * price, fact))
+    made = await draft(api, ids)
+    assert [line["amount"] for line in made["lines"][:-1]] == [f"{8 * 10**14}.00", "50.00", "8.00"]
+    exact = Fraction(8 * 10**14) + 58
+    assert Fraction(made["total_amount"]) == exact + exact / 5
+    [note] = [each for each in made["notes"] if each.startswith("Not on this invoice")]
+    assert "2 charges, the first of them charge " in note
+    assert (await api.post(f"invoices/{made['id']}/finalize")).status == 200
+    owed = (await api.get(f"organizations/{ids['organization']}/unbilled")).json["items"]
+    assert sum(Fraction(row["amount"]) for row in owed) == 3 * 10**14 + 10**23
+    # The next one takes what the first had no room for; of the last no invoice can be made.
+    may = await draft(api, ids, period_start="2026-05-01", period_end="2026-06-01")
+    assert Fraction(may["subtotal"]) == 3 * 10**14
+    assert (await api.post(f"invoices/{may['id']}/finalize")).status == 200
+    june = await draft(api, ids, period_start="2026-06-01", period_end="2026-07-01")
+    answer = await api.post(f"invoices/{june['id']}/finalize")
+    assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, ["lines"])
+    assert "One invoice bears at most 1,000,000,000,000,000 USD." in answer.json["errors"][0]["message"]
+    alone = {"organization_id": ids["organization"], "source": "credit_addition"}
+    await api.delete(f"invoices/{june['id']}")
+    assert "One invoice bears at most" in (await api.post("invoices", alone)).json["detail"]
+
+
+# --- currencies -------------------------------------------------------------------------
+# Whatever names a currency names one of ISO 4217, and nothing is billed in another than it was said in.
+
+
+PLAN = {"name": "Starter", "monthly_cost": "29.00", "annual_cost": "290.00", "feature_access": []}
+TERM = {"start_date": "2026-04-01", "end_date": "2027-04-01"}
+
+
+@in_turn("code", ["QQQ", "XAU", "XTS", "usd", "US", "\u0405DR", 5, None])
+async def test_what_is_no_currency_is_refused(api: Api, code: object) -> None:
+    for where, body in (
+        ("organizations", {"name": "Acme"}),
+        ("subscription-plans", PLAN),
+        ("prices", {"model": "m", "input": "1", "effective_from": "2026-01-01T00:00:00Z"}),
+    ):
+        refused = await api.post(where, {**body, "currency": code})
+        assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["currency"])
+
+
+async def test_a_plan_is_in_its_own_currency(api: Api) -> None:
+    plan = await api.make("subscription-plans", **PLAN)
+    assert plan["currency"] == "USD"
+    yen = await api.make("subscription-plans", **PLAN | {"name": "Yen"}, currency="JPY")
+    acme = await api.make("organizations", name="Acme", currency="JPY")
+    sent = {"organization_id": acme["id"], **TERM}
+    refused = await api.post("organization-subscriptions", {**sent, "plan_id": plan["id"]})
+    assert (refused.status, refused.json["errors"]) == (
+        422, [{"field": "plan_id", "message": "costs USD, and the organization pays in JPY"}],
+    )  # fmt: skip
+    made = await api.make("organization-subscriptions", **sent, plan_id=yen["id"])
+    for when in ("now", "period_end"):
+        refused = await api.post(
+            f"organization-subscriptions/{made['id']}/change", {"plan_id": plan["id"], "when": when}
+        )
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "plan_id")
+    assert (await api.patch(f"subscription-plans/{yen['id']}", {"currency": "USD"})).status == 422
+
+
+TIERS = [{"up_to": None, "unit_price": "29"}]
+
+
+async def test_units_are_in_the_currency_of_their_price(api: Api) -> None:
+    [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
+    service = {
+        "name": "Maps", "key": "maps-in-yen", "credits": 0, "service_type": "Pay-As-You-Go",
+        "business_model_id": pay["id"], "pricing": {"tiers": TIERS, "currency": "JPY"},
+    }  # fmt: skip
+    for wrong in ("yen", "QQQ"):
+        priced = {"tiers": TIERS, "currency": wrong}
+        refused = await api.post("services", service | {"pricing": priced})
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "pricing.currency")
+    refused = await api.post("services", service | {"pricing": {"at_cost": {}, "currency": "JPY"}})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "pricing")
+    made = await api.make("services", **service)
+    assert made["pricing"]["currency"] == "JPY"
+    acme = await api.make("organizations", name="Acme", currency="USD")
+    given = {"organization_id": acme["id"], "service_id": made["id"], "negotiated_credits": 0}
+    refused = await api.post("organization-services", given)
+    assert (refused.status, refused.json["errors"]) == (
+        422, [{"field": "service_id", "message": "costs JPY, and the organization pays in USD"}],
+    )  # fmt: skip
+    dear = {"pricing": {"tiers": TIERS, "currency": "EUR"}}
+    refused = await api.post("organization-services", given | dear)
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "pricing.currency")
+    own = await api.make("organization-services", **given, pricing={"tiers": TIERS, "currency": "USD"})
+    # What it negotiated is in its currency, which stays then; the service may be in any.
+    assert (await api.patch(f"organizations/{acme['id']}", {"currency": "JPY"})).status == 409
+    euro = {"pricing": {"tiers": TIERS, "currency": "EUR"}}
+    assert (await api.patch(f"services/{made['id']}", euro)).status == 200
+    refused = await api.patch(f"organization-services/{own['id']}", {"pricing": None})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "service_id")
+
+
+async def test_a_price_without_a_currency_is_in_what_is_paid(api: Api) -> None:
+    [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
+    made = await api.make(
+        "services", name="Maps", key="maps-in-any", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=pay["id"], pricing={"tiers": TIERS},
+    )  # fmt: skip
+    for currency in ("USD", "JPY"):
+        acme = await api.make("organizations", name=currency, currency=currency)
+        await api.make(
+            "organization-services", organization_id=acme["id"], service_id=made["id"], negotiated_credits=0
+        )
+    # Then it cannot be in one that somebody it was given does not pay in.
+    yen = {"pricing": {"tiers": TIERS, "currency": "JPY"}}
+    refused = await api.patch(f"services/{made['id']}", yen)
+    assert (refused.status, "costs JPY" in refused.json["detail"]) == (409, True)
+
+
+async def test_tokens_beyond_a_plan_are_in_its_currency(api: Api) -> None:
+    bills = {
+        "name": "Yen", "total_amount": 1_000, "overage_policy": "bill", "overage_unit_price": "0.1",
+        "currency": "JPY",
+    }  # fmt: skip
+    refused = await api.post("token-plans", bills | {"overage_unit_price": None, "overage_policy": "block"})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "currency")
+    yen = await api.make("token-plans", **bills)
+    acme = await api.make("organizations", name="Acme", currency="USD")
+    tenant = {"name": "Main", "organization_id": acme["id"]}
+    refused = await api.post("tenants", tenant | {"plan_id": yen["id"]})
+    wrong = [{"field": "plan_id", "message": "costs JPY, and the organization pays in USD"}]
+    assert (refused.status, refused.json["errors"]) == (422, wrong)
+    any_ = await api.make("token-plans", **bills | {"name": "Any", "currency": None})
+    made = await api.make("tenants", **tenant, plan_id=any_["id"])
+    refused = await api.patch(f"tenant-quotas/{made['id']}", {"plan_id": yen["id"]})
+    assert (refused.status, refused.json["errors"]) == (422, wrong)
+    for resource, body, field in (
+        (f"token-plans/{any_['id']}", {"currency": "JPY"}, "currency"),
+        (f"token-plans/{any_['id']}", {"currency": "EUR"}, "currency"),
+    ):
+        refused = await api.patch(resource, body)
+        assert (refused.status, refused.json["errors"][0]["field"]) == (422, field)
+    assert (await api.patch(f"token-plans/{any_['id']}", {"currency": "USD"})).status == 200
+    refused = await api.post("subscription-plans", PLAN | {"token_plan_id": yen["id"]})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "token_plan_id")
+    sold = await api.make("subscription-plans", **PLAN | {"token_plan_id": yen["id"]}, currency="JPY")
+    assert sold["token_plan_id"] == yen["id"]
+    refused = await api.patch(f"token-plans/{yen['id']}", {"currency": "USD"})
+    assert (refused.status, refused.json["errors"][0]["message"]) == (
+        422, "cannot be USD: who is on this plan pays in JPY",
+    )  # fmt: skip
+
+
+async def test_no_event_is_charged_in_another_currency(api: Api) -> None:
+    [pay] = (await api.get("business-models?name=Pay-Per-Use")).json["items"]
+    await api.make(
+        "services", name="Maps", key="maps-by-event", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=pay["id"], pricing={"tiers": TIERS, "currency": "JPY"},
+    )  # fmt: skip
+    acme = await api.make("organizations", name="Acme", currency="USD")
+    tenant = await api.make("tenants", name="Main", organization_id=acme["id"])
+    told = await api.post(
+        "events",
+        {
+            "specversion": "1.0", "type": "use", "source": "t", "id": "1",
+            "subject": f"tenant:{tenant['id']}",
+            "data": {"service": "maps-by-event", "units": 3},
+        },
+    )  # fmt: skip
+    assert (told.json["accepted"], told.json["rejected"][0]["field"]) == (0, "data.service")
+    assert "costs JPY" in told.json["rejected"][0]["reason"]
+
+
+# --- tax rates --------------------------------------------------------------------------
+# Tax by the date of supply: dated rates, lines split where one ends, and what was billed before stays.
+
+
+MAY = {"period_start": "2026-05-01", "period_end": "2026-06-01"}
+
+
+async def rated(api: Api, organization: int, since: str, rate: str, **more: Any) -> dict[str, Any]:
+    made: dict[str, Any] = await api.make(
+        "tax-rates", organization_id=organization, effective_from=since, rate=rate, **more
+    )
+    return made
+
+
+def cents(exact: Fraction) -> Decimal:
+    """Half up, in whole cents."""
+    return Decimal((200 * exact + 1) // 2) / 100
+
+
+def taxes(made: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(line["description"], line["amount"]) for line in made["lines"] if line["kind"] == "tax"]
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [("2026-04-10", [("Tax 16 %", "9.28")]), ("2026-04-11", [("Tax 20 %", "11.60")])],
+)
+async def test_use_is_taxed_with_what_was_in_force_on_its_day(
+    api: Api, since: str, expected: list[tuple[str, str]]
+) -> None:
+    ids = await acme(api)
+    await rated(api, ids["organization"], since, "0.16")
+    assert taxes(await draft(api, ids)) == expected
+
+
+async def test_a_fee_is_split_where_the_rate_changes(api: Api) -> None:
+    organization = (await api.make("organizations", name="Acme", tax_rate="0.20"))["id"]
+    starter = await plan(api, "Starter")
+    await api.make(
+        "organization-subscriptions", organization_id=organization, plan_id=starter["id"],
+        start_date=day(-10), end_date=day(400),
+    )  # fmt: skip
+    await rated(api, organization, day(-4), "0.10")
+    made = await draft(api, {"organization": organization}, period_start=day(-10), period_end=day(0))
+    fees = [line for line in made["lines"] if line["kind"] == "subscription"]
+    assert [(line["quantity"], line["tax_rate"]) for line in fees] == [(6, "0.20"), (4, "0.10")]
+    whole = int(fees[0]["description"].partition(" of ")[2].partition(" ")[0])
+    assert Decimal(fees[0]["amount"]) == cents(Fraction(29 * 6, whole))
+    assert sum(Decimal(line["amount"]) for line in fees) == cents(Fraction(29 * 10, whole))
+    assert taxes(made) == [
+        ("Tax 20 %", str(cents(Fraction(fees[0]["amount"]) / 5))),
+        ("Tax 10 %", str(cents(Fraction(fees[1]["amount"]) / 10))),
+    ]
+    assert Decimal(made["tax"]) == sum(Decimal(amount) for _, amount in taxes(made))
+
+
+async def test_a_change_of_the_organizations_rate_is_a_row_from_today(api: Api) -> None:
+    ids = await acme(api)
+    where = f"organizations/{ids['organization']}"
+    assert (await api.patch(where, {"tax_rate": "0.19"})).json["tax_rate"] == "0.19"
+    await api.patch(where, {"tax_rate": "0.19", "name": "Acme Ltd"})
+    listed = (await api.get(f"tax-rates?organization_id={ids['organization']}")).json["items"]
+    assert [(row["effective_from"], row["rate"]) for row in listed] == [
+        ("1970-01-01", "0.20"), (day(0), "0.19"),
+    ]  # fmt: skip
+    assert taxes(await draft(api, ids)) == [("Tax 20 %", "11.60")]
+    await rated(api, ids["organization"], day(30), "0.5")
+    assert (await api.get(where)).json["tax_rate"] == "0.19"
+    await rated(api, ids["organization"], day(-1), "0.3")
+    assert (await api.get(where)).json["tax_rate"] == "0.19"
+    await rated(api, ids["organization"], day(0), "0")
+    assert (await api.get(where)).json["tax_rate"] == "0.00"
+
+
+async def test_why_nothing_is_taxed_is_said_on_the_invoice(api: Api) -> None:
+    ids = await acme(api)
+    await rated(
+        api, ids["organization"], "2026-04-01", "0", category="reverse_charge",
+        reason="Reverse charge, Article 196",
+    )  # fmt: skip
+    made = await draft(api, ids)
+    assert taxes(made) == [("Tax 0 %, Reverse charge, Article 196", "0.00")]
+    assert {line["tax_category"] for line in made["lines"]} == {"reverse_charge"}
+    assert made["total_amount"] == made["subtotal"] == "58.00"
+
+
+async def test_what_was_billed_is_given_back_with_the_tax_it_was_billed_with(api: Api) -> None:
+    ids = await acme(api)
+    first = await draft(api, ids)
+    first = (await api.post(f"invoices/{first['id']}/finalize")).json
+    await rated(api, ids["organization"], "2026-01-01", "0.10")
+    with psycopg.connect(api.url) as connection:
+        connection.execute("UPDATE usage_tier SET quantity = quantity - 100 WHERE unit_price = 0.04")
+    back = await draft(api, ids, **MAY)
+    assert (back["kind"], back["total_amount"], taxes(back)) == (
+        "credit_note",
+        "-4.80",
+        [("Tax 20 %", "-0.80")],
+    )
+    # Made void it is owed again, and billed with what is in force for its day by now.
+    await api.delete(f"invoices/{back['id']}")
+    await api.post(f"invoices/{first['id']}/void")
+    assert taxes(await draft(api, ids)) == [("Tax 10 %", "5.40")]
+
+
+async def test_a_credit_note_gives_back_each_tax_of_its_lines(api: Api) -> None:
+    ids = await acme(api)
+    with psycopg.connect(api.url) as connection:
+        connection.execute("UPDATE usage_tier SET day = '2026-04-20' WHERE unit_price = 0.04")
+    await rated(api, ids["organization"], "2026-04-15", "0.10")
+    made = await draft(api, ids)
+    assert taxes(made) == [("Tax 20 %", "10.00"), ("Tax 10 %", "0.80")]
+    await api.post(f"invoices/{made['id']}/finalize")
+    sent = {"lines": [{"position": 2, "amount": "4.00"}]}
+    note = (await api.post(f"invoices/{made['id']}/credit-note", sent)).json
+    assert [line["amount"] for line in note["lines"]] == ["-4.00", "-0.40"]
+    await api.post(f"invoices/{note['id']}/finalize")
+    rest = (await api.post(f"invoices/{made['id']}/credit-note")).json
+    assert Decimal(rest["total_amount"]) + Decimal("-4.40") == -Decimal(made["total_amount"])
+
+
+@pytest.fixture
+async def organization(api: Api) -> int:
+    return int((await api.make("organizations", name="Acme"))["id"])
+
+
+@in_turn(
+    ("sent", "field"),
+    [
+        ({"rate": "1.5"}, "rate"), ({"rate": 0.2}, "rate"), ({"effective_from": "soon"}, "effective_from"),
+        ({"category": "exempt"}, "category"), ({"category": "other"}, "category"),
+        ({"reason": "x"}, "reason"),
+        ({"rate": "0", "category": "standard"}, "category"), ({"organization_id": 99}, "organization_id"),
+        ({"rate": "0", "category": "zero", "reason": "x"}, "reason"),
+    ],
+)  # fmt: skip
+async def test_wrong_fields_are_named(api: Api, organization: int, sent: dict[str, Any], field: str) -> None:
+    usual = {"organization_id": organization, "effective_from": "2026-04-01", "rate": "0.2"}
+    refused = await api.post("tax-rates", usual | sent)
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+    assert api.rows("SELECT count(*) FROM tax_rate") == [(0,)]
+
+
+async def test_rates_are_only_added_to(api: Api) -> None:
+    organization = (await api.make("organizations", name="Acme"))["id"]
+    made = await rated(api, organization, "2026-04-01", "0.2")
+    assert (await api.patch(f"tax-rates/{made['id']}", {"rate": "0"})).status == 405
+    assert (await api.delete(f"tax-rates/{made['id']}")).status == 405
+    for statement in ("UPDATE tax_rate SET rate = 0", "DELETE FROM tax_rate", "TRUNCATE tax_rate"):
+        with psycopg.connect(api.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
+            connection.execute(statement)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import psycopg
+
+from gateway.admin.resources.registry import RESOURCES
+from gateway.admin.resources.resource import fields_of
+from gateway.cli.admin.commands import option_of
+from gateway.core.accounts.budgets import bounds
+from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
+from tests.admin.test_budgets import now_ms
 from tests.admin.test_cli import Run, from_json, run
 from tests.admin.test_invoices import acme, draft
+from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
 __all__ = ["run"]
 
@@ -222,3 +232,195 @@ async def test_an_invoice_is_paid_and_the_money_goes_back(run: Run, api: Api) ->
     assert given_up["payment_status"] == "uncollectible"
     listed = await from_json(run, "invoice", "list", "--payment-status", "uncollectible")
     assert [row["id"] for row in listed["items"]] == [made["id"]]
+
+
+# --- cli budgets ------------------------------------------------------------------------
+# The commands about budgets: amounts as people write them, raises, resets, everybody's use.
+
+
+UNTIL = "2999-01-31T00:00:00Z"
+
+
+async def test_amounts_are_read_in_the_unit_of_their_budget(run: Run) -> None:
+    await from_json(run, "org", "create", "acme")
+    money = await from_json(run, "budget", "create", "acme", "all", "money", "1,250.50", "month")
+    assert (money["amount"], money["interval"]) == ("1250.50", "month")
+    tokens = await from_json(
+        run, "budget", "create", "acme", "gpt", "tokens", "5M", "day", "--model", "gpt-5*", "--thresholds",
+        "0.9, 1", "--time-zone", "Europe/Berlin", "--mode", "audit", "--each", "user",
+    )  # fmt: skip
+    assert (tokens["amount"], tokens["thresholds"], tokens["mode"]) == (5_000_000, [0.9, 1], "audit")
+    assert (tokens["model"], tokens["time_zone"], tokens["each"]) == ("gpt-5*", "Europe/Berlin", "user")
+    raised = await from_json(run, "budget", "raise", "all", "2k", UNTIL, "a fair")
+    assert (raised["raised_to"], raised["raise_reason"]) == ("2000", "a fair")
+    raised = await from_json(run, "budget", "raise", "gpt", "6M", UNTIL, "a fair")
+    assert raised["raised_to"] == 6_000_000
+    changed = await from_json(run, "budget", "change", "gpt", "--amount", "7_000_000", "--thresholds", "none")
+    assert (changed["amount"], changed["raised_to"], changed["thresholds"]) == (7_000_000, None, [])
+
+
+async def test_what_is_no_amount_is_said_by_its_option(run: Run) -> None:
+    await from_json(run, "org", "create", "acme")
+    for unit, amount in (("money", "a lot"), ("tokens", "1.5"), ("requests", "0"), ("money", "-5")):
+        said = await run("budget", "create", "acme", "all", unit, "--amount", amount, "--interval", "day")
+        assert (said.exit_code, "--amount" in said.stderr) == (1, True), said.stderr
+    said = await run("budget", "create", "acme", "all", "money", "5", "day", "--thresholds", "half")
+    assert (said.exit_code, "--thresholds" in said.stderr) == (1, True), said.stderr
+
+
+async def test_a_budget_is_listed_and_shown_with_names(run: Run) -> None:
+    await from_json(run, "tenant", "create", "acme")
+    await from_json(run, "budget", "create", "acme", "all", "money", "12.50", "month", "--tenant", "acme")
+    listed = (await run("budget", "list")).stdout
+    assert "12.50" in listed
+    assert "acme" in listed
+    assert "acme" in (await run("budget", "show", "all")).stdout
+
+
+async def test_everybodys_use_is_a_table(run: Run, api: Api) -> None:
+    await from_json(run, "org", "create", "acme")
+    made = await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
+    start = bounds("day", "UTC", 1, now_ms())[0]
+    with psycopg.connect(api.url, autocommit=True) as connection:
+        for n in range(3):
+            connection.execute(
+                "INSERT INTO budget_use (budget_id, start, value, name, used)"
+                " VALUES (%s, to_timestamp(%s / 1000.0), %s, %s, 1500000)",
+                (made["id"], start, f"{n:024x}", f"user {n}"),
+            )
+        connection.execute(
+            "INSERT INTO budget_use (budget_id, start, value, used)"
+            " VALUES (%s, to_timestamp(%s / 1000.0), 'other', 9)",
+            (made["id"], start),
+        )
+    shown = (await run("budget", "accounts", "team")).stdout
+    assert [f"user {n}" in shown for n in range(3)] == [True] * 3
+    assert "3,500,000" in shown
+    said = {" yes " in line for line in shown.splitlines() if "4,999,991" in line}
+    assert said == {True}
+    assert shown.count(" yes ") == 1
+    some = await from_json(run, "budget", "accounts", "team", "--limit", "2")
+    assert [each["who"] for each in some["items"]] == ["user 0", "user 1"]
+
+
+def test_whose_amounts_there_may_be_is_said() -> None:
+    budgets = RESOURCES["budgets"]
+    assert budgets.create is not None
+    [each] = (field for field in fields_of(budgets, budgets.create) if field.name == "each")
+    assert option_of(each).__metadata__[0].metavar == "<user|key|project|session>"
+
+
+# --- cli prices -------------------------------------------------------------------------
+# The commands about prices: one set, one asked for, and the bundled list compared and taken over.
+
+
+async def test_a_price_is_set_and_asked_for(run: Run) -> None:
+    made = await from_json(
+        run, "price", "create", "cli-x", "USD", "--input", "2.50", "--output", "10", "--from",
+        "2026-01-01T00:00:00Z", "--tools", "web_search=10", "--service-tiers", "batch=0.5",
+        "--context-tiers", '[{"above": 200000, "input": "5"}]',
+    )  # fmt: skip
+    assert (made["input"], made["tools"], made["service_tiers"]) == (
+        "2.50", {"web_search": "10"}, {"batch": "0.5"},
+    )  # fmt: skip
+    quote = await from_json(
+        run, "price", "quote", "cli-x", "--input", "1k", "--tools", "web_search=7", "--service-tier", "batch"
+    )
+    assert quote["cost"] == "0.07125"
+    shown = (await run("price", "quote", "cli-x", "--output", "1M")).stdout
+    assert "cost" in shown
+    assert "10" in shown
+    listed = (await run("price", "list", "--model", "cli-x")).stdout
+    assert "2.50" in listed
+    said = await run("price", "create", "cli-x", "USD", "--input", "-1")
+    assert (said.exit_code, "--input" in said.stderr) == (1, True)
+    assert (await run("price", "quote", "cli-unknown")).exit_code == 1
+
+
+async def test_a_price_is_in_force_from_now_on_where_nothing_is_said(run: Run) -> None:
+    await from_json(run, "price", "create", "cli-now", "USD", "--input", "3")
+    quote = await from_json(run, "price", "quote", "cli-now", "--input", "1000000")
+    assert quote["cost"] == "3"
+
+
+async def differences(run: Run, *more: str) -> list[dict[str, Any]]:
+    found = await from_json(run, "prices", "diff", "--provider", "cohere", *more)
+    items: list[dict[str, Any]] = found["items"]
+    return items
+
+
+async def test_the_bundled_list_is_compared_and_taken_over(run: Run, api: Api) -> None:
+    since = ("--from", "2026-01-01T00:00:00Z")
+    first = await differences(run, *since)
+    assert {each["change"] for each in first} == {"new"}
+    assert "command-r" in {each["model"] for each in first}
+    assert (await api.get("prices?provider=cohere&source=bundled")).json["items"] == []
+    assert await differences(run, *since, "--apply") == first
+    assert await differences(run) == []
+    assert (await from_json(run, "price", "quote", "command-r", "--input", "1000000"))["cost"] != "0"
+
+    await from_json(run, "price", "create", "command-r", "USD", "--provider", "cohere", "--input", "9",
+                    "--source", "bundled", "--from", "2026-01-02T03:04:05Z")  # fmt: skip
+    await from_json(run, "price", "create", "command-zz", "USD", "--provider", "cohere", "--input", "9",
+                    "--source", "bundled")  # fmt: skip
+    at = "2099-01-01T00:00:00Z"
+    changed, gone = sorted(await differences(run, "--from", at), key=lambda each: str(each["change"]))
+    assert (changed["change"], changed["model"], changed["effective_from"]) == ("changed", "command-r", at)
+    assert changed["says"]["input"]["before"] == "9"
+    assert (gone["change"], gone["model"]) == ("gone", "command-zz")
+    assert "command-r" in (await run("prices", "diff", "--provider", "cohere", "--apply")).stdout
+    assert [each["change"] for each in await differences(run)] == ["gone"]
+
+
+async def test_what_prices_cannot_say_is_told(run: Run) -> None:
+    found = await from_json(run, "prices", "diff", "--left-out")
+    assert any("hours of the day" in line for line in found["left_out"])
+    assert "audio_hours" in (await run("prices", "diff", "--left-out")).stdout
+
+
+async def test_a_time_that_is_none_is_refused(run: Run) -> None:
+    for since in ("soon", "2026-01-01T00:00:00"):
+        said = await run("prices", "diff", "--from", since)
+        assert (said.exit_code, "--from must" in said.stderr) == (1, True)
+
+
+# --- cli honesty ------------------------------------------------------------------------
+# What could not be stored, from the command line.
+
+
+async def torn(api: Api) -> tuple[Account, LedgerWriter]:
+    """An account whose second movement could not become a row."""
+    [account] = settle_in(api.url, 1000)
+    account.reset()
+    account.service_id = 2**80
+    account.consume(10)
+    writer = LedgerWriter(api.url)
+    await writer.write(batch_of(account))
+    return account, writer
+
+
+async def test_a_letter_is_listed_and_driven_again(run: Run, api: Api) -> None:
+    _, writer = await torn(api)
+    writer.close()
+    [letter] = (await from_json(run, "deadletter", "list"))["items"]
+    assert letter["reason"] in (await run("deadletter", "list")).stdout
+    number = str(letter["id"])
+    assert (await from_json(run, "deadletter", "show", number))["event"]["amount"] == 10
+    assert (await run("deadletter", "redrive", number)).exit_code == 1
+    for wrong in ("service_id", "service_id=abc"):
+        assert (await run("deadletter", "redrive", number, "--change", wrong)).exit_code == 1
+    done = await from_json(run, "deadletter", "redrive", number, "--change", "service_id=1")
+    assert done["resolution"] == "redriven"
+    assert (await from_json(run, "deadletter", "list"))["items"] == []
+    assert len((await from_json(run, "deadletter", "list", "--all"))["items"]) == 1
+    assert api.rows("select amount, service_id from token_ledger where seq = 2") == [(10, 1)]
+    assert await broken(api.url) == []
+
+
+async def test_a_letter_is_resolved_with_a_reason(run: Run, api: Api) -> None:
+    _, writer = await torn(api)
+    writer.close()
+    [letter] = (await from_json(run, "deadletter", "list"))["items"]
+    assert (await run("deadletter", "resolve", str(letter["id"]))).exit_code != 0
+    done = await from_json(run, "deadletter", "resolve", str(letter["id"]), "--reason", "a test")
+    assert (done["resolution"], done["resolved_reason"]) == ("resolved", "a test")

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+import time
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from typing import Any
 
 import pytest
 import typer
+from typer import Exit
 from typer.testing import CliRunner
 
 from gateway.admin.api.openapi import document
 from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.cli.admin import fields
-from gateway.cli.admin.client import ALIASES, defaults, section_of
+from gateway.cli.admin.client import ALIASES, CommandFailed, defaults, section_of
+from gateway.cli.admin.output import admin, print_json, row, rows, steps, waiting
 from gateway.cli.admin.program import mount
-from tests.admin.conftest import Api
+from gateway.core.text import hidden_in
+from tests.admin.conftest import ADMIN, Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
 
 __all__ = ["run"]
 
@@ -272,3 +284,215 @@ async def test_names_are_completed(run: Run, api: Api) -> None:
     assert (await completed("tenant create web --org A")).split() == ["Acme"]
     nowhere = await completed("org show A", TOLLKEEPER_ADMIN_URL="http://127.0.0.1:1")
     assert nowhere.strip() == ""
+
+
+# --- cli output -------------------------------------------------------------------------
+# What commands print stays whole on narrow terminals, in other character sets, and on full disks.
+
+
+NAME = "Größe 株式会社 & Söhne"
+MOMENT = "2026-11-20T13:31:29.859000Z"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_nothing_is_cut_off_and_no_line_is_too_wide(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row({"name": "x" * 120, "next_reset_at": MOMENT}, as_json=False)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= columns
+    pieces = [line.split("│")[2].strip() for line in said.splitlines() if "│" in line]
+    assert "".join(pieces) == "x" * 120 + MOMENT
+
+
+def test_a_pipe_is_as_wide_as_columns_says_and_wide_otherwise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"name": "a" * 30, "description": "b" * 60}]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows(items, ("name", "description"), as_json=False)
+    assert "b" * 60 in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "50")
+    rows(items, ("name", "description"), as_json=False)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
+
+
+def test_other_character_sets_get_what_they_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = BytesIO()
+    out = TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    print_json({"name": NAME})
+    row({"name": NAME}, as_json=False)
+    out.flush()
+    written = raw.getvalue().decode("ascii")
+    assert r"Gr\u00f6\u00dfe" in written
+    assert "Gr??e" in written
+
+
+def test_what_nobody_sees_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\u202eb\u200b\x1b[31m\x9b2J"
+    rows([{"name": name}], ("name",), as_json=False)
+    row({"name": name}, as_json=False)
+    with suppress(Exit), admin():
+        raise CommandFailed(name)
+    with steps(1, "x") as step:
+        step(name)
+    print_json({"name": name})
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert hidden_in(text) == ""
+        assert r"a\u202eb\u200b\u001b[31m\u009b2J" in text
+    assert json.loads(said.out.splitlines()[-1]) == {"name": name}
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "gateway", "--version"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False,
+        )  # fmt: skip
+    assert ended.returncode != 0
+    assert "No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# --- cli progress -----------------------------------------------------------------------
+# Long runs say how far they are: a bar on a terminal, a line a step where nobody looks.
+
+
+def test_where_nobody_looks_each_step_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with steps(2, "Invoices") as step:
+        step("Acme [b]: draft 1")
+        step("Beta: nothing to bill")
+    assert capsys.readouterr().err.splitlines() == ["1/2 Acme [b]: draft 1", "2/2 Beta: nothing to bill"]
+
+
+def test_on_a_terminal_there_is_a_bar_below_the_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with steps(2, "Invoices") as step:
+        step("Acme [b]: draft 1")
+        step("Beta: nothing to bill")
+    said = capsys.readouterr().err
+    assert "Acme [b]: draft 1\n" in said
+    assert "2/2" in said
+    assert "Invoices" in said
+
+
+def test_what_takes_long_is_named_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with waiting("Comparing every account"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with waiting("Comparing every account"):
+        pass
+    assert "Comparing every account" in capsys.readouterr().err
+
+
+# --- cli top ----------------------------------------------------------------------------
+# `tollkeeper top`: one look for programs and pipes, a live one that a key ends, also on narrow terminals.
+
+
+async def busy(api: Api) -> None:
+    tenant = await api.make("tenants", name="a tenant of a rather long name, as they come")
+    api.counters.busy = [
+        ((tenant["id"], "requests"), 120),
+        ((tenant["id"], "tokens"), 4_200),
+        ((tenant["id"], "rate_limited"), 30),
+    ]
+
+
+async def test_one_look_is_json_for_programs(run: Run, api: Api) -> None:
+    await busy(api)
+    result = await run("top", "--once", "--json", "--window", "60")
+    look = json.loads(result.stdout)
+    assert (look["requests_per_s"], look["tokens_per_s"], look["refused_per_s"]) == (2.0, 70.0, 0.5)
+    assert look["tenants"][0]["refused"] == {"rate_limited": 30}
+    assert look["latency_s"] == {"p50": None, "p99": None, "added_p99": None}
+
+
+async def test_one_look_is_a_table_for_people_and_pipes(run: Run, api: Api) -> None:
+    await busy(api)
+    result = await run("top")
+    assert result.exit_code == 0
+    assert "a tenant of a rather long name" in result.stdout
+    assert "rate_limited 30" in result.stdout
+
+
+async def test_without_anybody_it_says_so_in_numbers(run: Run, api: Api) -> None:
+    result = await run("top", "--once")
+    assert result.exit_code == 0
+    assert "requests/s 0" in result.stdout
+
+
+class Terminal:
+    """`tollkeeper top` on a terminal of its own."""
+
+    def __init__(self, api: Api, columns: int) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        environ = {
+            name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "top", "--interval", "0.5"],
+            cwd=ROOT,
+            env=environ
+            | {
+                "TERM": "xterm-256color",
+                "TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")),
+                "TOLLKEEPER_ADMIN_TOKEN": ADMIN,
+            },
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        self.slave = slave
+        self.seen = ""
+
+    async def until(self, word: str) -> None:
+        deadline = time.monotonic() + 60
+        while word not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            self.seen += (await asyncio.to_thread(os.read, self.master, 65536)).decode(errors="replace")
+
+    async def quit(self) -> int:
+        os.write(self.master, b"q")
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.master, os.read, self.master, 65536)  # what it still says is let go
+        status = await asyncio.to_thread(self.process.wait, 60)
+        loop.remove_reader(self.master)
+        return status
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.slave)
+        os.close(self.master)
+
+
+@pytest.mark.parametrize("columns", [120, 60])
+async def test_it_is_live_until_q_and_leaves_the_terminal_as_it_was(api: Api, columns: int) -> None:
+    await busy(api)
+    terminal = Terminal(api, columns)
+    try:
+        await terminal.until("requests/s")
+        await terminal.until("tenant of")
+        if columns == 120:
+            await terminal.until("│ rate_limited 30")
+        api.counters.busy = [((0, "invalid_api_key"), 990)]
+        await terminal.until("99")
+        assert ("│ rate_limited 30" in terminal.seen) is (columns == 120)
+        api.counters.away = True
+        await terminal.until("cannot be")
+        assert await terminal.quit() == 0
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()

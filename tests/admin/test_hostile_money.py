@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.admin.conftest import Api
+from tests.admin.test_catalogue import day, plan
 from tests.admin.test_invoices import acme, draft
-from tests.admin.test_subscriptions import day, plan
 
 # Where to, and how many values in it are others than they should be.
 Case = tuple[int, list[tuple[int, Any]]]

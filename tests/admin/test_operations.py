@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import gzip
 import re
+from datetime import UTC, datetime
 
+import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.api.openapi import document
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from tests.admin.conftest import Api
+from gateway.cli.admin.usage import Scrape, read_scrape
+from gateway.core.histograms import SECONDS
+from gateway.core.layout import LAYOUT
+from gateway.telemetry.metrics import render
+from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 
 
@@ -88,3 +94,182 @@ async def test_a_compressed_body_is_refused(api: Api) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
     answer = await api.call("POST", "organizations", data=bomb, headers={"Content-Encoding": "gzip"})
     assert answer.status == 415
+
+
+# --- reconciliation ---------------------------------------------------------------------
+# The last comparison, and a new one on demand.
+
+
+async def test_runs_and_the_last_result(api: Api) -> None:
+    before = await api.get("reconciliation")
+    assert (before.status, before.json["items"], before.json["checked"]) == (200, [], 0)
+    assert (before.json["started_at"], before.json["finished_at"]) == (None, None)
+    found = await api.post("reconciliation")
+    assert (found.status, found.json["checked"], found.json["drift_tokens"]) == (200, 3, 7)
+    assert found.json["items"] == []
+    assert (await api.get("reconciliation")).json == found.json
+    assert (await api.post("reconciliation", {"repair": True})).json["drift_tokens"] == 0
+
+
+async def test_all_rows_are_asked_where_somebody_says_so(api: Api) -> None:
+    assert (await api.post("reconciliation", {"whole": False})).json["items"] == []
+    [item] = (await api.post("reconciliation", {"whole": True})).json["items"]
+    assert (item["account"], item["kind"], item["seq"]) == ("tenant:1", "contradiction", 4)
+
+
+async def test_who_may_run_it(api: Api) -> None:
+    reader = api.acting_as(READONLY)
+    assert (await reader.post("reconciliation")).status == 403
+    assert (await api.acting_as(None).post("reconciliation")).status == 401
+    assert (await api.acting_as(None).get("reconciliation")).status == 401
+
+
+async def test_wrong_fields(api: Api) -> None:
+    for sent in ({"repair": "yes"}, {"whole": "all"}, {"fix": True}):
+        assert (await api.post("reconciliation", sent)).status == 422
+
+
+async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
+    first = await api.post("reconciliation", {"repair": True}, key="k")
+    again = await api.post("reconciliation", {"repair": True}, key="k")
+    assert (again.status, again.json, again.headers["Idempotent-Replayed"]) == (200, first.json, "true")
+    assert (await api.post("reconciliation", key="k")).status == 409
+    assert (await api.post("reconciliation", {"repair": 1}, key="k")).status == 409
+    assert (await api.post("reconciliation", {"repair": True})).json != first.json
+
+
+async def test_a_run_under_a_key_may_take_its_ten_minutes(api: Api) -> None:
+    await api.post("reconciliation", key="k")
+    api.rows("update idempotency_key set status = null, created_at = now() - interval '9 minutes'")
+    assert (await api.post("reconciliation", key="k")).status == 409
+
+
+async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
+    first = await api.post("reconciliation", key="k")
+    api.rows("update idempotency_key set status = null, created_at = now() - interval '11 minutes'")
+    again = await api.post("reconciliation", key="k")
+    assert "Idempotent-Replayed" not in again.headers
+    assert again.json["started_at"] > first.json["started_at"]
+    assert (await api.post("reconciliation", key="k")).json == again.json
+
+
+async def test_one_run_at_a_time_and_a_key_that_was_refused_is_free(api: Api) -> None:
+    api.counters.comparing = True
+    refused = await api.post("reconciliation", key="k")
+    assert (refused.status, refused.json["type"][-10:]) == (503, "overloaded")
+    api.counters.comparing = False
+    assert (await api.post("reconciliation", key="k")).status == 200
+
+
+# --- programs ---------------------------------------------------------------------------
+# `GET /programs`: who runs which version, for those who look after all organizations.
+
+
+OLD = {
+    "id": "b", "role": "gateway", "version": "0.9", "layout": LAYOUT - 1, "schema_version": None,
+    "host": "<b>old</b>", "started_at": datetime(2026, 1, 1, tzinfo=UTC),
+    "said_at": datetime(2026, 1, 2, tzinfo=UTC), "refused": "Redis holds another layout: run a newer one",
+}  # fmt: skip
+NEW = OLD | {"id": "a", "role": "keeper", "version": "1.0", "host": "new", "layout": LAYOUT, "refused": None}
+
+
+async def test_programs_are_listed_with_what_they_know(api: Api) -> None:
+    api.counters.running = [NEW, OLD]
+    found = (await api.acting_as(READONLY).get("programs")).json
+    assert (found["layout"], found["runs_from"]) == (LAYOUT, "0069")
+    assert [(one["version"], one["layout"], one["refused"]) for one in found["items"]] == [
+        ("1.0", LAYOUT, None), ("0.9", LAYOUT - 1, OLD["refused"]),
+    ]  # fmt: skip
+    assert found["items"][0]["started_at"] == "2026-01-01T00:00:00Z"
+
+
+async def test_nobody_knows_programs_while_redis_is_away(api: Api) -> None:
+    api.counters.away = True
+    assert (await api.get("programs")).status == 503
+
+
+async def test_hosts_are_for_who_looks_after_all(api: Api) -> None:
+    assert (await api.acting_as(None).get("programs")).status == 401
+    own = await api.make("organizations", name="x")
+    token = await api.make("admin-tokens", name="of one", role="operator", organization_id=own["id"])
+    assert (await api.acting_as(token["token"]).get("programs")).status == 403
+
+
+# --- activity ---------------------------------------------------------------------------
+# `GET /activity`: who is busy, by name, within bounds.
+
+
+async def test_the_busiest_tenants_are_named(api: Api) -> None:
+    one, other = [await api.make("tenants", name=name) for name in ("web", "batch <b>")]
+    api.counters.busy = [
+        ((one["id"], "requests"), 3),
+        ((one["id"], "tokens"), 42),
+        ((other["id"], "rate_limited"), 9),
+        ((999_999, "requests"), 1),
+        ((0, "invalid_api_key"), 5),
+    ]
+    report = (await api.acting_as(READONLY).get("activity")).json
+    assert (report["requests"], report["tokens"], report["window_s"]) == (4, 42, 60.0)
+    assert report["refused"] == {"rate_limited": 9, "invalid_api_key": 5}
+    assert [(item["tenant"], item["requests"], item["refused"]) for item in report["items"]] == [
+        ("batch <b>", 0, {"rate_limited": 9}),
+        ("web", 3, {}),
+        (None, 1, {}),
+    ]
+    assert len((await api.get("activity?limit=1&window=5")).json["items"]) == 1
+
+
+async def test_what_is_asked_wrongly_is_named(api: Api) -> None:
+    for query in ("window=4", "window=61", "limit=0", "limit=x", "limit=101"):
+        answer = await api.get(f"activity?{query}")
+        assert answer.status == 422
+        assert [error["field"] for error in answer.json["errors"]] == [query.partition("=")[0]]
+
+
+async def test_nobody_knows_while_redis_is_away(api: Api) -> None:
+    api.counters.away = True
+    assert (await api.get("activity")).status == 503
+
+
+async def test_it_needs_a_token(api: Api) -> None:
+    assert (await api.acting_as(None).get("activity")).status == 401
+
+
+# --- scrape -----------------------------------------------------------------------------
+# What `tollkeeper top` reads out of a scrape.
+
+
+def scrape(*counts: int) -> Scrape:
+    """A real scrape in which so many calls fell into the first buckets."""
+    buckets = [*counts, *[0] * (len(SECONDS) + 1 - len(counts))]
+    snapshot = {
+        "bounds": list(SECONDS),
+        "request_seconds": {"buckets": buckets, "sum": 1.0},
+        "holds": 3,
+        "requests": [["/v1/x", 200, "", 5]],
+    }
+    return read_scrape(render("text/plain", snapshot)[0].decode())
+
+
+def test_values_and_histograms_are_read_and_labels_left_out() -> None:
+    read = scrape(1, 2)
+    assert read.values["holds"] == 3
+    assert "requests_total" not in read.values
+    assert read.histograms["request_seconds"][float("inf")] == 3
+
+
+def test_a_quantile_is_drawn_straight_between_two_bounds() -> None:
+    assert scrape(0, 100).quantile("request_seconds", 0.5) == pytest.approx((SECONDS[0] + SECONDS[1]) / 2)
+    assert scrape(50, 50).quantile("request_seconds", 0.5) == pytest.approx(SECONDS[0])
+
+
+def test_only_calls_since_an_earlier_scrape_count() -> None:
+    earlier = scrape(100)
+    assert scrape(100, 0, 10).quantile("request_seconds", 0.99, earlier) > SECONDS[1]  # type: ignore[operator]  # there are calls
+    assert earlier.quantile("request_seconds", 0.5, earlier) is None
+
+
+def test_without_calls_or_beyond_all_bounds_nothing_is_made_up() -> None:
+    assert Scrape().quantile("request_seconds", 0.5) is None
+    slow = scrape(*[0] * len(SECONDS), 4)
+    assert slow.quantile("request_seconds", 0.5) == SECONDS[-1]

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from asyncio import gather
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
 import pytest
 
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import CREATE, ROLES, Actor, refused_write
+from persistence.apply_transaction import MOST, TIMES_A_DAY
+from persistence.engine import plain_url
 from persistence.ledger.writer import LedgerWriter
+from tests.admin.configuration.world import plan
 from tests.admin.conftest import Api
+from tests.admin.test_catalogue import SERVICE, model
 from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
 
@@ -71,22 +83,6 @@ async def test_a_created_row_says_where_it_is(api: Api) -> None:
     answer = await api.post("organizations", {"name": "Acme"})
     assert answer.headers["Location"] == f"/admin/v1/organizations/{answer.json['id']}"
     assert (await api.get(answer.headers["Location"])).status == 200
-
-
-async def test_an_organization_with_tenants_or_users_stays(api: Api) -> None:
-    made = await api.make("organizations", name="Acme")
-    tenant = await api.make("tenants", name="web", organization_id=made["id"])
-    user = await api.make("users", external_id="ann", organization_id=made["id"])
-    where = f"organizations/{made['id']}"
-    assert (await api.delete(where)).status == 409
-    assert (await api.delete(f"tenants/{tenant['id']}")).status == 204
-    assert (await api.delete(where)).status == 409
-    assert (await api.delete(f"users/{user['id']}")).status == 204
-    assert (await api.delete(where)).status == 204
-    assert (await api.get(where)).status == 404
-    assert (await api.delete(where)).status == 404
-    assert (await api.patch(where, {"name": "x"})).status == 404
-    assert (await api.get("organizations")).json["items"] == []
 
 
 async def test_a_tenant_without_organization_gets_one_of_its_name(api: Api) -> None:
@@ -267,3 +263,247 @@ async def test_an_organization_says_what_credits_cost_it(api: Api) -> None:
     assert (made["credit_unit_cost"], made["auto_top_up"]) == ("0.02", terms | {"unit_cost": "0.50"})
     off = await api.patch(f"organizations/{made['id']}", {"auto_top_up": None, "credit_unit_cost": None})
     assert (off.json["credit_unit_cost"], off.json["auto_top_up"]) == (None, None)
+
+
+# --- most of own ------------------------------------------------------------------------
+# What an organization's own people make has an end; staff may make more.
+
+
+def test_every_kind_that_an_organizations_role_makes_has_a_maximum() -> None:
+    actors = [Actor("somebody", role, organization_id=1) for role in ROLES]
+    made = {
+        name
+        for name, resource in RESOURCES.items()
+        if resource.create is not None
+        and any(refused_write(actor, name, resource.access, CREATE) is None for actor in actors)
+    }
+    assert made == MOST.keys()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How rows of a kind are made: many in its table, and one by the Admin API. `owner` is whose they are."""
+
+    table: str
+    rows: str
+    one: str
+    more: dict[str, Any] = field(default_factory=dict)
+    owner: str = "organization_id"
+    gone: str = "deleted_at"
+
+
+KINDS = {
+    "webhooks": Kind("webhook (organization_id, url, secret)", "'https://x.example/' || n, 's'", "url"),
+    "tenants": Kind("tenant (organization_id, name)", "'k' || n", "name"),
+    "users": Kind("app_user (organization_id, external_id)", "'k' || n", "external_id"),
+    "api-keys": Kind(
+        "api_key (tenant_id, name, digest, prefix)", "'k' || n, lpad(to_hex(n), 64, '0'), 'tk_'", "name",
+        owner="tenant_id", gone="revoked_at",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_more_is_refused_until_another_is_gone_and_staff_may_make_it(api: Api, kind: str) -> None:
+    how = KINDS[kind]
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    globex = (await api.make("organizations", name="Globex"))["id"]
+    await api.make("tenants", organization_id=globex, name="Others count for nothing")
+    web = (await api.make("tenants", organization_id=acme, name="Web"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    owner = web if how.owner == "tenant_id" else acme
+    numbers = "generate_series(1, %s) as n returning id"
+    rows = api.rows(
+        f"insert into {how.table} select %s, {how.rows} from {numbers}",
+        owner,
+        MOST[kind] - (kind == "tenants"),
+    )
+
+    def one(name: str) -> dict[str, Any]:
+        return {how.owner: owner, how.one: f"https://hooks.example.com/{name}" if how.one == "url" else name}
+
+    refused = await theirs.post(kind, one("one"))
+    assert refused.status == 409
+    assert f"at most {MOST[kind]} {kind.replace('-', ' ')}" in refused.json["detail"]
+    table = how.table.split()[0]
+    api.rows(f"update {table} set {how.gone} = now() where id = %s", rows[0][0])
+    await theirs.make(kind, **one("one"))
+    assert (await theirs.post(kind, one("two"))).status == 409
+    await api.make(kind, **one("two"))
+
+
+async def test_who_makes_the_last_ones_at_once_makes_no_more_than_there_may_be(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    api.rows(
+        "insert into webhook (organization_id, url, secret) select %s, 'https://x.example/' || n, 's'"
+        " from generate_series(1, %s) as n returning id", acme, MOST["webhooks"] - 2,
+    )  # fmt: skip
+    answers = await gather(
+        *(theirs.post("webhooks", {"url": f"https://hooks.example.com/{number}"}) for number in range(6))
+    )
+    assert sorted(answer.status for answer in answers) == [201, 201, 409, 409, 409, 409]
+
+
+async def test_who_waits_long_for_another_of_the_organization_is_told_and_holds_nobody_up(
+    api: Api, admin_database: str
+) -> None:
+    acme, globex = [(await api.make("organizations", name=name))["id"] for name in ("Acme", "Globex")]
+    theirs, others = [
+        api.acting_as((await api.make("admin-tokens", name="t", role="admin", organization_id=one))["token"])
+        for one in (acme, globex)
+    ]
+    with psycopg.connect(plain_url(admin_database)) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7812, hashint8(%s))", (acme,))
+        refused = await theirs.post("tenants", {"organization_id": acme, "name": "Web"})
+        assert (refused.status, refused.json["detail"]) == (
+            503, "Others of this organization make some as well, and take long: try again in a while.",
+        )  # fmt: skip
+        await others.make("tenants", organization_id=globex, name="Web")
+        await api.make("tenants", organization_id=acme, name="Of staff")
+    await theirs.make("tenants", organization_id=acme, name="Web")
+
+
+async def test_what_is_made_and_ended_in_turns_has_an_end_within_a_day(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    web = (await api.make("tenants", organization_id=acme, name="Web"))["id"]
+    token = await api.make("admin-tokens", name="t", role="member", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    most = TIMES_A_DAY * MOST["api-keys"]
+    api.rows(
+        "insert into api_key (tenant_id, name, digest, prefix, revoked_at)"
+        " select %s, 'k', lpad(to_hex(n), 64, '0'), 'tk_', now() from generate_series(1, %s) as n"
+        " returning id",
+        web, most,
+    )  # fmt: skip
+    refused = await theirs.post("api-keys", {"tenant_id": web, "name": "one"})
+    assert refused.status == 409
+    assert f"at most {most} api keys within 24 hours" in refused.json["detail"]
+    await api.make("api-keys", tenant_id=web, name="of staff")
+    api.rows(
+        "update api_key set created_at = created_at - interval '25 hours' where id ="
+        " (select min(id) from api_key where tenant_id = %s) returning id", web,
+    )  # fmt: skip
+    assert (await theirs.post("api-keys", {"tenant_id": web, "name": "two"})).status == 409
+    api.rows(
+        "update api_key set created_at = created_at - interval '25 hours' where id in"
+        " (select id from api_key where tenant_id = %s and name = 'k' limit 2) returning id", web,
+    )  # fmt: skip
+    await theirs.make("api-keys", tenant_id=web, name="three")
+
+
+async def test_configuration_that_would_make_too_many_is_refused_as_a_whole(api: Api) -> None:
+    acme = (await api.make("organizations", name="Acme"))["id"]
+    token = await api.make("admin-tokens", name="t", role="admin", organization_id=acme)
+    theirs = api.acting_as(token["token"])
+    more: dict[str, list[dict[str, Any]]] = {
+        "webhooks": [{"url": f"https://hooks.example.com/{number}"} for number in range(2)],
+        "tenants": [{"name": f"t{number}"} for number in range(2)],
+    }
+    for kind, some in more.items():  # the first of both would fit
+        numbers = "generate_series(1, %s) as n returning id"
+        api.rows(
+            f"insert into {KINDS[kind].table} select %s, {KINDS[kind].rows} from {numbers}",
+            acme,
+            MOST[kind] - 1,
+        )
+        digest = (await plan(theirs, {kind: some}))["digest"]
+        refused = await theirs.post("configuration", {"objects": {kind: some}, "digest": digest})
+        assert refused.status == 409
+        field = KINDS[kind].one
+        names = {row[field] for row in (await theirs.get(f"{kind}?limit=1000")).json["items"]}
+        assert names.isdisjoint(one[field] for one in some)
+
+
+# --- references -------------------------------------------------------------------------
+# What something still refers to is not deleted, and says what has to go first.
+
+
+async def kept_by(api: Api, kept: str, said: str) -> None:
+    """Refused while it is referred to, with the sentence that says why."""
+    refused = await api.delete(kept)
+    assert (refused.status, refused.json["detail"]) == (409, said)
+
+
+async def test_a_service_that_plans_include_stays(api: Api) -> None:
+    service = await api.make("services", **SERVICE, business_model_id=await model(api))
+    other = await api.make("services", **{**SERVICE, "key": "sear"}, business_model_id=await model(api))
+    plan = await api.make(
+        "subscription-plans", name="Pro", monthly_cost="1", annual_cost="10", feature_access=["search"]
+    )
+    await kept_by(api, f"services/{service['id']}", "Subscription plans still include this service.")
+    assert (await api.delete(f"services/{other['id']}")).status == 204
+    assert (await api.delete(f"subscription-plans/{plan['id']}")).status == 204
+    assert (await api.delete(f"services/{service['id']}")).status == 204
+
+
+async def test_a_token_plan_that_is_followed_or_sold_stays(api: Api) -> None:
+    plan = await api.make("token-plans", name="Small", total_amount=10)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    await kept_by(api, f"token-plans/{plan['id']}", "Tenants still follow this plan; move them first.")
+    await api.patch(f"tenants/{tenant['id']}", {"plan_id": None})
+    sold = await api.make(
+        "subscription-plans",
+        name="Pro",
+        monthly_cost="1",
+        annual_cost="10",
+        feature_access=[],
+        token_plan_id=plan["id"],
+    )
+    await kept_by(api, f"token-plans/{plan['id']}", "Subscription plans still name this plan.")
+    assert (await api.delete(f"subscription-plans/{sold['id']}")).status == 204
+    assert (await api.delete(f"token-plans/{plan['id']}")).status == 204
+
+
+async def test_an_organization_with_tenants_or_users_stays(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    here = f"organizations/{made['id']}"
+    user = await api.make("users", external_id="ann", organization_id=made["id"])
+    tenant = await api.make("tenants", name="web", organization_id=made["id"])
+    await kept_by(api, here, "The organization still has tenants; delete them first.")
+    await api.delete(f"tenants/{tenant['id']}")
+    await kept_by(api, here, "The organization still has users; delete them first.")
+    await api.delete(f"users/{user['id']}")
+    assert (await api.delete(here)).status == 204
+    assert (await api.get(here)).status == 404
+    assert (await api.delete(here)).status == 404
+    assert (await api.patch(here, {"name": "x"})).status == 404
+    assert (await api.get("organizations")).json["items"] == []
+
+
+async def test_an_organization_with_a_subscription_or_a_draft_stays(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    plan = await api.make(
+        "subscription-plans", name="Pro", monthly_cost="1", annual_cost="10", feature_access=[]
+    )
+    subscription = await api.make(
+        "organization-subscriptions", organization_id=made["id"], plan_id=plan["id"],
+        start_date="2020-01-01", end_date="2999-01-01",
+    )  # fmt: skip
+    invoice = await api.make(
+        "invoices", organization_id=made["id"], period_start="2020-01-01", period_end="2020-02-01"
+    )
+    here = f"organizations/{made['id']}"
+    await kept_by(api, here, "The organization's subscription is not over; cancel it first.")
+    await kept_by(api, f"subscription-plans/{plan['id']}", "Organizations still subscribe to this plan.")
+    await api.post(f"organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})
+    await kept_by(api, here, "The organization has invoices that are not finalized.")
+    assert (await api.delete(f"invoices/{invoice['id']}")).status == 204
+    refused = await api.delete(here)
+    assert (refused.status, "is billed: USD " in refused.json["detail"]) == (409, True)
+    today = datetime.now(UTC).date()
+    last = await api.make(
+        "invoices", organization_id=made["id"], period_start=str(today), period_end=str(today + timedelta(2))
+    )
+    await api.post(f"invoices/{last['id']}/finalize")
+    assert (await api.delete(here)).status == 204
+
+
+async def test_a_user_with_admin_tokens_stays(api: Api) -> None:
+    user = await api.make("users", external_id="ann")
+    token = await api.make("admin-tokens", name="t", role="admin", user_id=user["id"])
+    await kept_by(api, f"users/{user['id']}", "Admin tokens still belong to this user; delete them first.")
+    await api.post(f"admin-tokens/{token['id']}/revoke")
+    assert (await api.delete(f"users/{user['id']}")).status == 204

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
+from gateway.admin.configuration.words import KINDS, model, schema, word
+from gateway.admin.resources.registry import RESOURCES
 from gateway.cli.admin.client import CommandFailed
 from gateway.cli.admin.configuration import BYTES_MAX, documents, read_sources, written
+from tests.admin.configuration.world import WORLD, apply, exported, plan, world
+from tests.admin.conftest import Api, empty
+from tests.tree import ROOT
 
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -126,3 +135,139 @@ def test_of_files_and_bytes_there_are_so_many_at_most(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("---\n---\ntenants: 5")
     with pytest.raises(CommandFailed, match="document 2, line 3: tenants must be a list"):
         read_sources([str(tmp_path / "list.yaml")])
+
+
+# --- round trip -------------------------------------------------------------------------
+# What is written down of an installation changes nothing there, and makes the same of an empty one.
+
+
+# What can be made and is no configuration, and why.
+OTHERS = {
+    "admin-tokens": "credentials of people and programs that administer",
+    "credit-additions": "money that moves",
+    "invoices": "documents",
+    "amendments": "corrections of what was used",
+}
+
+
+def test_whatever_can_be_made_is_configuration_or_says_why_not() -> None:
+    made = {resource.name for resource in RESOURCES.values() if resource.create is not None}
+    assert made == KINDS.keys() | OTHERS.keys()
+    assert not KINDS.keys() & OTHERS.keys()
+
+
+def test_the_example_says_every_field_of_every_kind() -> None:
+    for kind, resource in KINDS.items():
+        said = {name for one in WORLD[kind] for name in one}
+        told = {word(resource, name) for name in model(resource).model_fields}
+        assert told - said <= UNSAID.get(kind, set()), kind
+
+
+# What says the same as others of its kind do, or cannot stand together with them.
+UNSAID = {
+    "prices": {"cache_read", "cache_write", "cache_write_1h", "reasoning", "audio_input", "audio_output",
+               "image_input", "image_output", "source"},
+    "budgets": {"user", "project_id", "anchor_day"},
+    "token-plans": {"rollover_max", "admission", "on_exhausted", "on_store_failure"},
+    "organization-subscriptions": {"end_date", "trial_end", "negotiated_cost", "overage_unit_price",
+                                   "discount_end"},
+    "business-models": {"description"},
+}  # fmt: skip
+
+
+async def test_what_is_exported_changes_nothing_there_and_makes_the_same_elsewhere(api: Api) -> None:
+    made = await apply(api, world())
+    assert made["applied"]
+    again = await plan(api, world())
+    assert (again["changes"], again["noted"]) == ([], 0), "applying again does nothing"
+
+    first = await exported(api)
+    assert first["left_out"] == []
+    assert first["objects"].keys() == KINDS.keys()
+    there = await plan(api, first["objects"], name="of the export")
+    assert there["changes"] == []
+
+    empty(api.url)
+    assert (await apply(api, first["objects"]))["applied"]
+    second = await exported(api)
+    for kind in KINDS:
+        assert second["objects"][kind] == first["objects"][kind], kind
+    assert (await plan(api, first["objects"]))["changes"] == []
+
+
+async def test_prices_of_the_bundled_list_and_users_met_by_requests_are_not_exported(api: Api) -> None:
+    bundled = {"model": "of-the-list", "currency": "USD", "input": "1", "source": "bundled"}
+    await api.make("prices", **bundled, effective_from="2026-01-01T00:00:00Z")
+    organization = (await api.make("organizations", name="Acme"))["id"]
+    for name in ("met", "limited"):
+        api.rows(
+            "insert into app_user (organization_id, external_id, first_sight) values (%s, %s, true)",
+            organization, name,
+        )  # fmt: skip
+    [limited] = (await api.get("users?external_id=limited")).json["items"]
+    await api.patch(f"users/{limited['id']}", {"limits": {"concurrency": 1}})
+    objects = (await exported(api))["objects"]
+    assert "of-the-list" not in {one["model"] for one in objects.get("prices", ())}
+    assert [one["external_id"] for one in objects["users"] if one.get("organization")] == ["limited"]
+
+
+async def test_what_files_cannot_name_is_left_out_and_said(api: Api) -> None:
+    tenant = await api.make("tenants", name="Web")
+    twice = [await api.make("api-keys", name="Twice", tenant_id=tenant["id"]) for _ in range(2)]
+    its = {"organization_id": tenant["organization_id"], "api_key_id": twice[0]["id"], "interval": "day"}
+    await api.make("budgets", name="Of one", unit="tokens", amount=5, **its)
+    found = await exported(api)
+    assert [line.partition(":")[0] for line in found["left_out"]] == [
+        *(f"api-keys {one['id']} (Twice)" for one in twice),
+        "budgets 1 (Of one)",
+    ]
+    assert not found["objects"].keys() & {"api-keys", "budgets"}
+
+
+# --- schema -----------------------------------------------------------------------------
+# The JSON Schema that editors have: what can be applied is valid by it, and what is mistyped is not.
+
+
+VALIDATOR = Draft202012Validator(schema())
+FENCES = re.compile(r"<<'END'\n(.*?)^END$|^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def faults(document: Any) -> list[str]:
+    return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(document)]
+
+
+def test_it_is_a_schema_and_has_every_kind() -> None:
+    Draft202012Validator.check_schema(schema())
+    assert schema()["properties"].keys() == KINDS.keys() == WORLD.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_of_each_kind_are_valid_and_mistyped_ones_are_not(kind: str) -> None:
+    assert faults({kind: world()[kind]}) == []
+    for one in world()[kind]:
+        assert faults({kind: [{**one, "nmae": "Acme"}]}), "a field that there is not"
+        required = schema()["$defs"][schema()["properties"][kind]["items"]["$ref"].rpartition("/")[2]][
+            "required"
+        ]
+        for name in required:
+            assert faults({kind: [{said: value for said, value in one.items() if said != name}]}), name
+    assert faults({kind: {}}), "a kind has a list of objects"
+    assert faults({kind + "s": []})
+
+
+def test_what_the_documents_show_is_valid() -> None:
+    text = (ROOT / "docs" / "howto" / "git.md").read_text()
+    shown = [one or other for one, other in FENCES.findall(text)]
+    documents = [each for one in shown for each in yaml.load_all(one, yaml.BaseLoader) if "steps" not in each]
+    assert len(documents) >= 4
+    for each in documents:
+        assert faults(plain(each)) == []
+
+
+def plain(value: Any) -> Any:
+    """Values as files have them: whole numbers are numbers where no quotes are."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return int(value) if isinstance(value, str) and value.isdecimal() else value

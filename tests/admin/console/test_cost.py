@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
+from html import unescape
+from uuid import uuid4
 
 import pytest
 
 from tests.admin.conftest import Api
-from tests.admin.console.conftest import Person
+from tests.admin.console.conftest import Page, Person
 from tests.admin.console.test_pages import HOSTILE, well_formed
-from tests.admin.console.usage_rows import NANO, used
+from tests.admin.console.usage_rows import NANO, call, used
+from tests.admin.test_budgets import Desk
+from tests.admin.test_invoices import acme, draft
 
 PAGES = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
 
@@ -67,3 +72,379 @@ async def test_an_organization_shows_what_it_spent_this_month(api: Api, reader: 
 async def test_a_call_is_listed_under_its_model(api: Api, reader: Person) -> None:
     await api.make("prices", model="gpt-4o", currency="USD", effective_from="2026-01-01T00:00:00Z", input="3")
     assert ">gpt-4o</a>" in (await reader.open("/prices")).text
+
+
+# --- overview ---------------------------------------------------------------------------
+# What the overview says is spent: today, this month, where it leads to, and for what.
+
+
+async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, reader: Person) -> None:
+    organization = await api.make("organizations", name="Acme")
+    tenant = await api.make("tenants", name=HOSTILE, organization_id=organization["id"])
+    key = await api.make("api-keys", tenant_id=tenant["id"], name="ci")
+    own = {"organization": organization["id"], "tenant": tenant["id"], "key": key["id"]}
+    now = datetime.now(UTC)
+    used(api, now, 354_000, **own)
+    used(api, now, 3 * NANO, **own, model="m2")
+    used(api, now, 5 * NANO, **own, currency="EUR")
+    used(api, now.replace(day=1) - timedelta(days=40), 9999 * NANO, **own)
+    page = await reader.open("/")
+    well_formed(page)
+    tiles = dict(
+        re.findall(r'<p class="label">([^<]*)</p>\s*<p class="figure number" title="([^"]*)"', page.text)
+    )
+    assert tiles["Spend today"] == tiles["This month"] == "€5.00"
+    assert tiles["Forecast to the month&#39;s end"].startswith("€")
+    assert 'title="$3.000354"' in page.text
+    assert "9,999" not in page.text
+    parts = page.text.split('aria-label="Spend of this month"')[1]
+    assert f'href="/tenants/{tenant["id"]}"' in parts
+    assert f'href="/api-keys/{key["id"]}"' in parts
+    assert re.search(r'title="m2">m2.*?title="\$3.00"', parts, re.DOTALL)
+    fragment = await reader.open("/spend")
+    assert "<html" not in fragment.text
+    assert "€5.00" in fragment.text
+
+
+async def test_without_spend_it_says_so(reader: Person, nobody: Person) -> None:
+    page = await reader.open("/")
+    assert "Spend of this month" not in page.text
+    assert '<p class="figure number">0</p>' in page.text
+    assert (await nobody.open("/spend")).status == 303
+
+
+# --- budgets ----------------------------------------------------------------------------
+# Budgets on pages: bars of what is used, accounts of everybody, forms to make, change and raise one.
+
+
+def words_of(page: Page, part: str = "") -> str:
+    """What a page says, or what is in the section of an id."""
+    text = page.text.split(f'id="{part}"')[1].split("</section>")[0] if part else page.text
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+@pytest.fixture
+async def desk(api: Api) -> Desk:
+    organization = await api.make("organizations", name="Acme")
+    tenant = await api.make("tenants", name="Search", organization_id=organization["id"])
+    key = await api.make("api-keys", tenant_id=tenant["id"], name="the batch key")
+    return Desk(api, organization["id"], tenant["id"], key["id"])
+
+
+async def test_a_list_shows_what_is_used_of_each(desk: Desk, reader: Person) -> None:
+    half = await desk.make(name="all of it", amount="10")
+    over = await desk.make(name="a model", model="gpt-5*", unit="tokens", amount=5_000_000, interval="day")
+    told = await desk.make(name="told", user="ada", amount="1", mode="audit")
+    await desk.make(name="one each", each="user", amount="20", tenant_id=desk.tenant, interval="total")
+    desk.hold(desk.account(), half, 5 * NANO, 1 * NANO)
+    desk.hold(desk.account(model="gpt-5*"), over, 6_000_000, 0)
+    desk.hold(desk.account(user="ada"), told, 1 * NANO, 0)
+    page = await reader.open("/budgets")
+    well_formed(page)
+    said = words_of(page, "list")
+    assert "$5.00 of $10.00" in said
+    assert "6,000,000 of 5,000,000 tokens" in said
+    assert "$20.00 each" in said
+    for state in ("within", "used up", "passed", "each user"):
+        assert state in said
+    for of in ("everything", "model gpt-5*", "user ada", "tenant Search, each user"):
+        assert of in said
+    assert 'aria-label="50.0 % used, 10.0 % held"' in page.text
+
+
+async def test_a_page_says_what_is_left_and_until_when(desk: Desk, reader: Person) -> None:
+    made = await desk.make(amount="10", thresholds=[0.5, 1])
+    desk.hold(desk.account(), made, 9 * NANO, NANO // 2)
+    page = await reader.open(f"/budgets/{made['id']}")
+    well_formed(page)
+    assert "$1.00 left of $10.00" in words_of(page, "use")
+    assert "50 %, 100 %" in words_of(page)
+    desk.hold(desk.account(), made, 12 * NANO, 0)
+    fragment = await reader.open(f"/budgets/{made['id']}/use")
+    assert "<html" not in fragment.text
+    assert "Used up: calls are refused until" in words_of(fragment)
+
+
+async def test_accounts_of_everybody_are_there_those_that_used_most_first(desk: Desk, reader: Person) -> None:
+    made = await desk.make(each="key", amount="10")
+    desk.store(made, 2 * NANO, "a" * 24, "999999")
+    desk.store(made, 9 * NANO, "b" * 24, str(desk.key))
+    page = await reader.open(f"/budgets/{made['id']}")
+    well_formed(page)
+    said = words_of(page, "use")
+    assert said.index("the batch key") < said.index("999999")
+    assert "$9.00 of $10.00" in said
+    assert "all others" not in said
+    desk.store(made, NANO, "other", "")
+    assert "all others" in words_of(await reader.open(f"/budgets/{made['id']}"), "use")
+
+
+async def test_hostile_names_are_text(desk: Desk, reader: Person) -> None:
+    made = await desk.make(name=HOSTILE[:200], user=HOSTILE[:128])
+    each = await desk.make(each="user")
+    desk.store(each, NANO, "a" * 24, HOSTILE)
+    for address in (
+        "/budgets",
+        f"/budgets/{made['id']}",
+        f"/budgets/{each['id']}",
+        f"/budgets/{each['id']}/use",
+    ):
+        page = await reader.open(address)
+        assert "<script>alert" not in page.text
+        assert "<img src=x" not in page.text
+
+
+async def test_pages_of_accounts_show_their_budgets(desk: Desk, reader: Person) -> None:
+    user = await desk.api.make("users", external_id="ada", organization_id=desk.organization)
+    for name, selector in (
+        ("the tenant's", {"tenant_id": desk.tenant}), ("the key's", {"api_key_id": desk.key}),
+        ("the user's", {"user": "ada"}), ("nobody else's", {"user": "bob"}),
+    ):  # fmt: skip
+        await desk.make(name=name, **selector)
+    of_keys, of_users = (
+        await desk.make(name="per key", each="key"),
+        await desk.make(name="per user", each="user"),
+    )
+    own = {of_keys["id"]: str(desk.key), of_users["id"]: "ada"}
+    for budget in (of_keys, of_users):
+        account = desk.account(each=budget["each"], value=own[budget["id"]])
+        desk.hold(account, budget, 3 * NANO, 0)
+    for address, there in (
+        (f"/tenants/{desk.tenant}", ["the tenant's"]),
+        (f"/api-keys/{desk.key}", ["the key's", "per key"]),
+        (f"/users/{user['id']}", ["the user's", "per user"]),
+    ):
+        page = await reader.open(address)
+        well_formed(page)
+        said = words_of(page, "budgets")
+        assert [name for name in there if name not in said] == []
+        assert "nobody else's" not in said
+        assert ("$3.00 of $12.50" in said) == (len(there) == 2)
+    staff = await desk.api.make("users", external_id="eve")
+    assert 'id="budgets"' not in (await reader.open(f"/users/{staff['id']}")).text
+
+
+async def test_where_the_counters_are_away_an_own_account_is_what_was_stored(
+    desk: Desk, reader: Person
+) -> None:
+    user = await desk.api.make("users", external_id="ada", organization_id=desk.organization)
+    made = await desk.make(name="per user", each="user")
+    desk.store(made, 2 * NANO, desk.account(each="user", value="ada").partition(":")[2], "ada")
+    desk.api.counters.away = True
+    assert "$2.00 of $12.50" in words_of(await reader.open(f"/users/{user['id']}"), "budgets")
+
+
+async def test_a_person_makes_changes_raises_and_deletes_one(desk: Desk, admin: Person) -> None:
+    form = await admin.fill(
+        f"/budgets/new?organization_id={desk.organization}", "/budgets",
+        organization_id=str(desk.organization), name="team", unit="tokens", amount="5,000,000",
+        interval="month", thresholds="0.5, 0.9",
+        time_zone="Europe/Berlin", anchor_day="1", mode="enforce", on_exhausted="finish",
+    )  # fmt: skip
+    assert form.status == 303, words_of(form)
+    where = form.headers["Location"].partition("?")[0]
+    path = f"budgets{where.removeprefix('/budgets')}"
+    made = (await desk.api.get(path)).json
+    assert (made["amount"], made["thresholds"], made["time_zone"]) == (5_000_000, [0.5, 0.9], "Europe/Berlin")
+
+    changed = await admin.fill(where, f"{where}/change", amount="6M", name="team")
+    assert changed.status == 303, words_of(changed)
+    until = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M")
+    raised = await admin.fill(where, f"{where}/raise", amount="7 000 000", until=until, reason="a fair")
+    assert raised.status == 303, words_of(raised)
+    now = (await desk.api.get(path)).json
+    assert (now["amount"], now["raised_to"], now["raise_reason"]) == (6_000_000, 7_000_000, "a fair")
+    assert "Raised to 7,000,000 tokens until" in words_of(await admin.open(where), "use")
+    assert (await admin.fill(where, f"{where}/delete")).status == 303
+    assert (await desk.api.get(path)).status == 404
+
+
+async def test_a_wrong_form_comes_back_with_what_is_wrong(desk: Desk, admin: Person) -> None:
+    page = await admin.fill(
+        "/budgets/new", "/budgets", organization_id=str(desk.organization), name="team", unit="tokens",
+        amount="1.5", interval="day", thresholds="half", time_zone="Mars/Base",
+    )  # fmt: skip
+    assert page.status == 422
+    well_formed(page)
+    assert 'value="half"' in page.text
+    assert "must be" in words_of(page)
+
+
+# --- calls ------------------------------------------------------------------------------
+# A call's page: what it used, and its cost line by line by the price it was admitted at.
+
+
+def text_of(html: str) -> str:
+    joined = re.sub(r"</?(span|code|a)\b[^>]*>", "", html)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", joined)))
+
+
+async def test_it_says_what_each_kind_cost(api: Api, reader: Person) -> None:
+    organization = await api.make("organizations", name="Acme")
+    tenant = await api.make("tenants", name=HOSTILE, organization_id=organization["id"])
+    user = await api.make("users", external_id=HOSTILE[:100], organization_id=organization["id"])
+    price = await api.make(
+        "prices", model="claude", currency="USD", effective_from="2026-01-01T00:00:00Z", input="3",
+        cache_read="0.3", cache_write="3.75", cache_write_1h="6", output="15", tools={"web_search": "10"},
+        service_tiers={"priority": "1.5"},
+    )  # fmt: skip
+    request_id = str(uuid4())
+    facts = {
+        "organization": organization["id"], "tenant": tenant["id"], "user_id": user["id"], "model": "claude",
+        "input": 3, "cache_read": 180_000, "cache_write": 15_000, "cache_write_1h": 5_000, "output": 500,
+        "reasoning": 100, "tools": json.dumps({"web_search": 7}), "service_tier": "priority",
+        "tokens": 200_503,
+        "price_id": price["id"], "currency": "USD", "session": HOSTILE, "cost": 291_638_500,
+    }  # fmt: skip
+    page = await reader.open(f"/calls/{call(api, request_id, **facts)}")  # type: ignore[arg-type]  # fields
+    well_formed(page)
+    said = text_of(page.text)
+    for line in (
+        "Input 3 × $4.50 a million $0.0000135", "Cache read 180,000 × $0.45 a million $0.081",
+        "Cache write 1h 5,000 × $9.00 a million $0.045", "Tool web search 7 × $10.00 a thousand $0.07",
+        "Reasoning part of output 100",
+    ):  # fmt: skip
+        assert line in said, (line, said)
+    assert "add up to something else" not in said
+    assert "no price" not in said
+    drawn = facts | {"tools": '{"image_generation": 3}', "unpriced": "image_generation, shell"}
+    lacking = await reader.open(f"/calls/{call(api, str(uuid4()), **drawn)}")  # type: ignore[arg-type]  # fields
+    assert "Tool image_generation no price 3" in text_of(lacking.text)
+    for link in (
+        f"/prices/{price['id']}", f"/tenants/{tenant['id']}", f"/users/{user['id']}",
+        f"/credit-transactions?request_id={request_id}",
+    ):  # fmt: skip
+        assert f'href="{link}"' in page.text
+        assert (await reader.open(link)).status == 200
+    [session] = re.findall(r'href="(/calls\?session=[^"]*)"', page.text)
+    assert request_id in (await reader.open(unescape(session))).text
+    beyond = call(api, str(uuid4()), **facts | {"unknown_usage": '{"<b>": 7}'})  # type: ignore[arg-type]  # fields
+    reported = await reader.open(f"/calls/{beyond}")
+    well_formed(reported)
+    assert "reported more than is documented" in reported.text
+    assert "&lt;b&gt;" in reported.text
+    wrong = call(api, str(uuid4()), **facts | {"cost": 5 * NANO})  # type: ignore[arg-type]  # fields
+    assert "add up to something else" in (await reader.open(f"/calls/{wrong}")).text
+
+
+async def test_without_a_price_and_refused_it_says_so(api: Api, reader: Person) -> None:
+    tenant = await api.make("tenants", name="Search")
+    own = {"organization": tenant["organization_id"], "tenant": tenant["id"]}
+    unpriced = await reader.open(f"/calls/{call(api, str(uuid4()), **own, model='mine', output=5, tokens=5)}")
+    assert "No price was in force" in unpriced.text
+    refused = await reader.open(
+        f"/calls/{call(api, str(uuid4()), **own, status=429, reason='quota_exceeded')}"
+    )
+    well_formed(refused)
+    assert "429 quota exceeded" in text_of(refused.text)
+    gone = await reader.open(f"/calls/{call(api, str(uuid4()), **own, price_id=999, cost=5, currency='USD')}")
+    assert "not known any more" in gone.text
+
+
+# --- invoices ---------------------------------------------------------------------------
+# Invoices in the console: states, due date, payments and history with links; and who owes what.
+
+
+def history(text: str) -> list[str]:
+    """What the page says happened, in order, as it reads."""
+    found = re.search(r'<ol class="history">(.*?)</ol>', text, re.DOTALL)
+    assert found
+    items = re.findall(r"<li>.*?</time>(.*?)</li>", found[1], re.DOTALL)
+    return [" ".join(unescape(re.sub("<[^>]+>", " ", item)).split()) for item in items]
+
+
+async def test_an_invoice_tells_what_became_of_it(api: Api, admin: Person) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    one = f"/invoices/{made['id']}"
+    assert history((await admin.open(one)).text) == ["Drafted draft"]
+    done = (await api.post(f"invoices/{made['id']}/finalize")).json
+    assert (await admin.fill(one, f"{one}/payments", amount="9.60", reference="bank-1")).status == 303
+    [payment] = (await api.get(f"payments?invoice_id={made['id']}")).json["items"]
+    asked = {"lines": [{"position": 1, "amount": "10.00"}]}
+    note = (await api.post(f"invoices/{made['id']}/credit-note", asked)).json
+    noted = (await api.post(f"invoices/{note['id']}/finalize")).json
+    page = await admin.open(one)
+    assert f"due {done['due_date']}" in page.text
+    assert history(page.text) == [
+        "Drafted draft",
+        f"Final as {done['number']}, due on {done['due_date']} finalized",
+        "Paid: $9.60, bank-1",
+        f"Credit note {noted['number']}: −$12.00 finalized",
+        "Credit applied: $12.00 own",
+    ]
+    assert f'href="/payments/{payment["id"]}"' in page.text
+    assert f'href="/invoices/{note["id"]}"' in page.text
+    said = history((await admin.open(f"/invoices/{note['id']}")).text)
+    assert said[0] == f"Drafted, of invoice {done['number']} draft"
+
+
+async def test_an_invoice_tells_what_stripe_has_of_it(api: Api, admin: Person) -> None:
+    ids = await acme(api, stripe_customer="cus_1")
+    made = await draft(api, ids)
+    await api.post(f"invoices/{made['id']}/finalize")
+    one = f"/invoices/{made['id']}"
+    assert history((await admin.open(one)).text)[-1] == "For Stripe: invoice waiting"
+    [(row,)] = api.rows(
+        "update handover set state = 'failed', attempts = 1, error = 'No such customer' returning id"
+    )
+    page = (await admin.open(f"/handovers/{row}")).text
+    assert "No such customer" in page
+    assert (await admin.fill(f"/handovers/{row}", f"/handovers/{row}/retry")).status == 303
+    api.rows("update handover set state = 'done', remote = 'in_1', done_at = now() + interval '1 minute'")
+    page = (await admin.open(one)).text
+    assert history(page)[-1] == "Stripe has in_1: invoice done"
+    assert f'href="/handovers/{row}"' in page
+    assert f"/handovers/{row}/retry" not in (await admin.open(f"/handovers/{row}")).text
+
+
+async def test_what_nothing_takes_back_is_ticked_first(api: Api, admin: Person, reader: Person) -> None:
+    made = await draft(api, await acme(api))
+    one = f"/invoices/{made['id']}"
+
+    def ticked(text: str, action: str) -> bool:
+        form = re.search(rf'<form method="post" action="{one}/{action}".*?</form>', text, re.DOTALL)
+        return form is not None and 'name="confirmed" value="yes" required' in form[0]
+
+    page = (await admin.open(one)).text
+    assert (ticked(page, "finalize"), ticked(page, "recompute")) == (True, False)
+    await api.post(f"invoices/{made['id']}/finalize")
+    page = (await admin.open(one)).text
+    assert all(ticked(page, action) for action in ("void", "payments", "uncollectible"))
+    assert not any(ticked(page, action) for action in ("apply", "refund"))
+    await api.post(f"invoices/{made['id']}/payments", {"amount": "9.60", "reference": "bank"})
+    note = (await api.post(f"invoices/{made['id']}/credit-note")).json["id"]
+    await api.post(f"invoices/{note}/finalize")
+    of_note = (await admin.open(f"/invoices/{note}")).text
+    for action in ("apply", "refund"):
+        assert f'action="/invoices/{note}/{action}"' in of_note
+    assert ("Open credit" in of_note, history(of_note)[-1]) == (True, "Credit applied: $60.00 own")
+    assert history((await admin.open(one)).text)[-1] == "Credit applied: $60.00 own"
+    assert "<form" not in (await reader.open(one)).text.split("<main")[1]
+
+
+async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person) -> None:
+    assert "Nobody has anything to pay." in (await admin.open("/receivables")).text
+    ids = await acme(api)
+    made = await draft(api, ids)
+    await api.post(f"invoices/{made['id']}/finalize")
+    page = await reader.open("/receivables")
+    assert page.status == 200
+    assert f'href="/organizations/{ids["organization"]}"' in page.text
+    assert "$69.60" in page.text
+    assert 'href="/receivables" aria-current="page"' in page.text
+    late = datetime.now(UTC).date() + timedelta(days=14 + 31)
+    aged = (await admin.open(f"/receivables?at={late}")).text
+    cell = re.search(r'data-label="31–60 days">(.*?)</td>', aged, re.DOTALL)
+    assert cell is not None
+    assert "$69.60" in cell[1]
+    assert (await admin.open("/receivables?at=yesterday")).status == 422
+    assert "All that was charged is billed." in (await admin.open("/unbilled")).text
+    account = (await reader.open(f"/balances?organization_id={ids['organization']}")).text
+    for shown in ("Open credit", "$69.60", f'href="/invoices/{made["id"]}"', "Applied credit", "Payments"):
+        assert shown in account
+    assert (
+        f'href="/balances?organization_id={ids["organization"]}"'
+        in (await admin.open(f"/organizations/{ids['organization']}")).text
+    )
+    assert (await admin.open("/receivables?colour=red")).status == 422

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from aiohttp import DummyCookieJar, web
+from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.admin.application import build
+from gateway.admin.http import guard
 from gateway.admin.http.concurrency import ConcurrencyLimits, Whose, WorkSlots
-from gateway.errors import Overloaded, TooManyRequests
+from gateway.admin.http.requests import COSTLY, COSTLY_FILES, HOURS
+from gateway.core.accounts.administration import (
+    HOUR_S,
+    METER,
+    HourlyBudget,
+    HourlyUse,
+    Hours,
+    WorkMeter,
+    count_rows,
+)
+from gateway.errors import HourSpent, Overloaded, TooManyRequests
+from persistence import engine as engines
+from tests.admin.conftest import Api, MemoryCounters, ports_over
+from tests.admin.console.conftest import Person
 
 ROOM = ConcurrencyLimits(staff_max=2, own_max=2, others_max=3, all_max=4, waiting_max=2, wait_s=None)
 WHOSE = (None, 1, 2, 3)
@@ -126,3 +147,169 @@ async def test_who_has_no_place_in_time_is_told_whose_they_are(
         assert (refused.value.message, places.waiting) == (told, 0)
     for each in workers:
         await each.go()
+
+
+# --- shared out -------------------------------------------------------------------------
+# Every request of somebody takes a place, and what costs much counts for its organization's hour.
+
+
+NOBODYS = ConcurrencyLimits(staff_max=8, own_max=0, others_max=8)
+FIRST = {"provider": "none", "mark": "none", "name": "none", "resource": "tenants"}
+
+
+@pytest.fixture
+async def port(
+    admin_database: str, keeper_database: str
+) -> AsyncIterator[Callable[..., Awaitable[tuple[Api, web.Application]]]]:
+    opened: list[TestClient[Any, Any]] = []
+    engine = engines.create(keeper_database, statement_s_max=30)
+
+    async def made(**ports: Any) -> tuple[Api, web.Application]:
+        counters = MemoryCounters(admin_database)
+        app = build(replace(ports_over(engine, counters), **ports))
+        client = TestClient(TestServer(app), cookie_jar=DummyCookieJar())
+        await client.start_server()
+        opened.append(client)
+        return Api(client, counters, admin_database), app
+
+    yield made
+    for each in opened:
+        await each.close()
+    await engine.dispose()
+
+
+async def member_of(api: Api, name: str, role: str = "readonly") -> Api:
+    owner = await api.make("organizations", name=name)
+    token = await api.make("admin-tokens", name=name, role=role, organization_id=owner["id"])
+    return api.acting_as(token["token"])
+
+
+def addresses(app: web.Application) -> Iterator[tuple[str, str]]:
+    """Each route, as somebody might ask for it."""
+    for route in app.router.routes():
+        if route.method not in {"HEAD", "*"} and route.resource is not None:
+            yield route.method, re.sub(r"{(\w+)}", lambda m: FIRST.get(m[1], "1"), route.resource.canonical)
+
+
+async def test_no_request_of_somebody_is_answered_without_a_place(
+    port: Callable[..., Awaitable[tuple[Api, web.Application]]],
+) -> None:
+    """Where an organization has none, each request is 429, or its address asks nobody who they are."""
+    (api, _), (full, app) = await port(), await port(room=NOBODYS)
+    member = await member_of(api, "Acme")
+    browser = Person(api.client)
+    assert (await browser.sign_in(str(member.token))).status == 303
+    nobody, program = Person(full.client), {"Authorization": f"Bearer {member.token}"}
+    signed_in, wrong = Person(full.client, browser.cookie), []
+    for method, path in addresses(app):
+        unknown = await nobody.send(method, path, Origin=nobody.origin)
+        by_cookie = await signed_in.send(method, path, Origin=nobody.origin)
+        known = [await nobody.send(method, path, Origin=nobody.origin, **program), by_cookie]
+        statuses = {each.status for each in known}
+        asks = unknown.status == 401 or "/sign-in" in unknown.headers.get("Location", "")
+        if 429 not in statuses and (asks or statuses != {unknown.status}):
+            wrong.append((method, path, unknown.status, statuses))
+    assert not wrong
+
+
+async def test_who_has_no_place_is_told_when_to_come_again_and_staff_are_answered(
+    port: Callable[..., Awaitable[tuple[Api, web.Application]]],
+) -> None:
+    (api, _), (full, _) = await port(), await port(room=NOBODYS)
+    member = await member_of(api, "Acme")
+    refused = await replace(full, token=member.token).get("tenants")
+    assert (refused.status, refused.json["type"]) == (429, "urn:tollkeeper:problem:too_many_requests")
+    assert refused.headers["Retry-After"] == "1"
+    assert (await full.get("tenants")).status == 200
+
+
+async def test_reports_files_and_plans_end_with_the_hours_budget_and_nothing_else_does(
+    port: Callable[..., Awaitable[tuple[Api, web.Application]]],
+) -> None:
+    api, app = await port(budget=HourlyBudget(cpu_s=300.0, rows=1, work_s=1800.0))
+    member, other = await member_of(api, "Acme"), await member_of(api, "Beta")
+    hours = app[HOURS]
+    assert (await member.call("GET", "/admin/v1/configuration")).status == 200
+    [hour] = hours._known.values()
+    assert hour.rows >= 1
+    assert hour.cpu_s > 0 < hour.work_s
+    for path in ("usage", "usage.csv", "reports/ledger", "configuration"):
+        refused = await member.get(path)
+        assert refused.status == 429, path
+        assert refused.json["type"] == "urn:tollkeeper:problem:hourly_budget_exceeded"
+        assert "1 rows an hour" in refused.json["detail"]
+        assert 0 < int(refused.headers["Retry-After"]) <= HOUR_S
+    assert (await member.post("configuration", {"objects": {}})).status == 429
+    assert (await member.get("tenants")).status == 200
+    assert (await other.get("usage")).status == 200, "others have an hour of their own"
+    assert (await api.get("usage")).status == 200, "staff are counted nowhere"
+
+
+def test_what_answers_files_and_reports_is_what_counts() -> None:
+    """An address that ends with a file's name, or is of reports, is among those that cost much."""
+    app = build(ports_over(engines.create("postgresql://nobody@127.0.0.1/none"), MemoryCounters("")))
+    told = {
+        route.resource.canonical.removeprefix("/admin/v1")
+        for route in app.router.routes()
+        if route.resource is not None and route.method == "GET"
+    }
+    # What says nothing of what is there is made once.
+    files = {each for each in told if "." in each.rpartition("/")[2]} - {
+        "/openapi.json",
+        "/configuration/schema.json",
+    }
+    assert [each for each in files if not each.endswith(COSTLY_FILES)] == []
+    assert {"usage", "reports", "configuration", "receivables"} <= COSTLY
+    assert all(any(each.split("/")[1] == name for each in told) for name in COSTLY)
+
+
+@pytest.mark.parametrize("spent", [{"cpu_s": 10.0}, {"rows": 10}, {"work_s": 10.0}])
+def test_an_hour_ends_an_hour_after_it_began(spent: dict[str, Any]) -> None:
+    now = [1000.0]
+    hours = Hours(HourlyBudget(10.0, 10, 10.0), lambda: now[0], known_max=2)
+    hour = hours.of(1)
+    for name, value in spent.items():
+        setattr(hour, name, value)
+    now[0] += 600
+    with pytest.raises(HourSpent, match=r"1970-01-01T01:16:40Z") as refused:
+        hours.of(1)
+    assert refused.value.retry_after_s == 3000
+    assert hours.of(2).rows == 0
+    now[0] += 3000
+    assert hours.of(1) == HourlyUse(4600.0)
+    hours.of(3)
+    assert list(hours._known) == [1, 3], "those that began first are forgotten"
+
+
+async def test_what_tasks_and_threads_do_for_a_request_is_counted_and_what_others_do_is_not() -> None:
+    guard.count_tasks(asyncio.get_running_loop())
+    meter, other = WorkMeter(HourlyUse(0.0)), WorkMeter(HourlyUse(0.0))
+
+    def work() -> None:
+        sum(number * number for number in range(200_000))
+
+    async def alone() -> None:
+        work()
+
+    async def asks() -> int:
+        METER.set(meter)
+        await asyncio.gather(asyncio.create_task(alone()), guard.in_thread(work))
+        count_rows(3)
+        return 7
+
+    async def waits() -> None:
+        METER.set(other)
+        await asyncio.sleep(0)
+
+    found, _ = await asyncio.gather(asyncio.create_task(asks()), asyncio.create_task(waits()))
+    assert meter.hour is not None
+    assert other.hour is not None
+    assert (found, meter.hour.rows) == (7, 3)
+    assert meter.hour.cpu_s > 5 * other.hour.cpu_s
+    with pytest.raises(ZeroDivisionError):
+        await guard.MeteredCoroutine(_fails(), meter)
+
+
+async def _fails() -> None:
+    await asyncio.sleep(0)
+    raise ZeroDivisionError

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trustme
-from aiohttp import web
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import BadStatusLine
+from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.application import build
-from gateway.admin.http.server import IDENTIFIED, ConnectionLimits, listen
+from gateway.admin.http.guard import CSV, Files, guard
+from gateway.admin.http.server import IDENTIFIED, TOLD_EACH_S, Answers, ConnectionLimits, Unreadable, listen
+from gateway.core.accounts.administration import Actor
+from gateway.core.credentials import Failures
+from gateway.errors import Unprocessable
+from gateway.telemetry.logs import JsonLines
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from persistence import engine as engines
-from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
+from tests.admin.conftest import ADMIN, Api, MemoryCounters, ports_over
 from tests.certificates import issued, trusting, workload
+from tests.in_turn import in_turn
 from tests.tls_client import open_tls
 
 WHOLE = b"GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -263,3 +274,164 @@ async def test_administrators_are_who_is_identified(keeper_database: str) -> Non
         writer.transport.abort()
     await listening.stop()
     await engine.dispose()
+
+
+# --- unreadable -------------------------------------------------------------------------
+# Whoever sends the admin port what is no HTTP fills no log, and what was sent stands in none.
+
+
+GARBAGE = (
+    b"\x16\x03\x01 hush hush\r\n\r\n",
+    b"GET /hush HTTP/1.1\r\nhush hush\r\n\r\n",
+    b"GET /hush HTTP/9.hush\r\n\r\n",
+    b"GET /" + b"hush" * 10_000 + b" HTTP/1.1\r\n\r\n",
+)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What the log says, as it is written."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(JsonLines().format(record))
+
+    root, handler = logging.getLogger(), Keep()
+    root.addHandler(handler)
+    yield found
+    root.removeHandler(handler)
+
+
+async def sent(port: int, raw: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(raw)
+        return await asyncio.wait_for(reader.read(), 60)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_what_is_no_http_is_told_once_and_not_what_it_was(lines: list[str]) -> None:
+    port = await listen(web.Application(), "127.0.0.1", 0)
+    try:
+        for _ in range(3):
+            for raw in GARBAGE:
+                assert b" 400 " in (await sent(port.port, raw)).split(b"\r\n")[0]
+    finally:
+        await port.stop()
+    (line,) = (json.loads(one) for one in lines if "admin" in one)
+    assert line["event"] == "what came to the admin port is no HTTP"
+    assert line["level"] == "warning"
+    assert not any("hush" in one for one in lines)
+
+
+async def test_what_a_handler_did_wrong_is_told_as_before(lines: list[str]) -> None:
+    async def broken(_: web.Request) -> web.Response:
+        raise RuntimeError("the handler broke")
+
+    app = web.Application()
+    app.router.add_get("/", broken)
+    port = await listen(app, "127.0.0.1", 0)
+    try:
+        for _ in range(2):
+            assert b" 500 " in await sent(
+                port.port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            )
+    finally:
+        await port.stop()
+    assert len([one for one in lines if "the handler broke" in one]) == 2
+
+
+def test_each_while_it_is_told_how_many_there_were() -> None:
+    now = 100.0
+    told = Unreadable(lambda: now)
+
+    def passed() -> int | None:
+        error = BadStatusLine("hush")
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "hush", (), (BadStatusLine, error, None))
+        if not told.filter(record):
+            return None
+        facts = record.__dict__["facts"]
+        assert "hush" not in f"{record.getMessage()} {facts}"
+        return int(facts["requests"])
+
+    assert [passed() for _ in range(4)] == [1, None, None, None]
+    now += TOLD_EACH_S
+    assert [passed(), passed()] == [4, None]
+
+
+# --- files ------------------------------------------------------------------------------
+# Files that are answered piece by piece: whole, or seen to be broken off.
+
+
+async def _pieces(count: int, *, ends: str) -> AsyncGenerator[bytes, None]:
+    if ends == "refused":
+        raise Unprocessable("Not so.")
+    for _ in range(count):
+        yield b"piece\r\n"
+    if ends == "broken":
+        raise RuntimeError("broken off")
+
+
+def _application(ends: str) -> web.Application:
+    files = Files(30.0)
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        return await files.answer(request, Actor("a", "admin"), "some.csv", CSV, _pieces(3, ends=ends))
+
+    guarded = guard(request_timeout_s=30.0, failures=Failures(lambda: 0.0), answers=Answers())
+    app = web.Application(middlewares=[guarded])
+    app.router.add_get("/some.csv", file)
+    return app
+
+
+async def test_pieces_are_one_file() -> None:
+    async with TestClient(TestServer(_application("whole"))) as client, client.get("/some.csv") as answer:
+        assert (answer.status, await answer.read()) == (200, b"piece\r\n" * 3)
+        assert answer.headers["Content-Type"] == CSV
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="some.csv"'
+
+
+async def test_what_is_wrong_before_the_first_piece_is_a_refusal() -> None:
+    async with TestClient(TestServer(_application("refused"))) as client, client.get("/some.csv") as answer:
+        assert answer.status == 422
+
+
+async def test_a_file_that_breaks_off_does_not_look_whole() -> None:
+    async with TestClient(TestServer(_application("broken"))) as client:
+        with pytest.raises(ClientError):
+            async with client.get("/some.csv") as answer:
+                await answer.read()
+
+
+# --- nearest ----------------------------------------------------------------------------
+# Where nothing is served, an answer names the path that was probably meant.
+
+
+NOTHING = "There is nothing at this address."
+
+
+@in_turn(
+    ("path", "meant"),
+    [
+        ("tenant", "/admin/v1/tenants"),
+        ("token_plans", "/admin/v1/token-plans"),
+        ("tenants/", "/admin/v1/tenants"),
+        ("tenant/12", "/admin/v1/tenants/{id}"),
+        ("tenants/12/unblok", "/admin/v1/tenants/{id}/unblock"),
+        ("nothing/like/it/at-all", ""),
+        ("%25%7B", ""),
+        ("tenants" + "x" * 200, ""),
+    ],
+)
+async def test_the_nearest_path_is_named(api: Api, path: str, meant: str) -> None:
+    answer = await api.get(path)
+    assert answer.status == 404
+    assert answer.json["detail"] == (f"{NOTHING} Did you mean {meant}?" if meant else NOTHING)
+
+
+async def test_a_row_that_is_not_there_is_not_taken_for_a_wrong_path(api: Api) -> None:
+    assert (await api.get("tenants/999999")).json["detail"] == NOTHING
