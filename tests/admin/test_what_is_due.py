@@ -17,7 +17,6 @@ from persistence.store import Store
 from tests.admin.conftest import Api, api_of
 from tests.persistence.april import April, at, opened
 from tests.persistence.billing import test_due as due
-from tests.persistence.billing import test_one_off as one_off
 from tests.persistence.billing import test_postpaid as postpaid
 from tests.persistence.billing import test_terms as terms
 
@@ -30,8 +29,8 @@ FIGURES = (
     (due.test_days_of_an_invoice_that_was_given_back_are_given_back_once, ("note",)),
     (due.test_a_year_in_twelve_invoices_and_a_month_in_three, ()),
     (due.test_a_year_billed_ahead_leaves_its_use_to_the_months, ()),
-    (one_off.test_a_year_is_billed_ahead_alone_and_its_use_by_month, ()),
-    (one_off.test_a_top_up_is_billed_at_once_and_the_month_without_it, ()),
+    (due.test_a_year_is_billed_ahead_alone_and_its_use_by_month, ()),
+    (due.test_a_top_up_is_billed_at_once_and_the_month_without_it, ()),
     (due.test_an_organization_is_kept_until_all_is_billed, ()),
     (due.test_credits_dated_before_what_was_invoiced_are_on_the_next, ()),
     (due.test_what_was_before_the_first_invoice_is_on_it, ()),

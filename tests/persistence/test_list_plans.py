@@ -9,12 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import _queries
-from sqlalchemy import event
+from sqlalchemy import Text, cast, create_engine, event, func
 from sqlalchemy.dialects import postgresql
 
 from gateway.core.accounts.administration import Query
 from persistence import engine, entity
+from persistence.entity import Entity
 from persistence.registry import SUBJECTS
+from persistence.resources import people
+from persistence.tables import tenant
 from tests.databases import own_database
 from tests.persistence.migrated import _template
 
@@ -140,3 +143,66 @@ async def test_the_driver_remembers_how_an_invoice_is_read() -> None:
     compiled = one.compile(dialect=postgresql.psycopg.dialect())  # type: ignore[no-untyped-call]  # untyped there
     assert len(str(compiled)) <= _queries.MAX_CACHED_STATEMENT_LENGTH
     assert len(compiled.params) <= _queries.MAX_CACHED_STATEMENT_PARAMS
+
+
+# --- listing ----------------------------------------------------------------------------
+# Rows are counted as far as they are shown, and no list waits for its count.
+
+
+ALL = Query({}, None, None, None, 1)
+SLOW = Entity(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(seconds), Text) == ""})
+
+
+@pytest.fixture
+def named(cloned: str) -> str:
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        connection.execute("insert into organization (name) values ('o')")
+        connection.execute(
+            "insert into tenant (organization_id, name, deleted_at) select max(organization.id), 't' || n,"
+            " case when n = 7 then now() end from organization, generate_series(1, 7) as n group by n"
+        )
+    return cloned.replace("postgresql://", "postgresql+psycopg://")
+
+
+def test_what_is_counted_is_what_is_listed(named: str) -> None:
+    with create_engine(named).begin() as connection:
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, ALL, 6, 10_000) == 6
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, ALL, 4, 10_000) == 5
+        narrowed = Query({"search": "t3"}, None, None, None, 1)
+        assert entity.count_rows(connection, people.TENANT_SUBJECT, narrowed, 5, 10_000) == 1
+
+
+def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(named: str) -> None:
+    with create_engine(named).begin() as connection:
+        slow = Query({"slow": 3600}, None, None, None, 1)
+        assert entity.count_rows(connection, SLOW, slow, 5, 10) is None
+        assert len(entity.page_of_rows(connection, people.TENANT_SUBJECT, ALL).rows) == 1
+
+
+# --- search -----------------------------------------------------------------------------
+# Names are found by the beginnings of their words, whatever stands between the words.
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "found"),
+    [
+        ("Acme Corporation Europe", "corp", True),
+        ("Acme Corporation Europe", "eur acme", True),
+        ("Acme Corporation Europe", "ration", False),
+        ("acme-eu.example", "eu", True),
+        ("acme-eu.example", "acme-eu.ex", True),
+        ("customer_000123", "000123", True),
+        ("Łódź Wörkshop", "wör", True),
+        ("東京 電力", "電", True),
+        ("O'Brien & Sons", "o'brien", True),
+        ("anything", "' | !x:*", False),
+        ("anything", "...", None),
+        ("anything", "any\\", True),
+    ],
+)
+def test_search_takes_words_apart_on_both_sides(
+    cloned: str, name: str, wanted: str, found: bool | None
+) -> None:
+    with psycopg.connect(cloned) as connection:
+        said = connection.execute("select name_words(%s) @@ name_query(%s)", (name, wanted)).fetchone()
+    assert said == (found,)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.core.circuit_breaker import ENTRIES_MAX, EVERYBODY
+from gateway.core.model import Caller
+from gateway.core.wait import in_task
+from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from tests.builders import World
+from tests.builders import World, driven
 from tests.counters.conftest import Connect
 from tests.waiting import eventually
 
@@ -183,3 +189,167 @@ async def test_without_redis_each_worker_has_what_it_heard(valkey: str, connect:
     with pytest.raises(CountersUnavailable):
         await worker.shared.share()
     assert worker.left_s("a") == 30
+
+
+# --- objects ----------------------------------------------------------------------------
+# Whose objects are: the first one's whose answer told of it, for a while, a bounded number of each.
+
+
+MINE = Caller(1, 1, 1, keys.partition_of(1))
+OTHERS = Caller(2, 2, 2, keys.partition_of(2))
+
+
+class Time:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def ask(objects: ObjectOwners, caller: Caller, *ids: str) -> bool:
+    return await driven(objects.owned(caller, ids))
+
+
+async def test_an_object_is_its_organizations_alone(valkey: str, connect: Connect) -> None:
+    objects = ObjectOwners(await connect(valkey), Time(), 60, 10)
+    assert not await ask(objects, MINE, "resp_1")
+    await in_task(objects.keep(MINE, ["resp_1", "cntr_1"]))
+    assert await ask(objects, MINE, "resp_1")
+    assert await ask(objects, MINE, "cntr_1", "resp_1")
+    assert await ask(objects, replace(MINE, tenant_id=9, key_id=9), "resp_1")
+    assert not await ask(objects, MINE, "resp_1", "resp_2")
+    assert not await ask(objects, MINE, "RESP_1")
+    assert not await ask(objects, OTHERS, "resp_1")
+
+
+def owner_key(id_: str) -> str:
+    return keys.object_owner(sha256(id_.encode()).hexdigest()[:32])
+
+
+def list_of(caller: Caller) -> str:
+    return keys.objects(caller.partition, caller.organization_id)
+
+
+async def test_the_first_owner_stays(valkey: str, connect: Connect, world: Any) -> None:
+    said = list[dict[str, Any]]()
+    objects = ObjectOwners(await connect(valkey), Time(), 60, 10, log=lambda _, **facts: said.append(facts))
+    await in_task(objects.keep(MINE, ["resp_1"]))
+    world.client.expire(owner_key("resp_1"), 30)
+    for _ in range(2):
+        await in_task(objects.keep(OTHERS, ["resp_2", "resp_1"]))
+        assert (await ask(objects, MINE, "resp_1"), await ask(objects, OTHERS, "resp_1")) == (True, False)
+        assert world.client.zcard(list_of(OTHERS)) == 1
+        assert world.client.ttl(owner_key("resp_1")) <= 30
+    assert await ask(objects, OTHERS, "resp_2")
+    assert [(one["organization_id"], one["ids_until_now"]) for one in said] == [(OTHERS.organization_id, 1)]
+    await in_task(objects.keep(MINE, ["resp_1"]))
+    assert world.client.ttl(owner_key("resp_1")) > 30
+
+
+async def test_of_two_workers_at_once_one_gives_it_an_owner(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    workers = [ObjectOwners(await connect(valkey), Time(), 60, 1_000) for _ in range(2)]
+    ids = [f"resp_{number}" for number in range(100)]
+    waits = [
+        one.keep(caller, [id_]) for id_ in ids for one, caller in zip(workers, (MINE, OTHERS), strict=True)
+    ]
+    await asyncio.gather(*map(in_task, waits))
+    owners = [
+        [caller for caller in (MINE, OTHERS) if await ask(worker, caller, id_)]
+        for id_ in ids
+        for worker in workers
+    ]
+    assert {len(one) for one in owners} == {1}
+    assert world.client.zcard(list_of(MINE)) + world.client.zcard(list_of(OTHERS)) == len(ids)
+
+
+async def test_an_object_is_forgotten_after_its_time(valkey: str, connect: Connect, world: Any) -> None:
+    time = Time()
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
+    await in_task(objects.keep(MINE, ["resp_1"]))
+    assert 0 < world.client.ttl(owner_key("resp_1")) <= 60
+    time.now += 59
+    assert await ask(objects, MINE, "resp_1")
+    time.now += 2
+    world.client.pexpire(owner_key("resp_1"), 0)
+    assert not await ask(objects, MINE, "resp_1")
+    await in_task(objects.keep(OTHERS, ["resp_1"]))
+    assert await ask(objects, OTHERS, "resp_1")
+
+
+async def test_what_an_older_version_kept_is_claimed_when_it_is_named(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    """It wrote the list alone; so it is of what is told while its owner's server is away."""
+    time = Time()
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
+    await in_task(objects.keep(MINE, ["resp_1", "resp_2"]))
+    assert world.client.delete(owner_key("resp_1"), owner_key("resp_2")) == 2
+    assert not await ask(objects, OTHERS, "resp_1")
+    assert not await ask(objects, MINE, "resp_1", "resp_3")
+    time.now += 20
+    assert await ask(objects, MINE, "resp_1")
+    assert 30 < world.client.ttl(owner_key("resp_1")) <= 40
+    await in_task(objects.keep(OTHERS, ["resp_1"]))
+    assert not await ask(objects, OTHERS, "resp_1")
+    await in_task(objects.keep(OTHERS, ["resp_2"]))
+    assert (await ask(objects, MINE, "resp_2"), await ask(objects, OTHERS, "resp_2")) == (False, True)
+
+
+async def test_an_organization_has_the_newest_and_no_more(valkey: str, connect: Connect, world: Any) -> None:
+    time = Time()
+    objects = ObjectOwners(await connect(valkey), time, 60, 10)
+    await in_task(objects.keep(OTHERS, ["resp_0"]))
+    for number in range(25):
+        time.now += 1
+        await in_task(objects.keep(MINE, [f"resp_{number}"]))
+    world.client.zadd(list_of(MINE), {sha256(b"resp_0").digest()[:16]: 1})  # as of data that was lost
+    await in_task(objects.keep(MINE, ["resp_25"]))
+    await eventually(lambda: world.client.zcard(list_of(MINE)) == 10)
+    assert [await ask(objects, MINE, f"resp_{number}") for number in (0, 15, 16, 25)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    assert await ask(objects, OTHERS, "resp_0")
+    await eventually(lambda: len(world.client.keys("tk:{p*}:obj:*")) == 10 + 1)
+    assert 0 < world.client.ttl(list_of(MINE)) <= 60
+
+
+async def test_a_list_is_cut_by_one_in_a_hundred(
+    valkey: str, connect: Connect, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is longer by a hundredth then, and ends a hundredth of its time later."""
+    time, wire = Time(), await connect(valkey)
+    objects, most = ObjectOwners(wire, time, 1000, 200, trims_max=1), 202
+
+    def cuts() -> int:
+        found = world.client.info("commandstats")
+        return int(found.get("cmdstat_zrange", {"calls": 0})["calls"])
+
+    world.client.config_resetstat()
+    name = list_of(MINE)
+    for number in range(300):
+        await in_task(objects.keep(MINE, [f"resp_{number}"]))
+        await eventually(lambda: world.client.zcard(name) <= most)
+        assert world.client.ttl(name) > 1000
+    await eventually(lambda: cuts() == 100)
+    time.now += 10
+    await in_task(objects.keep(MINE, ["late"]))
+    await in_task(objects.keep(MINE, ["later"]))
+    await eventually(lambda: cuts() == 101)
+    world.client.delete(name)
+    monkeypatch.setattr(wire, "run_id", b"another")
+    await in_task(objects.keep(MINE, ["elsewhere"]))
+    assert 1000 < world.client.ttl(name) <= 1010
+    for caller in (OTHERS, MINE):
+        await in_task(objects.keep(caller, [f"evicts {caller.organization_id}"]))
+    await eventually(lambda: cuts() == 104)
+
+
+async def test_without_redis_nobody_knows(valkey: str, connect: Connect) -> None:
+    wire = await connect(valkey)
+    objects = ObjectOwners(wire, Time(), 60, 10)
+    await wire.close()
+    wire.connection_lost(None)
+    with pytest.raises(CountersUnavailable):
+        await ask(objects, MINE, "resp_1")

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.outbox import VERSION
-from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.outbox import Outbox
+from gateway.core.model import PARTITIONS
+from gateway.counters.keeper.client import Client, are_any_there, entries_of, markers_of, with_late
+from gateway.counters.keeper.outbox import KEPT_S, DeletedEntries, Outbox, park
+from gateway.counters.late import ReclaimClient
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect
+from tests.counters.lease_stage import Clock
 from tests.waiting import eventually
 
 
@@ -190,3 +193,106 @@ async def test_entries_of_another_server_are_not_acknowledged_here(
     with pytest.raises(CountersUnavailable):
         await outbox.read({world.p: b""}, 10)
     assert len((await outbox.read({world.p: b""}, 10))[world.p]) == 1
+
+
+# --- deleted ----------------------------------------------------------------------------
+# The newest entry deleted of a stream: told at once where it was deleted here, else some seconds later.
+
+
+async def test_what_is_deleted_here_is_seen_at_once_and_elsewhere_later(
+    world: World, connect: Connect
+) -> None:
+    client, clock = Client(await connect(world.url)), Clock()
+    deleted = DeletedEntries(client, clock)
+    outbox = Outbox(client, deleted=deleted)
+    world.moved(1, 4)
+    entries = (await outbox.read({world.p: b""}, 10))[world.p]
+    first, second, third, fourth = (entry_id for entry_id, _ in entries)
+    assert (await outbox.deleted(anew=False))[world.p] == b"0-0"
+    await outbox.acknowledge({world.p: [first]}, {})
+    assert (await outbox.deleted(anew=False))[world.p] == first
+    world.client.xdel(keys.outbox(world.p), second)
+    assert (await outbox.deleted(anew=False))[world.p] == first
+    assert (await outbox.deleted())[world.p] == second
+    world.client.xdel(keys.outbox(world.p), third)
+    clock.now += KEPT_S
+    assert (await outbox.deleted(anew=False))[world.p] == third
+    await outbox.park({(world.p, 1): [fourth]})
+    assert (await outbox.deleted(anew=False))[world.p] == fourth
+
+
+async def test_nothing_is_asked_again_of_one_history_and_all_of_another(
+    world: World, connect: Connect
+) -> None:
+    wire = await connect(world.url)
+    client = Client(wire)
+    deleted = DeletedEntries(client, Clock())
+    world.moved(1, 2)
+    for entry_id, _ in world.entries(keys.outbox(world.p)):
+        world.client.xdel(keys.outbox(world.p), entry_id)
+        await deleted.newest(range(64), anew=False)
+    (last,) = (await deleted.newest([world.p], anew=False)).values()
+    assert last != entry_id
+    wire.run_id = b"another history".ljust(40, b".")
+    assert await deleted.newest([world.p], anew=False) == {world.p: entry_id}
+
+
+# --- one question -----------------------------------------------------------------------
+# What a keeper asks again and again: some commands for all partitions, or the same answers one by one.
+
+
+EVERY = range(PARTITIONS)
+# Without what asks for all partitions at once.
+RIGHTS = "reset on nopass ~* +@all -xread -exists"
+
+
+def calls(world: World) -> int:
+    """How many commands were given since the last reset."""
+    stats = world.client.info("commandstats")
+    return sum(int(one["calls"]) for name, one in stats.items() if name != "cmdstat_config|resetstat")
+
+
+async def test_a_look_where_nothing_happens_is_some_commands_however_many_partitions(
+    world: World, connect: Connect
+) -> None:
+    client = Client(await connect(world.url))
+    outbox, keeping = Outbox(client), ReclaimClient(client)
+    await keeping.expired(10)
+    world.client.config_resetstat()
+    assert await outbox.parked(EVERY) == {}
+    assert await outbox.read(dict.fromkeys(EVERY, b""), 100) == {}
+    assert list(await keeping.late(10)) == []
+    assert list(await keeping.expired(10)) == []
+    assert calls(world) == 6  # what is set aside, markers, entries, late ones, the time, deadlines
+
+
+async def test_who_may_not_ask_so_finds_the_same(
+    own_valkey: Callable[..., ValkeyServer], connect: Connect
+) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    world.client.execute_command("ACL", "SETUSER", "older", *RIGHTS.split())  # type: ignore[no-untyped-call]  # untyped in redis-py
+    world.plan(100)
+    for _ in range(4):
+        world.reserve(need=1).settle(tokens=1)
+    ids = [one for one, _ in world.entries(keys.outbox(world.p))]
+    world.run("park", park(world.run_id, (world.p, 1), moved=ids[:1]))
+    world.client.xadd(keys.late(world.p), {"e": "first"})
+    found = []
+    for url in (server.url, server.url.replace("://", "://older:none@")):
+        client = Client(await connect(url))
+        streams = {keys.outbox(world.p): ids[2], keys.outbox(world.p + 1): b"", keys.parked(world.p): b""}
+        *read, refused = await entries_of(client, streams, 2)
+        assert isinstance(refused, CountersRefused)
+        found.append((
+            read, await entries_of(client, {keys.outbox(one): b"" for one in EVERY}, 2),
+            await with_late(client), await markers_of(client, EVERY), await Outbox(client).parked(EVERY),
+        ))  # fmt: skip
+        assert await are_any_there(client, [keys.parked(one) for one in EVERY])
+    assert found[0] == found[1]
+    read, entries, late, markers, parked = found[0]
+    assert [entry_id for entry_id, _ in read[0]] == ids[3:5]
+    assert [len(one) for one in entries if one] == [2]
+    assert [(partition, len(first)) for partition, first in late] == [(world.p, 1)]
+    assert [partition for partition, marker in markers.items() if marker] == [world.p]
+    assert parked == {(world.p, 1): 1}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import socket
 import ssl
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +21,15 @@ import trustme
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
-from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.address import Ask, Server, parse_url
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import PENDING_MAX, SWEEP_S, RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import World
-from tests.conftest import ValkeyServer
+from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary
 from tests.counters.conftest import Connect
 from tests.counters.fake_redis import bulk, fake_redis
-from tests.waiting import eventually
+from tests.waiting import eventually, wait_until
 
 START = Callable[..., ValkeyServer]
 
@@ -428,3 +432,157 @@ async def test_a_server_that_evicts_is_used_only_once_it_does_not(own_valkey: ST
         assert (wire.trouble, wire.away) == ("", 0)
     finally:
         await wire.close()
+
+
+# --- greeting ---------------------------------------------------------------------------
+# What is said first on a connection: on a busy machine all of it may take long.
+
+
+async def test_who_answers_is_not_given_up_however_long_all_of_it_takes() -> None:
+    async def identify(_: Server, asked: Ask) -> bytes:
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            await asked(b"ECHO", b"here")
+        return bytes(await asked(b"ECHO", b"history" if fake.connections > 1 else b"silence"))
+
+    async with fake_redis(lambda command: None if command[-1] == b"silence" else bulk(command[-1])) as fake:
+        wire = RedisConnection(parse_url(fake.url), time.monotonic, connect_s=0.3)
+        wire.identify = identify
+        with pytest.raises(CountersUnavailable, match="no answer in time"):
+            await wire.open()
+        await eventually(lambda: wire.connected)
+        assert (wire.run_id, fake.connections) == (b"history", 2)
+        await wire.close()
+
+
+async def test_who_answers_later_than_calls_may_wait_is_connected_to_again() -> None:
+    async def identify(_: Server, asked: Ask) -> bytes:
+        return bytes(await asked(b"ECHO", b"history")) if fake.connections > 1 else b"before"
+
+    asked = asyncio.Event()
+    async with fake_redis(lambda _: asked.set()) as fake:
+        wire = RedisConnection(parse_url(fake.url), time.monotonic, call_s=0.1, stall_s=30, connect_s=30)
+        wire.identify = identify
+        await wire.open()
+        assert wire._transport is not None
+        wire._transport.abort()
+        await eventually(lambda: not wire.connected)
+        await asked.wait()
+        await asyncio.sleep(SWEEP_S * 10)  # many looks, each later than a call may be
+        wire.data_received(bulk(b"late"))
+        await eventually(lambda: wire.connected)
+        assert (wire.run_id, fake.connections) == (b"late", 2)
+        await wire.close()
+
+
+# --- sentinel ---------------------------------------------------------------------------
+# Finding the primary through real sentinels, and the next one when it is gone.
+
+
+NAME = "main"
+# Each is waited for on its own for half a second, all of them for longer than a connect may take.
+SILENT = 5
+SECRET = "known to sentinels"
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path, own_valkey: Callable[..., ValkeyServer]) -> Iterator[tuple[str, ValkeyServer]]:
+    """A URL by way of one sentinel that watches a primary and its replica; and the primary."""
+    first = own_valkey("--repl-diskless-sync-delay", "0")
+    second = own_valkey("--replicaof", f"127.0.0.1 {first.port}")
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nloglevel warning\nrequirepass {SECRET!r}\n"
+        f"sentinel monitor {NAME} 127.0.0.1 {first.port} 1\n"
+        f"sentinel down-after-milliseconds {NAME} 1000\n"
+        f"sentinel failover-timeout {NAME} 5000\n"
+    )
+    program = subprocess.Popen([str(valkey_binary()), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+
+    def sees_the_replica() -> bool:
+        try:
+            with redis.Redis(port=port, password=SECRET) as client:
+                found = client.sentinel_slaves(NAME)
+        except redis.RedisError:
+            return False
+        return [(one["port"], one["master-link-status"]) for one in found] == [(second.port, "ok")]
+
+    try:
+        wait_until(sees_the_replica)
+        nobody = free_port()  # the first of the list does not answer: the next is asked
+        password = SECRET.replace(" ", "%20")
+        yield f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{port}/{NAME}?password={password}", first
+    finally:
+        program.terminate()
+        program.wait(STOP_S_MAX)
+
+
+async def test_the_sentinels_name_the_primary_and_the_next_one(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    url, primary = sentinel
+    wire = await connect(url)
+    run_id = wire.run_id
+    assert await in_task(wire.send(encode(b"SET", b"written", b"1"))) == b"OK"
+    assert await in_task(wire.send(encode(b"WAIT", b"1", b"5000"))) == 1
+    primary.stop(signal.SIGKILL)
+    await eventually(lambda: wire.connected and wire.run_id != run_id)
+    assert await in_task(wire.send(encode(b"GET", b"written"))) == b"1"
+    assert await in_task(wire.send(encode(b"SET", b"written", b"2"))) == b"OK"
+
+
+async def test_who_hangs_is_left_as_soon_as_the_sentinels_name_another(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    """However long an answer may take: nothing closes the connection to a process that is stopped."""
+    url, primary = sentinel
+    wire = await connect(url, call_s=3_600.0, stall_s=3_600.0)
+    run_id = wire.run_id
+    assert await in_task(wire.send(encode(b"SET", b"written", b"1"))) == b"OK"
+    assert await in_task(wire.send(encode(b"WAIT", b"1", b"5000"))) == 1
+    assert primary.process
+    primary.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(CountersUnavailable):
+            await in_task(wire.send(encode(b"GET", b"written")))
+        await eventually(lambda: wire.connected)
+        assert wire.run_id != run_id
+        assert await in_task(wire.send(encode(b"GET", b"written"))) == b"1"
+    finally:
+        primary.process.send_signal(signal.SIGCONT)
+
+
+async def test_sentinels_that_say_nothing_keep_nobody_from_the_one_that_answers(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    url, _ = sentinel
+    with ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(SILENT)]
+        named = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
+        wire = await connect(url.replace("//", f"//{named},"))
+        assert await in_task(wire.send(encode(b"PING"))) == b"PONG"
+
+
+async def test_a_name_the_sentinels_do_not_know_is_no_connection(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    url, _ = sentinel
+    backwards = re.sub("//(.*),(.*)/", r"//\2,\1/", url)  # who does not answer is asked last
+    for one in (url, backwards):
+        with pytest.raises(CountersUnavailable, match="no sentinel knows a primary named other") as unknown:
+            await connect(one.replace(f"/{NAME}?", "/other?"))
+        assert str(unknown.value).endswith("named other")
+    with pytest.raises(CountersUnavailable, match=r"no sentinel knows .* refused"):
+        await connect(url.replace("password=", "password=not-"))
+
+
+async def test_what_the_sentinels_name_must_be_a_primary(
+    sentinel: tuple[str, ValkeyServer], connect: Connect
+) -> None:
+    """Just after a failover a sentinel may still name the one that was."""
+    url, primary = sentinel
+    with redis.Redis(port=primary.port) as client:
+        client.replicaof("127.0.0.1", str(free_port()))
+    with pytest.raises(CountersUnavailable, match="a primary that is not one"):
+        await connect(url)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,8 +12,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from gateway.admin.http import requests
+from gateway.admin.resources.catalogue import PriceCreate
+from gateway.core.accounts.administration import Row
 from gateway.core.accounts.outbox import EventKind
-from gateway.errors import Conflict, LedgerUnavailable
+from gateway.core.billing.price_book import KINDS
+from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
+from gateway.run.timed_loops import billing_loops
+from persistence.billing import charges
+from persistence.billing.amendments import PIECE_CALLS_MAX
+from persistence.store import Store
 from tests.persistence.april import April, april, at, invoiced, plan, set_up, use
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, broken, rows_of
@@ -362,3 +373,222 @@ async def test_a_recharge_takes_back_what_was_billed_while_the_cycle_ran(april: 
 
 def lines(made: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [(line["kind"], line["quantity"], line["amount"]) for line in made["lines"]]
+
+
+# --- one off ----------------------------------------------------------------------------
+# One-off invoices: of one source alone, without a period, and in no other invoice's way.
+
+
+async def one_off(april: April, ids: dict[str, int], **what: object) -> dict[str, Any]:
+    return await april.do("invoices", "create", organization_id=ids["organization"], **what)
+
+
+def kinds(made: Row) -> list[str]:
+    lines = made["lines"]
+    assert isinstance(lines, list)
+    return [line["kind"] for line in lines]
+
+
+async def test_a_top_up_is_billed_at_once_and_the_month_without_it(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 10))
+    first = give(april.url, april.account, 1_000, unit_cost="0.01")
+    give(april.url, april.account, 500, unit_cost="0.02")
+    use(april.account, ids["rerank"], units=100)
+    april.flush()
+    made = await one_off(april, ids, source="credit_addition", source_id=first)
+    assert (made["period_start"], made["period_end"]) == (date(2026, 4, 10), date(2026, 4, 11))
+    done = await april.do("invoices", "finalize", made["id"])
+    assert kinds(done) == ["credits_purchased", "tax"]
+    assert (done["source"], done["source_id"], done["total_amount"]) == (
+        "credit_addition", first, Decimal("12.00"),
+    )  # fmt: skip
+    behind = b"".join([piece async for piece in april.store.usage(done["id"])]).decode()
+    assert [row["kind"] for row in csv.DictReader(io.StringIO(behind))] == ["credits_purchased", "tax"]
+    with pytest.raises(Conflict):
+        await one_off(april, ids, source="credit_addition", source_id=first)
+    await april.on(at(5, 2))
+    month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert kinds(month) == ["subscription", "credits_purchased", "usage", "tax"]
+    assert month["total_amount"] == Decimal("46.92")
+    assert await broken(april.url) == []
+
+
+async def test_a_year_is_billed_ahead_alone_and_its_use_by_month(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 2))
+    year = await one_off(april, ids, source="subscription_segment", period_end=date(2027, 4, 1))
+    done = await april.do("invoices", "finalize", year["id"])
+    assert (done["subtotal"], done["period_start"], done["period_end"]) == (
+        Decimal("348.00"), date(2026, 4, 1), date(2027, 4, 1),
+    )  # fmt: skip
+    use(april.account, ids["rerank"], units=1_000)
+    april.flush()
+    await april.on(at(5, 2))
+    month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert (kinds(month), month["subtotal"]) == (["usage", "tax"], Decimal("1.00"))
+    assert await broken(april.url) == []
+
+
+async def test_one_that_is_void_is_owed_again(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 10))
+    give(april.url, april.account, 1_000, unit_cost="0.01")
+    april.flush()
+    made = await one_off(april, ids, source="credit_addition")
+    await april.do("invoices", "finalize", made["id"])
+    await april.do("invoices", "void", made["id"])
+    again = await one_off(april, ids, source="credit_addition")
+    assert again["subtotal"] == Decimal("10.00")
+    assert await broken(april.url) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, ["period_start", "period_end"]),
+        ({"period_start": date(2026, 4, 1)}, ["period_end"]),
+        (
+            {"period_start": date(2026, 4, 1), "period_end": date(2026, 5, 1), "source_id": 1},
+            ["source_id"],
+        ),
+        ({"source": "credit_addition", "period_start": date(2026, 4, 1)}, ["period_start"]),
+        ({"source": "subscription_segment", "period_end": date(2036, 4, 1)}, ["period_end"]),
+    ],
+)
+async def test_wrong_fields(april: April, fields: dict[str, object], named: list[str]) -> None:
+    ids = await set_up(april)
+    with pytest.raises(Unprocessable) as refused:
+        await one_off(april, ids, **fields)
+    assert [name for name, _ in refused.value.errors] == named
+
+
+# --- reratings --------------------------------------------------------------------------
+# A price that is about more calls than one transaction rates again: all are, each once.
+
+
+CALLS = PIECE_CALLS_MAX + 3_007
+TOKENS, MARKUP = 1_000, 2
+# Calls at cost of one model, and those of another one that the price is not about.
+FILL = """
+WITH of AS (SELECT (md5(n::text)::uuid) AS request, n,
+                   CASE WHEN n %% 3 = 0 THEN 'other' ELSE 'dated' END AS model
+              FROM generate_series(1, %s) AS n),
+     used AS (INSERT INTO feature_usage (organization_id, "timestamp", epoch, seq, usage_amount, spend,
+                                         spent_after, in_money, request_id, feature_id, tenant_id)
+              SELECT %s, %s, 1, n, %s, 0, 0, true, request, %s, %s FROM of RETURNING 1)
+INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, service_id, model, {kinds},
+                  tokens, credits, units, cost, currency, price_id, status, streamed, estimated, refused,
+                  duration_ms)
+SELECT request, %s, %s, %s, 0, %s, model, {zeros}, %s, 0, 1, %s, 'USD',
+       CASE model WHEN 'dated' THEN %s ELSE %s END, 200, false, false, false, 1
+  FROM of, (SELECT count(*) FROM used) AS u
+RETURNING 1"""
+
+
+async def price(april: April, model: str, rate: str, day: int) -> int:
+    asked = {"model": model, "currency": "USD", "input": rate, "effective_from": at(4, day).isoformat()}
+    return int((await april.do("prices", "create", **requests.check_body(PriceCreate, asked)))["id"])
+
+
+async def used(april: April) -> dict[str, Any]:
+    """An organization with a service at cost, and many calls of it on 10 April at 1.00 a million tokens."""
+    await april.on(at(4, 1))
+    first, other = await price(april, "dated", "1", 1), await price(april, "other", "1", 1)
+    [(model,)] = rows_of(april.url, "SELECT id FROM business_model WHERE name = 'Pay-Per-Use'")
+    service = await april.do(
+        "services", "create", name="At cost", key="at-cost", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=model, pricing={"at_cost": {"markup": str(MARKUP)}},
+    )  # fmt: skip
+    tenant = await april.do("tenants", "create", name="Main")
+    owner, when, cost = tenant["organization_id"], at(4, 10), TOKENS * 1_000
+    kinds = ["input"] + [kind for kind in KINDS if kind != "input"]
+    statement = FILL.format(kinds=", ".join(kinds), zeros=", ".join([str(TOKENS), *["0"] * (len(kinds) - 1)]))
+    values = [
+        CALLS, owner, when, MARKUP * cost, service["id"], tenant["id"],
+        when, owner, tenant["id"], service["id"], TOKENS, cost, first, other,
+    ]  # fmt: skip
+    assert len(rows_of(april.url, statement, values)) == CALLS
+    return {"owner": owner, "first": first, "other": other}
+
+
+async def test_all_of_many_calls_are_rated_in_the_end(april: April) -> None:
+    made = await used(april)
+    await april.on(at(4, 20))
+    dearer = await price(april, "dated", "1.5", 5)
+    count = "SELECT count(*) FROM rerating WHERE price_id = %s"
+    [(at_once,)] = rows_of(april.url, count, [dearer])
+    about = CALLS - CALLS // 3
+    assert 0 < at_once < about
+    # Another one comes before the first is done: what that one had left is rated by the one in force.
+    cheaper = await price(april, "dated", "0.5", 6)
+    rating = april.loop("rating")
+    while await rating.turn():
+        pass
+    left = "SELECT count(*) FROM rerating_left"
+    assert rows_of(april.url, left) == [(0,)]
+    assert rows_of(april.url, count, [cheaper]) == [(about,)]
+    told = "SELECT price_id, count(*), min(cost), max(cost), sum(rerated) FROM call GROUP BY 1 ORDER BY 1"
+    assert rows_of(april.url, told) == [
+        (made["other"], CALLS // 3, TOKENS * 1_000, TOKENS * 1_000, 0),
+        (cheaper, about, TOKENS * 500, TOKENS * 500, Decimal(-about * TOKENS * 500)),
+    ]
+    # The counters hear of each call's difference: at last half of what it was charged.
+    moved = "SELECT sum((payload->>'units')::bigint)::bigint FROM control_write WHERE verb = 'amend'"
+    assert rows_of(april.url, moved) == [(about * MARKUP * TOKENS * 500,)]
+
+
+async def test_a_price_for_days_to_come_leaves_nothing(april: April) -> None:
+    await april.on(at(4, 1))
+    await price(april, "later", "1", 20)
+    assert rows_of(april.url, "SELECT count(*) FROM rerating_left") == [(0,)]
+
+
+# --- charging ---------------------------------------------------------------------------
+# What is known of many organizations is charged together, but for those that somebody else holds.
+
+
+# 30.00 a month are 1.00 a day of April.
+OF_TEN_DAYS = "SELECT count(*), sum(amount) FROM charge WHERE organization_id = %s"
+
+
+async def three(april: April) -> list[int]:
+    monthly = await plan(april, "Monthly", "30.00", 1, overage_policy="block", overage_unit_price=None)
+    made = []
+    for name in ("Acme", "Bolt", "Cog"):
+        owner = await april.do("organizations", "create", name=name)
+        made.append(int(owner["id"]))
+        await april.do(
+            "organization-subscriptions", "create", organization_id=owner["id"], plan_id=monthly,
+            start_date=date(2026, 4, 1), end_date=None, billing_interval="monthly",
+        )  # fmt: skip
+    april.now = at(4, 11)
+    return made
+
+
+async def free(april: April, owners: Sequence[int]) -> Sequence[int]:
+    partition, today = april.store.partition(owners[0]), april.now.date()
+    return await april.store.run(lambda connection: charges.charge_free(connection, owners, partition, today))
+
+
+async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(april: April) -> None:
+    first, held, last = await three(april)
+    with psycopg.connect(april.url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(7803, hashint8(%s))", [held])
+        assert await free(april, [first, held, last]) == [held]
+        assert april.rows(OF_TEN_DAYS, [held]) == [(0, None)]
+    for owner in (first, last):
+        assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
+    assert await free(april, [first, held, last]) == []
+    for owner in (first, held, last):
+        assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
+    assert await broken(april.url) == []
+
+
+async def test_an_hour_charges_everybody_once(april: April) -> None:
+    owners = await three(april)
+    store = Store(april.pool, lambda _: 0, lambda: april.now)
+    loop = billing_loops(store, lambda: april.now, page=2)["charging"]
+    assert await loop.turn() == 3
+    assert await loop.turn() == 0
+    assert [april.rows(OF_TEN_DAYS, [owner]) for owner in owners] == [[(10, Decimal(10))]] * 3

@@ -21,7 +21,7 @@ from gateway.core.billing.money import PriceTier
 from tests.persistence.april import TIERS, April, april, at, invoiced, plan, service
 from tests.persistence.billing.drawn import some
 from tests.persistence.billing.test_due import customer
-from tests.persistence.billing.test_supplied import told
+from tests.persistence.billing.test_taxed_histories import told
 from tests.persistence.billing.test_top_ups import own_invoice, post
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty

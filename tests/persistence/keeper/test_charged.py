@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from psycopg import errors
 from sqlalchemy import TextClause, text
 
 from gateway.core.accounts.holds import ChargedAmounts, LateSettlement
@@ -23,7 +24,15 @@ from gateway.counters.redis.keys import partition_of
 from gateway.http.protocol.request import RequestIds
 from persistence import engine as engines
 from persistence.billing import amendments
-from persistence.keeper.retention import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
+from persistence.keeper import definitions
+from persistence.keeper.retention import (
+    MONTHS_ALONE_MAX,
+    SINCE_BEGAN,
+    by_month,
+    forget_events,
+    forget_reratings,
+    times_of,
+)
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, LedgerReader
 from persistence.ledger import redrive, statements
@@ -31,9 +40,12 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.registry import SUBJECTS
 from tests.builders import CHAT
 from tests.databases import own_database
-from tests.persistence.explaining import told
+from tests.persistence.april import April, april, at, plan
+from tests.persistence.billing.test_due import act, customer
+from tests.persistence.billing.test_early_use import BEGINS, BLOCKS
+from tests.persistence.explaining import rerated, told
 from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
-from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
+from tests.persistence.scenario import Account, batch_of, document, rows_of, settle_in
 
 TAKEN_BACK = {"note": int(EventNote.RECLAIMED), "metadata": b'{"estimated":true,"reclaimed":true}'}
 
@@ -241,3 +253,103 @@ async def test_a_gateway_whose_clock_is_ahead_hides_no_row(migrated: str, writer
     assert await LedgerReader(engines.create(migrated), partition_of).settled({ahead: account.at_ms}) == [
         ahead
     ]
+
+
+# --- explained --------------------------------------------------------------------------
+# Events and reratings end once the calls that they explain are gone, and never before.
+
+
+NOW = datetime.now(UTC)
+OLD, SINCE, YOUNG = (NOW - timedelta(days=days) for days in (400, 200, 100))
+LEDGERS = ("token_ledger", "credit_transaction", "feature_usage", "call")
+EVENTS, RERATINGS = ("SELECT event_id FROM use_event ORDER BY id", "SELECT reason FROM rerating ORDER BY id")
+
+
+def archived(url: str, *ledgers: str) -> None:
+    for ledger in ledgers:
+        rows_of(url, "INSERT INTO kept_since VALUES (%s, %s) RETURNING 1", [ledger, SINCE])
+
+
+def named(url: str, statement: str) -> list[str]:
+    return [name for (name,) in rows_of(url, statement)]
+
+
+async def test_events_end_behind_their_calls(cloned: str) -> None:
+    """Those of which something is here, or that a plan's end is proved by, stay."""
+    [account] = settle_in(cloned, 100)
+    account.at_ms = int(OLD.timestamp() * 1000)
+    kept = account.consume(7).source
+    writer = LedgerWriter(cloned)
+    writer.write_now(batch_of(account))
+    writer.close()
+    with psycopg.connect(cloned) as connection:
+        told(connection, kept, OLD, event_id="moved a ledger that is here", created_at=OLD)
+        told(connection, str(uuid.uuid4()), OLD, event_id="late", created_at=OLD, late_tokens=1)
+        told(connection, str(uuid.uuid4()), OLD, event_id="of a plan before", created_at=OLD, quota_tokens=1)
+        told(connection, str(uuid.uuid4()), OLD, event_id="told when calls are here", created_at=YOUNG)
+        for n in range(5):
+            told(connection, str(uuid.uuid4()), OLD, event_id=f"gone {n}", created_at=OLD)
+    every, pool = named(cloned, EVENTS), engines.create(cloned)
+    archived(cloned, *LEDGERS[:3])
+    assert await forget_events(pool, 1) == 0
+    archived(cloned, LEDGERS[3])
+    assert await forget_events(pool, 500) == 0
+    assert named(cloned, EVENTS) == every
+    assert await forget_events(pool, 1, at_once=2) == 5
+    await pool.dispose()
+    assert named(cloned, EVENTS) == every[:4]
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        for event_id in every[1:4]:
+            with pytest.raises(errors.RestrictViolation, match="stands: DELETE refused"):
+                connection.execute("DELETE FROM use_event WHERE event_id = %s", (event_id,))
+        with pytest.raises(errors.RestrictViolation, match="stands: UPDATE refused"):
+            connection.execute("UPDATE use_event SET type = 'another'")
+
+
+async def test_reratings_end_behind_their_calls(cloned: str) -> None:
+    with psycopg.connect(cloned) as connection:
+        for n in range(5):
+            rerated(connection, f"gone {n}", OLD)
+        rerated(connection, "of a call that is here", YOUNG)
+    pool = engines.create(cloned)
+    assert await forget_reratings(pool, 1) == 0
+    archived(cloned, *LEDGERS)
+    assert await forget_reratings(pool, 500) == 0
+    assert await forget_reratings(pool, 1, at_once=2) == 5
+    await pool.dispose()
+    assert named(cloned, RERATINGS) == ["of a call that is here"]
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        for refused in ("DELETE FROM rerating", "UPDATE rerating SET reason = 'another'"):
+            with pytest.raises(errors.RestrictViolation, match="refused"):
+                connection.execute(refused.encode())
+
+
+# --- definitions ------------------------------------------------------------------------
+# What the counters are told of accounts is what the ledgers have, and not what callers write.
+
+
+__all__ = ["april"]
+
+
+async def forgives(april: April, tenant_id: int) -> bool:
+    async with april.pool.connect() as connection:
+        [found] = await definitions.tenants(connection, "t.id = :id", {"id": tenant_id})
+    return found.forgives
+
+
+async def test_only_a_change_of_plan_says_that_the_next_reset_forgives_debt(april: April) -> None:
+    carries = BLOCKS | {"overage_policy": "carry"}
+    small = await plan(april, "Small", "1.00", 1_000, **carries)
+    ids = await customer(april, small, BEGINS, None)
+    await april.on(at(4, 1))
+    request_id = str(uuid.uuid4())
+    april.account.consume(3_000, request_id=request_id)
+    # A settlement that comes late says what its caller said.
+    said = document(corrects=request_id, reason="settled late", forgives=1)
+    april.account.consume(5, kind=EventKind.ADJUST, metadata=said)
+    april.flush()
+    assert not await forgives(april, ids["tenant"])
+    blocks = await plan(april, "Blocks", "1.00", 500, **BLOCKS)
+    await act(april, ids, "change", plan_id=blocks, when="now")
+    await act(april, ids, "change", plan_id=small, when="now")
+    assert await forgives(april, ids["tenant"])

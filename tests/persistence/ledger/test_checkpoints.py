@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -13,14 +14,28 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import EventFlag, EventKind, decode
+from gateway.core.accounts.outbox import (
+    CallFacts,
+    EventFlag,
+    EventKind,
+    EventNote,
+    WindowKey,
+    corrected,
+    decode,
+    write_facts,
+)
 from gateway.core.integrity.reconciliation import DifferenceKind, Owner
+from persistence import engine
 from persistence import engine as engines
+from persistence.billing.credit_balances import Allocations
 from persistence.keeper import verification
 from persistence.keeper.verification import Accounts
+from persistence.ledger import checkpoints
 from persistence.ledger.checkpoints import Checkpoints, count_again
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
+from tests.features.archive.aging import months_made
+from tests.persistence.ledger.test_budget_uses import budget_of
 from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
 
 BEGINS = datetime(2026, 1, 20, tzinfo=UTC)
@@ -269,3 +284,256 @@ async def test_a_checkpoint_is_never_changed(old: Past, statement: str) -> None:
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """A plan's node and all below it."""
     return [plan, *(node for below in plan.get("Plans", ()) for node in nodes(below))]
+
+
+# --- filed drifts -----------------------------------------------------------------------
+# What was wrong once, is on file and was made good, contradicts nothing afterwards.
+
+
+@pytest.fixture
+async def young(cloned: str) -> AsyncIterator[Past]:
+    """An organization in its first January."""
+    months_made(cloned, "2026-01-01Z", 8)
+    past = Past(cloned, 1_000_000)
+    past.begin()
+    yield past
+    await past.end()
+
+
+def filed(past: Past, account: str, seq: int, difference: int) -> None:
+    rows_of(
+        past.url,
+        "INSERT INTO known_drift (account, seq, difference) VALUES (%s, %s, %s) RETURNING 1",
+        [account, seq, difference],
+    )
+
+
+def ms(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+async def allocated(past: Past) -> None:
+    while not await Allocations(past.pool).allocate(past.account.organization_id):
+        pass
+
+
+async def told(past: Past) -> set[str]:
+    return {each.invariant for each in await broken(past.url)}
+
+
+async def nothing_wrong(past: Past) -> None:
+    past.store()
+    await allocated(past)
+    assert await told(past) == set()
+
+
+async def test_tokens_that_were_put_right_are_no_contradiction(young: Past) -> None:
+    account = young.account
+    for _ in range(3):
+        young.use(3)
+    filed(young, f"tenant:{account.tenant_id}", account.seq, 3)
+    account.used -= 3
+    account.remaining += 3
+    account.grant(EventKind.ADJUST, -3)
+    young.use(3)
+    await nothing_wrong(young)
+    rows_of(young.url, "UPDATE tenant_quota SET tokens_remaining = tokens_remaining + 1 RETURNING 1")
+    assert await told(young) == {"quota"}
+
+
+@pytest.mark.parametrize("more", [0, 2], ids=["behind the last movement of its month", "within its month"])
+async def test_a_drift_of_spend_is_of_the_month_it_is_behind(young: Past, more: int) -> None:
+    account = young.account
+    for _ in range(3):
+        young.use(3)
+    young.store()
+    filed(young, f"spend:{account.organization_id}", account.spend_seq, 5)
+    account.spent += 5
+    for _ in range(more):
+        young.use(3)
+    await nothing_wrong(young)
+    for _ in range(2):
+        young.on(31)
+        await young.close()
+        young.use(3)
+        young.use(3)
+        await nothing_wrong(young)
+        name = f"spend:{account.organization_id}"
+        said = await Accounts(young.pool).accounts({name: account.spend_seq}, deep=True)
+        assert said[name].summed == said[name].last_row
+
+
+async def test_a_call_of_january_that_is_corrected_in_february_moves_what_is_used_of_february(
+    young: Past,
+) -> None:
+    account = young.account
+    budget = budget_of(young.url, account, "tokens")
+    rows_of(young.url, "UPDATE budget SET updated_at = '2026-01-02Z' RETURNING 1")
+    facts = write_facts(CallFacts(model="m", status=200, counts=(7,) + (0,) * 9, total=7))
+    later = write_facts(CallFacts(model="m", status=200, counts=(10,) + (0,) * 9, total=10))
+
+    def day(text: str) -> tuple[WindowKey, ...]:
+        return (WindowKey(budget, ms(text), ""),)
+
+    def call(at: str, note: int = 0) -> str:
+        account.at_ms = ms(at)
+        made = account.consume(
+            7, metadata=facts, note=note, budgets=day(at[:10]), money=0, raw_tokens=7, requests=1
+        )
+        return made.source
+
+    call("2026-01-20T10:00")
+    reclaimed = call("2026-01-31T23:59", int(EventNote.RECLAIMED))
+    call("2026-02-01T00:03")
+    account.seq += 1
+    account.remaining -= 3
+    account.emit(
+        EventKind.ADJUST, EventFlag.TOKENS, amount=3, source=str(uuid.uuid4()),
+        metadata=corrected(later, reclaimed, "reclaimed"), budgets=day("2026-02-01"), money=0, raw_tokens=3,
+        requests=0,
+    )  # fmt: skip
+    young.store()
+    await allocated(young)
+    assert "budgets" not in await told(young)
+    rows_of(young.url, "UPDATE budget_use SET used = used + 1 RETURNING 1")
+    assert "budgets" in await told(young)
+
+
+async def test_more_than_is_told_is_said(young: Past) -> None:
+    young.use(3)
+    await nothing_wrong(young)
+    rows_of(young.url, "UPDATE organization SET credit_balance = credit_balance + 1 RETURNING 1")
+    rows_of(young.url, "UPDATE tenant_quota SET tokens_remaining = tokens_remaining + 1 RETURNING 1")
+    pool = engine.create(young.url)
+    async with pool.connect() as connection:
+        assert [one.invariant for one in await checkpoints.violations(connection, most=1)] == [
+            "quota",
+            "more",
+        ]
+    await pool.dispose()
+
+
+# --- invariants -------------------------------------------------------------------------
+# Each invariant view finds the contradiction it is there for.
+
+
+TOKEN = (
+    "INSERT INTO token_ledger (tenant_id, transaction_type, amount, total_remaining, direction, seq,"
+    " request_id, created_at, epoch, cycle)"
+    " VALUES ({t}, '{kind}', {amount}, {left}, '{way}', {seq}, {request}, now(), 1, 1)"
+)
+CREDIT = (
+    "INSERT INTO credit_transaction (organization_id, tenant_id, credits_used, balance_after, seq,"
+    ' feature_id, "timestamp", epoch) VALUES ({o}, {t}, {used}, {left}, {seq}, 1, now(), 1)'
+)
+SPEND = (
+    "INSERT INTO feature_usage (organization_id, tenant_id, spend, spent_after, seq, usage_amount,"
+    ' feature_id, "timestamp", epoch) VALUES ({o}, {t}, {used}, {left}, {seq}, 1, 1, now(), 1)'
+)
+REQUEST = "'00000000-0000-4000-8000-000000000001'"
+INVOICE = (
+    "INSERT INTO invoice (organization_id, currency, period_start, period_end, total_amount)"
+    " VALUES ({o}, 'USD', '2026-01-01', '2026-01-31', 3)"
+)
+PAYMENT = (
+    "INSERT INTO payment (organization_id, invoice_id, amount, currency, reference)"
+    " SELECT organization_id, id, 1, currency, 'x' FROM invoice"
+)
+CHARGE = (
+    "INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount,"
+    " currency, source, source_id, fact, tenant_id)"
+    " VALUES ({o}, '{kind}', '2026-01-01Z', '2026-01-02Z', 2, 3, 6, 'USD', '{source}', {id}, 'x', 1)"
+)
+ROLL_UP = (
+    "INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, tokens)"
+    " VALUES ('2026-01-01', {o}, {t}, 1, 7)"
+)
+CALL = (
+    "INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, input, cache_read,"
+    " cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input, image_output,"
+    " tokens, credits, units, status, streamed, estimated, duration_ms) VALUES"
+    " (gen_random_uuid(), now(), {o}, {t}, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 1, 200, false, false, 5)"
+)
+BUDGET = (
+    'INSERT INTO budget (organization_id, name, unit, amount, "interval", updated_at)'
+    " VALUES ({o}, 'b', 'money', 1, 'day', '2026-01-01')"
+)
+BUDGET_USE = "INSERT INTO budget_use (budget_id, start, used) SELECT id, '2026-01-02', 5 FROM budget"
+ALLOCATION = "INSERT INTO credit_allocation (organization_id, seq, amount) VALUES ({o}, 1, 4)"
+CHECKPOINT = (
+    "INSERT INTO account_checkpoint (account, first_seq, last_seq, month, movements, amount)"
+    " VALUES ('tenant:{t}', 0, 1, '2026-01-01', 1, 99)"
+)
+# Begins behind a place where none ends.
+LATER_CHECKPOINT = CHECKPOINT.replace("0, 1,", "5, 9,")
+QUOTA = "UPDATE tenant_quota SET last_seq = 1, epoch = 1, cycle = 1, {change} WHERE tenant_id = {t}"
+
+
+def reset(amount: int) -> str:
+    return _filled(TOKEN, seq=1, kind="reset", way="IN", amount=amount, left=amount, request="NULL")
+
+
+def consume(seq: int, amount: int, left: int, *, request: str = "NULL") -> str:
+    return _filled(TOKEN, seq=seq, kind="consume", way="OUT", amount=amount, left=left, request=request)
+
+
+def _filled(statement: str, **values: object) -> str:
+    """The statement with everything but the account's ids."""
+    return statement.format(o="{o}", t="{t}", **values)
+
+
+# Statements that break each invariant, and perhaps others with it.
+CONTRADICTIONS = {
+    "chain": [reset(100), consume(2, 10, 91)],
+    "gapless": [reset(100), consume(3, 10, 90)],
+    "checkpoints": [reset(100), CHECKPOINT, LATER_CHECKPOINT],
+    "quota": [reset(100), _filled(QUOTA, change="tokens_remaining = 99")],
+    "blocked": [_filled(QUOTA, change="tokens_remaining = 0, is_blocked = false")],
+    "credits": ["UPDATE organization SET credit_balance = 5 WHERE id = {o}"],
+    "carried": ["UPDATE organization SET credit_ahead = 5 WHERE id = {o}"],
+    "request_once": [reset(100), consume(2, 10, 90, request=REQUEST), consume(3, 10, 80, request=REQUEST)],
+    "rollup": [ROLL_UP],
+    "allocations": [
+        _filled(CREDIT, used=5, left=-5, seq=1),
+        ALLOCATION,
+        "UPDATE organization SET allocated_seq = 1",
+    ],
+    "drawn": ["INSERT INTO credit_addition (organization_id, credits_added, spent) VALUES ({o}, 9, 5)"],
+    "invoice": [INVOICE],
+    "payments": [INVOICE, PAYMENT],
+    "owed": [CHARGE.format(o="{o}", kind="usage", source="usage_tier", id=1)],
+    "days": [CHARGE.format(o="{o}", kind="subscription", source="subscription_segment", id=1)],
+    "usage_adds_up": [CALL],
+    "budgets": [BUDGET, BUDGET_USE],
+}
+
+
+@pytest.mark.parametrize("name", checkpoints.INVARIANTS)
+async def test_a_contradiction_is_found(migrated: str, name: str) -> None:
+    found = await _violations(migrated, CONTRADICTIONS[name])
+    assert name in {violation.invariant for violation in found}
+
+
+@pytest.mark.parametrize(("account", "statement"), [("credits", CREDIT), ("spend", SPEND)])
+async def test_every_account_has_its_chain(migrated: str, account: str, statement: str) -> None:
+    sign = -1 if account == "credits" else 1
+    rows = [_filled(statement, used=5, left=sign * left, seq=seq) for seq, left in ((1, 5), (2, 11))]
+    found = await _violations(migrated, rows)
+    chains = [violation for violation in found if violation.invariant == "chain"]
+    assert [(violation.account.split(":")[0], violation.seq) for violation in chains] == [(account, 2)]
+
+
+async def test_an_empty_database_contradicts_nothing(migrated: str) -> None:
+    assert await _violations(migrated, []) == []
+
+
+async def _violations(url: str, statements: list[str]) -> list[checkpoints.Violation]:
+    [account] = settle_in(url, 100)
+    with psycopg.connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement.format(o=account.organization_id, t=account.tenant_id))
+    pool = engine.create(url)
+    async with pool.connect() as connection:
+        found = await checkpoints.violations(connection)
+    await pool.dispose()
+    return found

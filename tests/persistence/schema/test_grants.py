@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine
 
 from persistence import engine as engines
@@ -16,6 +17,7 @@ from persistence.engine import dialect_url
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate, partitions
 from persistence.schema import roles as schema_roles
+from persistence.schema.roles import admit_writer
 from persistence.schema.version import NEEDED
 from tests.persistence.migrated import LEDGERS
 from tests.persistence.scenario import Account, batch_of, broken, busy, rows_of, settle_in
@@ -302,3 +304,19 @@ def test_the_database_may_have_any_name(postgres: str, name: str) -> None:
     finally:
         with psycopg.connect(postgres, autocommit=True) as admin:
             admin.execute(f"DROP DATABASE {quoted} WITH (FORCE)".encode())
+
+
+# --- roles ------------------------------------------------------------------------------
+# The writer of a database of ours is let in by a password of its own.
+
+
+def test_the_writer_is_let_in_by_the_owner(database: str) -> None:
+    migrate.upgrade(database)
+    url = admit_writer(database, "a:b/c@d")
+    assert conninfo_to_dict(url)["password"] == "a:b/c@d"
+    assert rows_of(url, "SELECT current_user || '' = current_database() || '_writer'") == [(True,)]
+    with psycopg.connect(database) as admin:
+        kept = admin.execute(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = current_database() || '_writer'"
+        )
+        assert str(kept.fetchone()).startswith("('SCRAM-SHA-256$")
