@@ -40,7 +40,7 @@ FIXED_WAITS: dict[str, str] = {
     "tests/faults/": "how long a fault lasts is drawn, or stated by its row",
     "tests/background/verifying/scene.py": "a keeper posts again and again, with pauses",
     "tests/core/test_wait.py": "a loop stands still",
-    "tests/counters/redis/test_wire.py": "a loop stands still, a clock is ahead, several steps take long together",
+    "tests/counters/redis/test_wire.py": "a loop stands still, a clock is ahead, several steps take long",
     "tests/deploy/rolling.py": "a list of upstreams is heard late, a load goes on before and behind",
     "tests/deploy/test_scrape.py": "calls are spread over several scrapes",
     "tests/http/stage.py": "an upstream takes its time",
@@ -49,7 +49,7 @@ FIXED_WAITS: dict[str, str] = {
     "tests/journey/apis.py": "a client hangs up after a while",
     "tests/journey/parallel.py": "an upstream takes its time",
     "tests/model/system.py": "a process dies after a drawn while",
-    "tests/run/test_starting.py": "a look takes its time",
+    "tests/run/test_readiness.py": "a look takes its time",
 }
 
 EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base", "common", "misc"})

@@ -15,6 +15,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
+from gateway.core.text import read_json
 from gateway.errors import Refusal
 
 METERS = [
@@ -79,3 +80,26 @@ def look(family: Family, document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
 def test_an_address_that_is_none(uri: str) -> None:
     look(Family("gemini"), {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]})
+
+
+# --- json reader ------------------------------------------------------------------------
+# JSON of others is read, or refused in one line.
+
+
+def test_a_document_is_read() -> None:
+    assert read_json(b'{"a": [1, -2, 1.5, "x", null]}') == {"a": [1, -2, 1.5, "x", None]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "nests too deep"),
+        ("9" * 5_000, "more than 4300 digits"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_cannot_be_read_is_said(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        read_json(text)
+    assert "\n" not in str(refused.value)
+    assert "set_int_max" not in str(refused.value)

@@ -37,7 +37,7 @@ SCRAPE_S_MAX = 120.0
 OF_PORTS_WITH_TLS = {f"{PREFIX}tls_certificate_stale"}
 # Of issuers, where there are any; tests/issuers/test_callers.py.
 OF_ISSUERS = {f"{PREFIX}issuers_unread"}
-# Of a Redis that refuses calls, and of one with replicas; tests/run/test_redis_state.py.
+# Of a Redis that refuses calls, and of one with replicas; tests/run/test_readiness.py.
 OF_REDIS = {f"{PREFIX}partitions_refusing", f"{PREFIX}redis_replica_lag_seconds"}
 
 

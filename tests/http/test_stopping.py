@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.model import Family
+from gateway.errors import StartError
+from gateway.http.server.server import listen
 from tests.http.fakes import ANSWER, CHAT, CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Answer, Stage, staged
 from tests.waiting import eventually
@@ -173,3 +178,104 @@ async def test_a_call_that_is_being_admitted_ends_once_it_is() -> None:
         await draining
         assert [one.charge for one in stage.counters.settlements] == [False]
         assert not stage.events("drain_incomplete")
+
+
+# --- renewal ----------------------------------------------------------------------------
+# The data plane is given another table and other limits while it serves.
+
+
+async def test_what_was_renewed_is_in_force_for_the_next_request_and_what_runs_ends_as_it_began() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        done = chunks(EVENT, b"data: [DONE]\n\n")
+        stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 0.2, done])
+        await client.send(post(CHAT_STREAM))
+        await eventually(lambda: stage.upstream.received)
+        chat = next(route for route in ROUTES if route.path == "/v1/chat/completions")
+        target = UpstreamTarget("up", f"http://127.0.0.1:{stage.upstream.port}", (("x-renewed", "yes"),))
+        limits = replace(stage.plane.limits, body_bytes_max=1024)
+        stage.plane.renew([chat], [target], limits)
+        assert (await client.answer()).body.endswith(b"[DONE]\n\n")
+        # The upstream that was left keeps no connection for a call that will not come.
+        await eventually(lambda: stage.upstream_connections == 0)
+
+        assert (await client.ask(post(CHAT))).status == 200
+        assert (b"x-renewed", b"yes") in stage.upstream.received[-1].headers
+        assert (await client.ask(post(CHAT, b"/v1/abort"))).status == 404
+        assert (await stage.ask(post(CHAT + b" " * 1024))).status == 413
+        assert stage.upstream_connections == 1
+        stage.plane.renew([chat], [target], limits)
+        assert stage.upstream_connections == 1  # nothing changed, so it is kept
+
+
+async def test_a_table_that_does_not_fit_changes_nothing() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        assert (await client.ask(post(CHAT))).status == 200
+        with pytest.raises(StartError, match="no-such"):
+            stage.plane.renew([replace(ROUTES[0], upstream="no-such")], [], stage.plane.limits)
+        assert (await client.ask(post(CHAT))).status == 200
+        assert stage.upstream_connections == 1
+
+
+# --- listening --------------------------------------------------------------------------
+# Clients who wait at the socket of a worker that accepts nobody are taken by another one.
+
+
+WAITING = 100
+
+
+class Greets(asyncio.Protocol):
+    """Says hello and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody is there."""
+        there = cast("asyncio.Transport", transport)
+        there.write(b"hello")
+        there.close()
+
+
+def listening() -> socket.socket:
+    made = socket.create_server(("127.0.0.1", 0), backlog=WAITING * 2)
+    made.setblocking(False)
+    return made
+
+
+async def greeted(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_who_waits_at_a_dead_workers_socket_is_taken_again_and_again_until_it_is_closed() -> None:
+    own, dead = listening(), listening()
+    kept = dead.dup()  # as a supervisor holds it
+    kept.setblocking(True)
+    port = dead.getsockname()[1]
+    here = await listen(Greets, [own], [dead])
+    try:
+        for _ in range(2):
+            answers = await asyncio.gather(*(greeted(port) for _ in range(WAITING)))
+            assert answers == [b"hello"] * WAITING
+        assert await greeted(own.getsockname()[1]) == b"hello"
+    finally:
+        here.close()
+    with socket.create_connection(("127.0.0.1", port)), kept.accept()[0], kept:
+        pass  # whoever waits now is somebody else's
+
+
+async def test_a_socket_that_nobody_listens_at_yet_troubles_nobody() -> None:
+    own, later = listening(), socket.socket()
+    later.setblocking(False)
+    later.bind(("127.0.0.1", 0))
+    held = later.dup()
+    here = await listen(Greets, [own], [later])
+    try:
+        assert await greeted(own.getsockname()[1]) == b"hello"
+        held.listen()
+        assert await greeted(held.getsockname()[1]) == b"hello"
+    finally:
+        here.close()
+        held.close()

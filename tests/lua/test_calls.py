@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.builders import (
     together,
 )
 from tests.lua.windows import OTHER_NAME, account, window
+from tests.waiting import wait_until
 
 DAY_MS = 86_400_000
 NUMBERS = itertools.count(1)
@@ -356,3 +358,86 @@ def test_a_shape_that_does_not_fit_is_refused(world: World, shape: bytes) -> Non
 
 def _plain(world: World) -> packing.Call:
     return packing.reserve(world.run_id, 1, TTL_MS, HoldRequest(world.caller, new_id(), "", CHAT, 1, 1))
+
+
+# --- batch ------------------------------------------------------------------------------
+# What calls that come together share: the time, if no other call came in between.
+
+
+def later() -> None:
+    """Let the clock of the scripts, which is this machine's, go on."""
+    began = time.time_ns() // 1_000_000
+    wait_until(lambda: time.time_ns() // 1_000_000 > began)
+
+
+def reserved_at(world: World, batch: int) -> int:
+    """The time a `reserve` of this batch was taken for, each later than the one before."""
+    later()
+    request = HoldRequest(world.caller, new_id(), "", CHAT, 1, 1)
+    answer = world.run("reserve", packing.reserve(world.run_id, world.catalogue, TTL_MS, request, batch))
+    return packing.decision(answer, CHAT).now_ms
+
+
+def test_one_batch_has_one_time_and_the_next_another(world: World) -> None:
+    world.plan(100)
+    first = [reserved_at(world, 7) for _ in range(3)]
+    second = [reserved_at(world, 8) for _ in range(3)]
+    assert (len(set(first)), len(set(second))) == (1, 1)
+    assert second[0] > first[0]
+
+
+def test_a_call_of_somebody_else_in_between_ends_what_is_shared(world: World) -> None:
+    world.plan(100)
+    times = [reserved_at(world, batch) for batch in (7, 8, 7)]
+    assert times == sorted(set(times))
+
+
+def test_a_call_of_no_batch_asks_for_the_time_and_leaves_none_to_others(world: World) -> None:
+    world.plan(100)
+    times = [
+        reserved_at(world, batch) for batch in (packing.NO_BATCH, packing.NO_BATCH, 7, packing.NO_BATCH, 7)
+    ]
+    assert times == sorted(set(times))
+
+
+def test_reserve_and_settle_of_one_batch_share_it(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=1)
+    at = reserved_at(world, 9)
+    later()
+    used = Settlement(world.caller, call.id, "", CHAT, charge=True, tokens=1)
+    world.run("settle", packing.settle(world.run_id, 0, used, packing.MODE_CHARGE, batch=9))
+    assert world.events()[-1].at_ms == at
+
+
+# --- opened -----------------------------------------------------------------------------
+# Accounts that scripts keep opened are few: calls of more in turn find what is stored, whoever wrote it.
+
+
+# More than are kept, of now and of before.
+MANY = 150
+
+
+@pytest.mark.parametrize("together", [1, 40, 70, MANY])
+def test_each_of_many_in_turn_goes_by_what_is_stored(valkey: str, together: int) -> None:
+    worlds = [World(valkey, organization_id=n, tenant_id=n, key_id=n) for n in range(1, MANY + 1)]
+    for world in worlds:
+        world.plan(1000)
+    for turn in range(1, 3):
+        for first in range(0, MANY, together):
+            calls = [world.reserve(need=5) for world in worlds[first : first + together]]
+            stored = [call.world.get(call.world.tenant_key) for call in calls]
+            for call in calls:
+                call.settle(tokens=3)
+            assert [call.world.tenant.used for call in calls] == [3 * turn] * len(calls)
+            # Somebody brings back what was written here before.
+            for call, before in zip(calls[::7], stored[::7], strict=True):
+                after = call.world.get(call.world.tenant_key)
+                assert before
+                assert after
+                call.world.client.set(call.world.tenant_key, before)
+                again = call.world.reserve(need=5)
+                assert (call.world.tenant.held, call.world.tenant.inflight) == (10, 2)
+                again.release()
+                assert (call.world.tenant.used, call.world.tenant.held) == (3 * (turn - 1), 5)
+                call.world.client.set(call.world.tenant_key, after)

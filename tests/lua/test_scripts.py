@@ -21,6 +21,7 @@ from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer
 from tests.lua.conftest import AMONG_OTHERS
+from tests.lua.lint import warnings
 from tests.lua.windows import OTHER_NAME, account, window
 
 LUA = Path(__file__).parents[2] / "lua"
@@ -347,3 +348,25 @@ def test_a_script_names_every_library_it_calls(verb: str) -> None:
         makes = re.findall(r"^local function (\w+)", library.read_text(), re.MULTILINE)
         if any(re.search(rf"\b{name}\(", body) for name in makes):
             assert library.stem in named[1].split(), f"{verb} calls {library.stem}"
+
+
+# --- lint -------------------------------------------------------------------------------
+# luacheck has nothing to say of the scripts, and would have.
+
+
+def test_the_library_has_no_warnings() -> None:
+    assert warnings(scripts.library().text) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ("local function of(a) return 1 end\nreturn of(1)", "W212"),
+        ("local a = 1\nlocal function of(a) return a end\nreturn of(a)", "W431"),
+        ("return nowhere", "W113"),
+        ("somewhere = 1", "W111"),
+        ("local a = 1", "W211"),
+    ],
+)
+def test_what_is_wrong_is_said(wrong: str, code: str) -> None:
+    assert [code in line for line in warnings(f"#!lua name=x\n{wrong}\n")] == [True]

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
-from gateway.core.model import PARTITIONS
+from gateway.core.model import PARTITIONS, Service
 from gateway.core.processes import report, there
+from gateway.core.wait import in_task
+from gateway.counters.admission.stored import encode_catalogue
+from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.connection import RedisConnection
-from gateway.run.health import DiskWatch
+from gateway.counters.redis.connection import RedisConnection, encode
+from gateway.errors import CountersUnavailable, StartError
+from gateway.run.health import DiskWatch, RedisState, tell_of_redis
+from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.run.readiness import CachedLookup, Probe, all_answer, of_gateway, one_answers
-from gateway.settings.settings import Settings
+from gateway.settings.settings import Settings, load
 from gateway.telemetry import metrics as tallies
-from tests.conftest import ValkeyServer
+from tests.conftest import ValkeyServer, free_port
+from tests.tree import ROOT
 from tests.waiting import eventually
 
 OF_WORKERS = ("redis", "counters_verified", "every_partition")
@@ -146,3 +158,250 @@ async def test_a_gateway_whose_redis_refuses_all_calls_is_not_ready_and_says_why
     assert said["redis"] == (True if ready else "OOM: its memory is full")
     assert said["every_partition"] == ("OOM: its memory is full" if refusing else True)
     assert said["clock"] == "the clock is 7,200 s behind that of redis"
+
+
+# --- starting ---------------------------------------------------------------------------
+# A process waits for what it needs, says so, and gives up or stops when it is told to.
+
+
+CHAT = Service(1, "chat")
+
+
+class Log:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Any]] = []
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        self.said.append((event, facts["why"]))
+
+
+async def test_what_answers_in_the_end_is_reached() -> None:
+    troubles, log = ["refused", "refused", ""], Log()
+
+    async def trouble() -> str:
+        return troubles.pop(0)
+
+    assert await reached("Redis", trouble, wait_s=60, stop=asyncio.Event(), log=log)
+    assert log.said == [("waiting for Redis", "refused")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "known"),
+    [
+        (encode_catalogue(1, [CHAT]), {"chat": CHAT}),
+        (b"{", {}),
+        (b'{"version":1,"services":[]}', {}),
+        (b"", {}),
+    ],
+)
+async def test_services_that_nobody_can_read_are_none(
+    own_valkey: Callable[..., ValkeyServer], raw: bytes, known: dict[str, Service]
+) -> None:
+    url = own_valkey().url
+    with redis.Redis.from_url(url) as client:
+        client.set(keys.CATALOGUE, raw)
+    assert await catalogue_of(load({"TOLLKEEPER_REDIS_URL": url})) == known
+
+
+async def test_what_answers_at_once_is_not_mentioned() -> None:
+    log = Log()
+
+    async def trouble() -> str:
+        return ""
+
+    assert await reached("Redis", trouble, wait_s=1, stop=asyncio.Event(), log=log)
+    assert log.said == []
+
+
+async def test_the_wait_ends_with_what_is_wrong() -> None:
+    async def trouble() -> str:
+        return "no such host"
+
+    with pytest.raises(StartError, match=r"Redis cannot be reached, after 0\.1 s: no such host"):
+        await reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
+
+
+async def test_an_answer_that_never_comes_is_bounded() -> None:
+    async def trouble() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    with pytest.raises(StartError, match="no answer within"):
+        await reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
+
+
+async def test_a_process_told_to_stop_waits_no_longer() -> None:
+    stop = asyncio.Event()
+    stop.set()
+
+    async def trouble() -> str:
+        return "refused"
+
+    assert not await reached("Redis", trouble, wait_s=3_600, stop=stop, log=Log())
+
+
+async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> None:
+    """As a connection is asked after: for a while, and then with the reason it has met."""
+
+    async def trouble() -> str:
+        await asyncio.sleep(ASK_INTERVAL_S)
+        return "wrong password"
+
+    with pytest.raises(StartError, match="wrong password"):
+        await reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())
+
+
+def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do() -> None:
+    url = f"postgresql://u:p@127.0.0.1:{free_port()}/x"
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "migrate", "--database-url", url],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+# --- redis state ------------------------------------------------------------------------
+# A Redis that is there and refuses is known by itself, and so is a clock that is another's.
+
+
+Said = list[tuple[str, str]]
+
+
+@asynccontextmanager
+async def looked_at(
+    server: ValkeyServer, said: Said, **made: Any
+) -> AsyncIterator[tuple[RedisState, RedisConnection]]:
+    wire = RedisConnection(parse_url(server.url), time.monotonic)
+    await wire.open()
+
+    def log(event: str, code: str = "", **_: object) -> None:
+        said.append((event, code))
+
+    state = RedisState(wire, log, **made)
+    asking = asyncio.create_task(state.keep_asking(ask_s=0.01))
+    try:
+        yield state, wire
+    finally:
+        asking.cancel()
+        await wire.close()
+
+
+async def full(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
+    client.config_set("maxmemory", 1)
+
+
+async def of_another(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
+    client.replicaof("127.0.0.1", str(free_port()))
+
+
+async def without_a_disk(server: ValkeyServer, client: redis.Redis, wire: RedisConnection) -> None:
+    """Its snapshot fails, and a write is answered so."""
+    client.config_set("save", "1 1")
+    shutil.rmtree(server.folder)
+    client.set("x", 1)
+
+    async def refused() -> bool:
+        with suppress(redis.ResponseError):
+            client.bgsave()
+        with suppress(CountersUnavailable):
+            await in_task(wire.send(encode(b"SET", b"x", b"1")))
+        return wire.refusal[0] == "MISCONF"
+
+    await eventually(refused)
+
+
+def well_again(client: redis.Redis, code: str) -> None:
+    match code:
+        case "OOM":
+            client.config_set("maxmemory", 0)
+        case "READONLY":
+            client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("code", "break_it", "takes"),
+    [("OOM", full, False), ("READONLY", of_another, False), ("MISCONF", without_a_disk, True)],
+)
+async def test_why_redis_refuses_is_told_until_it_takes_calls_again(
+    own_valkey: Callable[..., ValkeyServer],
+    code: str,
+    break_it: Callable[[ValkeyServer, redis.Redis, RedisConnection], Awaitable[None]],
+    takes: bool,
+) -> None:
+    """By what calls are answered alone a server is not given up: only calls can say that it is well again."""
+    server, said = own_valkey("--save", ""), Said()
+    with redis.Redis(port=server.port) as client:
+        async with looked_at(server, said) as (state, wire):
+            await eventually(state.figures)
+            assert (state.taking, state.why) == (PARTITIONS, "")
+            await break_it(server, client, wire)
+            await eventually(lambda: state.refusing)
+            assert state.snapshot()["partitions_refusing"] == [(code, PARTITIONS)]
+            assert state.why.startswith(f"{code}: ")
+            assert (state.taking > 0) is takes
+            if code == "MISCONF":
+                assert state.figures()["redis_files_failing"] == [("append_only", 0), ("snapshot", 1)]
+                client.config_set("save", "")  # else it does not end
+            else:
+                well_again(client, code)
+                await eventually(lambda: state.taking == PARTITIONS and not state.refusing)
+                await eventually(lambda: ("redis takes everything again", "") in said)
+    assert said[0] == ("redis refuses", code)
+
+
+async def test_memory_of_the_server_and_what_follows_it_are_figures(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    server, said = own_valkey("--maxmemory", "64mb"), Said()
+    async with looked_at(server, said) as (state, _):
+        await eventually(state.figures)
+        before = state.figures()
+        with redis.Redis(port=server.port) as client:
+            client.set("much", b"x" * 4_000_000)
+        wanted = int(str(before["redis_memory_used_bytes"])) + 3_900_000
+        await eventually(lambda: int(str(state.figures()["redis_memory_used_bytes"])) > wanted)
+    assert (before["redis_memory_max_bytes"], before["redis_replicas"]) == (64 * 1024 * 1024, 0)
+    assert before["redis_files_failing"] == [("append_only", 0), ("snapshot", 0)]
+    assert "redis_replica_lag_seconds" not in before
+    assert not said
+
+
+@pytest.mark.parametrize("ahead_s", [-7_200, 0, 7_200])
+async def test_a_clock_that_is_wrong_is_told_by_how_much(
+    own_valkey: Callable[..., ValkeyServer], ahead_s: int
+) -> None:
+    async with looked_at(own_valkey(), [], wall=lambda: time.time() + ahead_s) as (state, _):
+        await eventually(state.figures)
+        assert abs(state.clock_off_s - ahead_s) < 5
+
+
+# --- away -------------------------------------------------------------------------------
+# Logs say when Redis goes and when it is back.
+
+
+async def test_it_is_said_when_redis_goes_and_when_it_is_back() -> None:
+    """Of a cluster also when more or fewer partitions are away."""
+    said: list[tuple[str, str, int, str]] = []
+    seen = iter([0, 21, 21, 64, 43, 0, 0])
+
+    class Seen:
+        trouble = "refused"
+
+        @property
+        def away(self) -> int:
+            try:
+                return next(seen)
+            except StopIteration:
+                raise asyncio.CancelledError from None
+
+    def say(event: str, *, level: str, partitions: int = 0, why: str = "") -> None:
+        said.append((event, level, partitions, why))
+
+    with suppress(asyncio.CancelledError):
+        await tell_of_redis(Seen(), say, look_s=0.0)
+    assert said == [
+        *(("redis is away", "error", away, "refused") for away in (21, 64, 43)),
+        ("redis is back", "info", 0, ""),
+    ]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
 
-from gateway.core.issuers import SignIn
+from gateway.core.issuers import Issuer, SignIn
+from gateway.http.server.server import DataPlane
+from gateway.issuers.callers import TokenCallers
+from gateway.run.gateway_worker import GatewayPort, take_worker_slot
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.supervisor.up import _placed, renewal_of
-from gateway.settings.settings import Settings, load
+from gateway.settings.settings import Settings, load, to_json
 from tests.waiting import eventually
 
 CONFIG = """
@@ -240,3 +247,104 @@ def test_each_process_takes_over_what_it_serves_by_and_says_nothing_of_the_other
     assert of_gateway.take(written)[1] == "log_level, cors_origins changed"
     assert of_keeper.take(written)[1] == "log_level, sign_in changed"
     assert (of_gateway.running.sign_in, of_keeper.running.cors_origins) == (SignIn(), "")
+
+
+# --- gateway port -----------------------------------------------------------------------
+# Settings that a worker is told while it serves.
+
+
+ISSUER = Issuer("https://issuer.example", ("us",))
+
+
+class _Plane:
+    """A data plane that cannot serve by what it is told; it knows whether it accepts tokens."""
+
+    def __init__(self) -> None:
+        self.wrong = True
+        self.accepts_tokens = False
+
+    def renew(self, *_: object, accepts_tokens: bool, **__: object) -> None:
+        """As `DataPlane.renew`."""
+        if self.wrong:
+            raise LookupError("sk-secret")
+        self.accepts_tokens = accepts_tokens
+
+
+class _Tokens:
+    """Callers behind tokens, who know their issuers."""
+
+    def __init__(self) -> None:
+        self.issuers: tuple[Issuer, ...] = ()
+
+    def renew(self, issuers: tuple[Issuer, ...]) -> None:
+        """As `TokenCallers.renew`."""
+        self.issuers = issuers
+
+
+async def test_settings_that_cannot_be_served_by_are_told_and_all_of_those_before_stay() -> None:
+    settings, plane, tokens, said = load({}), _Plane(), _Tokens(), list[str]()
+    wanted = to_json(settings.with_values(issuers=(ISSUER,)))
+
+    def log(event: str, **facts: Any) -> None:
+        said.append(f"{event} {facts}")
+
+    port = GatewayPort(settings, cast("DataPlane", plane), cast("TokenCallers", tokens), log)
+    assert not port.sent.is_stale
+    port.sent.hear(wanted)
+    assert port.sent.is_stale
+    kept = "settings cannot be served by, and are kept as they were"
+    assert said == [f"{kept} {{'error': 'LookupError', 'level': 'error'}}"]
+    assert (plane.accepts_tokens, tokens.issuers) == (False, ())
+    port.sent.hear(b"{")
+    assert port.sent.is_stale
+    plane.wrong = False
+    port.sent.hear(wanted)
+    assert not port.sent.is_stale
+    assert (plane.accepts_tokens, tokens.issuers) == (True, (ISSUER,))
+
+
+# --- worker slot ------------------------------------------------------------------------
+# A worker's slot is nobody else's while it lives, and its successor's afterwards.
+
+
+TAKE = """
+import pathlib, sys
+from gateway.run.gateway_worker import take_worker_slot
+print(take_worker_slot(pathlib.Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def sit(directory: Path) -> tuple[subprocess.Popen[str], UUID]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, UUID(process.stdout.readline().strip())
+
+
+def test_a_slot_is_taken_once_and_found_again_after_a_kill(tmp_path: Path) -> None:
+    first, its = sit(tmp_path / "worker_slots")
+    second, other = sit(tmp_path / "worker_slots")
+    assert its != other
+    first.kill()
+    first.wait(60)
+    third, again = sit(tmp_path / "worker_slots")
+    assert again == its
+    for process in (second, third):
+        process.kill()
+        process.wait(60)
+
+
+def test_a_slot_that_cannot_be_kept_is_a_slot_all_the_same(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no directory")
+    assert take_worker_slot(blocked) != take_worker_slot(blocked)
+
+
+def test_a_slot_that_was_half_written_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("half of i")
+    process, worker_slot = sit(tmp_path)
+    assert (tmp_path / "0").read_text() == str(worker_slot)
+    process.kill()
+    process.wait(60)

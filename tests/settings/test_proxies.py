@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
+from gateway.core.issuers import IdentityProvider, Issuer, SignIn
 from gateway.core.network import Proxy
 from gateway.errors import SettingError
 from gateway.run.reload import RENEWABLE, Renewal, with_credentials
 from gateway.settings.settings import Settings, from_json, load, to_json
+from tests.tree import ROOT
 
 PROXY = "http://us%40er:p%3Ass@proxy.test:3128"
 KNOWN = "Basic " + b64encode(b"us@er:p:ss").decode()
@@ -163,3 +166,170 @@ def test_an_upstreams_own_proxy_has_new_credentials_and_another_proxy_waits(
     assert Renewal(before, lambda: after).take_credentials(after) == (
         "credentials of upstreams changed: own" if is_taken else ""
     )
+
+
+# --- issuers ----------------------------------------------------------------------------
+# Issuers of the configuration file: read whole, and said what is wrong with its place.
+
+
+GITHUB = """
+issuers:
+  - issuer: https://token.actions.githubusercontent.com
+    audiences: [tollkeeper]
+    subject: /repository
+    subjects: {acme/agents: agents}
+    user: /actor
+    require: {/repository_owner: [acme], /ref: [refs/heads/main, refs/heads/next]}
+"""
+
+
+def loaded(folder: Path, text: str, **environ: str) -> Settings:
+    config = folder / "config.yaml"
+    config.write_text(text)
+    return load(environ, config)
+
+
+def test_an_issuer_is_read_with_its_rules_and_goes_to_workers_as_it_is(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, GITHUB)
+    assert settings.issuers == (
+        Issuer(
+            "https://token.actions.githubusercontent.com",
+            ("tollkeeper",),
+            subject="/repository",
+            subjects=(("acme/agents", "agents"),),
+            user="/actor",
+            require=(("/repository_owner", ("acme",)), ("/ref", ("refs/heads/main", "refs/heads/next"))),
+        ),
+    )
+    assert from_json(to_json(settings)) == settings
+    assert loaded(tmp_path, "{}").issuers == ()
+
+
+def test_issuers_change_while_gateways_run(tmp_path: Path) -> None:
+    before = loaded(tmp_path, "{}")
+    now = Renewal(before, lambda: loaded(tmp_path, GITHUB))
+    assert now.take(loaded(tmp_path, GITHUB))[1] == "issuers changed"
+    assert len(now.running.issuers) == 1
+
+
+def test_what_is_taken_from_the_environment_is_put_in(tmp_path: Path) -> None:
+    text = "issuers: [{issuer: '${WHO}', audiences: [a], jwks_file: keys.json}]"
+    assert loaded(tmp_path, text, WHO="https://x.example").issuers[0].issuer == "https://x.example"
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("{issuer: 'https://x'}", "audiences is missing"),
+        ("{issuer: 'https://x', audiences: []}", "audiences"),
+        ("{issuer: '', audiences: [a]}", "issuer"),
+        ("{issuer: 'http://x.example', audiences: [a]}", r"issuers\[0\].issuer: .* no https:// address"),
+        ("{issuer: 'x', audiences: [a]}", "say jwks_uri or jwks_file"),
+        ("{issuer: 'x', audiences: [a], jwks_uri: 'http://x.example'}", r"issuers\[0\].jwks_uri: keys come"),
+        ("{issuer: 'x', audiences: [a], jwks_uri: 'https://x', jwks_file: y}", "both set"),
+        ("{issuer: 'https://x', audiences: [a], algorithms: [HS256]}", "'HS256' is not one of RS256"),
+        ("{issuer: 'https://x', audiences: [a], algorithms: [none]}", "'none' is not one of RS256"),
+        ("{issuer: 'https://x', audiences: [a], algorithms: []}", "algorithms"),
+        ("{issuer: 'https://x', audiences: [a], subject: sub}", "subject"),
+        ("{issuer: 'https://x', audiences: [a], subject: ''}", "subject"),
+        ("{issuer: 'https://x', audiences: [a], leeway_s: 301}", "leeway_s"),
+        ("{issuer: 'https://x', audiences: [a], ca_file: /none}", r"issuers\[0\].ca_file: '/none' cannot"),
+        ("{issuer: 'https://x', audiences: [a], require: {/ref: []}}", "require"),
+        ("{issuer: 'https://x', audiences: [a], jwks: y}", "jwks is not known; did you mean jwks_uri"),
+        (
+            "{issuer: 'https://x', audiences: [a]}, {issuer: 'https://x', audiences: [b]}",
+            r"issuers\[1\].issuer: 'https://x' stands here a second time",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_place(tmp_path: Path, written: str, why: str) -> None:
+    with pytest.raises(SettingError, match=why):
+        loaded(tmp_path, f"issuers: [{written}]")
+
+
+# --- sign in ----------------------------------------------------------------------------
+# Providers by which people sign in, as the configuration file has them.
+
+
+WRITTEN = """
+sign_in:
+  console_url: https://toll.example.com/
+  providers:
+    - name: example
+      issuer: https://login.example.com
+      client_id: console
+      client_secret: ${OIDC_SECRET}
+      scopes: [openid, groups]
+      subject: /groups
+      subjects: {"1": staff}
+      person: /email
+"""
+
+
+def test_a_provider_is_read_with_its_rules_and_no_gateway_hears_of_it(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, WRITTEN, OIDC_SECRET="hushhush")
+    rules = Issuer(
+        "https://login.example.com",
+        ("console",),
+        subject="/groups",
+        subjects=(("1", "staff"),),
+        user="/email",
+    )
+    provider = IdentityProvider(
+        "example", "login.example.com", rules, "console", "hushhush", "", ("openid", "groups")
+    )
+    assert settings.sign_in == SignIn("https://toll.example.com", (provider,))
+    assert from_json(to_json(settings)) == settings
+    assert b"hushhush" not in to_json(settings.of_gateways)
+    assert "hushhush" not in repr(settings.sign_in)
+    assert loaded(tmp_path, "{}").sign_in == SignIn()
+
+
+ONE = "{name: a, issuer: 'https://a.example', client_id: c}"
+
+
+@pytest.mark.parametrize(
+    ("providers", "url", "why"),
+    [
+        (ONE, "", "sign_in.console_url is missing: expected https://host"),
+        (ONE, "http://toll.example.com", "sign_in.console_url: 'http://toll.example.com' is not valid"),
+        (ONE, "https://toll.example.com/console", "as browsers reach the console"),
+        (f"{ONE}, {ONE}", "https://t.example", "sign_in.providers[1].name: 'a' stands here a second time"),
+        (
+            f"{ONE}, {ONE.replace('name: a', 'name: b')}",
+            "https://t.example",
+            "sign_in.providers[1].issuer: 'https://a.example' stands here a second time",
+        ),
+        ("{name: A, issuer: 'https://a.example', client_id: c}", "https://t.example", "providers[0].name"),
+        (
+            "{name: a, issuer: 'http://a.example', client_id: c}",
+            "https://t.example",
+            "is no https:// address",
+        ),
+        ("{name: a, issuer: 'https://a.example'}", "https://t.example", "client_id"),
+        (ONE[:-1] + ", scopes: [email]}", "https://t.example", "openid is missing"),
+        (ONE[:-1] + ", client_secret: a, client_secret_file: b}", "https://t.example", "both set"),
+        (ONE[:-1] + ", algorithms: [HS256]}", "https://t.example", "algorithms"),
+        (ONE[:-1] + ", ca_file: /nowhere.pem}", "https://t.example", "providers[0].ca_file: '/nowhere.pem'"),
+        (ONE[:-1] + ", subject: groups}", "https://t.example", "subject"),
+        (ONE[:-1] + ", token: x}", "https://t.example", "token"),
+    ],
+)
+def test_what_cannot_be_is_told_by_its_place(tmp_path: Path, providers: str, url: str, why: str) -> None:
+    written = f"sign_in: {{console_url: '{url}', providers: [{providers}]}}"
+    with pytest.raises(SettingError) as caught:
+        loaded(tmp_path, written)
+    assert why in caught.value.message
+
+
+def test_the_example_of_the_page_is_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sign-in.md").read_text(encoding="utf-8")
+    [written] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [provider] = loaded(tmp_path, written, OIDC_CLIENT_SECRET="s").sign_in.providers
+    assert (provider.label, provider.issuer.subject, provider.client_secret) == ("Example", "/groups", "s")
+
+
+def test_this_machine_needs_no_certificate(tmp_path: Path) -> None:
+    local = ONE.replace("https://a.example", "http://127.0.0.1:9000")
+    written = f"sign_in: {{console_url: 'http://localhost:8081', providers: [{local}]}}"
+    assert loaded(tmp_path, written).sign_in.console_url == "http://localhost:8081"

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+import redis
 
-from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.admission_gate import WHOLE_EACH, AdmissionGate, PublishedLists
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.accounts.definitions import AccountDefinition, UserDefinition
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import PARTITIONS, Limits, Verdict
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.stored import decode_catalogue, encode_catalogue, version_standing
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at
+from tests.background.verifying.guarded import at_one, guarded, settle, verified
+from tests.background.verifying.test_overtaken import there
 from tests.background.verifying.test_verifier import restarted
 from tests.builders import World, driven
 from tests.conftest import ValkeyServer
@@ -355,3 +361,182 @@ async def test_of_a_partition_only_what_is_not_there_is_written(valkey: str, mig
         done = {each.partition: each for each in await backend.verify()}
         assert sum(each.rebuilt for each in done.values()) == 1
         assert all(world.reserve(need=1).verdict is Verdict.ADMITTED for world in worlds)
+
+
+# --- published --------------------------------------------------------------------------
+# The lists of everybody are there again, as PostgreSQL has them, whoever lost them.
+
+
+LISTS = [keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD]
+
+
+@dataclass(slots=True)
+class Desk:
+    """A keeper that has verified everything, and what it looks at."""
+
+    backend: Backend
+    client: redis.Redis
+    lists: PublishedLists
+    told: list[tuple[str, dict[str, Any]]]
+    may_write: list[bool]
+    asked: list[int]
+    key: str
+
+    def stand(self) -> dict[str, bytes]:
+        return {name: self.client.get(name) or b"" for name in LISTS}
+
+
+@pytest.fixture
+async def desk(valkey: str, migrated: str) -> AsyncIterator[Desk]:
+    async with backend_at(valkey, migrated) as backend:
+        await backend.settle_in()
+        (model,) = backend.rows("select id from business_model where name = 'Consumption'")
+        key = f"lists-{uuid.uuid4().hex}"
+        await backend.made(
+            "services", name=key, key=key, credits=8, service_type="Pay-As-You-Go",
+            business_model_id=model["id"],
+        )  # fmt: skip
+        await backend.push()
+        told: list[tuple[str, dict[str, Any]]] = []
+        may_write, asked = [True], [0]
+
+        def may() -> bool:
+            asked[0] += 1
+            return may_write[0]
+
+        lists = PublishedLists(
+            LedgerReader(backend.engine, partition_of), backend.counters, may,
+            lambda what, **facts: told.append((what, facts)),
+        )  # fmt: skip
+        with backend.client() as client:
+            yield Desk(backend, client, lists, told, may_write, asked, key)
+
+
+async def test_what_stands_is_left_as_it_is(desk: Desk) -> None:
+    before = desk.stand()
+    for _ in range(WHOLE_EACH + 1):
+        assert await desk.lists.look() == []
+    assert (desk.stand(), desk.told) == (before, [])
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_what_was_lost_is_written_again(desk: Desk, name: str) -> None:
+    """Its slot was given out empty, or somebody deleted it; nothing else tells."""
+    for _ in range(2):  # the second look asks whether the catalogue is there, and does not read it
+        assert await desk.lists.look() == []
+        desk.client.delete(name)
+        assert await desk.lists.look() == [name]
+        assert all(desk.stand().values())
+        assert desk.key in decode_catalogue(desk.stand()[keys.CATALOGUE]).services
+    assert await desk.lists.look() == []
+    assert [(what, facts["keys"]) for what, facts in desk.told] == [("written again", [name])] * 2
+
+
+async def test_an_older_catalogue_is_replaced(desk: Desk) -> None:
+    assert await desk.lists.look() == []
+    version = decode_catalogue(desk.stand()[keys.CATALOGUE]).version
+    desk.client.set(keys.CATALOGUE, encode_catalogue(version - 1, []))
+    looks = [await desk.lists.look() for _ in range(WHOLE_EACH)]
+    assert [one for one in looks if one] == [[keys.CATALOGUE]]
+    found = decode_catalogue(desk.stand()[keys.CATALOGUE])
+    assert found.version >= version
+    assert desk.key in found.services
+
+
+async def test_a_postgresql_that_went_back_is_not_asked_for_ever(desk: Desk) -> None:
+    desk.client.set(keys.CATALOGUE, encode_catalogue(10**9, []))
+    assert await desk.lists.look() == []
+    desk.client.delete(keys.CATALOGUE)
+    assert await desk.lists.look() == [keys.CATALOGUE]
+    assert [await desk.lists.look() for _ in range(WHOLE_EACH + 1)] == [[]] * (WHOLE_EACH + 1)
+    assert desk.key in decode_catalogue(desk.stand()[keys.CATALOGUE]).services
+
+
+async def test_where_others_write_nothing_is_written(desk: Desk) -> None:
+    desk.client.delete(keys.CATALOGUE)
+    desk.may_write[0] = False
+    running = asyncio.create_task(desk.lists.run())
+    await eventually(lambda: desk.asked[0] >= 2)
+    assert desk.client.exists(keys.CATALOGUE) == 0
+    desk.may_write[0] = True
+    await eventually(lambda: desk.client.exists(keys.CATALOGUE) == 1)
+    running.cancel()
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_what_is_no_list_is_told_and_written_over(desk: Desk, name: str) -> None:
+    """Nobody can read what stands there, and every gateway that starts would be without."""
+    desk.client.delete(name)
+    desk.client.rpush(name, "somebody else's")
+    assert await desk.lists.look() == [name]
+    if name != keys.PRICES:  # which no look reads
+        for none in ("no list", '{"x":' + "[" * 100_000):
+            desk.client.set(name, none)
+            assert await desk.lists.look() == [name]
+    assert all(version_standing(raw) > 0 for raw in desk.stand().values())
+    assert {facts["stood_there"] for _, facts in desk.told} == {"something else"}
+
+
+# --- forks ------------------------------------------------------------------------------
+# What waits in counters beside which another server went on: it is dropped where that was stored.
+
+
+START = Callable[..., ValkeyServer]
+
+
+@pytest.mark.parametrize("waits", [1, 3], ids=["less than was stored", "more than was stored"])
+async def test_what_waits_beside_what_another_server_went_on_with_is_dropped(
+    own_valkey: START, migrated: str, waits: int
+) -> None:
+    """It is older than what was stored since: nothing of the stream comes behind that."""
+    one, other = own_valkey(), own_valkey()
+    async with guarded(one.url, migrated) as here, guarded(other.url, migrated) as elsewhere:
+        world = await here.settle_in(10_000)
+        await here.flush()
+        settle(world, waits, 30)
+        await elsewhere.verify()
+        settle(there(world, elsewhere), 2, 5)
+        await elsewhere.flush()
+        await verified(here, world)
+        assert world.tenant.used == 10
+        assert world.client.xlen(keys.outbox(world.p)) == 0
+        settle(world, 1, 7)
+        await here.flush()
+        at_one(here, world)
+
+
+# --- servers of a cluster ---------------------------------------------------------------
+# What verifying one of several servers goes by: its own partitions, and who stands beside them.
+
+
+async def test_while_a_partition_is_not_verified_nobody_is_said_not_to_exist(
+    valkey: str, migrated: str
+) -> None:
+    """It came with a slot, and who stands there may only not be there yet."""
+    async with backend_at(valkey, migrated) as backend:
+        await backend.verify()
+        run_id, counters = backend.wire.run_id, backend.counters
+        assert await counters.said_verified(run_id)
+        assert await counters.said_verified(run_id, [7])
+        assert not await counters.said_verified(run_id)
+        await backend.verify()
+        assert await counters.said_verified(run_id)
+
+
+async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: str, migrated: str) -> None:
+    """Of a cluster another primary may have them than has their organization."""
+    async with backend_at(valkey, migrated) as backend:
+        for _ in range(3):
+            await backend.settle_in()
+        truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest)
+        whole = await truths.places(range(PARTITIONS), {})
+        assert not whole.credentials
+        found = [one for truth in (await truths.truth(whole.organizations)).values() for one in truth.keys]
+        assert len(found) == 3
+        for one in found:
+            there, home = keys.partition_of_digest(one.digest), keys.partition_of(one.organization_id)
+            assert (one.key_id in (await truths.places({there}, {})).credentials) is (there != home)
+            assert one.key_id not in (await truths.places({there, home}, {})).credentials
+            others = set(range(PARTITIONS)) - {there}
+            assert one.key_id not in (await truths.places(others, {})).credentials
+            assert await truths.credentials([one.key_id]) == [one]

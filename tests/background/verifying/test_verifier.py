@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.flushing.late import LateSettlements
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.gauges import Gauges
+from gateway.background.verifying.verifier import (
+    INTERVAL_S,
+    TOGETHER_MAX,
+    WATCH_S,
+    Verifier,
+    in_turns,
+    together,
+)
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.core.model import PARTITIONS, Service, SettleResult, Verdict
 from gateway.core.wait import in_task
@@ -21,11 +33,16 @@ from gateway.counters.layouts import packing
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.connection import encode
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, InvalidApiKey
+from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.verification import LedgerReader
 from tests.background.backend import Backend, backend_at, parted, rejoined
+from tests.background.verifying.scene import TOTAL, WAITS_LATE_S, WAITS_S, Scene, scene_at, worker_slots
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
 from tests.waiting import eventually
+from tests.worker import Worker, worker_at
 
 START = Callable[..., ValkeyServer]
 
@@ -482,3 +499,205 @@ async def test_a_keeper_started_again_finds_everything_said(valkey: str, migrate
     async with backend_at(valkey, migrated) as backend:
         assert await backend.verify() == []
         assert ready(backend)
+
+
+# --- groups -----------------------------------------------------------------------------
+# Which partitions are read at once: few at first, which have a head start, then as many as is good.
+
+
+def test_the_first_partitions_that_are_read_have_few_organizations() -> None:
+    organizations = {one: range(120) for one in range(8)}
+    assert list(together(range(10), organizations, 500)) == [[0], [1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    # One that has more is read by itself; where all are few they are read at once.
+    assert list(together([3, 4], {3: range(900), 4: range(900)}, 500)) == [[3], [4]]
+    assert list(together(range(64), {7: range(3)}, 500)) == [list(range(64))]
+
+
+async def test_the_first_group_is_read_alone_and_then_some_at_once() -> None:
+    reading, goes_on = list[list[int]](), [asyncio.Event() for _ in range(6)]
+
+    async def read(some: list[int]) -> None:
+        reading.append(some)
+        await goes_on[some[0]].wait()
+
+    groups = [[one] for one in range(6)]
+    turns = asyncio.create_task(in_turns(groups, read, head_start_s=3_600.0))
+    await eventually(lambda: reading)
+    await asyncio.sleep(0)
+    assert reading == [[0]]
+    goes_on[0].set()
+    await eventually(lambda: len(reading) == 1 + TOGETHER_MAX)
+    await asyncio.sleep(0)
+    assert reading == groups[: 1 + TOGETHER_MAX]
+    for one in goes_on:
+        one.set()
+    await turns
+    assert reading == groups
+
+
+async def test_a_first_group_that_takes_long_keeps_nobody_else_waiting() -> None:
+    reading, goes_on = list[list[int]](), asyncio.Event()
+
+    async def read(some: list[int]) -> None:
+        reading.append(some)
+        if some == [0]:
+            await goes_on.wait()
+
+    turns = asyncio.create_task(in_turns([[0], [1], [2], [3]], read, head_start_s=0.0))
+    await eventually(lambda: len(reading) == 4)
+    assert not turns.done()
+    goes_on.set()
+    await turns
+
+
+@pytest.mark.parametrize("fails", [0, 2])
+async def test_where_one_fails_no_more_are_begun_and_it_is_raised(fails: int) -> None:
+    reading = list[int]()
+
+    async def read(some: list[int]) -> None:
+        reading.extend(some)
+        if some == [fails]:
+            raise RuntimeError("cannot be read")
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        await in_turns([[one] for one in range(100)], read, head_start_s=3_600.0)
+    assert len(reading) <= fails + TOGETHER_MAX + 1
+
+
+# --- soon -------------------------------------------------------------------------------
+# After a loss somebody is served as soon as it may be: nobody waits for a look that is due later.
+
+
+AN_HOUR_S = 3_600.0
+LOOKS_MIN = 20
+
+
+@pytest.fixture
+def kept(own_valkey: START) -> ValkeyServer:
+    return own_valkey("--appendonly", "yes", "--appendfsync", "always")
+
+
+async def test_another_server_is_looked_at_soon_however_calm_it_was(own_valkey: START, migrated: str) -> None:
+    server = own_valkey()
+    async with backend_at(server.url, migrated) as backend:
+        await backend.verify()
+        await backend.verify()
+        pauses = [backend.verifier.pause_s]
+        server.stop(signal.SIGKILL)
+        await parted(backend.wire)
+        pauses.append(backend.verifier.pause_s)
+        server.start()
+        await rejoined(backend.wire)
+        pauses.append(backend.verifier.pause_s)
+        assert pauses == [WATCH_S, INTERVAL_S, INTERVAL_S]
+
+
+async def test_what_somebody_waits_for_in_the_late_queue_is_looked_at_at_once(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
+        backend = scene.backend
+        late = LateSettlements(backend.keeping, Sweeps(backend.engine), interval_s=AN_HOUR_S)
+        truths = LedgerReader(backend.engine, partition_of)
+        gate = AdmissionGate(truths, backend.counters, lambda: 0.0, hurry=late.hurry)
+        verifier = Verifier(truths, backend.counters, admission_gate=gate)
+        await worker.look()
+        assert await verifier.verify() == []
+        await scene.use(worker, TOTAL)
+        await scene.forget(worker)
+        draining, verifying = asyncio.create_task(late.run()), asyncio.create_task(verifier.verify())
+        try:
+            await eventually(lambda: _looked_until(worker, verifying))
+        finally:
+            draining.cancel()
+            verifying.cancel()
+        assert scene.world.tenant.remaining == 0
+
+
+async def _looked_until(worker: Worker, task: asyncio.Task[object]) -> bool:
+    with suppress(CountersUnavailable):  # nothing is verified yet
+        await worker.look()
+    return task.done()
+
+
+async def test_a_keeper_knows_who_is_there_once_it_finds_all_verified(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    """What is lost a moment later is waited for by name, and not for whoever may show up."""
+    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
+        await worker.look()
+        assert await scene.verifier.verify() == []
+        assert (scene.gate.watched, worker_slots(scene)) == (True, ["1"])
+
+
+async def test_nobody_is_let_in_on_what_is_brought_and_not_charged_yet(
+    kept: ValkeyServer, migrated: str, tmp_path: Path
+) -> None:
+    """Whom the keeper waits for is bounded sooner than its own work is."""
+    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
+        await scene.looked(worker)
+        await scene.use(worker, TOTAL)
+        await scene.forget(worker)
+        verifying = asyncio.create_task(scene.verifier.verify())
+        counters = scene.backend.counters
+        try:
+            await eventually(lambda: _is_late(scene, worker))
+            looks = 0
+
+            async def looked() -> bool:
+                nonlocal looks
+                looks += len(await counters.late_waiting())
+                return looks > LOOKS_MIN
+
+            scene.clock.ahead += WAITS_S
+            await eventually(looked)
+            assert scene.world.reserve(need=1).verdict is Verdict.STALE
+            scene.clock.ahead += WAITS_LATE_S
+            await verifying
+            assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
+        finally:
+            verifying.cancel()
+
+
+async def _is_late(scene: Scene, worker: Worker) -> bool:
+    with suppress(CountersUnavailable):
+        await worker.look()
+    return scene.world.p in await scene.backend.counters.late_waiting()
+
+
+# --- gauges -----------------------------------------------------------------------------
+# The watcher keeps what it saw last, and nothing it could not see.
+
+
+class Sight:
+    """Something to look at."""
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+        self.hidden = False
+
+    async def __call__(self) -> Mapping[str, Any]:
+        if self.hidden:
+            raise OSError
+        return self.facts
+
+
+async def test_everything_is_seen_and_rows_of_several_looks_stand_together() -> None:
+    one, other = Sight(ends=[["redis", 1]], used=5), Sight(ends=[["postgresql", 2]])
+    gauges = Gauges((one, other))
+    assert gauges.latest == {}
+    await gauges.refresh()
+    assert gauges.latest == {"ends": [["redis", 1], ["postgresql", 2]], "used": 5}
+
+
+async def test_what_cannot_be_seen_is_left_out_instead_of_being_old() -> None:
+    one, other = Sight(used=5), Sight(dead=0)
+    gauges = Gauges((one, other))
+    await gauges.refresh()
+    one.hidden = True
+    await gauges.refresh()
+    assert gauges.latest == {"dead": 0}
+    one.hidden = False
+    await gauges.refresh()
+    assert gauges.latest == {"used": 5, "dead": 0}

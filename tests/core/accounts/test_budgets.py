@@ -6,6 +6,8 @@ from bisect import bisect_left
 from calendar import monthrange
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import product
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,22 +17,33 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import (
+    BUDGETS_MAX,
     DEFINED_WINDOW,
     FLAG_CUT,
     FLAG_ENFORCE,
     FLAG_MONEY,
     FLAG_TOKENS,
     INTERVALS,
+    MONEY_MAX,
     Budget,
     CallAttributes,
+    Selector,
     account_of,
     accounts_of,
     bounds,
     defined,
     defined_until,
     is_of,
+    may_meet_more,
+    read_budget,
+    selector_of,
     shown,
+    too_many,
+    wrong_amount,
+    wrong_raise,
+    wrong_window,
 )
+from gateway.core.model import INTEGER_MAX
 
 # Clocks that change by an hour, by half of one, at midnight, below the equator, never; and a day nobody had.
 ZONES = (
@@ -246,3 +259,204 @@ def test_amounts_are_shown_in_their_unit() -> None:
     assert shown("money", 1, "EUR") == "0.000000001 EUR"
     assert shown("money", 200_000_000_000, "USD") == "200 USD"
     assert shown("tokens", 3000, "USD") == "3000 tokens"
+
+
+# --- budget terms -----------------------------------------------------------------------
+# Budgets as they are said: what is wrong with one, field by field, and what it is for calls.
+
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+SAID: dict[str, Any] = {"unit": "money", "amount": Decimal("12.50"), "interval": "month"}
+STORED: dict[str, Any] = {
+    "id": 7, "name": "all", "unit": "money", "amount": Decimal("12.5"), "interval": "month",
+    "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit", "on_exhausted": "cut", "tenant_id": None,
+    "user": None, "api_key_id": None, "project_id": None, "model": None, "service_id": None, "each": None,
+    "created_at": NOW, "raised_to": None, "raised_until": None, "hold": None,
+}  # fmt: skip
+
+
+def wrong(**over: Any) -> list[str]:
+    return [field for field, _ in wrong_window({**SAID, **over})]
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount"),
+    [
+        ("money", Decimal("0.000000001")), ("money", Decimal(MONEY_MAX)), ("money", Decimal("1.500000000")),
+        ("tokens", 1), ("tokens", INTEGER_MAX), ("requests", 3),
+    ],
+)  # fmt: skip
+def test_amounts_that_are_counted_exactly_are_right(unit: str, amount: object) -> None:
+    assert list(wrong_amount(unit, amount, "amount")) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount"),
+    [
+        ("money", Decimal(0)), ("money", Decimal("0.0000000001")), ("money", Decimal("9000000.000000001")),
+        ("money", 5), ("tokens", 0), ("tokens", INTEGER_MAX + 1), ("tokens", Decimal(5)), ("requests", 0),
+    ],
+)  # fmt: skip
+def test_amounts_that_are_not_are_wrong(unit: str, amount: object) -> None:
+    assert [field for field, _ in wrong_amount(unit, amount, "amount")] == ["amount"]
+
+
+@pytest.mark.parametrize("interval", ["month", "quarter", "year"])
+def test_an_anchor_is_a_day_of_a_month(interval: str) -> None:
+    assert wrong(interval=interval, anchor_day=31) == []
+
+
+@pytest.mark.parametrize(("anchor", "found"), [(1, []), (7, []), (8, ["anchor_day"])])
+def test_of_a_week_an_anchor_is_one_of_its_days(anchor: int, found: list[str]) -> None:
+    assert wrong(interval="week", anchor_day=anchor) == found
+
+
+@pytest.mark.parametrize("interval", ["hour", "day", "total"])
+def test_other_intervals_have_no_anchor(interval: str) -> None:
+    assert wrong(interval=interval) == wrong(interval=interval, anchor_day=1) == []
+    assert wrong(interval=interval, anchor_day=2) == ["anchor_day"]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/Argentina/Ushuaia"])
+def test_time_zones_are_known_by_their_names(zone: str) -> None:
+    assert wrong(time_zone=zone) == []
+
+
+@pytest.mark.parametrize(
+    "zone", ["", "europe/berlin", "CEST+1", "../../etc/passwd", "localtime", "Mars/Base"]
+)
+def test_what_is_no_name_of_a_zone_is_wrong(zone: str) -> None:
+    assert wrong(time_zone=zone) == ["time_zone"]
+
+
+@pytest.mark.parametrize(
+    ("each", "fixed"), [("user", {"user": "ada"}), ("key", {"api_key_id": 4}), ("project", {"project_id": 0})]
+)
+def test_nobody_is_each_of_a_kind_and_one_of_it(each: str, fixed: dict[str, Any]) -> None:
+    assert wrong(each=each, **fixed) == ["each"]
+    assert wrong(each=each) == wrong(**fixed) == []
+
+
+def test_a_stored_budget_is_read_in_what_is_counted() -> None:
+    assert read_budget(STORED) == Budget(
+        7, "all", "money", 12_500_000_000, "month", "Europe/Berlin", 31, enforce=False, cut=True,
+        created_ms=round(NOW.timestamp() * 1000),
+    )  # fmt: skip
+    tokens = {
+        **STORED, "unit": "tokens", "amount": Decimal(3000), "mode": "enforce", "on_exhausted": "finish",
+        "tenant_id": 2, "user": "ada", "api_key_id": 4, "project_id": 0, "model": "gpt-*", "service_id": 5,
+        "each": "session", "hold": "maximum",
+        "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
+    }  # fmt: skip
+    assert read_budget(tokens) == Budget(
+        7, "all", "tokens", 3000, "month", "Europe/Berlin", 31, enforce=True, cut=False, tenant_id=2,
+        user="ada", api_key_id=4, project_id=0, model="gpt-*", service_id=5, each="session",
+        created_ms=round(NOW.timestamp() * 1000), raised_to=4000,
+        raised_until_ms=round(NOW.timestamp() * 1000) + 1000, hold="maximum",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("amount", "later", "found"),
+    [
+        (Decimal("12.5"), 1, []),
+        (Decimal(20), 1, []),
+        (Decimal("12.49"), 1, ["amount"]),
+        (Decimal(20), 0, ["until"]),
+        (20, -1, ["amount", "until"]),
+    ],
+)
+def test_a_raise_is_to_no_less_and_has_its_end_ahead(amount: object, later: int, found: list[str]) -> None:
+    until = NOW + timedelta(seconds=later)
+    assert [field for field, _ in wrong_raise(read_budget(STORED), amount, until, NOW)] == found
+
+
+# --- selectors --------------------------------------------------------------------------
+# How many budgets a call may meet at once.
+
+
+ANY = Selector(None, None, None, None, None, None, None)
+VALUES: dict[str, list[Any]] = {
+    "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
+    "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
+}  # fmt: skip
+MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
+
+
+def matching(selectors: set[Selector]) -> int:
+    """The most that any call meets: all calls are tried."""
+    most = 0
+    for tenant, user, key, project, service, model in product(
+        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS
+    ):
+        asked = CallAttributes(tenant, key, service, user, project, (model,))
+        most = max(most, sum(budget_of(one).matches(asked) for one in selectors))
+    return most
+
+
+def budget_of(one: Selector) -> Budget:
+    return Budget(
+        1, "", "tokens", 1, "day", tenant_id=one.tenant_id or 0, user=one.user or "",
+        api_key_id=one.api_key_id or 0, project_id=one.project_id, model=one.model or "",
+        service_id=one.service_id or 0, each=one.each or "",
+    )  # fmt: skip
+
+
+@given(
+    st.sets(
+        st.builds(Selector, **{name: st.sampled_from([None, *some]) for name, some in VALUES.items()}),
+        min_size=1, max_size=9,
+    ),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_it_is_what_trying_all_calls_finds(selectors: set[Selector], most: int) -> None:
+    for new in selectors:
+        others = selectors - {new}
+        if not may_meet_more(others, new, most, looks_max=100_000):
+            here = {one for one in selectors if one == new or matching({one, new}) == 2}
+            assert matching(here) <= most
+    if matching(selectors) <= most:
+        assert not any(may_meet_more(selectors, new, most, looks_max=100_000) for new in selectors)
+
+
+def test_a_thousand_budgets_of_a_team_each_are_met_one_at_a_time() -> None:
+    names = ("tenant_id", "user", "project_id", "model")
+    others = {ANY._replace(**{name: f"{name}{n}"}) for n in range(240) for name in names}
+    assert not may_meet_more(others, ANY)
+    assert not may_meet_more(others, ANY._replace(user="somebody"))
+
+
+def test_more_kinds_of_budgets_than_a_call_has_room_for_are_refused() -> None:
+    fields = ("tenant_id", "user", "api_key_id", "project_id")
+    kinds = [
+        ANY._replace(**{name: 1 for name, is_set in zip(fields, some, strict=True) if is_set})
+        for some in product((False, True), repeat=4)
+    ]
+    assert len(kinds) == 16
+    named = {f"budget {at}": one for at, one in enumerate(kinds)}
+    elsewhere = {"elsewhere": ANY._replace(tenant_id=2)}
+    assert list(too_many({**named, "budget 0": kinds[1]}, kinds[0])) == []
+    [(field, why)] = too_many(elsewhere | named, ANY._replace(each="session"))
+    assert field == "organization_id"
+    assert why.partition("with: ")[2].split(", ") == list(named)
+    # Of another tenant it is never met together with those.
+    assert list(too_many(named, ANY._replace(tenant_id=2, each="session"))) == []
+
+
+def test_what_cannot_be_told_in_time_is_too_much() -> None:
+    kinds = [ANY._replace(**{name: n}) for name in ("tenant_id", "project_id") for n in range(3)]
+    assert may_meet_more(kinds, ANY, most=1, looks_max=0)
+
+
+def test_so_many_windows_share_an_account() -> None:
+    selector = selector_of({"model": "GPT-5*", "tenant_id": 3})
+    same = {str(at): selector_of({"model": "gpt-5*", "tenant_id": 3}) for at in range(16)}
+    assert list(too_many({name: same[name] for name in list(same)[:15]}, selector)) == []
+    assert [field for field, _ in too_many(same, selector)] == ["name"]
+    assert list(too_many(same, selector._replace(each="user"))) == []
+
+
+@pytest.mark.parametrize(("there", "found"), [(BUDGETS_MAX - 1, []), (BUDGETS_MAX, ["organization_id"])])
+def test_an_organization_has_so_many_budgets(there: int, found: list[str]) -> None:
+    others = {str(n): ANY._replace(tenant_id=n) for n in range(there)}
+    assert [field for field, _ in too_many(others, ANY._replace(tenant_id=-1))] == found

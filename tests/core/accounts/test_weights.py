@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from datetime import UTC, datetime
 from fractions import Fraction
 from math import ceil
+from zoneinfo import ZoneInfo
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.plans import ONE, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Weights, millionths
+from gateway.core.accounts.plans import (
+    ONE,
+    TERMS,
+    WEIGHT_DIGITS_MAX,
+    WEIGHT_MAX,
+    PlanTerms,
+    Weights,
+    millionths,
+    plan_payload,
+    read_terms,
+)
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import FALLBACK, KINDS
+from gateway.core.times import (
+    APART_MS,
+    CLOCK_OF_UTC,
+    DAY_MS,
+    HOUR_MS,
+    ZoneOffset,
+    clock_of,
+    offset_at,
+    wrong_calendar,
+)
 
 SAID = st.dictionaries(st.sampled_from(KINDS), st.integers(0, WEIGHT_MAX * ONE))
 TOKENS = st.integers(0, 10**8)
@@ -131,3 +155,120 @@ def test_a_weight_is_read_to_its_last_decimal() -> None:
     assert millionths({"output": "0.000001"}) == {"output": 1}
     assert millionths({"output": str(WEIGHT_MAX)}) == {"output": WEIGHT_MAX * 10**WEIGHT_DIGITS_MAX}
     assert millionths(None) == {}
+
+
+# --- plan terms -------------------------------------------------------------------------
+# A plan's terms: what of them is stated, defaulted, committed and read again.
+
+
+ROW = {
+    "id": 4, "name": "Team", "total_amount": 500, "reset_interval": "daily", "overage_policy": "bill",
+    "rollover_max": 3, "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow",
+    "time_zone": "Europe/Berlin", "anchor_day": 7,
+}  # fmt: skip
+SUMMER = 1_774_746_000_000  # 2026-03-29T01:00Z: clocks of Berlin are set on
+
+
+def test_a_control_write_brings_the_terms_of_its_plan() -> None:
+    payload = plan_payload(ROW, anchor=31, since_ms=SUMMER)
+    stated = {name: value for name, value in ROW.items() if name not in ("id", "name")}
+    assert payload.items() >= ({"plan_id": 4, "anchor": 31, "since_ms": SUMMER} | stated).items()
+    assert payload.keys() == {"plan_id", "anchor", "since_ms"} | {one.name for one in TERMS}
+    clock = ZoneOffset(HOUR_MS, SUMMER, 2 * HOUR_MS)
+    assert read_terms(payload, SUMMER - 1) == PlanTerms(plan_id=4, anchor=31, clock=clock, **stated)
+
+
+def test_no_plan_is_unlimited_and_never_reset() -> None:
+    payload = plan_payload(None, anchor=7, since_ms=0)
+    assert payload["plan_id"] is None
+    assert read_terms(payload, SUMMER) == PlanTerms(anchor=7)
+    assert (PlanTerms().plan_id, PlanTerms().total_amount, PlanTerms().reset_interval) == (0, None, "none")
+
+
+def test_a_field_that_its_version_did_not_know_has_its_default() -> None:
+    payload = plan_payload(ROW, anchor=1, since_ms=0)
+    for name in ("rollover_max", "time_zone", "anchor_day"):
+        del payload[name]
+    terms = read_terms(payload, SUMMER)
+    assert (terms.rollover_max, terms.time_zone, terms.anchor_day, terms.clock) == (
+        0,
+        "UTC",
+        None,
+        CLOCK_OF_UTC,
+    )
+
+
+def test_every_field_of_a_plan_is_a_term_and_only_a_number_may_be_null() -> None:
+    stated = [one.name for one in fields(PlanTerms)]
+    assert stated == ["plan_id", "anchor", "clock", *(one.name for one in TERMS)]
+    assert [one.name for one in TERMS if one.nullable] == ["total_amount", "anchor_day"]
+    assert {one.name: one.default for one in TERMS}["reset_interval"] == "monthly"
+    for one in TERMS:
+        assert one.default in (one.choices or (("UTC",) if one.is_text else (None, 0))), one.name
+
+
+# --- zones ------------------------------------------------------------------------------
+# Time zones: what is told of their clocks, and what is wrong with days that are counted in one.
+
+
+def ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("zone", "at", "clock"),
+    [
+        ("UTC", "2026-01-01", CLOCK_OF_UTC),
+        ("Asia/Kathmandu", "2026-01-01", ZoneOffset(20_700_000, 0, 20_700_000)),
+        ("Pacific/Kiritimati", "2026-01-01", ZoneOffset(14 * HOUR_MS, 0, 14 * HOUR_MS)),
+        ("Europe/Berlin", "2026-01-01", ZoneOffset(HOUR_MS, ms("2026-03-29T01:00"), 2 * HOUR_MS)),
+        ("Europe/Berlin", "2026-07-01", ZoneOffset(2 * HOUR_MS, ms("2026-10-25T01:00"), HOUR_MS)),
+        (
+            "Australia/Lord_Howe",
+            "2026-01-01",
+            ZoneOffset(11 * HOUR_MS, ms("2026-04-04T15:00"), 21 * HOUR_MS // 2),
+        ),
+        ("America/Santiago", "2026-07-01", ZoneOffset(-4 * HOUR_MS, ms("2026-09-06T04:00"), -3 * HOUR_MS)),
+    ],
+)
+def test_a_clock_says_when_it_changes_next(zone: str, at: str, clock: ZoneOffset) -> None:
+    assert clock_of(zone, ms(at)) == clock
+
+
+def test_a_change_is_told_until_no_clock_can_be_before_it() -> None:
+    change = ms("2026-03-29T01:00")
+    for since in (0, 1, APART_MS - HOUR_MS):
+        assert clock_of("Europe/Berlin", change + since).turns_at == change
+    assert clock_of("Europe/Berlin", change + APART_MS + HOUR_MS).turns_at == ms("2026-10-25T01:00")
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Africa/Casablanca", "Asia/Beirut", "America/St_Johns"])
+def test_a_clock_is_exact_up_to_its_change_and_behind_it(zone: str) -> None:
+    for day in range(ms("2024-01-01"), ms("2030-01-01"), 11 * DAY_MS):
+        clock = clock_of(zone, day)
+        assert clock.turns_at > day - APART_MS
+        for at in range(day, clock.turns_at + 27 * DAY_MS, 7 * DAY_MS):
+            wanted = clock.offset if at < clock.turns_at else clock.offset_after
+            assert offset_at(ZoneInfo(zone), at) == wanted, (zone, day, at)
+
+
+@pytest.mark.parametrize(
+    ("interval", "zone", "anchor", "fields"),
+    [
+        ("monthly", "Europe/Berlin", 31, []),
+        ("weekly", "UTC", 7, []),
+        ("weekly", "UTC", None, []),
+        ("daily", "Asia/Kolkata", 1, []),
+        ("none", "UTC", None, []),
+        ("weekly", "UTC", 8, ["anchor_day"]),
+        ("daily", "UTC", 2, ["anchor_day"]),
+        ("none", "Mars/Base", 31, ["anchor_day", "time_zone"]),
+        ("monthly", "europe/berlin", 1, ["time_zone"]),
+        ("monthly", "localtime", 1, ["time_zone"]),
+        ("monthly", "../etc/passwd", 1, ["time_zone"]),
+    ],
+)
+def test_what_is_wrong_with_days_of_a_zone(
+    interval: str, zone: str, anchor: int | None, fields: list[str]
+) -> None:
+    assert [field for field, _ in wrong_calendar(interval, zone, anchor)] == fields

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+import types
+import typing
+from typing import Any
 
 import pytest
+from anthropic.types import message_create_params
+from google.genai import types as gemini
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
+from gateway.core.calls.call import CallRequest, input_tokens
+from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
+from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import PROMPT_BYTES_MAX, prompt_tokens
+from gateway.core.families.gemini.answers import retry_told
+from gateway.core.families.registry import SHAPES
+from gateway.core.metering.meters import make_meter
+from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 from tests.core.calls.test_call import read, refused
+from tests.core.meter.recorded import DONE, SSE, call, delta, frame
 
 
 @pytest.mark.parametrize(
@@ -92,3 +110,200 @@ def test_what_is_not_controlled_passes_unread(body: bytes) -> None:
 def test_the_user_of_messages_has_one_spelling_and_its_place_one_type() -> None:
     assert refused("anthropic_messages", {"model": "m", "metadata": {"User_Id": "x"}}) == "metadata.user_id"
     assert refused("anthropic_messages", {"model": "m", "metadata": "x"}) == "metadata"
+
+
+# --- numbers ----------------------------------------------------------------------------
+# Where a hold binds a call, no number passes that may overrule its maximum.
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "openai_chat": {"model": "m", "max_tokens": 1, "messages": MESSAGES},
+    "openai_completions": {"model": "m", "prompt": "42"},
+    "openai_responses": {"model": "m", "input": "42", "prompt_cache_key": "7"},
+    "anthropic_messages": {"model": "m", "max_tokens": 1, "messages": MESSAGES},
+    "gemini_generate": {"contents": [], "generationConfig": {"maxOutputTokens": 1, "temperature": 0.5}},
+}
+# Of the clients' own parameters these count answers or tokens where another API's shape does not read them.
+SDK_PARAMS: dict[str, object] = {
+    "openai_chat": chat_create_params.CompletionCreateParamsBase,
+    "openai_completions": completion_create_params.CompletionCreateParamsBase,
+    "openai_responses": response_create_params.ResponseCreateParamsBase,
+    "anthropic_messages": message_create_params.MessageCreateParamsBase,
+}
+
+
+def checked(meter: str, more: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
+    body = json.dumps({**BODIES[meter], **more}).encode()
+    route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
+    check_numbers(read_call(route, {"model": "m:generateContent"}, body), allowed)
+
+
+@pytest.mark.parametrize("meter", BODIES)
+@pytest.mark.parametrize(
+    "value",
+    [20_000, 1e4, -1, "20000", " 2e4 ", "0" * 70 + "20000", " " * 9_000 + "2e4", [20_000], [["20000"]]],
+)
+def test_a_number_nobody_knows_is_refused_by_its_name_unless_it_is_allowed(meter: str, value: object) -> None:
+    checked(meter, {})
+    for name in ("n_predict", "max_new_tokens", "num_predict", "n_cmpl", "num_retries"):
+        with pytest.raises(InvalidRequest, match=f"^{name}:"):
+            checked(meter, {name: value})
+        checked(meter, {name: value}, frozenset({name}))
+
+
+def test_where_a_maximum_stands_deeper_numbers_are_known_there_too() -> None:
+    with pytest.raises(InvalidRequest, match=r"^maxNewTokens:"):
+        checked("gemini_generate", {"generationConfig": {"maxNewTokens": 9}})
+
+
+@pytest.mark.parametrize("messages", [[MESSAGES, MESSAGES], MESSAGES[0], "hi"])
+def test_a_bound_call_is_one_chat(messages: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages "):
+        checked("openai_chat", {"messages": messages})
+
+
+def test_what_is_no_number_passes() -> None:
+    checked(
+        "openai_chat",
+        {"new_field": {"max": 5}, "another": "text", "third": True, "list": [9, 9], "none": None},
+    )
+
+
+@pytest.mark.parametrize("meter", SDK_PARAMS)
+def test_each_number_of_the_official_clients_is_judged(meter: str) -> None:
+    known = SHAPES[meter].numbers | HARMLESS
+    hints = typing.get_type_hints(SDK_PARAMS[meter])
+    numbers = {name for name, hint in hints.items() if {int, float} & set(_parts(hint))}
+    assert numbers
+    assert numbers - known == set()
+    texts = {name for name, hint in hints.items() if str in _parts(hint) and name not in BODIES[meter]}
+    assert texts - TEXTS == set()
+
+
+def test_each_number_of_geminis_configuration_is_judged() -> None:
+    fields = gemini.GenerationConfig.model_fields.values()
+    numbers = {one.alias or "" for one in fields if {int, float} & set(_parts(one.annotation))}
+    assert numbers - SHAPES["gemini_generate"].numbers - HARMLESS == set()
+
+
+def _parts(hint: object) -> list[object]:
+    """The types that a value of it may have, but for those inside of lists and objects."""
+    origin = typing.get_origin(hint)
+    if origin not in {typing.Union, types.UnionType, typing.Required}:
+        return [hint] if origin is None else []
+    return [part for inner in typing.get_args(hint) for part in _parts(inner)]
+
+
+# --- prompt -----------------------------------------------------------------------------
+# What nobody reports is counted by the model's own tokenizer, where there is one.
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def of_model(model: str) -> Any:
+    return words if model.startswith("gpt") else None
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"messages": [{"role": "user", "content": "one two three"}]}, 3 + 4 + 3),
+        (
+            {
+                "messages": [
+                    {"content": [{"type": "text", "text": "one two"}, {"image_url": {"url": "a b c"}}]}
+                ]
+            },
+            2 + 4 + 3,
+        ),
+        ({"input": "one two"}, 2),
+        ({"input": ["one two", "three"]}, 3),
+        ({"input": [1, 2, 3]}, 3),
+        ({"prompt": [[1, 2], [3]], "n": 7, "max_tokens": 99}, 3),
+        (
+            {
+                "instructions": "one",
+                "input": [{"role": "user", "content": [{"type": "input_text", "text": "two"}]}],
+            },
+            2,
+        ),
+        ({"tools": [{"function": {"name": "look_up", "description": "find it"}}], "stream": True}, 3),
+        ({}, 0),
+    ],
+)
+def test_what_a_request_says_is_counted(body: dict[str, Any], tokens: int) -> None:
+    assert prompt_tokens(json.dumps(body).encode(), words) == tokens
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'"' + b"x" * PROMPT_BYTES_MAX + b'"'])
+def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
+    assert prompt_tokens(body, words) is None
+
+
+def asked(model: str, **fields: Any) -> CallRequest:
+    made = call("openai_chat", **fields)
+    made.model = model
+    made.body = json.dumps(
+        {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
+    ).encode()
+    made.input_bytes = len(made.body)
+    Estimator(tokenizer=of_model).hold(made, 1, "chat")
+    return made
+
+
+def test_a_stream_without_use_is_charged_by_the_tokenizer() -> None:
+    meter = make_meter(asked("gpt-x", streamed=True), 200, SSE)
+    for piece in ("ti", "cket", " of", " a toll"):
+        meter.feed(frame(delta(piece)))
+    meter.feed(DONE)
+    meter.finish()
+    usage = meter.usage()
+    assert (usage.input, usage.output, usage.estimated) == (10, 4, True)
+
+
+def test_a_model_nobody_can_tokenize_is_charged_by_what_was_learned() -> None:
+    made = asked("claude-x")
+    assert made.tokens_of is None
+    assert input_tokens(made) == made.input_estimate
+
+
+def test_a_document_without_use_is_charged_by_the_tokenizer() -> None:
+    meter = make_meter(asked("gpt-x", streamed=False), 200, b"application/json")
+    meter.feed(json.dumps({"choices": [{"message": {"content": 'one "two" thr\u00e9e'}}]}).encode())
+    meter.finish()
+    assert (meter.usage().input, meter.usage().output) == (10, 3)
+
+
+def test_pieces_of_several_choices_are_not_one_text() -> None:
+    made = asked("gpt-x", choices=2)
+    assert make_meter(made, 200, SSE).texts is None  # type: ignore[attr-defined] # a meter of ours
+
+
+# --- gemini limits ----------------------------------------------------------------------
+# When Gemini says to try again: its own words, and bodies that say nothing.
+
+
+RETRY = b'{"error":{"code":429,"details":[{"@type":"x","violations":[]},{"@type":"y","retryDelay":"%b"}]}}'
+
+
+@pytest.mark.parametrize(("delay", "seconds"), [(b"34s", 34), (b"34.074824224s", 34.074824224), (b"0s", 0)])
+def test_a_duration_is_in_seconds(delay: bytes, seconds: float) -> None:
+    assert retry_told(RETRY % delay) == seconds
+    assert retry_told(b"[" + RETRY % delay + b"]") == seconds  # of a stream
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"", b"{}", b"[]", b"null", b"nonsense", b"\xff", b"[" * 100_000, b'{"error":null}', b'{"error":{}}',
+        b'{"error":{"details":null}}', b'{"error":{"details":{}}}', b'{"error":{"details":[1]}}',
+        b'{"error":{"details":[{"retryDelay":34}]}}', b'{"error":{"details":[{"retryDelay":{}}]}}',
+        RETRY % b"-34s", RETRY % b"34", RETRY % b"34m", RETRY % b"1e9s",
+        RETRY % b"9999999999s", RETRY % b"NaNs",
+    ],
+)  # fmt: skip
+def test_what_is_no_duration_says_nothing(document: bytes) -> None:
+    assert retry_told(document) == 0
