@@ -244,7 +244,7 @@ def postgres_of(tools: Path) -> Iterator[str]:
             [
                 str(tools / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
                 "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
-                "-c", "log_min_messages=fatal",
+                "-c", "log_min_messages=fatal", "-c", "full_page_writes=off",
             ]
         ),
         cwd=folder, stderr=subprocess.DEVNULL,
