@@ -19,7 +19,7 @@ from pathlib import Path
 from gateway.errors import TollkeeperError
 from gateway.local import heartbeat
 from gateway.local.heartbeat import keep_beating
-from gateway.run.parent_pipe import ParentPipe
+from gateway.run.lifecycle import ParentPipe
 
 # A gateway worker, a keeper, and that one's process for people.
 WORKERS = frozenset({"serve", "keeper", "admin"})

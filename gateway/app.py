@@ -45,6 +45,7 @@ from gateway.run import gateway_worker, lifecycle
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
 from gateway.run.lifecycle import (
+    ParentPipe,
     all_within,
     cancel,
     ended,
@@ -54,7 +55,6 @@ from gateway.run.lifecycle import (
     this_program,
     until_stopped,
 )
-from gateway.run.parent_pipe import ParentPipe
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
-    from gateway.admin.console.panels import InvoiceHistory
+    from gateway.admin.console.records import InvoiceHistory
     from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
-    from gateway.cli.admin.fields import ListSource
+    from gateway.cli.admin.commands import ListSource
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb

@@ -61,7 +61,6 @@ from persistence.tables import applied_row, organization
 # Who does touch something waits for one of their transactions: PostgreSQL gives a lock in the order in which
 # it is asked for, so that a busy client gets it between two others, not before all.
 
-
 # Advisory lock class 7809: appliers of configuration, by organization; 0 is staff.
 _TAKE = text("SELECT pg_advisory_xact_lock(7809, whose) FROM unnest(CAST(:whose AS integer[])) AS whose")
 _TAKEN = text(
@@ -106,7 +105,6 @@ async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], 
 
 
 async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> set[int]:
-    """Whose the rows are that are written, and those that they name."""
     ids: dict[Table, set[int]] = defaultdict(set)
     for resource, row_id, values in touched:
         subject = SUBJECTS[resource]
@@ -122,7 +120,6 @@ async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> se
 
 
 def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
-    """The rows of other kinds that values name."""
     referred = {OWNER: organization, **THROUGH, **subject.refers}
     return ((table, values[name]) for name, table in referred.items() if name in values)
 
@@ -130,7 +127,6 @@ def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
 # How much of a kind an organization's own people make: what each of them costs is kept for everybody.
 #
 # Staff may make more: what was paid, charged or granted is never refused for being one too many.
-
 
 # Advisory lock class 7812: one at a time makes rows of an organization, so that nobody counts beside another.
 _LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")
@@ -187,10 +183,7 @@ def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
 #
 # Checked here for every write, before a verb of a resource sees it and after it: whose a row is says
 # `persistence.entity`.
-
-
 def confined(change: EntityWrite) -> Row:
-    """Do a write within its bounds."""
     enter(change)
     refuse_more(change)
     row = change.subject.verbs[change.command.verb](change)
@@ -280,7 +273,6 @@ class ApplyTransaction:
         return await self._read(subject, and_(true(), *each), rows_max)
 
     async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
-        """Read all rows, one more than `rows_max` at most."""
         return await self._read(self._subject(resource), true(), rows_max)
 
     async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
@@ -365,7 +357,7 @@ class ApplyTransaction:
         except AdminRefusal as refused:
             raise StepRefused(step.number) from refused
         except SQLAlchemyError as error:
-            if _is_fault(error):
+            if sqlstate(error) in TRY_AGAIN or not isinstance(translated(error), AdminRefusal):
                 raise
             raise StepRefused(step.number) from translated(error)
 
@@ -393,11 +385,6 @@ class ApplyTransaction:
 
     def _id(self, mark: Mark) -> int:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, NewRowId) else mark.row_id
-
-
-def _is_fault(error: SQLAlchemyError) -> bool:
-    """Whether it says nothing of the step: PostgreSQL is away, or others were in the way."""
-    return sqlstate(error) in TRY_AGAIN or not isinstance(translated(error), AdminRefusal)
 
 
 def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:

@@ -25,7 +25,7 @@ from persistence.engine import (
 )
 from persistence.error_mapping import complaint
 from persistence.ledger import checkpoints
-from persistence.schema import version as schema
+from persistence.schema import database as schema
 from persistence.tables import metadata
 
 TABLES = tuple(table.name for table in metadata.sorted_tables)
@@ -160,7 +160,6 @@ def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connec
 
 # Which backups of a database were taken and proven, noted in it; and a database to prove one in.
 
-
 _NOTE = "INSERT INTO backup_run (file, taken_at, bytes, sha256) VALUES (%s, %s, %s, %s) RETURNING id"
 _PROOF = "UPDATE backup_run SET proved_at = now() WHERE id = %s"
 _PROVEN = """
@@ -178,8 +177,6 @@ _OID = "SELECT oid FROM pg_database WHERE datname = current_database()"
 
 @dataclass(frozen=True, slots=True)
 class BackupRow:
-    """A backup as it was taken."""
-
     file: str
     taken_at: datetime
     bytes: int
@@ -270,7 +267,6 @@ def _in(url: str, name: str) -> str:
 
 
 # What metrics say of backups.
-
 
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved

@@ -60,7 +60,6 @@ from persistence.tables import (
 # A caller of one organization sees and changes its own rows, reads what is everybody's, and finds no
 # other: another's row is not there, whether it is asked for by its id, named in a body or in a filter.
 
-
 # Where a row names no organization itself: what names one that does.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
 # What everybody uses.
@@ -132,12 +131,10 @@ class EntityWrite:
 
     @property
     def by_staff(self) -> bool:
-        """Whether staff do it, or who acts for them."""
         return self.command.actor.organization_id is None or self.command.actor.is_ours
 
     @property
     def row_id(self) -> int:
-        """The row the command names."""
         assert self.command.id is not None
         return self.command.id
 
@@ -183,7 +180,6 @@ class EntityWrite:
         return found
 
     def define(self, account: str, organization_id: object) -> None:
-        """Have an account of an organization loaded again."""
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
 
     def hold_flushes(self, partition: object) -> None:
@@ -250,7 +246,6 @@ class Entity:
 
     @property
     def rows(self) -> Select[Any]:
-        """All rows there are."""
         return live(self.table, self.table) if self.source is None else self.source
 
     def within(self, organization_id: int | None) -> Entity:
@@ -281,14 +276,12 @@ def id_in(values: Row, name: str) -> int:
 
 
 def day_in(values: Row, name: str) -> date:
-    """The day they have."""
     day = values[name]
     assert isinstance(day, date)
     return day
 
 
 def json_of(*columns: Any) -> ColumnElement[Any]:
-    """A JSON object of columns and labelled expressions, by their names."""
     named = ((literal(column.name, Text), column) for column in columns)
     return func.jsonb_build_object(*(part for pair in named for part in pair))
 
@@ -371,10 +364,7 @@ def fitted(table: Table, values: Row) -> dict[str, Any]:
 
 
 # Rows of a subject as lists show them: a page after a cursor, and how many there are.
-
-
 def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
-    """Read the rows after a cursor, in order."""
     found = _matching(subject, query)
     columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
@@ -434,7 +424,6 @@ def _matching(subject: Entity, query: Query) -> Select[Any]:
 
 # Rows by the words of their names, as people look for them.
 
-
 # Words of a search that are looked for; what has these and not the others is found as well.
 WORDS_MAX = 12
 
@@ -461,10 +450,7 @@ def _words(wanted: str) -> str:
 
 
 # The verbs create, change and delete for rows that only have to be kept and defined again; and revoke.
-
-
 def create(change: EntityWrite) -> Row:
-    """Make a row."""
     subject = change.subject
     subject.check_values(change)
     require(change)
@@ -475,7 +461,6 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_row(change: EntityWrite) -> Row:
-    """Change a row."""
     subject = change.subject
     subject.check_values(change)
     lock(change)
@@ -500,7 +485,6 @@ def forget(change: EntityWrite) -> Row:
 
 
 def delete(change: EntityWrite) -> Row:
-    """Delete a row, and have what it defined forgotten."""
     row = forget(change)
     change.subject.define(change, row)
     return row

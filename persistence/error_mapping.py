@@ -39,7 +39,6 @@ from persistence.tables import control_write
 # key, digests of credentials among them, and bad input is repeated whole. So neither a log, an answer nor
 # a dead letter has that text; every error that leaves this door is told by this module.
 
-
 # The class of SQLSTATE whose first line quotes values, those that are bad. Of a broken constraint it names
 # the constraint and its table alone.
 QUOTING = "22"
@@ -187,7 +186,6 @@ def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
 
 
 # The subject of an error of PostgreSQL: the server, which is away or has no room, or the request to it.
-
 
 # Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error.
 EVERYBODYS = ("08", "53", "57", "58")

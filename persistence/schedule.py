@@ -44,8 +44,6 @@ class Schedule:
         return await self._read(read, finalize=finalize)
 
     async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[DueInvoice]:
-        """The same of these organizations."""
-
         def read(connection: Connection) -> Sequence[Any]:
             grace = self._grace_hours
             return schedule.due_of(connection, self._clock(), organization_ids, grace, finalize=finalize)

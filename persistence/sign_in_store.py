@@ -42,7 +42,6 @@ class SignInStore(ABC):
         return await self.run(lambda connection: access.use_sign_in(connection, state))
 
     async def console_session(self, digest: str) -> ConsoleSession | None:
-        """Find a session of the console that is not over."""
         return await self.run(lambda connection: access.find_session(connection, digest))
 
     async def ask_of_session(self, session_id: int) -> bool:

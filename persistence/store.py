@@ -28,18 +28,16 @@ from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction
 from persistence.billing import finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
-from persistence.engine import Engine, answered, apart
+from persistence.engine import Engine, Replica, answered, apart
 from persistence.entity import EntityWrite, WriteBatch
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
-from persistence.replica import Replica
 from persistence.resources import access, catalogue, usage
 from persistence.sign_in_store import SignInStore
 
 # Work that is undone, so it keeps nobody waiting: it ends as soon as somebody waits for what it holds.
 #
 # One connection looks for all trials under way, and is there only while one takes longer than `look_s`.
-
 
 LOOK_S = 0.1
 _SESSION = text("SELECT pg_backend_pid()")
@@ -95,7 +93,6 @@ class Trials:
 #
 # The found id is remembered, so the transaction that asked finds it when it is tried again.
 
-
 # Texts with unusual letters that are kept with what is missing of them.
 KNOWN_MAX = 16_384
 
@@ -109,7 +106,6 @@ class FontCoverage:
         self.known: dict[str, str] = {}
 
     async def look(self, texts: Iterable[str]) -> None:
-        """Look for the letters of some texts, all at once."""
         new = dict.fromkeys(texts)
         missing = await asyncio.to_thread(self._missing, " ".join(new))
         found = {text: "".join(dict.fromkeys(each for each in text if each in missing)) for text in new}
@@ -222,7 +218,6 @@ class Store(SignInStore):
         return await self.run(lambda connection: of_writes(connection, intents))
 
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
-        """Read the prices a model may have had at a time."""
         return await self.run(lambda connection: catalogue.price_candidates(connection, model, currency, at))
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
@@ -257,7 +252,6 @@ class Store(SignInStore):
         return await self._read(lambda connection: finance.ledger(connection, of, after, rows_max))
 
     async def entries(self, asked: ReportPeriod) -> AsyncIterator[Sequence[Row]]:
-        """Read the legs of all entries of a time, in batches."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         async for batch in finance.entries(await self._reading(), of):
             yield batch
@@ -289,7 +283,6 @@ class Store(SignInStore):
     def change(
         self, connection: Connection, command: Command, batch: WriteBatch | None = None
     ) -> EntityWrite:
-        """A write under way."""
         return EntityWrite(
             connection, command, SUBJECTS[command.resource], self.partition, self._clock(),
             private_addresses=self._private_addresses, mail_allowed=self._mail_allowed,
@@ -332,7 +325,6 @@ class Store(SignInStore):
             await self.replica.wrote()
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """Do something in a transaction."""
         return await self._answered(lambda connection: connection.run_sync(work))
 
     async def _answered(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool = True) -> T:

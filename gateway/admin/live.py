@@ -31,7 +31,6 @@ from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 #
 # Each says whether it is current, and not what was stored because the counters are away or cannot be read.
 
-
 LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
@@ -224,7 +223,6 @@ def _over(row: Row, quota: LiveQuota) -> Row:
 
 # Bringing what was written into the counters, as far as they answer at once.
 
-
 _log = logging.getLogger("tollkeeper.admin")
 # Pushes under way; the loop itself holds tasks only weakly.
 _pushing: set[asyncio.Task[Sequence[str]]] = set()
@@ -267,8 +265,5 @@ def _pushed(pushing: asyncio.Task[Sequence[str]]) -> None:
 
 
 # What an organization owes and no invoice has, as a part of it.
-
-
 async def unbilled(ports: AdminPorts, row: Row, _: Query) -> Page:
-    """All of it on one page: a row for each kind of charge."""
     return Page(tuple(await ports.store.unbilled(int(str(row["id"])))), None)

@@ -93,7 +93,6 @@ class Operations:
         self._actor = ports.actor
 
     async def list(self, query: Query) -> tuple[Sequence[Row], str | None]:
-        """One page as JSON rows, and the cursor of the next one."""
         rows, after = await self._page(query)
         cursor = None
         if after is not None:
@@ -129,7 +128,6 @@ class Operations:
     async def part(
         self, part: SubResource, row_id: int, query: Query, mark: str
     ) -> tuple[Sequence[Row], str | None]:
-        """One page of a row's sub-rows of a kind as JSON rows, and the cursor of the next one."""
         require_read(self._actor, self.resource)
         row = await self._ports.store.get(self._read, row_id)
         page = await PARTS[self.resource.name, part.name](self._ports, row, query)
@@ -219,7 +217,10 @@ class Operations:
     ) -> WriteResult:
         done = await self._ports.store.write(command)
         if isinstance(done, Replay):
-            return _replayed(done, status, made=command.verb == "create")
+            made = command.verb == "create"
+            if done.status == Conflict.status:
+                raise Conflict(str(done.body["detail"]))
+            return WriteResult(done.status or status, done.body, made=made, replayed=True)
         try:
             if not await push(self._ports, done.intents):
                 status = 202
@@ -239,9 +240,3 @@ class Operations:
     async def _render(self, resource: Resource, row: Row) -> Row:
         [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)
-
-
-def _replayed(first: Replay, status: int, *, made: bool) -> WriteResult:
-    if first.status == Conflict.status:
-        raise Conflict(str(first.body["detail"]))
-    return WriteResult(first.status or status, first.body, made=made, replayed=True)

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.admin.http.concurrency import ConcurrencyLimits
-from gateway.admin.http.server import Answers
+from gateway.admin.http.server import Answers, ConcurrencyLimits
 from gateway.core.accounts.administration import (
     HOURLY,
     Actor,
@@ -51,8 +50,6 @@ MountFiles = Callable[["web.Application", "AdminPorts", str, Admit], None]
 
 
 class CountersReader(Protocol):
-    """The counters, read only. What they have and nobody can read is in no answer."""
-
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs; None for a tenant that is not loaded."""
 

@@ -3,17 +3,20 @@
 A loop is a row: its name in the log and in metrics, its interval, and the steps of a pass. `gateway/run`
 composes rows of callables. An item that fails is counted by `Isolation`, and the others go on. Any other
 error ends the pass; `keep_going` counts that and runs the loop again.
+
+Gauges are numbers that a scrape shows and no loop knows by itself. They are looked up now and then; a number
+that cannot be looked up is omitted, since an old one would look right.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.core.circuit_breaker import is_said
 from gateway.core.credentials import FailureReport, Failures
@@ -23,13 +26,16 @@ from gateway.errors import CountersRefused, StoreTimeout, StoreUnavailable, Toll
 #
 # What concerns everybody (a database that is away) is no item's fault: that ends the pass.
 
-
 T = TypeVar("T")
 
 UNAVAILABLE = 503
 NAME_CHARS_MAX = 200
 # What failed: a whole pass of a loop, or one item of it.
 PASS, ITEM = "pass", "item"
+LOOK_INTERVAL_S = 15.0
+LOOK_MAX_S = 10.0
+
+Look = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 def _unavailable(error: Exception) -> bool:
@@ -134,7 +140,6 @@ class Isolation:
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:
-        """How often each loop failed, for metrics."""
         return {"loop_failures": [[loop, of, count] for (loop, of), count in sorted(self._failed.items())]}
 
 
@@ -166,7 +171,6 @@ class Loop:
         return sum([await step(isolation, self.name) for step in self.steps])
 
     async def run(self, isolation: Isolation | None = None) -> None:
-        """Make passes until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             began, done = clock(), 0
@@ -175,7 +179,6 @@ class Loop:
             await asyncio.sleep(0 if self.again and done else self.pause_s(clock() - began))
 
     def pause_s(self, took_s: float) -> float:
-        """How long to rest after a pass."""
         return max(self.interval_s, self.rest * took_s)
 
 
@@ -242,7 +245,6 @@ def call(act: Callable[[], object]) -> Step:
 
 
 async def pages(due: Due[T], count: int, place: Callable[[T], int] | None) -> AsyncIterator[Sequence[T]]:
-    """The due items, page by page."""
     after = 0
     while page := await due(after, count):
         yield page
@@ -254,7 +256,6 @@ async def pages(due: Due[T], count: int, place: Callable[[T], int] | None) -> As
 # Reports wrong credentials: a line in the log a site and interval, and for people's port a stored row.
 #
 # Both are bounded by what `Failures` tells at a time, so that nobody fills a log or a table by guessing.
-
 
 INTERVAL_S = 10.0
 
@@ -275,7 +276,6 @@ class FailureTeller:
         self._keep = keep
 
     def loop(self) -> Loop:
-        """What tells every interval."""
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
@@ -292,3 +292,30 @@ class FailureTeller:
             )
         if told and self._keep is not None:
             await self._keep(told)
+
+
+class Gauges:
+    """`latest` is what the last look at everything found, by the names of a metrics snapshot."""
+
+    def __init__(self, looks: Sequence[Look]) -> None:
+        self.latest: Mapping[str, Any] = {}
+        self._looks = looks
+
+    def loop(self) -> Loop:
+        return Loop("watcher", LOOK_INTERVAL_S, (call(self.refresh),))
+
+    async def refresh(self) -> None:
+        found: dict[str, Any] = {}
+        for one in await asyncio.gather(*(_seen(look) for look in self._looks)):
+            for name, value in one.items():
+                # Rows about different things come from different looks.
+                found[name] = [*found[name], *value] if isinstance(value, list) and name in found else value
+        self.latest = found
+
+
+async def _seen(look: Look) -> Mapping[str, Any]:
+    try:
+        async with asyncio.timeout(LOOK_MAX_S):
+            return await look()
+    except Exception:  # noqa: BLE001  # whatever it meets, there is nothing to show
+        return {}

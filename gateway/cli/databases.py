@@ -17,7 +17,6 @@ Database = Annotated[str | None, typer.Option("--database-url", help="The Postgr
 
 
 def settings_of(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
-    """The settings of a command on a database."""
     from gateway.run.serving import find_home, resolved  # noqa: PLC0415  # each command loads what it needs
 
     find_home()

@@ -120,8 +120,6 @@ def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 # How often something is tried again, after how long, and which of its failures are said.
-
-
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """At most so many attempts; the first pause, how many times as long the next one is, and the longest."""
@@ -146,7 +144,6 @@ def is_said(failures: int) -> bool:
 # For how long another side wants to be left alone, as `Retry-After` says it (RFC 9110, 10.2.3). Pure.
 #
 # Every value is a stranger's: what is negative, no number and no date says nothing.
-
 
 # A longer value is not read. A number may have as many digits: who waits has a maximum of its own.
 VALUE_CHARS_MAX = 64
@@ -183,7 +180,6 @@ def date_s(value: str) -> float | None:
 # Every value is a stranger's: one that is negative, no number and no time, or said twice in two ways says
 # nothing. Source: what the families' own APIs document of their rate limits (`retry-after-ms`, resets such as
 # `6m0s` or by RFC 3339, `unified`).
-
 
 # The rest of a limit counts as nothing below this part of it.
 LEFT_MIN = 0.01
@@ -299,7 +295,6 @@ def _reset_s(value: str, now_s: float) -> float | None:
 # Why upstreams fail: causes of a few words, told at a bounded rate.
 #
 # Causes are labels of a metric and words of a log line; `gateway/outbound/tunnel.py` finds them in errors.
-
 
 REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET = "refused", "unresolved", "tls", "unroutable", "reset"
 TIMEOUT, CONNECT_TIMEOUT, BROKEN, OTHER = "timeout", "connect_timeout", "broken", "other"

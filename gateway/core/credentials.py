@@ -96,7 +96,6 @@ def _seconds(kind: int, text: str) -> float:
 # A right one never waits, also beside others from the same address. An address stands for its site: of
 # IPv6, one customer's line.
 
-
 REASONS = ("missing", "malformed", "unknown", "revoked", *FAILURES)
 FREE_MAX = 5  # failures of a site within the window that are answered at once
 WINDOW_S = 60.0
@@ -182,8 +181,6 @@ def site_of(address: str) -> str:
 #
 # Digests of earlier ones are taken as long as those are named: no credential is issued again for another
 # pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
-
-
 class PepperSettings(Protocol):
     """The settings of peppers."""
 

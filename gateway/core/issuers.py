@@ -91,7 +91,6 @@ def _is_here(url: str) -> bool:
 # only `alg`, `kid` and `typ` count. What else it offers (`jku`, `jwk`, `x5u`, `x5c`) is never looked at:
 # whose key it is, the configuration says alone.
 
-
 TOKEN_BYTES_MAX: Final = 8192
 # The first bytes of every header: `{"`.
 BEGIN: Final = b"eyJ"
@@ -209,7 +208,6 @@ def _no_number(name: str) -> Any:
 # Where a rule asks for what a token does not say, or says in another kind, it is refused: nobody is let in
 # by default.
 
-
 SUBJECTS_MAX: Final = 16
 SUBJECT_CHARACTERS_MAX: Final = 512
 USER_CHARACTERS_MAX: Final = 128
@@ -316,7 +314,6 @@ def _found(claims: Mapping[str, Any], pointer: str) -> Any:
 
 # Who may say who is at the console: providers of identities (OpenID Connect Core 1.0), and the person whom
 # an ID token of theirs names.
-
 
 # How long a provider's word of a person counts, and a session in all, however often it says so again.
 VOUCHED: Final = timedelta(hours=1)

@@ -85,8 +85,6 @@ class Limits:
 
 
 # Names as lists have them: exact, or a pattern in which `*` stands for any characters.
-
-
 def on_list(name: str, patterns: Iterable[str]) -> bool:
     """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
 

@@ -93,7 +93,6 @@ def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
 #
 # Also of one that is written wrongly. Every message about a configured or typed URL says it by this.
 
-
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
 _SHOWN = (
     "ssl(?:mode|rootcert|cert|key|crl)|application_name|connect_timeout|target_session_attrs|options|user|username"
@@ -118,7 +117,6 @@ def without_password(url: str) -> str:
 # Pure. `exempt` is what NO_PROXY says, as curl and Python's urllib read it: a name stands for itself and all
 # below it, with or without a dot before it; an address, or a network, for hosts that are written as
 # addresses; `host:port` for that port alone; `*` for everybody. No name is looked up for it.
-
 
 EXEMPT_MAX = 1_000
 PORT_MAX = 65_535
@@ -239,7 +237,6 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
 # Asking a proxy to let us through: `CONNECT` and the head of its answer (RFC 9110, 9.3.6).
 #
 # Pure. Of what it answers the number of its status counts alone: nothing else of it is read, or shown.
-
 
 HEAD_BYTES_MAX = 16 * 1024
 _HEAD_END = b"\r\n\r\n"

@@ -118,7 +118,6 @@ def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
 
 # What `/readyz` says: whether each dependency is there, and why one is not.
 
-
 # True where it is there, else why not; or False, where its name says it all.
 Found = Mapping[str, bool | str]
 

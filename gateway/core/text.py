@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 # is, and escaped where people read it. Sources: Unicode's Default_Ignorable_Code_Point and Bidi_Control;
 # controls but tab and line breaks.
 
-
 HIDDEN = (
     "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
@@ -51,7 +50,6 @@ def _escaped(found: re.Match[str]) -> str:
 #
 # Cells hold what callers wrote. Source: OWASP, CSV Injection.
 
-
 # A spreadsheet looks behind blanks, and takes full width for half.
 _FORMULA = re.compile(rf"[\t\r\n]|[\s{HIDDEN}]*[-=+@\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
@@ -76,8 +74,6 @@ def _cell(value: object) -> str:
 
 
 # JSON that somebody else has written: read whole, or refused by `ValueError` in one line.
-
-
 def read_json(text: str | bytes) -> Any:
     """What a document says; `ValueError` where it is none, or nests or counts further than is read."""
     try:
@@ -94,7 +90,6 @@ def _whole(digits: str) -> int:
 
 
 # Things in portions: what `itertools.batched` of later versions of Python is, as lists.
-
 
 T = TypeVar("T")
 

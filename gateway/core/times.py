@@ -31,7 +31,6 @@ def moment_of(at_ms: int) -> datetime:
 
 # When requests began, by their ids: those that gateways give are UUIDs of version 7. Pure.
 
-
 VERSION_AT: Final = 14
 VERSION: Final = "7"
 GIVEN: Final = ("4", VERSION)
@@ -69,7 +68,6 @@ def began(request_id: str) -> datetime | None:
 #
 # The scripts know no zones, but by how much clocks are before those of UTC: what they are told of one is
 # exact until its clocks change for the second time.
-
 
 # Intervals of budgets and of token plans that begin on an anchor's day.
 WEEKS: Final = frozenset({"week", "weekly"})

@@ -37,7 +37,6 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 # The markers of a server's partitions: which history they name, and having none of them name another one.
 
-
 # The text of a marker that nobody is served under.
 NOBODY = b"." * 40
 
@@ -78,8 +77,6 @@ def _is_whole(raw: bytes) -> bool:
 
 
 # The names of data: which history it is of, and how often it was exchanged before.
-
-
 def history(run_id: bytes, name: bytes) -> bytes:
     """What markers are compared with: the process, and from its second history on which one it is."""
     if generation(name) == 0:
@@ -359,7 +356,6 @@ def _number(answer: Reply) -> int:
 
 # The fence of each wire of a process: what becomes of one server's data is nothing to the others.
 
-
 LOOK_S = 0.5
 # While nothing is asked that anybody is served by.
 IDLE_S = 30.0
@@ -432,8 +428,6 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
 
 
 # The word of a server that a keeper has verified all that it has: whatever is not there does not exist.
-
-
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
     """Ask for the history that all of it was verified under."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)

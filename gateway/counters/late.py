@@ -49,7 +49,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
 # One entry of the late queue: where it is, whose it is, what was used. Of the outbox, place and owner.
 
-
 START: StreamPlace = (0, 0)
 # Whose an outbox entry is; one that a newer version has written may be anybody's.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
@@ -129,7 +128,6 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
 #
 # Before and behind are places in streams, never times: within one stream ids only rise, whatever the
 # clock does, and of two streams only who was read first says which entry was there first. Reads alone.
-
 
 # Entries one command brings.
 LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
@@ -360,8 +358,6 @@ def name_of(partition: int, place: StreamPlace) -> str:
 
 
 # The windows of budgets as they are now, for settlements that come late: nobody has those of their time.
-
-
 async def windows(
     client: Client, late: Collection[Settlement]
 ) -> tuple[Mapping[str, bytes], Collection[int]]:

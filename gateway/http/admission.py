@@ -159,8 +159,6 @@ async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call
 
 
 # What a call may ask for, and at which prices: those of all models it names, as they are now.
-
-
 def _priced(
     exchange: Exchange, caller: Caller, call: CallRequest
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
@@ -276,8 +274,6 @@ def _check_overlapping(
 
 
 # Which models a caller is told of: those it could call, by its key, its services and their prices.
-
-
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
@@ -348,8 +344,6 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 #
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
-
-
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
     """The head of a call that carries no key, with that of its workload; else the refusal it has earned."""
     head, keys = exchange.head, exchange.worker.workloads

@@ -406,8 +406,6 @@ class AdmittedCall:
 
 
 # What a call costs, now that it is known what answered and how much was used.
-
-
 def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
 ) -> PriceMatch:  # fmt: skip
@@ -454,8 +452,6 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
 
 
 # Whether a call that came to nothing may have cost its upstream something.
-
-
 def _input_alone(call: CallRequest) -> TokenUsage:
     """The least cost of a call that an upstream took: it has read the input, even if nobody hears the
     answer.

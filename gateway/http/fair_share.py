@@ -66,7 +66,6 @@ class FairShares:
 # first (a head, the beginning of an answer); more of the same is done at once while there is little of
 # it, and else in order, for a moment of every turn of the loop.
 
-
 # Done at once between two turns, bytes of answers: a millisecond where they are many small events.
 AT_ONCE_BYTES_MAX = 32 * 1024
 TURN_S_MAX = 0.001
@@ -117,7 +116,6 @@ class FairQueue:
 #
 # Reading one takes milliseconds, in which nothing else of the process runs. So a sender of many waits for
 # itself, and all of them together leave most of the time to others.
-
 
 T = TypeVar("T")
 

@@ -121,8 +121,6 @@ def _is_form(pair: bytes) -> bool:
 
 
 # An upstream's own limits: which calls are refused for what it said of them.
-
-
 def check_left_alone(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
     """`UpstreamLimited` where a call may not be sent now."""
     worker = exchange.worker

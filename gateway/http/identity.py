@@ -83,7 +83,6 @@ def _bearer(value: bytes) -> bytes:
 # Its session it may also say in a field of another's: that passes, and a value that cannot be one is no
 # session.
 
-
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
 SESSION_CHARACTERS_MAX = 128

@@ -162,8 +162,6 @@ def _take_told(meter: AnswerMeter, call: CallRequest) -> list[str]:
 
 
 # The written bytes: an answer's head and body, framed as upstream and client allow.
-
-
 class Outlet:
     """Write one answer: head and first bytes in one write, framed as upstream and client allow."""
 

@@ -194,7 +194,6 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
 # A caller that finds a way to one may have it as often as it likes, so lines are few and say how many are
 # missing.
 
-
 LINES_MAX = 10  # of `request_failed` in PERIOD_S
 PERIOD_S = 60.0
 _OURS = "gateway."
@@ -253,8 +252,6 @@ def _place(error: BaseException) -> str:
 
 
 # What the journal is told of a call that was refused: facts on their way, which nothing waits for.
-
-
 def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> None:
     """Count a call of somebody known that was never admitted, and tell of it.
 

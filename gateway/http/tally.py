@@ -186,7 +186,6 @@ class Tally:
 # A timer for each request would cost more than the request, so all deadlines are checked every
 # `tick_s`. Time in which the loop stood still does not pass: what others sent meanwhile is read first.
 
-
 NEVER = float("inf")
 # What passes between two ticks at most: longer than a pooled connection is taken for open unlooked at.
 GAP_S_MAX = 0.3

@@ -32,7 +32,6 @@ from gateway.outbound.client import ANSWER_BYTES_MAX, TooLarge, ask
 #
 # The one module that knows the library; it is loaded where there are issuers.
 
-
 KEYS_MAX: Final = 64
 RSA_BITS_MIN: Final = 2048
 RSA_BITS_MAX: Final = 8192
@@ -220,7 +219,6 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 # Asking a provider of identities for tokens: the client and its secret, a form, an answer in JSON.
 #
 # It waits, so a thread runs it.
-
 
 _ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 

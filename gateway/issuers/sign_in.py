@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 # Addresses of a provider of identities that browsers are sent to: to sign in there, and to sign out.
 
-
 # A longer token is not shown when somebody signs out: servers take addresses of some 8 KiB.
 HINT_BYTES_MAX: Final = 4096
 
@@ -82,7 +81,6 @@ def _with(address: str, query: Mapping[str, str]) -> str:
 # What a provider gives for a session, kept so that only the session's own cookie opens it.
 #
 # The cookie is in the browser and nowhere else: what is stored is of no use to who reads it.
-
 
 NONCE_BYTES: Final = 12
 RENEWAL: Final = b"renewal"

@@ -29,8 +29,6 @@ GENERATED = ("admin_token", "key_pepper", "redis_password", "database_password",
 
 @dataclass(frozen=True, slots=True)
 class DataDirectory:
-    """A locked data directory."""
-
     path: Path
 
     @property
@@ -40,12 +38,10 @@ class DataDirectory:
 
     @property
     def postgres(self) -> Path:
-        """The PostgreSQL cluster."""
         return self.path / "postgres"
 
     @property
     def logs(self) -> Path:
-        """What the databases say."""
         return self.path / "logs"
 
     def secrets(self) -> dict[str, str]:
@@ -58,7 +54,6 @@ class DataDirectory:
         return kept
 
     def remember(self, **values: str) -> None:
-        """Keep these secrets too."""
         self.write("secrets.json", self.read("secrets.json") | values)
 
     def read(self, name: str) -> dict[str, Any]:

@@ -54,7 +54,6 @@ class Heartbeat:
         self._beaten = self._ready = False
 
     def started(self) -> None:
-        """The process has its end now."""
         os.close(self.theirs)
 
     async def lost(
@@ -78,11 +77,9 @@ class Heartbeat:
                 return now - heard
 
     def close(self) -> None:
-        """Listen no more."""
         os.close(self._ours)
 
     def is_ready(self) -> bool:
-        """Whether it has said so."""
         self._hear()
         return self._ready
 
@@ -94,7 +91,6 @@ class Heartbeat:
 
 
 # How many files, which sockets are too, a process has open, and how many it may have.
-
 
 OPEN_FILES_MAX = 1_000_000
 OURS = Path("/proc/self/fd")

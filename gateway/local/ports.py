@@ -163,7 +163,6 @@ def _bind(made: socket.socket, place: str, port: int) -> None:
 
 
 def free_port(wish: int, host: str = "127.0.0.1") -> int:
-    """The wished port if nobody has it, else any free one."""
     for port in (wish, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -200,7 +199,6 @@ def reachable_host(host: str) -> str:
 # With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
 # the other processes are. Without it a person reads, so both are sentences.
 
-
 # Where the commands look by themselves.
 DATA_DIR = ".tollkeeper"
 
@@ -216,15 +214,12 @@ class Voice:
         _news(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
 
     def say(self, sentence: str) -> None:
-        """Say what happened."""
         _news(f"tollkeeper: {sentence}")
 
     def warn(self, sentence: str) -> None:
-        """Say what somebody should look at."""
         self.say(sentence)
 
     def ready(self, facts: dict[str, Any]) -> None:
-        """Say where everything is."""
         self.step("ready")
         print(self._result(facts), flush=True)  # noqa: T201  # standard output is the result
 
@@ -244,11 +239,9 @@ class JsonVoice(Voice):
         self._log(sentence, after_s=round(time.monotonic() - self._began, 1))
 
     def say(self, sentence: str) -> None:
-        """Say what happened."""
         self._log(sentence)
 
     def warn(self, sentence: str) -> None:
-        """Say what somebody should look at."""
         self._log(sentence, level="warning")
 
     def _result(self, facts: dict[str, Any]) -> str:

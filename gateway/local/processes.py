@@ -78,12 +78,12 @@ class Child:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it runs and has said that it is ready."""
         return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
     async def start(self) -> None:
         """Start it and wait until it answers; `StartError`, on one line, if it does not."""
-        log_from = self._log_size()
+        log = self.program.log
+        log_from = log.stat().st_size if log is not None and log.exists() else 0
         process = await self._spawn()
         try:
             await self._until_ready(process, log_from)
@@ -240,10 +240,6 @@ class Child:
     def _see_log(self) -> str:
         return f" (log: {self.program.log})" if self.program.log else ""
 
-    def _log_size(self) -> int:
-        log = self.program.log
-        return log.stat().st_size if log is not None and log.exists() else 0
-
     def _log_since(self, offset: int) -> str:
         if self.program.log is None:
             return ""
@@ -298,7 +294,6 @@ def _ended(code: int | None) -> str:
 # A process id alone proves nothing, it may belong to somebody else by now. A process is ours
 # when its start time is the one we noted, or when it was started on our own data directory.
 
-
 STOP_MAX_S = 15.0
 SAME_START_S = 1.5
 
@@ -341,7 +336,6 @@ def _same(note: Any) -> psutil.Process | None:
 
 
 def _named(pid_file: Path) -> psutil.Process | None:
-    """Any process that has the id in this file."""
     try:
         return psutil.Process(int(pid_file.read_text().split()[0]))
     except (psutil.Error, OSError, ValueError, IndexError):

@@ -37,9 +37,8 @@ from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.tls.certificates import load
 
+
 # What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
-
-
 def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
     """Whether sessions are shared, and whether the owner, who needs one, has one of its own."""
     from persistence.engine import (  # noqa: PLC0415  # loaded where it is needed
@@ -57,11 +56,9 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
 
 # What `tollkeeper doctor` says of the replica that reads go to.
-
-
 async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
     """Whether it is read, and how far it is behind: well, subject, what is said."""
-    from persistence.replica import examine  # noqa: PLC0415  # heavy to load
+    from persistence.engine import examine  # noqa: PLC0415  # heavy to load
 
     try:
         async with asyncio.timeout(answer_s_max):
@@ -118,7 +115,6 @@ def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
-    """What a process has of the machine: its directory, its files, its ports."""
     yield _data_directory(settings)
     if role != "keeper":
         yield _open_files(settings)
@@ -204,7 +200,6 @@ async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
 
 
 async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Finding:
-    """Whether the keys that its tokens are verified by can be read."""
     subject = named or f"issuer {issuer.issuer}"
     try:
         found = await asyncio.to_thread(read, issuer)
@@ -227,7 +222,6 @@ async def _upstream_in_use(target: UpstreamTarget) -> Finding:
 
 
 async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
-    """Whether a target accepts connections."""
     subject = named or f"upstream {target.name}"
     try:
         end = await reach(target, ANSWER_MAX_S)
@@ -250,8 +244,8 @@ def _day(moment: float) -> str:
 async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
+    from persistence.schema.database import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
     from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
-    from persistence.schema.version import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
 
     url = settings.database_url
     shown = without_password(url)

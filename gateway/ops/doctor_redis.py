@@ -42,7 +42,6 @@ from gateway.settings.settings import Settings
 #
 # Each is whether that is well, its subject, and the words on it.
 
-
 # Where this much of its limit is used, Redis will be full before long.
 MEMORY_SHARE_MAX = 0.95
 # By how much two clocks may differ.
@@ -142,7 +141,6 @@ def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
 
 
 def clock_against(name: str, theirs: float, ours: float) -> Found:
-    """Whether our clock, Unix time, is that of another server."""
     off = ours - theirs
     if abs(off) < CLOCK_OFF_S_MAX:
         return True, "clock", f"this machine's clock agrees with that of {name}"
@@ -151,8 +149,6 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
 
 
 # What doctor says of one thing.
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""
@@ -166,7 +162,6 @@ class Finding:
 #
 # Part of the composition root. Each is asked on a connection of its own; who cannot be asked is only said,
 # since a service may keep its replicas to itself.
-
 
 Place = tuple[str, int]
 
@@ -233,9 +228,6 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
 
 
 # Whether a keeper runs, and whether all that keep or look up credentials do so under the same pepper.
-#
-# Part of the composition root.
-
 
 _KEEPER, _PEPPER = "keeper", "pepper"
 _UNREADABLE = (
@@ -298,7 +290,6 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 # Part of the composition root. A lack is wrong; what is beyond is only said, since one user for
 # everything is well enough where one person runs everything.
 
-
 # Whether it is well, its subject, and the words on it.
 Seen = tuple[bool, str, str]
 
@@ -331,7 +322,6 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
 
 
 async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
-    """Rights beyond the needed ones, as far as each may be when the one before it may."""
     more: list[str] = []
     for each in beyond:
         if await client.refused_rights(wire, each):
@@ -479,7 +469,6 @@ async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
 
 
 def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
-    """The server that findings name."""
     if not isinstance(wires, Shards):
         return "redis"
     host, port = wires.place_of(wire)
@@ -533,7 +522,6 @@ async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
 
 
 def _cluster(shown: str, shards: Shards) -> Finding:
-    """Whether each partition has a primary."""
     lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
     there = f"{shown} is a cluster of {len(shards.wires)} primaries"
     if not lacking:

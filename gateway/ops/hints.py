@@ -99,17 +99,14 @@ _ISSUER = (
 
 
 def redis_hint(said: str) -> str:
-    """What to do where Redis said this."""
     return _found(_REDIS_HINTS, said)
 
 
 def postgresql_hint(said: str) -> str:
-    """What to do where PostgreSQL, or libpq, said this."""
     return _found(_POSTGRESQL_HINTS, said)
 
 
 def upstream_hint(said: str) -> str:
-    """What to do where a connection to an upstream ended so."""
     return _found(_UPSTREAM, said)
 
 

@@ -71,18 +71,15 @@ class FileStore:
 
     @staticmethod
     def parted(url: str) -> tuple[str, str]:
-        """The address of a folder, and the name of a file in it."""
         scheme, authority, path, query, _ = urlsplit(url)
         folder, _, name = path.rstrip("/").rpartition("/")
         return urlunsplit((scheme, authority, folder, query, "")), name
 
     def address(self, name: str) -> str:
-        """Where a file is, or a folder, as it can be asked for again."""
         scheme, authority, path, query, _ = urlsplit(self.url)
         return urlunsplit((scheme, authority, f"{path.rstrip('/')}/{name}".rstrip("/"), query, ""))
 
     def open(self, name: str) -> Any:
-        """A file to read, at any place in it."""
         with told(self.url):
             return self._files.open_input_file(self._path(name))
 
@@ -93,7 +90,6 @@ class FileStore:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
-        """A file to write from its beginning."""
         path = self._path(name)
         folder = path.rpartition("/")[0]
         with told(self.url):
@@ -124,7 +120,6 @@ class FileStore:
             self._rename(growing, name)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Put a file there."""
         with self.write(name) as sink:
             sink.write(content)
 
@@ -143,7 +138,6 @@ class FileStore:
             return bytes(source.read(most))
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
         with told(self.url):
             return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
 
@@ -167,19 +161,16 @@ class FileStore:
             self._rename(growing, name)
 
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there."""
         if self.has(name):
             with told(self.url):
                 self._files.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
-        """Take a folder away with its contents, if it is there."""
         if self.has(name):
             with told(self.url):
                 self._files.delete_dir(self._path(name))
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files in a folder, in order."""
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -187,7 +178,6 @@ class FileStore:
         return {each.base_name: each.size for each in self._infos(folder) if each.type == self._kinds.File}
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders in a folder, in order."""
         return sorted(each.base_name for each in self._infos(folder) if each.type == self._kinds.Directory)
 
     def _infos(self, folder: str) -> Any:

@@ -29,7 +29,6 @@ from gateway.files import https_with
 
 # What an error of the machine's says of why a connection was not made.
 
-
 _NUMBERS = {
     ECONNREFUSED: REFUSED, ECONNRESET: RESET, EHOSTUNREACH: UNROUTABLE, ENETUNREACH: UNROUTABLE,
     ETIMEDOUT: CONNECT_TIMEOUT,

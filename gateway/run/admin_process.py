@@ -18,8 +18,7 @@ import msgspec
 from gateway.errors import LoopsSilent, StartError
 from gateway.local import ports
 from gateway.local.processes import Child, ProcessSpec
-from gateway.run.lifecycle import cancel
-from gateway.run.parent_pipe import ParentPipe
+from gateway.run.lifecycle import ParentPipe, cancel
 from gateway.run.serving import command, restarts_of
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import metrics
@@ -27,7 +26,6 @@ from gateway.telemetry import metrics
 # What the loops of a keeper tell its process for people, a line each second down that one's standard input.
 #
 # Part of the composition root. No disk is between the two: one that is full is among what is told.
-
 
 TOLD_EACH_S = 1.0
 # Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.
@@ -44,7 +42,6 @@ class LoopFacts(msgspec.Struct, frozen=True):
 
 
 def written_fact(facts: LoopFacts) -> bytes:
-    """One line."""
     return _MARK + msgspec.json.encode(facts)
 
 
@@ -113,7 +110,6 @@ class AdminProcess:
         return port.number
 
     async def open(self) -> None:
-        """Have it listen, now that the loops have begun."""
         self._has_begun.set()
         await self._starting
 
@@ -125,7 +121,6 @@ class AdminProcess:
             await asyncio.sleep(TOLD_EACH_S)
 
     def renew(self, settings: Settings) -> None:
-        """Have it go by other settings."""
         if self._child is not None:
             self._renewing = asyncio.create_task(self._child.tell(to_json(settings)))
 
@@ -139,7 +134,6 @@ class AdminProcess:
         await self._child.stop()
 
     def snapshot(self) -> metrics.Snapshot:
-        """What metrics say of it."""
         return restarts_of([self._child] if self._child is not None else ())
 
     async def _held(self) -> ports.ReservedPort:

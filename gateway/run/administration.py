@@ -18,10 +18,9 @@ from typing import Any
 from gateway.admin.application import build
 from gateway.admin.http.server import AdminListener, Answers, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
-from gateway.background.flushing.losses import LossCounter
-from gateway.background.loops import FailureTeller
+from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
-from gateway.background.verifying.gauges import Gauges
+from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import HourlyBudget
 from gateway.core.credentials import Failures, peppers_of
 from gateway.core.processes import Found
@@ -34,14 +33,7 @@ from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
 from gateway.run.admin_process import FactsReader
-from gateway.run.health import ProcessVitals, disks, has_files_left
-from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, keep_going, store_over
-from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import cancel
-from gateway.run.parent_pipe import ParentPipe
-from gateway.run.parts import AdminParts
-from gateway.run.programs import ProgramList
-from gateway.run.readiness import (
+from gateway.run.health import (
     CLOCK,
     CONFIGURATION,
     DISK,
@@ -49,19 +41,31 @@ from gateway.run.readiness import (
     OPEN_FILES,
     CachedLookup,
     Probe,
+    ProcessVitals,
     all_answer,
+    disks,
+    has_files_left,
     one_answers,
 )
-from gateway.run.sent_settings import LOOK_S, watch
+from gateway.run.keeper_doors import (
+    AdminParts,
+    KeeperDoors,
+    KeeperSettings,
+    ProgramList,
+    keep_going,
+    store_over,
+)
+from gateway.run.letterhead import letterhead
+from gateway.run.lifecycle import ParentPipe, cancel
+from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics
 from persistence import engine as engines
-from persistence.engine import PeoplePools
+from persistence.engine import PeoplePools, Replica
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Losses
 from persistence.keeper.verification import Accounts
-from persistence.replica import Replica
 from persistence.resources import access
 from persistence.resources.integrity import ReconciliationResults
 from persistence.resources.usage import ConsoleQueries

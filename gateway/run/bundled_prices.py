@@ -30,7 +30,6 @@ class Bundle:
 
 
 def read_bundle() -> Bundle:
-    """Read the whole list."""
     said = json.loads(LIST.read_bytes())
     rows: list[Row] = []
     for row in said["rows"]:

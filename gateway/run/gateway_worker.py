@@ -38,8 +38,8 @@ from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
 from gateway.run.health import ProcessVitals, limits_here
-from gateway.run.parent_pipe import ParentPipe
-from gateway.run.sent_settings import SettingsUpdates
+from gateway.run.lifecycle import ParentPipe
+from gateway.run.reload import SettingsUpdates
 from gateway.run.tls_port import TlsPort
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
@@ -80,7 +80,6 @@ class GatewayPort:
         await self._vitals.keep_looking()
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What metrics say of the port."""
         buffers = self._plane.buffers
         kept = {"buffered_bytes": buffers.used + buffers.heads, "shed": buffers.shed}
         stale = {"configuration_stale": int(self.sent.is_stale)}
@@ -102,12 +101,7 @@ class GatewayPort:
 
 
 # Who calls with a token of an issuer, introduced to the directory of API keys.
-#
-# Part of the composition root.
-
-
 def token_callers(settings: Settings, directory: DigestLookup, log: Callable[..., None]) -> TokenCallers:
-    """What a worker knows tokens by, with the issuers of its settings."""
     keys = AllKeys(time.monotonic, log)
     callers = TokenCallers(keys, directory, peppers_of(settings).digests, time.time)
     callers.renew(settings.issuers)
@@ -119,7 +113,6 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
 # `pip install tollkeeper[tokenizer]` brings it. It takes about 70 MB of each worker, which is why it
 # is not there by itself; the other providers publish no tokenizer. Asked only where an answer says
 # nothing of its use.
-
 
 # By the longest prefix of a model's name.
 ENCODINGS = {
@@ -155,7 +148,6 @@ def load_tokenizer() -> Tokenizer | None:
 # What a worker left in Redis under names made from its slot is found and corrected by its successor,
 # instead of staying until it times out.
 
-
 SLOTS_MAX = 1024
 SLOT_BYTES = 36
 
@@ -190,9 +182,6 @@ def _read_or_write(descriptor: int) -> UUID:
 
 
 # What a gateway worker asks Redis through, composed: over one wire, or over those to a cluster's primaries.
-#
-# Part of the composition root.
-
 
 Log = Callable[..., None]
 

@@ -15,14 +15,12 @@ from importlib.metadata import version
 from typing import Any
 
 from gateway.admin.smtp import SmtpMailer
-from gateway.background.flushing.flusher import FailedBatch, FlushedBatch
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
 from gateway.background.flushing.late import RefusedDrain
-from gateway.background.flushing.losses import LossCounter
-from gateway.background.flushing.share import KeeperShare
-from gateway.background.loops import Loop, call
+from gateway.background.loops import Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
-from gateway.background.verifying.gauges import Gauges
+from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.payments import DunningSchedule
 from gateway.core.credentials import peppers_of
@@ -39,14 +37,26 @@ from gateway.feature import features
 from gateway.outbound.client import Outgoing
 from gateway.run import kept_servers
 from gateway.run.admin_process import AdminProcess, LoopFacts
-from gateway.run.health import DiskWatch, ProcessVitals, RedisState, tell_of_redis
-from gateway.run.keeper_doors import KeeperDoors, KeeperSettings, Source, keep_going, store_over
+from gateway.run.health import (
+    EVERY_PARTITION,
+    DiskWatch,
+    ProcessVitals,
+    RedisState,
+    of_process,
+    tell_of_redis,
+)
+from gateway.run.keeper_doors import (
+    KeeperDoors,
+    KeeperParts,
+    KeeperSettings,
+    ProgramList,
+    Source,
+    keep_going,
+    store_over,
+)
 from gateway.run.kept_servers import AllShardLoops, LoopContext
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, reached, redis_reached
-from gateway.run.parts import KeeperParts
-from gateway.run.programs import ProgramList
-from gateway.run.readiness import EVERY_PARTITION, of_process
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
@@ -72,17 +82,16 @@ from persistence.ledger.redrive import RefusedJournal
 from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
-from persistence.schema import partitions, roles
+from persistence.schema import database, roles
+
 
 # What a keeper drops of old months, as settings say; what ends behind them; what it tells of an archive.
-
-
 def housekeeping(
     engine: Engine, settings: Settings, log: Callable[..., None], *more: Callable[[], Awaitable[object]]
 ) -> Loop:
     """Makes months ahead, and forgets what is not kept any more."""
     return Loop("partitions", 3_600.0, (
-        call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
+        call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
         *(call(one) for one in more),
@@ -101,9 +110,9 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
     dropped: list[str] = []
     if days := settings.calls_keep_days:
         archived = settings.archive_calls_after_months > 0
-        dropped += await partitions.drop_calls(engine, days, are_archived=archived, stays=stays)
+        dropped += await database.drop_calls(engine, days, are_archived=archived, stays=stays)
     if days := settings.usage_hours_keep_days:
-        dropped += await partitions.drop_hours(engine, days)
+        dropped += await database.drop_hours(engine, days)
     for month in dropped:
         log("month dropped", partition=month)
     if days := settings.events_keep_days:
@@ -216,7 +225,6 @@ class Keeper:
         return True
 
     def _rows(self) -> Sequence[Loop]:
-        """Timed work, as rows of the one loop."""
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away = partial(datetime.now, UTC), (CountersUnavailable,)
         dunning = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)

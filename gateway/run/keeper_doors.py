@@ -9,46 +9,58 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from gateway.admin.ports import Mount, MountFiles
 from gateway.background.loops import Isolation, Loop
 from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import Reconciler
+from gateway.core.accounts.administration import Row
 from gateway.core.billing.document import Letterhead
+from gateway.core.layout import FIRST, LAYOUT
 from gateway.core.network import Proxies
+from gateway.core.processes import ProgramReport, StoredVersions, TakeUp, counted
 from gateway.counters.history_guard import HistoryGuards
-from gateway.counters.keeper.client import UnsupportedVersions
+from gateway.counters.keeper.client import Client, UnsupportedVersions
+from gateway.counters.keeper.status import PROGRAMS_MAX, SILENT_S_MAX, ProgramRegistry
 from gateway.counters.keeper.verification import KeeperCounters
+from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.cluster import wires_to
+from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
+from gateway.errors import CountersUnavailable
 from gateway.feature import features
-from gateway.run.lifecycle import forever
-from gateway.run.parent_pipe import ParentPipe
+from gateway.run.lifecycle import ParentPipe, forever, this_program
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,
+    LOOK_S,
     Renewal,
     SettingsListener,
+    SettingsUpdates,
     keep_renewing,
     watch_credentials,
 )
-from gateway.run.sent_settings import LOOK_S, SettingsUpdates
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
-from persistence.engine import Engine
+from persistence.engine import Engine, Replica
 from persistence.error_mapping import is_away
 from persistence.keeper.verification import Accounts
-from persistence.replica import Replica
 from persistence.resources.integrity import ReconciliationResults
+from persistence.schema.database import NEEDED, outgrown, status
 from persistence.store import FontCoverage, Store
 
 REDIS_CALL_S = 10.0
+# A keeper that was there before such a migration goes on for so long.
+SCHEMA_LOOK_S = 5.0
+LAYOUT_LOOK_S = 1.0
 
 
 class KeeperDoors:
@@ -173,3 +185,116 @@ def keep_going(
     isolation.watch(loops)
     failed = isolation.pass_failed
     return [asyncio.create_task(forever(name, run, log, failed=failed)) for name, run in loops.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperParts:
+    """The doors of a keeper. `later` has the settings that may change while it runs."""
+
+    settings: Settings
+    later: KeeperSettings
+    engine: Engine
+    store: Store
+    isolation: Isolation
+    log: Callable[..., None]
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Loops and tasks that run until they are cancelled; gauges are asked at times, for metrics."""
+
+    loops: Sequence[Loop] = ()
+    tasks: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    # Joins the housekeeping, which is once an hour.
+    hourly: Sequence[Callable[[], Awaitable[object]]] = ()
+    gauges: Sequence[Callable[[], Awaitable[Mapping[str, object]]]] = ()
+    aclose: Callable[[], Awaitable[None]] = _nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminParts:
+    """The doors of a keeper's process for people, as `KeeperParts` are those of its loops."""
+
+    settings: Settings
+    later: KeeperSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """Routes of the admin port, and `files` that the console has too; `aclose` is called at the end."""
+
+    mount: Mount | None = None
+    files: MountFiles | None = None
+    aclose: Callable[[], Awaitable[None]] = _nothing
+
+
+class ProgramList(ProgramRegistry):
+    """All programs; this keeper is one of them."""
+
+    def __init__(self, wires: RedisConnections, counters: Client, engine: Engine) -> None:
+        super().__init__(wires, this_program("keeper", NEEDED))
+        self.outgrown = ""
+        self.takes_up_layout = False
+        self._counters, self._engine = counters, engine
+
+    async def keep_looking(
+        self, workers: Callable[[], Awaitable[int]], say: Callable[..., None], look_s: float = LAYOUT_LOOK_S
+    ) -> None:
+        """Know again and again whether each program that runs reads today's layout; `workers` report."""
+        take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
+        while True:
+            seen, count = None, 0
+            with suppress(CountersUnavailable):
+                seen, count = await self.read(), await workers()
+            self.takes_up_layout = take_up.look(time.monotonic(), seen, count)
+            if take_up.why_not != said:
+                said = take_up.why_not
+                say("layout may be taken up" if not said else "layout waits", layout=LAYOUT, why=said)
+            await asyncio.sleep(look_s)
+
+    async def keep_to_schema(self, stop: asyncio.Event, look_s: float = SCHEMA_LOOK_S) -> None:
+        """Have this keeper `stop` once the schema is one that does not serve it: `outgrown` says why."""
+        while not self.outgrown:
+            await asyncio.sleep(look_s)
+            self.outgrown = await outgrown(self._engine)
+        stop.set()
+        await asyncio.Event().wait()  # until it is cancelled
+
+    async def report(self) -> Row:
+        """What `GET /programs` answers; CountersUnavailable where Redis does not answer."""
+        seen, stored = await self.read(), await self._stored()
+        return {
+            "layout": stored.layout,
+            "schema_version": stored.schema or None,
+            "runs_from": stored.runs_from or None,
+            "items": [_row(one, stored) for one in seen],
+        }
+
+    async def gauges(self) -> Mapping[str, object]:
+        """How many there are, for metrics."""
+        seen, stored = await self.read(), await self._stored()
+        refused = sum(bool(stored.refused(one.program)) for one in seen)
+        return {"programs": counted(seen), "programs_refused": refused}
+
+    async def _stored(self) -> StoredVersions:
+        """The needed versions; a newer version's marker says its number where all others do."""
+        markers = await self._counters.ask_all(b"GET", keys.marker)
+        numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
+        layout = max((one for one in numbers if one >= FIRST), default=0)
+        at = await status(self._engine)
+        return StoredVersions(layout, at.version or "", at.runs_from)
+
+
+def _row(one: ProgramReport, stored: StoredVersions) -> Row:
+    said = asdict(one.program)
+    return {
+        **said,
+        "schema_version": said.pop("schema") or None,
+        "started_at": datetime.fromtimestamp(one.program.started_at, UTC),
+        "said_at": datetime.fromtimestamp(one.said_at, UTC),
+        "refused": stored.refused(one.program) or None,
+    }

@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
 from gateway.background.flushing.late import LateSettlements, Rollbacks
-from gateway.background.flushing.share import KeeperShare
 from gateway.background.loops import Isolation, Loop, call
 from gateway.background.timed.pusher import Pusher, Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
@@ -42,9 +41,8 @@ from persistence.keeper.verification import Accounts, LedgerReader
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 
+
 # How soon a server that became a primary is looked after.
-
-
 @dataclass(frozen=True, slots=True)
 class LoopContext:
     """What all of them share. `counters` goes to the owner of an organization, `moved` is evidence of all.
@@ -71,8 +69,6 @@ class LoopContext:
 
 
 class ShardLoops:
-    """The loops of one server."""
-
     def __init__(self, wire: RedisConnection, shared: LoopContext) -> None:
         self.wire, self._log = wire, shared.log
         settings, engine, fence = shared.settings, shared.engine, shared.fences.of(wire)
@@ -121,11 +117,9 @@ class ShardLoops:
 
     @property
     def in_hand(self) -> frozenset[int]:
-        """The partitions whose entries are on their way."""
         return self._flusher.in_hand
 
     def start(self) -> None:
-        """Begin every loop."""
         loops = {
             "verifier": self.verifier.run,
             "late": self._late.run,
@@ -150,8 +144,6 @@ class ShardLoops:
 
 
 class AllShardLoops:
-    """Those that are there, as they come and go."""
-
     def __init__(self, wires: RedisConnections, shared: LoopContext) -> None:
         self._wires, self._shared, self.share = wires, shared, shared.share
         self._sharing: list[asyncio.Task[None]] = []
@@ -187,7 +179,6 @@ class AllShardLoops:
         self.look()
 
     def look(self) -> None:
-        """Begin with servers that came, end with those that went."""
         wires = self._wires.wires
         for wire in [one for one in self._kept if one not in wires]:
             gone = self._kept.pop(wire)
@@ -269,10 +260,7 @@ class AllShardLoops:
 
 
 # What a keeper looks up of the servers it stands on, for metrics.
-
-
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
-    """When the servers' own certificates end."""
     ends = {
         "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),
         "postgresql": await asyncio.to_thread(sweeps.certificate_end, settings.database_url),

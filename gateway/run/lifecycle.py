@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -39,6 +40,9 @@ ASK_INTERVAL_S = 0.25
 ASK_S_MIN = 1.0
 ASK_S_MAX = 10.0
 SAY_INTERVAL_S = 5.0
+LOST_MAX_S = 45.0
+# Lines that came before anybody listened. They are kept in their order; of more, the last ones.
+WAITING_LINES_MAX = 64
 
 
 async def reached(
@@ -114,7 +118,6 @@ async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
 
 # How processes stop: a signal sets an event, loops are kept going until then, tasks end together.
 
-
 RESTART_S = 1.0
 # A loop that ran so long before it failed was well.
 WELL_AGAIN_S = 60.0
@@ -123,7 +126,6 @@ THREADS_S_MAX = 10.0
 
 
 def stop_signal() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -229,7 +231,6 @@ async def forever(
 
 
 async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait until they are gone."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -271,7 +272,6 @@ async def ended(
 # By itself glibc raises its threshold to the largest block it has freed, and then keeps bodies and heads of
 # a burst in its heap, for ever where a small block came to lie above them.
 
-
 MAPPED_BYTES_MIN = 32 * 1024
 _MMAP_THRESHOLD = -3  # as malloc.h numbers it
 
@@ -283,9 +283,43 @@ def give_back_large_blocks() -> bool:
 
 
 # What this very process is, as others see it in the list of programs.
-
-
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
-    """A process that begins now."""
     host = socket.gethostname()[:HOST_CHARS_MAX]
     return Program(str(uuid4()), role, version("tollkeeper"), LAYOUT, host, round(time.time(), 3), schema)
+
+
+class ParentPipe:
+    """Lines of the supervisor, read from a descriptor of our own."""
+
+    def __init__(self, descriptor: int) -> None:
+        # Not `sys.stdin` itself: a thread that still reads it would stop the interpreter's end.
+        self._lines = os.fdopen(os.dup(descriptor), "rb")
+        self._lock = threading.Lock()
+        self._told: Callable[[bytes], object] | None = None
+        self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
+
+    def first(self) -> bytes:
+        """The first line, its newline included; without one the supervisor went away before."""
+        return self._lines.readline()
+
+    def hold(self, grace_s: float) -> None:
+        """From now on stop this process, in order, when the other end closes."""
+        threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
+
+    def listen(self, told: Callable[[bytes], object]) -> None:
+        """Call `told`, from another thread, with each later line; at once with those that came already."""
+        with self._lock:
+            self._told = told
+            while self._waiting:
+                told(self._waiting.popleft())
+
+    def _watch(self, grace_s: float) -> None:
+        while line := self._lines.readline():
+            with self._lock:
+                if self._told is not None:
+                    self._told(line)
+                else:
+                    self._waiting.append(line)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(min(grace_s, LOST_MAX_S))
+        os._exit(1)

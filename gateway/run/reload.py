@@ -8,7 +8,7 @@ that the rest is ready.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,16 @@ from gateway.core.issuers import IdentityProvider
 from gateway.core.network import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.files import is_same_place
-from gateway.run.sent_settings import LOOK_S, watch
-from gateway.settings.settings import OF_KEEPERS, PREFIX, SECRETS, Settings, Signature, signature
+from gateway.settings.settings import (
+    OF_KEEPERS,
+    PREFIX,
+    SECRETS,
+    Settings,
+    Signature,
+    WatchedFiles,
+    from_json,
+    signature,
+)
 
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 # Of what a keeper has, all but the tokens of its own port, which that takes over by itself.
@@ -40,6 +48,8 @@ RENEWABLE = frozenset({
 # What a keeper asks again.
 KEEPERS_RENEWABLE = frozenset({"sign_in", "proxies", "log_level", "secret_files", *KEEPERS_SECRETS})
 
+# How often files of secrets and certificates are looked at.
+LOOK_S = 5.0
 # How often the configuration file is looked at. It is read once two looks find the same: not half written.
 CONFIG_LOOK_S = 1.0
 # A fault may be right later without another file: a name of a variable's file, or prices in Redis.
@@ -100,7 +110,6 @@ class Renewal:
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What metrics say of it."""
         return {"configuration_stale": int(bool(self.wrong))}
 
 
@@ -112,7 +121,6 @@ def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 
 
 def _said_of(before: Settings, after: Settings) -> list[str]:
-    """Whose credentials are others now, in words."""
     pairs = zip(before.upstreams, after.upstreams, strict=True)
     upstreams = ", ".join(now.name for then, now in pairs if then != now)
     people = zip(before.sign_in.providers, after.sign_in.providers, strict=True)
@@ -248,3 +256,53 @@ async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: flo
         lambda why: told.warn(f"secrets are kept as they were: {why}"),
         look_s=look_s,
     )
+
+
+class SettingsUpdates:
+    """A receiver of settings; `is_stale` while the last ones are not in force."""
+
+    def __init__(self, take: Callable[[Settings], None], log: Callable[..., None]) -> None:
+        self.is_stale = False
+        self._take, self._log = take, log
+
+    def hear(self, line: bytes) -> None:
+        """Go by the settings of a line; the process that sent them has checked them."""
+        self._guarded(lambda: self._take(from_json(line)))
+
+    def take(self, settings: Settings) -> None:
+        self._guarded(lambda: self._take(settings))
+
+    def _guarded(self, take: Callable[[], None]) -> None:
+        self.is_stale = True
+        try:
+            take()
+        except Exception as error:  # noqa: BLE001  # else it would end in the event loop, and nobody know
+            # What it says may quote a credential.
+            why = type(error).__name__
+            self._log("settings cannot be served by, and are kept as they were", error=why, level="error")
+        else:
+            self.is_stale = False
+
+
+async def watch(
+    paths: Callable[[], Iterable[str]],
+    read: Callable[[], Awaitable[str]],
+    warn: Callable[[str], None],
+    *,
+    look_s: float = LOOK_S,
+) -> None:
+    """Have `read` take files over once they change, until cancelled; it answers why not, or nothing.
+
+    A file that could not be read is tried again with each look, since rights may change where a file does
+    not. Why is told once.
+    """
+    watched, warned = WatchedFiles(), ""
+    while True:
+        if await asyncio.to_thread(watched.changed, [*paths()]):
+            why = await read()
+            if why:
+                watched.forget()
+                if why != warned:
+                    warn(why)
+            warned = why
+        await asyncio.sleep(look_s)

@@ -20,9 +20,8 @@ from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
 from gateway.local.processes import DIED, HUNG, Child, ProcessSpec
-from gateway.run.health import DiskWatch, disks, few_files
+from gateway.run.health import DiskWatch, Ops, disks, few_files, listen, of_gateway
 from gateway.run.lifecycle import forever, run_to_end, stop_signal, until_stopped
-from gateway.run.readiness import Ops, listen, of_gateway
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.settings import PREFIX, SUFFIX, Settings, load, to_json
@@ -134,13 +133,11 @@ async def _operations(
 
 
 async def _hand_on(now: Renewal, children: list[Child], port: int) -> None:
-    """Tell the workers what is in force now."""
     line = to_json(now.running.with_values(gateway_port=port).of_gateways)
     await asyncio.gather(*(child.tell(line) for child in children))
 
 
 def gateway_port(settings: Settings) -> ports.ReservedPort:
-    """The port of the gateway, held for its workers."""
     host, port = settings.gateway_host, settings.gateway_port
     return ports.held_port(host, port, "gateway (--gateway-port)", settings.workers)
 
@@ -148,7 +145,6 @@ def gateway_port(settings: Settings) -> ports.ReservedPort:
 def gateway_workers(
     argv: tuple[str, ...], settings: Settings, held: ports.ReservedPort, ready_s_max: float
 ) -> list[ProcessSpec]:
-    """The workers that accept at the gateway's port."""
     said = to_json(settings.with_values(gateway_port=held.number).of_gateways)
     programs = []
     for number in range(settings.workers):
@@ -169,7 +165,6 @@ def gateway_workers(
 
 
 def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
-    """What metrics say of workers that had to be started again."""
     counts = [child.restarts for child in children]
     return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
 

@@ -251,7 +251,6 @@ def news_loops(notices: Notices, clock: Clock) -> Sequence[Loop]:
 def invoicing_loops(
     settings: Settings, due: Schedule, closing: AccountCloser, log: Callable[..., None]
 ) -> Sequence[Loop]:
-    """Invoices on schedule, where a person wants them."""
     if settings.invoice_schedule == "off":
         return ()
     final, at_once = settings.invoice_schedule == "finalize", settings.invoices_at_once
@@ -264,7 +263,6 @@ def _command(resource: str, verb: str, row_id: int | None = None, **values: obje
 
 
 def _by_partition(partition_of: Callable[[int], int], page: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Those of each partition, so many at once."""
     shares = defaultdict[int, list[int]](list)
     for organization_id in page:
         shares[partition_of(organization_id)].append(organization_id)

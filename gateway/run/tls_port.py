@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.run.health import limits_here
-from gateway.run.sent_settings import LOOK_S, watch
+from gateway.run.reload import LOOK_S, watch
 from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import PREFIX, Settings
 from gateway.tls.certificates import Certificates, load
@@ -35,7 +35,6 @@ class TlsPort:
 
     @property
     def on(self) -> bool:
-        """Whether it speaks TLS."""
         return self._gate is not None
 
     @property
@@ -44,13 +43,11 @@ class TlsPort:
         return self._gate.wrapped if self._gate is not None else None
 
     def renew(self, settings: Settings) -> None:
-        """Go by these bounds from the next connection on."""
         if self._gate is not None:
             limits = limits_here(settings)
             self._gate.bound(limits.tls_handshake_s, limits.tls_handshakes_max)
 
     def snapshot(self) -> dict[str, Any]:
-        """What metrics say of it."""
         return self._gate.snapshot() if self._gate is not None else {}
 
     async def run(self) -> None:

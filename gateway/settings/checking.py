@@ -1,6 +1,9 @@
 """One setting's value, checked by its type; what is wrong with it, and what would be valid, in words.
 
 A value is shown in an error unless its name says that it is a secret.
+
+A configuration file is YAML without a key twice, and each error names its place. Values are not shown there,
+since a header of an upstream is a credential; a word that is no choice is.
 """
 
 from __future__ import annotations
@@ -8,9 +11,12 @@ from __future__ import annotations
 import difflib
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Collection as AnyCollection
-from typing import Annotated, Any
+from enum import Enum
+from itertools import islice
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,13 +27,13 @@ from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
+from gateway.yaml_reader import UnreadableYaml, documents
 
 # What meters and billable metrics know our events by, where no other code is set.
 USAGE_FEED_CODE = "tollkeeper_use"
 USAGE_FEED_CODE_CHARS_MAX = 128
 
 # URLs of databases and of a mail server: which can be used, and the fault of one.
-
 
 _OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
 SCHEMES = {
@@ -58,6 +64,13 @@ _SHAPES = {
 PORT_MAX = 65_535
 # The text behind a host that is none of IPv6, or behind the brackets of one.
 _PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
+_FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
+_NOUNS = {
+    "object": "a mapping", "array": "a list", "str": "text", "int": "a whole number", "bool": "true or false",
+    "null": "nothing", "float": "a number",
+}  # fmt: skip
 
 
 def wanted(name: str) -> str:
@@ -114,7 +127,6 @@ def _is_port(text: str) -> bool:
 
 # The settings of TLS of our ports: three files each, named alike.
 
-
 # What the names of each port's settings begin with.
 PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
 
@@ -158,7 +170,6 @@ def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
 
 
 # Origins of pages that may call the data plane, as one setting states them.
-
 
 ORIGINS_MAX = 200
 ORIGINS_WANTED = f"* or at most {ORIGINS_MAX} origins such as https://app.example.com, with commas between"
@@ -236,7 +247,6 @@ def wanted_of(name: str, hint: Any) -> str:
 
 
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
-    """The error of an unknown setting: the nearest one, else all."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
     hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
@@ -245,7 +255,6 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
 
 
 def shown(name: str, value: Any) -> str:
-    """A value as it may stand in a message."""
     if SECRET.search(name):
         return "(hidden)"
     text = without_password(str(value))
@@ -289,7 +298,6 @@ def name_of(variable: str, prefix: str) -> str:
 
 # What values of settings there are, by more than a number's bounds.
 
-
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # How long something is kept: 0 is for ever.
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
@@ -304,3 +312,122 @@ _PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
     str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
 ]
+
+
+def parsed(text: bytes, place: str) -> Any:
+    """The document; SettingError names `place` and the line that is no YAML."""
+    try:
+        found = [*islice(documents(text.decode("utf-8-sig"), place), 2)]
+    except UnreadableYaml as error:
+        raise SettingError(f"{place} line {error.line}: not valid YAML ({error.said})") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{place}: not valid YAML (not text)") from error
+    if len(found) > 1:
+        raise SettingError(f"{place}: not valid YAML (more than one document)")
+    return found[0].value if found else None
+
+
+def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
+    """The document with `${NAME}` replaced in every string value; SettingError for one that is not set."""
+    if isinstance(value, dict):
+        return {key: substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [substituted(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            return "$"
+        found = environ.get(name) or match["otherwise"]
+        if found is None:
+            raise SettingError(f"{place}: the environment variable {name} is not set")
+        return found
+
+    return _VARIABLE.sub(replacement, value)
+
+
+def explained(fault: str, document: Any, shape: Any) -> str:
+    """What msgspec says of a document of another shape: the place as it is written, and what would fit."""
+    found = _FAULT.fullmatch(fault)
+    said, place = (found["said"], found["place"] or "") if found else (fault, "")
+    field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
+    where, kind = _at(place, document, shape, field[1] if field else None)
+    if field and field[1]:
+        return f"{_joined(where, field[1])} is not known; {_near(field[1], _fields(kind))}"
+    if field:
+        return f"{_joined(where, field[2])} is missing"
+    if found and found["key"]:
+        return f"{where}: a name of letters, digits, dots, - and _ is expected, at most 64"
+    choices = _choices(kind)
+    if choices and (word := re.search(r"value '(.*)'", said)):
+        return f"{where}: '{word[1]}' is not one of {', '.join(choices)}"
+    said = re.sub(r"`([a-z |]+)`", lambda kinds: _nouns(kinds[1]), said)
+    return f"{where or 'the whole file'}: {said[:1].lower()}{said[1:]}"
+
+
+def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
+    """The place in the file's own names, and the type that is expected there.
+
+    msgspec does not say which item of a mapping it is; where it can be told by the `unknown` field, it is.
+    """
+    ways: list[tuple[str, Any]] = [("", document)]
+    for step in _STEP.finditer(place):
+        shape = _plain(shape)
+        if step["name"]:
+            shape = get_type_hints(shape, include_extras=True)[step["name"]]
+            ways = [(_joined(way, step["name"]), _item(part, step["name"])) for way, part in ways]
+        elif step["index"]:
+            shape = get_args(shape)[0]
+            ways = [(f"{way}[{step['index']}]", _item(part, int(step["index"]))) for way, part in ways]
+        else:
+            shape = get_args(shape)[1]
+            ways = [(_joined(way, str(key)), value) for way, part in ways for key, value in _items(part)]
+    if unknown is not None:
+        ways = [way for way in ways if isinstance(way[1], dict) and unknown in way[1]] or ways
+    return " or ".join(way for way, _ in ways[:3]), _plain(shape)
+
+
+def _plain(shape: Any) -> Any:
+    """A type without what is said about it, and without None."""
+    if get_origin(shape) is Annotated:
+        shape = get_args(shape)[0]
+    if get_origin(shape) in (Union, UnionType):
+        shape = next(each for each in get_args(shape) if each is not NoneType)
+    return shape
+
+
+def _item(part: Any, step: str | int) -> Any:
+    try:
+        return part[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _items(part: Any) -> Iterator[tuple[Any, Any]]:
+    yield from part.items() if isinstance(part, dict) else ()
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    there = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    return tuple(kind.__struct_fields__) if there else ()
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(each.value for each in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+
+def _nouns(kinds: str) -> str:
+    return " or ".join(_NOUNS.get(kind, kind) for kind in kinds.split(" | "))
+
+
+def _near(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

@@ -54,7 +54,6 @@ from gateway.settings.checking import authority_at
 
 # Issuers of signed tokens as a configuration file has them.
 
-
 ISSUERS_MAX = 32
 
 Algorithm: TypeAlias = Literal[
@@ -74,8 +73,6 @@ Required = Annotated[
 
 
 class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of `issuers`."""
-
     issuer: Text
     audiences: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=16)]
     algorithms: Algorithms = USUAL_ALGORITHMS
@@ -123,7 +120,6 @@ def check_authority(ca_file: str, place: str) -> None:
 
 # How people sign in to the console, as a configuration file has it.
 
-
 PROVIDERS_MAX = 16
 _AT_CONSOLE = "expected https://host, as browsers reach the console"
 
@@ -134,8 +130,6 @@ Secret = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{0,1024}$")]
 
 
 class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of `providers`."""
-
     name: Slug
     issuer: Text
     client_id: Text
@@ -154,8 +148,6 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`sign_in` of a configuration file."""
-
     console_url: str = ""
     providers: Annotated[tuple[ProviderConfig, ...], msgspec.Meta(max_length=PROVIDERS_MAX)] = ()
 
@@ -163,7 +155,12 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def sign_in_of(written: SignInConfig) -> SignIn:
     """How people sign in; `SettingError` names the place of a fault."""
     if written.console_url or written.providers:
-        _check_url(written.console_url)
+        url = written.console_url
+        if not url:
+            raise SettingError(f"sign_in.console_url is missing: {_AT_CONSOLE}")
+        parts = urlsplit(url)
+        if not may_be_asked(url) or parts.path not in {"", "/"} or parts.query:
+            raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
     names: set[str] = set()
     issuers: set[str] = set()
     for number, one in enumerate(written.providers):
@@ -194,14 +191,6 @@ def _provider(one: ProviderConfig) -> IdentityProvider:
     return IdentityProvider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
 
 
-def _check_url(url: str) -> None:
-    if not url:
-        raise SettingError(f"sign_in.console_url is missing: {_AT_CONSOLE}")
-    parts = urlsplit(url)
-    if not may_be_asked(url) or parts.path not in {"", "/"} or parts.query:
-        raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
-
-
 def _check_sign_in(one: ProviderConfig, place: str) -> None:
     if not may_be_asked(one.issuer):
         said = "is no https:// address, where its discovery document would be"
@@ -219,7 +208,6 @@ def _check_sign_in(one: ProviderConfig, place: str) -> None:
 #
 # `https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. Errors of a
 # proxy are credentials: no message shows them.
-
 
 # What an upstream says that is reached directly, whatever the variables say.
 NONE = "none"
@@ -263,7 +251,6 @@ def _of_variable(environ: Mapping[str, str], variable: str) -> Proxy | None:
 
 
 def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
-    """The variable that says it, and what."""
     small = variable.lower()
     found = environ.get(small)
     return (small, found) if found is not None else (variable, environ.get(variable, ""))
@@ -431,7 +418,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`; `SettingError` names the place of a fault."""
-    from gateway.settings.config_errors import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
+    from gateway.settings.checking import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
 
     try:
         text = read_regular(path, CONFIG_BYTES_MAX)
@@ -479,7 +466,6 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
-    """The routes with one for services, unless there is one."""
     there = any("{service_key}" in route.path for route in routes)
     return routes if there else (*routes, SERVICES_ROUTE)
 

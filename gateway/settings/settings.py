@@ -62,7 +62,6 @@ from gateway.settings.config_file import (
 #
 # What such a file holds stands in no message: its path does.
 
-
 SUFFIX = "_FILE"
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
 OF_KEEPERS = (
@@ -167,8 +166,6 @@ def _fault(data: bytes) -> str:
 
 
 # Where Redis and PostgreSQL are, and the files of TLS; each is a setting.
-
-
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
     """What a process talks to, and what it shows and believes there."""
 
@@ -322,7 +319,6 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     @property
     def stand_ins(self) -> StandIns:
-        """Which models have the price of another."""
         return read_stand_ins(self.price_as)
 
     @property
@@ -337,7 +333,6 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     @property
     def redis_files(self) -> TlsFiles:
-        """What a TLS connection to Redis is verified and made with."""
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     def tls_files(self, port: str) -> TlsFiles | None:
@@ -345,7 +340,6 @@ class Settings(Servers, frozen=True, kw_only=True):
         return files_of(port, lambda name: str(getattr(self, name)))
 
     def url_of(self, port: str, host: str, number: int) -> str:
-        """The base URL of a port of ours, reached at a host."""
         return f"{'https' if self.tls_files(port) else 'http'}://{authority(host, number)}"
 
     @property
@@ -362,7 +356,6 @@ class Settings(Servers, frozen=True, kw_only=True):
         return self.with_values(**dict.fromkeys(OF_KEEPERS, ""), secret_files=files, sign_in=SignIn())
 
     def url_file(self, name: str) -> UrlFile:
-        """The URL of a server, with the file that says it."""
         paths = (path for named, path in self.secret_files if named == name)
         return UrlFile(getattr(self, name), next(paths, ""))
 
@@ -467,7 +460,6 @@ def to_json(settings: Settings) -> bytes:
 
 
 def from_json(data: bytes) -> Settings:
-    """Settings as `to_json` wrote them."""
     return msgspec.json.decode(data, type=Settings)
 
 

@@ -204,7 +204,6 @@ WAKING = (
 # everything above the last of `bounds`. A fact that is absent from the snapshot is not written. Formats:
 # https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 
-
 PREFIX = "tollkeeper_"
 OPEN_METRICS = "application/openmetrics-text"
 PLAIN_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -288,7 +287,6 @@ def _histogram(
 # Each worker replaces one small file; a scrape adds them up. A worker that has died is folded into
 # `retired.json`, so that its counts stay counted. A worker is known by process id and start time,
 # since ids are used again.
-
 
 PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"

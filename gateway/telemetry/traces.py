@@ -29,7 +29,6 @@ from gateway.files import require_regular
 # since these are four messages and the official library costs more than the request it tells of
 # (docs/internals/figures.md has the figures).
 
-
 _STATUS_ERROR = b"\x7a\x02\x18\x02"  # field 15: a Status whose field 3, the code, is ERROR
 _REMOTE_PARENT = 0x300  # of the flags: whether the parent is remote is known, and it is
 _LOCAL_PARENT = 0x100
@@ -291,8 +290,6 @@ def _seconds(text: str | None) -> float | None:
 #
 # Encoding is done where the request ended, a few microseconds at a time: a thread that encodes
 # batches would hold up a worker's every request for milliseconds.
-
-
 class Recorder:
     """The data plane's tracer.
 

@@ -126,8 +126,6 @@ def _strerror(error: Exception) -> str:
 
 
 # What our own commands connect with to ports of ours that speak TLS.
-
-
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
     """A context that trusts the authority of these files, else the system's, and shows their certificate.
 

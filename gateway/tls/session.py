@@ -23,7 +23,6 @@ from gateway.tls.certificates import Certificates
 
 # What a protocol over TLS asks of its transport: bytes are encrypted, all else is asked of the socket.
 
-
 # A record of TLS is never larger, so the buffers of one connection are not either for long.
 RECORD_BYTES_MAX = 16 * 1024
 NEVER = float("inf")
@@ -392,7 +391,6 @@ def _named(error: ssl.SSLError) -> str:
 
 
 # One port that speaks TLS: who connects shakes hands here, in time, in turn, and not too many at once.
-
 
 # A handshake takes a millisecond of a processor: so many are done before others have their turn.
 STEPS_A_TURN = 4

@@ -51,7 +51,6 @@ from persistence.tables import amendment, credit_addition, money, price, reratin
 
 # A call that is amended: what was charged for it, and when that was used.
 
-
 _CALL = f"""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
        (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
@@ -360,7 +359,6 @@ SUBJECT = Entity(
 # Billed charges stay. Budgets go on counting what calls cost when they were made. Those that are too many
 # for the price's own transaction are rated by the keeper, a piece each.
 
-
 # Calls at cost that are looked at in one transaction.
 PIECE_CALLS_MAX = 10_000
 # Calls at cost since then, in that currency, of whose day no charge is billed, as they were told; with what
@@ -452,7 +450,6 @@ def rate(change: EntityWrite) -> Row:
 
 
 def reratings_left(connection: Connection, count: int) -> Sequence[int]:
-    """Prices that have calls left."""
     return connection.execute(_LEFT, {"count": count}).scalars().all()
 
 
@@ -544,7 +541,6 @@ def _intended(change: EntityWrite, one: _RepricedCall, reason: str) -> dict[str,
 
 
 def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_RepricedCall]) -> None:
-    """Say in the calls what they cost now, and in what they add up to."""
     times = [one.call.created_at for one in rated]
     values = {
         "ids": [one.call.request_id for one in rated], "costs": [one.cost for one in rated],

@@ -25,7 +25,6 @@ from persistence.tables import charge as table
 
 # A correction is a row of its own: of an invoice made void, and of a credit note.
 
-
 _COUNTER = """
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
                     source, source_id, reason, corrects_id, fact, tenant_id, service_id, place, invoice_id,
@@ -115,7 +114,6 @@ def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
 #
 # The same statement is read by a draft and written by an invoice, by the keeper, and by a flush in the
 # transaction that stores the fact. Each row names its fact, so repeated deliveries are charged once.
-
 
 _COLUMNS = (
     "organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency, source,"
@@ -317,12 +315,14 @@ def accrue(
     rows = proration.fee_rows_of(connection, organization_ids)
     _write_fees(connection, rows, until, today)
     give_back(connection, organization_ids)
-    _accrue_early_uses(connection, organization_ids)
+    # Charge what plans that ended owe for tokens, as far as it is known what was used.
+    for organization_id in proration.waiting_early_uses(connection, organization_ids):
+        while ends := proration.owed_early_use(connection, organization_id):
+            _settle_ends(connection, organization_id, ends)
     proration.add_fees(connection, _missing(connection, rows, min(until, today), {}), "fact")
 
 
 def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, PlanSegment]]:
-    """All segments of organizations, by whose they are, and by id."""
     found: dict[int, dict[int, PlanSegment]] = {each: {} for each in organization_ids}
     for row in proration.fee_rows_of(connection, organization_ids):
         found[row.organization_id][row.id] = segment_of(row)
@@ -361,7 +361,6 @@ def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
 def open_charges(
     connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
 ) -> dict[int, list[SupplyCharge]]:
-    """What `accrue` would write, by organization."""
     here = _here(connection, organization_ids, running)
     found = defaultdict[int, list[SupplyCharge]](list)
     for select in _READ.values():
@@ -379,7 +378,6 @@ def open_charges(
 
 
 def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[int, list[SupplyCharge]]:
-    """The charges that no invoice has, by organization."""
     found = defaultdict[int, list[SupplyCharge]](list)
     for row in connection.execute(_UNBILLED, {"organizations": list(organization_ids)}):
         found[row.organization_id].append(charge_of(row))
@@ -387,7 +385,6 @@ def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[in
 
 
 def bill(connection: Connection, placed: Iterable[tuple[int, SupplyCharge, int | None]]) -> None:
-    """Let invoices have charges, each on its line: an invoice, a charge, a line."""
     rows = [(charge.id, invoice_id, line) for invoice_id, charge, line in placed]
     if rows:
         ids, invoices, lines = (list(column) for column in zip(*rows, strict=True))
@@ -395,7 +392,6 @@ def bill(connection: Connection, placed: Iterable[tuple[int, SupplyCharge, int |
 
 
 def charge_of(row: Any) -> SupplyCharge:
-    """A row of `charge`, or of a coming one."""
     return SupplyCharge(
         kind=row.kind, start=row.period_start, end=row.period_end, quantity=row.quantity,
         unit_price=row.unit_price, amount=row.amount, source=row.source, source_id=row.source_id,
@@ -414,13 +410,6 @@ def _write_fees(connection: Connection, segments: Iterable[Any], until: date, to
     proration.move_fees(connection, moved)
 
 
-def _accrue_early_uses(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Charge what plans that ended owe for tokens, as far as it is known what was used."""
-    for organization_id in proration.waiting_early_uses(connection, organization_ids):
-        while ends := proration.owed_early_use(connection, organization_id):
-            _settle_ends(connection, organization_id, ends)
-
-
 def _settle_ends(
     connection: Connection, organization_id: int, ends: Sequence[proration.SettledEarlyUse]
 ) -> None:
@@ -430,7 +419,6 @@ def _settle_ends(
 
 
 def _not_over(segments: Iterable[Any]) -> list[Any]:
-    """Segments that may have days that are not charged."""
     return [row for row in segments if row.charged_until != row.end_date]
 
 
@@ -449,7 +437,6 @@ def _missing(
 
 
 # Charges as lists show them, and who has something that is known and not charged.
-
 
 # Days that are over; in advance also today, whose cycle has begun.
 _BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"
@@ -481,7 +468,6 @@ def charges_due(connection: Connection, today: date, after: int, count: int) -> 
 
 
 def charge_known(connection: Connection, organization_id: int, partition: int, today: date) -> None:
-    """Charge what is known, while no flush of its partition runs."""
     hold(connection, organization_id)
     hold_flushes(connection, partition)
     accrue(connection, [organization_id], today, today=today)

@@ -40,7 +40,6 @@ from persistence.tables import credit_addition, credit_price
 # some of it before an invoice has it takes its charge back, since the addition has a price of its own. What
 # an invoice has billed stays billed; the payer of the invoice gets as many credits, once.
 
-
 POSTPAID = "postpaid"
 
 _PRICES = text("""
@@ -112,7 +111,6 @@ class CreditPrices:
 
 
 def debt_prices(connection: Connection, organization_id: int) -> CreditPrices:
-    """The prices an organization's debt had."""
     rows = connection.execute(_PRICES, {"organization": organization_id}).all()
     return CreditPrices([row.since for row in rows], [row.unit_cost for row in rows])
 
@@ -126,23 +124,7 @@ def keep_debt_price(change: EntityWrite, row: Row) -> None:
         change.connection.execute(noted)
 
 
-def debt_priced(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
-    """Organizations whose debt ever cost something, in the order of their ids."""
-    return list(connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars())
-
-
-def cover_debt(connection: Connection, organization_id: int, covered: Mapping[Lot, int]) -> None:
-    """Note that additions cover debt: what no invoice has of it is owed no more."""
-    _move(connection, _COVER_DEBT, organization_id, covered)
-
-
-def grow_debt(connection: Connection, organization_id: int, grown: Mapping[Lot, int]) -> None:
-    """Note debt that was made."""
-    _move(connection, _GROW, organization_id, grown)
-
-
 def bill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Note that invoices have charges of debt."""
     connection.execute(_BILL, {"invoices": list(invoice_ids)})
 
 
@@ -305,7 +287,9 @@ class Allocations:
 
 def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]) -> None:
     """Allocate all that is stored, where debt costs something; nobody else does until the commit."""
-    for organization_id in debt_priced(connection, organization_ids):
+    for organization_id in list(
+        connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars()
+    ):
         connection.execute(_LOCK, {"organization": organization_id})
         while not _allocate(connection, organization_id, MOVEMENTS_A_PAGE):
             pass
@@ -384,8 +368,8 @@ def _keep(
         these = {**organization, "seqs": seqs, "amounts": amounts}
         priced = {(row.day, row.unit_cost): row.amount for row in connection.execute(_COVERED, these)}
         connection.execute(_COVER, these)
-        cover_debt(connection, here["organization"], priced)
-    grow_debt(connection, here["organization"], grown)
+        _move(connection, _COVER_DEBT, here["organization"], priced)
+    _move(connection, _GROW, here["organization"], grown)
     if kept:
         names = ("seqs", "grants", "amounts", "days", "costs")
         columns = (list(column) for column in zip(*kept, strict=True))
@@ -402,7 +386,6 @@ def _grant(addition_id: int, row: Any) -> CreditGrant:
 # Use beyond a plan or a balance costs, and one move may come to so much of it.
 #
 # Such use is told, not asked for: nothing refuses it later, so it is looked at where it is taken in.
-
 
 _OVERAGE_PRICES = text("""
 SELECT CASE WHEN p.overage_policy = 'bill' THEN
@@ -421,7 +404,6 @@ class OveragePrices(NamedTuple):
     credit: Decimal | None
 
     def too_much(self, tokens: int, credits_: int) -> list[tuple[str, str]]:
-        """Which of them is more than one move may be, and what would be right."""
         asked = (("tokens", tokens, self.token), ("credits", credits_, self.credit))
         return [(name, why) for name, amount, price in asked if (why := too_many(amount, price, MOVE_MAX))]
 
@@ -433,6 +415,5 @@ def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int,
 
 
 def prices_of(connection: Connection, tenant_id: int) -> OveragePrices:
-    """The prices of now."""
     row = connection.execute(_OVERAGE_PRICES, {"tenant": tenant_id}).first()
     return OveragePrices(None, None) if row is None else OveragePrices(row.token, row.credit)

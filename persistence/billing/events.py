@@ -119,7 +119,6 @@ def take(change: EntityWrite) -> Row:
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
-    """The answer on an event that is not taken."""
     told = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
     return {"index": place, **told, "field": name, "reason": reason}
 
@@ -175,7 +174,6 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
 
 
 def _is_known(connection: Connection, named: Mapping[str, Any], organization_id: int) -> bool:
-    """Whether this teller told it before, or anybody told it of this organization."""
     own, *others = (
         events.request_of(named["source"], named["id"], teller)
         for teller in (named["teller"], EVERYBODYS, organization_id)
@@ -260,7 +258,6 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
 
 
 def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | None:
-    """What a model cost at a time."""
     wanted = (model, currency, at)
     if wanted not in batch.prices:
         rows = price_candidates(batch.connection, model, currency, at)

@@ -19,6 +19,7 @@ from persistence import engine as engines
 from persistence.billing import charges
 from persistence.tables import organization
 
+
 # The double-entry view of owed, billed and paid amounts: legs of entries, made again from rows that stay.
 #
 # Each entry adds up to nothing; an amount above zero is a debit. A charge is of the last instant of its
@@ -29,8 +30,6 @@ from persistence.tables import organization
 # Credits that were sold earn what they cost as they are drawn: used, expired, taken back. What an addition
 # has earned follows from all that is known of it, rounded to nano-units; an entry moves the difference. So
 # what it earned and what it has deferred come to what it was sold for, at each moment.
-
-
 def rest_before(moment: str) -> str:
     """What of invoice `i` was left to pay right before a moment; of a note, below zero, its open credit."""
     return f"""i.total_amount
@@ -458,8 +457,6 @@ _REPORTS: dict[str, Reader] = {
 
 
 # What an organization owes and no invoice has: by kind, with what is known and not written yet.
-
-
 def read_unbilled(connection: Connection, organization_id: int, today: date) -> list[Row]:
     """A row for each kind of charge, none where all is billed; of a subscription, days that are over."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)

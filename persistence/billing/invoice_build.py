@@ -81,9 +81,8 @@ from persistence.tables import (
     payment,
 )
 
+
 # How an invoice is read: with its lines, every amount in the decimals of its currency.
-
-
 def _branch(digits: int) -> str:
     codes = " ".join(code for code, its in MINOR_DIGITS.items() if its == digits)
     return f"WHEN strpos('{codes}', {{currency}}) > 0 THEN {digits}"
@@ -101,7 +100,6 @@ _DIGITS = " ".join(
 
 
 def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnElement[Any]:
-    """An amount in the decimals of its currency."""
     return func.round(amount, literal_column(_DIGITS.format(currency=currency)))
 
 
@@ -193,7 +191,6 @@ def rest_of(connection: Connection, invoice_id: int) -> Decimal:
 
 # Copies in an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
 
-
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
 # The invoices that billed what charges of this one give back: the same supply, or the latest of the kind.
 # Both are found by sorting the organization's charges of these kinds: no charge is compared with each other.
@@ -250,11 +247,9 @@ def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]
         found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
         found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
-    return [_corrected(each) for each in found]
-
-
-def _corrected(row: Any) -> InvoiceReference:
-    return InvoiceReference(row.number, row.finalized_at.astimezone(UTC).date().isoformat())
+    return [
+        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in found
+    ]
 
 
 _CLEAR = text("DELETE FROM invoice_line WHERE invoice_id = ANY(cast(:ids AS bigint[]))")
@@ -284,8 +279,6 @@ class Draft(NamedTuple):
 
 
 class DraftWithLines(NamedTuple):
-    """A draft with its lines, as they were kept."""
-
     draft: Draft
     bill: Bill
     total: Decimal
@@ -297,8 +290,6 @@ class DraftWithLines(NamedTuple):
 
 
 class Final(NamedTuple):
-    """A final document, and its notes."""
-
     invoice_id: int
     kind: str
     total: Decimal
@@ -325,7 +316,6 @@ def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
 def draw_draft(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
 ) -> list[DraftWithLines]:
-    """Make drafts' lines of their charges now: all are up to the same day."""
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
@@ -413,7 +403,6 @@ def finish_final(
 
 
 def owes_credits(drawn: DraftWithLines) -> bool:
-    """Whether it bills credits beyond the balance."""
     return any(charge.source == DEBT for charge, _ in drawn.bill.placed)
 
 
@@ -483,7 +472,6 @@ def _name_corrected(connection: Connection, drawn: DraftWithLines) -> None:
 
 # PDF and XML of final invoices: made once, kept with their digest, and never another one.
 
-
 DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
 
 
@@ -495,7 +483,11 @@ def read_document(
     `StoreUnavailable` where it is no longer what was kept.
     """
     if made:
-        _keep_document(connection, {"invoice_id": invoice_id, "format": kind, "status": status}, made)
+        which = {"invoice_id": invoice_id, "format": kind, "status": status}
+        if len(made) > DOCUMENT_BYTES_MAX:
+            raise Conflict(f"The document is larger than {DOCUMENT_BYTES_MAX} bytes.")
+        values = {**which, "content": made, "sha256": hashlib.sha256(made).hexdigest()}
+        connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
     here = invoice_document.c
     found = connection.execute(
         select(here.content, here.sha256).where(
@@ -510,20 +502,11 @@ def read_document(
     return content
 
 
-def _keep_document(connection: Connection, which: dict[str, object], content: bytes) -> None:
-    if len(content) > DOCUMENT_BYTES_MAX:
-        raise Conflict(f"The document is larger than {DOCUMENT_BYTES_MAX} bytes.")
-    values = {**which, "content": content, "sha256": hashlib.sha256(content).hexdigest()}
-    connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
-
-
 # Which movements of an account an invoice bills: boxes of days and of seqs, found from what finals cover.
 #
 # An invoice takes, when it becomes final, the movements of its days up to a seq that no final invoice has.
 # One that is made void gives up what it took. So each movement has one final invoice at most, whatever was
 # made void and made again. Pure.
-
-
 class Cover(NamedTuple):
     """What an invoice reaches of an account: days from `since` to `until` (not included), up to a seq."""
 

@@ -28,7 +28,6 @@ from persistence.tables import invoice, invoice_line, invoice_sequence, organiza
 
 # Numbers of invoices: given out in the transaction that finalizes, so that a year's have no gap.
 
-
 NUMBER_DIGITS = 6
 
 
@@ -44,7 +43,6 @@ def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[
 
 
 # Which uses stand behind a final invoice: the credits it told of, and how far its accounts are covered.
-
 
 _TELL = text("""
 WITH told AS (
@@ -97,7 +95,6 @@ def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Ro
 
 # Which invoices are of one source alone, and what keeps one from being made.
 
-
 NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
 
@@ -135,7 +132,6 @@ def only_of(row: Row) -> Wanted | None:
 #
 # An organization without rows has the rate of its own column on all days. With its first row that rate
 # becomes one too, from the first day there is.
-
 
 # Of one organization; a finalized invoice reads them all.
 TAX_RATES_MAX = 1_000
@@ -264,7 +260,6 @@ SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
 
 
 def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
-    """The lines of an invoice, in order."""
     kept = invoice_line.c
     found = select(invoice_line).where(kept.invoice_id == invoice_id).order_by(kept.position)
     return change.connection.execute(found).all()
@@ -313,7 +308,6 @@ def _taxed(tax: Tax | None) -> dict[str, Any]:
 #
 # Charges are gathered, never computed again from what they are for. Each statement reads of many
 # organizations.
-
 
 _WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
     AS w (organization_id, start, until)"""
@@ -369,7 +363,6 @@ class InvoiceInputs(NamedTuple):
 
 
 def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict[int, InvoiceInputs]:
-    """All that is said of charges, by organization; each has one invoice."""
     every = [charge for each in wanted for charge in each.charges]
     ids = [each.organization_id for each in wanted]
     dated = read_tax_rates(connection, ids)
@@ -455,7 +448,6 @@ def _has_units(gathered: InvoiceCharges) -> bool:
 
 # The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.
 
-
 # Charges taken back by making it void were on it all the same.
 _BILLED = text("""
 SELECT * FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')
@@ -467,8 +459,6 @@ SELECT position, kind, description, amount, tenant_id, service_id FROM invoice_l
 
 @dataclass(frozen=True, slots=True)
 class NumberedLine:
-    """A line as it is charged for."""
-
     position: int
     kind: str
     description: str

@@ -35,7 +35,6 @@ from persistence.billing.invoice_lines import NumberedLine, NumberedLines, place
 # The server joins, multiplies and writes; what comes is passed on as it is. No cell is a formula, as in
 # `gateway/core/text.py`.
 
-
 NO_SERVICE = 0
 PRICES = tuple(f"{kind}_price" for kind in KINDS)
 COLUMNS = (
@@ -240,7 +239,6 @@ SUMS = f"SELECT line, sum(amount) FROM ({_UNITS}) AS l WHERE line IS NOT NULL GR
 # Requests of units have rows of their own. What rounding took or gave is a row, so that a line's rows add up
 # to the line.
 
-
 ROUNDING = "rounding"
 
 _CHARGED_TENANTS = text("SELECT id, name FROM tenant WHERE organization_id = :organization")
@@ -440,7 +438,6 @@ class InvoiceUsage:
 
 
 def _accounts(connection: Connection, invoice: Any) -> list[tuple[str, int, Sequence[Box]]]:
-    """Each account of an invoice's organization, and what the invoice has of it."""
     here = {
         "organization": invoice.organization_id, "id": invoice.id, "finalized_at": invoice.finalized_at,
         "number": invoice.number,

@@ -122,7 +122,6 @@ def _drafted(change: EntityWrite, organization_id: int, period: tuple[date, date
 
 
 def recompute(change: EntityWrite) -> Row:
-    """Make a draft's lines again from the facts as they are now."""
     row = _draft(change)
     if not _gathers(row):
         raise Conflict("A credit note has the lines of the invoice it gives back.")
@@ -151,7 +150,6 @@ def finalize(change: EntityWrite) -> Row:
 
 
 def _take_note(change: EntityWrite, row: Row) -> invoice_build.Final:
-    """Give back what a note is about."""
     payments.give_back(change, id_in(row, "corrects_id"))
     charges.give_back(change.connection, [id_in(row, "organization_id")])
     lines: Any = row["lines"]

@@ -41,5 +41,4 @@ class InvoiceListener(Protocol):
 
 @cache
 def invoice_listeners() -> tuple[InvoiceListener, ...]:
-    """Those of every feature."""
     return tuple(listener for feature in features() for listener in feature.invoice_listeners())

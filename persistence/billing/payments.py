@@ -49,7 +49,6 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 # organization. The caller holds the organization, and settles the invoices that are answered. A feature that
 # collects money somewhere else has a balance of its own there.
 
-
 _LEFT = rest_before("'infinity'")
 _HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) or "true"
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
@@ -100,7 +99,6 @@ def open_credit_due(connection: Connection, today: date, after: int, count: int)
 
 
 def open_credit_owners(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
-    """Organizations of these that have open credit."""
     rows = connection.execute(_OPEN, {"organizations": list(organization_ids)})
     return sorted({row.organization_id for row in rows if row.open})
 
@@ -155,7 +153,6 @@ def take_back_credit(change: EntityWrite, document_id: int) -> set[int]:
 
 
 def reopen_credit(change: EntityWrite, note_ids: Sequence[int]) -> None:
-    """Have notes looked at again: credit came back to them."""
     _note_used_up(change, note_ids, used_up=False)
 
 
@@ -170,18 +167,12 @@ def add_open_credit(change: EntityWrite, reason: str, rows: Iterable[tuple[int, 
         })  # fmt: skip
 
 
-def open_credit_is_here(connection: Connection, document_id: int) -> bool:
-    """Whether a document's money is not collected somewhere else."""
-    return bool(connection.execute(_IS_HERE, {"document": document_id}).scalar_one())
-
-
 def _note_used_up(change: EntityWrite, note_ids: Sequence[int], *, used_up: bool) -> None:
     if note_ids:
         change.connection.execute(_USED_UP, {"notes": list(note_ids), "used_up": used_up})
 
 
 def _by_currency(rows: Iterable[Any], amount: str) -> dict[str, list[Left]]:
-    """Documents of each currency, in their order."""
     found = defaultdict[str, list[Left]](list)
     for row in rows:
         found[row.currency].append((row.id, getattr(row, amount)))
@@ -389,7 +380,7 @@ def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     """`Conflict` if it has no credit that may be used here; `Unprocessable` where there is not so much."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
-    if not open_credit_is_here(change.connection, change.row_id):
+    if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
         raise Conflict(" ".join(each.refusal for each in invoice_listeners()))
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
@@ -425,7 +416,6 @@ APPLICATIONS = Entity(
 
 
 # Credit notes: a draft has lines of the invoice turned round, and a final one gives back their charges.
-
 
 _GIVEN = text("""
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount

@@ -67,7 +67,6 @@ def check_row(change: EntityWrite, row: Row) -> None:
 
 
 def priced_in(change: EntityWrite, plan_id: object) -> str | None:
-    """What a token plan's price is in, where it says so."""
     found = select(token_plan.c.currency).where(token_plan.c.id == plan_id)
     return change.connection.execute(found).scalar()
 
@@ -116,7 +115,6 @@ SUBJECT = Entity(
 
 
 # A tenant's ledger of a plan that ended: resets and plans, and later reports behind them.
-
 
 # Resets and plans of a tenant that are read back from one: a cycle has few.
 TURNS_MAX = 400
@@ -229,7 +227,6 @@ class Lots:
 
 
 def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurns:
-    """What the ledger says of a plan that ended."""
     turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
     stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
     told = _told(connection, row, window, seqs[stop]) if window else 0
@@ -304,7 +301,7 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
     last = None
     if write_id is None:
         last = connection.execute(_LAST, {"tenant": row.tenant_id}).first()
-        if last is None or _is_before(last.created_at, row):
+        if last is None or (row.cycle_ends_at is not None and last.created_at < midnight(row.paid_from)):
             return [], []
     found = connection.execute(_TURNS if last is None else _GONE_TURNS, wanted).all()[::-1]
     turns = [PlanStart(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found]
@@ -316,13 +313,7 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
     return turns, seqs
 
 
-def _is_before(at: datetime, row: Any) -> bool:
-    """Whether a moment is of an earlier cycle of tokens than the one that ended."""
-    return row.cycle_ends_at is not None and at < midnight(row.paid_from)
-
-
 # Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used.
-
 
 # The cycle that runs, and the one a moment lies in, as far as they are stored; none before the first one. A
 # flush writes both at once, so one statement reads them.
@@ -393,7 +384,6 @@ def is_borne(connection: Connection, tenant_id: int, at: datetime) -> bool:
 
 # What the cycle of tokens that a tenant has was sold with, whatever its plan was changed to since.
 
-
 MONTHLY = "monthly"
 # What a plan says that a cycle of tokens is sold with.
 _SOLD = ("total_amount", "overage_policy", "reset_interval", "time_zone", "anchor_day")
@@ -438,7 +428,6 @@ def sold_plan_of(
 
 
 def terms_of(plan: TokenPlan, anchor: int) -> TokenTerms:
-    """What a row says of cycles of tokens."""
     day = plan["anchor_day"] or (anchor if plan["reset_interval"] == MONTHLY else 1)
     return TokenTerms(
         plan["total_amount"], plan["overage_policy"], plan["reset_interval"], plan["time_zone"], int(day)

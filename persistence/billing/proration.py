@@ -48,11 +48,9 @@ from persistence.billing import plans
 from persistence.billing.plans import TokenPlan, terms_of
 from persistence.tables import plan_end as table
 
+
 # Segments of subscriptions as the rules see them.
-
-
 def segment_of(row: Any) -> PlanSegment:
-    """A row of `subscription_segment`."""
     span = (row.anchor_date, row.start_date, row.end_date)
     terms = SegmentTerms(
         row.billing, row.trial_end, row.discount_rate, row.discount_end, row.minimum_commitment
@@ -63,7 +61,6 @@ def segment_of(row: Any) -> PlanSegment:
 
 
 # Days of subscriptions as charges: those that are not charged yet, and those that a segment lost.
-
 
 _SEGMENTS = text("""
 SELECT * FROM subscription_segment WHERE organization_id = ANY(cast(:organizations AS bigint[]))
@@ -104,8 +101,6 @@ ON CONFLICT (fact) DO NOTHING""")
 
 
 class NamedCharge(NamedTuple):
-    """A charge, whose it is, and what names its fact."""
-
     organization_id: int
     fact: str
     charge: SupplyCharge
@@ -183,7 +178,6 @@ def lost_fees(connection: Connection, organization_ids: Sequence[int]) -> list[N
 
 
 def move_fees(connection: Connection, moved: Sequence[SegmentDue]) -> None:
-    """Note up to where segments are charged."""
     if moved:
         segments, days = (list(column) for column in zip(*moved, strict=True))
         connection.execute(_MOVE, {"segments": segments, "until": days})
@@ -205,7 +199,6 @@ def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) 
 
 
 def fact_of(fee: SupplyCharge, number: int) -> str:
-    """What names a day of a segment."""
     what = "segment" if fee.kind == FEE else fee.kind
     return f"{what}:{fee.source_id}:{fee.day}:{number}"
 
@@ -367,7 +360,6 @@ def moved_early_use(connection: Connection, organization_id: int, since: date) -
 
 
 def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) -> None:
-    """Note what ends of plans came to."""
     for each in ends:
         values = {
             "id": each.end_id, "used": each.read.used, "began": each.read.began, "debt": each.read.debt,
@@ -403,7 +395,6 @@ def _owed(
 def _settled(
     ends: Sequence[tuple[Any, plans.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
 ) -> Iterator[SettledEarlyUse]:
-    """What the ends of a cycle come to that is not noted of them."""
     if not ends:
         return
     (row, _), used = ends[-1], [_used(*each, segments) for each in ends]
@@ -456,7 +447,6 @@ def _charge(row: Any, rest: EarlyUse) -> SupplyCharge:
 # The rest to the minimum of a cycle of a subscription, once the cycle is over.
 #
 # Late reports count on the day of supply: then some of the charge is given back, by a row.
-
 
 _COMMITTED_SEGMENTS = text("""
 SELECT * FROM subscription_segment AS s

@@ -139,7 +139,6 @@ def open_account(change: EntityWrite, tenant_id: int) -> None:
 
 
 def change_plan(change: EntityWrite) -> Row:
-    """`PATCH /tenant-quotas/{id}`."""
     before = lock(change)
     require(change)
     values = change.command.values
@@ -182,8 +181,6 @@ SUBJECT = Entity(
 
 
 # Token plans that tenants have from the subscription of their organization.
-
-
 def give_plan(
     change: EntityWrite,
     organization_id: int,

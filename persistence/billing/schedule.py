@@ -105,7 +105,6 @@ def due_of(
     *,
     finalize: bool,
 ) -> Sequence[Any]:
-    """The same of these organizations."""
     ids = list(organization_ids)
     here = {"organizations": ids, "count": DUE_OF_ONE_MAX * len(ids), "finalize": finalize}
     return connection.execute(_THESE, _at(now, grace_hours) | here).all()
@@ -138,7 +137,6 @@ def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
 #
 # A question costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
 # for them until the commit.
-
 
 _NEW = text("""
 INSERT INTO invoice (organization_id, period_start, period_end, currency)
@@ -332,7 +330,6 @@ def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequenc
 
 
 def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> None:
-    """Write who did it."""
     access.record_all_audit(
         batch.change_of(action, 0),
         [

@@ -40,7 +40,6 @@ from persistence.tables import (
 # A price that is changed by hand is that of subscriptions to come. One that reaches all counts in `reprices`
 # of its plan when its day comes; a subscription says how many of them its fee follows.
 
-
 # What a cycle costs: a plan's price, and how many times. A quarter is three months.
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
 _NAMES = ("monthly_cost", "annual_cost")
@@ -97,7 +96,6 @@ def advance_plan_price(change: EntityWrite) -> Row:
 
 
 def plan_prices_due(connection: Connection, today: date, count: int) -> Sequence[int]:
-    """Plans with prices whose day has come."""
     return connection.execute(_DUE, {"today": today, "count": count}).scalars().all()
 
 

@@ -38,8 +38,6 @@ _WAITS = text(f"SELECT EXISTS (SELECT {_WAITING})")  # our own words
 
 
 class TopUp(NamedTuple):
-    """An addition that is to have an invoice of its own, and whose it is."""
-
     addition_id: int
     organization_id: int
 
@@ -61,12 +59,10 @@ def charge(connection: Connection, addition_id: int) -> None:
 
 
 def keep_invoice(connection: Connection, addition_id: int, invoice_id: int) -> None:
-    """Note which invoice is its own."""
     connection.execute(_KEEP, {"addition": addition_id, "invoice": invoice_id})
 
 
 def release(change: EntityWrite, invoice_id: int) -> None:
-    """Give the credits that waited for this invoice, once."""
     for row in change.connection.execute(_RELEASED, {"invoice": invoice_id}).all():
         account = f"organization:{row.organization_id}"
         given = {"amount": row.credits_added}
@@ -85,7 +81,6 @@ def refuse_while_waiting(change: EntityWrite) -> None:
 # The transaction that stores a movement writes the order at once. The clock looks at the balance as well: a
 # month begins without a movement, and a refused call makes none. The keeper makes an addition of an order. An
 # organization has one open order at most: until its credits are in the account, or nobody will give them.
-
 
 # At most so many a month (UTC), whatever became of them.
 ORDER = """
@@ -175,7 +170,6 @@ def take_top_up(connection: Connection, order_id: int) -> Any:
 
 
 def top_up_made(connection: Connection, order: Any, addition_id: int) -> None:
-    """Note the addition of an order, and tell of it."""
     connection.execute(_MADE, {"id": order.id, "addition": addition_id})
     connection.execute(_CROSSED, {"seq": order.seq, "addition": addition_id})
     connection.execute(_TELL, {"id": order.id})

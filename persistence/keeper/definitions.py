@@ -131,7 +131,6 @@ SELECT * FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL OR
 async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
-    """Organizations with their credit and spend accounts."""
     found = await _rows(connection, _ORGANIZATIONS, where, values)
     budgets = await budgets_of(connection, [row["id"] for row in found])
     return [
@@ -160,7 +159,6 @@ async def organizations(
 
 
 async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[TenantAccount]:
-    """Tenants with their token accounts."""
     at_ms, plans = now_ms(), dict[tuple[object, ...], PlanTerms]()
 
     def terms(row: RowMapping) -> PlanTerms:
@@ -196,7 +194,6 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
 
 
 async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[KeyDefinition]:
-    """API keys and whom they stand for."""
     return [
         KeyDefinition(
             key_id=row["id"],
@@ -216,7 +213,6 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
 
 
 async def users(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[UserDefinition]:
-    """Users' own limits, in each tenant of their organization."""
     return [
         UserDefinition(row["tenant_id"], row["organization_id"], row["external_id"], _limits(row["limits"]))
         for row in await _rows(connection, _USERS, where, values)
@@ -256,7 +252,6 @@ async def prices(connection: AsyncConnection) -> PricesDefinition:
 async def budgets_of(
     connection: AsyncConnection, organization_ids: Sequence[int]
 ) -> dict[int, tuple[Budget, ...]]:
-    """Budgets by whose they are."""
     rows = (await connection.execute(text(_BUDGETS), {"ids": list(organization_ids)})).mappings().all()
     return {
         organization_id: tuple(read_budget(dict(row)) for row in its)
@@ -305,7 +300,6 @@ def now_ms() -> int:
 
 
 # What the accounts that control writes name are defined as: a few queries a kind, however many are named.
-
 
 Named = Sequence[tuple[str, Definition]]
 
@@ -373,7 +367,6 @@ def _ids(names: Sequence[str]) -> Mapping[str, list[int]]:
 # pushes: the counters they wait for may hang. A definition is read here, at the moment it is pushed: the
 # tables are the truth, and an older definition that waited is never brought over a newer one.
 
-
 # Writes that are taken at once, divided among the accounts that are pushed together.
 WRITES_MAX = 1_000
 # Accounts are pushed some together, so many times at once, each time with a connection.
@@ -438,8 +431,6 @@ class PendingWrites:
 
 
 class Pushes:
-    """Where the pusher finds its work."""
-
     def __init__(self, engine: AsyncEngine, *, at_once_max: int = PUSHES_AT_ONCE_MAX) -> None:
         self._engine = engine
         self._free = asyncio.Semaphore(at_once_max)
@@ -471,7 +462,6 @@ class Pushes:
             await asyncio.sleep(BUSY_S)
 
     async def _take(self, accounts: Sequence[str]) -> list[str]:
-        """Wait until there is one of these that nobody here pushes, and have all that are so."""
         while self._taken.issuperset(accounts):
             self._let_go.clear()
             await self._let_go.wait()
@@ -549,7 +539,6 @@ def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
 # The told zones, and up to which tenant, are kept, so that nobody looks at tenants while clocks do not
 # change, and a keeper that ends goes on where it was. Of a zone never told all are: its plans may be older
 # than its clocks are now.
-
 
 # Clocks of UTC never change.
 _ZONES = text("""

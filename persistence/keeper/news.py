@@ -89,7 +89,6 @@ WITH news AS (
 
 
 async def tell(connection: AsyncConnection, news: Sequence[News]) -> None:
-    """Write down what was found."""
     if news:
         await connection.execute(_SAID, {"news": json.dumps([each._asdict() for each in news])})
 
@@ -107,7 +106,6 @@ def wanted(events: Sequence[str], organization: str) -> str:
 # Use is as the flush has stored it, within a second or two of the calls: looking at it costs neither calls
 # nor Redis anything. News is stored beside it, so that a window is reported once, by any keeper and after any
 # restart. Only budgets that somebody wants to hear of are looked at.
-
 
 EVENTS: Final = ("budget.threshold", "budget.exceeded", "budget.forecast")
 # Accounts that are looked at in one transaction, and ways to divide time there may be.
@@ -364,7 +362,6 @@ def _said(at_ms: int) -> str:
 # Roll-ups by hour are read, for those alone that somebody wants to hear of and whose hour costs enough to be
 # told.
 
-
 EVENT: Final = "usage.sudden"
 # Who is looked at in a minute, those whose hour costs most.
 SUBJECTS_MAX: Final = 1_000
@@ -443,7 +440,6 @@ def _news_of_sudden_use(found: Found, hour: datetime) -> News:
 
 
 # What webhooks are told: found in the tables where it is, each second; what is only coming, each minute.
-
 
 THRESHOLDS = (50, 80, 100)
 # Credits are low at a tenth of the last addition.
@@ -532,7 +528,6 @@ DELETE FROM mail_consent
 
 
 def tell_invoices(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Write the news of finalized invoices in the transaction that finalizes them."""
     connection.execute(_INVOICE, {"ids": list(invoice_ids)})
 
 
@@ -542,8 +537,6 @@ def tell_payment_status(connection: Connection, invoice_ids: Sequence[int]) -> N
 
 
 class Notices:
-    """Looks for news."""
-
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
@@ -561,7 +554,6 @@ class Notices:
         await reached_budgets(self._engine, now)
 
     async def foresee(self, now: datetime) -> None:
-        """Write down what is coming."""
         await foresee_budgets(self._engine, now)
         await look_for_sudden_use(self._engine, now)
 
@@ -570,7 +562,6 @@ class Notices:
 #
 # An attempt is counted before it is made: a sender that dies meanwhile is as good as no answer. Mail of an
 # organization is bounded an hour, and goes to addresses that agreed or that staff wrote.
-
 
 LEASE_S = 60
 
@@ -650,7 +641,6 @@ class Deliveries:
         return taken
 
     async def _agreed(self, connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[tuple[int, str]]:
-        """The addresses that agreed, where that is asked of any."""
         whose = {row.organization_id for row in rows if _asks(row)}
         if not whose:
             return set()
@@ -678,7 +668,6 @@ class Deliveries:
         )
 
     async def done(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
-        """Keep what came of an attempt."""
         retry_s = None if outcome.delivered else RETRIES.after_s(delivery.attempts)
         async with self._engine.begin() as connection:
             await connection.execute(_DONE, _result(delivery.id, outcome, retry_s))

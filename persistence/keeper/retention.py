@@ -54,7 +54,6 @@ Since = datetime | None
 
 
 async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Since]:
-    """Since when rows of each of these requests can be."""
     moments = {one: began(one) for one in request_ids}
     days = sorted({moment.date() for moment in moments.values() if moment is not None})
     rows = await connection.execute(_AHEAD, {"days": days}) if days else ()
@@ -66,7 +65,6 @@ async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dic
 
 
 def earliest(found: Mapping[str, Since]) -> Since:
-    """Since when rows of any of them can be."""
     known = [since for since in found.values() if since is not None]
     return min(known) if known and len(known) == len(found) else None
 
@@ -146,7 +144,6 @@ async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]
 
 # Rows that are needed no more: deleted a piece a transaction, so that nobody waits for long.
 
-
 # Deleted in one transaction.
 DELETED_ROWS_AT_ONCE = 10_000
 
@@ -166,7 +163,6 @@ async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, ob
 #
 # A call is gone once every ledger and the journal have its month in an archive, or dropped. PostgreSQL
 # refuses to delete sooner. That an event was taken is still known then: by its control write.
-
 
 ROWS_AT_ONCE = 1_000
 

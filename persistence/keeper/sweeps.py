@@ -34,7 +34,7 @@ from persistence.error_mapping import complaint
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
 from persistence.ledger import listeners, rollup, statements
-from persistence.schema.version import NEEDED
+from persistence.schema.database import NEEDED
 
 # Which keepers are there, and which of them flushes a partition, in PostgreSQL.
 #
@@ -42,7 +42,6 @@ from persistence.schema.version import NEEDED
 # partition is due to one of those who are there and reach its counters, by the order of their places, so all
 # come to the same, and who begins in the place of another has its part. Where two look at different moments,
 # it stays whose it is.
-
 
 _KEEP = text("""
 WITH here AS (
@@ -116,7 +115,6 @@ class KeeperShares:
         )
 
     async def leave(self) -> None:
-        """Be there no more."""
         try:
             async with self._engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -137,7 +135,6 @@ class KeeperShares:
 
 # What an operator should be told of and only PostgreSQL knows: entries put aside, ends of credentials,
 # and until when its own certificate is valid.
-
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
@@ -281,7 +278,6 @@ def _looking_only() -> ssl.SSLContext:
 # come as evidence, once they were sent again. Movements between the ledger's end and the last one anybody
 # knows of, without evidence, are lost. It is not counted while somebody may bring more.
 
-
 # How long evidence has to be quiet before a loss is counted: each keeper counts every 15 s, and has brought
 # what it did itself.
 QUIET_S = 20
@@ -355,8 +351,6 @@ async def remember_losses(connection: AsyncConnection, movements: Sequence[Movem
 
 
 class Losses:
-    """Where losses are counted."""
-
     def __init__(self, engine: AsyncEngine, *, quiet_s: float = QUIET_S) -> None:
         self._engine = engine
         self._quiet_s = quiet_s

@@ -37,7 +37,6 @@ from persistence.ledger.rows import is_uuid
 
 # Stored use of budgets: the counters are rebuilt from it and compared with it, as of one moment.
 
-
 # Dead letters of one organization that are looked at.
 ASIDE_MAX = 1_000
 # A window is kept longer than a year is, the whole use of a session longer than the counters keep it.
@@ -66,14 +65,12 @@ class BudgetUses:
         self._engine = engine
 
     async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
-        """The budgets of organizations that have any."""
         async with translating(self._engine.connect()) as connection:
             return await budgets_of(connection, organizations)
 
     async def stored(
         self, partition: int, organizations: Sequence[int], windows: Iterable[WindowKey]
     ) -> StoredBudgets:
-        """The use of these organizations' windows, for all accounts, and up to which entry."""
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
@@ -170,8 +167,6 @@ RETURNING partition""")
 
 
 class LedgerReader(BudgetUses):
-    """Where the verifier reads."""
-
     def __init__(
         self,
         engine: AsyncEngine,
@@ -187,7 +182,6 @@ class LedgerReader(BudgetUses):
         self._credentials_max, self._changes_max = credentials_max, changes_max
 
     async def everybodys(self) -> GlobalDefinitions:
-        """Catalogue and prices."""
         async with self._at_one_moment() as (connection, version):
             catalogue, prices = await definitions.catalogue(connection), await definitions.prices(connection)
             position = int((await connection.execute(_POSITION)).scalar_one())
@@ -283,7 +277,6 @@ class LedgerReader(BudgetUses):
         return found[self._partition_of(definition.organization_id)]
 
     async def credentials(self, keys: Sequence[int]) -> list[KeyDefinition]:
-        """These keys."""
         async with self._engine.connect() as connection:
             return await definitions.keys(connection, "k.id = ANY(:ids)", {"ids": list(keys)})
 
@@ -347,7 +340,6 @@ class LedgerReader(BudgetUses):
 #
 # Everything is read in one snapshot. `deep` also counts and adds up every movement, of months that are over
 # by their checkpoints; without it an account's last row is taken at its word.
-
 
 _WITHIN = text("SELECT set_config('statement_timeout', :ms, true)")
 # What no checkpoint has yet.
@@ -457,8 +449,6 @@ _READS = {
 
 
 class Accounts(BudgetUses):
-    """Every account, read only."""
-
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         # Behind whom the next sample begins; None before the first.
@@ -485,7 +475,6 @@ class Accounts(BudgetUses):
         return found
 
     async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
-        """These organizations with their tenants."""
         found = await self._owners(_THESE, {"ids": list(organization_ids), "n": len(organization_ids)})
         there = {owner.organization_id for owner in found}
         return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
@@ -542,7 +531,6 @@ class Accounts(BudgetUses):
         return found
 
     async def due(self, organization_ids: Sequence[int]) -> Sequence[tuple[int, int]]:
-        """Tenants of organizations whose reset has come, each with its organization."""
         async with translating(self._engine.connect()) as connection:
             rows = await connection.execute(_DUE, {"ids": list(organization_ids)})
             return [(row.tenant_id, row.organization_id) for row in rows]

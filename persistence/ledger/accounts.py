@@ -243,7 +243,6 @@ def _added_up(buckets: Mapping[Any, Sequence[int]]) -> list[tuple[Any, ...]]:
 
 
 def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountMovement, Content]]:
-    """The movements of one part, each with what identifies it."""
     claims = []
     for placed in entries:
         event = placed[1][2]
@@ -278,19 +277,16 @@ def _conflict(placed: Placed, one: AccountMovement, found: object, content: obje
 #
 # What stopped an account stays in the outbox until a person has said what it is worth.
 
-
 # By account: until when (Unix ms) what came in was accepted, and why.
 Accepted = Mapping[str, tuple[float, str]]
 ACCEPTABLE = ("conflict", UNKNOWN)
 
 
 def stopped_accounts(connection: Connection[Any], partitions: Sequence[int]) -> set[str]:
-    """The accounts of these partitions under quarantine."""
     return {account for (account,) in connection.execute(statements.STOPPED, (list(partitions),))}
 
 
 def accepted_accounts(connection: Connection[Any], partitions: Sequence[int]) -> Accepted:
-    """The accounts of these partitions whose contradictions somebody accepted."""
     rows = connection.execute(statements.ACCEPTED, (list(partitions),))
     return {account: (float(until_ms), reason) for account, until_ms, reason in rows}
 

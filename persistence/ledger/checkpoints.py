@@ -175,7 +175,6 @@ class Checkpoints:
         self._movements_max = movements_max
 
     async def after(self, organization_id: int, count: int) -> Sequence[int]:
-        """Organizations with a higher id, by id."""
         async with self._engine.connect() as connection:
             here = {"after": organization_id, "count": count}
             return list((await connection.execute(_ORGANIZATIONS, here)).scalars())
@@ -227,7 +226,6 @@ def _here(account: str, seq: int) -> dict[str, Any]:
 
 
 # Proof that the rows agree with each other: views that must be empty. They read all rows that are there.
-
 
 INVARIANTS = (
     "chain",

@@ -34,7 +34,6 @@ from persistence.ledger.rows import (
 # A name costs one look-up, however many are made up: new users are counted once an organization and
 # batch, and a name over its organization's limit is not asked for again for a while.
 
-
 NEW_USERS_A_DAY_MAX = 10_000
 REMEMBERED_MAX = 200_000
 # So long a name over the limit is left alone: then it may be a new day, or a person has made that user.
@@ -88,7 +87,6 @@ class Users:
         self._known.update(found)
 
     def _within_limit(self, connection: Connection[Any], unknown: Sequence[Name]) -> list[Name]:
-        """The names, sorted as they come, that their organizations may still add today."""
         organizations = sorted({organization for organization, _ in unknown})
         today = Counter(dict(connection.execute(statements.NEW_TODAY, (organizations,)).fetchall()))
         met: list[Name] = []
@@ -109,7 +107,6 @@ def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int
 
 
 def columns_of(names: Sequence[Name]) -> dict[str, Any]:
-    """What `statements` of users take."""
     return {"organizations": [one for one, _ in names], "names": [name for _, name in names]}
 
 
@@ -123,7 +120,6 @@ def storable(names: Iterable[Name]) -> list[Name]:
 # An id says when its request began, and its rows are looked for from there on. So a writer of an earlier row
 # says so in the same transaction, a day of ids a row, however many there are. Of use that did not pass the
 # gateway its event says when that was, by a keeper's clock at the latest.
-
 
 _NOTE = """
 INSERT INTO clock_ahead AS c (day, since) SELECT * FROM unnest(%s::date[], %s::timestamptz[])
@@ -290,7 +286,6 @@ class Copies:
         return self._by_table[table][number - 1], _ACCOUNTS[table]
 
     def _additions(self, connection: Connection[Any]) -> dict[str, rows.Origin]:
-        """Which credit addition each posting comes from, by control write."""
         sources = [event_of(placed).source for placed in self._by_table["credit_posting"]]
         known = [source for source in sources if rows.is_uuid(source)]
         found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()

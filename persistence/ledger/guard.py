@@ -25,7 +25,6 @@ Placed = tuple[int, Entry]
 
 
 def event_of(placed: Placed) -> OutboxEntry:
-    """The event of an entry that has one."""
     event = placed[1][2]
     assert event is not None
     return event
@@ -245,8 +244,6 @@ def _stop(
 #
 # A dead letter's place is either still the next one of its account, or a listed gap with rows
 # around it. Balances and epochs on both sides must agree with it: nothing is guessed.
-
-
 @dataclass(frozen=True, slots=True)
 class Movement:
     """One movement of one account: `balance` is None where it is unlimited.

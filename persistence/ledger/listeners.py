@@ -44,7 +44,6 @@ class LedgerListener(Protocol):
 
 @cache
 def listeners() -> tuple[LedgerListener, ...]:
-    """Those of every feature."""
     return tuple(listener for feature in features() for listener in feature.listeners())
 
 
@@ -56,7 +55,6 @@ def tell_changes(connection: Connection, reason: Reason, changes: Iterable[Chang
 
 
 def request_in(row: Sequence[Any]) -> str:
-    """Whose request a row is."""
     return str(row[_REQUEST])
 
 

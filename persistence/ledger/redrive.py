@@ -63,7 +63,6 @@ from persistence.tables import call
 # A worker's batches are numbered: one whose number was stored is passed over, so that it counts once. Names
 # that callers make up are bounded by organization and day; no user is made for a refused call.
 
-
 # Of one organization and day: users, projects and models together.
 NAMED_A_DAY_MAX = 1_000
 ORGANIZATIONS_MAX = 10_000
@@ -190,7 +189,6 @@ def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
 #
 # What becomes a row is stored by the same code wherever it comes from; this is the little of
 # psycopg's blocking connection that it uses.
-
 
 Params = Sequence[Any] | Mapping[str, Any]
 

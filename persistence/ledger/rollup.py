@@ -50,14 +50,12 @@ from persistence.ledger.statements import SUM_MAX, added, bounded, columns_of
 # Pure. Each call is in one row of its hour; a correction takes the call out as it was and puts it in as it
 # is. What hours add up to in other spans, PostgreSQL adds up (`usage_spans.ROLL_UP_CALLS`).
 
-
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
 UsageBucket = tuple[int, int, int, int, int, int, int, str, str]
 Rollup = dict[UsageBucket, list[int]]
 
 
 def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int | None) -> None:
-    """Put a call into the roll-up of its hour."""
     _, project, _ = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
     cost, counts, at_ms = facts.cost, counts_of(facts), used_at(event, facts)
@@ -105,7 +103,6 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 # The SQL that adds a batch of hours to the roll-ups of every span.
 #
 # One statement, so that every adder of calls bounds their names and reaches every span.
-
 
 # How many models and projects of an organization's day are counted each by itself.
 MODELS_A_DAY_MAX = 500
@@ -195,7 +192,6 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 # counts where it is newer than all that was stored of its partition. A window counts as far as the counters
 # do.
 
-
 # Windows, and the entry that moves them.
 Move = tuple[tuple[WindowKey, ...], OutboxEntry]
 
@@ -258,12 +254,11 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
             sums[0] += money
             sums[1] += tokens
             sums[2] += requests
-    return [_row(window, *windows[window]) for window in sorted(windows) if _can_be(window)]
-
-
-def _can_be(window: WindowKey) -> bool:
-    """Whether there can be such a window: a number no column holds is nobody's, and stops no flush."""
-    return 0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX
+    return [
+        _row(window, *windows[window])
+        for window in sorted(windows)
+        if (0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX)
+    ]
 
 
 def _row(window: WindowKey, money: int, tokens: int, requests: int, event: OutboxEntry) -> tuple[object, ...]:
@@ -290,7 +285,6 @@ def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]
 # Units reported after they were supplied, and corrections of them: by days, in a roll-up.
 #
 # They are charged by the day of their supply, so that they have its tax. Knows nothing of prices or taxes.
-
 
 _CORRECTS = int(EventKind.ADJUST)
 _FIRST_DAY = date(1970, 1, 1).toordinal()

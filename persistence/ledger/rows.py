@@ -43,7 +43,6 @@ from persistence.ledger.statements import bounded
 
 # What the units of an entry cost, by tier: as roll-ups add them up, and as its row says it. Pure.
 
-
 PRICES_MAX = 1_024
 
 
@@ -249,7 +248,6 @@ def request_of(event: OutboxEntry) -> str:
 
 
 def _was_for(event: OutboxEntry) -> bytes:
-    """The fields of content, project and version."""
     content, project, version = attributed(event.attribution)
     named = bytes_field(version.encode()) if version else NULL
     return number_field(content) + number_field(project) + named
@@ -307,14 +305,12 @@ def bytes_field(raw: bytes) -> bytes:
 
 
 def json_field(document: bytes) -> bytes:
-    """A JSON document's field, null where there is none."""
     return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL
 
 
 # The journal's row of a call, as COPY reads it: what it used, what it cost, whose it was.
 #
 # Pure. A text of an upstream or a caller never keeps a charge from being stored: it is cut and cleaned here.
-
 
 # Why a call failed whose gateway died.
 RECLAIMED = "reclaimed"
@@ -331,7 +327,6 @@ _FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
 
 
 def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """The `call` row of a use."""
     facts = facts_of(event)
     content, project, version = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
@@ -394,7 +389,6 @@ def counts_of(facts: CallFacts) -> list[int]:
 
 
 def stored_text(value: str) -> str:
-    """A text as it is stored."""
     return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode()
 
 
@@ -477,7 +471,6 @@ def _tools_of(counts: dict[str, int]) -> bytes:
 # free, is known again by its row. What settled late, or corrects what was charged, changes the row that is
 # there.
 
-
 _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJUST), int(EventNote.LATE)
 
 
@@ -514,7 +507,6 @@ def _corrects(event: OutboxEntry) -> bool:
 
 
 def _stored(connection: Connection[Any], events: Sequence[OutboxEntry]) -> frozenset[str]:
-    """The requests of these that have their row: it is of the moment their entry says."""
     if not events:
         return frozenset()
     times = [moment_of(event.at_ms) for event in events]
@@ -523,7 +515,6 @@ def _stored(connection: Connection[Any], events: Sequence[OutboxEntry]) -> froze
 
 
 def _known(connection: Connection[Any], events: Iterable[OutboxEntry]) -> frozenset[str]:
-    """The requests of these that have a row, of any moment."""
     ids = _ids(events)
     found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
     return frozenset(request for (request,) in found)

@@ -20,7 +20,6 @@ from persistence.keeper.retention import SINCE_BEGAN
 #
 # Pure. Such a row says "so much or more": nothing is taken out of it again, and no invariant speaks of it.
 
-
 # The largest number of a bigint; the smallest one is as far from 0.
 SUM_MAX = 2**63 - 1
 
@@ -321,12 +320,10 @@ UPDATE call SET tokens = tokens - %(tokens)s, amended = amended + %(tokens)s, cr
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Rows as the arrays a statement takes."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 # The lock of a partition: who has it may store what its outbox has.
-
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """

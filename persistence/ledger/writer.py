@@ -54,7 +54,6 @@ from persistence.ledger.rollup import add_up
 # stands: nobody escapes a bill by what he writes into a header. Anything else becomes a dead
 # letter, raw, and a listed gap of its own account.
 
-
 SET_ASIDE = b'{"unreadable":true}'
 
 
@@ -170,7 +169,6 @@ class LedgerWriter:
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
     async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
-        """Of which of these partitions somebody has the lock now."""
         wanted = (sorted(partitions),)
         found = await asyncio.to_thread(
             self._ask, lambda connection: connection.execute(statements.LOCKED, wanted).fetchall()

@@ -65,7 +65,6 @@ from persistence.tables import (
 #
 # Beginning and end of a session are writes like any other, so both are in the audit log.
 
-
 # Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
 # by beginning many.
 SESSIONS_MAX = 10_000
@@ -86,7 +85,6 @@ _IS_DUE = _sessions_here.renewal.is_not(None) & (_sessions_here.asked_at < func.
 
 
 def find_session(connection: Connection, digest: str) -> ConsoleSession | None:
-    """Find a session that is not over."""
     row = connection.execute(
         select(
             _sessions_here.id, _sessions_here.token_digest, _sessions_here.issuer,
@@ -188,7 +186,6 @@ SESSION_SUBJECT = Entity(console_session, verbs={"create": create_session, "end"
 
 # Who changed what, and when: written in the transaction of the change.
 
-
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
 ROWS_WRITTEN_MAX = 1_000
@@ -199,7 +196,6 @@ MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
 
 
 def record_audit(change: EntityWrite, row: Row) -> None:
-    """Write the audit row of one change."""
     keep_audit(change.connection, [audit_entry_of(change, row)])
 
 
@@ -221,7 +217,6 @@ def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
 
 
 def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> None:
-    """Write audit rows, in their order."""
     for at in range(0, len(entries), ROWS_WRITTEN_MAX):
         connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
 
@@ -323,7 +318,6 @@ AUDIT_SUBJECT = Entity(
 # request that died between its commit and its answer is answered from what was committed, once
 # no request can still be running.
 
-
 KEPT = timedelta(days=30)
 EXPIRED_SWEPT_MAX = 20
 
@@ -405,7 +399,6 @@ def _running() -> Conflict:
 
 
 # Credentials that are no secret: an issuer's subject stands for them, and each is claimed once.
-
 
 DIGEST_CHARACTERS = 64
 # Prefix for the digest of a revoked credential whose subject was claimed again. No real digest begins like
@@ -552,7 +545,6 @@ def delete(change: EntityWrite) -> Row:
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Have the key loaded again."""
     change.define(f"key:{row['id']}", row["organization_id"])
 
 
@@ -581,7 +573,6 @@ KEY_SUBJECT = Entity(
 
 
 # Named admin tokens: credentials of the Admin API, stored as digests only.
-
 
 # Stands in the place of a deleted token's digest: no credential has it.
 FORGOTTEN = "forgotten:"
@@ -617,7 +608,6 @@ def find_admin_token(connection: Connection, digest: str) -> Actor | None:
 
 
 def admin_token_has_ended(connection: Connection, digest: str) -> bool:
-    """Whether there is a token that `find` does not find any more."""
     there = connection.execute(select(_here.id).where(_here.digest == digest)).first()
     return there is not None and find_admin_token(connection, digest) is None
 

@@ -63,7 +63,6 @@ from persistence.tables import (
 # What holds after a change is checked, in its own transaction: the service's price, and the prices of
 # organizations that follow the service or go another way.
 
-
 # A change of others does not decide what a call costs.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
 _own = business_model.alias("own")
@@ -71,20 +70,17 @@ _chosen = business_model.alias("chosen")
 
 
 def check_service(change: EntityWrite, row: Row) -> None:
-    """A service, and what organizations negotiated for it."""
     for found in _services(change, service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
     _refuse_negotiated(change, organization_service.c.service_id == row["id"])
 
 
 def check_negotiated(change: EntityWrite, row: Row) -> None:
-    """What an organization negotiated."""
     for _, found in _negotiated(change, organization_service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
 
 
 def check_model_prices(change: EntityWrite, row: Row) -> None:
-    """Every service that follows a business model."""
     for _, why in _services(change, service.c.business_model_id == row["id"]):
         raise Conflict(f"A service of this business model could not use its pricing: {why}.")
     follows = service.c.business_model_id == row["id"]
@@ -163,7 +159,6 @@ ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 
 
 def define(change: EntityWrite, _: Row) -> None:
-    """Have the catalogue loaded again."""
     change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
 
 
@@ -187,7 +182,6 @@ def delete_service(change: EntityWrite) -> Row:
 
 
 def check_model(change: EntityWrite) -> None:
-    """`Conflict` where one that is always there would get another name or meter."""
     if change.command.id is not None and {"name", "meter"} & change.command.values.keys():
         name = lock(change)["name"]
         if name in ALWAYS_THERE:
@@ -244,10 +238,7 @@ SERVICES = Entity(
 
 
 # What organizations negotiated, and the subscriptions on offer.
-
-
 def check_features(change: EntityWrite) -> None:
-    """`Unprocessable` where `feature_access` names a service that is not there."""
     wanted = change.command.values.get("feature_access")
     if isinstance(wanted, list) and wanted:
         found = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
@@ -298,7 +289,6 @@ SUBSCRIPTION_PLANS = Entity(
 
 # What models cost: added to and never changed; a new price is announced to every gateway.
 
-
 # Every gateway holds all of them; of the bundled list some 1,300.
 IN_FORCE_MAX = 20_000
 # A call has the price of its admission: one that another has taken the place of meanwhile is told as long.
@@ -317,7 +307,6 @@ _prices_here = price.c
 
 
 def _folded(name: ColumnElement[str]) -> ColumnElement[str]:
-    """A column's names as `folded` has them."""
     return func.lower(collate(name, "C"))
 
 
@@ -353,7 +342,6 @@ def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
 
 
 def define_price(change: EntityWrite, _: Row) -> None:
-    """Have every gateway told."""
     change.intend([PRICES_ACCOUNT], "define", {}, organization_id=None)
 
 
@@ -378,7 +366,6 @@ def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
 
 
 def _kind(values: Row) -> tuple[object, ...]:
-    """What a price is for, as the columns of `_same` have it."""
     return (
         folded(str(values["model"])), values.get("match", EXACT_NAME), values["currency"],
         values.get("source", OPERATOR),
@@ -416,13 +403,10 @@ def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
 
 
 class PriceTable:
-    """The table as a keeper fills it."""
-
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def has_bundled(self) -> bool:
-        """Whether there are any of the bundled list."""
         async with self._engine.connect() as connection:
             return (await connection.execute(_ANY_BUNDLED)).first() is not None
 

@@ -66,12 +66,10 @@ from persistence.tables import (
 #
 # The columns are `…by`, `…issuer`, `…identity` and `…person`, behind a word of the table's own.
 
-
 _token = admin_token.c
 
 
 def decided(actor: Actor, word: str) -> dict[str, object]:
-    """The stored decider."""
     return {f"{word}_by": actor.scope} | {f"{word}_{name}": one for name, one in person_of(actor).items()}
 
 
@@ -176,12 +174,10 @@ class Quarantines:
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
-        """Who is quarantined."""
         async with self._engine.connect() as connection:
             return set(await connection.scalars(select(_c.account).where(_OPEN)))
 
     async def stopped(self) -> int:
-        """How many accounts are quarantined."""
         async with self._engine.connect() as connection:
             found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
             return int(found or 0)
@@ -303,7 +299,6 @@ QUARANTINE_SUBJECT = Entity(
 # They are listed, retried, or resolved with a reason. A dead letter keeps its raw bytes for ever. Resolving
 # one leaves its place a listed gap, which is on file with its reason; driving it again fills the place, once.
 
-
 _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_at IS NULL")
 
 
@@ -391,7 +386,6 @@ MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
 
 # What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good.
 
-
 ITEMS_KEPT_MAX = 1_000
 # Advisory lock class 7813: who compares everybody, whichever keeper it is.
 _TURN = text("SELECT pg_try_advisory_xact_lock(7813, 1)")
@@ -424,8 +418,6 @@ ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + e
 
 
 class ReconciliationResults:
-    """Reconciliations, the last one first."""
-
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
         self._partition_of = partition_of
@@ -523,7 +515,6 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
 
 
 def _more(found: ReconciliationSummary) -> Sequence[Item]:
-    """That not all is kept, where it is not."""
     left = len(found.items) - ITEMS_KEPT_MAX
     detail = f"{left} more are not kept: put these right, and compare again"
     return [Item("rows", DifferenceKind.MORE, 0, 0, detail)] if left > 0 else []

@@ -205,7 +205,6 @@ ORGANIZATION_SUBJECT = Entity(
 # Who is shut out makes no other to call by: staff alone delete a tenant that they blocked, and where all of
 # an organization are blocked, its own people make none.
 
-
 # A person's word counts from when it is written, whatever the counters have heard of it.
 _IS_BLOCKED = """coalesce((
     SELECT w.verb = 'block' FROM control_write AS w
@@ -225,7 +224,8 @@ def create(change: EntityWrite) -> Row:
     require(change)
     values = change.command.values
     organization_id = _organization_of(change)
-    _refuse_shut_out(change, organization_id)
+    if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"id": organization_id}) is not None:
+        raise Forbidden("Staff have blocked all tenants of this organization: they make another one.")
     tenant_id = add(change, organization_id=organization_id, plan_id=None)
     quotas.open_account(change, tenant_id)
     change.define(f"tenant:{tenant_id}", organization_id)
@@ -251,14 +251,12 @@ def change_tenant(change: EntityWrite) -> Row:
 
 
 def delete_tenant(change: EntityWrite) -> Row:
-    """Delete a tenant that nothing refers to."""
     if not change.by_staff and change.connection.scalar(_BLOCKED, {"id": change.row_id}) is not None:
         raise Forbidden("Staff have blocked this tenant: they decide what becomes of it.")
     return entity.delete(change)
 
 
 def define_tenant(change: EntityWrite, row: Row) -> None:
-    """Have the tenant loaded again."""
     change.define(f"tenant:{row['id']}", row["organization_id"])
 
 
@@ -277,11 +275,6 @@ def action(verb: str) -> Verb:
         return fetch(change.connection, quotas.SUBJECT, change.row_id)
 
     return act
-
-
-def _refuse_shut_out(change: EntityWrite, owner: int) -> None:
-    if not change.by_staff and change.connection.scalar(_SHUT_OUT, {"id": owner}) is not None:
-        raise Forbidden("Staff have blocked all tenants of this organization: they make another one.")
 
 
 def _organization_of(change: EntityWrite) -> int:

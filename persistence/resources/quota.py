@@ -135,7 +135,6 @@ def _defined(change: EntityWrite) -> Row:
 
 
 def _others(connection: Connection, owner: int) -> dict[str, Selector]:
-    """The budgets that an organization has, by their names."""
     there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == owner)
     return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
 
@@ -206,8 +205,6 @@ BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
 # Credits given to organizations and taken back; the balance follows when the counters have it.
 #
 # The row and the intent are written together. What the counters refuse never was an addition.
-
-
 def create(change: EntityWrite) -> Row:
     """Give credits, or take them back where the number is negative."""
     require(change)
@@ -332,8 +329,6 @@ ADDITION_SUBJECT = Entity(
 
 
 # The ledgers of uses, read: an account's rows in the order of their seq; and the journal of all calls.
-
-
 def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:
     """Filter by a column; `among_turns` are values that no use has: those rows have an index of their own.
 

@@ -216,7 +216,6 @@ def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
 #
 # Every query is bounded: by the ids asked for, by days, or by rows.
 
-
 # An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""
 SELECT u.day, u.service_id, least(sum(u.requests), {SUM_MAX})::bigint AS requests,
@@ -288,14 +287,12 @@ class ConsoleQueries:
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
-        """Quotas of tenants as last flushed, each with its partition."""
         if not tenant_ids:
             return []
         rows = await self._rows(quotas.SUBJECT.within(self._within).rows.where(tenant.c.id.in_(tenant_ids)))
         return [{**row, "partition": self._partition_of(id_in(row, "organization_id"))} for row in rows]
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
-        """How many tenants an organization has, `most` where there are more."""
         owner = await self._known(organization, organization_id)
         [row] = await self._rows(_TENANTS, owner=owner, most=most)
         return id_in(row, "count")
@@ -325,7 +322,6 @@ class ConsoleQueries:
         return () if self._within is None else (owned(table, self._within),)
 
     async def _known(self, table: Table, row_id: int) -> int:
-        """The id of a row, 0 where the viewer does not have it."""
         if self._within is None:
             return row_id
         found = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))

@@ -85,7 +85,6 @@ def send_test(change: EntityWrite) -> Row:
 
 
 def _addressed(change: EntityWrite, row: Row) -> Row:
-    """Note whose addresses a webhook has, and have those asked that have to agree."""
     change.connection.execute(update(webhook).where(_here.id == row["id"]).values(ours=change.by_staff))
     row = change.fetch(int(str(row["id"])))
     _ask(change, row)

@@ -32,8 +32,8 @@ from gateway.errors import SchemaUnavailable, StartError
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.error_mapping import complaint, origin, quiet
 from persistence.keeper.sweeps import certificate_end
-from persistence.schema import partitions, roles
-from persistence.schema.version import KNOWN, STATUS, THERE, SchemaStatus, refuse_other
+from persistence.schema import database, roles
+from persistence.schema.database import KNOWN, STATUS, THERE, SchemaStatus, refuse_other
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
@@ -146,8 +146,10 @@ def _upgraded(
             with blocking.watched(connection):
                 _lock(connection, altered(connection, scripts, at.version))
                 command.upgrade(config, "head")
-        _say_runs_from(connection, scripts)
-        connection.execute(partitions.ENSURE_PARTITIONS, {"months_ahead": partitions.MONTHS_AHEAD, "by": ""})
+        since = runs_from(scripts)
+        if _status(connection).runs_from != since:
+            connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
+        connection.execute(database.ENSURE_PARTITIONS, {"months_ahead": database.MONTHS_AHEAD, "by": ""})
         if missing := roles.apply_grants(connection):
             told(missing)
         return _version(connection) or ""
@@ -239,12 +241,6 @@ def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
     more = len(found) - PLACES_TOLD_MAX
     told = ", ".join(found[:PLACES_TOLD_MAX]) + (f" and {more} more" if more > 0 else "")
     return told and f"keepers run which the schema serves no longer, it serves those who know {since}: {told}"
-
-
-def _say_runs_from(connection: Connection, scripts: ScriptDirectory) -> None:
-    since = runs_from(scripts)
-    if _status(connection).runs_from != since:
-        connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
 
 
 def _status(connection: Connection) -> SchemaStatus:

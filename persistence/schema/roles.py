@@ -20,12 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.engine import CONNECT, plain_url
 from persistence.error_mapping import complaint, origin
-from persistence.schema.version import refuse_other, status
+from persistence.schema.database import refuse_other, status
 
 # Who may do what in PostgreSQL, as `grants.sql` says: each migrate grants and revokes what differs.
 #
 # Writer and reader are roles named after the database, since a server shares its roles among databases.
-
 
 WRITER, READER = "writer", "reader"
 EVERYBODY = ""
@@ -45,7 +44,6 @@ class RoleGrant(NamedTuple):
 
 
 def _read(said: str) -> Iterator[RoleGrant]:
-    """The rights that statements of `grants.sql` give."""
     for rights, kind, names, roles in _STATEMENT.findall(said):
         for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
             object_ = "" if kind == "SCHEMA" else name
@@ -75,12 +73,10 @@ _HERE = text("SELECT current_database(), quote_ident(current_schema())")
 
 
 def roles_of(database: str) -> dict[str, str]:
-    """The names of writer and reader of a database."""
     return {role: f"{database}_{role}" for role in (WRITER, READER)}
 
 
 def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
-    """What the writer may do with each table and view, besides reading it."""
     found: dict[str, frozenset[str]] = {}
     for grant in wanted:
         if (grant.role, grant.kind) == (WRITER, "TABLE"):
@@ -258,7 +254,6 @@ def _writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
 
 # Under which peppers the credentials are that somebody may still use.
 
-
 _IN_USE = """
 SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key) FROM (
   SELECT pepper, true AS is_key FROM api_key
@@ -278,7 +273,6 @@ class PepperUse:
     tokens: int
 
     def __str__(self) -> str:
-        """How many, in words."""
         of = ((self.keys, "API key"), (self.tokens, "admin token"))
         return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in of if count)
 

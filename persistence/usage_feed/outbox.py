@@ -139,7 +139,9 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
     """The report of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
     hours: rollup.Rollup = {}
     # Use without a price yet costs nothing, in any currency.
-    rollup.moved_usage(_in_currency(before, after), after, hours)
+    rollup.moved_usage(
+        [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]], after, hours
+    )
     request_id, used_ms = after[_AS_TOLD:]
     return [
         _told(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
@@ -149,8 +151,6 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
 
 
 class FeedListener:
-    """What the ledger tells the feed."""
-
     def stored(
         self,
         connection: psycopg.Connection[Any],
@@ -175,10 +175,6 @@ class FeedListener:
             told = [one for before, after in moved for one in of_change(reason, before, after)]
             if told:
                 connection.exec_driver_sql(TELL, tuple(columns_of(told)))
-
-
-def _in_currency(before: Sequence[Any], after: Sequence[Any]) -> Sequence[Any]:
-    return [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]]
 
 
 def _told(

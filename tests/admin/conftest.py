@@ -32,13 +32,12 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable, Overloaded
 from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
-from gateway.run.keeper_doors import KeeperSettings
-from gateway.run.parts import AdminParts
+from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.resources.usage import ConsoleQueries
 from persistence.schema import migrate, roles
-from persistence.schema.version import NEEDED
+from persistence.schema.database import NEEDED
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.emptying import clear

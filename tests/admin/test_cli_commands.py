@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from gateway.admin.api.openapi import document
 from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.cli.admin import fields
 from gateway.cli.admin.client import ALIASES, CommandFailed, defaults, section_of
+from gateway.cli.admin.commands import number, spelled
 from gateway.cli.admin.output import admin, print_json, row, rows, steps, waiting
 from gateway.cli.admin.program import mount
 from gateway.core.text import hidden_in
@@ -91,9 +91,9 @@ def test_what_the_api_can_do_the_command_line_can(name: str) -> None:
             continue
         told = options_of(commands[verb])
         for field in body.model_fields:
-            plain = f"--{fields.spelled(field)}"
+            plain = f"--{spelled(field)}"
             assert plain in told or any(each.startswith(f"{plain}-") for each in told), (verb, field)
-    assert {f"--{fields.spelled(each)}" for each in resource.filters} <= options_of(commands["list"])
+    assert {f"--{spelled(each)}" for each in resource.filters} <= options_of(commands["list"])
 
 
 def test_every_operation_of_the_api_has_a_command() -> None:
@@ -139,7 +139,7 @@ async def test_what_must_be_given_is_named(run: Run, name: str) -> None:
     ]
     assert (
         said.exit_code,
-        [each for each in required if f"--{fields.spelled(each)}" not in said.stderr],
+        [each for each in required if f"--{spelled(each)}" not in said.stderr],
     ) == (1, [])
 
 
@@ -161,7 +161,7 @@ def test_second_places_are_places_of_commands_there_are() -> None:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
-    assert fields.number(text) == read
+    assert number(text) == read
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
 )
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
-        fields.number(text)
+        number(text)
     assert resources_resource.amount("tokens", text) == text
 
 

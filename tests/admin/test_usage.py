@@ -24,7 +24,7 @@ from gateway.core.accounts.usage import GROUPS, SUMS
 from gateway.core.billing import finance
 from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter
-from persistence.schema import partitions
+from persistence.schema import database
 from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
@@ -360,7 +360,7 @@ async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they
     before = (await api.get(f"usage?{days}&group_by=user&interval=day")).json
     assert sum(item["requests"] for item in before["items"]) > 100
     engine = engines.create(api.url)
-    await partitions.drop_hours(engine, 0)
+    await database.drop_hours(engine, 0)
     await engine.dispose()
     assert (await api.get(f"usage?{days}&group_by=user&interval=day")).json == before
     hours = "from=2026-03-31T00:00:00Z&to=2026-04-02T07:00:00Z"

@@ -13,8 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
-from gateway.background.flushing.share import KeeperShare
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
 from gateway.core.accounts.outbox import FlushReport, History, fan_out
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client

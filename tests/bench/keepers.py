@@ -26,8 +26,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
-from gateway.background.flushing.share import KeeperShare
+from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox

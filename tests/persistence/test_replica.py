@@ -21,7 +21,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor
 from persistence import engine as engines
-from persistence.replica import AWAY_S, Replica, ServerState, behind, examine
+from persistence.engine import AWAY_S, Replica, ServerState, behind, examine
 from persistence.store import Store
 from tests.conftest import free_port, postgres_bin
 from tests.faults.proxy import Proxy

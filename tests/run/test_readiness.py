@@ -23,9 +23,17 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError
-from gateway.run.health import DiskWatch, RedisState, tell_of_redis
+from gateway.run.health import (
+    CachedLookup,
+    DiskWatch,
+    Probe,
+    RedisState,
+    all_answer,
+    of_gateway,
+    one_answers,
+    tell_of_redis,
+)
 from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
-from gateway.run.readiness import CachedLookup, Probe, all_answer, of_gateway, one_answers
 from gateway.settings.settings import Settings, load
 from gateway.telemetry import metrics as tallies
 from tests.conftest import ValkeyServer, free_port

@@ -16,7 +16,7 @@ from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
 from gateway.run.gateway_worker import GatewayPort, take_worker_slot
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
-from gateway.run.supervisor.up import _placed, renewal_of
+from gateway.run.supervisor import _placed, renewal_of
 from gateway.settings.settings import Settings, load, to_json
 from tests.waiting import eventually
 

@@ -18,8 +18,7 @@ from gateway.local.processes import DIED, HUNG
 from gateway.run import lifecycle
 from gateway.run.reload import Renewal
 from gateway.run.serving import plain_options, tell_overruled
-from gateway.run.supervisor import up
-from gateway.run.supervisor.servers import Supervisor
+from gateway.run.supervisor import Supervisor, _watching
 from gateway.settings.settings import load
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
@@ -152,7 +151,7 @@ async def test_restarts_that_cannot_be_told_end_nothing_and_are_told_once_they_c
     settings.metrics_dir.parent.mkdir(parents=True, exist_ok=True)
     settings.metrics_dir.write_text("in the way")
     supervisor = Supervisor(DataDirectory(tmp_path), Voice())
-    watching = asyncio.ensure_future(up._watching(supervisor, Renewal(settings, lambda: settings)))
+    watching = asyncio.ensure_future(_watching(supervisor, Renewal(settings, lambda: settings)))
     try:
         for _ in range(5):  # a first try, at once
             await asyncio.sleep(0)

@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from gateway.errors import SettingError
-from gateway.run.readiness import Ops, listen
-from gateway.run.supervisor import servers
+from gateway.run import supervisor
+from gateway.run.health import Ops, listen
 from gateway.run.tls_port import TlsPort
 from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import Settings
@@ -102,25 +102,25 @@ def test_what_is_wrong_with_a_port_of_up_names_its_own_setting(tmp_path: Path) -
         begin = PREFIXES[port]
         wrong = Settings().with_values(**{f"{begin}cert_file": nothing, f"{begin}key_file": nothing})
         with pytest.raises(SettingError, match=f"{setting}='{nothing}'"):
-            servers.opener_of(wrong, port)
+            supervisor.opener_of(wrong, port)
 
 
 def test_up_reaches_its_own_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = issued(tmp_path, OLD, "elsewhere.example", clients=NEW)
     plain = Settings(admin_host="::", gateway_host="0.0.0.0")
-    assert servers.admin_url_of(plain) == "http://[::1]:8081"
-    assert servers.ca_file_of(plain) == {}
-    servers.check(plain)
+    assert supervisor.admin_url_of(plain) == "http://[::1]:8081"
+    assert supervisor.ca_file_of(plain) == {}
+    supervisor.check(plain)
     secure = plain.with_values(admin_tls_cert_file=files.certificate, admin_tls_key_file=files.key)
-    assert servers.admin_url_of(secure) == "https://[::1]:8081"
-    assert servers.gateway_url_of(secure) == "http://127.0.0.1:8080"
-    assert servers.ca_file_of(secure) == {"admin_ca_file": files.certificate}
-    servers.check(secure)
+    assert supervisor.admin_url_of(secure) == "https://[::1]:8081"
+    assert supervisor.gateway_url_of(secure) == "http://127.0.0.1:8080"
+    assert supervisor.ca_file_of(secure) == {"admin_ca_file": files.certificate}
+    supervisor.check(secure)
     mutual = secure.with_values(admin_tls_client_ca_file=files.authority)
     with pytest.raises(SettingError, match="set TOLLKEEPER_ADMIN_CERT_FILE and TOLLKEEPER_ADMIN_KEY_FILE"):
-        servers.check(mutual)
+        supervisor.check(mutual)
     monkeypatch.setenv("TOLLKEEPER_ADMIN_CERT_FILE", files.certificate)
     monkeypatch.setenv("TOLLKEEPER_ADMIN_KEY_FILE", files.key)
-    servers.check(mutual)
+    supervisor.check(mutual)
     with pytest.raises(SettingError, match="TOLLKEEPER_TLS_CERT_FILE='none'"):
-        servers.check(plain.with_values(tls_cert_file="none", tls_key_file="none"))
+        supervisor.check(plain.with_values(tls_cert_file="none", tls_key_file="none"))

@@ -27,8 +27,7 @@ from gateway.run.health import (
     full_disks,
     has_files_left,
 )
-from gateway.run.lifecycle import MAPPED_BYTES_MIN
-from gateway.run.parent_pipe import ParentPipe
+from gateway.run.lifecycle import MAPPED_BYTES_MIN, ParentPipe
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually

@@ -93,12 +93,10 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def columns_of(name: str) -> tuple[str, ...]:
-    """The fields of a report's items."""
     return tuple(ITEMS[name].model_fields)
 
 
 def money_of(name: str) -> tuple[str, ...]:
-    """Those of them that are decimals."""
     return tuple(each for each, field in ITEMS[name].model_fields.items() if field.annotation is Decimal)
 
 

@@ -1,10 +1,18 @@
-"""The OpenAPI 3.1 document, made from the same table that makes the routes."""
+"""The OpenAPI 3.1 document, made from the same table that makes the routes.
+
+`/admin/docs` is the same document as one plain page, which fetches nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import base64
+import json
+from collections.abc import Collection, Iterator, Mapping
+from hashlib import sha256
+from html import escape
 from typing import Any
 
+from aiohttp import web
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
@@ -22,9 +30,26 @@ from gateway.admin.resources.resource import (
 )
 from gateway.core.accounts.administration import ROLES
 
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;"
+    "background:#fff}code,th{font-family:ui-monospace,monospace;font-size:.9em}"
+    "h2{margin-top:3rem;border-bottom:1px solid #ccc}h3 code{font-size:1em}"
+    "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem .3rem 0;"
+    "border-bottom:1px solid #eee;vertical-align:top}th{font-weight:600;white-space:nowrap}"
+    "pre{font-size:.9em;overflow-x:auto}"
+    "nav a{margin-right:1rem}.verb{display:inline-block;min-width:4.5rem;color:#0b5394}"
+    "@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#161616}h2{border-color:#444}"
+    "th,td{border-color:#333}.verb,a{color:#8ab4f8}}"
+)
+
+_STYLE_HASH = base64.b64encode(sha256(STYLE.encode()).digest()).decode()
+CSP = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+
 # Query parameters as the OpenAPI document has them.
-
-
 def whole(least: int, most: int) -> Json:
     """A whole number between two."""
     return {"type": "integer", "minimum": least, "maximum": most}
@@ -38,13 +63,11 @@ _SCHEMAS: Mapping[str, Json] = {
 
 
 def parameter(name: str, schema: Json, description: str = "") -> Json:
-    """One parameter of a query."""
     made = {"name": name, "in": "query", "schema": schema}
     return {**made, "description": description} if description else made
 
 
 def filter_schema(wanted: Filter) -> Json:
-    """What a filter may be."""
     if wanted.kind in {"id", "count"}:
         return whole(int(wanted.kind == "id"), wanted.most)
     return {"type": "string", "enum": list(wanted.choices)} if wanted.choices else _SCHEMAS[wanted.kind]
@@ -83,7 +106,6 @@ PAGING = (
 # Examples: requests to the Admin API, written by hand; answers, made from its schema.
 #
 # An example of a body is one that works for rows that are there; a test checks each against its model.
-
 
 # Bodies by their model. One that is new is added here: a test asks for it.
 BODIES: Mapping[str, Json] = {
@@ -215,19 +237,15 @@ def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
             if method == "parameters":
                 continue
             for sent in operation.get("requestBody", {}).get("content", {}).values():
-                _show_body(sent)
+                # The example of a body, or a list of one where many may be sent.
+                schema = sent["schema"]
+                reference = schema.get("$ref") or schema["items"]["$ref"]
+                body = BODIES[reference.rpartition("/")[2]]
+                sent["example"] = body if "$ref" in schema else [body]
             for status in operation["responses"].values():
                 content = status.get("content", {}).get("application/json")
                 if content is not None:
                     content["example"] = answered(content["schema"], schemas)
-
-
-def _show_body(sent: Json) -> None:
-    """The example of a body, or a list of one where many may be sent."""
-    schema = sent["schema"]
-    reference = schema.get("$ref") or schema["items"]["$ref"]
-    body = BODIES[reference.rpartition("/")[2]]
-    sent["example"] = body if "$ref" in schema else [body]
 
 
 def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
@@ -556,3 +574,100 @@ def _operation(
         schema = {"$ref": _REF + body.__name__}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return operation
+
+
+def mount_docs(app: web.Application, page: str) -> None:
+    """Serve the page that was rendered."""
+
+    async def docs(_: web.Request) -> web.Response:
+        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": CSP})
+
+    app.router.add_get("/admin/docs", docs)
+
+
+def render(described: Json) -> str:
+    info, tags = described["info"], described["tags"]
+    nav = "".join(f'<a href="#{escape(tag["name"])}">{escape(tag["name"])}</a>' for tag in tags)
+    sections = "".join(_section(tag, described) for tag in tags)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>"
+        "<p>Send <code>Authorization: Bearer &lt;admin token&gt;</code>. Machine-readable: "
+        '<a href="/admin/v1/openapi.json">openapi.json</a>.</p>'
+        f"<nav>{nav}</nav>{sections}</body></html>"
+    )
+
+
+def _section(tag: Json, described: Json) -> str:
+    name = escape(tag["name"])
+    operations = "".join(
+        _operation_html(path, method, operation, described)
+        for path, methods in described["paths"].items()
+        for method, operation in methods.items()
+        if method != "parameters" and tag["name"] in operation["tags"]
+    )
+    return f'<section><h2 id="{name}">{name}</h2><p>{escape(tag["description"])}</p>{operations}</section>'
+
+
+def _operation_html(path: str, method: str, operation: Json, described: Json) -> str:
+    head = (
+        f'<h3><code><span class="verb">{method.upper()}</span> {escape(path)}</code></h3>'
+        f"<p>{escape(operation['summary'])}. {escape(operation['description'])}</p>"
+    )
+    rows = [
+        (parameter["name"], parameter["schema"], parameter.get("description", ""), False)
+        for parameter in operation.get("parameters", ())
+    ]
+    rows += _body_rows(operation, described)
+    shown = "".join(
+        f"<details><summary>{word}</summary><pre>{escape(text)}</pre></details>"
+        for word, text in _examples(operation)
+    )
+    if not rows:
+        return head + shown
+    cells = "".join(
+        f"<tr><th>{escape(name)}{'*' if required else ''}</th><td><code>{escape(type_of(schema))}</code></td>"
+        f"<td>{escape(description)}</td></tr>"
+        for name, schema, description, required in rows
+    )
+    return f"{head}<table>{cells}</table>{shown}"
+
+
+def _examples(operation: Json) -> Iterator[tuple[str, str]]:
+    """An example of the request and of the answer."""
+    sent = operation.get("requestBody", {}).get("content", {})
+    answered = {
+        media: each
+        for one in operation["responses"].values()
+        for media, each in one.get("content", {}).items()
+    }
+    for word, content in (("Such as", sent), ("Answers such as", answered)):
+        example = content.get("application/json", {}).get("example")
+        if example is not None:
+            yield word, json.dumps(example, indent=2, ensure_ascii=False)
+
+
+def _body_rows(operation: Json, described: Json) -> list[tuple[str, Json, str, bool]]:
+    if "requestBody" not in operation:
+        return []
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    model = described["components"]["schemas"][reference.rpartition("/")[2]]
+    required = model.get("required", ())
+    return [
+        (name, schema, schema.get("description", ""), name in required)
+        for name, schema in model.get("properties", {}).items()
+    ]
+
+
+def type_of(schema: Json) -> str:
+    if "anyOf" in schema:
+        return " or ".join(type_of(choice) for choice in schema["anyOf"])
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2]).removesuffix("In").lower()
+    if "enum" in schema:
+        return " | ".join(str(choice) for choice in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    kind = schema.get("type", "any")
+    return str(schema.get("format") or (" or ".join(kind) if isinstance(kind, list) else kind))

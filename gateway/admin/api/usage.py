@@ -55,8 +55,6 @@ _NUMBERS = {"limit", *(name for name in DIMENSIONS if name.endswith("_id"))}
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the report."""
-
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, REPORTS["usage"])
@@ -131,14 +129,12 @@ def _wrong(name: str, reason: str) -> Unprocessable:
 
 
 def columns_of(groups: tuple[str, ...]) -> tuple[str, ...]:
-    """The fields of an item, without those of groups nobody asked for."""
     told = {name for group in groups for name in (group, GROUPS[group])}
     apart = {name for group, column in GROUPS.items() for name in (group, column)}
     return tuple(name for name in UsageItem.model_fields if name in told or name not in apart)
 
 
 def shown(row: Row, groups: tuple[str, ...]) -> Row:
-    """A row as an item."""
     item = UsageItem.model_validate(row).model_dump(mode="json")
     return {name: item[name] for name in columns_of(groups)}
 
@@ -147,7 +143,6 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
 #
 # Times are timestamps of UTC, money is decimals of nine digits (twelve of charges), counts are 64-bit
 # integers.
-
 
 # As many digits as a 128-bit decimal has: costs of an organization add up to no more.
 DIGITS, DECIMALS = 38, 9
@@ -230,13 +225,10 @@ class _ByteSink(io.RawIOBase):
 
 # Files of usage: the report as CSV and Parquet, and its charges as FOCUS 1.2; of any size, page by page.
 
-
 PAGE_ROWS = 10_000
 
 
 class File(Protocol):
-    """A file that is written row by row."""
-
     name: str
     media: str
 

@@ -19,7 +19,6 @@ from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.configuration.planning import export
 from gateway.admin.configuration.words import schema
 from gateway.admin.http import requests
-from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
 from gateway.admin.http.requests import (
     VALUES_MAX,
@@ -37,6 +36,7 @@ from gateway.admin.http.requests import (
     require_write,
     with_plus,
 )
+from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
 from gateway.admin.operations import Operations, WriteRequest, WriteResult, finish
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.catalogue import QUOTE, Quote, QuoteQuery
@@ -91,7 +91,6 @@ from gateway.errors import (
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Answer with JSON."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return web.Response(
         status=status, body=text.encode(), content_type="application/json", charset="utf-8", headers=headers
@@ -99,8 +98,6 @@ def answer(status: int, content: object, headers: Mapping[str, str] | None = Non
 
 
 class ResourceHandlers:
-    """The handlers of one resource."""
-
     def __init__(self, ports: AdminPorts, resource: Resource) -> None:
         self._ports = ports
         self._resource = resource
@@ -132,14 +129,12 @@ class ResourceHandlers:
         return await self._write(request, CREATE, lambda on, asked, sent: on.create(asked, sent))
 
     async def change(self, request: web.Request) -> web.Response:
-        """`PATCH /<resource>/{id}`: the fields sent change, the others stay."""
         verb = self._resource.patch_verb
         return await self._write(
             request, verb, lambda on, asked, sent: on.change(asked, row_id(request), sent)
         )
 
     async def delete(self, request: web.Request) -> web.Response:
-        """`DELETE /<resource>/{id}`."""
         return await self._write(request, DELETE, lambda on, asked, _: on.delete(asked, row_id(request)))
 
     async def act(self, request: web.Request, action: Action) -> web.Response:
@@ -188,7 +183,6 @@ def row_id(request: web.Request) -> int:
 # Each row is decided as by its own action: in a transaction of its own, with its own line in the audit log.
 # So a refused one stops no other. A repeated or interrupted request decides nothing twice.
 
-
 REPORT = REPORTS["letters"]
 DECIDE = "decide"
 COUNTED_MAX, COUNT_MS = 100_000, 2_000
@@ -196,8 +190,6 @@ COUNTED_MAX, COUNT_MS = 100_000, 2_000
 
 @dataclass(frozen=True, slots=True)
 class _BulkAction:
-    """Which resource, its action on each row, and the filter that finds those that are open."""
-
     resource: str
     action: str
     still_open: str
@@ -284,10 +276,7 @@ async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
 
 
 # `POST /events`: CloudEvents, one or a list of them. A fault of one refuses that one alone.
-
-
 def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve what takes events in."""
     resource = RESOURCES["events"]
 
     async def take(request: web.Request) -> web.Response:
@@ -304,7 +293,6 @@ def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def _read(request: web.Request) -> list[object]:
-    """The body, as a list."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     media = request.content_type
@@ -355,7 +343,6 @@ def _said(name: object) -> str | None:
 # The people of one organization never take the turns of others, least of all those of staff. Work ends when
 # its client hangs up.
 
-
 T = TypeVar("T")
 
 # How often the work looks whether its client is still there.
@@ -385,7 +372,6 @@ ORGANIZATIONS_THERE_MAX = 16
 
 
 def share_of(actor: Actor) -> UploadLimits:
-    """What a caller has."""
     if actor.organization_id is None:
         return STAFF
     return READER if actor.role == READONLY else ORGANIZATION
@@ -446,7 +432,6 @@ async def while_asked(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
 
 # `/configuration`: what is written down of it, what a file would change, and that it is applied.
 
-
 CONFIGURATION_BYTES_MAX = STAFF.bytes_max
 CONFIGURATION_REPORT = REPORTS["configuration"]
 
@@ -502,7 +487,6 @@ def _take_time(request: web.Request, share: UploadLimits) -> None:
 def _wish(
     request: web.Request, actor: Actor, raw: bytes, share: UploadLimits
 ) -> tuple[ApplyRequest, Claim | None]:
-    """The request, and the claim that it is done under."""
     sent = requests.parse_body(raw, share.values_max)
     objects = sent.get("objects")
     # Objects are checked one by one later, not copied here.
@@ -528,13 +512,10 @@ async def _shown(mine: AdminPorts) -> web.Response:
 
 # `/programs`: which gateway workers and keepers run.
 
-
 PROGRAMS_REPORT = REPORTS["programs"]
 
 
 def mount_programs(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the report."""
-
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, PROGRAMS_REPORT)
@@ -550,13 +531,10 @@ async def running_programs(ports: AdminPorts) -> Row:
 
 # `/activity`: which tenants are busy now, and what they are refused for, over all gateways.
 
-
 ACTIVITY_REPORT = REPORTS["activity"]
 
 
 def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the report."""
-
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, ACTIVITY_REPORT)
@@ -575,7 +553,6 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 # `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
-
 
 TOOL = "tools."
 PRICES = RESOURCES["prices"]
@@ -598,7 +575,6 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def _read_quote(sent: MultiMapping[str]) -> requests.Body:
-    """A query string as the body it stands for."""
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
         if name.startswith(TOOL):
@@ -636,7 +612,6 @@ def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
 
 
 # `/reconciliation`: the last comparison of counters and ledger, and a new one on demand.
-
 
 RECONCILIATION_REPORT = REPORTS["reconciliation"]
 RECONCILIATION_RUN = "run"

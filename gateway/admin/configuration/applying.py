@@ -57,8 +57,6 @@ class ApplyRequest:
 
 @dataclass(slots=True)
 class _ApplyResult:
-    """What one transaction came to."""
-
     plan: Plan
     is_done: bool = False
     is_applied: bool = False
@@ -159,7 +157,6 @@ class Configurator:
         return plan
 
     async def _plan(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
-        """Compare what is wanted with what is there."""
         marks = await session.marks(self._owner, wish.name, self._rows_max)
         if len(marks) > self._rows_max:
             message = (
@@ -253,7 +250,6 @@ def _told(work: _ApplyResult) -> dict[str, object]:
 
 
 def _ended(plan: Plan, ran: Mapping[int, StepResult]) -> list[Mark]:
-    """Marks of rows that are gone now."""
     return [
         Mark(planned.resource.name, planned.row_id, (), made=True)
         for planned in plan.changes
@@ -263,7 +259,6 @@ def _ended(plan: Plan, ran: Mapping[int, StepResult]) -> list[Mark]:
 
 
 def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:
-    """What the store refused, with the object it refused."""
     error = refused.__cause__
     assert isinstance(error, AdminRefusal)
     planned = next(each for each in plan.changes if each.number == refused.number)

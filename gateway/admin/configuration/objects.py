@@ -76,12 +76,10 @@ class WantedObject:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields it says."""
         return tuple(sorted({*self.values, *self.names}))
 
     @property
     def name(self) -> str:
-        """What people know it by, as it is said."""
         said = self.said.get(word(self.resource, declared(self.resource).by[-1]))
         if isinstance(said, dict):
             said = " / ".join(str(each) for each in said.values() if isinstance(each, str))
@@ -92,7 +90,6 @@ class WantedObject:
         return self.row.model_dump()
 
     def as_json(self) -> Row:
-        """The same as JSON."""
         return self.row.model_dump(mode="json")
 
 
@@ -104,7 +101,6 @@ class ConfigObjects:
 
     @cached_property
     def count(self) -> int:
-        """How many there are."""
         return sum(map(len, self.by_kind.values()))
 
 
@@ -202,7 +198,6 @@ def _unknown(resource: Resource, said: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name, or how it begins."""
     return name if len(name) <= NAME_SHOWN_CHARS_MAX else f"{name[:NAME_SHOWN_CHARS_MAX]}…"
 
 
@@ -253,7 +248,6 @@ def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterato
 
 # What names a row, and what it has: of objects and of rows alike.
 
-
 Identity = tuple[object, ...]
 # A row: its kind and id.
 Which = tuple[str, object]
@@ -269,21 +263,17 @@ def values_of(wanted: WantedObject) -> Row:
 
 
 def identity_of(resource: Resource, values: Row) -> Identity:
-    """All that a row is named by."""
     how = declared(resource)
     found = (values[name] for name in how.by)
     return tuple(folded(str(each or "")) for each in found) if how.folded else tuple(found)
 
 
 def stored(resource: Resource, row: Row, name: str) -> object:
-    """What a row has, or will have."""
     becomes = declared(resource).becomes.get(name)
     return row[name] if becomes is None or row[becomes] is None else row[becomes]
 
 
 # Rows of one name that take each other's place in time: which one was made for a moment, or is in force.
-
-
 class DateOrder:
     """Put in order once, for however many objects ask: `since` is the field that says from when."""
 

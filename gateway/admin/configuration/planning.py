@@ -105,7 +105,13 @@ class Planner:
         if suggests and self._errors:
             await in_thread(self._matching.names.suggest)
         refuse(self._errors)
-        self._note_referred()
+        # Remember whom a name stood for, so that it stands for the same later.
+        for (kind, row_id), said in self._matching.names.referred.items():
+            before = self._marks.get((kind, row_id))
+            if (kind, row_id) in self._met or (before is not None and (before.said or said is None)):
+                continue
+            fields, made = ((), False) if before is None else (before.fields, before.made)
+            self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, said))
         self._leave()
         if prune:
             await self._prune()
@@ -156,15 +162,6 @@ class Planner:
             self._taken.append((wanted, row_id))
         passed = [self._marks.get((kind, each)) for each in pair.passed]
         self._forgotten += [mark for mark in passed if mark is not None]
-
-    def _note_referred(self) -> None:
-        """Remember whom a name stood for, so that it stands for the same later."""
-        for (kind, row_id), said in self._matching.names.referred.items():
-            before = self._marks.get((kind, row_id))
-            if (kind, row_id) in self._met or (before is not None and (before.said or said is None)):
-                continue
-            fields, made = ((), False) if before is None else (before.fields, before.made)
-            self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, said))
 
     def _leave(self) -> None:
         """Tell of objects that wait; nothing of their kind is pruned."""
@@ -257,7 +254,6 @@ class Planner:
         return None
 
     def _by_moment(self, wanted: WantedObject, rows: Sequence[Row]) -> DateOrder:
-        """The rows of its name, which thousands of objects may have."""
         name = (wanted.resource.name, identity_of(wanted.resource, values_of(wanted)))
         if name not in self._dated:
             self._dated[name] = DateOrder(rows, declared(wanted.resource).since)
@@ -324,13 +320,11 @@ def _stays(resource: Resource, row: Row, name: str, value: object) -> str:
 
 # The rows as configuration files say them. Applying such a file again changes nothing.
 
-
 ROWS_MAX = 100_000
 LEFT_OUT_MAX = 100
 
 
 async def export(ports: AdminPorts) -> Row:
-    """Write down all that is configuration, by its kind."""
     for resource in KINDS.values():
         require_read(ports.actor, resource)
     owner = ports.actor.organization_id or 0
@@ -446,5 +440,4 @@ def _identity(resource: Resource, row: Row) -> tuple[object, ...]:
 
 
 def _default(of: type[In], name: str) -> object:
-    """What a field means where nothing is said of it."""
     return of.model_fields[name].get_default(call_default_factory=True)

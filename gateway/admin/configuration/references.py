@@ -38,9 +38,8 @@ from gateway.errors import Unprocessable
 if TYPE_CHECKING:
     from persistence.apply_transaction import ApplyTransaction
 
+
 # Whom names stand for: what objects refer to, among what is there and what will be.
-
-
 class _Unknown(LookupError):
     """A name that nothing has, with its kind."""
 
@@ -191,12 +190,8 @@ def _there_is_no(kind: str, name: object) -> str:
 
 
 # The change of a row, and its words: by names, never by ids.
-
-
 @dataclass(slots=True)
 class PlannedRow:
-    """The change of one row, and its words: `fields` are (before, after) by their words."""
-
     verb: str
     resource: Resource
     at: str
@@ -216,7 +211,6 @@ class PlannedRow:
     stays: str = ""
 
     def told(self) -> Row:
-        """The same as JSON."""
         told = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
         return {
             "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,
@@ -282,7 +276,6 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
 #
 # A key that another stands in the place of is that other one.
 
-
 # So often one may have taken the place of another since files were applied; after more it is made again.
 FOLLOWED_MAX = 100
 
@@ -342,7 +335,6 @@ def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object
 
 
 def _end(follows: str, known: Mapping[object, Row], row_id: int) -> tuple[Row | None, list[int]]:
-    """The row that stands for one by now, and those that it passed."""
     row, passed = known.get(row_id), list[int]()
     while row is not None and follows and row[follows] is not None and len(passed) < FOLLOWED_MAX:
         passed.append(int(str(row["id"])))
@@ -422,7 +414,6 @@ class RowMatcher:
         return found if len(self._errors) == refused else []
 
     async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
-        """The earlier names of these objects, and of the rows they refer to."""
         if not declared(resource).known_by_id:
             return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}
@@ -532,7 +523,6 @@ class RowMatcher:
         return await self._read(resource, [{key: asked}, said])
 
     async def _claimed(self, resource: Resource, objects: Sequence[WantedObject]) -> dict[Identity, Row]:
-        """The rows that have what objects claim, by what it is."""
         claims = declared(resource).claims
         some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
         said = {name: {each.values[name] for each in some} for name in claims}
@@ -563,7 +553,6 @@ class RowMatcher:
 
 
 def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
-    """The fields that an object says, and that a row never gets."""
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
     said = values_of(wanted)
@@ -576,5 +565,4 @@ def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
 
 
 def _there(values: Iterable[object]) -> set[object]:
-    """Those that can be in a row by now."""
     return {each for each in values if not isinstance(each, NewRowId)}

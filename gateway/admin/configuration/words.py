@@ -50,7 +50,6 @@ def words(resource: Resource) -> Mapping[str, str]:
 
 
 def word(resource: Resource, field: str) -> str:
-    """What files call a field."""
     return field.removesuffix(_ID) if field in references(resource) else field
 
 
@@ -76,7 +75,6 @@ def near(said: str, known: Collection[str]) -> str:
 
 
 def schema() -> Json:
-    """The JSON Schema of a document, for editors."""
     _, made = models_json_schema(
         [(model(resource), "validation") for resource in KINDS.values()], ref_template="#/$defs/{model}"
     )
@@ -129,8 +127,6 @@ def _reference_schema(target: Resource, part: Json) -> Json:
 
 
 # Whether a value that is wanted is the one that is stored, however each is written.
-
-
 def same(wanted: object, stored: object) -> bool:
     """Whether both say the same: numbers by their value, and nothing said is null or nothing in it."""
     if isinstance(wanted, dict) or isinstance(stored, dict):
@@ -154,7 +150,6 @@ def _document(value: object) -> object:
 
 
 # The likely spelling of a name that is not there. A few names are compared with some, so it is bounded.
-
 
 # So many names are looked for, among so many, as long as this. Longer ones are compared with nothing.
 SUGGESTED_MAX = 5

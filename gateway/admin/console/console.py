@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import asked_of, checked
-from gateway.admin.console import lists, panels, reports
+from gateway.admin.console import lists, records, reports
 from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
@@ -32,8 +32,7 @@ from gateway.admin.console.home import (
     read_form,
     see,
 )
-from gateway.admin.console.panels import preview
-from gateway.admin.console.records import Extras, Records, address_of
+from gateway.admin.console.records import Extras, Records, address_of, preview
 from gateway.admin.console.reports import Live, Overview
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
@@ -310,13 +309,13 @@ def _flat(row: Row) -> Row:
 
 # Pages that show more than a row's fields.
 EXTRAS: dict[str, Extras] = {
-    "tenants": panels.about_tenant,
-    "organizations": panels.about_organization,
-    "api-keys": panels.about_key,
-    "users": panels.about_user,
-    "calls": panels.about_call,
-    "invoices": panels.about_invoice,
-    "budgets": panels.about_budget,
+    "tenants": records.about_tenant,
+    "organizations": records.about_organization,
+    "api-keys": records.about_key,
+    "users": records.about_user,
+    "calls": records.about_call,
+    "invoices": records.about_invoice,
+    "budgets": records.about_budget,
 }
 # Addresses of programs: what is not there is a problem, not a page.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
@@ -364,8 +363,8 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     async def signed_in(_: AdminPorts, request: web.Request) -> AdminPorts:
         return ports.of((await sessions.signed_in(request)).actor)
 
-    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(panels.quota))
-    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(panels.budget_use))
+    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(records.quota))
+    router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(records.budget_use))
     for mount in ports.files:
         mount(app, ports, "", signed_in)
     usage.mount_invoices(app, ports, "", signed_in)
@@ -374,7 +373,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 
     async def ledger(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
         tenant_id = request.match_info["id"]
-        return await files.file(desk, request, signed, screen=panels.LEDGER, tenant_id=tenant_id)
+        return await files.file(desk, request, signed, screen=records.LEDGER, tenant_id=tenant_id)
 
     router.add_get("/tenants/{id:[0-9]+}/ledger.csv", desk.reading(ledger))
     for screen in SCREENS.values():

@@ -115,7 +115,6 @@ def about_url(value: object, currency: str = "") -> str:
 
 
 def percent(part: float, whole: float) -> float:
-    """A share of a whole, from 0 to 100."""
     return min(100.0, max(0.0, 100.0 * part / whole)) if whole > 0 else 0.0
 
 
@@ -133,7 +132,6 @@ def minute(value: object) -> str:
 
 
 def day(value: object) -> str:
-    """A date."""
     if value is None:
         return NOTHING_TO_SHOW
     return str(value)[: len("2026-01-31")]
@@ -153,23 +151,19 @@ def time_span(seconds: float) -> str:
 
 
 def limits_in_words(value: Mapping[str, int] | None) -> str:
-    """Limits of one scope in a line."""
     said = [f"{number(value[name])} {unit}" for name, unit in LIMITS if value and value.get(name) is not None]
     return " · ".join(said) or "not limited"
 
 
 def document(value: object) -> str:
-    """JSON for reading."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def status_tone(word: Any) -> str:
-    """How a state is set."""
     return TONES.get(str(word), "plain")
 
 
 # The use of a budget, in words and as a bar: text and numbers in, text and shares out.
-
 
 NEARLY = 80.0
 
@@ -212,12 +206,10 @@ def limit_of(budget: Row) -> object:
 
 
 def limit_said(budget: Row) -> str:
-    """The same as people read it."""
     return amount(budget, limit_of(budget))
 
 
 def amount(budget: Row, value: object) -> str:
-    """An amount of a budget with its unit: money in its currency."""
     if budget["unit"] == IN_MONEY:
         return about_url(value, str(budget["currency"]))
     return f"{number(value)} {budget['unit']}"
@@ -254,7 +246,6 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
 
 
 # The contents of a cell: each field of a row as a kind, a text and perhaps an address.
-
 
 Names = Mapping[tuple[str, int], str]
 
@@ -304,12 +295,10 @@ class Cell:
 
 
 def label_of(column: str) -> str:
-    """A column's heading."""
     return LABELS.get(column) or words(column)
 
 
 def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
-    """What a row has in a column."""
     if column == "state":
         word = state_of(screen.name, row)
         return Cell("mark", word, tone=status_tone(word))
@@ -353,7 +342,6 @@ def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
 
 
 def state_of(name: str, row: Row) -> str:
-    """The state a row is in, in a word."""
     if row.get("state"):
         return str(row["state"])
     if name == "budgets":
@@ -412,14 +400,12 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
 
 
 def _parts_of(value: Any) -> Iterator[str]:
-    """Weights by kind, or thresholds, one by one."""
     if isinstance(value, Mapping):
         return (f"{words(kind).lower()} {weight}" for kind, weight in value.items())
     return (f"{100 * part:g} %" for part in value)
 
 
 # Use over time as stacked bars: heights for a drawing, exact amounts for the table beside it.
-
 
 SERIES_MAX = 6
 REST = "everything else"
@@ -473,7 +459,6 @@ class Chart:
 
     @property
     def legend(self) -> list[tuple[int, str]]:
-        """Each series with the number of its colour."""
         return [(_colour(index, name), name) for index, name in enumerate(self.series)]
 
     @property
@@ -482,15 +467,12 @@ class Chart:
         return not self.top
 
     def said(self, amount: Amount) -> str:
-        """An exact amount."""
         return money(amount, self.currency) if self.currency else number(amount)
 
     def glance(self, amount: Amount) -> str:
-        """An amount at a glance."""
         return about_url(amount, self.currency) if self.currency else short(float(amount))
 
     def label(self, column: Column) -> str:
-        """How a time is called."""
         if self.interval == "hour":
             return minute(column.at)
         return day(column.at)[: MONTH_CHARS if self.interval == "month" else None]
@@ -539,7 +521,6 @@ def _bars(series: Sequence[str], amounts: Sequence[Amount], top: Amount) -> tupl
 
 
 def _colour(index: int, name: str) -> int:
-    """The number of a series' colour: the rest has one of its own."""
     return SERIES_MAX if name == REST else index
 
 
@@ -547,7 +528,6 @@ def _colour(index: int, name: str) -> int:
 #
 # Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed,
 # so that the resource's own model says what is wrong with it.
-
 
 FORMER = "was."
 # Fields that take a document; an example says more than a schema.
@@ -609,7 +589,6 @@ def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
 
 
 def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
-    """What a new form begins with."""
     return {each.name: [] if each.kind == "many" else each.default for each in fields}
 
 
@@ -622,7 +601,6 @@ def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -
 
 
 def former_values(fields: Sequence[FormField], posted: MultiMapping[Any]) -> dict[str, Any]:
-    """What a change began with."""
     return {each.name: _typed(each, FORMER + each.name, posted) for each in fields}
 
 

@@ -60,7 +60,6 @@ from gateway.errors import (
 # Everything a page shows passes through autoescaping, and characters nobody sees are escaped too; nothing
 # is ever marked as safe.
 
-
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -85,7 +84,6 @@ class Assets:
         self.mark = mark.hexdigest()[:12]
 
     def address(self, name: str) -> str:
-        """Where a file is."""
         assert name in self._files, name
         return f"/static/{self.mark}/{name}"
 
@@ -130,7 +128,6 @@ class Pages:
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:
-        """Render a template as an HTML answer."""
         text = self._environment.get_template(template).render(**facts)
         return web.Response(
             status=status,
@@ -149,7 +146,6 @@ def _seen(value: object) -> object:
 # Values looked up every few seconds, for any number of viewers.
 #
 # Who looks gets what was found last; only the first one waits, and not for long.
-
 
 T = TypeVar("T")
 
@@ -189,7 +185,6 @@ class CachedAnswer(Generic[T]):
 # The cookie is random; the store keeps its digest and the digest of the token that was shown.
 # Each request looks the token up again, so a session ends with its token.
 
-
 COOKIE = "tollkeeper_session"
 SESSION_S = int(LIFE_MAX.total_seconds())
 # Of whom a provider named; as often as it vouches for them it lasts as long again.
@@ -224,8 +219,6 @@ class SessionCookie:
 
 
 class Sessions:
-    """Begins, finds and ends sessions."""
-
     def __init__(self, ports: AdminPorts) -> None:
         self._ports = ports
         self._asking: set[asyncio.Task[None]] = set()
@@ -297,7 +290,6 @@ class Sessions:
         return SignedInPerson(actor, session.id, form_token, session.id_token or "")
 
     async def end(self, request: web.Request, signed: SignedInPerson) -> None:
-        """End a session."""
         await self._end(request, signed.actor, signed.session_id)
 
     async def _end(self, request: web.Request, actor: Actor, session_id: int) -> None:
@@ -344,7 +336,6 @@ class Sessions:
         return arrival
 
     def _is_same(self, session: ConsoleSession, person: Person) -> bool:
-        """Whether it is who signed in, and who still has what they came in by."""
         digests = (one for known_as in person.known_as for one in self._ports.peppers.digests(known_as))
         return person.who.is_who(session.person) and session.token_digest in digests
 
@@ -431,8 +422,6 @@ class ConsoleShell:
         return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
     def reading(self, page: Reading) -> Handler:
-        """A page that is looked at."""
-
         async def handle(request: web.Request) -> web.StreamResponse:
             signed = None
             try:
@@ -474,7 +463,6 @@ class ConsoleShell:
         status: int = 200,
         **facts: Any,
     ) -> web.Response:
-        """Render a page with what every page has."""
         return self._pages.answer(
             template,
             status,
@@ -533,7 +521,6 @@ class ConsoleShell:
         }
 
     async def choices(self, resources: set[str]) -> Choices:
-        """What an id may refer to, where that is a short list."""
         wanted = sorted(resources & LISTED)
         found = await asyncio.gather(*(self._short_list(name) for name in wanted))
         return {name: rows for name, rows in zip(wanted, found, strict=True) if rows is not None}
@@ -554,7 +541,6 @@ def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query
 
 
 async def read_form(request: web.Request) -> Posted:
-    """Read a posted form that came from a page of ours."""
     require_own_origin(request)
     if request.content_type != FORM or (request.charset or "utf-8").lower() != "utf-8":
         raise UnsupportedEncoding

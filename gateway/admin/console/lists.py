@@ -28,7 +28,6 @@ from gateway.errors import Unprocessable
 
 # The order of a list: as its rows came, either way round, or a bounded number of them by another column.
 
-
 # Rows that are put in another order than theirs: they are read for it, whichever page is shown.
 SORTED_MAX = 1_000
 # The columns of time, by the name that a list shows. Lists are in that order, but for those by account.
@@ -62,7 +61,6 @@ class Order:
 
     @property
     def said(self) -> str:
-        """As an address says it."""
         return f"-{self.column}" if self.descending else self.column
 
 
@@ -136,8 +134,6 @@ _PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class FilterControl:
-    """One filter: its name, its value, and its choices."""
-
     name: str
     label: str
     kind: str
@@ -159,8 +155,6 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class ListRow:
-    """One row of a list."""
-
     id: int
     href: str
     cells: Sequence[Cell]
@@ -294,7 +288,6 @@ async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> l
 
 
 async def with_quotas(desk: ConsoleShell, tenants: Sequence[Row]) -> list[Row]:
-    """Tenants with their quota as it is now."""
     ids = [int(str(row["id"])) for row in tenants]
     stored = await desk.ports.figures.quotas(ids)
     quotas: dict[object, Any] = {row["id"]: row for row in await live.overlay(desk.ports, "quota", stored)}
@@ -323,7 +316,6 @@ def quota_of(row: Row | None) -> Row | None:
 def _controls(
     screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str]
 ) -> list[FilterControl]:
-    """The filters a list offers, with what is in them."""
     found = []
     for name in screen.filters:
         wanted = screen.resource.filters[name]
@@ -346,13 +338,11 @@ def _controls(
 
 
 def _page(request: web.Request) -> int:
-    """Which page of a sorted list is asked for, from 0 on."""
     said = request.query.get("page", "")
     return int(said) - 1 if _PAGE.fullmatch(said) else 0
 
 
 def _address(request: web.Request, path: str = "", **changes: str) -> str:
-    """The same list from its beginning, with changes."""
     here = {"cursor", "page", "done"}
     kept = {name: text for name, text in request.query.items() if text and name not in here} | changes
     # No sign means anything but itself in what a path of ours is called.
@@ -370,7 +360,6 @@ def _midnight(name: str, text: str, days: int) -> str:
 #
 # It is sent as a form and answered in its own answer, so that a pasted text is in no address. Of a whole
 # key only the prefix that is shown everywhere is looked for or written on a page.
-
 
 _SECRET = re.compile(rf"({credentials.ADMIN_TOKEN}|{credentials.API_KEY})([0-9A-Za-z]+)", re.ASCII)
 # The search filter of each collection, and the words beside a row's name.
@@ -475,17 +464,12 @@ async def _hits(desk: ConsoleShell, name: str, by: str, wanted: str, notes: Sequ
         Hit(
             str(row.get(screen.resource.named_by) or row["id"]),
             [cell(screen, row, note, names).text for note in notes if row[note] is not None],
-            _address_of_row(name, row, by, wanted),
+            f"/{name}/{row['id']}" if SCREENS[name].has_page else f"/{name}?{by}={quote(wanted, safe='')}",
         )
         for row in rows
     ]
 
 
-def _address_of_row(name: str, row: Row, by: str, wanted: str) -> str:
-    return f"/{name}/{row['id']}" if SCREENS[name].has_page else f"/{name}?{by}={quote(wanted, safe='')}"
-
-
 def _only(found: Hits) -> str:
-    """Where the only hit is."""
     hits = {hit.href for _, each in found for hit in each}
     return hits.pop() if len(hits) == 1 else ""

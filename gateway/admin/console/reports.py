@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 #
 # Everything is read by the report of usage (`Store.used`), which the Admin API answers with.
 
-
 MEASURES = ("cost", "tokens", "requests")
 TIMES_MAX = 1_000
 # What a call has none of, as the roll-ups keep it.
@@ -117,12 +116,10 @@ def group_key(row: Row, groups: Sequence[str]) -> Key:
 
 
 def name_of(row: Row, groups: Sequence[str]) -> str:
-    """What a row's group is called."""
     return " · ".join(part_name(row, group) for group in groups) or "everything"
 
 
 def part_name(row: Row, group: str) -> str:
-    """What one of its groups is called."""
     value = row[GROUPS[group]]
     if value is None:
         return _NONE.get(group, f"no {group.replace('_', ' ')}")
@@ -131,7 +128,6 @@ def part_name(row: Row, group: str) -> str:
 
 
 def amount_of(row: Row, measure: str) -> Amount:
-    """How much of a measure a row has."""
     amount: Any = row[measure]
     return amount  # type: ignore[no-any-return]  # an integer, or a decimal
 
@@ -188,7 +184,6 @@ def _told_apart(rows: Iterable[Row], groups: Sequence[str], measure: str, curren
 #
 # The address says everything that is shown, so it can be sent to others. The table is made of the report of
 # usage; the chart is drawn from the table of times below it.
-
 
 ROWS_MAX = 100
 RANGES = {
@@ -270,7 +265,6 @@ class ReportQuery:
         return f"/usage?{urlencode(kept, safe=',:')}" if kept else "/usage"
 
     def file(self, query: UsageQuery, suffix: str, interval: str) -> str:
-        """The same as a file."""
         said = {
             "from": show_instant(query.since), "to": show_instant(query.until), "interval": interval,
             "group_by": ",".join(self.groups), **self.filters,
@@ -428,7 +422,6 @@ def _instant(text: str, days: int) -> str:
 #
 # Samples are taken while somebody looks, and sparsely otherwise, so that a chart has a past.
 
-
 Snapshot = Mapping[str, Any]
 
 WATCHED_INTERVAL_S = 1.0
@@ -460,7 +453,6 @@ class MetricSample:
 
     @property
     def refused(self) -> int:
-        """Requests that were refused."""
         return sum(self.reasons.values())
 
 
@@ -476,7 +468,6 @@ class Live:
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
-        """Take samples for ever."""
         while True:
             await self._sample()
             self._woken.clear()
@@ -550,7 +541,6 @@ class Live:
 
 
 def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
-    """Add up a snapshot of all workers."""
     reasons = Counter[str]()
     for _, _, reason, count in snapshot.get("requests", ()):
         reasons[reason] += count
@@ -625,8 +615,6 @@ class _Sums:
 
 
 class Overview:
-    """The pages and fragments of the overview."""
-
     def __init__(self, ports: AdminPorts, live: Live, clock: Callable[[], float]) -> None:
         self._ports = ports
         self._live = live

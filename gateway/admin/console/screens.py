@@ -35,7 +35,6 @@ class Screen:
 
     @property
     def resource(self) -> Resource:
-        """The resource behind it."""
         return RESOURCES[self.name]
 
 

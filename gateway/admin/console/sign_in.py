@@ -42,8 +42,6 @@ _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)
 
 
 class SignInPages:
-    """The door of the console."""
-
     def __init__(self, desk: ConsoleShell, failures: Failures) -> None:
         self._desk = desk
         self._failures = failures
@@ -103,7 +101,6 @@ def wanted_of(request: web.Request) -> str:
 # over in minutes, and made for each. Its `state` and `nonce` are shown to others, its `verifier` to who
 # asked. A sign-out that goes on there has one of its own, and shows its `farewell`.
 
-
 BEGUN_S = 600
 SEED_BYTES = 32
 _WRITTEN = re.compile(r"([\w-]{1,4000})\.([0-9a-f]{64})", re.ASCII)
@@ -120,7 +117,6 @@ class PendingSignIn:
 
     @staticmethod
     def now(provider: str, address: str, at: float) -> PendingSignIn:
-        """One that begins at a moment."""
         return PendingSignIn(provider, address, int(at) + BEGUN_S, secrets.token_urlsafe(SEED_BYTES))
 
     @property
@@ -149,7 +145,6 @@ class PendingSignIn:
         return _encoded(sha256(self.verifier.encode()).digest())
 
     def written(self, digest: Callable[[str], str]) -> str:
-        """What a cookie holds of it."""
         said = json.dumps([self.provider, self.address, self.ends, self.seed], separators=(",", ":"))
         text = _encoded(said.encode())
         return f"{text}.{digest(_marked(text))}"
@@ -181,7 +176,6 @@ def _encoded(data: bytes) -> str:
 #
 # Who comes back is sent by another site, so the browser keeps the session's cookie to itself for that one
 # request, and all it is sent on to: the way back ends on a page of ours, which goes on by itself.
-
 
 COOKIE = "tollkeeper_signing"
 _CODE = re.compile(r"[ -~]{1,4096}", re.ASCII)
@@ -282,14 +276,11 @@ def _one(request: web.Request, name: str) -> str | None:
 #
 # A form may not lead to another site, so the answer to it is a page that goes on by itself.
 
-
 SIGNED_OUT_COOKIE = "tollkeeper_leaving"
 HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"
 
 
 class SignOutPages:
-    """The way out of the console."""
-
     def __init__(self, desk: ConsoleShell) -> None:
         self._desk = desk
 

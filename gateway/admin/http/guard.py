@@ -17,9 +17,8 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.requests import problem, refusal, slow_down
-from gateway.admin.http.server import HELD, Answers
+from gateway.admin.http.server import HELD, Answers, ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import METER, Actor, WorkMeter
 from gateway.core.credentials import Failures
 from gateway.errors import TollkeeperError, Unauthorized
@@ -28,21 +27,17 @@ from gateway.errors import TollkeeperError, Unauthorized
 #
 # A step of a coroutine is timed by the clock of its thread, so nobody is charged what others did meanwhile.
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class MeteredCoroutine(Coroutine[Any, Any, T]):
-    """A coroutine that counts each of its steps."""
-
     __slots__ = ("_inner", "_meter")
 
     def __init__(self, inner: Coroutine[Any, Any, T], meter: WorkMeter) -> None:
         self._inner, self._meter = inner, meter
 
     def send(self, value: Any) -> Any:
-        """Go on."""
         began = time.thread_time()
         try:
             return self._inner.send(value)
@@ -50,7 +45,6 @@ class MeteredCoroutine(Coroutine[Any, Any, T]):
             _count(self._meter, began)
 
     def throw(self, *error: Any) -> Any:
-        """Go on with an error."""
         began = time.thread_time()
         try:
             return self._inner.throw(*error)
@@ -58,7 +52,6 @@ class MeteredCoroutine(Coroutine[Any, Any, T]):
             _count(self._meter, began)
 
     def close(self) -> None:
-        """End it."""
         self._inner.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -72,7 +65,6 @@ class MeteredCoroutine(Coroutine[Any, Any, T]):
 
 
 def count_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Have each task that is begun for a request counted for it."""
     loop.set_task_factory(_task)
 
 
@@ -114,7 +106,6 @@ def _count(meter: WorkMeter, began: float) -> None:
 
 
 # Which path of the Admin API was probably meant, where nothing is served at the one that was asked.
-
 
 # Longer ones are not compared: nobody typed them.
 PATH_CHARS_MAX = 128
@@ -240,7 +231,6 @@ def _too_large(path: str) -> web.Response:
 
 # Files that are answered piece by piece: so many at once, and none that breaks off
 # looks whole.
-
 
 CSV = "text/csv; charset=utf-8"
 # Of all kinds together. Each has a connection to PostgreSQL for as long as its reader takes.

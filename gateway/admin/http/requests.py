@@ -22,8 +22,7 @@ from multidict import MultiMapping
 from pydantic import BaseModel, ValidationError
 
 from gateway.admin import credentials
-from gateway.admin.http.concurrency import WorkSlots
-from gateway.admin.http.server import HELD, IDENTIFIED
+from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter, IntegerParameter
 from gateway.admin.resources.values import read_instant
@@ -81,7 +80,7 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
         nobody = Unauthorized()
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
-    actor = await actor_of_token(ports, match[1])
+    actor = (await known_token(ports, match[1]))[0]
     await take_place(request, actor.organization_id)
     return actor
 
@@ -127,11 +126,6 @@ async def slow_down(failures: Failures, request: web.Request, reason: str) -> No
             await asyncio.sleep(delay_s)
         finally:
             failures.delayed -= 1
-
-
-async def actor_of_token(ports: AdminPorts, token: str) -> Actor:
-    """Name who holds a token; `Unauthorized` if nobody does."""
-    return (await known_token(ports, token))[0]
 
 
 async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
@@ -201,7 +195,6 @@ def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
 
 
 # Reading a request's JSON body without guessing, and checking it against a resource's fields.
-
 
 ERRORS_MAX = 50
 # What a body may hold, however deep: each takes many times the memory that it takes as JSON.
@@ -308,7 +301,6 @@ def _constant(name: str) -> NoReturn:
 # A cursor names the last row seen, for one resource under one set of filters; it is opaque to
 # the caller and refused anywhere else.
 
-
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
 FILTER_CHARS_MAX = 200
@@ -388,7 +380,6 @@ def fingerprint(resource: str, filters: Mapping[str, object], *, descending: boo
 
 
 def encode_cursor(after: Place, mark: str) -> str:
-    """Write a cursor."""
     return base64.urlsafe_b64encode(json.dumps([mark, *after]).encode()).decode().rstrip("=")
 
 
@@ -455,7 +446,6 @@ def _whole(text: str, least: int, most: int) -> int:
 #
 # The first answer itself is the store's to keep, in the transaction of the write.
 
-
 KEY_CHARS_MAX = 255
 KEY_PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",
@@ -499,7 +489,6 @@ async def checked(
 
 # Every error answer of the Admin API: RFC 9457 problem+json, made in one place.
 
-
 CONTENT_TYPE = "application/problem+json"
 
 
@@ -528,7 +517,6 @@ def problem(
 
 
 def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
-    """Answer with what an error says of itself."""
     headers = None
     errors: tuple[tuple[str, str], ...] = ()
     if isinstance(error, AdminRefusal):

@@ -2,6 +2,9 @@
 
 Who is identified is never closed out: where all connections are taken, one gives way that is owed
 something by its client.
+
+Work has places by organization, and staff has its own. Where none is free a caller waits in the queue of its
+organization. A free place goes to staff first, then to organizations in turn.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -20,17 +24,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.core.histograms import Histogram
+from gateway.errors import Overloaded, TollkeeperError, TooManyRequests
 
 # Bytes on the admin port that are no HTTP: counted, and logged seldom, without their content.
 #
 # aiohttp tells of each such head, with what it says, at the length its sender chose.
 
-
 TOLD_EACH_S = 60.0
+Whose = int | None
 
 
 def port_logger(clock: Callable[[], float]) -> logging.Logger:
-    """The logger of one port."""
     # Not by name: each port has its own, and what it passes goes to the handlers of all.
     made = logging.Logger("tollkeeper.admin.http")  # noqa: LOG001  # one of a name would be all ports' at once
     made.parent = logging.getLogger()
@@ -175,14 +179,12 @@ class Connections:
         self._wait(transport, self._bounds.head_s)
 
     def closed(self, transport: asyncio.Transport) -> None:
-        """Forget a connection."""
         deadline = self._waiting.pop(transport, None)
         if deadline is not None:
             deadline.cancel()
         self._asking.pop(transport, None)
 
     def is_waiting(self, transport: asyncio.Transport) -> bool:
-        """Whether a connection has no whole head here."""
         return transport in self._waiting
 
     def middleware(self) -> Middleware:
@@ -229,7 +231,6 @@ class _Connection:
         self._inner.connection_made(transport)
 
     def shut(self) -> None:
-        """Take no further request, and close once none is under way."""
         assert self._transport is not None
         if self._connections.is_waiting(self._transport):
             self._transport.close()
@@ -244,13 +245,11 @@ class _Connection:
 
 # How many answers the admin port gave, and how long they took: kept by part, so that there are few.
 
-
 API, CONSOLE, OPERATIONS = "api", "console", "operations"
 _OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 def part_of(path: str) -> str:
-    """Which part of the port an address is of."""
     if path.startswith("/admin/"):
         return API
     return OPERATIONS if path in _OPERATIONS else CONSOLE
@@ -265,14 +264,120 @@ class Answers:
         self._seconds = {part: Histogram() for part in (API, CONSOLE, OPERATIONS)}
 
     def note(self, path: str, status: int, seconds: float) -> None:
-        """Count one answer."""
         part = part_of(path)
         self.counts[part, status] = self.counts.get((part, status), 0) + 1
         self._seconds[part].observe(seconds)
 
     def snapshot(self) -> dict[str, object]:
-        """What metrics say of them."""
         return {
             "admin_requests": [(*series, count) for series, count in self.counts.items()],
             "admin_request_seconds": {part: each.snapshot() for part, each in self._seconds.items()},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyLimits:
+    """How many work at once: staff, people of one organization, of all organizations, and all together.
+
+    Of one organization, and of staff, `waiting_max` wait for a place, each for `wait_s` at most,
+    or as long as it takes.
+    """
+
+    staff_max: int
+    own_max: int
+    others_max: int
+    all_max: int | None = None
+    waiting_max: int = 0
+    wait_s: float | None = 10.0
+
+
+class WorkSlots:
+    """The places of a room; `taken` is how many each organization has."""
+
+    def __init__(self, room: ConcurrencyLimits) -> None:
+        self._room = room
+        self.taken: Counter[Whose] = Counter()
+        # Those that wait; the organization that was given a place last comes last.
+        self._queues: dict[Whose, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    @asynccontextmanager
+    async def of(self, whose: Whose) -> AsyncIterator[None]:
+        """Have a place while something is done.
+
+        Where none is free soon enough: `TooManyRequests` for whom their own organization has them, else
+        `Overloaded`.
+        """
+        await self._take(whose)
+        try:
+            yield
+        finally:
+            self._give_back(whose)
+
+    async def _take(self, whose: Whose) -> None:
+        full = self._full(whose)
+        if full is None:  # then nobody of this organization waits: all that could go have gone
+            self.taken[whose] += 1
+            return
+        queue = self._queues.get(whose, ())
+        if len(queue) < self._room.waiting_max:
+            with suppress(TimeoutError):
+                await self._wait(whose)
+                return
+        raise full
+
+    def _full(self, whose: Whose) -> TollkeeperError | None:
+        """Why there is no place; None where there is one."""
+        room, mine, total = self._room, self.taken[whose], self.taken.total()
+        others = total - self.taken[None]
+        if whose is not None and mine >= room.own_max:
+            return TooManyRequests(_said(mine, " for this organization"))
+        if whose is not None and others >= room.others_max:
+            return Overloaded(_said(others, " for other organizations"))
+        if whose is None and mine >= room.staff_max:
+            return Overloaded(_said(mine))
+        return Overloaded(_said(total)) if room.all_max is not None and total >= room.all_max else None
+
+    async def _wait(self, whose: Whose) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(whose, deque()).append(turn)
+        try:
+            async with asyncio.timeout(self._room.wait_s):
+                await turn
+        except BaseException:
+            queue = self._queues.get(whose, deque())
+            if turn not in queue:  # it was given a place just now
+                self._give_back(whose)
+                raise
+            queue.remove(turn)
+            if not queue:
+                del self._queues[whose]
+            raise
+
+    def _give_back(self, whose: Whose) -> None:
+        self.taken[whose] -= 1
+        if not self.taken[whose]:
+            del self.taken[whose]
+        while (turn := self._next()) is not None:
+            if not turn.done():  # who just left gives the place back
+                turn.set_result(None)
+
+    def _next(self) -> asyncio.Future[None] | None:
+        """Give a place to the first who may have one now; None where nobody may."""
+        for whose in sorted(self._queues, key=lambda each: each is not None):
+            if self._full(whose) is None:
+                queue = self._queues.pop(whose)
+                turn = queue.popleft()
+                if queue:
+                    self._queues[whose] = queue
+                self.taken[whose] += 1
+                return turn
+        return None
+
+
+def _said(count: int, whose: str = "") -> str:
+    number = "1 of these is" if count == 1 else f"{count} of these are"
+    return f"{number} under way already{whose}: try again in a while."

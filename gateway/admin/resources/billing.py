@@ -282,8 +282,6 @@ RESOURCES = (
 
 
 # Charges: money that is owed, a row for each fact, billed or not.
-
-
 class Charge(Out):
     """Money that is owed for something supplied, exact; below zero where it takes something back."""
 
@@ -359,7 +357,6 @@ CHARGE_RESOURCES = (
 
 
 # Amendments: part of a call's charge is taken back, or it is charged more, with a reason.
-
 
 MOVED = ("tokens", "credits", "units", "amount")
 
@@ -474,7 +471,6 @@ AMENDMENT_RESOURCES = (
 
 # What organizations are taxed with, since which day of supply.
 
-
 TaxCategory = Literal["standard", "zero", "exempt", "reverse_charge", "outside_scope", "export"]
 
 
@@ -508,8 +504,6 @@ TAX_RATE_RESOURCES = (
 
 
 # Credits that are bought by themselves: the terms an organization has for it.
-
-
 def _above_nothing(cost: Decimal) -> Decimal:
     if not cost:
         raise ValueError("must be above 0")

@@ -108,7 +108,6 @@ class AtCost(In):
 
 
 def _only(name: str, kind: str, *beside: str) -> dict[str, Any]:
-    """A document of one of them, with what may stand beside it."""
     none = {"type": "null"}
     apart = {"tiers", "per_million", "at_cost", "currency", "markup"} - {name, *beside}
     return {"required": [name], "properties": {name: {"type": kind}, **dict.fromkeys(sorted(apart), none)}}
@@ -327,7 +326,6 @@ RESOURCES = (
 
 
 # What models cost, by provider, name, kind of token and time; and what a call would cost.
-
 
 TOOLS_MAX = 100
 CONTEXT_TIERS_MAX = 20

@@ -184,7 +184,6 @@ RESOURCES = (
 
 # Webhooks: receivers, and outcomes.
 
-
 Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
 

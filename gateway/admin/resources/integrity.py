@@ -235,7 +235,6 @@ RESOURCES = (
 
 # Waiting decisions, made many at once.
 
-
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
 # A call takes no new row after so long: the next call goes on.
 RUN_S_MAX = 60.0
@@ -276,7 +275,6 @@ class LettersDecide(In):
 
     @model_validator(mode="after")
     def of_what_is_decided(self) -> Self:
-        """A filter of the one says nothing of the other."""
         wrong = [name for name, of in _OF_ONE.items() if getattr(self, name) is not None and of != self.what]
         if wrong:
             raise ValueError(f"{', '.join(sorted(wrong))} must be left out: {self.what} has none")
@@ -312,8 +310,6 @@ LETTERS_REPORT = ReportEndpoint(
 
 
 # Which programs run.
-
-
 class RunningProgram(Out):
     """One gateway worker or keeper, as it says of itself."""
 
@@ -351,7 +347,6 @@ PROGRAMS_REPORT = ReportEndpoint(
 
 
 # Configuration as files say it: what of the resources is written down, planned and applied.
-
 
 DEFAULT_NAME = "default"
 SCHEMA = "/schema.json"

@@ -62,7 +62,6 @@ class CreditNote(In):
 
     @model_validator(mode="after")
     def each_once(self) -> CreditNote:
-        """A line may be named once."""
         positions = [line.position for line in self.lines or ()]
         if len(set(positions)) < len(positions):
             raise ValueError("a line is named twice")

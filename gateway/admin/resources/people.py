@@ -252,7 +252,6 @@ RESOURCES = (
 
 # API keys and admin tokens: who may come in.
 
-
 # The text in the place of a secret, where signed tokens are shown.
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
@@ -412,7 +411,6 @@ ACCESS_RESOURCES = (
 
 
 # The audit log: who changed what, and when; read only.
-
 
 ISSUER = "Which provider: two of them may name two people alike."
 IDENTITY = "Who that is at this provider for good: the claim `sub`."

@@ -249,7 +249,6 @@ RESOURCES = (
 
 # Budgets: limits on money, tokens or calls per interval, and their use now.
 
-
 ANY_NAME = "*"
 # What a budget's windows are; another one is another budget.
 WINDOW = ("organization_id", *SELECTING, "each", "unit", "interval", "time_zone", "anchor_day")
@@ -442,7 +441,6 @@ BUDGET_RESOURCES = (
 
 # Credit transactions and feature usage: what was used, read only.
 
-
 FILTERS = {
     "organization_id": Filter(),
     "feature_id": Filter(),
@@ -508,8 +506,6 @@ USE_RESOURCES = (
 
 
 # Calls: one row a request, with what it used and what it cost, read only.
-
-
 class Call(Out):
     """One request."""
 

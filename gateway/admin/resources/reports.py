@@ -35,7 +35,6 @@ from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
 # Reports for finance: what is owed, deferred, earned and taxed, and entries for an accounting system.
 
-
 MONTHS_MAX = 120
 _MONTH = re.compile(r"(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])", re.ASCII)
 _CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)

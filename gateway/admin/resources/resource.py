@@ -134,11 +134,9 @@ class Secret:
 
     @property
     def note(self) -> str:
-        """What to know of an answer that has it."""
         return f"The {self.field} is not shown again: keep it now."
 
     def is_made(self, values: Row) -> bool:
-        """Whether a row of these values has one."""
         return not self.instead or any(values.get(name) is None for name in self.instead)
 
 
@@ -219,7 +217,6 @@ class Endpoint:
         return self.refers.get(name) or REFERS.get(name, "")
 
     def render(self, row: Row) -> Row:
-        """Write a row as JSON."""
         return self.out.model_validate(row).model_dump(mode="json")
 
 
@@ -277,7 +274,6 @@ class Resource(Endpoint):
 #
 # The model's JSON schema is the only source: forms and commands ask for exactly what the Admin API takes.
 
-
 Json = Mapping[str, Any]  # JSON schema: any shape
 
 LONG_TEXT_CHARS = 200
@@ -311,7 +307,6 @@ class FormField:
 
     @property
     def label(self) -> str:
-        """What it is called."""
         return words(self.name.rpartition(".")[2])
 
     @property
@@ -424,7 +419,6 @@ def _text(value: object) -> str:
 
 # Models that follow from the one a row is made by: of a change, and of an answer.
 
-
 AS_CREATED: Mapping[str, object] = {}
 # Words on figures that the counters know better.
 IS_CURRENT = "False: as last stored. The counters are away, or have what cannot be read."
@@ -508,7 +502,6 @@ def _absent() -> None:
 
 # Pages of a report: how many items of it, and where the page before ended.
 
-
 CURSOR_CHARS_MAX = 400
 
 Cursor = Annotated[
@@ -526,7 +519,6 @@ class PageQuery(In):
 
 
 # What people type, as the Admin API takes it. Text that cannot be read stays as typed: its field refuses it.
-
 
 CHARS_MAX = 30
 # The separator of groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.

@@ -141,8 +141,6 @@ def _fraction(value: Decimal) -> Decimal:
 
 
 def _factor(most: int, digits: int) -> AfterValidator:
-    """A decimal above 0 that is multiplied by."""
-
     def check(value: Decimal) -> Decimal:
         if not 0 < value <= most or value != round(value, digits):
             raise ValueError(f"must be above 0 and at most {most}, with at most {digits} decimals")
@@ -161,10 +159,6 @@ def _legible(text: str) -> str:
     hidden = hidden_in(text)
     if hidden:
         raise ValueError(f"must not hold control or invisible characters, such as its {hidden}")
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("must not hold control characters")
     if text and not text.strip():
@@ -301,7 +295,6 @@ SignedAmount = Annotated[
 
 # Users and models as calls name them. What no call can say is 422, as nothing would ever be of it.
 
-
 EXTERNAL_ID_CHARS_MAX = 128
 ANY_ENDING = "*"
 
@@ -321,7 +314,6 @@ def _model(pattern: str) -> str:
 
 
 def printable(text: str) -> str:
-    """What a token may say: a text that can be shown."""
     if not text.isprintable():
         raise ValueError("must be printable: no token is read that says anything else")
     return text
@@ -336,8 +328,6 @@ ModelText = Annotated[Text, AfterValidator(_model)]
 
 
 # Addresses of customers.
-
-
 def _country(text: str) -> str:
     if text not in countries():
         raise ValueError('must be the two letters of a country (ISO 3166), such as "DE"')
@@ -354,8 +344,6 @@ Country = Annotated[
 
 
 # What one unit, or one token, may cost at most: its multiples are counted, and billed.
-
-
 def _at_most(most: int) -> AfterValidator:
     def check(price: Decimal) -> Decimal:
         if price > most:

@@ -3,6 +3,9 @@
 Entries are deleted only after the commit that stored them, so a flusher may die anywhere: what it
 stored is recognised when it is delivered again. Entries behind an account in quarantine are moved
 aside and read again only where they may go on. Knows neither Redis nor PostgreSQL.
+
+Each of several keepers flushes its own partitions. It says again and again that it is there, and a silent one
+loses its partitions by the clock of the ledger. A partition's lock and the guard store nothing twice.
 """
 
 from __future__ import annotations
@@ -22,13 +25,22 @@ from gateway.errors import CountersRefused, CountersUnavailable
 if TYPE_CHECKING:
     from gateway.counters.keeper.outbox import Outbox
     from persistence.ledger.writer import LedgerWriter
+from gateway.core.accounts.outbox import PartitionAssignment
+from gateway.errors import LedgerUnavailable
+
+if TYPE_CHECKING:
+    from persistence.keeper.sweeps import KeeperShares
 
 # How far one pass over the outbox has read, and what it leaves to the next one. Pure.
-
 
 # Entries (id, packed) in stream order.
 Entries = Sequence[tuple[bytes, bytes]]
 Streams = Mapping[int, Entries]
+# For how long it is believed of a keeper that it is there, and how often it says so.
+HELD_S = 5.0
+SAID_EACH_S = 1.0
+# The same while partitions are on their way from one keeper to another.
+CHANGING_EACH_S = 0.2
 
 
 class Pass:
@@ -61,7 +73,6 @@ class Pass:
             del self.after[partition]
 
     def leave(self, partitions: frozenset[int]) -> None:
-        """Leave these partitions to the next pass."""
         self.left |= partitions
         for partition in partitions:
             self.after.pop(partition, None)
@@ -74,8 +85,6 @@ class Pass:
 # was released or stopped, or the partition was verified. That is told by what the writer checked under, so a
 # release between a read and its transaction is seen there. Nothing here outlives the process: what waits is
 # checked once by each.
-
-
 @dataclass(slots=True)
 class _WaitingRange:
     """Of one partition: under what it was checked, and by organization up to which entry; None: all."""
@@ -85,8 +94,6 @@ class _WaitingRange:
 
 
 class WaitingEntries:
-    """By partition, for as long as it has entries that wait."""
-
     def __init__(self) -> None:
         self._found: dict[int, _WaitingRange] = {}
 
@@ -110,7 +117,6 @@ class WaitingEntries:
         }
 
     def unknown(self, there: Collection[Owner]) -> frozenset[int]:
-        """The partitions with entries that wait unchecked, of those that have any."""
         return frozenset(
             partition
             for partition, organization_id in there
@@ -119,7 +125,6 @@ class WaitingEntries:
         )
 
     def judged(self) -> dict[int, Judged]:
-        """Under what that is checked which waits, by partition."""
         return {partition: one.judged for partition, one in self._found.items()}
 
     def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
@@ -143,7 +148,6 @@ class WaitingEntries:
 
 
 def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int) -> dict[int, list[int]]:
-    """By partition, the tenants that added to an organization with more waiting entries than may."""
     full: dict[int, list[int]] = {}
     for partition, organization_id, tenant_id in report.waiting:
         if tenant_id and waiting.get((partition, organization_id), 0) > entries_max:
@@ -405,3 +409,70 @@ class Flusher:
                     pass
         except Exception as error:  # noqa: BLE001  # stopping must not fail; the entries are safe where they are
             self._observe(FailedBatch(error, 1))
+
+
+class KeeperShare:
+    """This keeper's part."""
+
+    def __init__(
+        self,
+        ledger: KeeperShares,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        held_s: float = HELD_S,
+        said_each_s: float = SAID_EACH_S,
+    ) -> None:
+        self._ledger, self._clock, self._held_s, self._said_each_s = ledger, clock, held_s, said_each_s
+        self._assigned, self._until = PartitionAssignment(), 0.0
+        self._begun = False
+
+    def partitions(self) -> frozenset[int]:
+        """Those to be read now; `LedgerUnavailable` where they may be somebody else's by now.
+
+        Raised, since a ledger that was away may be an older one: its flusher has to look before it stores.
+        """
+        if self._begun and self._clock() >= self._until:
+            raise LedgerUnavailable("PostgreSQL does not say which partitions are flushed here")
+        return self._assigned.own
+
+    @property
+    def size(self) -> int:
+        """How many partitions are flushed here, as far as is known."""
+        return len(self._assigned.own) if self._clock() < self._until else 0
+
+    @property
+    def changing(self) -> bool:
+        return bool(self._assigned.leaving or self._assigned.lacking)
+
+    async def renew(self, reached: Collection[int], in_hand: Callable[[], Collection[int]]) -> None:
+        """Say that this keeper is there, and which partitions' counters it reaches.
+
+        Entries `in_hand` were read, or are being read; nothing that is leaving is read any more.
+        """
+        said = self._clock()
+        left = self._assigned.leaving.difference(in_hand())
+        self._assigned = await self._ledger.keep(reached, left, self._held_s)
+        # By the time it was said at the latest it is known there.
+        self._until, self._begun = said + self._held_s, True
+
+    async def run(
+        self, reached: Callable[[], Collection[int]], in_hand: Callable[[], Collection[int]]
+    ) -> None:
+        """Say so until cancelled, sooner where others are reached now: a server that is back has callers who
+        wait for what is flushed. While the ledger is away, `partitions` says it.
+        """
+        while True:
+            said = frozenset(reached())
+            try:
+                await self.renew(said, in_hand)
+            except LedgerUnavailable:
+                self._begun = True
+            until = self._clock() + self._said_each_s
+            while self._clock() < until:
+                await asyncio.sleep(CHANGING_EACH_S)
+                if self.changing or said != frozenset(reached()):
+                    break
+
+    async def leave(self) -> None:
+        self._assigned = PartitionAssignment()
+        await self._ledger.leave()

@@ -42,8 +42,6 @@ ENTRIES_MAX = 1_000
 
 
 class LateSettlements:
-    """Empties the late queue."""
-
     def __init__(self, lane: ReclaimClient, ledger: Sweeps, *, interval_s: float = INTERVAL_S) -> None:
         self._lane = lane
         self._ledger = ledger
@@ -142,7 +140,6 @@ def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
 # A batch is deleted only after the commit that stored it, and counts once by its number: dying between the
 # two, or sending it twice, changes nothing.
 
-
 BATCHES_MAX = 16
 
 
@@ -178,7 +175,6 @@ class RefusedDrain:
 
 
 def _name(batch: RefusedBatch) -> str:
-    """Which batch it is, without what callers said in it."""
     return f"batch {batch.number} of worker {batch.worker}"
 
 
@@ -191,13 +187,10 @@ def _name(batch: RefusedBatch) -> str:
 # dropped. The flusher has it look before it stores again, since the next flush notes a newer entry;
 # what is stored outlives that, and the keeper that noticed.
 
-
 OWNERS_A_BATCH = 500
 
 
 class OlderDataCheck(Protocol):
-    """A check before a look."""
-
     async def __call__(self, *, anew: bool) -> None:
         """Look whether the counters are older than they were."""
 

@@ -35,8 +35,6 @@ DELIVERED, FAILED = "delivered", "failed"
 
 
 class Sender(Protocol):
-    """The way out."""
-
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
         """Post once; never raises for what the other side does."""
 
@@ -86,7 +84,6 @@ class WebhookDeliveries:
                         await self._ended.wait()
 
     async def claim(self) -> Sequence[Delivery]:
-        """Take what is due, as much as may be under way at once."""
         room = DELIVERIES_AT_ONCE - self._under_way.total()
         if room <= 0:
             return ()

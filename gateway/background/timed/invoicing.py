@@ -110,7 +110,6 @@ class Invoicing:
         return [task.result() for task in tasks]
 
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
-        """Make the invoices of one partition, batch by batch."""
         made = left = 0
         # Each try of one that takes too long keeps the flush of its partition waiting.
         now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
@@ -174,15 +173,12 @@ class Invoicing:
 # Swept: no reset is due. Drained: everything the counters had done when asked is stored.
 # Reconciled: counters and ledger say the same, and every movement is there.
 
-
 DRAIN_LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.1
 FAULTS_SAID_MAX = 3
 
 
 class Check(Protocol):
-    """Compares accounts."""
-
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         """Compare the accounts of these organizations."""
 
@@ -250,8 +246,6 @@ def _said(faults: Sequence[Item]) -> str:
 #
 # Later versions of the list are for a person to take over (`tollkeeper prices diff`): no upgrade changes
 # what anything costs.
-
-
 class PriceList:
     """The list, as `read` reads it; `observe` is told how many rows were put in."""
 

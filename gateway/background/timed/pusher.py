@@ -144,7 +144,6 @@ def _name(account: str) -> str:
 # two sweeps in a row found it past its deadline, and leaves a tombstone, so that a settlement which
 # comes after all becomes a correction.
 
-
 HOLDS_MAX = 1_000
 
 

@@ -197,7 +197,6 @@ class AdmissionGate:
 # dropped when it is verified: who was charged by it is charged again, by the workers' settlement logs and by
 # the control writes that wait again.
 
-
 TROUBLE = "PostgreSQL has rows that this data never had"
 
 
@@ -266,14 +265,12 @@ class Rewinds:
 # them: no marker tells. A worker that starts without a catalogue refuses every call. A catalogue that is
 # missing, older than it was, or no such list, is written again as PostgreSQL has it.
 
-
 LOOK_S = 1.0
 # Which of the looks reads the whole catalogue, to see that it is not an older one.
 WHOLE_EACH = 10
 
 
 async def publish(target: KeeperCounters, everybodys: GlobalDefinitions) -> None:
-    """Write what is of no partition."""
     await target.publish(everybodys.prices, everybodys.version)
     await target.publish(everybodys.catalogue, everybodys.version)
 
@@ -294,7 +291,6 @@ class PublishedLists:
         self._seen: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
         while True:
             try:
                 if self._may_write():

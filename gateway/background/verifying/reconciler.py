@@ -42,13 +42,19 @@ if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import Accounts, BudgetUses
     from persistence.resources.integrity import ReconciliationResults
+from collections.abc import Awaitable, Collection, Mapping
+from dataclasses import asdict
+
+from gateway.core.accounts.holds import MovementRange
+
+if TYPE_CHECKING:
+    from persistence.keeper.sweeps import Losses
 
 # Accounts of budgets against what is stored of them and what waits to be.
 #
 # While a partition is verified nothing moves there: no flush stores what was read under another history, and
 # no script serves. So both together are exact, whatever the counters lost or went on with. With traffic
 # running they are compared where nothing moved between two looks at the same things.
-
 
 # A difference caught in flight is looked at again before it is called one.
 LOOKS_MAX = 5
@@ -272,7 +278,6 @@ class Reconciler:
         return await self._results.keep(started, self._clock(), self.latest)
 
     async def last(self) -> Row | None:
-        """The last kept result."""
         return await self._results.last()
 
     async def sample(self) -> None:
@@ -327,9 +332,40 @@ class Reconciler:
 
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
-    """Those of the owners whose accounts are named."""
     kept = [
         Owner(one.organization_id, tuple(id_ for id_ in one.tenant_ids if f"tenant:{id_}" in names))
         for one in owners
     ]
     return [one for one in kept if names.intersection(one.accounts)]
+
+
+class LossCounter:
+    """`evidence` is what this keeper had acknowledged of late; `lost` is what it counted since it started.
+
+    `at_rest` answers the partitions whose logs everybody has sent again.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        evidence: Iterable[Iterable[MovementRange]],
+        log: Callable[..., None],
+        *,
+        at_rest: Callable[[], Awaitable[Collection[int]]],
+    ) -> None:
+        self._losses, self._at_rest = losses, at_rest
+        self._evidence = tuple(evidence)
+        self._log = log
+        self.lost = 0
+
+    async def count(self) -> Mapping[str, object]:
+        """Count once. What evidence that comes late takes back stays counted here; its row is right."""
+        if not await self._losses.any_open():
+            return {}
+        # Who is at rest has brought all its evidence: asked before any of that is looked at.
+        at_rest = await self._at_rest()
+        for loss in await self._losses.count([one for known in self._evidence for one in known], at_rest):
+            level = "error" if loss.lost else "info"
+            self.lost += max(0, loss.more)
+            self._log("redis forgot what it had acknowledged", **asdict(loss), level=level)
+        return {}

@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 #
 # Some are packed while PostgreSQL is asked for others and Redis writes a third.
 
-
 # How many organizations are read at once: so many partitions as have no more, or one that has.
 ORGANIZATIONS_MAX = 2_000
 # Of these as many are read and written at once.
@@ -137,7 +136,6 @@ async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
 # comparison with PostgreSQL would be wrong from then on. Where that stays so, the other one is gone, and this
 # data is verified again, under a later epoch.
 
-
 # Longer than a primary that was cut off answers: a cluster's node timeout, 15 s where nobody chose another.
 OVERTAKEN_S: Final = 20.0
 
@@ -174,8 +172,6 @@ class SupersededPartitions:
 #
 # The marker is compared before each write of a state, so of several keepers one does it. A state that was
 # written whole is as it is defined, and not defined again.
-
-
 @dataclass(frozen=True, slots=True)
 class UnverifiedPartition:
     """An unverified partition as it stands, and the epoch to verify it under.
@@ -193,8 +189,6 @@ class UnverifiedPartition:
 
 
 class Partitions:
-    """Looks after one partition at a time."""
-
     def __init__(
         self, source: LedgerReader, target: KeeperCounters, rewinds: Rewinds | None, isolation: Isolation
     ) -> None:
@@ -431,7 +425,6 @@ class Verifier:
                 slept_s += INTERVAL_S
 
     def _stage(self, what: str, **facts: int) -> None:
-        """Say how far a recovery is, where this is one."""
         if self._begun_at is not None:
             self._say(f"recovery: {what}", **facts, seconds=round(self._clock() - self._begun_at, 2))
 

@@ -29,7 +29,6 @@ from gateway.tls.certificates import pinned, trusting
 # Everything else of a command is made of the resource itself (`commands.py`): its fields, filters and
 # actions.
 
-
 # A section is its resource in the singular, but for these.
 SECTIONS: Mapping[str, str] = {
     "organizations": "org",
@@ -153,8 +152,6 @@ Json = dict[str, Any]  # JSON as the API answers it
 
 
 class CommandFailed(TollkeeperError):
-    """The command could not be carried out."""
-
     reason = "command_failed"
 
 
@@ -190,15 +187,12 @@ class AdminClient:
                 return
 
     def post(self, path: str, body: Mapping[str, object] | Sequence[object] | None = None) -> Json:
-        """Create or act."""
         return self._call("POST", path, body or {})
 
     def patch(self, path: str, body: Mapping[str, object]) -> Json:
-        """Change."""
         return self._call("PATCH", path, body)
 
     def delete(self, path: str) -> None:
-        """Delete."""
         self._call("DELETE", path, None)
 
     def id_of(self, resource: str, text: str) -> int:
@@ -232,7 +226,6 @@ class AdminClient:
 
     @property
     def shown(self) -> str:
-        """Its URL, fit for a message."""
         return without_password(self.url)
 
     def metrics(self) -> str:
@@ -321,7 +314,6 @@ def _tls(url: str, environ: Mapping[str, str]) -> SSLContext | None:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -8,34 +8,35 @@ option, in order.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gateway.admin.console.screens import SCREENS
+from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import FormField, ReportEndpoint, Resource, fields_of
+from gateway.admin.resources.resource import BatchEndpoint, FormField, ReportEndpoint, Resource, fields_of
 from gateway.cli.admin import client, output
-from gateway.cli.admin import fields as admin_fields
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
-from gateway.cli.admin.fields import ListSource, sends
 from gateway.cli.admin.output import AsJson
+from gateway.core.text import read_json
 from gateway.feature import features
 
 # Fields of resources as the command line's options and arguments.
 
-
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
+NOTHING = ("none", "unlimited")
 
 
 def row_argument(resource: Resource, word: str) -> Any:
-    """A row of a resource, by its id or what it is named by."""
     by = client.named_by(resource.name)
     known = by in resource.filters or resource.name in client.ID_OF
     said = f"Id or {by.removesuffix('_id')}." if known else "Its id."
@@ -44,19 +45,18 @@ def row_argument(resource: Resource, word: str) -> Any:
 
 def words_argument(fields: Sequence[FormField]) -> Any:
     """Fields that are given in order, without their option's name."""
-    shown = " ".join(f"[{admin_fields.spelled(each.name).upper()}]" for each in fields)
+    shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
 
 def option_of(field: FormField) -> Any:
-    """A field as an option: each of its names, what it is, what may be chosen."""
-    long = admin_fields.spelled(field.name)
+    long = spelled(field.name)
     outer, _, inner = field.name.partition(".")
     names = [f"--{long}"]
     if inner:
         prefix = outer.removesuffix("limits").replace("_", "-")
         names = [
-            f"--{prefix}{client.SHORT.get(admin_fields.spelled(inner), admin_fields.spelled(inner))}",
+            f"--{prefix}{client.SHORT.get(spelled(inner), spelled(inner))}",
             *names,
         ]
     elif long in client.SHORT:
@@ -88,7 +88,7 @@ def option_of(field: FormField) -> Any:
 
 def usual(field: FormField) -> Any:
     """The option that takes back what a flag says, which may say nothing."""
-    long = admin_fields.spelled(field.name)
+    long = spelled(field.name)
     return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
 
 
@@ -147,7 +147,6 @@ class CliCommand:
     positional: tuple[str, ...] = ()
 
     def function(self) -> Callable[..., None]:
-        """The function typer makes a command of."""
         takes: dict[str, tuple[Any, Any]] = {}
         if self.does not in {"list", "create"} and not self._asks:
             word = _word(self.resource)
@@ -175,7 +174,7 @@ class CliCommand:
                     found = source.rows(self.resource, self.fields, typed)
                     output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
                     return
-            called = {field.name: f"--{admin_fields.spelled(field.name)}" for field in self.fields}
+            called = {field.name: f"--{spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
@@ -188,7 +187,6 @@ class CliCommand:
         return [one for one in _list_sources() if self.resource.name in one.resources]
 
     def run(self, api: AdminClient, typed: Typed) -> None:
-        """Do it and print what came of it."""
         body = self._body(api, typed)
         as_json = bool(typed["as_json"])
         name = self.resource.name
@@ -196,12 +194,12 @@ class CliCommand:
             self._list(api, typed, body)
             return
         if self._asks:
-            answer = api.get(f"{name}/{self.does}", **admin_fields.in_query(body))
+            answer = api.get(f"{name}/{self.does}", **in_query(body))
             output.report(answer, "Lines", inner="lines", as_json=as_json)
             return
         if self.does == "create":
             secret = self.resource.secret
-            body = admin_fields.with_amounts(self.fields, body, dict)
+            body = with_amounts(self.fields, body, dict)
             note = secret.note if secret is not None and secret.is_made(body) else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
@@ -214,7 +212,7 @@ class CliCommand:
                 more = api.get(f"{beside}/{row_id}")
                 found = {**found, word: more} if as_json else {**found, **more}
             if not as_json:
-                [found] = admin_fields.with_names(api, self.resource, [found], tuple(found))
+                [found] = with_names(api, self.resource, [found], tuple(found))
             output.row(found, as_json=as_json)
         elif self.does == "delete":
             api.delete(where)
@@ -222,15 +220,15 @@ class CliCommand:
         elif self.does == "patch":
             if not body:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
-            changes = admin_fields.with_limits(body, lambda: api.get(where))
-            changes = admin_fields.with_amounts(self.fields, changes, lambda: api.get(where))
+            changes = with_limits(body, lambda: api.get(where))
+            changes = with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
             [part] = [each for each in self.resource.parts if each.name == self.does]
             rows = api.items(f"{where}/{part.name}", typed["limit"])
             output.rows(rows, part.columns, as_json=as_json)
         else:
-            body = admin_fields.with_amounts(self.fields, body, lambda: api.get(where))
+            body = with_amounts(self.fields, body, lambda: api.get(where))
             mints = any(each.mints for each in self.resource.actions if each.name == self.does)
             note = self.resource.secret.note if self.resource.secret and mints else None
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
@@ -264,16 +262,14 @@ class CliCommand:
             given = client.defaults(self.resource.name, given) | given
         missing = [field.name for field in self.fields if field.required and field.name not in given]
         if missing:
-            raise CommandFailed(
-                f"Missing: {', '.join(f'--{admin_fields.spelled(name)}' for name in missing)}."
-            )
+            raise CommandFailed(f"Missing: {', '.join(f'--{spelled(name)}' for name in missing)}.")
         body: Json = {}
         for field in self.fields:
             if field.name in given:
                 outer, _, inner = field.name.partition(".")
-                sent = admin_fields.value(api, field, given[field.name])
+                sent = value(api, field, given[field.name])
                 body |= {outer: {**body.get(outer, {}), inner: sent}} if inner else {outer: sent}
-        return admin_fields.with_limits(body, dict) if self.does == "create" else body
+        return with_limits(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
@@ -283,7 +279,7 @@ class CliCommand:
         found = api.items(self.resource.name, typed["limit"], **query)
         shown = columns(self.resource)
         if not typed["as_json"]:
-            found = admin_fields.with_names(api, self.resource, found, shown)
+            found = with_names(api, self.resource, found, shown)
         output.rows(found, shown, as_json=bool(typed["as_json"]))
 
 
@@ -315,7 +311,6 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 
 
 def commands_of(resource: Resource) -> dict[str, CliCommand]:
-    """The commands of a resource, by what people type."""
     title = _word(resource).lower()
     summary = f"List {resource.name.replace('-', ' ')}."
     made = {"list": CliCommand(resource, "list", summary, _filters(resource))}
@@ -345,8 +340,6 @@ def commands_of(resource: Resource) -> dict[str, CliCommand]:
 
 
 def _shows(report: ReportEndpoint) -> Callable[..., None]:
-    """The command that prints a report."""
-
     def show(as_json: bool, **numbers: int) -> None:
         with output.admin() as api:
             output.report(api.get(report.name, **numbers), report.name.capitalize(), as_json=as_json)
@@ -405,3 +398,157 @@ def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
 
 def _word(resource: Resource) -> str:
     return client.section_of(resource.name).upper()
+
+
+def number(text: str) -> int:
+    found = resources_resource.whole(text)
+    if found is None:
+        raise ValueError(f"must be a whole number such as 250000, 250,000 or 5M, not {text!r}")
+    return found
+
+
+def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
+    """What a field is sent as; `CommandFailed` names the option."""
+    try:
+        if isinstance(said, bool):
+            return said
+        if isinstance(said, str):
+            return None if field.nullable and said in NOTHING else _one(api, field, said)
+        if field.nullable and len(said) == 1 and said[0] in NOTHING:
+            return None
+        return _document(said, field) if field.kind == "json" else [_item(each) for each in said]
+    except ValueError as error:
+        raise CommandFailed(f"--{spelled(field.name)} {error}.") from error
+
+
+def spelled(name: str) -> str:
+    """An option's long name: that of its field, an id by what it is of."""
+    return name.removesuffix("_id").replace(".", "-").replace("_", "-")
+
+
+def in_query(body: Json) -> Json:
+    """A body as a query: what is in a document by its name and the inner one."""
+    inner = {
+        f"{name}.{key}": each
+        for name, value in body.items()
+        if isinstance(value, dict)
+        for key, each in value.items()
+    }
+    return {name: value for name, value in body.items() if not isinstance(value, dict)} | inner
+
+
+def with_limits(body: Json, known: Callable[[], Json]) -> Json:
+    """A body whose limits are put over those of the row as it is; 0 takes one away."""
+    given = [name for name in body if name.endswith("limits")]
+    row = known() if given else {}
+    merged = {name: {**row.get(name, {}), **body[name]} for name in given}
+    return body | {name: {key: most for key, most in each.items() if most} for name, each in merged.items()}
+
+
+def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Json]) -> Json:
+    names = resources_resource.amounts(fields, body)
+    if not names:
+        return body
+    unit = str(body["unit"] if "unit" in body else known()["unit"])
+    return body | {name: resources_resource.amount(unit, body[name]) for name in names}
+
+
+def with_names(
+    api: AdminClient, resource: Resource, rows: Sequence[Json], columns: Sequence[str]
+) -> list[Json]:
+    """Rows for people: beside an id stands the name behind it."""
+    named = {
+        column: api.names(target, {row[column] for row in rows} - {None})
+        for column in columns
+        if (target := resource.target(column))
+    }
+    return [
+        row | {name: f"{row[name]} {known[row[name]]}" for name, known in named.items() if row[name] in known}
+        for row in rows
+    ]
+
+
+def _one(api: AdminClient, field: FormField, said: str) -> object:
+    if field.refers:
+        return api.id_of(field.refers, said)
+    if field.kind == "numbers":
+        return [] if said in NOTHING else resources_resource.numbers(said)
+    return number(said) if field.kind == "whole" else said
+
+
+def _item(said: str) -> object:
+    return read_json(said) if said.startswith("{") else said
+
+
+def _document(said: Sequence[str], field: FormField) -> object:
+    """One JSON document, or NAME=VALUE as often as there are facts."""
+    if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
+        try:
+            return read_json(said[0])
+        except ValueError as error:
+            raise ValueError(f"is not JSON: {error}") from error
+    facts = dict(each.partition("=")[::2] for each in said if "=" in each)
+    if len(facts) < len(said):
+        raise ValueError("must be JSON, or NAME=VALUE such as amount=12, each NAME once")
+    return facts if field.of_texts else {name: _fact(text) for name, text in facts.items()}
+
+
+def _fact(text: str) -> object:
+    with suppress(ValueError):
+        return read_json(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class ListSource:
+    """Another place that has rows of some lists: an option names it, `rows` reads what the others ask for."""
+
+    name: str
+    option: Any
+    resources: frozenset[str]
+    rows: Callable[[Resource, Sequence[FormField], dict[str, Any]], list[Json]]
+
+
+def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
+    """What an option says, by `reader`; a `ValueError` of it names the option."""
+    try:
+        return reader(said)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{spelled(name)}") from error
+
+
+# `tollkeeper event send FILE`, and its like: a file of many; some may be refused.
+
+File = Annotated[
+    str,
+    typer.Argument(help="A JSON file of one or a list, or a JSON object a line; - is what comes in."),
+]
+
+
+def sends(resource: Resource, batch: BatchEndpoint) -> Callable[..., None]:
+    """The command that sends a file of many; its status is 1 where some are refused."""
+
+    def send(file: File, as_json: AsJson = False) -> None:
+        with output.admin() as api:
+            answer = api.post(resource.name, _read_file(file))
+            output.report(answer, "Rejected", inner="rejected", as_json=as_json)
+        if answer["rejected"]:
+            raise typer.Exit(1)
+
+    send.__doc__ = f"{batch.summary}."
+    return send
+
+
+def _read_file(name: str) -> Json | list[Json]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise CommandFailed(f"{name} cannot be read: {error}.") from error
+    try:
+        found: Json | list[Json] = read_json(text)
+    except ValueError:
+        try:
+            found = [read_json(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise CommandFailed(f"{name} is no JSON: {error}.") from error
+    return found

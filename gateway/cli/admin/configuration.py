@@ -28,7 +28,6 @@ from gateway.yaml_reader import UnreadableYaml, YamlDocument
 
 # YAML of configuration that is applied: read as all YAML is here, and written so that it reads the same.
 
-
 _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 
@@ -50,8 +49,6 @@ def written(value: Json) -> str:
 
 
 class _Dumper(_DUMPER):  # type: ignore[misc]  # whichever there is
-    """Writes what is there twice twice."""
-
     def ignore_aliases(self, _: object) -> bool:
         return True
 
@@ -60,15 +57,12 @@ class _Dumper(_DUMPER):  # type: ignore[misc]  # whichever there is
 #
 # Files are there, empty, before anything is made: what cannot be kept is not made.
 
-
 NAME_CHARS_MAX = 48
 # Files that are written at once: most of the time of each is the disk's.
 WRITTEN_AT_ONCE = 32
 
 
 class SecretFormat(StrEnum):
-    """How a secret is written: as it is, or as a Secret of Kubernetes."""
-
     FILE = "file"
     KUBERNETES = "kubernetes"
 
@@ -89,15 +83,12 @@ def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Js
 
 
 class SecretFiles:
-    """Files of secrets in a directory."""
-
     def __init__(self, directory: Path, form: SecretFormat) -> None:
         self._directory = directory
         self._form = form
         self._waiting: dict[Path, Path] = {}
 
     def prepare(self, each: Json) -> None:
-        """Have room for a secret."""
         try:
             self._make(self.path_of(each))
         except OSError as error:
@@ -106,14 +97,12 @@ class SecretFiles:
             ) from error
 
     def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
-        """Write each that can be written: those with their paths, and of each other one that it is lost."""
         with ThreadPoolExecutor(WRITTEN_AT_ONCE) as writers:
             kept = list(zip(secrets, writers.map(self._kept, secrets), strict=True))
         paths = [(secret, path) for secret, path in kept if isinstance(path, Path)]
         return paths, [why for _, why in kept if isinstance(why, str)]
 
     def _kept(self, secret: Json) -> Path | str:
-        """Write one: where it is, or that it is lost."""
         try:
             return self._keep(secret)
         except OSError as error:
@@ -142,13 +131,11 @@ class SecretFiles:
         return path
 
     def tidy(self) -> None:
-        """Take away what waits."""
         for path in self._waiting.values():
             with suppress(OSError):
                 path.unlink()
 
     def path_of(self, each: Json) -> Path:
-        """Where the secret of an object goes."""
         suffix = ".yaml" if self._form is SecretFormat.KUBERNETES else ""
         return self._directory / f"{_name(each)}{suffix}"
 
@@ -175,7 +162,6 @@ def _name(each: Json) -> str:
 
 # Files of configuration: which there are, the objects in them, and where each of them stands.
 
-
 FILES_MAX = 1_000
 BYTES_MAX = 12 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -188,8 +174,6 @@ _KIND = re.compile(r"^  (?P<kind>[\w-]+): ", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class ObjectPosition:
-    """Where an object stands: its document, and where in that."""
-
     document: YamlDocument
     index: int
 
@@ -261,7 +245,6 @@ def read_sources(names: Sequence[str]) -> Sources:
 
 
 def body_of(sources: Sources) -> Json:
-    """The request made of them."""
     return {"objects": sources.objects}
 
 
@@ -284,7 +267,6 @@ def _texts(name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _start(path: Path) -> bytes:
-    """A file, as far as may be read of all."""
     with path.open("rb") as file:
         return file.read(BYTES_MAX + 1)
 
@@ -297,7 +279,6 @@ def _decoded(file: str, text: bytes) -> str:
 
 
 # How plans are shown: a line a row and a line a field for people, JSON for programs.
-
 
 SHOWN_MAX = 1_000
 MARKS = {"create": ("green", "+"), "delete": ("red", "-")}
@@ -400,7 +381,6 @@ def apply(
     ] = SecretFormat.FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Make what is there as files say it: all of it, or nothing."""
     with _files(file, failed=1) as (api, wanted):
         asked = {**body_of(wanted), "prune": prune, "name": name}
         with waiting("Planning"):
@@ -491,7 +471,6 @@ def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sour
 
 
 def _with_secrets(plan: Json) -> list[Json]:
-    """The objects that are to be made and have a secret."""
     return [
         each
         for each in plan["changes"]

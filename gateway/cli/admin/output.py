@@ -137,7 +137,6 @@ def report(
 
 
 def deleted(row_id: int, *, as_json: bool) -> None:
-    """Say that a row is gone."""
     if as_json:
         print_json({"id": row_id, "deleted": True})
     else:
@@ -155,7 +154,6 @@ def escape(text: str) -> str:
 
 
 def cell(column: str, value: object) -> str:
-    """Write a value as people read it."""
     if value is None:
         return NULLS.get(column, "-")
     if isinstance(value, bool):
@@ -186,7 +184,6 @@ def numbers() -> frozenset[str]:
 
 
 def _kinds(kind: object) -> Iterator[object]:
-    """The kinds that a field's may be."""
     yield kind
     if get_origin(kind) in {Annotated, Union, UnionType}:
         for inner in get_args(kind):
@@ -234,6 +231,5 @@ def _writes_all(stream: TextIO) -> bool:
 
 
 # Options that several commands share.
-
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -22,7 +22,6 @@ from gateway.feature import features
 
 # `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
 
-
 COLUMNS = (
     "id", "number", "kind", "status", "payment_status", "due_date", "organization_id", "customer",
     "period_start", "period_end", "currency", "total_amount", "amount_due",
@@ -160,7 +159,6 @@ def _month(text: str | None) -> tuple[str, str]:
 
 # `tollkeeper letters redrive` and `release`: the same decision for all that a filter finds.
 
-
 # A letter may fit only once another one is stored: so often all are gone through again.
 PASSES_MAX = 5
 
@@ -239,7 +237,6 @@ def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
 
 # `tollkeeper reconcile`: whether the counters and the ledger say the same.
 
-
 # Rows not stored yet, a budget's window that counts no further, rows that there was no time to ask.
 _NO_FAULTS = frozenset({"lag", "full", "unasked"})
 
@@ -264,7 +261,6 @@ def reconcile(
 
 
 # `tollkeeper prices diff`: what the bundled list of this program says that the database does not.
-
 
 PRICE_COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
 PRICES_READ_MAX = 1_000_000
@@ -382,7 +378,6 @@ def _moment(since: str | None) -> datetime:
 
 
 # `tollkeeper report …`: what finance asks, as a table, as JSON, or as a file.
-
 
 ITEMS_MAX = 10_000
 ReportOrganization = Annotated[str | None, typer.Option("--org", help="Only this organization: id or name.")]

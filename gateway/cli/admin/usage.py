@@ -110,7 +110,6 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
 
 
 def _moment(text: str | None) -> str | None:
-    """A day is its first moment."""
     return f"{text}T00:00:00Z" if text is not None and len(text) == len("2026-01-31") else text
 
 
@@ -125,7 +124,6 @@ def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list
 
 
 # What a scrape of `/metrics` says, as far as a person watching wants to know it. Pure.
-
 
 _SAMPLE = re.compile(r'^tollkeeper_(\w+?)(?:\{le="([^"]+)"\})? (\S+)$', re.MULTILINE)
 
@@ -159,7 +157,6 @@ def read_scrape(text: str) -> Scrape:
 
 
 # `tollkeeper top`: who is busy now, what is refused, how long calls take, how far rows lag.
-
 
 WINDOW_S = 10
 NARROW_COLUMNS = 80

@@ -181,7 +181,6 @@ class ConsoleSession:
 # A token has a role, for all organizations or for one. Requests are judged here alone; nothing here
 # knows HTTP, rows or SQL.
 
-
 ADMIN = "admin"
 BILLING = "billing"
 OPERATOR = "operator"
@@ -344,7 +343,6 @@ def _any_of(roles: Collection[str]) -> str:
 # It is counted for what costs much by what is asked: reports, files, documents, plans of configuration. An
 # hour begins with the first of them. Staff are counted nowhere.
 
-
 HOUR_S = 3600.0
 # Organizations whose hours are known; of more, those that began first are forgotten.
 KNOWN_MAX = 10_000
@@ -426,8 +424,6 @@ def count_rows(number: int) -> None:
 # The nouns of configuration that is applied: the rows to be written, in one transaction, and the outcome.
 #
 # Values are plain Python, as in `administration`. Nothing here knows files, HTTP or SQL.
-
-
 @dataclass(frozen=True, slots=True)
 class NewRowId:
     """The id of a row that is made by the step of this number."""

@@ -266,7 +266,6 @@ def _digest(text: str) -> str:
 
 # How many budgets one call may meet at once, whatever it says of itself. Pure.
 
-
 # So many budgets an organization may have: gateways hold them all.
 BUDGETS_MAX: Final = 1_000
 # So many looks at a selector find what a call may match, in a tenth of a second; else it is taken as too much
@@ -385,7 +384,6 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
 
 # Budgets as administrators say them: what is wrong with one, and what it is for calls. Pure.
 
-
 # In units of the currency: 2^53 billionths, whole millions.
 MONEY_MAX: Final = 9_000_000
 MONEY_DIGITS_MAX: Final = 9
@@ -467,8 +465,6 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
 
 
 # The use of a budget now: the counters' word over PostgreSQL's, window by window. Pure.
-
-
 @dataclass(frozen=True, slots=True)
 class LiveWindow:
     """A window of an account as the counters hold it, in what it counts; `start_ms` is when it began."""

@@ -8,9 +8,8 @@ from typing import Final
 
 from gateway.core.model import Settlement
 
+
 # Movements that were acknowledged, by their place in their account: what a loss is counted from.
-
-
 @dataclass(frozen=True, slots=True)
 class MovementRange:
     """Movements `first_seq` to `last_seq` of an account, acknowledged under an epoch.

@@ -29,7 +29,6 @@ from gateway.core.times import moment_of, rfc3339
 # An entry's metadata is either a JSON object, as control writes have it, or the facts of a call: a JSON array
 # by place. New facts come last, each with a default, so that older and newer readers take what they know.
 
-
 # Where in the counts.
 INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
 NONE = msgspec.Raw(b"null")
@@ -484,7 +483,6 @@ def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]
 # From the outbox to the ledger and back: batches and reports.
 #
 # An entry is a tuple, not an object: tens of thousands a second pass through here.
-
 
 # Stream entry id, its packed value, and what that says; None where it does not follow the layout.
 Entry = tuple[bytes, bytes, OutboxEntry | None]

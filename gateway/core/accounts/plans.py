@@ -121,7 +121,6 @@ def _stated(row: Mapping[str, Any]) -> PlanTerms:
 # providers report. Weights are whole millionths here, so a count is exact up to the one rounding of a call,
 # up.
 
-
 WEIGHT_MAX: Final = 1_000
 WEIGHT_DIGITS_MAX: Final = 6
 WEIGHTED_PLANS_MAX: Final = 1_000  # every gateway carries the weights of all plans
@@ -181,8 +180,6 @@ def millionths(document: Mapping[str, str] | None) -> dict[str, int]:
 
 
 # A tenant's quota as administration looks at it.
-
-
 @dataclass(frozen=True, slots=True)
 class LiveQuota:
     """A tenant's token account as the counters hold it now.

@@ -200,7 +200,6 @@ def _project(attribution: str) -> int:
 # A *kind* is `requests`, `tokens`, or the reason of a refusal. Tenant 0 stands for callers nobody
 # knows, and for tenants too many to be counted apart.
 
-
 REQUESTS, TOKENS = "requests", "tokens"
 NOBODY = 0
 

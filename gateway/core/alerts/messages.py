@@ -124,7 +124,6 @@ def signature(secret: str, identity: str, timestamp: str, body: bytes) -> str:
 # Names in them are other people's: a user's is whatever a call said. They are shortened and made visible
 # here, and escaped where a format has signs of its own.
 
-
 Data = Mapping[str, object]
 
 TITLE_CHARS_MAX: Final = 120
@@ -362,7 +361,6 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
 # its escaping of text; Microsoft's "Create incoming webhooks with Workflows", and the schema of Adaptive
 # Cards 1.4.
 
-
 SLACK_HOSTS: Final = ("hooks.slack.com", "hooks.slack-gov.com")
 # Of connectors, and of workflows before and after they had addresses of their own.
 TEAMS_DOMAINS: Final = (".webhook.office.com", ".logic.azure.com", ".powerplatform.com")
@@ -452,7 +450,6 @@ def _run(text: str, **style: str) -> Content:
 # An address is taken as it is usually written and not otherwise: no header fields behind a `?`, no escapes,
 # no routes, nothing quoted. So nothing in one can end a line of a command or of a header, and nothing in a
 # title can. Sources: RFC 6068, RFC 5321 section 4.5.3.1, RFC 3834, RFC 2047.
-
 
 SCHEME: Final = "mailto:"
 RECIPIENTS_MAX: Final = 10

@@ -125,7 +125,6 @@ def _passed_least_ms(window: RunningWindow) -> int:
 # average day. Nobody is told of who is known for less than three days. The running hour counts as far as it
 # is.
 
-
 DAYS: Final = 7
 TIMES: Final = 3
 COST_LEAST: Final = NANO

@@ -213,7 +213,6 @@ def _nano(amount: Decimal) -> Decimal:
 # is debt, and the next grant covers it first. Exact: every outflow is allocated to the last
 # credit, no grant gives more than it has, and none gives after its moment of expiry.
 
-
 NEVER = 2**63
 
 
@@ -352,7 +351,6 @@ def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], i
 # A price and a quantity that people say are looked at together: what they come to has a maximum. An
 # invoice has one too: charges beyond it wait for another one. Sums below both are exact, and fit their
 # columns.
-
 
 # What a price and a quantity that somebody says come to at most, in units of their currency.
 PRODUCT_MAX = 10**12

@@ -185,7 +185,6 @@ def _party(kept: Mapping[str, Any]) -> InvoiceParty:
 #
 # Categories are those of EN 16931 (UNTDID 5305). A rate is in force from a day on until the next one is.
 
-
 STANDARD, ZERO, EXEMPT, REVERSE_CHARGE = "standard", "zero", "exempt", "reverse_charge"
 OUTSIDE_SCOPE, EXPORT = "outside_scope", "export"
 CODES = {

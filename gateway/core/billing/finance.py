@@ -80,7 +80,6 @@ def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> d
 # week has its weekend in it, and on the first of a month the days before are known already. Who began later
 # has the pace since then.
 
-
 PACE_DAYS: Final = 7
 _DAY: Final = timedelta(days=1)
 
@@ -135,7 +134,6 @@ def _seconds(span: timedelta) -> Decimal:
 # Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification has
 # it. Which invoice bills a charge is not told: invoices bill what plans and services cost, too. Source:
 # https://focus.finops.org/focus-specification/v1-2/
-
 
 Charge = dict[str, object]
 

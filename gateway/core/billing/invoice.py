@@ -34,7 +34,6 @@ from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, Tollkeep
 
 # A line of an invoice, and what all kinds of lines are made with. Pure.
 
-
 QUANTITY_ONE = 1
 
 # A service in a month.
@@ -162,7 +161,6 @@ def written(day: date) -> str:
 
 # An invoice that the schedule wants, and why one was left. Pure.
 
-
 # Why an invoice was left; each is a label, so there are no others.
 NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
 COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
@@ -214,7 +212,6 @@ def left_by(refusal: TollkeeperError) -> SkipReason:
 
 
 # Lines of a subscription: fees of its days, what is off them, what is missing to its minimum. Pure.
-
 
 UNIT_PRICE_DIGITS = 12
 
@@ -503,7 +500,6 @@ def _in_money(charge: SupplyCharge) -> bool:
 #
 # Pure. No line gives back more than is left of it, over all notes of the invoice together; the last
 # note gets the rest of the tax to the last minor unit.
-
 
 NOTHING = Decimal(0)
 

@@ -17,7 +17,6 @@ from gateway.core.layout import Layout
 # The library `iso4217` has the same table as it is published; a test compares the two. Codes without minor
 # units, as gold and those for testing, are no currency that anybody pays in.
 
-
 _OF_DIGITS = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
     2: (
@@ -225,7 +224,6 @@ def _whole_micro(tiers: Sequence[PriceTier], units: int) -> int:
 #
 # The end of the tier (-1: none), and what a unit costs: whole millionths of the currency, and
 # millionths of one. So a price may have twelve decimals and nothing is ever rounded but the sum.
-
 
 DECIMALS = 12
 MILLION = 10**6

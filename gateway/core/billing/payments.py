@@ -105,7 +105,6 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
 
 # Dunning of an invoice that is not paid, by the days since it was due. Pure.
 
-
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
 DUNNING_ACTIONS = (REMINDER, BLOCK, UNBLOCK)
 

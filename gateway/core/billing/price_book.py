@@ -29,7 +29,6 @@ from gateway.core.times import ms_of
 #
 # Money is counted in nano-units of a currency (a billionth). A price is whole nano-units a million tokens.
 
-
 # The kinds of tokens, in the order of every vector. The first five add up to a call's tokens. `PARTS` are
 # parts of these: audio and image input of `input`, the other three of `output`.
 KINDS: Final = (
@@ -253,7 +252,6 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
 #
 # They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
 
-
 _found: dict[tuple[int, str], tuple[ServicePricing, Vector | None]] = {}
 
 
@@ -299,7 +297,6 @@ def _vector_of_tokens(price: CreditRates, pricing: ServicePricing) -> Vector:
 #
 # Written as `pattern=model, pattern=model`: a pattern is a name, or the beginning of one before a `*`. Names
 # are compared without regard to case, as prices are; a whole name counts first, then the longest beginning.
-
 
 STAND_INS_MAX: Final = 200
 WANTED: Final = (
@@ -352,7 +349,6 @@ def read_stand_ins(text: str) -> StandIns:
 #
 # A list says what each name costs at every time from `at` on. Where the other says something else, a row is
 # added at that time; a second later where another row is there already, since that one cannot be changed.
-
 
 Row = Mapping[str, Any]
 Name = tuple[str, str, str, str]  # provider, model, match, currency
@@ -438,7 +434,6 @@ def _exact(value: object) -> object:
 # What one call costs: its counts times the prices of its admission, in whole numbers.
 #
 # Everything is an exact integer up to the one rounding of a call, half up. Pure.
-
 
 # Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
@@ -545,7 +540,6 @@ def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> Cost
 
 
 # What a call costs before it is over: by the tokens seen of it, and at most by all it could use. Pure.
-
 
 _INPUT: Final = KINDS.index("input")
 _OUTPUT: Final = KINDS.index("output")

@@ -348,7 +348,6 @@ def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decima
 
 # What a cycle of tokens was sold with: whatever a plan says later applies from the next one on. Pure.
 
-
 _ALWAYS = datetime.min.replace(tzinfo=UTC)
 
 

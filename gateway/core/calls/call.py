@@ -21,7 +21,6 @@ from gateway.errors import InvalidRequest, RequestTooLarge
 # UTF-8: those are refused. All else is sent as it was understood here, so that nobody behind can
 # understand it otherwise.
 
-
 OBJECTS_MAX = 50_000  # objects and lists of one document: each costs up to 0.5 µs to read
 STRINGS_MAX = 100_000  # names included: 0.1 µs
 NUMBERS_MAX = 320_000  # all other values: 0.1 µs. Embeddings are asked for with 300,000 tokens as numbers
@@ -184,7 +183,6 @@ def _joined(path: list[str | int]) -> str | None:
 # Media is known by its place in the API, by the type it states, and by how it begins. Everything else is
 # text, whatever it says of itself.
 
-
 MEDIA_BYTES_MIN = 2_048  # base64 shorter than this counts as text
 BLOB_TOKENS = 1_600  # what one image costs at most, near enough, at every provider
 BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
@@ -294,7 +292,6 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | 
 #
 # By them it is known whether an id may stand in a body, how many images and files it names and does not hold,
 # and whether it asks for a cache.
-
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered

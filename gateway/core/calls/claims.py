@@ -54,7 +54,6 @@ from gateway.errors import InvalidRequest
 # none is sent with the ceiling where its API has such a field. Which tools have no price goes by their kind
 # alone: a name is the caller's own.
 
-
 # Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
 # providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
 # the usual price. And the most one may say.
@@ -338,8 +337,6 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
 # What a call claims of budgets before it is made, and to how much output its hold of them binds it. Pure.
 # Where its plan admits what is available, windows hold what is likely, at the prices that the call asks for;
 # where it is strict, or a budget says so, the most it could use, at the dearest prices it may have.
-
-
 @dataclass(slots=True)
 class BudgetClaim:
     """What windows hold of a call: `money` in nano-units and `raw_tokens` are likely, `…_most` is all it
@@ -430,7 +427,6 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
 # From a body to a call: read into a document, decided on, and sent written again. Decided values, such
 # as `stream_options.include_usage` or a maximum, are fields of the document.
 
-
 _NOT_ASCII = bytes(range(128, 256))
 # Without any of these in a body nobody has to look for media at their places.
 _MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
@@ -514,7 +510,6 @@ def limit_output(call: CallRequest, tokens: int) -> None:
 # where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
 # references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
 # its `numbers`.
-
 
 HARMLESS = frozenset(
     {

@@ -88,7 +88,6 @@ class UpstreamTarget:
 # decoded, without dots, parameters and empty segments, in one case. A path that could be read as
 # forbidden is forbidden.
 
-
 PATHS_MAX = 100
 PATTERN_CHARACTERS_MAX = 256
 DECODINGS_MAX = 8
@@ -256,7 +255,6 @@ def _plain_part(segment: str) -> Plain:
 # Templates of paths on the allow-list: what one may be written like, and what matches it.
 #
 # Pure. Settings and the data plane read them by this one reader, so a checked pattern is the served one.
-
 
 _LITERAL = re.compile(f"(?:{CHARACTER}|/)*")
 REST = "rest_of_path"

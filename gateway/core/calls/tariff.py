@@ -191,7 +191,6 @@ def charge_of(
 # Providers answer under longer names than they are asked by, such as `gpt-5.4-2026-03-05`: what begins with a
 # name and a separator is that model.
 
-
 SEPARATORS: Final = frozenset("-@:")
 
 
@@ -239,8 +238,6 @@ def answering(
 #
 # The hold, the charge and the cost go by these, whatever is set while the call runs. Only what has no price
 # at its admission, where money does not decide, has that of the name which answers.
-
-
 @dataclass(slots=True)
 class CallPrices:
     """The prices of an admission at this second: `vectors` by which credits or money are charged, none where

@@ -311,7 +311,6 @@ def _mistyped(param: str, right: str) -> InvalidRequest:
 
 # How many tokens a request asks with, by a model's own tokenizer. Used where nobody reports it.
 
-
 PROMPT_BYTES_MAX = 1 << 20  # longer ones are counted by what was learned: a tokenizer would hold up others
 MESSAGE_TOKENS = 4  # around each message: its role, its beginning and its end
 ANSWER_TOKENS = 3  # what an answer is begun with

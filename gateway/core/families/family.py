@@ -26,7 +26,6 @@ from gateway.errors import Refusal, UpstreamUnreachable
 # starts at the plain price, and only a field that asks for more makes it dearer. A family has one such
 # table.
 
-
 Rule = Callable[[Document, FieldNames], bool]
 
 
@@ -282,7 +281,6 @@ def objects_in(value: Document, name: str) -> list[Document]:
 
 # Lists of models: which path is one, and what of one a caller is shown. Pure.
 
-
 MODELS_MAX = 5_000
 AT_ONCE_MODELS_MAX = 50  # looked at in one turn: a key may have a hundred patterns
 _LIST = "/models"
@@ -332,7 +330,6 @@ def _is_shown(model: object, listing: Listing, shows: Callable[[str], bool]) -> 
 
 
 # Ids in the bodies of APIs that name what they keep by fields called id: which of them name something.
-
 
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})

@@ -182,8 +182,6 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
 # Objects an upstream keeps: the ids an answer tells of, which are then its organization's.
 #
 # Only places where the API itself puts an id count: what a model or a tool wrote is no place.
-
-
 def may_tell(family: Family, answer: bytes) -> bool:
     """Whether a metered answer, or a part of one, is worth looking through for ids."""
     objects = FAMILIES[family].objects

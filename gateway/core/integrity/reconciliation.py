@@ -257,7 +257,6 @@ def _say(balance: int | None) -> str:
 # An entry that waits moved the counters and not yet PostgreSQL: with it, both say the same. Both count up to
 # `INTEGER_MAX`, since numbers in the scripts are exact up to there: a window that is full stays so.
 
-
 # How an item names a budget's account.
 BUDGET = "budget:"
 # Of one organization, so many accounts of each that are compared at a time.

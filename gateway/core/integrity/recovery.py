@@ -115,8 +115,6 @@ class Roster:
 # server that was cut off, or left, while another one went on: its entries may be older than that one's rows.
 # So whatever waits in a stream that never had the newest entry stored is no continuation, or is stored
 # already. But for accounts that are stopped: what came before waits still, and what went on follows that.
-
-
 @dataclass(slots=True)
 class OrphanEntries:
     """Waiting entries of one partition whose stream never had entry `after`: `entries`, the `ids` by which
@@ -150,8 +148,6 @@ class OrphanEntries:
 
 
 # What counters and PostgreSQL are compared by: where an account stands, and all that PostgreSQL knows.
-
-
 @dataclass(frozen=True, slots=True)
 class AccountHead:
     """`balance` is None where the account is unlimited."""

@@ -18,7 +18,6 @@ from gateway.core.model import TokenUsage
 
 # What an answer says beside what is charged: kinds of tokens, tools, tier, the model that answered.
 
-
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 64
 PARTS_MAX = 128  # of an answer that each tell of a tool, as many as choices

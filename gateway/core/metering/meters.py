@@ -30,7 +30,6 @@ from gateway.errors import UpstreamUnreachable
 
 # An answer that its caller sees a part of: a list of models, kept whole, passed at its end.
 
-
 LISTED_BYTES_MAX = 2 << 20
 
 
@@ -95,7 +94,6 @@ class NarrowedMeter(Meter):
 # One unit an answer, or the amount its upstream states in `x-usage-amount`, or the number a JSON
 # pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks: an answer that
 # is then no document is `unread`, and its client is not given the end of it.
-
 
 UNITS_MAX = 1_000_000_000
 _NO_DOCUMENT = object()
@@ -254,8 +252,6 @@ def _at(value: object, pointer: str) -> object:
 #
 # A document longer than `kept_bytes_max` is kept without its long texts; a broken one is judged by the
 # text that came.
-
-
 class WholeMeter(Meter):
     """Keep the document, pass it on, read it at the end."""
 
@@ -373,7 +369,6 @@ class WholeMeter(Meter):
 # compressed bytes as well. Decoding stops at `decoded_bytes_max` in all: what is longer, broken or in a
 # coding the standard library cannot read is counted by its size. One `feed` decodes a step; `behind` says
 # that there is more to decode.
-
 
 STEP_BYTES = 16 << 10  # decoded at once, as much as one read of a plain answer
 DECODER_BYTES = 40 << 10  # a window and its tables

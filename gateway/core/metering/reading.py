@@ -26,7 +26,6 @@ from gateway.core.metering.meter import CLOSED, Meter
 #
 # The scan is linear; what has more such places than `ODD_MAX` stays unreadable.
 
-
 ReadableT = TypeVar("ReadableT")
 
 ODD_MAX = 1 << 18  # places in a document
@@ -96,7 +95,6 @@ def _flat(document: bytes) -> bytes:
 # Read what can be read of an upstream's answer that is not of its documented types.
 #
 # An upstream may be wrong in any way; a meter never fails for it and never believes it blindly.
-
 
 # An object as its members, each unread.
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -20,7 +20,6 @@ class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
 #
 # An API's next kind of content is charged before anybody here knows it. Only known other values stay out.
 
-
 # What an event may be longer than four times its text, before somebody looks for more in it.
 ENVELOPE_BYTES: Final = 512
 # A picture or a sound is some token for 512 bytes of base64, as it is counted: 128 bytes for one of text.

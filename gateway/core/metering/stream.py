@@ -19,7 +19,6 @@ from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, 
 # Lines end in LF, CRLF or CR; an event ends at an empty line; a leading BOM is dropped from the
 # data only (HTML Living Standard, 9.2).
 
-
 _END = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\n(?:\r\n|\n|\r(?=[^\n]))|\r\r(?:\n|(?=[^\n]))")
 _IDLE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])++")
 _BOM = b"\xef\xbb\xbf"
@@ -96,7 +95,6 @@ def data_of(event: bytes) -> bytes:
 # The last bytes of an answer whose end its own bytes tell: they wait until it is complete.
 #
 # A document is over where its brackets close; a coded one that nobody here reads, some bytes before its end.
-
 
 CODED_BYTES = 1024
 _WHITE = b" \t\r\n"
@@ -197,7 +195,6 @@ class Tail:
 # A picture or a sound in an answer is one text of megabytes, and the rest is short. Texts longer than
 # `TEXT_BYTES_MAX` are left out as they pass, and counted as produced text unless they are such data. An
 # event too long even so is known by its two ends, where every API puts its usage.
-
 
 TEXT_BYTES_MAX = 1024  # longer than any name, identifier or number
 WINDOW_BYTES = 64 << 10

@@ -162,7 +162,6 @@ class KeyLookup:
 
 # Callers that were looked up, as many as there is room for, and whose turn it is to be looked up.
 
-
 # The cache entry of a caller takes so many bytes, and so many more for each byte it was read from (measured).
 KNOWN_BYTES: Final = 512
 KNOWN_COPIES: Final = 8

@@ -48,7 +48,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, In
 #
 # An unchanged one holds on. Another one counts as changed, so the next call looks it up.
 
-
 # From when on what was read is read again.
 AGAIN_S: Final = 30.0
 # So many callers at once, so often; and while so many wait, another one is noted later.
@@ -368,8 +367,6 @@ def _unread(what: str, error: Exception) -> CountersRefused:
 
 
 # The terms of a caller: services, budgets and prices, of the callers in `callers.py`.
-
-
 class Directory(CallerCache):
     """Identities, terms, services, prices and weights of one worker.
 

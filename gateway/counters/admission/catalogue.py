@@ -44,7 +44,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotInclu
 # new one as soon as Redis tells of it, within half a second otherwise. One that cannot be read, or was
 # written by a newer keeper, is logged once, and the one before stays in force.
 
-
 _PRICES, _HEAD = keys.PRICES.encode(), keys.PRICES_HEAD.encode()
 
 
@@ -111,7 +110,6 @@ class PriceCache:
 #
 # A service is resolved once a version of the catalogue and of the terms, and stays the same object
 # while neither changes: what is made for a service elsewhere is found again.
-
 
 # The cache entry of an organization takes so many bytes, and so many more for each it was read from
 # (measured).
@@ -206,7 +204,6 @@ _usual: Final[dict[tuple[int, str, float, float], _ResolvedService]] = {}
 #
 # Which plan a tenant follows is known from what Redis answered last: `reserve` names the plan whose weights
 # it went by, and is told of another. Where no plan has weights, nothing is asked.
-
 
 TENANTS_MAX = 50_000
 NO_PLAN = 0

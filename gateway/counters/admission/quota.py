@@ -53,7 +53,6 @@ from gateway.errors import CountersRefused, CountersUnavailable
 #
 # Many are asked for in one call of `extend`, by partition. What one of them holds is noted on it.
 
-
 EXTEND_BATCH_MAX = 64
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
@@ -151,7 +150,6 @@ class LiveHolds:
 # unanswered. Releases still to come are remembered here, up to a maximum; beyond it, and where this
 # worker dies, a hold ends by its deadline.
 
-
 RELEASES_MAX = 10_000
 BATCH_MAX = 500
 AGAIN_S = 0.1
@@ -228,7 +226,6 @@ class Releases:
 #
 # Callers say who they are, so one who makes up users fills the places. It is told once a minute at most:
 # which budget, and whose.
-
 
 TELL_INTERVAL_S: Final = 60.0
 
@@ -493,7 +490,6 @@ def _names(request: HoldRequest) -> tuple[str, ...]:
 #
 # What a call meets is what it meets where there is one server: its primary's breaker, history and queue, and
 # no other's. A worker without a cluster has `Counters` alone.
-
 
 T = TypeVar("T")
 

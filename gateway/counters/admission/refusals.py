@@ -151,7 +151,6 @@ def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
 # Who is refused is remembered here until there is one left, so that a flood asks Redis about once
 # a second, whatever its rate.
 
-
 USAGES_A_MINUTE = 60
 WAITING_MAX = 4096
 
@@ -204,7 +203,6 @@ class Throttle:
 #
 # Nothing waits for it. While Redis is away, or nobody reads the stream, a batch is kept and sent again under
 # its number, and later refusals are counted for the next one, within the bounds of `Refusals`.
-
 
 SEND_S = 0.5
 # Batches of all workers that may wait for a keeper.

@@ -22,7 +22,6 @@ from gateway.errors import CountersUnavailable
 
 # The budgets that a key holder sees: how much of each is used, and when it resets.
 
-
 # Told at once: of those whose calls a caller's may be, the oldest first.
 BUDGETS_TOLD_MAX: Final = 100
 

@@ -30,7 +30,6 @@ from gateway.errors import CountersRefused, CountersUnavailable
 # it. This only counts, up to a bound: what may be written goes by what was read, never by what is counted
 # here.
 
-
 Kind = Literal["partition", "entry", "hold", "settlement", "account"]
 KINDS: tuple[Kind, ...] = ("partition", "entry", "hold", "settlement", "account")
 # Names of each kind that are remembered; more of them are not counted.
@@ -347,7 +346,6 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
 # A cluster is asked of each, and so is a server that refuses the question: a key of another type troubles its
 # own partition alone, and a user of an older `deploy/users.acl` may not ask for many streams.
 
-
 # Entries (id, packed) of one stream, or why there are none.
 Read = list[tuple[bytes, bytes]] | CountersRefused
 
@@ -398,7 +396,6 @@ def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:
 #
 # Commands are queued behind MULTI on a connection that is then closed; Redis refuses, as it queues it, what a
 # user may not do. deploy/users.acl gives what is asked for here, and a test compares the two.
-
 
 # What servers and services say of a command they do not have, or that nobody may give there.
 _LACKED = ("unknown command", "unknown subcommand", "is not allowed", "not supported", "unsupported")

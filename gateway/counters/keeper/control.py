@@ -324,8 +324,6 @@ def _metadata(write: ControlWrite) -> bytes:
 # All definitions of a partition brought into the counters: together, and none of them twice.
 #
 # A batch is bounded, so that a keeper that fills the counters does not hold up its other loops.
-
-
 class BulkLoader(ControlClient):
     """Writes many definitions."""
 
@@ -435,7 +433,6 @@ def _same_terms(one: bytes, other: bytes) -> bool:
 
 
 # States as they are written again from what PostgreSQL has, and the holds that are still there. Pure.
-
 
 # A service, and whether its units are money: those are counted apart.
 Counted = tuple[int, bool]
@@ -606,7 +603,6 @@ def organization_state(account: OrganizationAccount, version: int = 0) -> states
 
 
 # Accounts of budgets as the keeper compares them and writes them again.
-
 
 READ_ENTRIES = 1_000
 # Waiting entries of one partition that are looked at.

@@ -48,7 +48,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 #
 # An organization's entries there are older than any of it in the outbox. Only `park` writes here.
 
-
 # Entries one script moves: half a millisecond of Redis.
 MOVED_MAX = 250
 
@@ -120,7 +119,6 @@ def _packed(ids: Iterable[bytes]) -> bytes:
 
 
 # The newest entry ever deleted of each partition's outbox, asked again where that may be another by now.
-
 
 # What others deleted is seen that late.
 KEPT_S = 5.0
@@ -401,7 +399,6 @@ class Outbox:
 
 # Finds and drops what waits in older data's outbox: PostgreSQL's rows do not lead to it.
 
-
 READ_ENTRIES = 1_000
 
 
@@ -480,8 +477,6 @@ def _fact(said: Reply, name: bytes) -> StreamPlace:
 
 
 # Refused calls as the keeper reads them: batches in the order they came, removed once they are rows.
-
-
 class RefusedStream:
     """The stream that all workers add to."""
 

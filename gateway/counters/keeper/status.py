@@ -141,7 +141,6 @@ def _quota(state: states.TenantState) -> LiveQuota:
 # Each worker adds what it counted every other second to a hash of five seconds, which Redis forgets
 # by itself. Nothing depends on it: while Redis is away nothing is kept, and nothing waits.
 
-
 PUBLISH_S = 2.0
 BUCKET_S = 5
 WINDOW_S_MAX = 60
@@ -199,7 +198,6 @@ class Activity:
 #
 # Nothing depends on it. People read it, and the search for a wrong pepper does too.
 
-
 SAID_EACH_S = 10.0
 PRESENCE_KEPT_S = 60
 _KEEPERS = keys.KEEPERS.encode()
@@ -254,7 +252,6 @@ async def heard(wires: RedisConnections) -> KeeperInfo | None:
 # Which programs run: each gateway worker and keeper says so in one sorted set, by when it did last.
 #
 # Nothing depends on it: it is for people. Who is silent goes by itself, by Redis' own clock.
-
 
 PROGRAM_SAID_EACH_S = 30.0
 SILENT_S_MAX = 90
@@ -337,7 +334,6 @@ def _read(member: bytes) -> Program | None:
 
 
 # What workers report of themselves in Redis, each in a field of its own named by its worker number.
-
 
 # Between two reports that say the same: a keeper waits longer before it takes a worker for gone.
 SAY_AGAIN_S = 5.0

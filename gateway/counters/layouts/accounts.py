@@ -14,7 +14,6 @@ from gateway.counters.redis import keys
 
 # The flags of a call: one byte that says to `reserve` and `settle` which accounts it moves and how.
 
-
 FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
 FLAG_BY_TOKEN, FLAG_RAISES = 64, 128
 # Of a window of a budget, besides its unit. One that is gone is in no definition any more: it refuses nobody.

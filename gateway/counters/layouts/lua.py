@@ -101,8 +101,6 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
 
 
 # --- one function a verb: what is written in its place ----------------------------------------
-
-
 def _read(layout: Layout, made: str, names: str, packed: str, at: str = "") -> str:
     wanted = re.split(r",\s*", names)
     places = sorted(layout.index(name) for name in wanted)
@@ -227,8 +225,6 @@ _WRITERS: dict[str, Callable[..., str]] = {
 
 
 # --- bytes and names --------------------------------------------------------------------------
-
-
 def _form(fields: Sequence[LayoutField]) -> str:
     return "<" + "".join(one.kind.lua for one in fields)
 

@@ -51,7 +51,6 @@ from gateway.errors import NewerLayout
 # `gateway/core/billing/money.py`; `LAYOUTS` has all of them. Both sides go by the names here: Python by the
 # structs of a layout, the scripts by what `lua.py` makes of it.
 
-
 CODE = Layout("CODE", "f64 code")
 # By its number scripts of another layout know that a partition is none of theirs.
 MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
@@ -136,7 +135,6 @@ LAYOUTS = (
 # What calls say of budgets, and are answered: keys behind the others, arguments behind the others. Pure.
 #
 # An account for each has the index of these behind it wherever it may be made or forgotten.
-
 
 need_packed = NEED.pack
 paid_packed = PAID.pack
@@ -489,7 +487,6 @@ def read_marker(raw: object) -> tuple[bytes, int, int]:
 
 
 # Whether a state is already as a definition would have it: then nothing has to be written. Pure.
-
 
 _KINDS: dict[type[AccountDefinition], tuple[type[states.Account], Layout]] = {
     KeyDefinition: (states.KeyState, DEFINE_KEY),

@@ -17,7 +17,6 @@ from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 
 # An account of budgets, packed: a header, its windows as they are defined, then their meters. Pure.
 
-
 # Of one for each how many calls in flight take from it: they may use what they do not hold, so it stays.
 # A window that is open is as it is defined, and has what its meter has.
 BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132")
@@ -64,7 +63,6 @@ def unpack_windows(packed: bytes) -> list[WindowState]:
 # What states had otherwise in layouts before: the order of their fields. Pure.
 #
 # In place of a tenant's limit stood what remained of it, and in place of used credits the balance.
-
 
 # The layout that put windows first.
 REORDERED = 132

@@ -35,7 +35,6 @@ from gateway.errors import CountersUnavailable, InvalidApiKey
 # on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
 # the late queue.
 
-
 MILLION = 1_000_000
 GIVE_BACK, IF_OVER = 0, -1
 LEASED, NONE, RENEWED, UNVERIFIED, UNKNOWN = 1, 2, 3, 0, -2

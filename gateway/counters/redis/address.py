@@ -27,7 +27,6 @@ from gateway.files import UrlFile, require_regular
 # Connections that are open stay as they are; the next new one is made with what the files hold by then. A
 # file that cannot be used changes nothing, and is logged once.
 
-
 _log = logging.getLogger("tollkeeper.redis")
 _Seen = tuple[tuple[int, int, int] | None, ...]
 
@@ -239,7 +238,6 @@ def why_not(error: Exception) -> str:
 
 # Questions on a connection of their own, apart from all calls: to sentinels, and to members of a cluster.
 
-
 ANSWER_S_MAX = 0.5
 # Who says nothing for so long is waited for together with the next one.
 NEXT_S = 0.05
@@ -311,7 +309,6 @@ async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]
 
 
 # Where a connection leads: to the address, or to the primary that its sentinels name, asked each time.
-
 
 # Who has not answered for so long may hang: whether it is the primary still is asked, so often.
 NAMED_LOOK_S = 0.5
@@ -391,7 +388,6 @@ async def primary(address: Address) -> Place:
 
 # The first words on a connection to Redis, and the server's words about itself.
 
-
 # Send one command by its parts, and wait for its answer.
 Ask = Callable[..., Awaitable[Any]]
 
@@ -465,7 +461,6 @@ def said(info: object, name: bytes) -> bytes:
 
 
 # What a server of Redis says of itself by INFO, and whether it takes calls by that.
-
 
 # The codes of a server that refuses commands, and their causes.
 WHY = {

@@ -322,7 +322,6 @@ class CallBatch:
 # and after a short time in any case: a Redis that is far away or stands still delays a call by no more than
 # that. It knows nothing of connections.
 
-
 # While one write is answered, the next one lies before Redis already: it does not wait for this process.
 FLIGHTS_MAX = 2
 GATHER_S_MAX = 0.004
@@ -411,7 +410,6 @@ class CallBatcher:
 #
 # A key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that came last,
 # so that a key with many users does not push out another's that comes now and then.
-
 
 TOMBSTONE_MS = 3_600_000
 NO_ID = "0" * 36

@@ -39,7 +39,6 @@ from gateway.errors import CountersUnavailable
 #
 # A member counts that says `cluster_state:ok`: one that is cut off from most of the others does not.
 
-
 # Who hangs is not waited for, however long calls may take: others know better by then.
 VIEW_S_MAX = 1.0
 # Who said nothing, or is cut off, is not asked again for so long: others are, and answer at once.
@@ -148,7 +147,6 @@ def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
 # state: only a primary gives slots away. A server that was replaced says MOVED too, and its successor may
 # lack acknowledged writes. So nothing goes on to it that was meant for another, nor to anybody who was not
 # there before the slot moved.
-
 
 # From one server to the next; TRYAGAIN, which time alone bounds, is none.
 HOPS_MAX = 8
@@ -514,8 +512,6 @@ class Shards:
 #
 # Their users know no more of a cluster than that. What there has to be one of for each server, such as its
 # fence, is made for each of `wires`.
-
-
 class RedisConnections(Protocol):
     """One wire, or the shards of a cluster."""
 
@@ -578,8 +574,6 @@ class RedisConnections(Protocol):
 
 
 # The wires to where an address leads: one, or those to all primaries of a cluster.
-
-
 def wires_to(
     address: Address,
     make: Callable[[Address], RedisConnection],

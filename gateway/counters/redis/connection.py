@@ -55,7 +55,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, StartError
 # They come as pushes of RESP 3 (https://valkey.io/topics/client-side-caching/, broadcasting mode), in the
 # same read as the answer to what is asked after a change, at the latest.
 
-
 # The name that is told where anything may have changed.
 ANYTHING = b""
 # Of all wires of a process: no time of one has the number of another's.

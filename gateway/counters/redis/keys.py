@@ -142,7 +142,6 @@ def activation(partition: int, organization_id: int, service_id: int, *, in_mone
 # The rule is that of https://valkey.io/topics/cluster-spec/: CRC16 of the bytes between the first braces,
 # or of the whole name.
 
-
 SLOTS: Final = 16_384
 MEMBERS_MAX: Final = 256
 PRIMARIES_MAX: Final = 64

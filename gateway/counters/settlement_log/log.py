@@ -34,7 +34,6 @@ from gateway.errors import CountersUnavailable, StartError
 # is recognised, and damage in the middle costs the damaged block alone. A file is locked while its worker
 # lives: the next owner of its lock owns its contents. Nobody else writes to its attributes.
 
-
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
 
@@ -315,8 +314,6 @@ def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
 
 
 # What bounds a settlement log and the sending of it again: seconds (`_s`), bytes and counts.
-
-
 @dataclass(frozen=True, slots=True)
 class LogLimits:
     """Each with the value that a worker has."""

@@ -48,7 +48,6 @@ from gateway.errors import CountersUnavailable, NewerLayout
 # A marker that was read holds while its server tells what changes and told of none; it is read again now and
 # then all the same. Where nothing is told, and where a partition is not verified, it is read each time.
 
-
 AGAIN_S: Final = 120.0
 # Who told of changes when a marker was asked for: the connection, the history, since when; and when that was.
 _Held = tuple[RedisConnection, bytes, int, float]

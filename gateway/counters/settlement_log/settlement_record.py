@@ -119,7 +119,6 @@ def _texts(encoded: bytes) -> list[bytes]:
 # A settlement that is sent again is answered again, and may be forgotten again before a keeper has seen what
 # it says of the first answer. So the log notes what earlier answers acknowledged behind the latest one.
 
-
 # How many earlier answers of one settlement are kept: so often it is sent again, and forgotten again.
 EARLIER_MAX = 4
 _SEQS = tuple(one.name for one in ACKNOWLEDGED.fields)
@@ -179,7 +178,6 @@ def _movements(caller: Caller, found: dict[str, int]) -> tuple[MovementRange, ..
 
 
 # How far accounts have moved by a log of acknowledged settlements: data that is not as far is older data.
-
 
 READ_BATCH_MAX = 500
 

@@ -20,16 +20,26 @@ from uuid import UUID
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
 from gateway.ops.storage import FileStore, told
-from persistence.archive import months, rows
-from persistence.archive.months import AUDIT, BY_NAME, Connection, MonthlyLedger
-from persistence.archive.rows import FLAG, INTEGER, MOMENT, TEXT, ArchivedMonth, Figure, PartitionedMonth
-from persistence.schema import version as schema
-from persistence.schema.partitions import end_of
+from persistence.archive import months
+from persistence.archive.months import (
+    AUDIT,
+    BY_NAME,
+    FLAG,
+    INTEGER,
+    MOMENT,
+    TEXT,
+    ArchivedMonth,
+    Connection,
+    Figure,
+    MonthlyLedger,
+    PartitionedMonth,
+)
+from persistence.schema import database as schema
+from persistence.schema.database import end_of
 
 # What an archive holds, a document a month of a ledger: written last, so what it names was read back.
 #
 # Programs of before wrote one a month for all ledgers but the audit log. It is read as it stands.
-
 
 FORMAT = 1
 FOLDER = "manifests"
@@ -183,7 +193,6 @@ def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMon
 # A month of a ledger as Parquet, compressed by zstd; and what such a file holds, read back.
 #
 # Texts and documents are texts, moments are microseconds of UTC, all other numbers have 64 bits.
-
 
 # Rows read at once as text: a group of rows in the file.
 GROUP_BYTES = 32 << 20
@@ -357,7 +366,7 @@ def archive(
     }
     with months.connected(url) as connection, told(place.url):
         database = months.identity(connection)
-        done.moved += rows.bring_in_rows(connection)
+        done.moved += months.bring_in_rows(connection)
         due = _due(connection, until)
         if due:
             _refuse_others(place, database)
@@ -421,7 +430,7 @@ def _month(
             found = ArchiveManifest(database, month, _store(connection, place, ledger, month))
             months.refuse_unlocked(connection)
             write_manifest(place, found)
-        if rows.cut_month(connection, found.file):
+        if months.cut_month(connection, found.file):
             return found.file
         found = None
     raise ArchiveFailed(f"{month:%Y-%m} changes while it is written: try again")
@@ -432,8 +441,8 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
 
     A session may end at any time, and another archive that month: nothing of that is written over.
     """
-    name, columns = file_of(ledger.name, month), rows.columns_of(ledger)
-    expected, most = rows.about(connection, ledger, month), place.file_bytes_max
+    name, columns = file_of(ledger.name, month), months.columns_of(ledger)
+    expected, most = months.about(connection, ledger, month), place.file_bytes_max
 
     def grown(written: int, size: int) -> None:
         if most is not None and (whole := outgrown(written, size, expected, most)):
@@ -445,7 +454,7 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
     try:
         with (
             place.write_whole(name, lambda: months.refuse_unlocked(connection)) as sink,
-            rows.as_csv(connection, ledger, month) as pieces,
+            months.as_csv(connection, ledger, month) as pieces,
         ):
             write_parquet(pieces, columns, sink, grown)
     except ArchiveFailed:
@@ -476,10 +485,10 @@ def _holds(place: FileStore, file: ArchivedMonth) -> bool:
 
 def _drop(connection: Connection, place: FileStore, days: int) -> list[str]:
     """Drop what is archived there since so many days, if each of its files is what it was."""
-    here = [each for each in rows.droppable(connection, days) if each.url == place.url]
+    here = [each for each in months.droppable(connection, days) if each.url == place.url]
     for one in here:
         if place.digest(one.file) != (one.bytes, one.sha256):
             raise ArchiveFailed(f"{one.url}/{one.file} is not what was archived: nothing is dropped")
     for one in here:
-        rows.drop_month(connection, one.ledger, one.month)
+        months.drop_month(connection, one.ledger, one.month)
     return [f"{one.ledger} {one.month:%Y-%m}" for one in here]

@@ -11,9 +11,9 @@ from gateway.feature import Feature
 if TYPE_CHECKING:
     import typer
 
-    from gateway.cli.admin.fields import ListSource
+    from gateway.cli.admin.commands import ListSource
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.parts import KeeperParts, Work
+    from gateway.run.keeper_doors import KeeperParts, Work
     from gateway.settings.settings import Settings
 
 
@@ -31,7 +31,7 @@ def _list_sources() -> Sequence[ListSource]:
 
 def _work(parts: KeeperParts) -> Work:
     from gateway.features.archive.retention import Retention  # noqa: PLC0415  # of keepers alone
-    from gateway.run.parts import Work  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
     from persistence.archive.months import behind  # noqa: PLC0415  # as above
 
     return Work(gauges=(partial(behind, parts.engine, Retention.of(parts.settings).due),))

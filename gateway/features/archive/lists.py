@@ -13,7 +13,7 @@ from gateway.admin.resources.resource import FormField, Resource
 from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
-from gateway.cli.admin.fields import ListSource, read_option
+from gateway.cli.admin.commands import ListSource, read_option
 
 # The lists whose rows archives have, and the option that names an archive.
 LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.ops.doctor_redis import Finding
-from persistence.archive.rows import ROWS_TOLD_MAX, told
+from persistence.archive.months import ROWS_TOLD_MAX, told
 
 _NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
 _ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clock is wrong"

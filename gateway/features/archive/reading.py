@@ -34,11 +34,16 @@ from persistence.archive.months import (
     CREDITS,
     SPENDS,
     TOKENS,
+    ArchivedMonth,
     Connection,
     MonthlyLedger,
+    MovementRun,
+    archived,
+    columns_of,
+    contradictions,
+    kept,
 )
-from persistence.archive.rows import ArchivedMonth, MovementRun, archived, columns_of, contradictions, kept
-from persistence.schema.partitions import end_of
+from persistence.schema.database import end_of
 
 # Which ledger a list of the Admin API is of.
 LEDGERS: Mapping[str, MonthlyLedger] = {
@@ -192,7 +197,6 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
 #
 # Every file is read whole. Each movement in it must be in PostgreSQL, as a row that stayed or in the one run
 # that stands for it. PostgreSQL's own proofs then chain these rows and runs with what came after the cut.
-
 
 NAMED_MAX = 100
 BATCH_ROWS = 65_536

@@ -136,7 +136,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
 
     from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
     from gateway.features.backup.taking import restore as bring_back  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.supervisor.servers import postgres_alone  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.supervisor import postgres_alone  # noqa: PLC0415  # loaded where it is needed
 
     one = _backup(source)
     one.manifest()

@@ -10,7 +10,7 @@ from gateway.feature import Feature
 if TYPE_CHECKING:
     import typer
 
-    from gateway.run.parts import KeeperParts, Work
+    from gateway.run.keeper_doors import KeeperParts, Work
 
 
 def _commands(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def _commands(app: typer.Typer) -> None:
 
 
 def _work(parts: KeeperParts) -> Work:
-    from gateway.run.parts import Work  # noqa: PLC0415  # of keepers alone
+    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # of keepers alone
     from persistence.backup import backed_up  # noqa: PLC0415  # as above
 
     return Work(gauges=(partial(backed_up, parts.engine),))

@@ -23,10 +23,9 @@ from typing import IO, Any, Protocol
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
 from gateway.ops.storage import FileStore, shown
-from persistence.schema import version as schema
+from persistence.schema import database as schema
 
 # What a backup says it holds. The same words in a file's last member and in a bucket's document.
-
 
 FORMAT = 1
 # Of the package: what speaks to buckets.
@@ -248,7 +247,6 @@ def _drop_left(folder: Path) -> None:
 # The document is written last, once every piece was read back: what has none is no backup. A piece fits into
 # memory, so that nothing waits on a disk, and none is as large as a store would refuse.
 
-
 PIECE_BYTES = 32 << 20
 PIECES_MAX = 1 << 15
 # Pieces without a document are of a backup that is being written, or by then of one that was killed.
@@ -439,8 +437,6 @@ def _instead(place: FileStore) -> str:
 
 
 # What taking, restoring and proving need of where backups are kept.
-
-
 class Backup(Protocol):
     """One that is there as a whole."""
 

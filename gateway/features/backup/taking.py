@@ -23,10 +23,9 @@ from gateway.errors import BackupFailed, StartError
 from gateway.features.backup.storage import FORMAT, Backup, BackupManifest, Backups, BackupWriter
 from gateway.local.embedded import postgres
 from persistence import backup as backups
-from persistence.schema import version as schema
+from persistence.schema import database as schema
 
 # PostgreSQL's own programs, of a server's major version: those of another write what it cannot read.
-
 
 # Where systems keep several versions beside each other: Debian, Red Hat, Homebrew, Alpine.
 PLACES = (
@@ -169,8 +168,6 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
 #
 # A backup that was taken and proven is noted in the database itself, so that metrics tell how old the last
 # one is.
-
-
 def note(url: str, backup: Backup, manifest: BackupManifest) -> int:
     """Note in the database that a backup of it was written; the number of the note."""
     taken_at = datetime.fromisoformat(manifest.taken_at)

@@ -12,7 +12,7 @@ from gateway.feature import Feature
 
 if TYPE_CHECKING:
     from gateway.admin.resources.resource import DocumentEndpoint
-    from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
 
 
@@ -57,7 +57,7 @@ def _work(parts: KeeperParts) -> Work | None:
 
 def _routes(parts: AdminParts) -> Routes:
     from gateway.features.documents.maker import mount_documents  # noqa: PLC0415  # of people's processes alone
-    from gateway.run.parts import Routes  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
 
     return Routes(files=partial(mount_documents, logo_of(parts.settings)))
 

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from gateway.admin.api.usage import name_of
 from gateway.admin.api.views import row_id
-from gateway.admin.http.concurrency import ConcurrencyLimits, WorkSlots
 from gateway.admin.http.guard import headers_of, in_thread
 from gateway.admin.http.requests import require_read
+from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Row

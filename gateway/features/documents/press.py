@@ -76,7 +76,6 @@ def _pages_apart(content: dict[str, Any], logo: Path | None) -> bytes:
 # Letters that no font of this machine shows: they would be boxes, so a document with them does not become
 # final.
 
-
 _PAGE = b"""#set document(date: datetime(year: 2000, month: 1, day: 1))
 #set text(font: "Libertinus Serif")
 #sys.inputs.text"""
@@ -109,7 +108,6 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Do the job on standard input."""
     job = json.load(sys.stdin.buffer)
     logo = job["logo"]
     sys.stdout.buffer.write(_pages(job["content"], None if logo is None else Path(logo)))

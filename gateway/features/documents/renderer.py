@@ -30,7 +30,6 @@ from gateway.features.documents.e_invoice import due_of, prepaid_of, terms_of
 #
 # The library is loaded when the first is asked for. It is asked for no rules over the network.
 
-
 # Of the package: what sets pages and writes XML.
 EXTRA = "documents"
 FACTUR_X, UBL = "factur-x", "ubl"
@@ -53,7 +52,6 @@ def electronic_invoice(invoice: Row, syntax: str) -> bytes:
 
 
 def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
-    """Put the XML of an invoice into its PDF/A-3."""
     with loading(EXTRA):
         from facturx import generate_from_binary  # noqa: PLC0415  # as above
 
@@ -114,7 +112,6 @@ class InvoiceRenderer:
         return electronic_invoice(invoice, syntax)
 
     def content(self, invoice: Any) -> dict[str, Any]:
-        """What the template takes of an invoice."""
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
         document, adopted = self._document(invoice)
         seller = _party(document.seller)

@@ -181,8 +181,6 @@ def _pause_s(said: str | None, number: int) -> float:
 
 
 # The outcome of the comparison, as a table, as CSV and as JSON. Counts are numbers, money is exact decimals.
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """All rows, and their span: days from `since` to `until` (not included) and services of ours."""
@@ -296,7 +294,6 @@ def _percent(row: DayComparison, name: str) -> str | None:
 
 # Both sides of a comparison: theirs from files or the API of the provider, ours from the Admin API.
 
-
 FILE_BYTES_MAX: Final = 64 * 2**20
 FILES_MAX: Final = 100
 DAYS_MAX: Final = 366
@@ -344,8 +341,6 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
 
 
 # --- theirs ---------------------------------------------------------------------------------------------
-
-
 def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
     """The files, or the address of the API: it may stand where a file does."""
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
@@ -382,8 +377,6 @@ def _asked(form: Format, url: str | None, since: date | None, until: date | None
 
 
 # --- ours -----------------------------------------------------------------------------------------------
-
-
 def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
     """The services that are compared, by key."""
     if named:
@@ -445,8 +438,6 @@ def _times(since: date, until: date) -> dict[str, str]:
 
 
 # --- what was typed -------------------------------------------------------------------------------------
-
-
 def _tolerance(texts: Sequence[str]) -> Tolerance:
     try:
         return comparison.read_tolerance(texts)

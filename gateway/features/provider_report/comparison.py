@@ -21,7 +21,6 @@ from gateway.errors import TollkeeperError
 
 # What somebody counted: amounts by day and model, each exact. Both sides of a comparison are one.
 
-
 # The compared values. `input` is without what a cache had; those that are written to it for an hour are part
 # of those that are. All but the cost are counts.
 FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
@@ -105,7 +104,6 @@ def count(text: str) -> int:
 
 
 # Which names of models mean the same: callers ask for `gpt-4o`, providers bill `gpt-4o-2024-08-06`.
-
 
 # What a name ends in where it names one version: 2024-08-06, 20250514, 0613.
 _DATED: Final = re.compile(
@@ -352,7 +350,6 @@ def _sum(some: Iterable[Mapping[str, Decimal]]) -> Amounts:
 
 
 # Differences between providers' reports: an object each, in a file of its own.
-
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]

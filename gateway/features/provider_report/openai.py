@@ -114,8 +114,6 @@ def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
 
 
 # --- CSV, as the dashboard exports it; a day without anything is a row of nothing but its time -------------
-
-
 def _usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     day = cell(row, "start_time", _day)
     if not row["model"] and not row["num_model_requests"]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from gateway.feature import Feature
 
 if TYPE_CHECKING:
-    from gateway.admin.console.panels import InvoiceHistory
+    from gateway.admin.console.records import InvoiceHistory
     from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Action, Resource
-    from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+    from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
 

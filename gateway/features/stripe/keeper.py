@@ -20,8 +20,7 @@ from gateway.extras import loading
 from gateway.features.stripe.administration import mount_events
 from gateway.features.stripe.handover import DONE, HandoverStep
 from gateway.outbound.client import Connector
-from gateway.run.keeper_doors import KeeperSettings
-from gateway.run.parts import AdminParts, KeeperParts, Routes, Work
+from gateway.run.keeper_doors import AdminParts, KeeperParts, KeeperSettings, Routes, Work
 from gateway.settings.settings import Settings
 from persistence.stripe.queue import HandoverQueue, forget, handed_over
 

@@ -43,7 +43,6 @@ from gateway.features.stripe.handover import (
 #
 # The library promises no secrecy of its messages, so stored ones are bounded and masked here.
 
-
 REQUEST_S_MAX = 20.0
 PAGE = 100
 PAGES_MAX = 20
@@ -178,7 +177,6 @@ def shown(text: str) -> str:
 #
 # https://docs.stripe.com/currencies: sixteen currencies have no decimals, some of them two by ISO 4217. Two
 # that have none by it are counted in hundredths, and those with three end in a zero.
-
 
 _WITHOUT_DECIMALS = frozenset(
     ("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF")
@@ -435,7 +433,6 @@ def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
 
 # What Stripe tells of invoices and money: its own library verifies the signature before it is believed.
 
-
 TOLERANCE_S = 300
 # An invoice's name may be put behind it.
 NAME_CHARS_MAX = 255
@@ -519,7 +516,6 @@ def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
 #
 # A message of Stripe's names its payment, and a payment may be of several invoices. So Stripe is asked
 # what each of them stands at: messages may come twice, late and in any order.
-
 
 # The money stayed, or came back.
 _NOT_GIVEN = frozenset({"failed", "canceled"})

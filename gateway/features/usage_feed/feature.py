@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Resource
     from gateway.ops.doctor_redis import Finding
-    from gateway.run.parts import KeeperParts, Work
+    from gateway.run.keeper_doors import KeeperParts, Work
     from gateway.settings.settings import Settings
     from persistence.entity import Entity
     from persistence.ledger.listeners import LedgerListener
@@ -78,7 +78,7 @@ def _work(parts: KeeperParts) -> Work:
     from gateway.features.usage_feed.sender import UsageFeedSender  # noqa: PLC0415  # as above
     from gateway.features.usage_feed.services import Lago, OpenMeter, UsageEvents  # noqa: PLC0415  # as above
     from gateway.outbound.client import Outgoing  # noqa: PLC0415  # as above
-    from gateway.run.parts import Work  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds  # noqa: PLC0415  # as above
 
     settings, engine = parts.settings, parts.engine

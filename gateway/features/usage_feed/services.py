@@ -132,7 +132,6 @@ class UsageEvents:
 # in seconds, and `properties`. All are taken, or none: a refusal (422) says by position what is wrong with
 # which, also of one that it has already (`value_already_exist`, getlago/lago-api#3049). Such a one is taken.
 
-
 KNOWN = {"transaction_id": ["value_already_exist"]}
 
 
@@ -183,7 +182,6 @@ class Lago:
 # 204. https://openmeter.io/docs/metering/events/overview: an event counts once by `id` and `source`; a meter
 # matches its `type`, and adds up a property of `data`, a number or a text that is one. A batch with an event
 # that cannot be read is 400; it does not say which.
-
 
 SOURCE = "tollkeeper"
 

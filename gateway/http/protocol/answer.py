@@ -237,7 +237,6 @@ def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
 # is complete by its own framing, nothing came behind it or could come late, and nobody said close.
 # The driver may know more, but never decides it. There is no socket and no clock.
 
-
 NO_BODY = frozenset({204, 304})
 _UNCOUNTED = 1 << 62  # small chunks: a streamed answer may be made of them
 

@@ -146,7 +146,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 # A request that comes in has one table, for its bytes alone: whether its client is still there is no
 # state of its framing. A message to an upstream has two, since an answer may overtake its request.
 
-
 # States.
 IDLE = "idle"
 BODY = "body"

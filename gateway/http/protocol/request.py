@@ -48,7 +48,6 @@ from gateway.http.protocol.framing import (
 # the room it takes, and an entry that is renewed makes nobody go. The least recently used goes
 # first: strangers cannot make those go who come all the time.
 
-
 K = TypeVar("K", bound="bytes | str")
 V = TypeVar("V")
 U = TypeVar("U", bound=LruEntry)
@@ -114,7 +113,6 @@ class LruParseCache(LruCache[K, U]):
 # RFC 9110, 7.6.1: hop-by-hop fields end here. Credentials, forwarded fields and everything of ours
 # end here too. Each spelling of a short name is looked at once and remembered, within bounds: who
 # sends it is not known yet.
-
 
 CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials)
 HOP_BY_HOP = frozenset(
@@ -478,7 +476,6 @@ def _read_connection(head: RequestHead) -> None:
 # last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there
 # were.
 
-
 BATCH: Final = 64
 TAIL_DIGITS: Final = 12
 # A batch is thrown away after so long: an id says when its request began, to the second.
@@ -518,7 +515,6 @@ class RequestIds:
 #
 # Where a request ends is decided here and nowhere else. Whether its client is still there, what the
 # request means and what becomes of its answer is not known here; there is no socket and no clock.
-
 
 _UNREAD = (IDLE, WHOLE)
 _READ_ON = (BODY, DISCARDING)

@@ -72,7 +72,6 @@ from gateway.http.server.buffers import bare
 # pass is decided further below. A head of the deciding lines alone says all of this: clients
 # of one kind have it in common.
 
-
 # Of a path nobody serves, in what is said of it.
 PATH_CHARS_SHOWN = 200
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
@@ -314,7 +313,6 @@ def _unknown(path: str, nearest: str) -> Refusal:
 
 # One call's head as the data plane uses it, put together from what its lines mean.
 
-
 _NO_ATTRIBUTION = Attribution()
 
 
@@ -439,7 +437,6 @@ def unreadable(head: bytes, refusal: Refusal) -> CallHead:
 #
 # Sources: the Fetch standard, "CORS protocol"; RFC 6454 (origins). A browser is never asked for credentials
 # of its own: an API key is sent by the page itself.
-
 
 PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
 ANY_ORIGIN = b"*"

@@ -170,7 +170,6 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
 #
 # A binding stays the same object while the catalogue does, so a plan made under it need not be made again.
 
-
 TOLD_MAX = 1000
 
 
@@ -242,7 +241,6 @@ class WorkerBindings:
 # What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
 # no meter reads it, or make another call of it. So what a query may have is on a list, and fields known to
 # do such things never pass.
-
 
 JSON_TYPE = b"content-type: application/json"
 _JSON = re.compile(
@@ -329,7 +327,6 @@ def _family(route: Route) -> ApiFamily:
 #
 # A list of all objects of a kind would show every organization's, so it is 404 for everybody. Bodies of
 # free routes are read as those of metered ones are, but for forms where files are taken.
-
 
 # Collections whose API takes files as forms, in which it takes no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})

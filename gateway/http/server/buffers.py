@@ -142,7 +142,6 @@ def full() -> Refusal:
 # There is no task and no event loop involved in a step: the setter of a `Wait` runs the handler on,
 # up to its next `Wait`. A rare path may await an asyncio future too.
 
-
 _E = TypeVar("_E", bound=BaseException)
 _Handling = Coroutine[Any, None, None]
 

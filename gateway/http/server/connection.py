@@ -34,7 +34,6 @@ from gateway.http.upstream.pool import Link
 # sent before it is in our buffers. Bytes that wait in the client's own buffers hide its end; how long, the
 # deadlines of the other side decide.
 
-
 SUCCESSOR, UNWANTED, SLOW_UPSTREAM, SLOW_CLIENT, TURN = 1, 2, 4, 8, 16
 ANYTHING = SUCCESSOR | UNWANTED | SLOW_UPSTREAM | SLOW_CLIENT  # but a turn, which comes by itself
 _ENDED = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere an end is seen by reading alone

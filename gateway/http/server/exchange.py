@@ -23,13 +23,12 @@ from gateway.http.server.buffers import Buffers, RequestDriver
 from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link, Upstream
 
+
 # The received part of the request's body, and the waiter for more of it.
 #
 # Bytes that are waited for count in their caller's share, from the first wait until `let_go`. Bodies
 # never waited for are bounded by one read: the socket is not read on then, which is its owner's
 # affair.
-
-
 class RequestBody:
     """The body of one request at a time. `size` is what came of it, `kept` what counts in a share."""
 
@@ -136,8 +135,6 @@ class RequestBody:
 
 
 # What all requests of one worker share.
-
-
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.

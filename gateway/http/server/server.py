@@ -33,7 +33,6 @@ from gateway.http.upstream.pool import Upstream
 # A worker that is dead, hangs or is busy accepts nobody. The supervisor holds its socket, so clients wait
 # there; the other workers take them after a moment.
 
-
 BACKLOG = 4_096
 # A client that its own worker has not accepted by then is another's.
 WAITS_S_MAX = 0.05
@@ -114,7 +113,6 @@ class AcceptSharing:
 #
 # In order, and within a time that no client can stretch: a client that is not served any more and does not
 # read is left behind.
-
 
 QUIET_TIMES_MAX = 5
 STOPPING = "This gateway is stopping, and its time for calls in progress is over. Send the request again."
@@ -213,8 +211,6 @@ class Shutdown:
 #
 # Never what was asked or answered, nor a credential. A caller is known by the ids of its tenant and
 # organization.
-
-
 def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, object]:
     """The facts of one line, in milliseconds; those of a caller or an upstream where there is one."""
     caller, call, routed = exchange.caller, exchange.call, exchange.routed

@@ -25,7 +25,6 @@ from gateway.http.tally import TickClock
 # The system's own look-up is asked, so that /etc/hosts and search domains count. It may hang for half a
 # minute, so it has a thread of its own, one a name at a time; nothing else ever waits for it.
 
-
 # Of one answer; and of those that were seen, which connections may still go to.
 ADDRESSES_MAX = 16
 SEEN_MAX = 256

@@ -39,7 +39,6 @@ from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 # Connections that are open stay as they are; the next new one is made with what the files have by then. A
 # file that cannot be used changes nothing, and is logged once.
 
-
 # How often files are looked at, at most.
 LOOK_S = 5.0
 
@@ -347,8 +346,6 @@ def _told(name: str, error: Exception) -> str:
 # The handling of a request waits here twice: for the final head, then for body bytes. Bytes behind
 # a complete answer destroy the connection; they never reach the next client. Never knows
 # callers, meters or limits.
-
-
 class _BodySource(Protocol):
     """Who streams a request body into a link: told to wait while the link cannot take more."""
 

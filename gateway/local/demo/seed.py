@@ -171,11 +171,9 @@ class _Admin:
         return self.make(resource, {**body, "name": f"{body['name']} {self._run[:8]}"}, step="own")
 
     def one(self, resource: str, row_id: str) -> dict[str, Any]:
-        """A row, empty if it is gone."""
         return self._call("GET", f"{resource}/{row_id}")
 
     def all(self, resource: str) -> list[dict[str, Any]]:
-        """The first page of a resource."""
         items: list[dict[str, Any]] = self._call("GET", f"{resource}?limit=100")["items"]
         return items
 

@@ -39,15 +39,12 @@ from gateway.errors import StartError
 
 # One request to the demo upstream, read from a socket: enough HTTP/1.1 for a demonstration.
 
-
 BODY_BYTES_MAX = 64 * 1024 * 1024
 DELAY_MAX_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class DemoRequest:
-    """One request."""
-
     method: str
     target: str
     headers: dict[str, str]
@@ -56,12 +53,10 @@ class DemoRequest:
 
     @property
     def path(self) -> str:
-        """The decoded path."""
         return unquote(self.target.partition("?")[0])
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The query's parameters."""
         return parse_qs(self.target.partition("?")[2])
 
     def json(self) -> dict[str, Any]:
@@ -78,7 +73,6 @@ class DemoRequest:
         return int(value) if value.isdecimal() else None
 
     def seconds(self, name: str) -> float:
-        """A pause a request asks for."""
         try:
             return min(max(float(self.headers.get(name, "0")), 0.0), DELAY_MAX_S)
         except ValueError:
@@ -123,7 +117,6 @@ async def _chunked(reader: asyncio.StreamReader) -> bytes:
 #
 # Token counts are deterministic: words and punctuation marks of request and answer, unless the
 # request dictates them.
-
 
 WORD = re.compile(r"\w+|[^\w\s]")
 OUTPUT_TOKENS_MAX = 16
@@ -198,7 +191,6 @@ def tokens_in(value: Any) -> int:
 
 
 def prompt_of(body: dict[str, Any]) -> Any:
-    """The prompt, in any API."""
     return next((body[name] for name in PROMPTS if name in body), "")
 
 
@@ -295,7 +287,6 @@ def _of_people(prompt: Any) -> Any:
 
 
 def _last_text(value: Any) -> str:
-    """The last text said, however it is wrapped."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -317,25 +308,20 @@ def _last_text(value: Any) -> str:
 # In a stream, a comment before an event says when it is sent: `each piece`, `if tool`, `unless tool`;
 # `counted` if it is output, `announced` if it reports a token before any is sent, `last` if nothing follows.
 
-
 HOLE = re.compile(r"\$(\w+)")
 GONE = object()
 
 
 @dataclass(frozen=True, slots=True)
 class DemoEvent:
-    """One event of a stream: its name, its data, and the rules by which it is sent."""
-
     name: str
     data: Any
     rules: tuple[tuple[str, str], ...]
 
     def named(self, rule: str) -> list[str]:
-        """What a rule names, in the order of the comment."""
         return [name for word, name in self.rules if word == rule]
 
     def marked(self, mark: str) -> bool:
-        """Whether the comment says this of the event."""
         return (mark, "") in self.rules
 
 
@@ -358,7 +344,6 @@ STREAMS = {
 
 
 def whole_answer(name: str, turn: DemoExchange) -> bytes:
-    """An answer in one piece."""
     turn.finish()
     return written_answer(fill_answer(WHOLE[name], turn.values, turn.lists)).encode()
 
@@ -414,8 +399,6 @@ def _each(item: Any, values: dict[str, Any], lists: dict[str, Any]) -> list[tupl
 
 
 # How an answer of the demo upstream leaves: whole, in pieces, compressed, or broken off as asked.
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer: a whole body, or pieces of a stream. `turn` is the call it answers, if it is one."""

@@ -57,7 +57,6 @@ def binaries() -> Path:
 
 
 def url(port: int, password: str) -> str:
-    """The URL of the embedded server."""
     return f"postgresql://{USER}:{quote(password, safe='')}@127.0.0.1:{port}/{DATABASE}"
 
 
@@ -97,7 +96,6 @@ def initialise(cluster: Path, password: str, *, superuser: str = SUPERUSER) -> N
 
 
 def _owned(password: str) -> str:
-    """Statements that make the owner and its database, one a line."""
     literal = password.replace("'", "''")
     return (
         f"CREATE ROLE {USER} LOGIN CREATEROLE CREATEDB PASSWORD '{literal}';\n"
@@ -107,7 +105,6 @@ def _owned(password: str) -> str:
 
 
 def program(cluster: Path, log: Path, port: int) -> ProcessSpec:
-    """The server on an initialised cluster."""
     user = _borrowed(cluster.stat().st_uid, cluster)
     argv = [str(binaries() / "postgres"), "-D", str(cluster), "-p", str(port)]
     for name, value in OPTIONS.items():

@@ -81,7 +81,6 @@ def _user(owner_uid: int | None) -> pwd.struct_passwd:
 
 
 def _closed_directory(path: Path, user: pwd.struct_passwd) -> Path | None:
-    """The first directory on the way to `path` that the user may not pass."""
     resolved = path.resolve()
     for directory in (*reversed(resolved.parents), resolved):
         try:

@@ -39,7 +39,6 @@ def binary() -> Path:
 
 
 def url(port: int, password: str) -> str:
-    """The URL of the embedded server."""
     return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
 
 
@@ -84,7 +83,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         "appendfsync": "everysec",
         "aof-load-truncated": "yes",
         "save": '""',
-        "maxmemory": _memory_bytes() // 2,
+        "maxmemory": (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2,
         "maxmemory-policy": "noeviction",
         "loglevel": "notice",
         "set-proc-title": "no",
@@ -109,11 +108,6 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         environment=ENVIRONMENT,
         reason=partial(_reason, directory),
     )
-
-
-def _memory_bytes() -> int:
-    """How much memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _quoted(path: Path) -> str:

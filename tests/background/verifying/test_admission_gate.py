@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.background.flushing.losses import LossCounter
 from gateway.background.verifying import admission_gate as module
+from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX, LedgerState, VerificationResult
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from gateway.background.flushing.late import LateSettlements
+from gateway.background.loops import Gauges
 from gateway.background.verifying.admission_gate import AdmissionGate
-from gateway.background.verifying.gauges import Gauges
 from gateway.background.verifying.verifier import (
     INTERVAL_S,
     TOGETHER_MAX,

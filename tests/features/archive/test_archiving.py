@@ -25,9 +25,8 @@ from gateway.features.archive.reading import prove
 from gateway.ops.storage import FileStore
 from persistence import engine as engines
 from persistence.archive import months as archive_months
-from persistence.archive.months import BY_NAME, Connection
-from persistence.archive.rows import ArchivedMonth
-from persistence.schema import partitions
+from persistence.archive.months import BY_NAME, ArchivedMonth, Connection
+from persistence.schema import database
 from persistence.store import Store
 from tests.features.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
 from tests.persistence.billing.drawn import some
@@ -290,7 +289,7 @@ async def test_a_month_that_is_not_closed_says_why(old: Aging) -> None:
 
 
 async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Aging) -> None:
-    january, more = BEGINS.date().replace(day=1), partitions.NAMED_MAX + 3
+    january, more = BEGINS.date().replace(day=1), database.NAMED_MAX + 3
     use = (
         OPENS["use that no invoice has: USD"]
         .replace("SELECT id, ", "SELECT n, ")
@@ -303,12 +302,12 @@ async def test_of_many_reasons_the_first_are_named_and_all_are_counted(old: Agin
         connection.execute(use.encode())
         said = why_open(connection, january)
     named = [
-        f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + partitions.NAMED_MAX)
+        f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + database.NAMED_MAX)
     ]
-    assert said[: partitions.NAMED_MAX + 1] == [*named, "and 3 more like it"]
+    assert said[: database.NAMED_MAX + 1] == [*named, "and 3 more like it"]
     async with pool.connect() as asked:
-        assert await partitions.why_unbilled(asked, date(2026, 2, 1)) == named[0]
-        assert await partitions.why_unbilled(asked, january) == ""
+        assert await database.why_unbilled(asked, date(2026, 2, 1)) == named[0]
+        assert await database.why_unbilled(asked, january) == ""
     await pool.dispose()
 
 

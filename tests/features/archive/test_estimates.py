@@ -7,7 +7,7 @@ from datetime import date
 import psycopg
 import pytest
 
-from persistence.archive import rows
+from persistence.archive import months
 from persistence.archive.months import BY_NAME
 from tests.features.archive.aging import Clones, clones, months_made
 from tests.persistence.migrated import template
@@ -27,4 +27,4 @@ def test_each_row_of_a_month_is_estimated_once(clones: Clones, by: str) -> None:
             " FROM generate_series(1, 600) AS n"
         )
         connection.execute("ANALYZE token_ledger")
-        assert rows.about(connection, BY_NAME["token_ledger"], date(2026, 2, 1)) == 600
+        assert months.about(connection, BY_NAME["token_ledger"], date(2026, 2, 1)) == 600

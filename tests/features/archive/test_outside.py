@@ -17,7 +17,7 @@ from gateway.ops.doctor import examine
 from gateway.ops.storage import FileStore
 from gateway.settings.settings import Settings
 from persistence import engine as engines
-from persistence.archive import rows as archive_rows
+from persistence.archive import months as archive_rows
 from persistence.archive.months import BY_NAME, behind, connected
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template

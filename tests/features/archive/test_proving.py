@@ -19,7 +19,7 @@ from gateway.cli.main import run
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.reading import ArchiveProof, compare, prove
 from gateway.ops.storage import FileStore
-from persistence.archive.rows import MovementRun
+from persistence.archive.months import MovementRun
 from tests.features.archive.aging import LEDGERS, Aging, clones, old
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of

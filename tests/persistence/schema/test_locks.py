@@ -24,7 +24,7 @@ from sqlalchemy import create_engine, text
 from gateway.errors import StartError
 from persistence import engine
 from persistence.schema import migrate
-from persistence.schema.version import KNOWN, NEEDED
+from persistence.schema.database import KNOWN, NEEDED
 from tests.persistence.scenario import rows_of
 from tests.persistence.schema.baseline import bring_to_baseline
 from tests.waiting import wait_until

@@ -22,9 +22,9 @@ from sqlalchemy import create_engine
 from gateway.errors import StartError
 from persistence import engine
 from persistence.keeper.sweeps import KeeperShares
-from persistence.schema import migrate, partitions, roles
-from persistence.schema import version as schema
-from persistence.schema.version import KNOWN, NEEDED
+from persistence.schema import database, migrate, roles
+from persistence.schema import database as schema
+from persistence.schema.database import KNOWN, NEEDED
 from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
@@ -282,10 +282,10 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
 
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
     pool = engine.create(cloned)
-    made = await partitions.ensure_partitions(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2)
+    made = await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
     assert (
-        await partitions.ensure_partitions(pool, by="month", months_ahead=partitions.MONTHS_AHEAD + 2) == []
+        await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
     )
     await pool.dispose()
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.run.readiness import ANSWERS_MAX, SILENT_MAX, Ops, listen
+from gateway.run.health import ANSWERS_MAX, SILENT_MAX, Ops, listen
 
 PROBE = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from gateway.errors import StartError
 from gateway.local.ports import JsonVoice
 from gateway.run import serving
-from gateway.run.supervisor.servers import Options
-from gateway.run.supervisor.up import run_up
+from gateway.run.supervisor import Options, run_up
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 

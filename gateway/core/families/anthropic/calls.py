@@ -50,7 +50,6 @@ def read_messages(
 #
 # A cache is written where `cache_control` or `caching` says so. Sound is neither read nor made.
 
-
 FAST: Final = "fast"  # a speed with prices of its own, as a tier has
 US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
 
@@ -84,7 +83,6 @@ EXCLUSIONS = Exclusions(
 
 
 # Objects that Anthropic's upstreams keep: files, containers, skills, batches of messages.
-
 
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BUILT_IN_SKILLS = "anthropic"

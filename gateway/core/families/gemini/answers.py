@@ -26,7 +26,6 @@ from gateway.core.metering.report import UsageShape, may_hold_more, see_content
 
 # When to try again, as Gemini says it in the body of a 429: google.rpc.RetryInfo (AIP-193).
 
-
 REFUSED = 429
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")  # a Duration in JSON
 

@@ -97,7 +97,6 @@ def _one(camel: T | None, snake: T | None, param: str) -> T | None:
 # Its provider writes to caches by itself, so every call may. Enumerations of its JSON may be numbers, and
 # both spellings of a name count: a value that is not known rules nothing out.
 
-
 _PLAIN_TIERS: Final = frozenset({"standard", "flex", "SERVICE_TIER_STANDARD", "SERVICE_TIER_FLEX"})
 _TEXTUAL: Final = frozenset(
     {
@@ -177,7 +176,6 @@ EXCLUSIONS = Exclusions(
 #
 # Objects have names, which are their paths; ids number calls of functions. Names of fields are compared
 # without case and underscores, as the most lenient reader would.
-
 
 _NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
 _LIST = "filesearchstorenames"

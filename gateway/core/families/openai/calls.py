@@ -110,7 +110,6 @@ def _prompts(prompt: object) -> int:
 #
 # Its provider writes to caches by itself, so every call may. A tier that is not said is the project's own.
 
-
 _PLAIN_TIERS: Final = frozenset({"default", "flex"})
 _SAID: Final = ("messages", "input", "instructions", "system")
 # What the upstream keeps may hold anything, and so may another source of content.
@@ -142,8 +141,6 @@ EXCLUSIONS = Exclusions(
 
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
-
-
 def _told(document: Document) -> Iterator[str]:
     """Ids at the places where the API itself puts what it makes.
 

@@ -26,9 +26,8 @@ from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
 
+
 # What a report of use of OpenAI's APIs is made of, noted beside what is charged.
-
-
 def any_count(read: int | None, written: int | None) -> bool:
     """Whether either of these is a number of tokens."""
     return (read is not None and read >= 0) or (written is not None and written >= 0)

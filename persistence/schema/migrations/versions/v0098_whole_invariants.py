@@ -69,5 +69,4 @@ DROP TABLE account_proof;"""
 
 
 def upgrade() -> None:
-    """Rows stay as they are."""
     op.get_bind().exec_driver_sql(_STATEMENTS, execution_options={"no_parameters": True})

@@ -1,1 +1,0 @@
-"""Processes of one machine: started, watched and stopped in order."""
