@@ -19,6 +19,7 @@ from persistence.registry import SUBJECTS
 from persistence.resources import people
 from persistence.tables import tenant
 from tests.databases import own_database
+from tests.in_turn import in_turn
 from tests.persistence.migrated import _template
 
 ROWS, NAMES, SHOWN = 12_000, 400, 50
@@ -65,8 +66,8 @@ def filled(postgres: str) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("name", ["user_id", "project_id"])
-@pytest.mark.parametrize("resource", FILLS)
+@in_turn("name", ["user_id", "project_id"])
+@in_turn("resource", FILLS)
 async def test_a_list_reads_the_rows_it_shows(filled: str, resource: str, name: str) -> None:
     query = Query({name: 7}, None, None, None, SHOWN, descending=True)
     plan, rows = await planned(filled, resource, query)
@@ -183,7 +184,7 @@ def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(nam
 # Names are found by the beginnings of their words, whatever stands between the words.
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("name", "wanted", "found"),
     [
         ("Acme Corporation Europe", "corp", True),

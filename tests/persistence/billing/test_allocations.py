@@ -14,6 +14,7 @@ from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.billing.invoice_build import Cover, boxes
 from persistence.ledger.writer import LedgerWriter
+from tests.in_turn import in_turn
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
@@ -63,7 +64,7 @@ async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Alloc
     assert await broken(migrated) == []
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("known", "ended", "entered"),
     [
         # As it ends, and until a day behind the end of its month, it is of its last instant.
@@ -79,7 +80,7 @@ async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Alloc
         ("2028-07-05 12:00", "2028-07-06 00:00", "2028-07-05 12:00"),
     ],
 )
-@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Apia"])
+@in_turn("zone", ["UTC", "America/New_York", "Pacific/Apia"])
 def test_a_month_is_open_until_a_day_behind_its_end_by_utc(
     migrated: str, zone: str, known: str, ended: str, entered: str
 ) -> None:

@@ -27,6 +27,7 @@ from persistence.schema import database
 from persistence.schema.database import ENSURE_PARTITIONS
 from persistence.store import Store
 from persistence.tables import metadata
+from tests.in_turn import in_turn
 from tests.persistence.migrated import BY_MONTH
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
 from tests.tree import ROOT
@@ -136,7 +137,7 @@ async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, wri
     await engine.dispose()
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "asked",
     [
         "'call', NULL", "NULL, now()", "'token_ledger', now()", "'usage_rollup', now()",
