@@ -124,7 +124,7 @@ class Backend:
 
     async def push(self) -> int:
         """How many accounts are left with writes."""
-        return await self.pusher.push_all()
+        return len(await self.pusher.push(await Pushes(self.engine).accounts(1_000)))
 
     async def flush(self) -> None:
         """Until nothing waits; the first read after a restart starts over."""

@@ -145,7 +145,7 @@ async def deliveries(isolation: Isolation) -> None:
 
 async def accounts_of_users(isolation: Isolation) -> None:
     source = failing(accounts=[f"user:6:{HUSH}:7", "credits:5"])
-    await Pusher(source, failing(), isolation=isolation).push_all()
+    await Pusher(source, failing(), isolation=isolation).push_more()
 
 
 async def expired(isolation: Isolation) -> None:

@@ -244,7 +244,7 @@ class Scene:
 
     async def push(self, target: Target) -> None:
         with suppress(KeeperKilled):
-            await Pusher(Pushes(self.backend.engine), target).push_all()
+            await Pusher(Pushes(self.backend.engine), target).push_more()
 
     async def flush(self, store: Store) -> None:
         flusher = Flusher(Outbox(self.backend.counters), store, lambda _: None)

@@ -101,20 +101,12 @@ class Pusher:
             else:
                 turn.applied.append(write)
 
-    async def push_all(self) -> int:
-        """Push every account that waits; answers how many are left with writes."""
-        return len((await self._pass())[1])
-
-    async def _pass(self) -> tuple[int, Sequence[str]]:
-        """How many accounts were found, and those that are left."""
-        partitions = self._partitions() if self._partitions is not None else None
-        accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
-        return len(accounts), await self.push(accounts)
-
     async def push_more(self) -> bool:
         """Push what the Admin API could not; whether there may be more that can be pushed at once."""
-        found, left = await self._pass()
-        return found == ACCOUNTS_MAX and not left
+        partitions = self._partitions() if self._partitions is not None else None
+        accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
+        left = await self.push(accounts)
+        return len(accounts) == ACCOUNTS_MAX and not left
 
 
 class _PushResults:

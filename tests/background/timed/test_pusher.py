@@ -104,7 +104,7 @@ async def test_an_accounts_writes_are_applied_in_their_order() -> None:
 @pytest.mark.parametrize("answer", [False, CountersUnavailable(), CountersRefused()])
 async def test_a_write_that_must_wait_keeps_those_behind_it_waiting(answer: bool | Exception) -> None:
     source, target = Source({"a": ["1", "2", "3"], "b": ["4"]}), Target(**{"2": answer})
-    assert await Pusher(source, target).push_all() == 1
+    assert len(await Pusher(source, target).push([*source.ids])) == 1
     assert sorted(target.asked) == ["1", "2", "4"]
     assert sorted(source.done) == ["1", "4"]
 
@@ -138,7 +138,7 @@ async def test_who_cannot_be_asked_at_all_ends_a_pass() -> None:
     source.unread = "b"
     isolation = Isolation(is_away=lambda error: isinstance(error, ValueError))
     with pytest.raises(ValueError, match="b"):
-        await Pusher(source, Target(), isolation=isolation).push_all()
+        await Pusher(source, Target(), isolation=isolation).push_more()
     assert isolation.figures() == {"loop_failures": []}
 
 
@@ -175,7 +175,7 @@ async def test_who_is_stuck_with_more_than_is_taken_at_once_is_left_and_all_othe
 
 async def test_a_thousand_accounts_are_pushed_by_the_hundred() -> None:
     source = Source({f"{chr(97 + n % 26)}:{n}": [str(n)] for n in range(1_000)})
-    assert await Pusher(source, Target()).push_all() == 0
+    assert await Pusher(source, Target()).push([*source.ids]) == []
     assert [len(some) for some in source.asked] == [ACCOUNTS_AT_ONCE_MAX] * 10
 
 
