@@ -14,10 +14,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from gateway.admin.ports import Mount, MountFiles
 from gateway.background.loops import Isolation, Loop
 from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import Reconciler
@@ -56,6 +55,9 @@ from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
 from persistence.schema.database import NEEDED, outgrown, status
 from persistence.store import FontCoverage, Store
+
+if TYPE_CHECKING:
+    from gateway.admin.ports import Mount, MountFiles
 
 REDIS_CALL_S = 10.0
 # A keeper that was there before such a migration goes on for so long.

@@ -87,5 +87,5 @@ def readable(name: str, path: Path) -> bytes:
 
 
 def wrong(name: str, value: str, wanted: str) -> SettingError:
-    """What is told of a setting that cannot be used."""
+    """Name a setting that cannot be used, and a value that can."""
     return SettingError(f"{PREFIX}{name.upper()}={value!r} is not valid: expected {wanted}")

@@ -1,1 +1,1 @@
-"""What Stripe is to collect: written with the documents, done by a keeper; and what comes of it."""
+"""What Stripe is to collect: written with the documents, done by a keeper; and its outcomes."""

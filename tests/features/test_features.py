@@ -35,6 +35,22 @@ document(RESOURCES, REPORTS, version="1")
 program.mount(main.app)
 print(*(feature.name for feature in features()))
 """
+# What features add to the process of a keeper's loops, where settings say nothing.
+WORK = """
+import sys
+from gateway.background.loops import Isolation
+from gateway.feature import features
+from gateway.run.keeper_doors import KeeperParts, KeeperSettings
+from gateway.settings.settings import Settings
+settings = Settings()
+later = KeeperSettings(settings, None, print, print)
+parts = KeeperParts(
+    settings=settings, later=later, engine=None, store=None, isolation=Isolation(), log=print
+)
+for feature in features():
+    feature.work(parts)
+print([name for name in ("pydantic", "aiohttp.web", "jinja2", "stripe", "typst") if name in sys.modules])
+"""
 
 
 @pytest.mark.parametrize("feature", features(), ids=lambda feature: feature.name)
@@ -49,6 +65,11 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
         feature.name
         == Path(sys.modules[f"gateway.features.{feature.name}.feature"].__file__ or "").parent.name
     )
+
+
+def test_the_work_of_features_loads_nothing_that_people_ask() -> None:
+    ran = subprocess.run([sys.executable, "-c", WORK], cwd=ROOT, check=True, text=True, capture_output=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_a_feature_is_imported_by_itself_alone() -> None:

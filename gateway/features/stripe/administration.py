@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -23,6 +25,8 @@ from gateway.features.stripe.handover import (
     CollectionStatus,
     PaymentReturn,
 )
+from gateway.features.stripe.keeper import api_of, is_used
+from gateway.run.keeper_doors import AdminParts, Routes
 
 if TYPE_CHECKING:
     from persistence.store import Store
@@ -83,3 +87,18 @@ async def collected(store: Store, told: CollectionStatus) -> bool:
         await store.write(taken)
         return True
     return False
+
+
+def routes(parts: AdminParts) -> Routes:
+    """Where Stripe tells; without its secret there is nothing, without its key nothing is looked up there."""
+    settings, read, look_up, aclose = parts.settings, None, None, None
+    if is_used(settings):
+        from gateway.features.stripe.service import StripeEvents, StripeReturns  # noqa: PLC0415  # large
+
+        if settings.stripe_webhook_secret:
+            read = StripeEvents(parts.later.saying("stripe_webhook_secret")).read
+        if settings.stripe_api_key:
+            api = api_of(settings, parts.later)
+            look_up, aclose = StripeReturns(api).look_up, api.aclose
+    found = Routes(mount=partial(mount_events, read, look_up))
+    return found if aclose is None else replace(found, aclose=aclose)

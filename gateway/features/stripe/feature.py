@@ -80,7 +80,7 @@ def _work(parts: KeeperParts) -> Work:
 
 
 def _routes(parts: AdminParts) -> Routes:
-    from gateway.features.stripe.keeper import routes  # noqa: PLC0415  # as above
+    from gateway.features.stripe.administration import routes  # noqa: PLC0415  # of people's processes alone
 
     return routes(parts)
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Literal, cast
 from gateway.background.loops import Isolation
 from gateway.core.network import DIRECT
 from gateway.extras import loading
-from gateway.features.stripe.administration import mount_events
 from gateway.features.stripe.handover import DONE, HandoverStep
 from gateway.outbound.client import Connector
-from gateway.run.keeper_doors import AdminParts, KeeperParts, KeeperSettings, Routes, Work
+from gateway.run.keeper_doors import KeeperParts, KeeperSettings, Work
 from gateway.settings.settings import Settings
 from persistence.stripe.queue import HandoverQueue, forget, handed_over
 
@@ -88,7 +87,7 @@ class Handovers:
             self._log("not handed over", **told, error=outcome.error, level="warning")
 
 
-def _is_used(settings: Settings) -> bool:
+def is_used(settings: Settings) -> bool:
     """Whether something of Stripe is set: its library has to be there then, which is said at the start."""
     if not (settings.stripe_api_key or settings.stripe_webhook_secret):
         return False
@@ -97,7 +96,8 @@ def _is_used(settings: Settings) -> bool:
     return True
 
 
-def _api(settings: Settings, later: KeeperSettings) -> StripeApi:
+def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
+    """The account, by the key and the proxies of now."""
     from gateway.features.stripe.service import StripeApi  # noqa: PLC0415  # large
 
     # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and
@@ -113,27 +113,12 @@ def work(parts: KeeperParts) -> Work:
         gauges=(partial(handed_over, engine),),
         hourly=(partial(forget, engine, settings.stripe_events_keep_days),),
     )
-    if not _is_used(settings) or not settings.stripe_api_key:
+    if not is_used(settings) or not settings.stripe_api_key:
         return does
     from gateway.features.stripe.service import StripeInvoices  # noqa: PLC0415  # large
 
-    api = _api(settings, parts.later)
+    api = api_of(settings, parts.later)
     how = cast("Literal['charge_automatically', 'send_invoice']", settings.stripe_collection)
     stripe = StripeInvoices(api, how, partial(datetime.now, UTC))
     handovers = Handovers(HandoverQueue(engine, parts.store), stripe, parts.log, isolation=parts.isolation)
     return replace(does, tasks={"handovers": handovers.run}, aclose=api.aclose)
-
-
-def routes(parts: AdminParts) -> Routes:
-    """Where Stripe tells; without its secret there is nothing, without its key nothing is looked up there."""
-    settings, read, look_up, aclose = parts.settings, None, None, None
-    if _is_used(settings):
-        from gateway.features.stripe.service import StripeEvents, StripeReturns  # noqa: PLC0415  # large
-
-        if settings.stripe_webhook_secret:
-            read = StripeEvents(parts.later.saying("stripe_webhook_secret")).read
-        if settings.stripe_api_key:
-            api = _api(settings, parts.later)
-            look_up, aclose = StripeReturns(api).look_up, api.aclose
-    found = Routes(mount=partial(mount_events, read, look_up))
-    return found if aclose is None else replace(found, aclose=aclose)

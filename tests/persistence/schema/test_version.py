@@ -284,9 +284,7 @@ async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
     pool = engine.create(cloned)
     made = await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
-    assert (
-        await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
-    )
+    assert await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
     await pool.dispose()
 
 
