@@ -470,15 +470,15 @@ SESSIONS = "select count(*) from console_session"
 
 
 @pytest.fixture
-async def leaving(admin_database: str, keeper_database: str) -> AsyncIterator[World]:
+async def house(admin_database: str, keeper_database: str) -> AsyncIterator[World]:
     async with console_of_people(admin_database, keeper_database) as made:
         made.provider.out = f"{CONSOLE}{OUT}/back"
         yield made
 
 
-async def signed_in(leaving: World, **person: str) -> Browser:
-    leaving.provider.person |= person
-    browser = Browser.at(leaving)
+async def signed_in(house: World, **person: str) -> Browser:
+    house.provider.person |= person
+    browser = Browser.at(house)
     assert (await browser.sign_in()).status == 200
     return browser
 
@@ -505,18 +505,18 @@ def is_over_here(page: Page) -> bool:
     return (page.status, page.headers["Location"]) == (303, HERE)
 
 
-async def test_who_signs_out_does_so_here_first_and_then_at_the_provider(leaving: World) -> None:
-    await leaving.let_in()
-    browser = await signed_in(leaving)
+async def test_who_signs_out_does_so_here_first_and_then_at_the_provider(house: World) -> None:
+    await house.let_in()
+    browser = await signed_in(house)
     left = await sign_out(browser)
-    assert (left.status, leaving.api.rows(SESSIONS)) == (200, [(0,)])
+    assert (left.status, house.api.rows(SESSIONS)) == (200, [(0,)])
     assert not await is_inside(browser)
     address = goes_on_to(left)
-    assert address.startswith(f"{leaving.provider.url}/end?tenant=1&")
+    assert address.startswith(f"{house.provider.url}/end?tenant=1&")
     asked = {name: value for name, [value] in parse_qs(urlsplit(address).query).items()}
     state = asked.pop("state")
     assert asked == {
-        "tenant": "1", "client_id": CLIENT, "id_token_hint": leaving.provider.given[0],
+        "tenant": "1", "client_id": CLIENT, "id_token_hint": house.provider.given[0],
         "post_logout_redirect_uri": f"{CONSOLE}/sign-out/example/back",
     }  # fmt: skip
     assert left.headers["Referrer-Policy"] == "no-referrer"
@@ -528,34 +528,34 @@ async def test_who_signs_out_does_so_here_first_and_then_at_the_provider(leaving
         assert part in leaving
     assert state not in leaving
     back = at_provider(address)
-    assert leaving.provider.ended == [leaving.provider.given[0]]
+    assert house.provider.ended == [house.provider.given[0]]
     browser.person.cookie = leaving.split(";")[0]
     came = await browser.person.open(back.removeprefix(CONSOLE))
     assert (came.status, came.headers["Location"]) == (303, THERE)
     assert cookies(came)[0].startswith('__Host-tollkeeper_leaving=""')
     assert "You are signed out, here and where you had signed in." in (await browser.person.open(THERE)).text
-    entries = (await leaving.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
-    assert [(entry["person"], entry["issuer"]) for entry in entries] == [("Kim", leaving.provider.url)]
+    entries = (await house.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
+    assert [(entry["person"], entry["issuer"]) for entry in entries] == [("Kim", house.provider.url)]
 
 
-async def test_the_id_token_is_in_no_row_no_log_and_no_address_of_ours(leaving: World) -> None:
-    await leaving.let_in()
-    browser = await signed_in(leaving)
-    [id_token] = leaving.provider.given
-    [(sealed, row)] = leaving.api.rows("select id_token, s::text from console_session as s")
+async def test_the_id_token_is_in_no_row_no_log_and_no_address_of_ours(house: World) -> None:
+    await house.let_in()
+    browser = await signed_in(house)
+    [id_token] = house.provider.given
+    [(sealed, row)] = house.api.rows("select id_token, s::text from console_session as s")
     assert sealed
     assert id_token not in row
     left = await sign_out(browser)
     assert id_token in left.text  # this page alone has it, and no browser keeps that
     for page in (await browser.person.open(HERE), await browser.person.open("/sign-in")):
         assert id_token not in page.text
-    assert id_token not in str((left.headers, leaving.said))
-    assert id_token not in str((await leaving.api.get("audit-log?limit=100")).json)
+    assert id_token not in str((left.headers, house.said))
+    assert id_token not in str((await house.api.get("audit-log?limit=100")).json)
 
 
-async def test_who_is_sent_to_the_way_back_is_told_nothing_and_loses_nothing(leaving: World) -> None:
-    await leaving.let_in()
-    browser, other = await signed_in(leaving), await signed_in(leaving)
+async def test_who_is_sent_to_the_way_back_is_told_nothing_and_loses_nothing(house: World) -> None:
+    await house.let_in()
+    browser, other = await signed_in(house), await signed_in(house)
     left = await sign_out(browser)
     back = at_provider(goes_on_to(left)).removeprefix(CONSOLE)
     leaving = next(one.split(";")[0] for one in cookies(left) if "leaving" in one)
@@ -577,9 +577,9 @@ async def test_who_is_sent_to_the_way_back_is_told_nothing_and_loses_nothing(lea
     assert (await browser.arrive(back.replace("/sign-out/", "/sign-in/") + "&code=c")).status == 403
 
 
-async def test_another_site_signs_nobody_out_and_leads_nobody_away(leaving: World) -> None:
-    await leaving.let_in()
-    browser, other = await signed_in(leaving), await signed_in(leaving)
+async def test_another_site_signs_nobody_out_and_leads_nobody_away(house: World) -> None:
+    await house.let_in()
+    browser, other = await signed_in(house), await signed_in(house)
     own, others = [(await one.person.open("/")).form_token for one in (browser, other)]
     forms: list[tuple[dict[str, str], dict[str, str]]] = [
         ({}, {}),
@@ -592,42 +592,42 @@ async def test_another_site_signs_nobody_out_and_leads_nobody_away(leaving: Worl
         answer = await browser.person.post("/sign-out", sent, **headers)
         assert (answer.status, "http-equiv" in answer.text, cookies(answer)) == (403, False, [])
     assert (await browser.person.open("/sign-out")).status in {404, 405}
-    assert leaving.api.rows(SESSIONS) == [(2,)]
+    assert house.api.rows(SESSIONS) == [(2,)]
 
 
-async def test_where_a_provider_names_no_place_or_is_not_to_be_left_it_ends_here(leaving: World) -> None:
-    await leaving.let_in()
-    await leaving.let_in(name="others", issuer=leaving.other.url)
-    other = Browser.at(leaving)
+async def test_where_a_provider_names_no_place_or_is_not_to_be_left_it_ends_here(house: World) -> None:
+    await house.let_in()
+    await house.let_in(name="others", issuer=house.other.url)
+    other = Browser.at(house)
     await other.sign_in("/sign-in/other")
     assert is_over_here(await sign_out(other))
-    browser, kept = await signed_in(leaving), await signed_in(leaving)
-    stays = configured("example", leaving.provider, end_session=False)
-    leaving.sign_ins.renew_providers(SignIn(CONSOLE, (stays,)))
+    browser, kept = await signed_in(house), await signed_in(house)
+    stays = configured("example", house.provider, end_session=False)
+    house.sign_ins.renew_providers(SignIn(CONSOLE, (stays,)))
     assert is_over_here(await sign_out(browser))
-    again = await signed_in(leaving)
-    assert leaving.api.rows("select count(id_token) from console_session") == [(1,)]  # of who came before
-    leaving.sign_ins.renew_providers(SignIn(CONSOLE, ()))
+    again = await signed_in(house)
+    assert house.api.rows("select count(id_token) from console_session") == [(1,)]  # of who came before
+    house.sign_ins.renew_providers(SignIn(CONSOLE, ()))
     assert [is_over_here(await sign_out(one)) for one in (kept, again)] == [True, True]
-    holder = Browser(Person(leaving.api.client))
+    holder = Browser(Person(house.api.client))
     await holder.person.sign_in(ADMIN)
     assert is_over_here(await sign_out(holder))
-    assert leaving.api.rows(SESSIONS) == [(0,)]
+    assert house.api.rows(SESSIONS) == [(0,)]
 
 
 async def test_a_token_too_long_for_an_address_is_left_out_and_the_client_says_who_asks(
-    leaving: World,
+    house: World,
 ) -> None:
-    await leaving.let_in()
-    browser = await signed_in(leaving, more="x" * HINT_BYTES_MAX)
+    await house.let_in()
+    browser = await signed_in(house, more="x" * HINT_BYTES_MAX)
     asked = parse_qs(urlsplit(goes_on_to(await sign_out(browser))).query)
     assert (asked["client_id"], "id_token_hint" in asked) == ([CLIENT], False)
 
 
-async def test_an_address_nobody_may_be_led_to_is_none_and_keeps_nobody_outside(leaving: World) -> None:
-    await leaving.let_in()
+async def test_an_address_nobody_may_be_led_to_is_none_and_keeps_nobody_outside(house: World) -> None:
+    await house.let_in()
     for odd in ("http://a.example/", "javascript:alert(1)", "https://a.example/ x", "https://[", 7, None):
-        leaving.provider.published = {"end_session_endpoint": odd}
-        leaving.sign_ins.renew_providers(SignIn(CONSOLE, ()))  # what was read of it is forgotten
-        leaving.sign_ins.renew_providers(SignIn(CONSOLE, (configured("example", leaving.provider),)))
-        assert is_over_here(await sign_out(await signed_in(leaving))), odd
+        house.provider.published = {"end_session_endpoint": odd}
+        house.sign_ins.renew_providers(SignIn(CONSOLE, ()))  # what was read of it is forgotten
+        house.sign_ins.renew_providers(SignIn(CONSOLE, (configured("example", house.provider),)))
+        assert is_over_here(await sign_out(await signed_in(house))), odd
