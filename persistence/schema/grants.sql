@@ -19,7 +19,7 @@ GRANT INSERT, DELETE ON
 GRANT INSERT, UPDATE ON
     admin_token, app_user, budget, call, charge, clock_ahead, control_write, credit_addition,
     credit_debt, credit_drawdown, dead_letter, handover, invoice_sequence, known_drift, organization,
-    organization_subscription, partition_state, plan_end, quarantine, redis_loss, service,
+    organization_subscription, partition_state, plan_end, quarantine, raise_request, redis_loss, service,
     service_activation, subscription_plan_price, subscription_segment, subscription_term, tenant,
     tenant_quota, token_plan, token_plan_price, top_up_order, usage_daily, usage_feed, usage_rollup,
     usage_tier, usage_told, webhook, zone_clock
@@ -41,7 +41,7 @@ GRANT SELECT ON
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,
     invoice_document, invoice_line, invoice_sequence, keeper, keeper_partition, kept_since, known_drift,
     lost_event, note_application, organization, organization_service, organization_subscription,
-    partition_state, payment, plan_end, price, quarantine, reconciliation, recovered_event, redis_loss,
+    partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
     refused_batch, rerating, rerating_left, service, service_activation, subscription_plan,
     subscription_plan_price, subscription_segment, subscription_term, tax_rate, tenant, tenant_quota,
     token_ledger, token_ledger_default, token_plan, token_plan_price, told_sign_out, top_up_order,

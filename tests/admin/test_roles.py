@@ -35,7 +35,7 @@ WRITERS = {
     "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "budgets": "b", "invoices": "b", "payments": "b",
     "tax-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
-    "usage-events": "b", "dunning-steps": "", "charges": "", "note-applications": "",
+    "usage-events": "b", "raise-requests": "b", "dunning-steps": "", "charges": "", "note-applications": "",
     "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
@@ -45,7 +45,7 @@ WRITERS = {
     "reports/deferred-revenue": "", "reports/revenue": "", "reports/taxes": "", "reports/ledger": "",
 }  # fmt: skip
 # Where an operation has others.
-OTHERWISE = {"organizations.delete": "o", "services.change": "bo"}
+OTHERWISE = {"organizations.delete": "o", "services.change": "bo", "raise-requests.create": "bom"}
 READERS = {"admin-tokens": {"admin", "readonly"}}
 # What an organization's own people decide, by hand, and of these verbs the fields that they do not set.
 # All other writes of its rows are ours.
@@ -53,7 +53,7 @@ THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
     "budgets": "create change delete raise reset", "webhooks": "create change delete test",
-    "configuration": "apply",
+    "configuration": "apply", "raise-requests": "create approve deny",
 }  # fmt: skip
 OUR_FIELDS = {
     "organizations": "name currency credit_limit credit_unit_cost auto_top_up spend_cap due_days dunning"

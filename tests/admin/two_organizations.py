@@ -147,6 +147,13 @@ async def _people(api: Api, shared: Mapping[str, int], name: str) -> dict[str, i
         each="key", api_key_id=None, tenant_id=tenant,
     )  # fmt: skip
     await keep("tax-rates", organization_id=of, rate="0.1", effective_from="2026-01-01")
+    await keep(
+        "raise-requests",
+        budget_id=made["budgets"],
+        amount=500,
+        reason=f"{name} asks",
+        until="2099-01-01T00:00:00Z",
+    )
     await keep("webhooks", organization_id=of, url=f"https://{name}.example/hook")
     [(made["invoices"],)] = api.rows(
         "insert into invoice (organization_id, kind, status, currency, period_start, period_end,"

@@ -240,12 +240,17 @@ def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
                 # The example of a body, or a list of one where many may be sent.
                 schema = sent["schema"]
                 reference = schema.get("$ref") or schema["items"]["$ref"]
-                body = BODIES[reference.rpartition("/")[2]]
+                body = body_of(reference.rpartition("/")[2], schemas)
                 sent["example"] = body if "$ref" in schema else [body]
             for status in operation["responses"].values():
                 content = status.get("content", {}).get("application/json")
                 if content is not None:
                     content["example"] = answered(content["schema"], schemas)
+
+
+def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
+    """The example of a body: a feature's model has its own."""
+    return BODIES[title] if title in BODIES else schemas[title]["example"]
 
 
 def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
@@ -272,7 +277,7 @@ def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
     """The row behind an answer: its example, and the fields made by themselves."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
-    return usual | BODIES.get(f"{title}Create", {})
+    return usual | (body_of(f"{title}Create", schemas) if made else {})
 
 
 def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:

@@ -31,6 +31,7 @@ USER, KEY, PROJECT, SESSION = EACH = ("user", "key", "project", "session")
 ENFORCE, AUDIT = MODES = ("enforce", "audit")
 FINISH, CUT = ON_EXHAUSTED = ("finish", "cut")
 LIKELY, MAXIMUM = HOLDS = ("likely", "maximum")
+OPEN, APPROVED, DENIED = RAISE_STATUSES = ("open", "approved", "denied")
 # What a call takes from at most, and what one account has.
 BUDGET_ACCOUNTS_MAX: Final = 16
 WINDOWS_MAX: Final = 16

@@ -299,7 +299,7 @@ _ID, _FILE, _CACHE, _LIFETIME = 1, 2, 4, 8
 # An image or a file is named by its address, or by the id it was stored under.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
-_LONG: Final = {"ttl": "1h"}  # how Anthropic's API asks for the longer of two lifetimes
+_LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
 
 
 class FieldNames:

@@ -1,0 +1,47 @@
+"""Raise requests: people ask for more of a budget, and somebody who may raise it decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.admin.console.screens import Screen
+    from gateway.admin.resources.resource import Resource
+    from persistence.entity import Entity
+
+
+def _resources() -> Sequence[Resource]:
+    from gateway.features.raise_requests.resources import RESOURCES  # noqa: PLC0415  # of people's processes alone
+
+    return RESOURCES
+
+
+def _subjects() -> Mapping[str, Entity]:
+    from persistence.raise_requests import RAISE_REQUESTS  # noqa: PLC0415  # as above
+
+    return {"raise-requests": RAISE_REQUESTS}
+
+
+def _screens() -> Sequence[Screen]:
+    from gateway.admin.console.screens import Screen  # noqa: PLC0415  # as above
+
+    return (
+        Screen(
+            "Billing", "raise-requests", "Raise requests", "raise request",
+            ("id", "budget", "organization_id", "amount", "until", "reason", "status", "requested_by"),
+            empty="Nobody asks for more of a budget.",
+            filters=("organization_id", "budget_id", "status"),
+        ),
+    )  # fmt: skip
+
+
+FEATURE = Feature(
+    name="raise_requests",
+    tables=("raise_request",),
+    resources=_resources,
+    subjects=_subjects,
+    screens=_screens,
+)

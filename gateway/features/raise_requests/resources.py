@@ -1,0 +1,65 @@
+"""Requests for more of a budget: who asks says why, and who may raise budgets decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from gateway.admin.resources.quota import Amounts, BudgetAmount
+from gateway.admin.resources.resource import Action, Filter, Resource, answer_of
+from gateway.admin.resources.values import Id, In, Instant, Text
+from gateway.core.accounts.administration import BILLING, MEMBER, OPERATOR, access
+from gateway.core.accounts.budgets import OPEN, RAISE_STATUSES
+
+
+class RaiseRequestCreate(In):
+    """Another amount of a budget until a time, and why."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"budget_id": 1, "amount": "20", "reason": "release week"}}
+    )
+
+    budget_id: Id
+    amount: BudgetAmount = Field(description="What the budget should be raised to.")
+    reason: Text
+    until: Instant | None = Field(default=None, description="null: to the end of the budget's interval.")
+
+
+RaiseRequest: Any = answer_of(
+    RaiseRequestCreate,
+    "A request for another amount of a budget, and what became of it.",
+    base=Amounts,
+    organization_id=Id,
+    budget=(str, Field(description="Its name.")),
+    unit=(str, Field(description="The budget's: money, tokens or requests.")),
+    currency=(str, Field(description="The organization's.")),
+    until=Instant,
+    status=(str, Field(description="open, approved or denied.")),
+    requested_by=(str, Field(description="Whose token it was.")),
+    decided_by=str | None,
+    decided_at=Instant | None,
+)
+
+RESOURCES = (
+    Resource(
+        name="raise-requests",
+        access=access(
+            BILLING,
+            verbs={"create": (BILLING, OPERATOR, MEMBER)},
+            theirs=("create", "approve", "deny"),
+        ),
+        description="Requests for more of a budget. An approved one is its raise, and ends by itself.",
+        out=RaiseRequest,
+        create=RaiseRequestCreate,
+        filters={
+            "organization_id": Filter(),
+            "budget_id": Filter(),
+            "status": Filter("text", RAISE_STATUSES),
+        },
+        actions=(
+            Action("approve", "Raise the budget as asked", offered=lambda row: row["status"] == OPEN),
+            Action("deny", "Leave the budget as it is", offered=lambda row: row["status"] == OPEN),
+        ),
+    ),
+)

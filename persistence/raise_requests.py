@@ -1,0 +1,84 @@
+"""Raise requests: people ask for another amount of a budget, and an approved request is its raise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import func, select
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, bounds, read_budget, wrong_raise
+from gateway.core.times import moment_of, ms_of
+from gateway.errors import Conflict, Unprocessable
+from persistence.entity import Entity, EntityWrite, add, alter, id_in, live, lock, require
+from persistence.resources.quota import BUDGET_SUBJECT, raise_amount
+from persistence.tables import budget, organization, raise_request
+
+OPEN_MAX = 100  # requests of one budget that nobody has decided yet
+
+
+def create(change: EntityWrite) -> Row:
+    """Ask for more of a budget, to the end of its interval where no time is given."""
+    require(change)
+    values = change.command.values
+    which = live(budget, budget).where(budget.c.id == id_in(values, "budget_id"))
+    row = dict(change.connection.execute(which.with_for_update()).mappings().one())
+    here, until = read_budget(row), values.get("until")
+    if until is None:
+        _, ends_ms, _ = bounds(here.interval, here.time_zone, here.anchor_day, ms_of(change.now))
+        until = moment_of(ends_ms) if ends_ms else None
+    if not isinstance(until, datetime):
+        raise Unprocessable(errors=(("until", "is required: this budget never resets"),))
+    errors = tuple(wrong_raise(here, values["amount"], until, change.now))
+    if errors:
+        raise Unprocessable(errors=errors)
+    open_ = (raise_request.c.budget_id == here.id) & (raise_request.c.status == OPEN)
+    waiting = change.connection.execute(select(func.count()).where(open_)).scalar_one()
+    if waiting >= OPEN_MAX:
+        raise Conflict(f"{OPEN_MAX} requests of this budget wait to be decided.")
+    amount = Decimal(str(values["amount"]))
+    more = {"organization_id": row["organization_id"], "amount": amount, "until": until}
+    return change.fetch(add(change, **more, requested_by=change.command.actor.scope))
+
+
+def approve(change: EntityWrite) -> Row:
+    """Raise the budget as it was asked; `Conflict` where that is decided, or its time is over."""
+    row = _undecided(change)
+    wanted = {name: row[name] for name in ("amount", "until", "reason")}
+    command = replace(change.command, id=id_in(row, "budget_id"), values=wanted)
+    try:
+        raise_amount(replace(change, subject=BUDGET_SUBJECT, command=command, before=None))
+    except Unprocessable as error:
+        why = "; ".join(f"{field} {said}" for field, said in error.errors)
+        raise Conflict(f"The budget cannot be raised as it was asked: {why}.") from error
+    return _decided(change, APPROVED)
+
+
+def deny(change: EntityWrite) -> Row:
+    """Leave the budget as it is; `Conflict` where that is decided."""
+    _undecided(change)
+    return _decided(change, DENIED)
+
+
+def _undecided(change: EntityWrite) -> Row:
+    row = lock(change)
+    if row["status"] != OPEN:
+        raise Conflict(f"The request is {row['status']} already.")
+    return row
+
+
+def _decided(change: EntityWrite, status: str) -> Row:
+    alter(change, {"status": status, "decided_by": change.command.actor.scope, "decided_at": change.now})
+    return change.fetch()
+
+
+RAISE_REQUESTS = Entity(
+    raise_request,
+    source=select(raise_request, budget.c.name.label("budget"), budget.c.unit, organization.c.currency)
+    .join(budget, budget.c.id == raise_request.c.budget_id)
+    .join(organization, organization.c.id == raise_request.c.organization_id),
+    verbs={"create": create, "approve": approve, "deny": deny},
+    refers={"budget_id": budget},
+)

@@ -1,0 +1,101 @@
+"""Members ask for more of a budget, and who may raise it decides, once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import READONLY, Answer, Api
+
+SOON = (datetime.now(UTC) + timedelta(hours=3)).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+
+
+async def budget(api: Api, **more: Any) -> dict[str, Any]:
+    tenant = (await api.post("tenants", {"name": f"acme {more}"})).json
+    asked = {"organization_id": tenant["organization_id"], "name": "mine", "unit": "money", "amount": "3",
+             "interval": "day"}  # fmt: skip
+    made = await api.post("budgets", asked | more)
+    assert made.status == 201, made.json
+    found: dict[str, Any] = made.json
+    return found
+
+
+async def token(api: Api, role: str, organization_id: int) -> Api:
+    made = await api.post("admin-tokens", {"name": role, "role": role, "organization_id": organization_id})
+    assert made.status == 201, made.json
+    return api.acting_as(made.json["token"])
+
+
+async def asked(api: Api, of: dict[str, Any], amount: object = "20", **more: Any) -> Answer:
+    return await api.post(
+        "raise-requests", {"budget_id": of["id"], "amount": amount, "reason": "release"} | more
+    )
+
+
+async def test_an_approved_request_is_the_budgets_raise(api: Api) -> None:
+    """A member asks, and may not decide; who decides for the organization does it once."""
+    here = await budget(api)
+    member = await token(api, "member", here["organization_id"])
+    made = await asked(member, here, until=SOON)
+    assert (made.status, made.json["status"], made.json["amount"]) == (201, "open", "20")
+    assert made.json["requested_by"].startswith("token:")
+    path = f"raise-requests/{made.json['id']}"
+    assert (await member.post(f"{path}/approve")).status == 403
+    billing = await token(api, "billing", here["organization_id"])
+    done = await billing.post(f"{path}/approve")
+    assert (done.status, done.json["status"]) == (200, "approved")
+    raised = (await api.get(f"budgets/{here['id']}")).json
+    assert (raised["raised_to"], raised["raised_until"], raised["raise_reason"]) == ("20", SOON, "release")
+    for verb in ("approve", "deny"):
+        assert (await billing.post(f"{path}/{verb}")).status == 409
+    assert (await member.get("raise-requests?status=approved")).json["items"][0]["decided_by"] is not None
+
+
+async def test_a_denied_request_changes_nothing(api: Api) -> None:
+    here = await budget(api, unit="tokens", amount=100)
+    made = await asked(api, here, 500)
+    assert made.json["amount"] == 500
+    assert (await api.post(f"raise-requests/{made.json['id']}/deny")).json["status"] == "denied"
+    assert (await api.get(f"budgets/{here['id']}")).json["raised_to"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"amount": "1"}, "amount"), ({"amount": 5}, "amount"), ({"until": "2020-01-01T00:00:00Z"}, "until"),
+        ({"reason": ""}, "reason"), ({"budget_id": 10**9}, "budget_id"),
+    ],
+)  # fmt: skip
+async def test_a_request_that_no_raise_could_be_is_refused(
+    api: Api, more: dict[str, Any], field: str
+) -> None:
+    refused = await asked(api, await budget(api), **more)
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+
+
+async def test_without_a_time_it_ends_with_the_interval(api: Api) -> None:
+    here = await budget(api)
+    made = await asked(api, here)
+    assert made.json["until"] == here["resets_at"]
+    refused = await asked(api, await budget(api, name="ever", interval="total"))
+    assert [each["field"] for each in refused.json["errors"]] == ["until"]
+
+
+async def test_requests_of_others_are_not_there(api: Api) -> None:
+    here, there = await budget(api), await budget(api, name="theirs")
+    made = await asked(api, there)
+    other = await token(api, "admin", here["organization_id"])
+    assert (await other.post(f"raise-requests/{made.json['id']}/approve")).status == 404
+    assert (await asked(other, there)).status == 422
+    assert (await other.get("raise-requests")).json["items"] == []
+    assert (await asked(api.acting_as(READONLY), here)).status == 403
+
+
+async def test_what_was_lowered_or_raised_meanwhile_is_said(api: Api) -> None:
+    here = await budget(api)
+    made = await asked(api, here, "5")
+    await api.call("PATCH", f"budgets/{here['id']}", {"amount": "9"})
+    refused = await api.post(f"raise-requests/{made.json['id']}/approve")
+    assert (refused.status, "amount" in refused.json["detail"]) == (409, True)
