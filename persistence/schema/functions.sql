@@ -228,7 +228,7 @@ BEGIN
                     home, child, month AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
                 RETURN NEXT child;
                 CONTINUE WHEN by <> 'day';
-                -- Attached first: of a table that has partitions already, newer servers give the month alone its identity column.
+                -- Attached first: of what has partitions already, newer servers give the month alone its identity column.
                 FOR day IN SELECT generate_series(month, month + interval '1 month' - interval '1 day', interval '1 day') LOOP
                     made := child || to_char(day, '"d"DD');
                     EXECUTE format('CREATE TABLE %I.%I PARTITION OF %I.%I FOR VALUES FROM (%L) TO (%L)', home, made, home, child,
