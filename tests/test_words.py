@@ -33,13 +33,14 @@ PHRASES = {
 }
 PATTERN = re.compile("|".join(PHRASES))
 PRODUCT = ("gateway/", "persistence/", "lua/", "deploy/")
+FUNCTIONS = "persistence/schema/functions.sql"  # databases have this text: it changes with a migration alone
 PLACES = (*PRODUCT, "docs/", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
 
 def test_phrases_are_plain() -> None:
     def found() -> Iterator[str]:
         for name in named(".md", ".py", ".lua", ".sql", ".html", ".yaml", ".yml", ".sh"):
-            if name.startswith(PLACES):
+            if name.startswith(PLACES) and name != FUNCTIONS:
                 for sentence in filter(PATTERN.search, sentences(name)):
                     instead = next(
                         instead for phrase, instead in PHRASES.items() if re.search(phrase, sentence)
