@@ -118,11 +118,11 @@ def finalize(module: Path) -> None:
     Nothing sets its constants again: they are read from C, not from the module's names. Its
     dataclasses that may change begin by plain assignments, which are compiled as well.
     """
-    text = said_final(module.read_text(encoding="utf-8"))
+    text = with_final_constants(module.read_text(encoding="utf-8"))
     module.write_text(begun_plainly(text), encoding="utf-8")
 
 
-def said_final(text: str) -> str:
+def with_final_constants(text: str) -> str:
     """The module with its constants `Final`: upper-case names assigned at the top, alone or in a row."""
     lines = text.splitlines()
     for node in reversed(ast.parse(text).body):

@@ -30,7 +30,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
-from gateway.counters.keeper.moves import taken_up
+from gateway.counters.keeper.moves import has_current_history
 from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
@@ -152,7 +152,7 @@ def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
     return wires_to(
         address, lambda where: RedisConnection(where, time.monotonic, call_s=call_s, hears=HEARD,
         refuses_eviction=True),
-        begun=fences.guard, taken_up=taken_up, call_s=call_s,
+        begun=fences.guard, has_current_history=has_current_history, call_s=call_s,
     )  # fmt: skip
 
 

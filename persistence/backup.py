@@ -233,7 +233,7 @@ def database_beside(url: str) -> Iterator[str]:
         row = connection.execute(_OID).fetchone()
         assert row is not None
         prefix = f"tollkeeper_proof_{row[0]}_"
-        _drop_left(connection, prefix)
+        _drop_abandoned(connection, prefix)
         name = f"{prefix}{token_hex(8)}"
         created = sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
         try:
@@ -253,7 +253,7 @@ def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
     return connection.execute("SELECT to_regclass('backup_run')").fetchone() != (None,)
 
 
-def _drop_left(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:
+def _drop_abandoned(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:
     """Drop databases that were lent and not given back, but for one that is in use or another role's."""
     for (name,) in connection.execute(_LEFT, (prefix,)).fetchall():
         with suppress(psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):

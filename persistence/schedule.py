@@ -80,10 +80,10 @@ class Schedule:
             async with self._engine.begin() as connection:
                 await connection.run_sync(schedule.leave, left)
 
-    async def forget_left(self, count: int, *, finalize: bool) -> None:
+    async def clear_skipped(self, count: int, *, finalize: bool) -> None:
         """Let nothing be said to be left of organizations with nothing due: a person made it."""
         async with self._engine.begin() as connection:
-            left = await connection.run_sync(schedule.still_left, count)
+            left = await connection.run_sync(schedule.skipped_organizations, count)
         if left:
             due = {each.organization_id for each in await self.still_due(left, finalize=finalize)}
             await self.leave_invoices({each: None for each in left if each not in due})

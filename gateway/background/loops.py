@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar
 
-from gateway.core.circuit_breaker import is_said
+from gateway.core.circuit_breaker import is_worth_a_line
 from gateway.core.credentials import FailureReport, Failures
 from gateway.errors import CountersRefused, StoreTimeout, StoreUnavailable, TollkeeperError
 
@@ -77,7 +77,7 @@ class Isolation:
         """Count an item that was left, and say so now and then: what lasts fills no disk."""
         self._failed[loop, ITEM] += 1
         failures = self._failed[loop, ITEM]
-        if is_said(failures):
+        if is_worth_a_line(failures):
             told = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
             self._log("item left", **told, level="error")
 
@@ -280,7 +280,7 @@ class FailureTeller:
 
     async def tell(self) -> None:
         """Report failures since the last time."""
-        told = self._failures.take_told()
+        told = self._failures.take_reports()
         for one in told:
             self._log(
                 "wrong credentials",

@@ -136,7 +136,7 @@ class RetryPolicy:
         return min(self.longest_s, self.first_s * self.factor ** (attempts - 1))
 
 
-def is_said(failures: int) -> bool:
+def is_worth_a_line(failures: int) -> bool:
     """Which of many failures are said: the first, the second, the fourth … What lasts fills no disk."""
     return failures & (failures - 1) == 0
 
@@ -209,7 +209,7 @@ class _Limit:
         return self.rejects or (self.remaining is not None and self.remaining <= LEFT_MIN * (self.limit or 0))
 
 
-def wait_told(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
+def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
     """Seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
 
     `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the

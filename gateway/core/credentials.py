@@ -148,7 +148,7 @@ class Failures:
             return 0.0
         return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
 
-    def take_told(self) -> list[FailureReport]:
+    def take_reports(self) -> list[FailureReport]:
         """Reports since this was called last, the busiest sites first."""
         untold, self._untold = self._untold, {}
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))

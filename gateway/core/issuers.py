@@ -59,7 +59,7 @@ def known_as(issuer: str, subject: str) -> str:
     return f"\0{issuer}\0{subject}"
 
 
-def may_be_asked(url: str) -> bool:
+def may_fetch(url: str) -> bool:
     """Whether an address is one that keys may come from: HTTPS, or this machine."""
     try:
         parts = urlsplit(url)
@@ -71,7 +71,7 @@ def may_be_asked(url: str) -> bool:
 
 def may_lead_to(issuer: str, url: str) -> bool:
     """Whether an issuer may say that something of its own is there: this machine is for its own issuers."""
-    return may_be_asked(url) and (not _is_here(url) or _is_here(issuer))
+    return may_fetch(url) and (not _is_here(url) or _is_here(issuer))
 
 
 def _is_here(url: str) -> bool:

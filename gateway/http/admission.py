@@ -32,7 +32,7 @@ from gateway.errors import (
     UserRequired,
 )
 from gateway.http.charge import AdmittedCall
-from gateway.http.forward import check_left_alone
+from gateway.http.forward import check_circuit
 from gateway.http.ports import DirectoryPort, Ports
 from gateway.http.routing.head import CallHead, HeaderCredential
 from gateway.http.server.buffers import full
@@ -105,7 +105,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         if call.named and not await worker.ports.objects.owned(caller, call.named):
             raise ObjectNotFound
         if worker.ports.cooling.entries:
-            check_left_alone(exchange, caller, call)
+            check_circuit(exchange, caller, call)
     except Refusal as refusal:
         if isinstance(refusal, TooManyBudgets):
             worker.ports.tally.budgets_exceeding += 1

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.call import CallRequest
-from gateway.core.circuit_breaker import EVERYBODY, wait_told
+from gateway.core.circuit_breaker import EVERYBODY, wait_hint
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
@@ -78,7 +78,7 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     exchange.status = answer.status
     if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
-        wait_s, spent = wait_told(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
+        wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
         leave_alone(exchange, call, answer, wait_s, spent)
     admitted.upstream_id = answer.request_id or answer.plain_request_id
     admitted.meter = make_meter(
@@ -100,11 +100,11 @@ def _opening(exchange: Exchange, call: CallRequest) -> bytes:
         closing += exchange.trace.line
     beginning, passed = routed.opening, exchange.head.passed
     if call.narrow is not None:
-        beginning, passed = _asked_as_json(beginning, passed)
+        beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", exchange.request_id.encode(), b"\r\n"))
 
 
-def _asked_as_json(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
+def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
     """How an upstream's request begins, and the lines that pass, so that its answer can be looked through."""
     line, end, rest = opening.partition(b"\r\n")
     method, target, minor = line.split(b" ")
@@ -121,7 +121,7 @@ def _is_form(pair: bytes) -> bool:
 
 
 # An upstream's own limits: which calls are refused for what it said of them.
-def check_left_alone(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
     """`UpstreamLimited` where a call may not be sent now."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.routed.upstream)

@@ -55,7 +55,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
     if status in LIMITED:
         leave_alone(exchange, call, answer, meter.detail.retry_s)
-    if meter.told and (told := _take_told(meter, call)):
+    if meter.told and (told := _take_ids(meter, call)):
         # Whose the objects are is noted before their ids are known.
         kept = exchange.worker.ports.objects.keep(admitted.caller, told)
         if not admitted.charges:  # what was charged is delivered all the same
@@ -147,12 +147,12 @@ async def _caught_up(worker: Worker, admitted: AdmittedCall, link: Link, meter: 
 def _metered(worker: Worker, admitted: AdmittedCall, meter: AnswerMeter, data: bytes) -> bytes:
     """What of the data may pass; objects that it names are the caller's from now on."""
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told and (told := _take_told(meter, admitted.call)):
+    if meter.told and (told := _take_ids(meter, admitted.call)):
         worker.ports.objects.keep(admitted.caller, told)
     return passed
 
 
-def _take_told(meter: AnswerMeter, call: CallRequest) -> list[str]:
+def _take_ids(meter: AnswerMeter, call: CallRequest) -> list[str]:
     """The ids of objects that an answer names for the first time, but for what its request brought."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()

@@ -73,7 +73,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
         for family, place in _addresses(host):
             try:
                 if port:
-                    _refuse_taken(family, place, port)
+                    _require_free(family, place, port)
                 for _ in range(workers):
                     found.append(_bound(family, place, number, ends_there=bool(port)))
                     number = found[-1].getsockname()[1]
@@ -93,7 +93,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
     return ReservedPort(found)
 
 
-def given_port() -> tuple[list[socket.socket], list[socket.socket]]:
+def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
     """The sockets that our supervisor holds for us, and those of other workers; none without one."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
     found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
@@ -134,7 +134,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
 
 
-def _refuse_taken(family: socket.AddressFamily, place: str, port: int) -> None:
+def _require_free(family: socket.AddressFamily, place: str, port: int) -> None:
     """Without SO_REUSEPORT it fails to listen if anybody does, even a sharer of the port."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -63,7 +63,7 @@ def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> It
     yield from _clock(info, now)
 
 
-def kept_by_replica(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
+def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     """The same of a replica, as it will be once it has taken over."""
     yield _policy(info.get("maxmemory_policy", "unknown"))
     if info.get("aof_enabled") == "1":
@@ -201,11 +201,11 @@ async def redis_replica_findings(
 ) -> list[Finding]:
     """Findings about the replicas there; `configured` where their user may be asked for `CONFIG`."""
     asked = places[:REPLICAS_MAX]
-    said = await asyncio.gather(*(_asked_replica(address, each, configured=configured) for each in asked))
+    said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
 
 
-async def _asked_replica(address: Address, place: Place, *, configured: bool) -> _ReplicaStatus:
+async def _replica_findings(address: Address, place: Place, *, configured: bool) -> _ReplicaStatus:
     who = address.now()
     login, fsync = (who.username, who.password), None
     try:
@@ -223,7 +223,7 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
     if said.trouble:
         yield Finding(True, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
         return
-    for well, _, says in kept_by_replica(said.info, said.fsync):
+    for well, _, says in replica_durability(said.info, said.fsync):
         yield Finding(well, subject, says)
 
 

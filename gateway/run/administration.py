@@ -44,7 +44,7 @@ from gateway.run.health import (
     ProcessVitals,
     all_answer,
     disks,
-    has_files_left,
+    has_free_files,
     one_answers,
 )
 from gateway.run.keeper_doors import (
@@ -224,7 +224,7 @@ class Administration:
         ports = self._ports()
         await doors.wires.connected_within(CONNECTED_S_MAX)
         await self._loops_begun.wait()
-        own, _ = sockets.given_port()
+        own, _ = sockets.supervisor_port()
         await port.open(ports, own)
         heartbeat.say_ready()
 
@@ -279,7 +279,7 @@ class Administration:
         except LoopsSilent:
             well, is_last = {}, False
         parts = {"postgresql": database, "redis": redis, VERIFIED: well.get(VERIFIED, False)}
-        ours = has_files_left(self._admin_port.vitals.snapshot())
+        ours = has_free_files(self._admin_port.vitals.snapshot())
         # Where Redis refuses calls, people still need this port: that is told, and keeps nobody away.
         return all(parts.values()), {
             **parts,

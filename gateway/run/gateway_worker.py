@@ -60,7 +60,7 @@ class GatewayPort:
     async def open(self, parent_pipe: ParentPipe | None) -> None:
         """Accept clients, and settings that come later."""
         settings, loop = self._settings, asyncio.get_running_loop()
-        own, others = ports.given_port()
+        own, others = ports.supervisor_port()
         if not own:
             own = [*ports.held_port(settings.gateway_host, settings.gateway_port, "gateway").sockets]
         await self._plane.start(own, others, wrapped=self._tls.wrapped)

@@ -97,7 +97,7 @@ class ProcessVitals:
         }
 
 
-def has_files_left(snapshot: Mapping[str, Any]) -> bool:
+def has_free_files(snapshot: Mapping[str, Any]) -> bool:
     opened, most = (dict(snapshot.get(name, ())) for name in ("open_files", "open_files_max"))
     return all(count <= FILES_SHARE_MAX * most[name] for name, count in opened.items() if name in most)
 
@@ -511,7 +511,7 @@ def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
     """Facts of processes and their machine, by their numbers."""
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
-        OPEN_FILES: has_files_left(snapshot) or "hardly any file is left that a process may open",
+        OPEN_FILES: has_free_files(snapshot) or "hardly any file is left that a process may open",
         CLOCK: _clock(snapshot.get("clock_offset_seconds", ())),
     }
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Literal
 from uuid import uuid4
 
-from gateway.core.circuit_breaker import is_said
+from gateway.core.circuit_breaker import is_worth_a_line
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.core.processes import Program
@@ -170,7 +170,7 @@ def run_to_end(
 
 
 @contextmanager
-def left_by_signal() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """Where SIGTERM or SIGHUP comes meanwhile, leave by `SystemExit`: what was begun is tidied up, once."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
@@ -214,7 +214,7 @@ async def forever(
 ) -> None:
     """Run a loop again after an error nobody foresaw, until cancelled.
 
-    Each failure is counted (`failed`); some are said (`is_said`).
+    Each failure is counted (`failed`); some are said (`is_worth_a_line`).
     """
     clock = asyncio.get_running_loop().time
     failures = 0
@@ -225,7 +225,7 @@ async def forever(
         except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
             failed(name)
             failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
-            if is_said(failures):
+            if is_worth_a_line(failures):
                 log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
         await asyncio.sleep(restart_s)
 

@@ -109,12 +109,12 @@ async def _up(options: Options, voice: Voice) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def asked_to_stop() -> None:
+    def on_stop_signal() -> None:
         voice.say("still stopping, in order" if stop.is_set() else "stopping: calls first, databases last")
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked_to_stop)
+        loop.add_signal_handler(number, on_stop_signal)
     with ExitStack() as locks:
         data = locks.enter_context(opened(Path(options.settings.data_dir)))
         supervisor = Supervisor(data, voice)

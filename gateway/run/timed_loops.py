@@ -123,7 +123,7 @@ def billing_loops(
         )),
         Loop("rating", 5.0, (
             each(
-                sql(lambda connection, _, count: amendments.reratings_left(connection, count)),
+                sql(lambda connection, _, count: amendments.open_reratings(connection, count)),
                 write("prices", "rate"), count=PRICES_A_PASS,
             ),
         ), again=True),

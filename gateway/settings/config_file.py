@@ -44,7 +44,7 @@ from gateway.core.issuers import (
     IdentityProvider,
     Issuer,
     SignIn,
-    may_be_asked,
+    may_fetch,
 )
 from gateway.core.model import GENERIC, Family, Service
 from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt, without_password
@@ -104,9 +104,9 @@ def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
 def _check(one: IssuerConfig, place: str) -> None:
     if one.jwks_uri and one.jwks_file:
         raise SettingError(f"{place}: jwks_uri and jwks_file are both set: expected one of them")
-    if one.jwks_uri and not may_be_asked(one.jwks_uri):
+    if one.jwks_uri and not may_fetch(one.jwks_uri):
         raise SettingError(f"{place}.jwks_uri: keys come over https:// alone, but for this machine's own")
-    if not one.jwks_uri and not one.jwks_file and not may_be_asked(one.issuer):
+    if not one.jwks_uri and not one.jwks_file and not may_fetch(one.issuer):
         said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
         raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
     check_authority(one.ca_file, place)
@@ -159,7 +159,7 @@ def sign_in_of(written: SignInConfig) -> SignIn:
         if not url:
             raise SettingError(f"sign_in.console_url is missing: {_AT_CONSOLE}")
         parts = urlsplit(url)
-        if not may_be_asked(url) or parts.path not in {"", "/"} or parts.query:
+        if not may_fetch(url) or parts.path not in {"", "/"} or parts.query:
             raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
     names: set[str] = set()
     issuers: set[str] = set()
@@ -192,7 +192,7 @@ def _provider(one: ProviderConfig) -> IdentityProvider:
 
 
 def _check_sign_in(one: ProviderConfig, place: str) -> None:
-    if not may_be_asked(one.issuer):
+    if not may_fetch(one.issuer):
         said = "is no https:// address, where its discovery document would be"
         raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
     if one.client_secret and one.client_secret_file:

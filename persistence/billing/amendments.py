@@ -171,7 +171,7 @@ def create(change: EntityWrite) -> Row:
     if late or (quota and used_at < call.tenant_changed_at):
         charges.hold(connection, call.organization_id)
         change.hold_flushes(change.partition_of(call.organization_id))
-        charges.accrue_told(connection, {call.organization_id: {call.tenant_id: used_at}})
+        charges.accrue_early_use(connection, {call.organization_id: {call.tenant_id: used_at}})
     return change.fetch(row_id)
 
 
@@ -449,7 +449,7 @@ def rate(change: EntityWrite) -> Row:
     return row
 
 
-def reratings_left(connection: Connection, count: int) -> Sequence[int]:
+def open_reratings(connection: Connection, count: int) -> Sequence[int]:
     return connection.execute(_LEFT, {"count": count}).scalars().all()
 
 

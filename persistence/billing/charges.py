@@ -329,7 +329,7 @@ def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[in
     return found
 
 
-def accrue_told(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
+def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
     """Charge what is told of plans that ended, by organization and tenants: tokens beyond, or used ahead.
 
     The caller holds what `accrue` needs held.

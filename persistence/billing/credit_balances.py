@@ -156,7 +156,7 @@ def give_credits(change: EntityWrite, invoice: Row) -> None:
     )  # fmt: skip
 
 
-def refuse_while_given(change: EntityWrite) -> None:
+def require_unused_invoice(change: EntityWrite) -> None:
     """`Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
     if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
         raise Conflict("The credits it billed were given with its payment; write a credit note.")

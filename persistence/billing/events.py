@@ -284,7 +284,7 @@ def _charge_late(batch: _Batch) -> None:
     for partition in sorted({change.partition_of(each) for each in batch.told}):
         change.hold_flushes(partition)
     if batch.told:
-        charges.accrue_told(batch.connection, batch.told)
+        charges.accrue_early_use(batch.connection, batch.told)
 
 
 SUBJECT = Entity(use_event, verbs={"create": take})

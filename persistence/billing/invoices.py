@@ -186,7 +186,7 @@ def void(change: EntityWrite) -> Row:
         payments.take_from_balance(change, listener.reference)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
-    credit_balances.refuse_while_given(change)
+    credit_balances.require_unused_invoice(change)
     made_void = {"status": "void", "voided_at": change.now, "payment_status": None}
     change.connection.execute(update(invoice).where(invoice.c.id == change.row_id).values(made_void))
     if _gathers(row):

@@ -124,7 +124,7 @@ def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None
     connection.execute(_LEAVE, {"organizations": ids, "reasons": reasons, "whys": whys})
 
 
-def still_left(connection: Connection, count: int) -> list[int]:
+def skipped_organizations(connection: Connection, count: int) -> list[int]:
     """Organizations whose invoice was left, so many at most."""
     return list(connection.execute(_LEFT, {"count": count}).scalars())
 

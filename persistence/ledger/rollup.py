@@ -38,8 +38,8 @@ from persistence.ledger.rows import (
     amounts_of,
     counts_of,
     facts_of,
+    metadata_in,
     portions,
-    said_in,
     stored_text,
     used_at,
 )
@@ -315,7 +315,7 @@ def supplied_day(event: OutboxEntry) -> int:
     return _day_in(event, "supplied_on", day)
 
 
-def told_day(event: OutboxEntry) -> int:
+def report_day(event: OutboxEntry) -> int:
     """The UTC day, since 1970, that a use was told on, or what it takes back."""
     day = event.at_ms // DAY_MS
     return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
@@ -326,7 +326,7 @@ def _day_in(event: OutboxEntry, name: str, day: int) -> int:
     if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
     try:
-        said = date.fromisoformat(str(said_in(event.metadata).get(name)))
+        said = date.fromisoformat(str(metadata_in(event.metadata).get(name)))
     except ValueError:  # nobody of ours wrote it
         return day
     return min(day, said.toordinal() - _FIRST_DAY)
@@ -405,11 +405,11 @@ def _add_granted(moves: RollupDelta, event: OutboxEntry) -> None:
         moves.granted.add(event.organization_id)
     if event.kind == RESET:
         moves.resets[event.tenant_id] = event.at_ms
-    if event.flags & TOKENS and _left_before(event) < 0:
+    if event.flags & TOKENS and _rest_before(event) < 0:
         moves.beyond.add(event.tenant_id)
 
 
-def _left_before(event: OutboxEntry) -> int:
+def _rest_before(event: OutboxEntry) -> int:
     """What remained of a tenant's tokens before a grant."""
     left = 0 if event.flags & UNLIMITED else event.remaining
     return left - event.amount if event.flags & INWARD else left + event.amount
@@ -418,7 +418,7 @@ def _left_before(event: OutboxEntry) -> int:
 def _add_priced(moves: RollupDelta, bucket: Bucket, event: OutboxEntry) -> None:
     supplied, is_back = supplied_day(event), event.units < 0
     is_told = is_back or supplied != bucket[1]
-    told = max(supplied, told_day(event))
+    told = max(supplied, report_day(event))
     for first, units, price in portions(event):
         sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
         sums[1] = min(sums[1], first)

@@ -232,7 +232,7 @@ def corrects(metadata: bytes) -> str:
     """The request an adjustment makes good, by its metadata; empty if it names none."""
     if b'"corrects"' not in metadata:
         return ""
-    named = said_in(metadata).get("corrects")
+    named = metadata_in(metadata).get("corrects")
     return named if isinstance(named, str) else ""
 
 
@@ -266,11 +266,11 @@ def _use(event: OutboxEntry, user_id: int | None) -> tuple[bytes, ...]:
 
 
 def _posting_kind(metadata: bytes) -> str:
-    kind = said_in(metadata).get("kind")
+    kind = metadata_in(metadata).get("kind")
     return str(kind) if kind in ("addition", "expiry") else "correction"
 
 
-def said_in(metadata: bytes) -> dict[str, object]:
+def metadata_in(metadata: bytes) -> dict[str, object]:
     """The metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
     try:
         facts = json.loads(metadata)

@@ -36,7 +36,7 @@ from gateway.core.accounts.usage import (
     SUMS,
     ReportPiece,
     UsageQuery,
-    hours_asked,
+    hourly_parts,
     in_parts,
     pieces,
     span_of,
@@ -101,7 +101,7 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """`Unprocessable` names what asks for hours that are not kept."""
-    asking = hours_asked(asked)
+    asking = hourly_parts(asked)
     if not asking:
         return
     span = f"usage_rollup_{span_of(asked, 'hour')}"

@@ -92,7 +92,7 @@ async def measure_layouts(
     try:
         async with rollout.under(load):
             await rollout.replace(ORDERS[order], rollout.newer)
-            await rollout.taken_up()
+            await rollout.has_current_history()
         return rollout.outcome, *map(together, rollout.charged())
     finally:
         rollout.deployment.stop()

@@ -86,7 +86,7 @@ def test_constants_are_final_for_the_compiler() -> None:
         "T = TypeVar('T')\nNEVER = float('inf')\n_A, B = 'a', 2\nC, D = range(2)\nSTEPS = (0.5, 1.0)\n"
         "CALLS_MAX = 3\n_HELD_MAX = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n_TABLE = {\n    1: 'one',\n}\n"
     )
-    assert compiler().said_final(text) == (  # type: ignore[attr-defined]  # a script, loaded by its path
+    assert compiler().with_final_constants(text) == (  # type: ignore[attr-defined]  # a script, loaded by its path
         "from __future__ import annotations\nfrom typing import Final as _Final\n"
         "T = TypeVar('T')\nNEVER: _Final = float('inf')\n_A: _Final = 'a'\nB: _Final = 2\n"
         "C: _Final = 0\nD: _Final = 1\nSTEPS = (0.5, 1.0)\n"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.circuit_breaker import RetryPolicy, is_said, retry_after_s
+from gateway.core.circuit_breaker import RetryPolicy, is_worth_a_line, retry_after_s
 from gateway.core.credentials import (
     DELAY_S_FIRST,
     DELAY_S_MAX,
@@ -82,11 +82,11 @@ def test_what_is_told_is_bounded_and_told_once() -> None:
     for number in range(TOLD_MAX + 5):
         failures.count(f"10.0.0.{number}", "missing")
     failures.count("10.0.0.3", "unknown")
-    told = failures.take_told()
+    told = failures.take_reports()
     assert len(told) == TOLD_MAX + 1
     assert (told[0].site, told[0].attempts, told[0].reasons) == ("10.0.0.3", 2, {"missing": 1, "unknown": 1})
     assert (told[-1].site, told[-1].attempts) == ("", 5)
-    assert failures.take_told() == []
+    assert failures.take_reports() == []
     told_of = {"missing": TOLD_MAX + 5, "unknown": 1}
     assert failures.rows("admin") == [("admin", reason, told_of.get(reason, 0)) for reason in REASONS]
 
@@ -127,7 +127,7 @@ def test_pauses_grow_to_the_longest_and_end() -> None:
 
 
 def test_ever_fewer_of_many_failures_are_said() -> None:
-    assert [failures for failures in range(1, 70) if is_said(failures)] == [1, 2, 4, 8, 16, 32, 64]
+    assert [failures for failures in range(1, 70) if is_worth_a_line(failures)] == [1, 2, 4, 8, 16, 32, 64]
 
 
 # --- retry after ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.history_guard import HistoryGuards
-from gateway.counters.keeper.moves import taken_up
+from gateway.counters.keeper.moves import has_current_history
 from gateway.counters.keeper.status import ProgramRegistry, WorkerReports, unpack
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -38,7 +38,7 @@ class Idle:
         self.wires = wires_to(
             parse_url(url), lambda where: RedisConnection(where, time.monotonic, hears=hears),
             begun=self.fences.guard,
-            taken_up=taken_up,
+            has_current_history=has_current_history,
         )  # fmt: skip
         self.log = settlement_log(folder)
         self.directory = Directory(self.wires, time.monotonic)

@@ -58,7 +58,7 @@ class Rollout:
             self.keepers[index] = await asyncio.to_thread(self._keeper)
             assert await asyncio.to_thread(before.stop) == 0
 
-    async def taken_up(self) -> None:
+    async def has_current_history(self) -> None:
         """Wait until all is written in the newer layout."""
         await asyncio.to_thread(wait_until, lambda: self.layout == newer.NEWER, READY_S_MAX)
 

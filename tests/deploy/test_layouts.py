@@ -36,7 +36,7 @@ async def test_a_roll_out_in_any_order_fails_no_call_and_charges_each_once(
             await rollout.replace(first, rollout.newer)
             assert rollout.layout == LAYOUT
             await rollout.replace([last], rollout.newer)
-            await rollout.taken_up()
+            await rollout.has_current_history()
             await rollout.replace([("gateway", 0), ("keeper", 0)], rollout.newer)
         whole(rollout)
     finally:
@@ -54,7 +54,7 @@ async def test_it_is_taken_back_until_it_is_taken_up_and_refused_from_then_on(
             await rollout.replace(most, rollout.older)
             assert rollout.layout == LAYOUT
             await rollout.replace(ORDERS["by turns"], rollout.newer)
-            await rollout.taken_up()
+            await rollout.has_current_history()
             await asyncio.to_thread(refuse_an_older_one, rollout)
         whole(rollout)
     finally:

@@ -67,10 +67,10 @@ class Served:
     def said(self, *words: str) -> None:
         """Wait until one line has all of these."""
 
-        def is_said() -> bool:
+        def is_worth_a_line() -> bool:
             return any(all(word in line for word in words) for line in self.process.said.splitlines())
 
-        wait_until(is_said, 30)
+        wait_until(is_worth_a_line, 30)
 
     def facts(self) -> dict[str, bool]:
         return dict(json.loads(get(self.ops, "/readyz")[1])["dependencies"])

@@ -38,7 +38,7 @@ async def test_each_kind_is_counted() -> None:
         assert (await stage.ask(post(CHAT))).status == 401
         counted = {reason: count for reason, count in stage.failures.counts.items() if count}
         assert counted == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
-        assert [told.attempts for told in stage.failures.take_told()] == [4]
+        assert [told.attempts for told in stage.failures.take_reports()] == [4]
 
 
 async def test_who_sends_many_waits_and_others_of_the_same_address_do_not() -> None:

@@ -25,7 +25,7 @@ from gateway.run.health import (
     ProcessVitals,
     disks,
     full_disks,
-    has_files_left,
+    has_free_files,
 )
 from gateway.run.lifecycle import MAPPED_BYTES_MIN, ParentPipe
 from gateway.settings.settings import Settings
@@ -57,11 +57,11 @@ async def test_open_files_are_counted_again_and_a_process_that_has_hardly_any_le
             opened.enter_context(tempfile.TemporaryFile())
         await eventually(lambda: vitals.files >= before + 50)
     looking.cancel()
-    assert has_files_left(vitals.snapshot())
+    assert has_free_files(vitals.snapshot())
     vitals.files = vitals.files_max
-    assert not has_files_left(vitals.snapshot())
+    assert not has_free_files(vitals.snapshot())
     keeper = ProcessVitals("keeper")
-    assert not has_files_left(tallies.merge(vitals.snapshot(), keeper.snapshot()))
+    assert not has_free_files(tallies.merge(vitals.snapshot(), keeper.snapshot()))
 
 
 def test_of_several_workers_the_fullest_counts() -> None:

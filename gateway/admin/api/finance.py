@@ -61,20 +61,20 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         mark = fingerprint(f"reports/{name}", rest, descending=False)
         place = None if cursor is None else decode_cursor(str(cursor), mark)
         page = _legs if name == LEDGER else partial(_rows, name)
-        rows, behind = await page(mine.store, asked_of(mine, name, asked), place, limit)
+        rows, behind = await page(mine.store, period_of(mine, name, asked), place, limit)
         shown = shown_as(name, asked)
         more = None if behind is None else encode_cursor(behind, mark)
         return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
 
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
         mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
-        wanted = asked_of(mine, name, asked)
+        wanted = period_of(mine, name, asked)
         pieces = _lines(mine, name, wanted, shown_as(name, asked))
         return await files.answer(request, mine.actor, _file(name, wanted, "csv"), CSV, pieces)
 
     async def as_parquet(request: web.Request, name: str) -> web.StreamResponse:
         mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
-        wanted = asked_of(mine, name, asked)
+        wanted = period_of(mine, name, asked)
         file = await Parquet.of(_file(name, wanted, "parquet"), columns_of(name), money_of(name))
         rows = await mine.store.report(name, wanted, 0, ROWS_MAX)
         return await files.answer(request, mine.actor, file.name, file.media, _written(file, rows))
@@ -191,7 +191,7 @@ def _of_another() -> Unprocessable:
     )
 
 
-def asked_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
+def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
     """The period asked for, of the caller's own organization where it has one; of another there is
     nothing.
     """

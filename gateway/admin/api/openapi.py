@@ -73,7 +73,7 @@ def filter_schema(wanted: Filter) -> Json:
     return {"type": "string", "enum": list(wanted.choices)} if wanted.choices else _SCHEMAS[wanted.kind]
 
 
-def asked_with(model: type[BaseModel]) -> list[Json]:
+def query_parameters(model: type[BaseModel]) -> list[Json]:
     """The parameters that a model reads a query into. None of them can be null: it is left out then."""
     asked = model.model_json_schema()
     return [
@@ -184,7 +184,7 @@ BODIES: Mapping[str, Json] = {
     "PaymentMade": {"amount": "59.00", "reference": "transfer 2026-02-11"},
     "CreditApplied": {"invoice_id": 2, "amount": "20.00"},
     "Refund": {"amount": "12.50", "reference": "transfer 2026-03-04"},
-    "GivenUp": {"reason": "insolvent"},
+    "WriteOff": {"reason": "insolvent"},
     "PaymentReversed": {"reference": "chargeback 2026-03-02"},
     "TaxRateCreate": {"organization_id": 1, "rate": "0.19", "effective_from": "2026-01-01"},
     "CloudEvent": {
@@ -429,7 +429,7 @@ def _report_paths(report: ReportEndpoint) -> Json:
             for name, each in report.numbers.items()
         ]
     if report.asked is not None:
-        read["parameters"] = asked_with(report.asked)
+        read["parameters"] = query_parameters(report.asked)
     methods = {"get": read}
     if report.run is not None:
         title = (report.ran or report.out).__name__
@@ -534,7 +534,7 @@ def _take(resource: Resource, batch: BatchEndpoint) -> Json:
 def _ask(resource: Resource, question: Question) -> Json:
     title = question.out.__name__
     operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
-    operation["parameters"] = asked_with(question.asked)
+    operation["parameters"] = query_parameters(question.asked)
     return operation
 
 

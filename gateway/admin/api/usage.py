@@ -30,7 +30,7 @@ from gateway.admin.http.requests import (
 )
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.reports import REPORTS, UsageAsked, UsageItem, UsagePage
+from gateway.admin.resources.reports import REPORTS, UsageItem, UsagePage, UsageReportQuery
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
@@ -73,7 +73,7 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 def read(query: MultiMapping[str]) -> UsageQuery:
     """What a query string asks, whole; `Unprocessable` names what is wrong with it."""
-    return _query(_checked(UsageAsked, read_once(query)), ITEMS_MAX + 1)
+    return _query(_checked(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
 
 
 def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
@@ -102,7 +102,7 @@ def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
     raise _wrong("cursor", "is not a next_cursor of this report")
 
 
-def _checked(model: type[UsageAsked], sent: Mapping[str, str]) -> dict[str, object]:
+def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     return requests.check_body(
         model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}

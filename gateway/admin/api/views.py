@@ -413,7 +413,7 @@ async def read_within(request: web.Request, share: UploadLimits) -> bytes:
     return bytes(read)
 
 
-async def while_asked(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+async def until_client_leaves(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
     """Do something that changes nothing, until it is done or its client is gone."""
     doing = asyncio.ensure_future(work)
     try:
@@ -449,7 +449,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
         require_read(mine.actor, CONFIGURATION_REPORT)
         async with turns.taken(mine.actor) as share, turns.working(mine.actor):
             _take_time(request, share)
-            return await while_asked(request, _shown(mine))
+            return await until_client_leaves(request, _shown(mine))
 
     async def apply(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -465,7 +465,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
                     Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
                 )
                 # A plan changes nothing. Nobody ends an apply under way.
-                return await (while_asked(request, doing) if wish.digest is None else doing)
+                return await (until_client_leaves(request, doing) if wish.digest is None else doing)
 
     async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it shows no data
         return web.Response(body=_schema(), content_type="application/schema+json", charset="utf-8")
@@ -629,7 +629,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         require_read(mine.actor, RECONCILIATION_REPORT)
         return web.json_response(await last_reconciliation(mine) or RECONCILIATION_REPORT.render(NOTHING_YET))
 
-    async def run_asked(request: web.Request) -> web.Response:
+    async def start_run(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_write(mine.actor, RECONCILIATION_REPORT, RECONCILIATION_RUN)
         sent = await read_body(request)
@@ -640,7 +640,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
-    app.router.add_post(f"{root}/reconciliation", run_asked)
+    app.router.add_post(f"{root}/reconciliation", start_run)
 
 
 async def last_reconciliation(ports: AdminPorts) -> Row | None:

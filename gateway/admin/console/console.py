@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage, views
-from gateway.admin.api.finance import asked_of, checked
+from gateway.admin.api.finance import checked, period_of
 from gateway.admin.console import lists, records, reports
 from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
@@ -226,7 +226,7 @@ async def show_statement(
     """`GET /balances?at=2026-05-31`: by organization and currency, those that owe most first."""
     require_read(desk.ports.actor, REPORTS[f"reports/{statement.name}"])
     sent = {name: text for name, text in read_once(request.query).items() if text}
-    asked = asked_of(desk.ports, statement.name, checked(ASKED[statement.name], sent))
+    asked = period_of(desk.ports, statement.name, checked(ASKED[statement.name], sent))
     rows = await desk.ports.store.report(statement.name, asked, 0, ROWS_SHOWN_MAX + 1)
     last = list(statement.amounts)[-1]
     shown = sorted(rows[:ROWS_SHOWN_MAX], key=lambda row: (row["currency"], -_amount(row[last])))

@@ -193,7 +193,7 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
         bare(budget, row["used"]),
         bare(budget, row["held"]),
         bare(budget, row["remaining"]),
-        limit_said(budget),
+        limit_text(budget),
         round(used_share, 2),
         round(min(percent(float(held), float(limit)), 100.0 - used_share), 2),
         tone,
@@ -205,7 +205,7 @@ def limit_of(budget: Row) -> object:
     return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
 
 
-def limit_said(budget: Row) -> str:
+def limit_text(budget: Row) -> str:
     return amount(budget, limit_of(budget))
 
 

@@ -124,7 +124,7 @@ class Pages:
             moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
-            words=words, tone=formatting.status_tone, limit_of=formatting.limit_said,
+            words=words, tone=formatting.status_tone, limit_of=formatting.limit_text,
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:

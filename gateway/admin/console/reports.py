@@ -25,7 +25,7 @@ from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Us
 from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson
 from gateway.admin.console.lists import FilterControl
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.reports import REPORTS, UsageAsked
+from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.resource import REFERS
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
@@ -86,7 +86,7 @@ async def spent(
         top = sorted(drawn, key=lambda row: amount_of(row, measure), reverse=True)[: SERIES_MAX - 1]
         used = await _most(store, asked, top, measure, currency)
     else:
-        used = _told_apart(over_time, asked.groups, measure, currency)
+        used = _groups_of(over_time, asked.groups, measure, currency)
     names: dict[Hashable, str] = {(): REST}
     names |= {group_key(row, asked.groups): name_of(row, asked.groups) for row in drawn}
     chart = stacked(
@@ -157,10 +157,10 @@ async def _most(
     everything = replace(asked, groups=())
     each = [replace(everything, filters={**asked.filters, **_only(row, asked.groups)}) for row in top]
     found = await asyncio.gather(*(store.used(query) for query in (everything, *each)))
-    used: list[Used] = _told_apart(found[0], (), measure, currency)
+    used: list[Used] = _groups_of(found[0], (), measure, currency)
     for row, rows in zip(top, found[1:], strict=True):
         key = group_key(row, asked.groups)
-        for at, _, amount in _told_apart(rows, (), measure, currency):
+        for at, _, amount in _groups_of(rows, (), measure, currency):
             used += [(at, key, amount), (at, (), -amount)]
     return used
 
@@ -170,7 +170,7 @@ def _only(row: Row, groups: Sequence[str]) -> dict[str, object]:
     return {name: row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns}
 
 
-def _told_apart(rows: Iterable[Row], groups: Sequence[str], measure: str, currency: str) -> list[Used]:
+def _groups_of(rows: Iterable[Row], groups: Sequence[str], measure: str, currency: str) -> list[Used]:
     found: list[Used] = []
     for row in rows:
         if measure != "cost" or row["currency"] == currency:
@@ -195,7 +195,7 @@ USUAL_GROUP = "model"
 NO_GROUP = "none"
 SHAPES = ("stacked", "lines")
 INTERVALS = ("hour", "day", "month", "none")
-FILTERS = (*(name for name in UsageAsked.model_fields if name.endswith("_id")), "model", "currency")
+FILTERS = (*(name for name in UsageReportQuery.model_fields if name.endswith("_id")), "model", "currency")
 COLUMNS = ("cost", "requests", "refused", "tokens", "input", "cache_read", "cache_write", "output")
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?", re.ASCII)
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)

@@ -124,7 +124,7 @@ class RejectedEvent(Out):
     reason: str
 
 
-class EventsTaken(Out):
+class EventBatchResult(Out):
     """The outcome of the batch."""
 
     accepted: int
@@ -156,12 +156,12 @@ BATCH = BatchEndpoint(
     "send",
     f"Take in use that did not pass the gateway: one event or a list of up to {EVENTS_MAX}",
     CloudEvent,
-    EventsTaken,
+    EventBatchResult,
     (ONE, MANY, PLAIN),
 )
 TO = access(BILLING, ours=("create",))
 # What an answer to a batch is made of.
-TAKEN = Resource(name="events", access=TO, description="What became of events.", out=EventsTaken)
+TAKEN = Resource(name="events", access=TO, description="What became of events.", out=EventBatchResult)
 RESOURCES = (
     Resource(
         name="events",

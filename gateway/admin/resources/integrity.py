@@ -88,7 +88,7 @@ class EventChanges(In):
     metadata: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def only_metadata_is_taken_away(self) -> EventChanges:
+    def only_metadata_is_removed(self) -> EventChanges:
         """Only metadata may be taken away; everything else is replaced."""
         empty = [name for name in self.model_fields_set if getattr(self, name) is None and name != "metadata"]
         if empty:
@@ -288,7 +288,7 @@ class LetterRefused(Out):
     why: str
 
 
-class LettersDecided(Out):
+class DeadLetterDecisions(Out):
     """What became of them."""
 
     done: list[int] = Field(description="Ids of those that were redriven or released.")
@@ -305,7 +305,7 @@ LETTERS_REPORT = ReportEndpoint(
     summary="Read how much waits",
     out=Letters,
     run=Action("decide", "Redrive letters, or release accounts, many at once", LettersDecide),
-    ran=LettersDecided,
+    ran=DeadLetterDecisions,
 )
 
 
@@ -400,7 +400,7 @@ class NewSecret(Out):
     value: str
 
 
-class TakenRow(Out):
+class RowAdoption(Out):
     """A row that was made by hand, and that an object is about by its name."""
 
     resource: str
@@ -417,7 +417,7 @@ class ConfigurationPlan(Out):
     unchanged: int
     noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
     forgotten: int = Field(description="Rows that apply made and others deleted: pruning forgets them.")
-    taken: list[TakenRow] = Field(
+    taken: list[RowAdoption] = Field(
         description="The first 100 rows that no file was about before, and that objects are about now."
     )
     taken_count: int = Field(description="How many these are.")

@@ -98,7 +98,7 @@ class PaymentReversed(In):
     amount: Money | None = Field(default=None, description="Left out, all that is left of the payment.")
 
 
-class GivenUp(In):
+class WriteOff(In):
     """Why nobody hopes for the money any more."""
 
     reason: Text | None = Field(default=None, description="For the audit log.")
@@ -172,7 +172,7 @@ class Party(Out):
     tax_number: str | None
 
 
-class Corrected(Out):
+class InvoiceCorrection(Out):
     """An invoice with something given back by a credit note."""
 
     number: str
@@ -222,7 +222,9 @@ class Invoice(Out):
     buyer: Party | None = Field(description="As copied; a draft has what would be.")
     notes: list[str] = Field(description="Below the total.")
     iban: str | None = Field(description="Where it is to be paid to.")
-    corrects: list[Corrected] = Field(description="The invoices that a credit note gives something back on.")
+    corrects: list[InvoiceCorrection] = Field(
+        description="The invoices that a credit note gives something back on."
+    )
 
 
 class DunningStep(Out):
@@ -285,7 +287,7 @@ RESOURCES = (
             Action("payments", "Record money that came in for it, or a part of it", PaymentMade),
             Action("apply", "Apply credit of a final note to an invoice that is due", CreditApplied),
             Action("refund", "Record money that was paid back of a final note's credit", Refund),
-            Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", GivenUp),
+            Action("uncollectible", "Give up what is left to pay; a payment is taken all the same", WriteOff),
         ),
         documents=(
             DocumentEndpoint(".csv", "text/csv", "The lines of an invoice"),

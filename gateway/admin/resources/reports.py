@@ -65,27 +65,27 @@ Month = Annotated[
 ]
 
 
-class FinanceAsked(In):
+class FinanceQuery(In):
     """Whose figures."""
 
     organization_id: Id | None = None
     currency: Currency | None = None
 
 
-class DayAsked(FinanceAsked):
+class DayQuery(FinanceQuery):
     """At the end of a day."""
 
     at: Day | None = Field(default=None, description="As it was at the end of this day in UTC; else today.")
 
 
-class MonthsAsked(FinanceAsked):
+class MonthsQuery(FinanceQuery):
     """Of whole months of UTC."""
 
     since: Month | None = Field(default=None, alias="from", description="The first month; else that of `to`.")
     until: Month | None = Field(default=None, alias="to", description="The last month; else this one.")
 
 
-class TaxAsked(MonthsAsked):
+class TaxQuery(MonthsQuery):
     """Of whole months, of documents or of billed supplies."""
 
     by: Literal["document", "supply"] = Field(
@@ -93,7 +93,7 @@ class TaxAsked(MonthsAsked):
     )
 
 
-class LedgerAsked(MonthsAsked):
+class LedgerQuery(MonthsQuery):
     """Of whole months, with the accounts' codes."""
 
     accounts: Annotated[Text, AfterValidator(_codes)] | None = Field(
@@ -199,14 +199,14 @@ ITEMS: dict[str, type[Out]] = {
     "taxes": TaxItem,
     "ledger": Leg,
 }
-ASKED: dict[str, type[FinanceAsked]] = {
-    "receivables": DayAsked,
-    "unbilled": DayAsked,
-    "balances": DayAsked,
-    "deferred-revenue": DayAsked,
-    "revenue": MonthsAsked,
-    "taxes": TaxAsked,
-    "ledger": LedgerAsked,
+ASKED: dict[str, type[FinanceQuery]] = {
+    "receivables": DayQuery,
+    "unbilled": DayQuery,
+    "balances": DayQuery,
+    "deferred-revenue": DayQuery,
+    "revenue": MonthsQuery,
+    "taxes": TaxQuery,
+    "ledger": LedgerQuery,
 }
 _SUMMARIES = {
     "receivables": "What organizations have to pay, by age, at the end of a day",
@@ -280,19 +280,19 @@ _PAGES: dict[str, type[Out]] = {
 _PARQUET = DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
 
 
-class DayPage(DayAsked, PageQuery):
+class DayPage(DayQuery, PageQuery):
     """The same by pages."""
 
 
-class MonthsPage(MonthsAsked, PageQuery):
+class MonthsPage(MonthsQuery, PageQuery):
     """The same by pages."""
 
 
-class TaxPage(TaxAsked, PageQuery):
+class TaxPage(TaxQuery, PageQuery):
     """The same by pages."""
 
 
-class LedgerPage(LedgerAsked, PageQuery):
+class LedgerPage(LedgerQuery, PageQuery):
     """The same by pages."""
 
 
@@ -399,7 +399,7 @@ def _whole_hour(moment: datetime) -> datetime:
 Hour = Annotated[Instant, AfterValidator(_whole_hour)]
 
 
-class UsageAsked(In):
+class UsageReportQuery(In):
     """Which calls are added up, and how they are grouped."""
 
     since: Hour | None = Field(default=None, alias="from", description="By default 30 days before `to`.")
@@ -420,7 +420,7 @@ class UsageAsked(In):
     currency: Currency | None = None
 
 
-class UsagePage(UsageAsked, PageQuery):
+class UsagePage(UsageReportQuery, PageQuery):
     """The same by pages."""
 
 

@@ -87,7 +87,7 @@ class Invoicing:
                 done = await self._page(page, claim)
                 after = page[-1].organization_id
                 made, left = made + sum(one for one, _ in done), left + sum(one for _, one in done)
-        await self._invoices.forget_left(ORGANIZATIONS_A_PAGE, finalize=self._finalize)
+        await self._invoices.clear_skipped(ORGANIZATIONS_A_PAGE, finalize=self._finalize)
         if made or left:
             self._log("invoices made", made=made, left=left, level="warning" if left else "info")
         return made, left

@@ -361,7 +361,7 @@ class Verifier:
         if markers.others and not (markers.verified or markers.unverified):
             self._vouched = b""
             return []
-        said = await self._target.said_verified(run_id, markers.unverified)
+        said = await self._target.is_marked_verified(run_id, markers.unverified)
         serves_all = said and not markers.unverified and not markers.closed
         if serves_all and (self._vouched == run_id or markers.others):
             if self._admission_gate:

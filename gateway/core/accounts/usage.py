@@ -139,7 +139,7 @@ def end_of(unit: str, now: datetime) -> datetime:
     return _after(start_of(unit, now.astimezone(UTC)), unit)
 
 
-def hours_asked(asked: UsageQuery) -> dict[str, datetime]:
+def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
     """What of a report asks for single hours, each with a time: all of them are of its day, or after it."""
     if asked.interval == "hour":
         return {"interval": asked.since}

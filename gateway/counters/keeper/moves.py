@@ -61,7 +61,7 @@ class SlotMoves:
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 
-async def taken_up(wire: RedisConnection, partition: int) -> bool:
+async def has_current_history(wire: RedisConnection, partition: int) -> bool:
     """Whether a partition's marker names the history of the primary that has it."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     return packing.read_marker(marker)[0] == wire.run_id

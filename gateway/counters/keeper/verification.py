@@ -207,7 +207,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
         return said if isinstance(said, bytes) else b""
 
-    async def said_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
+    async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
         """Whether a keeper has said so under this run id.
 
         Partitions that are not verified came with slots that were moved here. Entries missing there may

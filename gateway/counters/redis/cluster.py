@@ -256,8 +256,8 @@ class Shards:
     """Of one cluster, which `address.members` lead to. `make` makes a wire to a place, `begun` is told of it
     before it connects; calls wait `call_s` in all, wherever they are sent.
 
-    A primary that gives a partition away is asked for it until `taken_up` says that it is verified under the
-    history of the other one, or for `hand_over_s_max`: it says MOVED, and the call goes on.
+    A primary that gives a partition away is asked for it until `has_current_history` says that it is verified
+    under the history of the other one, or for `hand_over_s_max`: it says MOVED, and the call goes on.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class Shards:
         make: Callable[[Address], RedisConnection],
         *,
         begun: Callable[[RedisConnection], None] = lambda _: None,
-        taken_up: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
+        has_current_history: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
         call_s: float = CALL_S,
         look_s: float = LOOK_S,
         hand_over_s_max: float = HAND_OVER_S_MAX,
@@ -286,7 +286,7 @@ class Shards:
         # By partition: to whom it is given, and until when it is asked for where it was.
         self._given: dict[int, tuple[RedisConnection, float]] = {}
         self._awaited: dict[int, list[Wait[None]]] = {}
-        self._taken_up = taken_up
+        self._taken_up = has_current_history
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
         self._views, self._turns, self._fault = ClusterViews(self._places), count(), ""
         self._listeners: list[Callable[[bytes], None]] = []
@@ -388,7 +388,7 @@ class Shards:
 
     async def look(self) -> None:
         """Learn who has what; CountersUnavailable where no member knows."""
-        found = await self._views.newest(self._asked_now(), lambda: (self.map, self.wires))
+        found = await self._views.newest(self._targets_now(), lambda: (self.map, self.wires))
         if found is None:
             places = dict.fromkeys((*self.map.members, *self._address.members))
             found = await view_apart(self._address, places)
@@ -410,7 +410,7 @@ class Shards:
                 calm = self._views.are_heard(self.wires)
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
 
-    def _asked_now(self) -> list[RedisConnection]:
+    def _targets_now(self) -> list[RedisConnection]:
         """Whom to ask: everybody who answers, or one after another while all is well."""
         heard, soon = self._views.heard(self.wires), self._soon.is_set()
         self._soon.clear()
@@ -467,13 +467,15 @@ class Shards:
             return
         self._ask_at(partition, wire)
 
-    async def _hand_over(self, taken_up: Callable[[RedisConnection, int], Awaitable[bool]]) -> None:
+    async def _hand_over(
+        self, has_current_history: Callable[[RedisConnection, int], Awaitable[bool]]
+    ) -> None:
         """Ask the new primaries for partitions that were given to them, as soon as they are taken up."""
         while self._given:
             for partition, (wire, until) in list(self._given.items()):
                 done = self._loop.time() >= until or not wire.connected
                 with suppress(CountersUnavailable):
-                    done = done or await taken_up(wire, partition)
+                    done = done or await has_current_history(wire, partition)
                 if done and self._given.get(partition) == (wire, until):
                     self._ask_at(partition, wire)
             await asyncio.sleep(HAND_OVER_LOOK_S)
@@ -579,12 +581,12 @@ def wires_to(
     make: Callable[[Address], RedisConnection],
     *,
     begun: Callable[[RedisConnection], None] = lambda _: None,
-    taken_up: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
+    has_current_history: Callable[[RedisConnection, int], Awaitable[bool]] | None = None,
     call_s: float = CALL_S,
 ) -> RedisConnections:
-    """Not connected yet. `make` makes each wire, `begun` is told of it; `taken_up` is of `Shards`."""
+    """Not connected. `make` makes each wire, `begun` hears of it; `has_current_history` is of `Shards`."""
     if address.members:
-        return Shards(address, make, begun=begun, taken_up=taken_up, call_s=call_s)
+        return Shards(address, make, begun=begun, has_current_history=has_current_history, call_s=call_s)
     wire = make(address)
     begun(wire)
     return wire

@@ -43,11 +43,11 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.run.lifecycle import left_by_signal  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.lifecycle import exit_on_signal  # noqa: PLC0415  # each command loads what it needs
 
     there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
-    with left_by_signal():
+    with exit_on_signal():
         taken, manifest, dropped = _taken(url, there, prove, keep)
     rows = sum(manifest.rows.values())
     if as_json:

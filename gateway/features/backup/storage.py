@@ -171,7 +171,7 @@ class Folder:
             with os.fdopen(descriptor, "r+b") as file:
                 with suppress(OSError):  # a volume without locks: what is left there stays
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _drop_left(target.parent)
+                _drop_abandoned(target.parent)
                 yield _TarWriter(file, growing, target)
         except OSError as error:
             raise BackupFailed(f"{target} cannot be written: {error.strerror}") from error
@@ -233,7 +233,7 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def _drop_left(folder: Path) -> None:
+def _drop_abandoned(folder: Path) -> None:
     """Remove what others began in a directory and nobody writes to any more."""
     for path in folder.iterdir():
         if _GROWING.fullmatch(path.name):
@@ -318,7 +318,7 @@ class Bucket:
         """Pieces under a name of the time that nobody else gives. What one that was killed left goes."""
         name = f"tollkeeper-{now:{_TIME}}-{token_hex(4)}"
         with suppress(PlaceFailed):  # one who may only add to a bucket leaves it to its rules
-            self._drop_left(now)
+            self._drop_abandoned(now)
         try:
             yield _PiecesWriter(self._place, name, self._piece_bytes)
         except BaseException:
@@ -350,7 +350,7 @@ class Bucket:
         """Backups that were restored and are right."""
         return _ours(self._place.names(""), _PROVEN)
 
-    def _drop_left(self, now: datetime) -> None:
+    def _drop_abandoned(self, now: datetime) -> None:
         """Remove pieces that no document names and nobody writes any more."""
         whole = set(self.names())
         for name in self._place.folders(""):

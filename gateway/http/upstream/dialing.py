@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
-from gateway.core.circuit_breaker import is_said
+from gateway.core.circuit_breaker import is_worth_a_line
 from gateway.core.http_limits import HttpLimits
 from gateway.http.tally import TickClock
 
@@ -125,7 +125,7 @@ class UpstreamAddresses:
             self._failing = True
             self._failures += 1
             self._failed()
-            if is_said(self._failures):
+            if is_worth_a_line(self._failures):
                 why = str(found) if isinstance(found, Exception) else "no address"
                 kept = list(self._known)
                 self._told("upstream_lookup_failed", host=self._host, why=why, kept=kept, level="warning")

@@ -491,7 +491,7 @@ async def test_what_only_reads_ends_with_whoever_asked() -> None:
         transport = None
 
     with pytest.raises(ConnectionResetError):
-        await views.while_asked(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
+        await views.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
     await eventually(ended.is_set)
 
 

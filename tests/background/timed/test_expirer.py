@@ -286,7 +286,7 @@ class Books:
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
         self.left |= left
 
-    async def forget_left(self, count: int, *, finalize: bool) -> None:
+    async def clear_skipped(self, count: int, *, finalize: bool) -> None:
         due = {each.organization_id for each in await self.still_due(self.ids, finalize=finalize)}
         self.left |= dict.fromkeys(self.left.keys() - due)
 

@@ -516,11 +516,11 @@ async def test_while_a_partition_is_not_verified_nobody_is_said_not_to_exist(
     async with backend_at(valkey, migrated) as backend:
         await backend.verify()
         run_id, counters = backend.wire.run_id, backend.counters
-        assert await counters.said_verified(run_id)
-        assert await counters.said_verified(run_id, [7])
-        assert not await counters.said_verified(run_id)
+        assert await counters.is_marked_verified(run_id)
+        assert await counters.is_marked_verified(run_id, [7])
+        assert not await counters.is_marked_verified(run_id)
         await backend.verify()
-        assert await counters.said_verified(run_id)
+        assert await counters.is_marked_verified(run_id)
 
 
 async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: str, migrated: str) -> None:

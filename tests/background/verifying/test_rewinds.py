@@ -165,7 +165,7 @@ async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
         at_one(backend, world)
 
 
-@pytest.mark.parametrize("during", ["said_verified", "note", "truth", "held"])
+@pytest.mark.parametrize("during", ["is_marked_verified", "note", "truth", "held"])
 async def test_what_is_vouched_for_is_stored_where_others_say_meanwhile_that_the_data_is_older(
     backend: Backend, world: World, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

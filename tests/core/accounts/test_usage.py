@@ -33,7 +33,7 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.accounts.refusals import NOBODY, bounded, busiest
-from gateway.core.accounts.usage import SPANS, UsageQuery, hours_asked, in_parts, pieces
+from gateway.core.accounts.usage import SPANS, UsageQuery, hourly_parts, in_parts, pieces
 from gateway.core.billing.price_book import NO_COUNTS
 from tests.builders import BLANK, encode
 from tests.persistence.scenario import Account, entry_id
@@ -176,7 +176,7 @@ def test_what_asks_for_hours_is_named_whenever_hours_before_a_month_are_read(
     report = asked(min(ends), max(ends) + HOUR, interval, *(["user"] if people else []))
     month = kept.replace(day=1, hour=0)
     hours = [piece for piece in pieces(report) if SPANS[piece.span].unit == "hour"]
-    named = [name for name, at in hours_asked(report).items() if at < month]
+    named = [name for name, at in hourly_parts(report).items() if at < month]
     assert bool(named) == any(piece.since < month for piece in hours)
 
 

@@ -19,7 +19,7 @@ from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, prompt_tokens
-from gateway.core.families.gemini.answers import retry_told
+from gateway.core.families.gemini.answers import retry_delay
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
@@ -291,8 +291,8 @@ RETRY = b'{"error":{"code":429,"details":[{"@type":"x","violations":[]},{"@type"
 
 @pytest.mark.parametrize(("delay", "seconds"), [(b"34s", 34), (b"34.074824224s", 34.074824224), (b"0s", 0)])
 def test_a_duration_is_in_seconds(delay: bytes, seconds: float) -> None:
-    assert retry_told(RETRY % delay) == seconds
-    assert retry_told(b"[" + RETRY % delay + b"]") == seconds  # of a stream
+    assert retry_delay(RETRY % delay) == seconds
+    assert retry_delay(b"[" + RETRY % delay + b"]") == seconds  # of a stream
 
 
 @pytest.mark.parametrize(
@@ -306,4 +306,4 @@ def test_a_duration_is_in_seconds(delay: bytes, seconds: float) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_duration_says_nothing(document: bytes) -> None:
-    assert retry_told(document) == 0
+    assert retry_delay(document) == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.issuers import SUBJECTS_MAX, Issuer, known_as, may_be_asked, may_lead_to, read_claims
+from gateway.core.issuers import SUBJECTS_MAX, Issuer, known_as, may_fetch, may_lead_to, read_claims
 from gateway.errors import InvalidApiKey
 from tests.signing import AUDIENCE, ISSUER, issuer
 
@@ -154,7 +154,7 @@ def test_an_issuer_never_stands_for_a_key_of_another() -> None:
     ],
 )
 def test_keys_come_over_https_or_from_this_machine(url: str, may: bool) -> None:
-    assert may_be_asked(url) is may
+    assert may_fetch(url) is may
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gateway.core.circuit_breaker import (
     BackoffEntry,
     CircuitBreaker,
     UnreportedFailures,
-    wait_told,
+    wait_hint,
 )
 
 
@@ -188,7 +188,7 @@ def told(text: str, tokens: int = 100) -> float:
 
 
 def heard(text: str, tokens: int = 100) -> tuple[float, bool]:
-    return wait_told([line.encode() for line in text.split("\n") if line], tokens, NOW)
+    return wait_hint([line.encode() for line in text.split("\n") if line], tokens, NOW)
 
 
 @pytest.mark.parametrize(

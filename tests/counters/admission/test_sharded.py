@@ -25,7 +25,7 @@ from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, 
 from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.admission.usage import Usages
-from gateway.counters.keeper.moves import SlotMoves, taken_up
+from gateway.counters.keeper.moves import SlotMoves, has_current_history
 from gateway.counters.keeper.status import Activity
 from gateway.counters.layouts import packing
 from gateway.counters.leases.allowance import Allowances
@@ -73,7 +73,7 @@ class Worker:
         members = tuple(("127.0.0.1", one.port) for one in cluster.members)
         self.shards = Shards(
             Address("", 0, members=members), lambda where: RedisConnection(where, time.monotonic),
-            taken_up=taken_up,
+            has_current_history=has_current_history,
             hand_over_s_max=WITHIN_S,
         )  # fmt: skip
         keepers = Shards(

@@ -714,7 +714,7 @@ async def test_a_shard_whose_data_is_exchanged_is_of_another_history_alone(shard
     )
     assert [one.wire.run_id for one in others] == run_ids[1:]
     for one in others:
-        assert await one.counters.said_verified(one.wire.run_id)
+        assert await one.counters.is_marked_verified(one.wire.run_id)
         assert packing.read_marker(one.get(keys.marker(one.mine[-1])))[0] == one.wire.run_id
 
 

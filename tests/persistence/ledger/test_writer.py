@@ -16,7 +16,7 @@ from gateway.core.accounts.usage import SPANS
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, ms_of
-from persistence.ledger.rollup import supplied_day, told_day
+from persistence.ledger.rollup import report_day, supplied_day
 from persistence.ledger.statements import SUM_MAX, added, bounded
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
@@ -416,9 +416,9 @@ def test_an_event_was_used_on_its_own_day_but_never_on_one_to_come(used_ms: int,
 )  # fmt: skip
 def test_a_correction_names_its_days_and_what_is_none_is_that_of_its_entry(said: object, day: int) -> None:
     both = entry(metadata=document(corrects="x", supplied_on=said, told_on=said))
-    assert (supplied_day(both), told_day(both)) == (day, day)
+    assert (supplied_day(both), report_day(both)) == (day, day)
     # Only what is taken back is of another one that was told, and only a correction is believed.
-    assert told_day(replace(both, units=3)) == TODAY
+    assert report_day(replace(both, units=3)) == TODAY
     assert supplied_day(replace(both, kind=EventKind.CONSUME)) == TODAY
 
 

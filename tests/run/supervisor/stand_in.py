@@ -66,7 +66,7 @@ async def serve(role: str) -> None:
 
     threading.Thread(target=parent_pipe, daemon=True).start()
     log, port = settings["data_dir"] + "/stand_in.log", "gateway_port" if role == "gateway" else "admin_port"
-    own, _ = ports.given_port()
+    own, _ = ports.supervisor_port()
     if own:
         server = await asyncio.start_server(answer, sock=own[0])
     else:

@@ -94,11 +94,11 @@ def may_tell(data: bytes) -> bool:
     return any(mark in data for mark in _TELL)
 
 
-def told_by_event(event: Document) -> Iterator[str]:
+def ids_in_event(event: Document) -> Iterator[str]:
     """The ids that one event of a stream tells of."""
     for holder in (object_in(event, "message"), object_in(event, "delta")):
         yield from ids_of(object_in(holder, "container").get("id"))
-    yield from _told_by_block(object_in(event, "content_block"))
+    yield from _ids_in_block(object_in(event, "content_block"))
 
 
 def _told(document: Document) -> Iterator[str]:
@@ -106,10 +106,10 @@ def _told(document: Document) -> Iterator[str]:
         yield from ids_of(document.get("id"))
     yield from ids_of(object_in(document, "container").get("id"))
     for block in objects_in(document, "content"):
-        yield from _told_by_block(block)
+        yield from _ids_in_block(block)
 
 
-def _told_by_block(block: Document) -> Iterator[str]:
+def _ids_in_block(block: Document) -> Iterator[str]:
     """Files that code of the API's own tools wrote."""
     kind = block.get("type")
     if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):

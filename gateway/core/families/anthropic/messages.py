@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.billing.price_book import Counts
-from gateway.core.families.anthropic.calls import FAST, US, may_tell, told_by_event
+from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import (
     NO_COUNT,
@@ -131,7 +131,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _report(meter, bytes(read.usage), True)
     _note_end(meter, read.type)
     if meter.call.keeps and may_tell(data):
-        meter.told += told_by_event(loose_document(data))
+        meter.told += ids_in_event(loose_document(data))
     return False
 
 

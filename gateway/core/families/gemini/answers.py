@@ -45,7 +45,7 @@ class _ErrorAnswer(msgspec.Struct):
 _refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a stream of no events is a list
 
 
-def retry_told(document: bytes) -> float:
+def retry_delay(document: bytes) -> float:
     """Seconds until the next try; 0 where a refusal says nothing of it."""
     try:
         read = _refusals(document)
@@ -123,7 +123,7 @@ _answer = msgspec.json.Decoder(_Answer).decode
 
 def _read_whole(meter: Meter, document: bytes) -> None:
     if meter.status == REFUSED:
-        meter.detail.retry_s = retry_told(document)
+        meter.detail.retry_s = retry_delay(document)
     take(meter, document, True)
 
 

@@ -150,12 +150,12 @@ def _told(document: Document) -> Iterator[str]:
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))
     for item in objects_in(document, "output"):
-        yield from _told_by_item(item)
+        yield from _ids_in_item(item)
     for choice in objects_in(document, "choices"):
         yield from ids_of(object_in(object_in(choice, "message"), "audio").get("id"))
 
 
-def _told_by_item(item: Document) -> Iterator[str]:
+def _ids_in_item(item: Document) -> Iterator[str]:
     yield from ids_of(item.get("id"))
     if item.get("type") == "code_interpreter_call":
         yield from ids_of(item.get("container_id"))
