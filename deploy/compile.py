@@ -27,7 +27,7 @@ MODULES = {
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book",),
-    "gateway/core/calls": ("call", "claims", "tariff"),
+    "gateway/core/calls": ("call", "claims", "estimate", "tariff"),
     "gateway/core/families": ("controlled", "family", "objects"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
