@@ -12,7 +12,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, bounds, read_budget, wrong_raise
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, Unprocessable
-from persistence.entity import Entity, EntityWrite, add, alter, id_in, live, lock, require
+from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
 from persistence.resources.quota import BUDGET_SUBJECT, raise_amount
 from persistence.tables import budget, organization, raise_request
 
@@ -79,6 +79,6 @@ RAISE_REQUESTS = Entity(
     source=select(raise_request, budget.c.name.label("budget"), budget.c.unit, organization.c.currency)
     .join(budget, budget.c.id == raise_request.c.budget_id)
     .join(organization, organization.c.id == raise_request.c.organization_id),
-    verbs={"create": create, "approve": approve, "deny": deny},
+    verbs={"create": create, "delete": delete, "approve": approve, "deny": deny},
     refers={"budget_id": budget},
 )

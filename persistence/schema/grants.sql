@@ -19,7 +19,7 @@ GRANT INSERT, DELETE ON
 GRANT INSERT, UPDATE ON
     admin_token, app_user, budget, call, charge, clock_ahead, control_write, credit_addition,
     credit_debt, credit_drawdown, dead_letter, handover, invoice_sequence, known_drift, organization,
-    organization_subscription, partition_state, plan_end, quarantine, raise_request, redis_loss, service,
+    organization_subscription, partition_state, plan_end, quarantine, redis_loss, service,
     service_activation, subscription_plan_price, subscription_segment, subscription_term, tenant,
     tenant_quota, token_plan, token_plan_price, top_up_order, usage_daily, usage_feed, usage_rollup,
     usage_tier, usage_told, webhook, zone_clock
@@ -27,7 +27,7 @@ GRANT INSERT, UPDATE ON
 GRANT INSERT, UPDATE, DELETE ON
     api_key, applied_row, budget_told, budget_use, business_model, console_session, credit_allocation,
     gateway_worker, idempotency_key, invoice, invoice_line, keeper, keeper_partition, mail_consent,
-    organization_service, recovered_event, refused_batch, rerating_left, subscription_plan, usage_name,
+    organization_service, raise_request, recovered_event, refused_batch, rerating_left, subscription_plan, usage_name,
     usage_outbox, webhook_delivery
     TO :writer;
 

@@ -47,11 +47,12 @@ RESOURCES = (
         access=access(
             BILLING,
             verbs={"create": (BILLING, OPERATOR, MEMBER)},
-            theirs=("create", "approve", "deny"),
+            theirs=("create", "delete", "approve", "deny"),
         ),
         description="Requests for more of a budget. An approved one is its raise, and ends by itself.",
         out=RaiseRequest,
         create=RaiseRequestCreate,
+        deletable=True,
         filters={
             "organization_id": Filter(),
             "budget_id": Filter(),

@@ -146,6 +146,7 @@ OTHERS = {
     "admin-tokens": "credentials of people and programs that administer",
     "credit-additions": "money that moves",
     "invoices": "documents",
+    "raise-requests": "questions that somebody decides",
     "amendments": "corrections of what was used",
 }
 
