@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, bounds, read_budget, wrong_raise
 from gateway.core.times import moment_of, ms_of
-from gateway.errors import Conflict, Unprocessable
+from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
 from persistence.resources.quota import BUDGET_SUBJECT, raise_amount
 from persistence.tables import budget, organization, raise_request
@@ -49,10 +49,13 @@ def approve(change: EntityWrite) -> Row:
     wanted = {name: row[name] for name in ("amount", "until", "reason")}
     command = replace(change.command, id=id_in(row, "budget_id"), values=wanted)
     try:
+        # The budget may have been deleted or changed since.
         raise_amount(replace(change, subject=BUDGET_SUBJECT, command=command, before=None))
     except Unprocessable as error:
         why = "; ".join(f"{field} {said}" for field, said in error.errors)
         raise Conflict(f"The budget cannot be raised as it was asked: {why}.") from error
+    except NotFound as error:
+        raise Conflict("The budget of this request was deleted.") from error
     return _decided(change, APPROVED)
 
 

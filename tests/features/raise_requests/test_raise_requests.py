@@ -99,3 +99,7 @@ async def test_what_was_lowered_or_raised_meanwhile_is_said(api: Api) -> None:
     await api.call("PATCH", f"budgets/{here['id']}", {"amount": "9"})
     refused = await api.post(f"raise-requests/{made.json['id']}/approve")
     assert (refused.status, "amount" in refused.json["detail"]) == (409, True)
+    assert (await api.call("DELETE", f"budgets/{here['id']}", None)).status == 204
+    refused = await api.post(f"raise-requests/{made.json['id']}/approve")
+    assert (refused.status, "deleted" in refused.json["detail"]) == (409, True)
+    assert (await api.post(f"raise-requests/{made.json['id']}/deny")).json["status"] == "denied"
