@@ -299,7 +299,7 @@ def likely_asks(call: CallRequest, vectors: Vectors) -> PriceQualifiers:
         names.long_caches,
         call.blob_tokens > 0 or names.files > 0,
         not table.sound(document, names),
-        [tier for one in vectors for tier in one.service_tiers if table.asks_for(document, tier)],
+        table.asked_tiers(document),
         uses,
     )
 
@@ -374,7 +374,8 @@ def budget_claim(
     most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
     likely_read = min(read, estimate.need, call.input_estimate)
     likely = dearest_rate(vectors, likely_read, likely_asks(call, vectors), in_money=True)
-    likely.input = math.ceil(likely.input * estimate.input_share)
+    if estimate.input_share != 1:
+        likely.input = math.ceil(likely.input * estimate.input_share)
     money = min(likely.cost(likely_read, estimate.need - likely_read), most)
     if hold:
         money = most = most if holds_most else money

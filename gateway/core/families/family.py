@@ -49,12 +49,10 @@ class Exclusions:
     tier: Callable[[Document, str], bool] = lambda document, tier: False
     tier_fields: tuple[str, ...] = ("service_tier",)
 
-    def asks_for(self, document: Document, tier: str) -> bool:
-        """Whether a call names this tier."""
-        stated = [document.get(name) for name in self.tier_fields]
-        return any(
-            isinstance(one, str) and one.lower().removeprefix("service_tier_") == tier for one in stated
-        )
+    def asked_tiers(self, document: Document) -> list[str]:
+        """The tiers that a call names."""
+        stated = [document[name] for name in self.tier_fields if name in document]
+        return [one.lower().removeprefix("service_tier_") for one in stated if isinstance(one, str)]
 
 
 # Of an API that documents nothing.
