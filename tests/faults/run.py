@@ -44,7 +44,8 @@ def main() -> int:
     if unknown := [one for one in wanted if one not in ROWS]:
         parser.error(f"no such row: {', '.join(unknown)}")
     if options.list:
-        print("\n".join(f"{one.name:20} {'(long alone) ' * one.only_long}{one.title}" for one in ROWS.values()))
+        for one in ROWS.values():
+            print(f"{one.name:20} {'(long alone) ' * one.only_long}{one.title}")
         return 0
     results = Results(FOLDER)
     if not options.fresh:
