@@ -397,7 +397,8 @@ def test_twenty_calls_that_state_64000_tokens_run_at_once_under_money_for_one_of
     assert outcomes == {(200, ""): 20}
     spender.idle(budget)
     agent = {"model": MODEL, "messages": CALL["messages"], "max_tokens": 64_000}
-    first = spender.ask("/v1/messages", agent, "20,51000")
+    # A call of another model teaches nothing of this one's.
+    first = spender.ask("/v1/messages", agent | {"model": "budgeted-2"}, "20,51000")
     assert (first.status_code, first.headers["anthropic-ratelimit-unified-status"]) == (200, "allowed")
     second = spender.ask("/v1/messages", agent, "20,14000")
     assert second.headers["anthropic-ratelimit-unified-overage-surpassed-threshold"] == "0.75"
