@@ -335,6 +335,8 @@ class StripeInvoices:
             there = (
                 await self._api.v1.invoices.add_lines_async(there["id"], {"lines": some}, step)
             ).to_dict()
+        if not lines:  # another keeper may have put them in since the draft was read
+            there = (await self._api.v1.invoices.retrieve_async(there["id"])).to_dict()
         return there
 
     async def _credit_note(self, handover: HandoverStep) -> HandoverOutcome:
