@@ -151,6 +151,8 @@ class SecuredPostgres:
             cwd=self._folder, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_until(self._speaks_tls)
+        # Its last line says when it has started up: until then it lets nobody in.
+        wait_until(lambda: b"\nready" in (self._data / "postmaster.pid").read_bytes())
 
     def _own(self, *paths: Path) -> None:
         if self._borrowed:
