@@ -9,7 +9,7 @@ from decimal import Decimal
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, bounds, read_budget, wrong_raise
+from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, read_budget, window_of, wrong_raise
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
@@ -27,7 +27,7 @@ def create(change: EntityWrite) -> Row:
     row = dict(change.connection.execute(which.with_for_update()).mappings().one())
     here, until = read_budget(row), values.get("until")
     if until is None:
-        _, ends_ms, _ = bounds(here.interval, here.time_zone, here.anchor_day, ms_of(change.now))
+        _, ends_ms = window_of(here, ms_of(change.now))
         until = moment_of(ends_ms) if ends_ms else None
     if not isinstance(until, datetime):
         raise Unprocessable(errors=(("until", "is required: this budget never resets"),))

@@ -420,7 +420,7 @@ def test_a_command_waits_as_long_as_a_call_may_decide() -> None:
 
 
 async def stopped(api: Api) -> tuple[Account, dict[str, Any]]:
-    """An account of which a movement, that also moved credits, is gone; and its quarantine."""
+    """An account that lost a movement of tokens and credits, and its quarantine."""
     [account] = settle_in(api.url, 1000)
     account.reset()
     writer = LedgerWriter(api.url)

@@ -463,7 +463,7 @@ async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_serve
     ) as other:
         finalizing = asyncio.ensure_future(other.post(f"invoices/{made['id']}/finalize"))
         await eventually(begun.is_set)
-        # Neither the flush of its partition waits, nor whoever charges it; and the keeper answers.
+        # The flush of its partition and the charges do not wait, and the keeper answers.
         held = (
             "select count(*) from pg_locks where locktype = 'advisory' and classid in (7800, 7803)"
             " and database = (select oid from pg_database where datname = current_database())"

@@ -398,7 +398,7 @@ async def test_each_event_moves_everything_once_whatever_is_lost(
 
 
 async def agree(scene: Scene) -> None:
-    """What is there against what was sent."""
+    """The stored rows against the sent entries."""
     backend, world = scene.backend, scene.world
     owner = world.caller.organization_id
     of: dict[str, list[tuple[str, int]]] = {kind: [] for kind in scene.services}

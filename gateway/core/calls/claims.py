@@ -285,23 +285,15 @@ def output_bound(
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
-def likely_asks(call: CallRequest, vectors: Vectors) -> PriceQualifiers:
-    """Which dear prices a call asks for, by fields that its family documents; all where none can be read."""
+def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
+    """Of the dear prices that a call `may` have those it asks for, by fields that its family documents."""
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
-        return PriceQualifiers()
-    table, uses = family.exclusions, None
-    priced = priced_tools(vectors)
-    if priced:
-        uses = {name: min(most, TOOL_USES_LIKELY) for name, most in uses_of(call, document, priced).items()}
-    return PriceQualifiers(
-        names.caches,
-        names.long_caches,
-        call.blob_tokens > 0 or names.files > 0,
-        not table.sound(document, names),
-        table.asked_tiers(document),
-        uses,
-    )
+        return may
+    uses = may.tools and {name: min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()}
+    media = call.blob_tokens > 0 or names.files > 0
+    tiers = family.exclusions.asked_tiers(document)
+    return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
@@ -364,24 +356,22 @@ def budget_claim(
     `hold` is what its budgets say of it: `likely` and `maximum` go before what its plan says.
     """
     need, fewest, read = estimate.need, estimate.least, estimate.read
-    raw_most = ceiling = max(read, estimate.ceiling)
-    holds_most = hold == MAXIMUM
-    if hold:
-        need = raw_most = ceiling if holds_most else need
+    ceiling, holds_most = max(read, estimate.ceiling), hold == MAXIMUM
+    raw = ceiling if holds_most else need
+    raw_most = raw if hold else ceiling
     if not vectors:
-        return BudgetClaim(raw_tokens=need, raw_most=raw_most, holds_most=holds_most)
-    dearest = dearest_rate(vectors, read, asks_of(call, vectors, read), in_money=True)
-    most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
-    likely_read = min(read, estimate.need, call.input_estimate)
-    likely = dearest_rate(vectors, likely_read, likely_asks(call, vectors), in_money=True)
-    if estimate.input_share != 1:
-        likely.input = math.ceil(likely.input * estimate.input_share)
-    money = min(likely.cost(likely_read, estimate.need - likely_read), most)
-    if hold:
-        money = most = most if holds_most else money
+        return BudgetClaim(raw_tokens=raw, raw_most=raw_most, holds_most=holds_most)
+    may = asks_of(call, vectors, read)
+    rate = dearest = dearest_rate(vectors, read, may, in_money=True)
+    money = most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
+    if not holds_most:
+        likely_read = min(read, need, call.input_estimate)
+        rate = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
+        if estimate.input_share != 1:  # a price is exact as long as nothing was learned of it
+            rate.input = math.ceil(rate.input * estimate.input_share)
+        money = min(rate.cost(likely_read, need - likely_read), most)
     least = min(dearest.cost(read, fewest - read), money) if fewest else 0
-    rate = dearest if holds_most else likely
-    return BudgetClaim(money, most, least, need, raw_most, dearest, rate, holds_most)
+    return BudgetClaim(money, money if hold else most, least, raw, raw_most, dearest, rate, holds_most)
 
 
 def budget_bound(

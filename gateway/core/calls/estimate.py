@@ -59,10 +59,9 @@ class _Quantile:
     def add(self, sample: float, quantile: float) -> None:
         """Count a sample in place of the oldest."""
         samples, level = self._samples, self.level
-        count = len(samples)
-        if count < RECENT:
+        if len(samples) < RECENT:
             samples.append(sample)
-            count += 1
+            count = len(samples)
             found = sorted(samples)[math.ceil(quantile * count) - 1]
             self.level = found if count == RECENT else found + (self._first - found) / (count + 1)
             return
@@ -71,7 +70,7 @@ class _Quantile:
         # On the same side of the level as the oldest, it moves nothing: 0.2 µs in place of 3.
         if oldest == sample or (oldest < level and sample < level) or (oldest > level and sample > level):
             return
-        self.level = sorted(samples)[math.ceil(quantile * count) - 1]
+        self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
 
 
 class _Learned(LruEntry):
@@ -174,13 +173,13 @@ class Estimator:
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
         likely, share = math.ceil(learned.output.level), learned.input_share.level
+        most = learned.ceiling
         if stated is not None:
-            need = min(used + min(stated, likely) * choices, INTEGER_MAX)
-            ceiling = max(need, min(read + stated * answers + beside, INTEGER_MAX))
-            return Estimate(need, ceiling, 0, read, answers, beside, share)
+            most, likely = stated, min(stated, likely)
         need = min(used + likely * choices, INTEGER_MAX)
-        ceiling = max(need, min(read + learned.ceiling * answers + beside, INTEGER_MAX))
-        return Estimate(need, ceiling, min(read + answers + beside, ceiling), read, answers, beside, share)
+        ceiling = max(need, min(read + most * answers + beside, INTEGER_MAX))
+        least = min(read + answers + beside, ceiling) if stated is None else 0
+        return Estimate(need, ceiling, least, read, answers, beside, share)
 
     def learn(
         self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,

@@ -307,7 +307,7 @@ FILES: Objects = {
 
 
 def with_limit(limit: int) -> Objects:
-    """The same files, of which another organization has changed, and what they say of Acme."""
+    """The same files after a change of another organization, and their objects of Acme."""
     said = {"requests_per_minute": limit}
     return {
         **FILES,

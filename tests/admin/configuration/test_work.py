@@ -388,7 +388,7 @@ async def test_many_rows_of_one_name_are_looked_for_once_as_they_are_left_out(
 
 
 # --- shares -----------------------------------------------------------------------------
-# Whoever plans takes their own share of turns, of memory and of time, and no more than that.
+# A plan takes its caller's share of turns, memory and time, and no more.
 
 
 BUSY = "under way already"
@@ -478,7 +478,7 @@ def _answers(api: Api, wanted: int) -> Callable[[], Awaitable[bool]]:
     return ask
 
 
-async def test_what_only_reads_ends_with_whoever_asked() -> None:
+async def test_a_plan_that_only_reads_ends_with_its_caller() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:

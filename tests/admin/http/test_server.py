@@ -277,7 +277,7 @@ async def test_administrators_are_who_is_identified(keeper_database: str) -> Non
 
 
 # --- unreadable -------------------------------------------------------------------------
-# Whoever sends the admin port what is no HTTP fills no log, and what was sent stands in none.
+# A client that sends the admin port anything but HTTP fills no log, and no log has its bytes.
 
 
 GARBAGE = (

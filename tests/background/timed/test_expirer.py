@@ -172,7 +172,7 @@ async def test_a_tenant_that_was_called_is_not_reset_again(valkey: str, migrated
 
 
 class Closed:
-    """Organizations of which each has one checkpoint to be made for each month; one fails once."""
+    """Each organization has one checkpoint to make for each month; one fails once."""
 
     def __init__(self, *ids: int, fails_at: int = 0) -> None:
         self.ids = sorted(ids)
