@@ -152,7 +152,7 @@ async def _crashes(
     return figures
 
 
-@row("A gateway is killed at each crash point", limit_s=3600, only_long=True)
+@row("A gateway is killed at each crash point", limit_s=3600)
 async def gateway_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await of a request: suspended, sent, resumed."""
     nodes = scene.world.gateways if scene.long else scene.world.gateways[:1]

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from gateway.core.billing.charges import (
     USAGE,
     SupplyCharge,
     day_fees,
+    due,
     fee_charge,
     gathered,
     spread_amount,
@@ -28,7 +30,15 @@ from gateway.core.billing.charges import (
 from gateway.core.billing.document import EffectiveTax, Tax
 from gateway.core.billing.invoice import Bill, Fee, InvoiceFacts, bill, span
 from gateway.core.billing.money import NANO, ONE_NANO, Portion, PriceTier, rounded, spread
-from gateway.core.billing.subscription import PlanSegment, Subscription, begin, change_now, cycle_of, midnight
+from gateway.core.billing.subscription import (
+    PlanSegment,
+    SegmentTerms,
+    Subscription,
+    begin,
+    change_now,
+    cycle_of,
+    midnight,
+)
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
 TIERS = (PriceTier(10_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008")))
@@ -191,6 +201,28 @@ def test_an_invoice_takes_what_was_supplied_and_gives_back_what_was_billed_ahead
     assert gathered([*april, *may, *back], MAY, {}) == april
     # What is owed again of days that were given back is not left until those days come.
     assert gathered([*april, *may], MAY, {1: replace(segment, end=MAY)}) == [*april, *may]
+
+
+@pytest.mark.parametrize(
+    ("billing", "trial_end", "day", "from_end"),
+    [
+        (None, None, date(2026, 4, 20), date(2026, 4, 21)),
+        ("arrears", None, date(2026, 4, 20), MAY),
+        ("arrears", None, MAY, date(2026, 5, 11)),  # the plan's last term ends with it
+        ("advance", None, date(2026, 4, 20), date(2026, 4, 2)),
+        ("advance", date(2026, 4, 15), date(2026, 4, 20), date(2026, 4, 16)),
+        ("advance", date(2026, 4, 15), date(2026, 4, 3), date(2026, 4, 4)),  # a free day waits for nothing
+        ("advance", date(2026, 4, 15), MAY, date(2026, 5, 2)),  # the trial ended a term before
+    ],
+)
+def test_a_fee_is_due_with_its_term(
+    billing: str | None, trial_end: date | None, day: date, from_end: date
+) -> None:
+    plan = begin(1, "monthly", Decimal("30.00"), APRIL, date(2026, 5, 11)).current
+    segment = replace(plan, id=1, terms=SegmentTerms(billing=billing, trial_end=trial_end))
+    fee = fee_charge(FEE, 1, day, Decimal(1), Decimal("1.00"))
+    assert due(fee, {1: segment}) == midnight(from_end)
+    assert due(fee, {}) == midnight(day + timedelta(days=1))
 
 
 def test_spans_read_as_people_write_them() -> None:

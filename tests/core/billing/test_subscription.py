@@ -120,6 +120,14 @@ def test_extending_takes_a_cancellation_back() -> None:
         extend(ending, date(2026, 4, 20), date(2026, 4, 20))
 
 
+@pytest.mark.parametrize(("end", "kept"), [(date(2026, 5, 2), True), (date(2026, 5, 1), False)])
+def test_extending_keeps_a_change_that_waits_for_a_day_before_the_end(end: date, kept: bool) -> None:
+    waiting = change_at_period_end(april(), 2, date(2026, 4, 16))
+    extended = extend(waiting, end, date(2026, 4, 20))
+    assert extended.end == end
+    assert (extended.next_plan_id, extended.change_at) == ((2, date(2026, 5, 1)) if kept else (None, None))
+
+
 def test_a_subscription_to_come_is_cancelled_on_its_first_day() -> None:
     assert cancel(april(), date(2026, 3, 1), now=True).end == date(2026, 4, 1)
 
