@@ -11,6 +11,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
 from tests.tree import named, offenders, texts
 
@@ -35,6 +36,25 @@ PATTERN = re.compile("|".join(PHRASES))
 PRODUCT = ("gateway/", "persistence/", "lua/", "deploy/")
 FUNCTIONS = "persistence/schema/functions.sql"  # databases have this text: it changes with a migration alone
 PLACES = (*PRODUCT, "docs/", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+
+
+PARTICIPLES = ("told", "said", "asked", "kept", "taken", "placed", "left", "beyond")
+NAME = re.compile(r"^class (\w+)", re.MULTILINE)
+
+
+def test_no_class_or_module_is_a_participle() -> None:
+    """A noun says what a thing is; a verb's past says only that somebody did something to it."""
+
+    def found() -> Iterator[str]:
+        for name in named(".py"):
+            words = Path(name).stem.split("_")
+            if set(words) & set(PARTICIPLES):
+                yield f"{name}: a module of this name"
+            for declared in NAME.findall(texts()[name]):
+                if declared.endswith(tuple(word.capitalize() for word in PARTICIPLES)):
+                    yield f"{name}: class {declared}"
+
+    offenders(found())
 
 
 def test_phrases_are_plain() -> None:

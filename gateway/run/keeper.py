@@ -35,7 +35,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.feature import features
 from gateway.outbound.client import Outgoing
-from gateway.run import kept_servers
+from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
 from gateway.run.health import (
     EVERY_PARTITION,
@@ -54,9 +54,9 @@ from gateway.run.keeper_doors import (
     keep_going,
     store_over,
 )
-from gateway.run.kept_servers import AllShardLoops, LoopContext
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, reached, redis_reached
+from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
@@ -269,7 +269,7 @@ class Keeper:
     def _looked_up(self) -> Gauges:
         settings = self._settings
         return Gauges((
-            partial(kept_servers.server_certificates, settings, self._wires),
+            partial(shard_loops.server_certificates, settings, self._wires),
             partial(sweeps.watch_gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges,
             *(gauge for work in self._work for gauge in work.gauges),

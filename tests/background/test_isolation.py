@@ -32,7 +32,7 @@ from gateway.run.timed_loops import expirer
 POISON = 2
 
 
-class Said:
+class LogLines:
     """What was logged."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Said:
 
 
 async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_ever_more_seldom() -> None:
-    said, done = Said(), list[int]()
+    said, done = LogLines(), list[int]()
     isolation = Isolation(said)
     isolation.watch(["loop"])
 
@@ -74,7 +74,7 @@ async def test_what_the_counters_refuse_of_one_is_of_that_one() -> None:
 
 
 async def test_of_items_together_those_that_fail_alone_as_well_are_counted() -> None:
-    said, done = Said(), list[list[int]]()
+    said, done = LogLines(), list[list[int]]()
     isolation = Isolation(said)
 
     async def act(items: Sequence[int]) -> None:
@@ -166,7 +166,7 @@ async def expired(isolation: Isolation) -> None:
 async def test_the_log_names_an_item_and_has_no_word_of_a_caller(
     goes_through: Callable[[Isolation], Awaitable[None]], named: list[str]
 ) -> None:
-    said = Said()
+    said = LogLines()
     await goes_through(Isolation(said))
     assert [one["item"] for one in said.lines] == named
     assert HUSH not in str(said.lines)

@@ -129,13 +129,13 @@ async def test_each_look_at_news_begins_where_the_last_one_that_was_kept_ended()
     begun = datetime(2026, 4, 1, 12, tzinfo=UTC)
     clock, noticed, fails = [begun], list[tuple[datetime, datetime]](), {3, 4}
 
-    class Kept:
+    class Notices:
         async def notice(self, since: datetime, now: datetime) -> None:
             if (now - begun).seconds in fails:
                 raise ConnectionError
             noticed.append((since, now))
 
-    news, _ = news_loops(cast("Notices", Kept()), lambda: clock[0])
+    news, _ = news_loops(cast("Notices", Notices()), lambda: clock[0])
     for second in range(6):
         clock[0] = begun + timedelta(seconds=second)
         with suppress(ConnectionError):

@@ -39,7 +39,7 @@ LOOK_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class FailoverTimes:
     """One failover, in seconds: what the servers took, and what came behind that."""
 
     redis: str
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--page", nargs="?", const=PAGE, type=Path)
     options = parser.parse_args()
-    told: list[Told] = []
+    told: list[FailoverTimes] = []
     for kind in KINDS:
         for count in options.tenants:
             told += measure(kind, count, options.rounds)
@@ -117,9 +117,9 @@ def main() -> int:
     return 0
 
 
-def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[Told]:
+def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[FailoverTimes]:
     """So many failovers, one after the other, with so many tenants."""
-    found: list[Told] = []
+    found: list[FailoverTimes] = []
     with tempfile.TemporaryDirectory(prefix="tollkeeper-failover-") as folder, postgres() as url:
         servers = kind(Path(folder) / "redis")
         servers.start()
@@ -144,7 +144,7 @@ def measure(kind: type[Cluster | Sentinel], count: int, rounds: int) -> list[Tol
     return found
 
 
-def strike(servers: Cluster | Sentinel, installation: Installation, count: int) -> Told:
+def strike(servers: Cluster | Sentinel, installation: Installation, count: int) -> FailoverTimes:
     """One failover, and who is served again when."""
     keeper = [installation.keeper.popen.pid]
     before = cpu_s(keeper)
@@ -155,16 +155,16 @@ def strike(servers: Cluster | Sentinel, installation: Installation, count: int) 
         time.sleep(LOOK_S)
     named = time.monotonic()
     first, last = installation.served(named, struck)
-    return Told(servers.name, count, named - began, first, last, cpu_s(keeper) - before)
+    return FailoverTimes(servers.name, count, named - began, first, last, cpu_s(keeper) - before)
 
 
-def table(told: Sequence[Told]) -> str:
+def table(told: Sequence[FailoverTimes]) -> str:
     """The median of each figure, and the worst of the last, as a page has them."""
     lines = [
         "| Redis | Tenants | Rounds | Servers, s | First served, s | Last, s | At worst, s | Keeper CPU, s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    groups: dict[tuple[str, int], list[Told]] = {}
+    groups: dict[tuple[str, int], list[FailoverTimes]] = {}
     for one in told:
         groups.setdefault((one.redis, one.tenants), []).append(one)
     for (redis, tenants), each in groups.items():

@@ -63,7 +63,7 @@ ANALYZE"""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RecoveryTimes:
     """One fault: seconds until the first and the last were served, the keeper's CPU and memory at most."""
 
     tenants: int
@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--page", nargs="?", const=PAGE, type=Path)
     options = parser.parse_args()
-    told: list[Told] = []
+    told: list[RecoveryTimes] = []
     with tempfile.TemporaryDirectory(prefix="tollkeeper-recovery-") as folder, postgres() as url:
         installation = OneValkey(Path(folder), url)
         try:
@@ -184,15 +184,15 @@ def main() -> int:
     return 0
 
 
-def measure(installation: OneValkey, count: int) -> list[Told]:
+def measure(installation: OneValkey, count: int) -> list[RecoveryTimes]:
     """Each fault once, with so many tenants."""
-    found: list[Told] = []
+    found: list[RecoveryTimes] = []
 
     def note(fault: str, strike: Callable[[], float], until: Callable[[float], tuple[float, float]]) -> None:
         before = cpu_s([installation.keeper.popen.pid]) if installation.keeper.running else 0.0
         first, last = until(strike())
         cpu = cpu_s([installation.keeper.popen.pid]) - before
-        found.append(Told(count, fault, first, last, cpu, _memory_mb(installation.keeper)))
+        found.append(RecoveryTimes(count, fault, first, last, cpu, _memory_mb(installation.keeper)))
         print(found[-1], flush=True)
 
     installation.keeper.stop()
@@ -221,7 +221,7 @@ def measure(installation: OneValkey, count: int) -> list[Told]:
     return found
 
 
-def table(told: Sequence[Told]) -> str:
+def table(told: Sequence[RecoveryTimes]) -> str:
     """Seconds, CPU, and how many times that of the size before it is, as a page has them."""
     lines = [
         "| Tenants | Fault | First served, s | Last served, s | Keeper's CPU, s | times | Keeper, MB |",

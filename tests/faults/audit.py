@@ -22,7 +22,7 @@ from persistence.ledger.checkpoints import INVARIANTS
 from tests.faults import budgets
 from tests.faults.cast import CREDITS_A_CALL, Cast
 from tests.faults.grants import Late, Reports, Window, passed
-from tests.faults.truth import Told
+from tests.faults.truth import ServedCall
 from tests.faults.workload import Call
 from tests.faults.world import FaultError, World
 
@@ -190,7 +190,7 @@ def _charged(cast: Cast) -> dict[str, tuple[str, int, int, bool]]:
 def _compare(
     figures: Figures,
     charged: dict[str, tuple[str, int, int, bool]],
-    told: dict[str, Told],
+    told: dict[str, ServedCall],
     received: set[str],
     expected: Expected,
 ) -> None:
@@ -223,7 +223,7 @@ def _compare(
         figures.broken += [f"{request_id} was received completely and not charged" for request_id in gone]
 
 
-def used(told: Told) -> int:
+def used(told: ServedCall) -> int:
     """What a call is charged: tokens, the credits of a use, or units."""
     if told.kind == "tokens":
         return told.tokens

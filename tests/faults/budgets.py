@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.truth import PROMPT_TOKENS, Told
+from tests.faults.truth import PROMPT_TOKENS, ServedCall
 from tests.faults.world import World
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Budgets:
     before: dict[int, int] = field(default_factory=dict)
 
 
-def cost_of(told: Told) -> int:
+def cost_of(told: ServedCall) -> int:
     """What a call costs in nano-units; only models do."""
     if told.kind != "tokens":
         return 0

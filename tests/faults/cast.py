@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.budgets import Budgets, make_budgets, price_truth
-from tests.faults.workload import Asked, Caller, Kind, Load
+from tests.faults.workload import Caller, Kind, Load, PlannedCall
 from tests.faults.world import SERVING_S_MAX, FaultError, World
 
 WIDE_TOKENS = 10**12
@@ -50,7 +50,7 @@ class Cast:
         """Their ids."""
         return sorted({one.organization_id for one in self.tenants})
 
-    def draw(self, draw: random.Random) -> Asked:
+    def draw(self, draw: random.Random) -> PlannedCall:
         """A call of the usual mix; one in twelve is left by its caller."""
         tenant = draw.choice(self.tenants)
         leave_at = draw.randrange(6) if draw.random() < 1 / 12 else None
@@ -59,7 +59,7 @@ class Cast:
 
     def ask(
         self, kind: Kind, tenant: Tenant, draw: random.Random, leave_at: int | None = None, **fields: str
-    ) -> Asked:
+    ) -> PlannedCall:
         """A call of one kind for a tenant."""
         path, said = "/v1/chat/completions", dict(fields)
         if user := draw.choice(USERS):
@@ -71,9 +71,9 @@ class Cast:
         elif kind is Kind.UNITS:
             path, said["x_fault_units"] = "/services/faults-units/x", str(draw.randint(1, UNITS_MAX))
         named = tuple((name.replace("_", "-"), value) for name, value in said.items())
-        return Asked(kind, tenant.key, path, leave_at, named)
+        return PlannedCall(kind, tenant.key, path, leave_at, named)
 
-    def load(self, draw: Callable[[random.Random], Asked] | None = None, **options: Any) -> Load:
+    def load(self, draw: Callable[[random.Random], PlannedCall] | None = None, **options: Any) -> Load:
         """Callers of these tenants, at every gateway in turn."""
         return Load(
             [node.door for node in self.world.gateways], draw or self.draw, self.world.seed, **options

@@ -16,7 +16,7 @@ from tests.faults.audit import Expected, Figures
 from tests.faults.proxy import Trap, Way
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Program
-from tests.faults.workload import Asked, Kind
+from tests.faults.workload import Kind, PlannedCall
 from tests.faults.world import SERVING_S_MAX, Node
 from tests.persistence.scenario import release, stop
 
@@ -252,7 +252,7 @@ async def sigterm(scene: Scene) -> Figures:
     tenant = scene.cast.tenants[0]
     pause_s = "0.5" if scene.long else "0.15"
 
-    def ask(_: random.Random) -> Asked:
+    def ask(_: random.Random) -> PlannedCall:
         return scene.cast.ask(Kind.STREAM, tenant, scene.draw, x_fault_pause_s=pause_s, x_fault_pieces="20")
 
     load = scene.cast.load(ask, callers=STREAMS)

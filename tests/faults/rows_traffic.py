@@ -22,7 +22,7 @@ from tests.faults.audit import Expected, Figures
 from tests.faults.cast import USERS
 from tests.faults.scene import Scene, row
 from tests.faults.truth import PIECES
-from tests.faults.workload import Asked, Call, Caller, Kind, Load
+from tests.faults.workload import Call, Caller, Kind, Load, PlannedCall
 from tests.faults.world import MissingError, World
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
@@ -35,7 +35,7 @@ HOUR_S = 3_600
 BUSY = "counters_unavailable"  # Redis has not answered within its second, whatever the upstream does
 
 
-async def _each(scene: Scene, asked: list[Asked]) -> None:
+async def _each(scene: Scene, asked: list[PlannedCall]) -> None:
     """Make these calls, many at once, spread over the gateways."""
     waiting = iter(asked)
 
@@ -56,7 +56,7 @@ async def clients_leave(scene: Scene) -> Figures:
     cast = await scene.set_up()
     draw = scene.draw
 
-    def asked(number: int) -> Asked:
+    def asked(number: int) -> PlannedCall:
         kind = (Kind.STREAM, Kind.STREAM, Kind.CHAT, Kind.CREDITS, Kind.UNITS)[number % 5]
         # 0: nothing read; 1: the head; then one piece after another
         leave_at = draw.randrange(PIECES + 4) if kind is Kind.STREAM else draw.randrange(2)
@@ -75,7 +75,7 @@ async def upstream_resets(scene: Scene) -> Figures:
     cast = await scene.set_up()
     draw = scene.draw
 
-    def asked(number: int) -> Asked:
+    def asked(number: int) -> PlannedCall:
         kind = (Kind.STREAM, Kind.CHAT, Kind.UNITS)[number % 3]
         cut = {"x_fault_cut": str(number // 3 % (PIECES + 1))} if number % 2 else {}
         return cast.ask(kind, draw.choice(cast.tenants[:2]), draw, None, **cut)

@@ -16,7 +16,7 @@ from tests.faults.audit import Expected, Figures, at_rest, audit
 from tests.faults.budgets import begin
 from tests.faults.cast import Cast, Tenant, assemble
 from tests.faults.grants import Reports
-from tests.faults.workload import Asked, Call, Caller, Kind, Load
+from tests.faults.workload import Call, Caller, Kind, Load, PlannedCall
 from tests.faults.world import World
 
 PROBE_PAUSE_S = 0.02
@@ -56,7 +56,10 @@ class Scene:
 
     @asynccontextmanager
     async def load(
-        self, draw: Callable[[random.Random], Asked] | None = None, callers: int = 8, pause_s: float = 0.005
+        self,
+        draw: Callable[[random.Random], PlannedCall] | None = None,
+        callers: int = 8,
+        pause_s: float = 0.005,
     ) -> AsyncIterator[Load]:
         """Callers at work; their calls are audited in the end."""
         load = self.cast.load(draw, callers=callers, pause_s=pause_s)

@@ -8,17 +8,19 @@ from tests.faults.audit import Expected, Figures, _compare, used
 from tests.faults.matrix import ROWS
 from tests.faults.report import Played, as_markdown
 from tests.faults.scene import Row
-from tests.faults.truth import Told
+from tests.faults.truth import ServedCall
 
 Charged = dict[str, tuple[str, int, int, bool]]
 
 
-def told(request_id: str = "a", kind: str = "tokens", amount: int = 10, *, complete: bool = True) -> Told:
+def told(
+    request_id: str = "a", kind: str = "tokens", amount: int = 10, *, complete: bool = True
+) -> ServedCall:
     tokens, units = (amount, 0) if kind == "tokens" else (0, amount)
-    return Told(request_id, kind, tokens, units, over=True, complete=complete, cut=not complete)
+    return ServedCall(request_id, kind, tokens, units, over=True, complete=complete, cut=not complete)
 
 
-def compared(charged: Charged, *upstream: Told, received: str = "", lost: bool = False) -> Figures:
+def compared(charged: Charged, *upstream: ServedCall, received: str = "", lost: bool = False) -> Figures:
     figures = Figures()
     _compare(figures, charged, {one.request_id: one for one in upstream}, set(received), Expected(lost=lost))
     return figures

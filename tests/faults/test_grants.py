@@ -12,11 +12,11 @@ import pytest
 from gateway.background.verifying import admission_gate
 from gateway.counters.settlement_log import resubmission
 from tests.faults.grants import LATE, Passed, Reports, Window, unnoticed
-from tests.faults.workload import Asked, Call, Kind
+from tests.faults.workload import Call, Kind, PlannedCall
 
 
 def call(request_id: str, began: float) -> Call:
-    return Call(Asked(Kind.CHAT, "key"), began, request_id=request_id)
+    return Call(PlannedCall(Kind.CHAT, "key"), began, request_id=request_id)
 
 
 @pytest.mark.parametrize(

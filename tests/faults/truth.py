@@ -23,7 +23,7 @@ PIECES = 4
 
 
 @dataclass(slots=True)
-class Told:
+class ServedCall:
     """One call by the upstream's own count. `complete`: its whole answer was handed to the network."""
 
     request_id: str
@@ -40,7 +40,7 @@ class Upstream:
 
     def __init__(self, seed: int) -> None:
         self.port = 0
-        self.told: dict[str, Told] = {}
+        self.told: dict[str, ServedCall] = {}
         self.repeated: list[str] = []
         self.closes_idle = False
         self._draw = random.Random(seed)
@@ -96,7 +96,7 @@ class Upstream:
         output = self._draw.randint(1, int(asked.get("max_tokens", 16))) if chat else 0
         units = 0 if chat else int(fields.get("x-fault-units", "1"))
         kind = "tokens" if chat else "units" if "x-fault-units" in fields else "credits"
-        told = Told(fields["x-request-id"], kind, PROMPT_TOKENS + output if chat else 0, units)
+        told = ServedCall(fields["x-request-id"], kind, PROMPT_TOKENS + output if chat else 0, units)
         if told.request_id in self.told:
             self.repeated.append(told.request_id)
         self.told[told.request_id] = told
@@ -121,12 +121,12 @@ class Upstream:
         return not told.cut
 
 
-def _usage(told: Told) -> dict[str, int]:
+def _usage(told: ServedCall) -> dict[str, int]:
     output = told.tokens - PROMPT_TOKENS
     return {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": output, "total_tokens": told.tokens}
 
 
-def _document(told: Told, *, chat: bool) -> bytes:
+def _document(told: ServedCall, *, chat: bool) -> bytes:
     said: dict[str, object] = {"id": told.request_id}
     units = f"x-usage-amount: {told.units}\r\n"
     if chat:
@@ -140,7 +140,7 @@ def _document(told: Told, *, chat: bool) -> bytes:
 
 
 async def _stream(
-    told: Told, fields: dict[str, str], asked: dict[str, object], writer: asyncio.StreamWriter
+    told: ServedCall, fields: dict[str, str], asked: dict[str, object], writer: asyncio.StreamWriter
 ) -> bool:
     """Write a stream; False where it was to be cut."""
     cut = int(fields.get("x-fault-cut", "-1"))

@@ -33,7 +33,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PlannedCall:
     """One call to make. `leave_at` is the piece of the answer at which its caller hangs up; 0 before any."""
 
     kind: Kind
@@ -48,7 +48,7 @@ class Asked:
 class Call:
     """What became of it. `status` 0: no answer. `budget`: the one it names. Times are monotonic seconds."""
 
-    asked: Asked
+    asked: PlannedCall
     began: float
     ended: float = 0.0
     status: int = 0
@@ -71,7 +71,7 @@ class Caller:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def call(self, asked: Asked) -> Call:
+    async def call(self, asked: PlannedCall) -> Call:
         """Make one call to its end, or leave it where it says."""
         call = Call(asked, time.monotonic())
         kept = False
@@ -120,7 +120,7 @@ class Caller:
         return fields.get("connection") != "close"
 
 
-def request(asked: Asked) -> bytes:
+def request(asked: PlannedCall) -> bytes:
     """The bytes of a call."""
     body = b"{}"
     if asked.kind in (Kind.CHAT, Kind.STREAM):
@@ -143,7 +143,7 @@ class Load:
     """
 
     ports: Sequence[Callable[[], int]]
-    draw: Callable[[random.Random], Asked]
+    draw: Callable[[random.Random], PlannedCall]
     seed: int
     callers: int = 8
     pause_s: float = 0.0

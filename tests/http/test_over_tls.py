@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from tests.certificates import issued, trusting
-from tests.http import test_connections, test_untaken
+from tests.http import test_connections, test_slow_readers
 from tests.http.stage import OVER, Tls
 
 Held = Callable[[], Awaitable[None]]
@@ -31,7 +31,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 
 @pytest.mark.parametrize(
-    "held", [*all_of(test_connections), *all_of(test_untaken)], ids=lambda one: one.__name__
+    "held", [*all_of(test_connections), *all_of(test_slow_readers)], ids=lambda one: one.__name__
 )
 async def test_it_holds_over_tls(held: Held, tls: Tls) -> None:
     reset = OVER.set(tls)

@@ -114,7 +114,7 @@ asyncio.run(main())
 SILENT = "import sys; sys.stdin.readline(); sys.stdin.readline()"
 
 
-class Kept:
+class BeatingChild:
     """A child that beats, with what was said of it."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Kept:
 
 
 async def test_a_loop_that_stands_still_is_killed_after_saying_where(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, BEATS, silent_s_max=5.0, last_words_s=5.0)
+    kept = BeatingChild(tmp_path, BEATS, silent_s_max=5.0, last_words_s=5.0)
     await kept.child.start()
     before = kept.child.pid
     await kept.child.tell(b"hang")
@@ -154,7 +154,7 @@ async def test_a_loop_that_stands_still_is_killed_after_saying_where(tmp_path: P
 
 
 async def test_a_process_that_is_stopped_is_started_again(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, BEATS, silent_s_max=5.0)
+    kept = BeatingChild(tmp_path, BEATS, silent_s_max=5.0)
     await kept.child.start()
     before = kept.child.pid
     assert before is not None
@@ -167,7 +167,7 @@ async def test_a_process_that_is_stopped_is_started_again(tmp_path: Path) -> Non
 
 
 async def test_one_that_never_begins_to_beat_has_the_time_of_a_start(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, SILENT, silent_s_max=0.1, ready_max_s=2.0)
+    kept = BeatingChild(tmp_path, SILENT, silent_s_max=0.1, ready_max_s=2.0)
     await kept.child.start()
     before = kept.child.pid
     try:
@@ -177,7 +177,7 @@ async def test_one_that_never_begins_to_beat_has_the_time_of_a_start(tmp_path: P
 
 
 async def test_one_that_dies_is_no_one_that_hangs(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, BEATS, silent_s_max=30.0)
+    kept = BeatingChild(tmp_path, BEATS, silent_s_max=30.0)
     await kept.child.start()
     before = kept.child.pid
     assert before is not None

@@ -29,7 +29,7 @@ PAST = 1e11
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
 
 
-class Kept(asyncio.Protocol):
+class ProtocolRecorder(asyncio.Protocol):
     """What a port's protocol is told."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Kept(asyncio.Protocol):
         self.paused.append(False)
 
 
-class Answers(Kept):
+class Answers(ProtocolRecorder):
     """One that answers whatever comes."""
 
     def data_received(self, data: bytes) -> None:
@@ -72,23 +72,23 @@ class Answers(Kept):
 class Port:
     """A port that speaks TLS, with the protocols of its connections."""
 
-    def __init__(self, files: TlsFiles, kind: type[Kept], **bounds: Any) -> None:
+    def __init__(self, files: TlsFiles, kind: type[ProtocolRecorder], **bounds: Any) -> None:
         self.gate = TlsGate("gateway", Certificates(files, "TOLLKEEPER_TLS_"), **bounds)
-        self.made: list[Kept] = []
+        self.made: list[ProtocolRecorder] = []
         self.number = 0
         self._kind = kind
 
-    def protocol(self) -> Kept:
+    def protocol(self) -> ProtocolRecorder:
         self.made.append(self._kind())
         return self.made[-1]
 
     @property
-    def in_use(self) -> list[Kept]:
+    def in_use(self) -> list[ProtocolRecorder]:
         """The connections whose hands were shaken."""
         return [each for each in self.made if each.transport is not None]
 
     @property
-    def one(self) -> Kept:
+    def one(self) -> ProtocolRecorder:
         """The last of them."""
         return self.in_use[-1]
 
@@ -98,7 +98,9 @@ class Port:
 
 
 @asynccontextmanager
-async def listening(files: TlsFiles, kind: type[Kept] = Kept, **bounds: Any) -> AsyncIterator[Port]:
+async def listening(
+    files: TlsFiles, kind: type[ProtocolRecorder] = ProtocolRecorder, **bounds: Any
+) -> AsyncIterator[Port]:
     port = Port(files, kind, **bounds)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(port.gate.wrapped(port.protocol), "127.0.0.1", 0)
@@ -323,7 +325,7 @@ async def test_no_handshake_outlives_a_certificate_resumed_or_not(
         assert (await ask(session))[:2] == (ANSWER, False)  # what was refused is resumed no more
 
 
-class Busy(Kept):
+class Busy(ProtocolRecorder):
     """One that finishes what it is at."""
 
     shuts = 0
@@ -332,9 +334,9 @@ class Busy(Kept):
         self.shuts += 1
 
 
-@pytest.mark.parametrize("kind", [Kept, Busy])
+@pytest.mark.parametrize("kind", [ProtocolRecorder, Busy])
 async def test_a_connection_ends_with_the_certificate_of_its_client(
-    mutual: TlsFiles, kind: type[Kept]
+    mutual: TlsFiles, kind: type[ProtocolRecorder]
 ) -> None:
     """With the next byte, if no clock said so before. Its protocol may finish what is under way."""
     now = [time.time()]

@@ -38,7 +38,7 @@ ADA, BOB = "a" * 24, "b" * 24
 
 
 @dataclass
-class Kept:
+class BudgetWorld:
     """An organization with budgets: money a day, tokens for ever, and requests a month for each user."""
 
     backend: Backend
@@ -134,7 +134,7 @@ class Kept:
 
 
 @pytest.fixture
-async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
+async def kept(valkey: str, migrated: str) -> AsyncIterator[BudgetWorld]:
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(1000)
         said = (("money", "day", None), ("tokens", "total", None), ("requests", "month", "user"))
@@ -145,7 +145,7 @@ async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
             )  # fmt: skip
         await backend.push()
         found = await BudgetUses(backend.engine).budgets([world.caller.organization_id])
-        yield Kept(backend, world, tuple(found[world.caller.organization_id]))
+        yield BudgetWorld(backend, world, tuple(found[world.caller.organization_id]))
 
 
 class Unread(KeeperCounters):
@@ -166,7 +166,7 @@ def reconciler_of(backend: Backend) -> Reconciler:
     )  # fmt: skip
 
 
-async def compared(kept: Kept) -> list[tuple[str, str, int]]:
+async def compared(kept: BudgetWorld) -> list[tuple[str, str, int]]:
     row: Any = await reconciler_of(kept.backend).run_now()
     return [(item["account"], item["kind"], item["difference"]) for item in row["items"]]
 
@@ -174,7 +174,7 @@ async def compared(kept: Kept) -> list[tuple[str, str, int]]:
 # --- rebuilt ----------------------------------------------------------------------------
 
 
-async def test_an_emptied_redis_has_what_rows_say(kept: Kept) -> None:
+async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     kept.use(5)
     kept.use(9, BOB)
     await kept.backend.flush()
@@ -196,7 +196,7 @@ async def test_an_emptied_redis_has_what_rows_say(kept: Kept) -> None:
     assert sorted(kept.world.client.zrange(index, 0, -1)) == [ADA.encode(), BOB.encode()]
 
 
-async def test_what_is_right_is_left_alone(kept: Kept) -> None:
+async def test_what_is_right_is_left_alone(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     # the one account of both plain budgets, and Ada's
@@ -209,7 +209,7 @@ async def test_what_is_right_is_left_alone(kept: Kept) -> None:
     assert await kept.verify_again() == 0
 
 
-async def test_older_data_comes_to_rows_and_what_waits(kept: Kept) -> None:
+async def test_older_data_comes_to_rows_and_what_waits(kept: BudgetWorld) -> None:
     kept.use(5)
     kept.use(9, BOB)
     await kept.backend.flush()
@@ -227,7 +227,7 @@ async def test_older_data_comes_to_rows_and_what_waits(kept: Kept) -> None:
     assert await kept.verify_again() == 0
 
 
-async def test_somebody_of_whom_no_row_speaks_has_used_nothing(kept: Kept) -> None:
+async def test_somebody_of_whom_no_row_speaks_has_used_nothing(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     await kept.verify_again()
@@ -240,7 +240,7 @@ async def test_somebody_of_whom_no_row_speaks_has_used_nothing(kept: Kept) -> No
     assert kept.used() == [5, 7, 1, 0]
 
 
-async def test_what_is_set_aside_is_counted_before_it_is_stored(kept: Kept) -> None:
+async def test_what_is_set_aside_is_counted_before_it_is_stored(kept: BudgetWorld) -> None:
     stop(kept.backend.database, kept.world.p, kept.organization_id, kept.world.caller.tenant_id)
     kept.use(5, flags=1, seq=1, cycle=1, amount=1, remaining=999, used=1)
     await kept.backend.flusher.flush()
@@ -249,7 +249,7 @@ async def test_what_is_set_aside_is_counted_before_it_is_stored(kept: Kept) -> N
     assert kept.used() == [5, 7, 1, None]
 
 
-async def test_dead_letters_are_counted(kept: Kept) -> None:
+async def test_dead_letters_are_counted(kept: BudgetWorld) -> None:
     packed = kept.use(5)
     with psycopg.connect(kept.backend.database, autocommit=True) as connection:
         connection.execute(
@@ -262,7 +262,7 @@ async def test_dead_letters_are_counted(kept: Kept) -> None:
     assert kept.used() == [10, 14, 2, None]
 
 
-async def test_where_too_much_waits_nothing_is_taken_away(kept: Kept) -> None:
+async def test_where_too_much_waits_nothing_is_taken_away(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     await kept.verify_again()
@@ -274,7 +274,7 @@ async def test_where_too_much_waits_nothing_is_taken_away(kept: Kept) -> None:
     assert kept.used()[1] == 7
 
 
-async def test_what_a_newer_version_has_stored_is_never_written_over(kept: Kept) -> None:
+async def test_what_a_newer_version_has_stored_is_never_written_over(kept: BudgetWorld) -> None:
     """However much of it there is: more than is counted, here."""
     kept.use(5)
     await kept.backend.flush()
@@ -294,7 +294,7 @@ async def test_what_a_newer_version_has_stored_is_never_written_over(kept: Kept)
     assert look is None  # nothing can be said of it
 
 
-async def test_a_call_in_flight_holds_again_what_it_held(kept: Kept) -> None:
+async def test_a_call_in_flight_holds_again_what_it_held(kept: BudgetWorld) -> None:
     call, ended = kept.reserve(300), kept.reserve(20)
     ended.settle(money=9, raw_tokens=7)
     await kept.backend.flush()
@@ -312,7 +312,7 @@ async def test_a_call_in_flight_holds_again_what_it_held(kept: Kept) -> None:
     assert await compared(kept) == []
 
 
-async def test_what_comes_late_after_a_loss_counts_once(kept: Kept) -> None:
+async def test_what_comes_late_after_a_loss_counts_once(kept: BudgetWorld) -> None:
     call = kept.reserve(300)
     kept.reserve(20).settle(money=9, raw_tokens=7)
     backend, client = kept.backend, kept.world.client
@@ -339,7 +339,7 @@ async def test_what_comes_late_after_a_loss_counts_once(kept: Kept) -> None:
 # --- compared ---------------------------------------------------------------------------
 
 
-async def test_what_is_full_is_told_as_full(kept: Kept) -> None:
+async def test_what_is_full_is_told_as_full(kept: BudgetWorld) -> None:
     """Numbers in the counters are exact up to 2^53: a window counts no further, and nothing wraps."""
     for call in [kept.reserve(1) for _ in range(3)]:
         call.settle(money=INTEGER_MAX // 2, raw_tokens=1)
@@ -353,7 +353,7 @@ async def test_what_is_full_is_told_as_full(kept: Kept) -> None:
     assert kept.used_by_ada()[0] == INTEGER_MAX
 
 
-async def test_drift_is_told_with_its_budget(kept: Kept) -> None:
+async def test_drift_is_told_with_its_budget(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     await kept.verify_again()
@@ -371,7 +371,7 @@ async def test_drift_is_told_with_its_budget(kept: Kept) -> None:
     assert kept.backend.rows("select * from known_drift") == []
 
 
-async def test_what_waits_is_no_drift(kept: Kept) -> None:
+async def test_what_waits_is_no_drift(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     await kept.verify_again()
@@ -383,7 +383,7 @@ async def test_what_waits_is_no_drift(kept: Kept) -> None:
     assert await compared(kept) == []
 
 
-async def test_what_is_not_there_is_told(kept: Kept) -> None:
+async def test_what_is_not_there_is_told(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     day, total, each = kept.budgets
@@ -393,7 +393,7 @@ async def test_what_is_not_there_is_told(kept: Kept) -> None:
     ]  # fmt: skip
 
 
-async def test_what_never_stands_still_is_pending(kept: Kept) -> None:
+async def test_what_never_stands_still_is_pending(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     look = kept.backend.counters.look
@@ -412,7 +412,7 @@ async def test_what_never_stands_still_is_pending(kept: Kept) -> None:
     assert (found.checked, found.pending, found.items) == (3, 3, ())
 
 
-async def test_traffic_is_no_drift(kept: Kept) -> None:
+async def test_traffic_is_no_drift(kept: BudgetWorld) -> None:
     kept.use(5)
     await kept.backend.flush()
     await kept.verify_again()
@@ -425,7 +425,7 @@ async def test_traffic_is_no_drift(kept: Kept) -> None:
     assert [one for one in found if one[0].startswith("budget")] == []
 
 
-async def _called(kept: Kept, count: int) -> None:
+async def _called(kept: BudgetWorld, count: int) -> None:
     """Calls as the scripts count them: account and entry in one step, stored now and then."""
     day, total, each = kept.budgets
     for number in range(count):

@@ -25,7 +25,7 @@ from gateway.errors import CountersUnavailable, InvalidApiKey, Overloaded
 from tests.builders import CREDITS, driven
 from tests.counters.admission.held_relay import HeldRelay
 from tests.counters.admission.test_directory import CALLER, DIGEST, Clock, Desk
-from tests.counters.admission.test_directory_told import later, reads
+from tests.counters.admission.test_directory_invalidation import later, reads
 from tests.waiting import eventually
 
 COUNTS_WITHIN_S = 1.0

@@ -49,7 +49,7 @@ AUDIT = "audit-log"
 
 
 @dataclass(frozen=True)
-class Kept:
+class ArchivedMonths:
     """An archive, and what each list showed of its months before they were archived."""
 
     root: Path
@@ -74,11 +74,11 @@ def at(row: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def kept(clones: Clones, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+def kept(clones: Clones, tmp_path_factory: pytest.TempPathFactory) -> ArchivedMonths:
     """Tests read it, and leave it as it is."""
     root = tmp_path_factory.mktemp("archive")
 
-    async def made(url: str) -> Kept:
+    async def made(url: str) -> ArchivedMonths:
         past = await lived(url, root)
         rows_of(url, CALL)
         before = {name: await shown(past, name) for name in LEDGERS if name != AUDIT}
@@ -87,13 +87,13 @@ def kept(clones: Clones, tmp_path_factory: pytest.TempPathFactory) -> Kept:
         archived = {
             name: [row for row in found if at(row)[:7] <= f"{last:%Y-%m}"] for name, found in before.items()
         }
-        return Kept(root, past.account.tenant_id, archived)
+        return ArchivedMonths(root, past.account.tenant_id, archived)
 
     with clones() as url:
         return asyncio.run(made(url))
 
 
-def test_archived_rows_are_what_their_ledgers_showed(kept: Kept) -> None:
+def test_archived_rows_are_what_their_ledgers_showed(kept: ArchivedMonths) -> None:
     for name, before in kept.before.items():
         assert len(before) > 12, name
         found = kept.read(name)
@@ -107,7 +107,7 @@ def test_archived_rows_are_what_their_ledgers_showed(kept: Kept) -> None:
     assert kept.read("calls", newest=True) == kept.read("calls")[::-1]
 
 
-def test_archived_rows_are_found_by_what_ledgers_are_asked_by(kept: Kept) -> None:
+def test_archived_rows_are_found_by_what_ledgers_are_asked_by(kept: ArchivedMonths) -> None:
     uses = kept.before["credit-transactions"]
     one = uses[len(uses) // 2]
     assert kept.read("credit-transactions", filters={"request_id": one["request_id"]}) == [one]
@@ -130,7 +130,7 @@ def command(*arguments: str) -> int:
 
 
 def test_the_command_needs_the_archive_alone(
-    kept: Kept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kept: ArchivedMonths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No keeper is asked, and no database."""
     monkeypatch.delenv("TOLLKEEPER_ADMIN_URL", raising=False)
@@ -151,7 +151,7 @@ def test_the_command_needs_the_archive_alone(
         assert wrong[0] in capsys.readouterr().err
 
 
-def test_a_file_that_is_another_one_is_not_read(kept: Kept, tmp_path: Path) -> None:
+def test_a_file_that_is_another_one_is_not_read(kept: ArchivedMonths, tmp_path: Path) -> None:
     torn = replace(kept, root=tmp_path / "torn")
     shutil.copytree(kept.root, torn.root)
     files = sorted((torn.root / "token_ledger").rglob("*.parquet"), key=lambda one: one.stat().st_size)
@@ -164,12 +164,12 @@ def test_a_file_that_is_another_one_is_not_read(kept: Kept, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def other(kept: Kept, tmp_path: Path) -> Kept:
+def other(kept: ArchivedMonths, tmp_path: Path) -> ArchivedMonths:
     """A copy of the archive, to change."""
     return replace(kept, root=Path(shutil.copytree(kept.root, tmp_path / "other")))
 
 
-def test_a_file_with_other_amounts_is_not_read(other: Kept) -> None:
+def test_a_file_with_other_amounts_is_not_read(other: ArchivedMonths) -> None:
     """As many rows as its manifest says, of which one has another amount."""
     file = max((other.root / "token_ledger").rglob("*.parquet"))
     table = pq.read_table(file, partitioning=None)
@@ -181,7 +181,9 @@ def test_a_file_with_other_amounts_is_not_read(other: Kept) -> None:
     assert other.read("token-ledger", limit=1) == other.before["token-ledger"][:1], "the first month is sound"
 
 
-def test_a_month_without_its_manifest_is_told(other: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_month_without_its_manifest_is_told(
+    other: ArchivedMonths, capsys: pytest.CaptureFixture[str]
+) -> None:
     ledger = other.before["token-ledger"]
     first, gone, *_, last = sorted((other.root / "manifests" / "token_ledger").iterdir())
     where = ["ledger", "list", "--limit", "1000", "--archive", str(other.root), "--json"]
@@ -203,7 +205,7 @@ def test_a_month_without_its_manifest_is_told(other: Kept, capsys: pytest.Captur
     assert f"{last.stem} is left out, for {last} is not there" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_place_without_any_archive_is_no_empty_ledger(other: Kept, tmp_path: Path) -> None:
+def test_a_place_without_any_archive_is_no_empty_ledger(other: ArchivedMonths, tmp_path: Path) -> None:
     """A name that is misspelt, or a volume that is not there."""
     for root in (tmp_path / "nothing", tmp_path):
         with pytest.raises(ArchiveFailed, match=f"{root} is no archive"):
@@ -224,7 +226,9 @@ def test_a_place_without_any_archive_is_no_empty_ledger(other: Kept, tmp_path: P
         ("ledger", "../token_ledger", "is of '../token_ledger', which is no ledger"),
     ],
 )
-def test_a_manifest_names_files_of_ours_alone(other: Kept, name: str, value: str, said: str) -> None:
+def test_a_manifest_names_files_of_ours_alone(
+    other: ArchivedMonths, name: str, value: str, said: str
+) -> None:
     manifest = min((other.root / "manifests" / "token_ledger").iterdir())
     found = json.loads(manifest.read_text())
     found["files"][0][name] = value
@@ -234,7 +238,7 @@ def test_a_manifest_names_files_of_ours_alone(other: Kept, name: str, value: str
     assert str(manifest) in str(refused.value)
 
 
-def rewritten(kept: Kept, change: Callable[[Any], Any]) -> Path:
+def rewritten(kept: ArchivedMonths, change: Callable[[Any], Any]) -> Path:
     """The first month of tokens as another table; its manifest goes with it."""
     file = min((kept.root / "token_ledger").rglob("*.parquet"))
     pq.write_table(change(pq.read_table(file, partitioning=None)), file)
@@ -271,7 +275,11 @@ def with_first(value: Any) -> Callable[[Any], Any]:
 )  # fmt: skip
 @pytest.mark.parametrize("by_tenant", [True, False])
 def test_a_file_that_was_changed_with_its_manifest_is_named(
-    other: Kept, change: Callable[[Any], Any], said: str, by_tenant: bool, capsys: pytest.CaptureFixture[str]
+    other: ArchivedMonths,
+    change: Callable[[Any], Any],
+    said: str,
+    by_tenant: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Their digests agree, so that only what is in the file says that it is no ledger."""
     file = rewritten(other, change)
@@ -297,7 +305,9 @@ def test_a_file_that_was_changed_with_its_manifest_is_named(
         ),
     ],
 )
-def test_a_manifest_that_says_something_else_is_named(other: Kept, document: str, said: str) -> None:
+def test_a_manifest_that_says_something_else_is_named(
+    other: ArchivedMonths, document: str, said: str
+) -> None:
     """It is not left out as one that is not there."""
     manifest = min((other.root / "manifests" / "token_ledger").iterdir())
     was, put = json.loads(manifest.read_text()), json.loads(document)
@@ -310,12 +320,12 @@ def test_a_manifest_that_says_something_else_is_named(other: Kept, document: str
     assert str(manifest) in str(refused.value)
 
 
-def test_what_a_program_of_before_had_no_column_for_is_null(other: Kept) -> None:
+def test_what_a_program_of_before_had_no_column_for_is_null(other: ArchivedMonths) -> None:
     rewritten(other, lambda table: table.drop_columns(["feature_version"]))
     assert other.read("token-ledger") == other.before["token-ledger"]
 
 
-def test_other_tools_read_the_files_as_they_stand(kept: Kept) -> None:
+def test_other_tools_read_the_files_as_they_stand(kept: ArchivedMonths) -> None:
     """By DuckDB: months are a column, moments are moments, numbers are numbers."""
     database = duckdb.connect()
 

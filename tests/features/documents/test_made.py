@@ -22,7 +22,7 @@ from tests.waiting import eventually
 AT_ONCE = 0.001
 
 
-class Kept:
+class DocumentStore:
     """What is kept of documents: the first one made of each."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Asks:
     """Somebody of an organization, or of staff, who may read what is kept."""
 
     def __init__(self, organization_id: int | None = None, store: Store | None = None) -> None:
-        self.store = store or cast("Store", Kept())
+        self.store = store or cast("Store", DocumentStore())
         self.actor = Actor("somebody", "readonly", organization_id=organization_id)
 
     async def kept(self, invoice_id: int, status: str = "finalized") -> bytes | None:

@@ -9,7 +9,7 @@ from gateway.core.wait import OVER, Wait
 from gateway.http.server.buffers import RequestDriver
 
 
-class Told(RequestDriver):
+class EndsRecorder(RequestDriver):
     """A handler that remembers its ends."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ async def test_a_wait_that_was_given_up_resumes_nobody_who_awaits_a_future_since
             heard.append("given up")
         heard.append(await future)
 
-    driver = Told()
+    driver = EndsRecorder()
     driver.tell(telling())
     driver.expire_wait(TimeoutError())
     given_up.set(None)
@@ -50,7 +50,7 @@ async def test_a_coroutine_that_says_it_is_over_is_kept_no_longer() -> None:
         await first
         await OVER
 
-    first, seen, driver = Wait[None](), list[weakref.ref[Whole]](), Told()
+    first, seen, driver = Wait[None](), list[weakref.ref[Whole]](), EndsRecorder()
     driver.tell(telling(Whole()))
     assert (driver.over, driver.ends) == (False, [])
     first.set(None)
@@ -67,11 +67,11 @@ async def test_an_error_is_handled_by_the_coroutine_behind_it_which_may_wait() -
     async def failing() -> None:
         raise failed
 
-    async def given_up(_: Told, error: BaseException) -> None:
+    async def given_up(_: EndsRecorder, error: BaseException) -> None:
         heard.append(error)
         await released
 
-    driver = Told()
+    driver = EndsRecorder()
     driver.tell(failing(), given_up)
     assert (heard, driver.over, driver.ends) == ([failed], False, [])
     released.set(None)
@@ -82,10 +82,10 @@ async def test_an_error_of_whoever_handles_one_is_the_last() -> None:
     async def failing() -> None:
         raise ValueError
 
-    async def given_up(_: Told, error: BaseException) -> None:
+    async def given_up(_: EndsRecorder, error: BaseException) -> None:
         raise KeyError from error
 
-    driver = Told()
+    driver = EndsRecorder()
     driver.tell(failing(), given_up)
     assert [type(end) for end in driver.ends] == [KeyError]
 
@@ -96,7 +96,7 @@ async def test_a_future_that_was_cancelled_ends_its_handler() -> None:
     async def waiting() -> None:
         await future
 
-    driver = Told()
+    driver = EndsRecorder()
     driver.tell(waiting())
     future.cancel()
     await asyncio.sleep(0)

@@ -301,7 +301,7 @@ async def test_a_name_that_leads_nowhere_is_asked_for_once_a_second() -> None:
 AUTHORITIES = (trustme.CA(), trustme.CA())
 
 
-class Told:
+class EventRecorder:
     def __init__(self) -> None:
         self.events: list[str] = []
 
@@ -339,7 +339,7 @@ async def test_a_new_certificate_is_shown_and_a_new_authority_believed(tmp_path:
     ours = issued(tmp_path, AUTHORITIES[0])
     write(tmp_path / "ca.pem", AUTHORITIES[1].cert_pem.bytes())  # not the server's
     server, port = await served(tmp_path, AUTHORITIES[1])
-    told = Told()
+    told = EventRecorder()
     target = UpstreamTarget(
         "up", f"https://localhost:{port}", (), str(tmp_path / "ca.pem"), "account", ours.certificate, ours.key
     )
@@ -360,7 +360,7 @@ async def test_what_cannot_be_used_changes_nothing_and_is_told_once(
     ours = issued(tmp_path, AUTHORITIES[1])
     write(tmp_path / "ca.pem", AUTHORITIES[0].cert_pem.bytes())
     server, port = await served(tmp_path, AUTHORITIES[1])
-    told = Told()
+    told = EventRecorder()
     target = UpstreamTarget(
         "up", f"https://localhost:{port}", (), str(tmp_path / "ca.pem"), "account", ours.certificate, ours.key
     )
@@ -380,6 +380,6 @@ async def test_what_cannot_be_used_changes_nothing_and_is_told_once(
 
 
 def test_an_upstream_without_tls_has_no_files() -> None:
-    place = DialAddress(UpstreamTarget("up", "http://localhost:8000"), Told())
+    place = DialAddress(UpstreamTarget("up", "http://localhost:8000"), EventRecorder())
     assert place.at(0.0) == place_of(UpstreamTarget("up", "http://localhost:8000"))
     assert not place.secured

@@ -28,7 +28,7 @@ class Watched(Account):
 
 
 @dataclass
-class Told:
+class LateTokens:
     """Tokens that were told after they were used; `seq` is the movement where they moved the quota."""
 
     at: datetime
@@ -62,7 +62,7 @@ class Carried:
     """All debt that was carried on."""
 
     lots: list[Lot] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
+    told: list[LateTokens] = field(default_factory=list)
     account: Watched = field(default_factory=lambda: Watched(0, 0))
     # Resets that came with another plan: what they gave was gone at once.
     passing: set[int] = field(default_factory=set)

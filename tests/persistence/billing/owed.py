@@ -82,7 +82,7 @@ class Term:
 
 
 @dataclass
-class Left:
+class EndedPlan:
     """A plan that ended: the cycle of tokens it was of, what that costs, what was used, and when.
 
     `has` is what the next plan has; `again` what a later one of the cycle has, `math.inf` if it bills.
@@ -118,7 +118,7 @@ class Owed:
     charged_of_cycle: int = 0
     credited: Fraction = Fraction(0)
     given_back: set[tuple[int, date]] = field(default_factory=set)
-    left: list[Left] = field(default_factory=list)
+    left: list[EndedPlan] = field(default_factory=list)
     carried: Carried = field(default_factory=Carried)
     # By tokens; those that were changed.
     policies: dict[int, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Owed:
         return found
 
     def _stretches(
-        self, ends: list[Left], cycle: tuple[date, date], runs: Fraction, owed: Shares, left: Shares
+        self, ends: list[EndedPlan], cycle: tuple[date, date], runs: Fraction, owed: Shares, left: Shares
     ) -> Fraction:
         """Have each stretch of tokens owed by the last end that had it; what days pay of all that."""
         has: float = ends[-1].has
@@ -187,10 +187,10 @@ class Owed:
         )
 
     @staticmethod
-    def _others(ends: list[Left], has: float) -> list[float]:
+    def _others(ends: list[EndedPlan], has: float) -> list[float]:
         return [n for n in (has, *(end.again or 0 for end in ends)) if n != math.inf]
 
-    def _is_known(self, end: Left) -> bool:
+    def _is_known(self, end: EndedPlan) -> bool:
         return end.lot is None or self.carried.of(end.lot) is not None
 
     @staticmethod
@@ -231,7 +231,9 @@ class Owed:
                 lot = Lot(seq, *span)
         first = max(day for day in map(term._begins, range(1_000)) if day <= last)
         day, worth = max(first, cycle[0]), self._worth(term, cycle)
-        self.left.append(Left(cycle, term.anchor, day, now, worth, total, counted, used, used, span, lot))
+        self.left.append(
+            EndedPlan(cycle, term.anchor, day, now, worth, total, counted, used, used, span, lot)
+        )
         self.carried.lots += [] if lot is None else [lot]
 
     def fees(self, until: date) -> Fraction:

@@ -214,7 +214,7 @@ STEPS = st.one_of(
 
 
 @dataclass
-class Told:
+class InvoiceEvents:
     """What happened to an invoice of 120.00, in cents: payments by reference, notes by id."""
 
     day: date = date(2026, 5, 2)
@@ -244,7 +244,7 @@ class History:
     """Plays steps on an invoice and keeps what they come to."""
 
     def __init__(self, april: April, invoice: dict[str, Any]) -> None:
-        self.april, self.invoice, self.told = april, invoice, Told()
+        self.april, self.invoice, self.told = april, invoice, InvoiceEvents()
         self.dunning, self.ids = april.loop("dunning"), dict[str, int]()
 
     async def step(self, number: int, what: str, size: int) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.outbox import EventKind
 from gateway.errors import Conflict
 from tests.persistence.april import April
-from tests.persistence.billing.carried import Told
+from tests.persistence.billing.carried import LateTokens
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import BY_TOKENS, DAY, Owed, days, ladder
 from tests.persistence.billing.test_events import send
@@ -338,7 +338,7 @@ class WholeHistory(History):
         for number, since in {self._cycle_at(each): each for each in moments}.items():
             assert number is not None
             self.owed.cycles[number].late.append((since, tokens, self.owed.now))
-        self.owed.carried.told.append(Told(at, tokens, self.owed.now, counted=counted))
+        self.owed.carried.told.append(LateTokens(at, tokens, self.owed.now, counted=counted))
 
     def _agree_on(self, at: datetime) -> None:
         """What was told last moves the quota where its cycle runs, or its debt is carried on up to now."""

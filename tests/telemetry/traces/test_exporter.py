@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 SPAN = encoded_span(bytes(15) + b"t", Span("s", SpanKind.INTERNAL, b"12345678", b"", 1.0, 2.0), 0.0)
 
 
-class Told:
+class ExporterEvents:
     """What the exporter said."""
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class Told:
 
 
 @contextmanager
-def exporting(collector: Collector | str, **settings: object) -> Iterator[tuple[Exporter, Told]]:
+def exporting(collector: Collector | str, **settings: object) -> Iterator[tuple[Exporter, ExporterEvents]]:
     url = collector if isinstance(collector, str) else f"{collector.url}/v1/traces"
     tracing = msgspec.structs.replace(Tracing(endpoint=url, delay_s=0.01), **settings)
-    told = Told()
+    told = ExporterEvents()
     exporter = Exporter(tracing, "1.0", told, first_pause_s=0.01)
     exporter.start()
     try:
@@ -186,4 +186,4 @@ def test_another_authority_is_believed_by_the_next_connection(tmp_path: Path) ->
 def test_certificates_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
     tracing = Tracing(endpoint="https://127.0.0.1/v1/traces", ca_file=str(tmp_path / "none.pem"))
     with pytest.raises(StartError, match="certificates for sending traces"):
-        Exporter(tracing, "1.0", Told())
+        Exporter(tracing, "1.0", ExporterEvents())

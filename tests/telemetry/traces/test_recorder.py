@@ -14,7 +14,7 @@ from gateway.telemetry.traces import Recorder
 TRACE_ID = bytes(15) + b"\1"
 
 
-class Kept:
+class SpanStore:
     """Keeps what is offered."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Kept:
         self.spans += spans
 
 
-def recorder(kept: Kept, *, follows_parent: bool = True, ratio: float = 1.0) -> Recorder:
+def recorder(kept: SpanStore, *, follows_parent: bool = True, ratio: float = 1.0) -> Recorder:
     tracing = Tracing(endpoint="http://collector", follows_parent=follows_parent, ratio=ratio)
     return Recorder(tracing, kept.offer, lambda: 100.0, lambda: 1_000_000.0, os.urandom)
 
@@ -32,23 +32,25 @@ def recorder(kept: Kept, *, follows_parent: bool = True, ratio: float = 1.0) -> 
 @pytest.mark.parametrize("flags", [0, 1])
 def test_a_caller_decides_where_that_is_followed(flags: int) -> None:
     parent = Parent(TRACE_ID, b"12345678", flags)
-    assert recorder(Kept(), ratio=1 - flags).begin(parent).recorded is bool(flags)
-    assert recorder(Kept(), ratio=1 - flags, follows_parent=False).begin(parent).recorded is not bool(flags)
+    assert recorder(SpanStore(), ratio=1 - flags).begin(parent).recorded is bool(flags)
+    assert recorder(SpanStore(), ratio=1 - flags, follows_parent=False).begin(parent).recorded is not bool(
+        flags
+    )
 
 
 def test_a_ratio_of_traces_is_recorded_and_by_their_ids() -> None:
-    quarter = recorder(Kept(), ratio=0.25)
+    quarter = recorder(SpanStore(), ratio=0.25)
     recorded = sum(quarter.begin(None).recorded for _ in range(4_000))
     assert 800 < recorded < 1_200
     above = Parent(bytes(8) + b"\x7f" + bytes(7), b"12345678", 0)
     below = Parent(bytes(8) + b"\x1f" + bytes(7), b"12345678", 0)
-    strict = recorder(Kept(), ratio=0.25, follows_parent=False)
+    strict = recorder(SpanStore(), ratio=0.25, follows_parent=False)
     assert [strict.begin(parent).recorded for parent in (above, below)] == [False, True]
 
 
 @pytest.mark.parametrize("parent", [None, Parent(TRACE_ID, b"12345678", 1)])
 def test_spans_are_in_the_time_of_day_and_know_a_remote_parent(parent: Parent | None) -> None:
-    kept = Kept()
+    kept = SpanStore()
     trace = recorder(kept).begin(parent)
     whole = Span("whole", SpanKind.SERVER, trace.span_id, trace.parent_id, 90.0, 100.0)
     part = Span("part", SpanKind.CLIENT, trace.reserve_id, trace.span_id, 91.0, 92.0)

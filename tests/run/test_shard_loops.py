@@ -11,7 +11,7 @@ from gateway.core.model import PARTITIONS
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection
 from gateway.run.keeper import Keeper
-from gateway.run.kept_servers import AllShardLoops, LoopContext, ShardLoops
+from gateway.run.shard_loops import AllShardLoops, LoopContext, ShardLoops
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer
 from tests.persistence.migrated import migrated, shared, template
@@ -20,7 +20,7 @@ from tests.waiting import eventually
 __all__ = ["migrated", "shared", "template"]
 
 
-class Kept:
+class LeavingServer:
     """One that goes while it is asked, as in a failover."""
 
     def __init__(self, number: int, go: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ async def test_what_waits_is_told_while_servers_come_and_go() -> None:
     servers = AllShardLoops(cast("RedisConnections", None), cast("LoopContext", SimpleNamespace(share=None)))
     for number in range(3):
         wire = cast("RedisConnection", object())
-        kept = Kept(number, lambda wire=wire: servers._kept.pop(wire))
+        kept = LeavingServer(number, lambda wire=wire: servers._kept.pop(wire))
         servers._kept[wire] = cast("ShardLoops", kept)
     assert await servers.waiting() == {
         "outbox_entries": 30, "outbox_oldest_seconds": 0.0, "waiting_entries": 3,

@@ -3,7 +3,7 @@
 The embedded PostgreSQL, filled with budgets of a month and with everybody's accounts, also of months
 before. Prints a line of JSON for each number of accounts: milliseconds of a look that finds nothing
 new, and of a forecast.
-Usage: python -m tests.bench.told [--accounts 1000 10000 100000] [--months 3]
+Usage: python -m tests.bench.budget_alerts [--accounts 1000 10000 100000] [--months 3]
 """
 
 from __future__ import annotations
