@@ -37,7 +37,8 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import CreditRates, ServicePricing
-from gateway.core.billing.price_book import TokenRate, Vector
+from gateway.core.billing.price_book import TokenRate
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import charge_of, vectors_of
 from gateway.core.metering.meter import Detail
 from gateway.core.model import (

@@ -22,15 +22,8 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
-from gateway.core.billing.price_book import (
-    TOKENS_A_PRICE,
-    Counts,
-    TokenRate,
-    Vector,
-    cost_nano,
-    unpriced,
-    usual_rate,
-)
+from gateway.core.billing.price_book import TOKENS_A_PRICE, Counts, TokenRate, cost_nano, unpriced, usual_rate
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, bind_output, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.refusals import Refusals
-from gateway.core.billing.price_book import Vector
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures

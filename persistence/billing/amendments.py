@@ -22,17 +22,9 @@ from gateway.core.accounts.holds import correction_id
 from gateway.core.accounts.outbox import named_unpriced
 from gateway.core.billing.money import IN_MONEY, MICRO, NANO, PriceTier, pack_tiers, spend_micro
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
-from gateway.core.billing.price_book import (
-    SAME,
-    Factor,
-    ModelPrice,
-    charged,
-    choose,
-    cost_nano,
-    read_price,
-    unpriced,
-)
+from gateway.core.billing.price_book import SAME, charged, choose, cost_nano, read_price, unpriced
 from gateway.core.billing.proration import CARRY
+from gateway.core.billing.vector import Factor, ModelPrice
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, factor_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.times import ms_of, rfc3339

@@ -20,8 +20,9 @@ from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
-from gateway.core.billing.price_book import Vector, choose, read_price
+from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.proration import CARRY
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.times import ms_of

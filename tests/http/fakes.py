@@ -13,7 +13,8 @@ from dataclasses import replace
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.outbox import read_facts, told_of
-from gateway.core.billing.price_book import NO_STAND_INS, Vector
+from gateway.core.billing.price_book import NO_STAND_INS
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import Route
 from gateway.core.model import (

@@ -20,7 +20,8 @@ from gateway.core.accounts.budgets import (
     account_of,
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
-from gateway.core.billing.price_book import KINDS, Vector, read_stand_ins
+from gateway.core.billing.price_book import KINDS, read_stand_ins
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
-from gateway.core.billing.price_book import Vector, read_stand_ins
+from gateway.core.billing.price_book import read_stand_ins
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
 from gateway.core.model import Service

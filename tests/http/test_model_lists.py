@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.billing.price_book import Vector
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.family import AT_ONCE_MODELS_MAX, MODELS_MAX
 from gateway.core.http_limits import HttpLimits

@@ -12,7 +12,8 @@ from itertools import count
 
 import pytest
 
-from gateway.core.billing.price_book import KINDS, Vector
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_claim
 from gateway.core.calls.estimate import Estimate, Estimator

@@ -19,16 +19,8 @@ from genai_prices.data import providers
 
 from deploy.bundled_prices import _spelled, made, written
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import (
-    KINDS,
-    MAKERS,
-    MATCHES,
-    ModelPrice,
-    PriceBook,
-    choose,
-    cost_nano,
-    read_price,
-)
+from gateway.core.billing.price_book import KINDS, MAKERS, MATCHES, PriceBook, choose, cost_nano, read_price
+from gateway.core.billing.vector import ModelPrice
 from gateway.run.bundled_prices import LIST, Bundle, read_bundle
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import ServicePricing
-from gateway.core.billing.price_book import BASE_CURRENCY, ModelPrice
+from gateway.core.billing.price_book import BASE_CURRENCY
+from gateway.core.billing.vector import ModelPrice
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"

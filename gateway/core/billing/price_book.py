@@ -23,6 +23,7 @@ from gateway.core.billing.money import (
     ServicePricing,
     whole_credits,
 )
+from gateway.core.billing.vector import Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
 # A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
@@ -50,42 +51,8 @@ BASE_CURRENCY: Final = "USD"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
-# A whole fraction, numerator and denominator.
-Factor = tuple[int, int]
 SAME: Final = (1, 1)
 _NONE: Final[Mapping[str, Any]] = {}
-
-
-class Vector(NamedTuple):
-    """One price as a gateway carries it; as JSON an array.
-
-    `prices` are nano-units a million tokens by `KINDS`, each filled in by its fallback; `request` nano-units
-    a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
-    ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
-    (numerator, denominator) of the cost of tokens and of the call.
-    """
-
-    price_id: int
-    currency: str
-    prices: tuple[int, ...]
-    request: int = 0
-    tools: Mapping[str, int] = _NONE
-    context_tiers: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    service_tiers: Mapping[str, Factor] = _NONE
-
-
-class ModelPrice(NamedTuple):
-    """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
-
-    `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
-    """
-
-    model: str
-    is_prefix: bool
-    provider: str
-    is_bundled: bool
-    effective_ms: int
-    vector: Vector
 
 
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:

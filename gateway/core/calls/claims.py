@@ -18,11 +18,11 @@ from gateway.core.billing.price_book import (
     NO_COUNTS,
     PriceQualifiers,
     TokenRate,
-    Vector,
     dearest_kinds,
     dearest_rate,
     prices_within,
 )
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
     MEDIA_BYTES_MIN,

@@ -13,15 +13,14 @@ from gateway.core.accounts.definitions import NegotiatedTerms
 from gateway.core.billing.money import ENDLESS, NO_PRICING, ServicePricing, whole_credits
 from gateway.core.billing.price_book import (
     SAME,
-    Factor,
     TokenRate,
-    Vector,
     charged,
     cost_nano,
     dearest,
     token_price,
     usual_rate,
 )
+from gateway.core.billing.vector import Factor, Vector
 from gateway.core.model import INTEGER_MAX, Caller, HoldExtension, Service
 from gateway.errors import ModelNotPriced
 

@@ -20,7 +20,8 @@ from typing import Final
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
-from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns, Vector
+from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache
 from gateway.core.model import Attribution, Caller, Service

@@ -17,7 +17,8 @@ from typing import Final
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.accounts.plans import Weights
-from gateway.core.billing.price_book import PriceBook, Vector
+from gateway.core.billing.price_book import PriceBook
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service

@@ -11,7 +11,8 @@ import msgspec
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
-from gateway.core.billing.price_book import KINDS, ModelPrice
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.vector import ModelPrice
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 

@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import (
-    FREE_TOOLS,
-    KINDS,
-    ModelPrice,
-    Vector,
-    cost_nano,
-    lines,
-    money,
-    read_price,
-    unpriced,
-)
+from gateway.core.billing.price_book import FREE_TOOLS, KINDS, cost_nano, lines, money, read_price, unpriced
+from gateway.core.billing.vector import ModelPrice, Vector
 from tests.core.billing.prices import price_row
 
 OPUS = price_row(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import ENDLESS, NANO
-from gateway.core.billing.price_book import PriceQualifiers, TokenRate, Vector, dearest_rate, usual_rate
+from gateway.core.billing.price_book import PriceQualifiers, TokenRate, dearest_rate, usual_rate
+from gateway.core.billing.vector import Vector
 
 PRICE = st.integers(0, 10**12)
 FACTOR = st.tuples(st.integers(1, 10**9), st.integers(1, 10**9))

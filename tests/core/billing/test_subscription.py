@@ -14,7 +14,7 @@ from gateway.core.accounts.plans import Weights
 from gateway.core.billing import events
 from gateway.core.billing.events import AMOUNT_MAX, EventUsage, Unacceptable, counts_of, request_of, use_of
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
-from gateway.core.billing.price_book import KINDS, Vector, cost_nano
+from gateway.core.billing.price_book import KINDS, cost_nano
 from gateway.core.billing.proration import PlanVersion, TokenTerms, sold_with
 from gateway.core.billing.subscription import (
     Subscription,
@@ -28,6 +28,7 @@ from gateway.core.billing.subscription import (
     extend,
     status,
 )
+from gateway.core.billing.vector import Vector
 from gateway.core.model import Service
 from gateway.errors import Conflict
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import KINDS, TokenRate, Vector, cost_nano
+from gateway.core.billing.price_book import KINDS, TokenRate, cost_nano
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
 from gateway.core.calls.estimate import Estimate

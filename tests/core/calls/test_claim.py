@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import NO_PRICING, CostMarkup, CreditRates, ServicePricing, whole_credits
-from gateway.core.billing.price_book import KINDS, PriceQualifiers, TokenRate, Vector, cost_nano
+from gateway.core.billing.price_book import KINDS, PriceQualifiers, TokenRate, cost_nano
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import Estimate

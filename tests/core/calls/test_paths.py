@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import KINDS, Vector
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.routes import REST, expression_of, place_of, plain, read_pattern
 from gateway.core.calls.tariff import PriceMatch, answering, is_model
 from gateway.core.http_limits import HttpLimits

@@ -20,7 +20,8 @@ from gateway.core.billing.money import (
     ServicePricing,
     whole_credits,
 )
-from gateway.core.billing.price_book import TokenRate, Vector
+from gateway.core.billing.price_book import TokenRate
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import (
     charge_of,
     covered,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.price_book import KINDS, Vector
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
 from gateway.core.calls.estimate import TOOL_USES_MAX

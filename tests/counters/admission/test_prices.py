@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from gateway.core.accounts.definitions import PricesDefinition
-from gateway.core.billing.price_book import ModelPrice, read_price
+from gateway.core.billing.price_book import read_price
+from gateway.core.billing.vector import ModelPrice
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import CATALOGUE_S
 from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
