@@ -8,7 +8,6 @@ from gateway.feature import features
 from persistence.billing import (
     amendments,
     charges,
-    dunning,
     events,
     invoice_build,
     invoice_lines,
@@ -49,7 +48,6 @@ SUBJECTS: dict[str, Entity] = {
     "payments": payments.SUBJECT,
     "note-applications": payments.APPLICATIONS,
     "tax-rates": invoice_lines.TAX_RATE_SUBJECT,
-    "dunning-steps": dunning.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "quarantine": integrity.QUARANTINE_SUBJECT,

@@ -22,7 +22,6 @@ from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
 from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.payments import DunningSchedule
 from gateway.core.credentials import peppers_of
 from gateway.core.histograms import SECONDS, Histogram
 from gateway.core.integrity.recovery import VerificationResult, summary
@@ -227,14 +226,13 @@ class Keeper:
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away = partial(datetime.now, UTC), (CountersUnavailable,)
-        dunning = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         return (
             sweeper(Sweeps(engine), self._counters),
             expirer(Allocations(billing), self._counters, partition_of),
             clock_changes(ClockReports(engine, partition_of), now),
             *news_loops(Notices(engine), now),
-            *billing_loops(self._store, now, dunning).values(),
+            *billing_loops(self._store, now).values(),
             month_ends(Checkpoints(billing), now),
             *invoicing_loops(settings, schedule, self._account_closing, log),
             *(loop for work in self._work for loop in work.loops),

@@ -16,13 +16,12 @@ from gateway.background.loops import Due, Isolation, Loop, batches, call, each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.core.accounts.administration import KEEPER, Command
 from gateway.core.billing.charges import ExpiredGrant
-from gateway.core.billing.payments import DunningSchedule
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.times import clock_of, ms_of
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 from gateway.settings.settings import Settings
-from persistence.billing import amendments, charges, dunning, payments, subscriptions, top_ups
+from persistence.billing import amendments, charges, payments, subscriptions, top_ups
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
 from persistence.keeper.definitions import ClockReports
@@ -51,9 +50,7 @@ LOOK_BACK = timedelta(hours=1)
 STORED_BY = timedelta(hours=1)
 
 
-def billing_loops(
-    store: Store, clock: Clock, schedule: DunningSchedule = DunningSchedule(), page: int = 200  # noqa: B008  # frozen
-) -> dict[str, Loop]:  # fmt: skip
+def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop]:
     """Each loop by its name; `page` is how many organizations, additions or invoices are read together."""
 
     def today() -> date:
@@ -75,11 +72,6 @@ def billing_loops(
         while now := await store.run(lambda connection: payments.fall_overdue(connection, today(), page)):
             fallen += now
         return fallen
-
-    async def dun(organization_id: int) -> None:
-        await store.write(
-            _command("dunning-steps", "advance", organization_id=organization_id, schedule=schedule)
-        )
 
     async def make_ordered(order_id: int) -> None:
         await store.write(_command("credit-additions", "create-ordered", order_id=order_id))
@@ -108,18 +100,14 @@ def billing_loops(
                 split=partial(_by_partition, store.partition),
             ),
         )),
-        # Open credit comes first: who owes nothing by it is let alone.
-        Loop("dunning", 5.0, (
+        # Open credit comes first: who owes nothing by it is not overdue.
+        Loop("payments", 5.0, (
             each(
                 sql(lambda connection, *page: payments.open_credit_due(connection, today(), *page)),
                 lambda one: store.run(lambda connection: apply_credit(connection, one)),
                 count=page, place=int,
             ),
             call(fall_overdue),
-            each(
-                sql(lambda connection, *page: dunning.due(connection, schedule, today(), *page)), dun,
-                count=page, place=int, leaves=(Conflict,),
-            ),
         )),
         Loop("rating", 5.0, (
             each(

@@ -151,7 +151,6 @@ FACTS = (
     Fact("webhook_messages_oldest_seconds", "gauge", "Age of the oldest message to a webhook that waits."),
     Fact("invoices_overdue", "gauge", "Invoices that were to be paid before today and are not."),
     Fact("invoices_left", "gauge", "Organizations whose scheduled invoice was left.", ("reason",)),
-    Fact("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid."),
     Fact("replica_lag_seconds", "gauge", "By how much the replica that reads go to is behind."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),

@@ -146,10 +146,7 @@ SELECT count(*) AS waiting,
        coalesce(extract(epoch FROM now() - min(d.created_at)
                                            FILTER (WHERE w.enabled AND w.deleted_at IS NULL)), 0) AS oldest
   FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id WHERE d.state = 'pending'""")
-_UNPAID = text("""
-SELECT (SELECT count(*) FROM invoice WHERE payment_status = 'overdue') AS overdue,
-       (SELECT count(*) FROM dunning_step AS b WHERE b.action = 'block' AND b.control_write_id IS NOT NULL
-           AND NOT EXISTS (SELECT FROM dunning_step AS e WHERE e.corrects_id = b.id)) AS blocked""")
+_OVERDUE = text("SELECT count(*) FROM invoice WHERE payment_status = 'overdue'")
 _LEFT = text("""
 SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
  WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
@@ -220,13 +217,13 @@ async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
 
 
 async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
-    """How many invoices are overdue, how many tenants blocked for ones that are not paid; and of how many
-    organizations the schedule left the invoice, by reason, where there is a schedule.
+    """How many invoices are overdue, and of how many organizations the schedule left the invoice, by reason,
+    where there is a schedule.
     """
     async with engine.connect() as connection:
-        row = (await connection.execute(_UNPAID)).one()
+        overdue = (await connection.execute(_OVERDUE)).scalar_one()
         left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
-    found = {"invoices_overdue": row.overdue, "tenants_blocked_unpaid": row.blocked}
+    found = {"invoices_overdue": overdue}
     return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
 
 

@@ -19,11 +19,12 @@ from gateway.background.loops import Loop
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite
 from gateway.core.accounts.outbox import EventFlag, EventKind
 from gateway.core.billing.money import PriceTier
-from gateway.core.billing.payments import DunningSchedule
 from gateway.counters.redis.keys import partition_of
+from gateway.features.dunning.feature import dunning_loop
 from gateway.run.timed_loops import billing_loops, charge
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
+from persistence.dunning import DunningSchedule
 from persistence.ledger import checkpoints
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
@@ -82,9 +83,14 @@ class April:
         await self.loop("calendar").turn()
         self.follow()
 
-    def loop(self, name: str, schedule: DunningSchedule = DunningSchedule(), page: int = 200) -> Loop:  # noqa: B008  # frozen
+    def loop(self, name: str, page: int = 200) -> Loop:
         """A loop of the keeper, under this clock."""
-        return billing_loops(self.store, lambda: self.now, schedule, page)[name]
+        return billing_loops(self.store, lambda: self.now, page)[name]
+
+    async def dun(self, schedule: DunningSchedule = DunningSchedule()) -> None:  # noqa: B008  # frozen
+        """Have open credit applied, invoices overdue, and then what is due by the schedule done."""
+        await self.loop("payments").turn()
+        await dunning_loop(self.store, lambda: self.now, schedule).turn()
 
     async def charge(self, organization_id: int) -> None:
         """Charge what is known of one."""

@@ -23,12 +23,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.http.guard import ROOM
 from gateway.background.timed.invoicing import Invoicing
-from gateway.core.billing.payments import DunningSchedule
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import ArchiveFailed, BackupFailed
 from gateway.features.backup.storage import Folder
 from gateway.features.backup.taking import back_up
+from gateway.features.dunning.feature import dunning_loop
 from gateway.files import UrlFile
 from gateway.local.embedded.unprivileged import borrow
 from gateway.ops import doctor
@@ -36,6 +36,7 @@ from gateway.run.timed_loops import billing_loops
 from persistence import engine as engines
 from persistence import engine as persistence_engine
 from persistence.archive import months
+from persistence.dunning import DunningSchedule
 from persistence.engine import shares_sessions
 from persistence.keeper.definitions import Pushes
 from persistence.schedule import Schedule
@@ -156,7 +157,8 @@ async def test_each_loop_that_bills_is_content_with_one_connection(
         """Nobody reads it."""
 
     turns: list[Callable[[], Awaitable[object]]] = [
-        *(one.turn for one in billing_loops(store, lambda: april.now, schedule).values()),
+        *(one.turn for one in billing_loops(store, lambda: april.now).values()),
+        dunning_loop(store, lambda: april.now, schedule).turn,
         Invoicing(due, Agreeing(), log, finalize=True, at_once=4).turn,
     ]  # fmt: skip
     for turn in turns:

@@ -150,12 +150,6 @@ SCREENS = {
             filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True,
         ),
         Screen(
-            "Billing", "dunning-steps", "Dunning", "step",
-            ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
-            empty="Nothing was done yet about invoices that are not paid.",
-            filters=("organization_id", "invoice_id", "tenant_id", "action"), spans_time=True,
-        ),
-        Screen(
             "Billing", "charges", "Charges", "charge",
             ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
              "reason", "invoice_id"),

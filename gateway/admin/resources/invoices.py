@@ -21,7 +21,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.administration import BILLING, access
 from gateway.core.billing.document import CATEGORIES
-from gateway.core.billing.payments import APPLY_REASONS, DUNNING_ACTIONS, PAYMENT_STATUSES
+from gateway.core.billing.payments import APPLY_REASONS, PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")
@@ -227,21 +227,6 @@ class Invoice(Out):
     )
 
 
-class DunningStep(Out):
-    """A step of dunning for an invoice that is not paid."""
-
-    id: Id
-    organization_id: Id
-    invoice_id: Id
-    action: str = Field(description="reminder, block or unblock.")
-    days: int = Field(description="Days behind the due date it is for.")
-    tenant_id: Id | None = Field(description="Who was blocked, or let go.")
-    reason: str
-    corrects_id: Id | None = Field(description="The block that it ends.")
-    actor: str
-    created_at: Instant
-
-
 RESOURCES = (
     Resource(
         name="invoices",
@@ -295,20 +280,6 @@ RESOURCES = (
                 "/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"
             ),
         ),
-    ),
-    Resource(
-        name="dunning-steps",
-        access=access(),
-        description="Steps of dunning: reminders, blocks and their ends.",
-        out=DunningStep,
-        named_by="id",
-        refers={"corrects_id": "dunning-steps"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "tenant_id": Filter(),
-            "action": Filter("text", DUNNING_ACTIONS),
-        },
     ),
     Resource(
         name="payments",

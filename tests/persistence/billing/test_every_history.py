@@ -19,8 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.billing.finance import ReportPeriod
-from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict
+from persistence.dunning import DunningSchedule
 from tests.persistence.april import April
 from tests.persistence.billing.called import Called
 from tests.persistence.billing.drawn import over_years, some
@@ -102,7 +102,7 @@ class EveryHistory(Called):
         self.ordered: str | None = None
         self.ordered_on: int | None = None
         self.is_blocked = False
-        self.dunning = april.loop("dunning", DunningSchedule(REMINDERS, BLOCK))
+        self.schedule = DunningSchedule(REMINDERS, BLOCK)
 
     async def end(self) -> None:
         await self._auto(None)
@@ -461,7 +461,7 @@ class EveryHistory(Called):
 
     async def _at(self, day: date) -> None:
         await super()._at(day)
-        await self.dunning.turn()
+        await self.april.dun(self.schedule)
         self._apply_open()
         self._dun()
         steps = self.april.rows("SELECT invoice_id, days FROM dunning_step WHERE action = 'reminder'")
@@ -508,7 +508,7 @@ class EveryHistory(Called):
                 await self.april.do(
                     "amendments", "create", request_id=call.request, reason="again", tokens=1, direction="OUT"
                 )
-        await self.dunning.turn()
+        await self.april.dun(self.schedule)
         await self._sell()
         await self.april.charge(self.ids["organization"])
         assert self.april.rows("SELECT count(*), sum(amount) FROM charge") == before

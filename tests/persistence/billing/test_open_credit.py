@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict, Unprocessable
+from persistence.dunning import DunningSchedule
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.scenario import broken
@@ -72,7 +72,7 @@ async def test_what_a_month_gives_back_is_taken_off_what_is_due(april: April) ->
     await pay(april, first, "125.92")
     for day in (6, 10, 14, 22, 29):
         await april.on(at(6, day))
-        await april.loop("dunning", SCHEDULE).turn()
+        await april.dun(SCHEDULE)
     assert april.rows("SELECT action FROM dunning_step") == []
     assert (await stands(april, first))[0] == "paid"
     assert await broken(april.url) == []
@@ -141,7 +141,7 @@ async def test_a_person_applies_credit_to_an_invoice_of_their_choice(april: Apri
             await apply(invoice_id, amount, of)
     # The day it was due by is over, so the rest is applied by itself: nothing is overdue meanwhile.
     await april.on(at(6, 7))
-    await april.loop("dunning", SCHEDULE).turn()
+    await april.dun(SCHEDULE)
     assert await stands(april, first) == ("paid", "600.00", "600.00", "0.00")
     assert await stands(april, note) == (None, "0.00", "-600.00", "-474.08")
     assert [(row[2], row[3], row[4]) for row in april.rows(ROWS)] == [
@@ -158,7 +158,7 @@ async def test_money_that_goes_back_while_there_is_credit_makes_nothing_overdue(
     await april.do("payments", "reverse", int(str(payment)), reference="bounced", amount=Decimal("1000.00"))
     assert await stands(april, first) == ("paid", "200.00", "1000.00", "0.00")
     assert await stands(april, note) == (None, "0.00", "-1000.00", "-74.08")
-    await april.loop("dunning", SCHEDULE).turn()
+    await april.dun(SCHEDULE)
     assert april.rows("SELECT event FROM webhook_delivery WHERE event ~ 'overdue|remind|block'") == []
 
 

@@ -100,16 +100,16 @@ async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
 
 
 async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> None:
-    made, dunning = await bought(april), april.loop("dunning", page=1)
+    made, payments = await bought(april), april.loop("payments", page=1)
     rows_of(
         april.url,
         "INSERT INTO webhook (url, events, secret) VALUES ('https://example.com', '[]', 'x') RETURNING id",
     )
     await april.on(at(5, 16, 23))
-    assert await dunning.turn() == 0
+    assert await payments.turn() == 0
     await april.on(at(5, 17, 0))
-    assert await dunning.turn() == 1
-    assert await dunning.turn() == 0
+    assert await payments.turn() == 1
+    assert await payments.turn() == 0
     assert (await april.store.get("invoices", made["id"]))["payment_status"] == "overdue"
     assert stands(await pay(april, made, "120.00"))[0] == "paid"
     assert [row[0] for row in rows_of(april.url, "SELECT event FROM webhook_delivery ORDER BY id")] == [
@@ -245,7 +245,7 @@ class History:
 
     def __init__(self, april: April, invoice: dict[str, Any]) -> None:
         self.april, self.invoice, self.told = april, invoice, InvoiceEvents()
-        self.dunning, self.ids = april.loop("dunning"), dict[str, int]()
+        self.payments, self.ids = april.loop("payments"), dict[str, int]()
 
     async def step(self, number: int, what: str, size: int) -> None:
         await getattr(self, f"_{what}")(size, f"r{number}")
@@ -313,7 +313,7 @@ class History:
     async def _wait(self, days: int, _: str) -> None:
         self.told.day += timedelta(days=days)
         await self.april.on(at(self.told.day.month, self.told.day.day))
-        await self.dunning.turn()
+        await self.payments.turn()
 
     async def _void(self, _: int, __: str) -> None:
         if self.told.notes or self.told.is_void:

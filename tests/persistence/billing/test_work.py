@@ -14,7 +14,7 @@ from sqlalchemy import event
 
 from gateway.admin.resources.reports import ITEMS
 from gateway.core.billing.finance import ReportPeriod
-from gateway.core.billing.payments import DunningSchedule
+from persistence.dunning import DunningSchedule
 from tests.persistence.april import April, april, at, invoiced, opened, plan, service, use
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.billing.test_top_ups import post
@@ -117,7 +117,7 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
     april.rows(DOCUMENTS.format(of=ids["organization"], count=5_000))
     april.rows(CHARGES, [ids["organization"]])
     await april.on(at(5, 2, 1))
-    await april.loop("dunning").turn()
+    await april.dun()
     for count in (250, 1_000):
         await april.on(at(4, 1, 1))
         ids = await customer(april, starter, april.now.date(), None)
@@ -125,7 +125,7 @@ async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: Apri
         april.connection.execute("ANALYZE")
         await april.on(at(5, 2, 1))
         work.clear()
-        await april.loop("dunning", DunningSchedule((3,), 10)).turn()
+        await april.dun(DunningSchedule((3,), 10))
         applied = "SELECT count(*) FROM note_application WHERE organization_id = %s"
         assert april.rows(applied, [ids["organization"]]) == [(count,)]
         april.connection.execute("ANALYZE")
@@ -255,7 +255,7 @@ async def everything(april: April, ids: dict[str, int], days: int) -> None:
         pass
     async for _ in april.store.usage(billed["id"]):
         pass
-    await april.loop("dunning", DunningSchedule((3, 10), 20)).turn()
+    await april.dun(DunningSchedule((3, 10), 20))
     await act(april, ids, "cancel", when="now")
     await april.charge(owner)
 

@@ -7,14 +7,15 @@ on whom nobody else has laid a hand since.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, insert, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Row
-from gateway.core.billing.payments import BLOCK, REMINDER, UNBLOCK, DunningSchedule
+from gateway.core.accounts.administration import KEEPER, Command, Row
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
@@ -22,6 +23,11 @@ from persistence.entity import Entity, EntityWrite, id_in
 from persistence.keeper.news import told
 from persistence.tables import dunning_step
 
+if TYPE_CHECKING:
+    from persistence.store import Store
+
+REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
+DUNNING_ACTIONS = (REMINDER, BLOCK, UNBLOCK)
 TENANTS_A_STEP_MAX = 500
 
 # Blocks that have no end yet.
@@ -65,6 +71,7 @@ _UNTOUCHED_NOW = text(
     f"{_UNTOUCHED.format(organization=':organization')} ORDER BY t.id LIMIT :count FOR UPDATE OF t"
 )
 _OPEN_NOW = text(f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")
+_BLOCKED = text(f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")  # noqa: S608  # our own words
 # Who last blocked a tenant or let it go; and whether it is there still.
 _LAST = text("""
 SELECT w.id, w.verb FROM control_write AS w
@@ -84,12 +91,52 @@ WITH news AS (
 )""")
 
 
+@dataclass(frozen=True, slots=True)
+class DunningSchedule:
+    """Days behind the due date on which people are reminded, and on which calls are refused (None: never)."""
+
+    reminder_days: tuple[int, ...] = ()
+    block_days: int | None = None
+
+    @classmethod
+    def read(cls, reminder_days: str, block_days: int) -> DunningSchedule:
+        """As settings say it: "3,7,14", and 0 for never."""
+        days = {int(each) for each in reminder_days.split(",") if each}
+        return cls(tuple(sorted(days)), block_days or None)
+
+    def reminder(self, days_over: int, told: Sequence[int]) -> int | None:
+        """The reminder that is due; of several that came due at once the last, and none that was passed."""
+        due = [days for days in self.reminder_days if days <= days_over and days > max(told, default=-1)]
+        return due[-1] if due else None
+
+    def blocks(self, days_over: int, told: Sequence[int], days_since_told: int) -> bool:
+        """Whether calls are to be refused: never on the day of the last reminder, or before it."""
+        if self.block_days is None or days_over < self.block_days:
+            return False
+        before = [days for days in self.reminder_days if days <= self.block_days]
+        return not before or (max(told, default=-1) >= before[-1] and days_since_told >= 1)
+
+
 def due(
     connection: Connection, schedule: DunningSchedule, today: date, after: int, count: int
 ) -> Sequence[int]:
     """Organizations that something may have to be done for, behind one of them, by id."""
     here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
+
+
+async def dun(store: Store, schedule: DunningSchedule, organization_id: int) -> None:
+    """Write what is due of an organization; `Conflict` where nothing is."""
+    values = {"organization_id": organization_id, "schedule": schedule}
+    await store.write(
+        Command("dunning-steps", "advance", KEEPER, str(uuid4()), lambda row: row, None, values)
+    )
+
+
+async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:
+    """How many tenants are blocked for invoices that are not paid."""
+    async with engine.connect() as connection:
+        return {"tenants_blocked_unpaid": (await connection.execute(_BLOCKED)).scalar_one()}
 
 
 def advance(change: EntityWrite) -> Row:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.payments import DunningSchedule
 from gateway.errors import Conflict
+from persistence.dunning import DunningSchedule
 from tests.persistence.april import April, april, at
 from tests.persistence.credits import give
 from tests.persistence.scenario import Account, broken, rows_of
@@ -53,7 +53,7 @@ async def invoice_of(april: April, start: date, end: date, moment: Any) -> dict[
 
 async def look(april: April, month: int, day: int, schedule: DunningSchedule = SCHEDULE) -> None:
     await april.on(at(month, day))
-    await april.loop("dunning", schedule).turn()
+    await april.dun(schedule)
 
 
 async def pay(april: April, invoice: dict[str, Any], reference: str = "bank-1") -> None:
@@ -76,7 +76,7 @@ async def test_reminders_then_a_block_then_with_the_payment_none(april: April) -
     )
     for day in range(2, 16):
         await april.on(at(5, day))
-        await asyncio.gather(*(april.loop("dunning", SCHEDULE).turn() for _ in range(3)))
+        await asyncio.gather(*(april.dun(SCHEDULE) for _ in range(3)))
         steps = (day >= 5) + (day >= 9) + (day >= 12)
         assert rows_of(april.url, STEPS) == [REMINDED_3, REMINDED_7, BLOCKED][:steps], day
     assert verbs(april) == ["block"]

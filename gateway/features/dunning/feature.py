@@ -1,0 +1,84 @@
+"""Dunning: customers with unpaid invoices are reminded, and in the end their calls are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.admin.console.screens import Screen
+    from gateway.admin.resources.resource import Resource
+    from gateway.background.loops import Loop
+    from gateway.run.keeper_doors import KeeperParts, Work
+    from persistence.dunning import DunningSchedule
+    from persistence.entity import Entity
+    from persistence.store import Store
+
+
+def _resources() -> Sequence[Resource]:
+    from gateway.features.dunning.resources import RESOURCES  # noqa: PLC0415  # of people's processes alone
+
+    return RESOURCES
+
+
+def _subjects() -> Mapping[str, Entity]:
+    from persistence.dunning import SUBJECT  # noqa: PLC0415  # as above
+
+    return {"dunning-steps": SUBJECT}
+
+
+def _screens() -> Sequence[Screen]:
+    from gateway.admin.console.screens import Screen  # noqa: PLC0415  # as above
+
+    return (
+        Screen(
+            "Billing", "dunning-steps", "Dunning", "step",
+            ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
+            empty="Nothing was done yet about invoices that are not paid.",
+            filters=("organization_id", "invoice_id", "tenant_id", "action"), spans_time=True,
+        ),
+    )  # fmt: skip
+
+
+def dunning_loop(
+    store: Store, clock: Callable[[], datetime], schedule: DunningSchedule, page: int = 200
+) -> Loop:
+    """Does what is due of each organization; `page` of them are read together."""
+    from gateway.background.loops import Loop, each  # noqa: PLC0415  # of keepers alone
+    from gateway.errors import Conflict  # noqa: PLC0415  # as above
+    from persistence.dunning import due, dun  # noqa: PLC0415  # as above
+
+    async def find(after: int, count: int) -> Sequence[int]:
+        today = clock().astimezone(UTC).date()
+        return await store.run(lambda connection: due(connection, schedule, today, after, count))
+
+    act = partial(dun, store, schedule)
+    return Loop("dunning", 5.0, (each(find, act, count=page, place=int, leaves=(Conflict,)),))
+
+
+def _work(parts: KeeperParts) -> Work:
+    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # of keepers alone
+    from persistence.dunning import DunningSchedule, blocked_tenants  # noqa: PLC0415  # as above
+
+    settings = parts.settings
+    schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
+    loop = dunning_loop(parts.store, partial(datetime.now, UTC), schedule)
+    return Work(loops=(loop,), gauges=(partial(blocked_tenants, parts.engine),))
+
+
+FEATURE = Feature(
+    name="dunning",
+    tables=("dunning_step",),
+    settings=("dunning_reminder_days", "dunning_block_days"),
+    metrics=(
+        ("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid.", ()),
+    ),
+    resources=_resources,
+    subjects=_subjects,
+    screens=_screens,
+    work=_work,
+)
