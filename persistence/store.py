@@ -26,7 +26,7 @@ from gateway.errors import NotFound, TrialEnded
 from persistence import apply_transaction, entity
 from persistence import engine as engines
 from persistence.apply_transaction import ApplyTransaction
-from persistence.billing import finance, invoice_build
+from persistence.billing import charges, finance, invoice_build
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Engine, Replica, answered, apart
 from persistence.entity import EntityWrite, WriteBatch
@@ -232,7 +232,7 @@ class Store(SignInStore):
         if self._within not in {None, organization_id}:
             raise NotFound
         today = self._today()
-        return await self.run(lambda connection: finance.read_unbilled(connection, organization_id, today))
+        return await self.run(lambda connection: charges.read_unbilled(connection, organization_id, today))
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""

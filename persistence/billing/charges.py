@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, Decimal
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
+from gateway.core.accounts.administration import Row
 from gateway.core.billing.charges import DEBT, SupplyCharge, spread_amount
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.subscription import PlanSegment
@@ -22,6 +24,7 @@ from persistence.billing.proration import NamedCharge, segment_of
 from persistence.entity import Entity, hold_flushes
 from persistence.error_mapping import statements_within
 from persistence.tables import charge as table
+from persistence.tables import organization
 
 # A correction is a row of its own: of an invoice made void, and of a credit note.
 
@@ -363,8 +366,8 @@ def open_charges(
 ) -> dict[int, list[SupplyCharge]]:
     here = _here(connection, organization_ids, running)
     found = defaultdict[int, list[SupplyCharge]](list)
-    for select in _READ.values():
-        for row in connection.execute(select, here):
+    for statement in _READ.values():
+        for row in connection.execute(statement, here):
             found[row.organization_id].append(charge_of(row))
     rows = proration.fee_rows_of(connection, organization_ids)
     _, fees = proration.subscription_fees(connection, _not_over(rows), until, today=today)
@@ -491,3 +494,37 @@ CHARGE_SUBJECT = Entity(
         "billed": lambda wanted: table.c.invoice_id.is_not(None) if wanted else table.c.invoice_id.is_(None)
     },
 )
+
+
+# What an organization owes and no invoice has: by kind, with what is known and not written yet.
+def read_unbilled(connection: Connection, organization_id: int, today: date) -> list[Row]:
+    """A row for each kind of charge, none where all is billed; of a subscription, days that are over."""
+    pays = select(organization.c.currency).where(organization.c.id == organization_id)
+    currency, ids = connection.execute(pays).scalar_one(), [organization_id]
+    found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
+    return _by_kind(currency, unbilled(connection, ids)[organization_id] + found[organization_id])
+
+
+def _by_kind(currency: str, known: Sequence[SupplyCharge]) -> list[Row]:
+    by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
+    return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
+
+
+def unbilled_in_words(rows: Iterable[Row]) -> str:
+    """The owed amounts, in words; empty where nothing is."""
+    return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
+
+
+def _row(kind: str, currency: str, some: Iterable[SupplyCharge]) -> Row | None:
+    found = list(some)
+    amount = sum((charge.amount for charge in found), Decimal(0)).normalize()
+    if not amount:
+        return None
+    return {
+        "kind": kind,
+        "currency": currency,
+        "amount": f"{amount:f}",
+        "period_start": min(charge.start for charge in found),
+        "period_end": max(charge.end for charge in found),
+        "charges": len(found),
+    }

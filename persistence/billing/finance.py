@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
-from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import SupplyCharge
 from gateway.core.billing.finance import SUPPLY, LegPlace, ReportPeriod, tax_by_month
 from persistence import engine as engines
-from persistence.billing import charges
-from persistence.tables import organization
-
+from persistence.billing.payments import rest_before
 
 # The double-entry view of owed, billed and paid amounts: legs of entries, made again from rows that stay.
 #
@@ -30,15 +26,6 @@ from persistence.tables import organization
 # Credits that were sold earn what they cost as they are drawn: used, expired, taken back. What an addition
 # has earned follows from all that is known of it, rounded to nano-units; an entry moves the difference. So
 # what it earned and what it has deferred come to what it was sold for, at each moment.
-def rest_before(moment: str) -> str:
-    """What of invoice `i` was left to pay right before a moment; of a note, below zero, its open credit."""
-    return f"""i.total_amount
-           - coalesce((SELECT sum(p.amount) FROM payment AS p
-                        WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
-           - coalesce((SELECT sum(a.amount) FROM note_application AS a
-                        WHERE a.invoice_id = i.id AND a.created_at < {moment}), 0)
-           + coalesce((SELECT sum(a.amount) FROM note_application AS a
-                        WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # noqa: S608  # our own words
 
 
 # Money that comes in with the same tick of the clock as the invoice is given up is still an entry of
@@ -454,37 +441,3 @@ _REPORTS: dict[str, Reader] = {
     "revenue": _by_month(text(REVENUE)),
     "taxes": _taxes,
 }
-
-
-# What an organization owes and no invoice has: by kind, with what is known and not written yet.
-def read_unbilled(connection: Connection, organization_id: int, today: date) -> list[Row]:
-    """A row for each kind of charge, none where all is billed; of a subscription, days that are over."""
-    pays = select(organization.c.currency).where(organization.c.id == organization_id)
-    currency, ids = connection.execute(pays).scalar_one(), [organization_id]
-    found = charges.open_charges(connection, ids, today, today=today, running=charges.ALL_THAT_RUNS)
-    return _by_kind(currency, charges.unbilled(connection, ids)[organization_id] + found[organization_id])
-
-
-def _by_kind(currency: str, known: Sequence[SupplyCharge]) -> list[Row]:
-    by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
-    return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
-
-
-def unbilled_in_words(rows: Iterable[Row]) -> str:
-    """The owed amounts, in words; empty where nothing is."""
-    return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
-
-
-def _row(kind: str, currency: str, some: Iterable[SupplyCharge]) -> Row | None:
-    found = list(some)
-    amount = sum((charge.amount for charge in found), Decimal(0)).normalize()
-    if not amount:
-        return None
-    return {
-        "kind": kind,
-        "currency": currency,
-        "amount": f"{amount:f}",
-        "period_start": min(charge.start for charge in found),
-        "period_end": max(charge.end for charge in found),
-        "charges": len(found),
-    }

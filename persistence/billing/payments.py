@@ -35,13 +35,24 @@ from gateway.core.billing.payments import (
 )
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges, credit_balances, top_ups
-from persistence.billing.finance import rest_before
 from persistence.billing.invoice_build import PAID, money, rest_of
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.keeper.news import tell_payment_status
 from persistence.tables import invoice, invoice_line, note_application, payment
+
+
+def rest_before(moment: str) -> str:
+    """What of invoice `i` was left to pay right before a moment; of a note, below zero, its open credit."""
+    return f"""i.total_amount
+           - coalesce((SELECT sum(p.amount) FROM payment AS p
+                        WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
+           - coalesce((SELECT sum(a.amount) FROM note_application AS a
+                        WHERE a.invoice_id = i.id AND a.created_at < {moment}), 0)
+           + coalesce((SELECT sum(a.amount) FROM note_application AS a
+                        WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # noqa: S608  # our own words
+
 
 # Credit of notes, applied to invoices: rows that are only added, below zero where they are taken back.
 #

@@ -12,7 +12,7 @@ from gateway.core.billing.charges import INVOICE_MAX, too_dear, too_many
 from gateway.core.billing.money import NANO, rounded, times
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
-from persistence.billing import credit_balances, finance, invoice_lines, quotas, top_ups
+from persistence.billing import charges, credit_balances, invoice_lines, quotas, top_ups
 from persistence.billing.credit_balances import prices_of
 from persistence.entity import (
     THIS,
@@ -98,8 +98,8 @@ def delete(change: EntityWrite) -> Row:
     lock(change)
     refuse_while_referenced(change)
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
-    if owed := finance.unbilled_in_words(
-        finance.read_unbilled(change.connection, change.row_id, change.today)
+    if owed := charges.unbilled_in_words(
+        charges.read_unbilled(change.connection, change.row_id, change.today)
     ):
         raise Conflict(f"Not all that it owes is billed: {owed}. Invoice it first.")
     return entity.delete(change)

@@ -31,7 +31,7 @@ from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.refusals import busiest
 from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, end_of, starts
-from gateway.core.billing.finance import Outlook, looked_at_since, outlook
+from gateway.core.billing.outlook import Outlook, looked_at_since, outlook
 from gateway.core.histograms import quantile_of
 from gateway.core.processes import there
 from gateway.errors import CountersUnavailable, Forbidden, Unprocessable

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 from gateway.core.billing.charges import KINDS
-from gateway.core.billing.money import EXACT, ONE_NANO, rounded
+from gateway.core.billing.money import EXACT, rounded
 
 DOCUMENT, SUPPLY = "document", "supply"
 # Kinds of revenue besides those of charges: credits that were sold earn with their use, and as they expire.
@@ -72,59 +72,6 @@ def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> d
         upto = rounded(EXACT.divide(EXACT.multiply(tax, seen), total), currency)
         found[month], given = upto - given, upto
     return found
-
-
-# Spend of today and this month, and where it leads to by the month's end. Pure.
-#
-# The forecast is what was spent this month, and for the rest of it the pace of the last seven days: a whole
-# week has its weekend in it, and on the first of a month the days before are known already. Who began later
-# has the pace since then.
-
-PACE_DAYS: Final = 7
-_DAY: Final = timedelta(days=1)
-
-
-class Outlook(NamedTuple):
-    """Money of one currency."""
-
-    today: Decimal
-    month: Decimal
-    forecast: Decimal
-
-
-def looked_at_since(now: datetime) -> datetime:
-    """From when on spend has to be known: this month, and the days of the pace."""
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    return min(midnight.replace(day=1), midnight - PACE_DAYS * _DAY)
-
-
-def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
-    """Add up spend by UTC day, and go on with its pace until the month's end."""
-    today = now.astimezone(UTC).date()
-    month = sum((spent for day, spent in days.items() if _same_month(day, today)), Decimal(0))
-    lately = {day: spent for day, spent in days.items() if spent and today - PACE_DAYS * _DAY <= day <= today}
-    forecast = month
-    if lately:
-        elapsed = now - _midnight(min(lately))
-        left = _midnight(_next_month(today)) - now
-        forecast += sum(lately.values()) * _seconds(left) / max(_seconds(elapsed), Decimal(1))
-    return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(ONE_NANO))
-
-
-def _same_month(day: date, other: date) -> bool:
-    return (day.year, day.month) == (other.year, other.month)
-
-
-def _next_month(day: date) -> date:
-    return (day.replace(day=1) + 32 * _DAY).replace(day=1)
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _seconds(span: timedelta) -> Decimal:
-    return Decimal(span // timedelta(seconds=1))
 
 
 # Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2.

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.charges import Allocation, Allocator, CreditGrant, Outflow, settled
-from gateway.core.billing.finance import looked_at_since, outlook
 from gateway.core.billing.invoice import BillLine, bill, partial_note, whole_note
+from gateway.core.billing.outlook import looked_at_since, outlook
 from gateway.core.billing.payments import OpenInvoice, due_on, require_payable, require_returnable
 from gateway.errors import Conflict, Unprocessable
 from tests.core.billing.test_invoice import totals, worked_example

@@ -1,0 +1,61 @@
+"""Spend of today and this month, and where it leads to by the month's end. Pure.
+
+The forecast is what was spent this month, and for the rest of it the pace of the last seven days: a whole
+week has its weekend in it, and on the first of a month the days before are known already. Who began later
+has the pace since then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from gateway.core.billing.money import ONE_NANO
+
+PACE_DAYS: Final = 7
+_DAY: Final = timedelta(days=1)
+
+
+class Outlook(NamedTuple):
+    """Money of one currency."""
+
+    today: Decimal
+    month: Decimal
+    forecast: Decimal
+
+
+def looked_at_since(now: datetime) -> datetime:
+    """From when on spend has to be known: this month, and the days of the pace."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    return min(midnight.replace(day=1), midnight - PACE_DAYS * _DAY)
+
+
+def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
+    """Add up spend by UTC day, and go on with its pace until the month's end."""
+    today = now.astimezone(UTC).date()
+    month = sum((spent for day, spent in days.items() if _same_month(day, today)), Decimal(0))
+    lately = {day: spent for day, spent in days.items() if spent and today - PACE_DAYS * _DAY <= day <= today}
+    forecast = month
+    if lately:
+        elapsed = now - _midnight(min(lately))
+        left = _midnight(_next_month(today)) - now
+        forecast += sum(lately.values()) * _seconds(left) / max(_seconds(elapsed), Decimal(1))
+    return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(ONE_NANO))
+
+
+def _same_month(day: date, other: date) -> bool:
+    return (day.year, day.month) == (other.year, other.month)
+
+
+def _next_month(day: date) -> date:
+    return (day.replace(day=1) + 32 * _DAY).replace(day=1)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _seconds(span: timedelta) -> Decimal:
+    return Decimal(span // timedelta(seconds=1))
