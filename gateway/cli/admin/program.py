@@ -377,112 +377,6 @@ def _moment(since: str | None) -> datetime:
     return at.astimezone(UTC)
 
 
-# `tollkeeper report …`: what finance asks, as a table, as JSON, or as a file.
-
-ITEMS_MAX = 10_000
-ReportOrganization = Annotated[str | None, typer.Option("--org", help="Only this organization: id or name.")]
-Currency = Annotated[str | None, typer.Option(help="Only this currency.")]
-At = Annotated[str | None, typer.Option(help="As it was at the end of this day, UTC; else today.")]
-Since = Annotated[str | None, typer.Option("--from", help="The first month, such as 2026-04.")]
-Until = Annotated[str | None, typer.Option("--to", help="The last month; else this one.")]
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
-Parquet = Annotated[Path | None, typer.Option(help="Write Parquet to this file.")]
-
-
-def report_section() -> typer.Typer:
-    """The commands."""
-    app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
-    for function in (receivables, unbilled, balances, deferred_revenue, revenue, taxes, ledger):
-        app.command(function.__name__.replace("_", "-"))(function)
-    return app
-
-
-def receivables(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what organizations have to pay, by age."""
-    _report("receivables", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def unbilled(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what was charged and no invoice has, by the month of its supply."""
-    _report("unbilled", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def balances(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show the whole debt of organizations: documents, payments, credit and unbilled charges."""
-    _report("balances", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def deferred_revenue(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what is billed and not supplied yet, by the month of its supply."""
-    _report("deferred-revenue", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def revenue(
-    *, since: Since = None, until: Until = None, org: ReportOrganization = None, currency: Currency = None,
-    as_csv: AsCsv = False, parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what was earned, by month and kind."""
-    _report("revenue", org, parquet, as_csv=as_csv, as_json=as_json, from_=since, to=until, currency=currency)
-
-
-def taxes(
-    *, since: Since = None, until: Until = None,
-    by: Annotated[str | None, typer.Option(help="document or supply.")] = None,
-    org: ReportOrganization = None,
-    currency: Currency = None, as_csv: AsCsv = False, parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show tax by month, rate and currency."""
-    _report(
-        "taxes", org, parquet, as_csv=as_csv, as_json=as_json, from_=since, to=until, by=by, currency=currency
-    )
-
-
-def ledger(
-    *, since: Since = None, until: Until = None, org: ReportOrganization = None, currency: Currency = None,
-    account: Annotated[
-        list[str] | None, typer.Option(help="The code of an account, such as receivables:1200; repeat it.")
-    ] = None, as_csv: AsCsv = False, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show double entries of charges, invoices, payments and credit notes."""
-    codes = ",".join(account) if account else None
-    _report(
-        "ledger", org, None, as_csv=as_csv, as_json=as_json, from_=since, to=until, accounts=codes,
-        currency=currency,
-    )  # fmt: skip
-
-
-def _report(
-    name: str, org: str | None, parquet: Path | None, *, as_csv: bool, as_json: bool, **asked: str | None
-) -> None:
-    with admin() as api:
-        organization_id = api.id_of("organizations", org) if org else None
-        if parquet is not None:
-            made = api.download(f"reports/{name}.parquet", **asked, organization_id=organization_id)
-            parquet.write_bytes(made)
-            return
-        if as_csv:
-            made = api.download(f"reports/{name}.csv", **asked, organization_id=organization_id)
-            typer.echo(made, nl=False)
-            return
-        items = api.items(f"reports/{name}", ITEMS_MAX, **asked, organization_id=organization_id)
-        told = [
-            each for each in (items[0] if items else ()) if not each.endswith("_id") or each == "entry_id"
-        ]
-        rows(items, tuple(told), as_json=as_json)
-
-
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     """Add the administration commands to the program's: all, or those of the sections `asked`."""
     made = commands.mount(app, asked)
@@ -492,7 +386,6 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
         made["letters"].command(decision.__name__)(decision)
     made["reconciliation"].command("run")(reconcile)
     app.add_typer(prices_section(), name="prices")
-    app.add_typer(report_section(), name="report")
     for each in (configuration.apply, configuration.diff, configuration.export):
         app.command(each.__name__)(each)
     app.command("usage")(usage.usage)

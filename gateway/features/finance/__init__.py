@@ -1,0 +1,1 @@
+"""Raise requests: people ask for more of a budget, and somebody decides."""
