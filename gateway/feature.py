@@ -53,7 +53,8 @@ class Feature:
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
     reports: Callable[[], Sequence[ReportEndpoint]] = tuple
-    # Actions on resources of the core, by the name of the resource; what they do to rows; files made of rows.
+    # Actions on resources of the core, by the name of the resource; what they do to rows. Files
+    # of rows of a resource, or of a report.
     actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
     documents: Callable[[], Mapping[str, Sequence[DocumentEndpoint]]] = dict
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict

@@ -21,7 +21,7 @@ from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import GROUPS, SUMS
-from gateway.core.billing import finance
+from gateway.features.finance import focus
 from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import database
@@ -304,7 +304,7 @@ async def test_a_parquet_file_of_nothing_has_its_columns(api: Api) -> None:
 async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[dict[str, Any]]) -> None:
     answer = await api.acting_as(READONLY).get(f"usage/focus.csv?{SPAN}")
     rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
-    assert list(rows[0]) == list(finance.FOCUS_COLUMNS)
+    assert list(rows[0]) == list(focus.FOCUS_COLUMNS)
     [sums] = expected(calls, STARTS["none"]).values()
     assert sum(Decimal(row["BilledCost"]) for row in rows) == sums["cost"]
     assert sum(Decimal(row["PricingQuantity"]) for row in rows) == sums["tokens"]
@@ -332,7 +332,7 @@ async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) 
             422,
             [name.partition("=")[0]],
         )
-    assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(finance.FOCUS_COLUMNS)]
+    assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(focus.FOCUS_COLUMNS)]
     for file in ("usage.csv", "usage/focus.csv"):
         assert (await api.acting_as(None).get(file)).status == 401
 

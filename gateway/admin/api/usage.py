@@ -34,7 +34,6 @@ from gateway.admin.resources.reports import REPORTS, UsageItem, UsagePage, Usage
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
-from gateway.core.billing import finance
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
@@ -223,7 +222,7 @@ class _ByteSink(io.RawIOBase):
         return taken
 
 
-# Files of usage: the report as CSV and Parquet, and its charges as FOCUS 1.2; of any size, page by page.
+# Files of usage: the report as CSV and Parquet; of any size, page by page.
 
 PAGE_ROWS = 10_000
 
@@ -247,47 +246,30 @@ Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, Fi
 
 def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
     """Serve the report's files; `admitted` names who asks."""
-    files = files_of(app, ports.request_timeout_s)
-
-    def serve(path: str, made: Begin) -> None:
-        async def file(request: web.Request) -> web.StreamResponse:
-            mine = await admitted(ports, request)
-            require_read(mine.actor, REPORTS["usage"])
-            asked, empty = await made(mine, request.query)
-            return await files.answer(
-                request, mine.actor, empty.name, empty.media, _pieces(mine, asked, empty)
-            )
-
-        app.router.add_get(root + path, file)
 
     async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
-        return asked, _Csv("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
+        return asked, CsvFile("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
 
     async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
         return asked, await Parquet.of("usage.parquet", columns_of(asked.groups))
 
-    async def as_focus(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
-        if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
-            raise Unprocessable("Some query parameters are wrong.", fixed)
-        asked = replace(read(query), interval=finance.FOCUS_INTERVAL, groups=finance.FOCUS_GROUPED_BY)
-        seller = ports.store.letterhead.seller
+    serve_file(app, ports, f"{root}/usage.csv", as_csv, admitted)
+    serve_file(app, ports, f"{root}/usage.parquet", as_parquet, admitted)
 
-        def charge(row: Row) -> Row:
-            return finance.focus_charge(
-                row,
-                since=asked.since,
-                until=asked.until,
-                seller="" if seller is None else seller.name,
-                tokens=row["model"] is not None,
-            )
 
-        return asked, _Csv("focus.csv", finance.FOCUS_COLUMNS, charge, used_only=True)
+def serve_file(app: web.Application, ports: AdminPorts, path: str, made: Begin, admitted: Admit) -> None:
+    """Serve one file of usage, written page by page."""
+    files = files_of(app, ports.request_timeout_s)
 
-    serve("/usage.csv", as_csv)
-    serve("/usage.parquet", as_parquet)
-    serve("/usage/focus.csv", as_focus)
+    async def file(request: web.Request) -> web.StreamResponse:
+        mine = await admitted(ports, request)
+        require_read(mine.actor, REPORTS["usage"])
+        asked, empty = await made(mine, request.query)
+        return await files.answer(request, mine.actor, empty.name, empty.media, _pieces(mine, asked, empty))
+
+    app.router.add_get(path, file)
 
 
 async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGenerator[bytes, None]:
@@ -301,7 +283,7 @@ async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGene
     yield file.tail()
 
 
-class _Csv:
+class CsvFile:
     media = CSV
 
     def __init__(

@@ -21,12 +21,16 @@ for _name, _actions in ((name, more) for feature in features() for name, more in
     _resource = RESOURCES[_name]
     _access = replace(_resource.access, ours=_resource.access.ours | {action.name for action in _actions})
     RESOURCES[_name] = replace(_resource, actions=(*_resource.actions, *_actions), access=_access)
-for _name, _documents in (
-    (name, more) for feature in features() for name, more in feature.documents().items()
-):
-    _resource = RESOURCES[_name]
-    RESOURCES[_name] = replace(_resource, documents=(*_documents, *_resource.documents))
 REPORTS: dict[str, ReportEndpoint] = {
     **reports.REPORTS,
     **{report.name: report for feature in features() for report in feature.reports()},
 }
+for _name, _documents in (
+    (name, more) for feature in features() for name, more in feature.documents().items()
+):
+    if _name in REPORTS:
+        _report = REPORTS[_name]
+        REPORTS[_name] = replace(_report, documents=(*_report.documents, *_documents))
+    else:
+        _resource = RESOURCES[_name]
+        RESOURCES[_name] = replace(_resource, documents=(*_documents, *_resource.documents))

@@ -495,7 +495,6 @@ REPORTS = {
             documents=(
                 DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items"),
                 DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet"),
-                DocumentEndpoint("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),
             ),
             by_hand=True,
         ),

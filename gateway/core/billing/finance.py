@@ -6,12 +6,11 @@ entry of the month in which it changes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from gateway.core.billing.charges import KINDS
 from gateway.core.billing.money import EXACT, rounded
@@ -72,106 +71,3 @@ def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> d
         upto = rounded(EXACT.divide(EXACT.multiply(tax, seen), total), currency)
         found[month], given = upto - given, upto
     return found
-
-
-# Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2.
-#
-# Pure. A row is a day of one organization, tenant, key, user, project, service and model. Its cost is that of
-# the price book, without the markup of use at cost; there are no discounts, so all four costs are the same.
-# Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification has
-# it. Which invoice bills a charge is not told: invoices bill what plans and services cost, too. Source:
-# https://focus.finops.org/focus-specification/v1-2/
-
-Charge = dict[str, object]
-
-# The groups and the interval whose rows become charges.
-FOCUS_GROUPED_BY: Final = ("organization", "tenant", "user", "api_key", "project", "service", "model")
-FOCUS_INTERVAL: Final = "day"
-FOCUS_COLUMNS: Final = (
-    "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd",
-    "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency",
-    "ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountStatus", "ConsumedQuantity", "ConsumedUnit",
-    "ContractedCost", "EffectiveCost", "InvoiceId", "InvoiceIssuerName", "ListCost", "PricingCategory",
-    "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "RegionId", "RegionName",
-    "ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory",
-    "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "Tags",
-)  # fmt: skip
-PROVIDER: Final = "Tollkeeper"
-_MODELS: Final = ("AI and Machine Learning", "Generative AI")
-_OTHERS: Final = ("Other", "Other (Other)")
-_FOCUS_DAY = timedelta(days=1)
-
-
-def focus_charge(
-    row: Mapping[str, object], *, since: datetime, until: datetime, seller: str, tokens: bool
-) -> Charge:
-    """A row of usage as a charge; `tokens` says whether its service is of models, paid by their tokens.
-
-    `seller` is who sends the invoices; the charge's time lies within `since` and `until`.
-    """
-    start, cost = row["start"], row["cost"]
-    assert isinstance(start, datetime)
-    assert isinstance(cost, Decimal)
-    month = start.replace(day=1)
-    category, subcategory = _MODELS if tokens else _OTHERS
-    quantity, unit = (row["tokens"], "Tokens") if tokens else (row["requests"], "Requests")
-    service = row["service"] or f"service {row['service_id'] or 'none'}"
-    sku = f"{service}/{row['model']}" if row["model"] else str(service)
-    # A decimal even where it is whole: a reader guesses a column's type by its cells.
-    spent, many = _exact(cost), f"{quantity}.0"
-    of_key = bool(row["api_key_id"])
-    return {
-        **dict.fromkeys(FOCUS_COLUMNS),
-        **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), spent),
-        **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), seller or PROVIDER),
-        "BillingAccountId": f"organization/{row['organization_id']}",
-        "BillingAccountName": row["organization"],
-        "BillingCurrency": row["currency"],
-        "BillingPeriodStart": _instant(month),
-        "BillingPeriodEnd": _instant((month + 31 * _FOCUS_DAY).replace(day=1)),
-        "ChargeCategory": "Usage",
-        "ChargeDescription": _description(row, sku),
-        "ChargeFrequency": "Usage-Based",
-        "ChargePeriodStart": _instant(max(start, since)),
-        "ChargePeriodEnd": _instant(min(start + _FOCUS_DAY, until)),
-        "ConsumedQuantity": many,
-        "ConsumedUnit": unit,
-        "PricingCategory": "Standard",
-        "PricingQuantity": many,
-        "PricingUnit": unit,
-        "ResourceId": f"api-key/{row['api_key_id']}" if of_key else f"service/{row['service_id'] or 0}",
-        "ResourceName": (row["api_key"] or f"key {row['api_key_id']}") if of_key else service,
-        "ResourceType": "API key" if of_key else "Service",
-        "ServiceCategory": category,
-        "ServiceName": service,
-        "ServiceSubcategory": subcategory,
-        "SkuId": sku,
-        "SkuMeter": unit,
-        "SkuPriceId": sku,
-        "SubAccountId": f"tenant/{row['tenant_id']}",
-        "SubAccountName": row["tenant"] or f"tenant {row['tenant_id']}",
-        "Tags": _tags(row),
-    }
-
-
-def _description(row: Mapping[str, object], sku: str) -> str:
-    kinds = ("input", "cache_read", "cache_write", "output")
-    told = ", ".join(f"{row[kind]} {kind.replace('_', ' ')}" for kind in kinds if row[kind])
-    return f"{row['requests']} requests of {sku}" + (f": tokens {told}" if told else "")
-
-
-def _tags(row: Mapping[str, object]) -> str:
-    """What a charge can be allocated by besides accounts and resources."""
-    project = row["project"] or row["project_id"]
-    tags = {"user": row["user"], "project": None if project is None else str(project), "model": row["model"]}
-    return json.dumps({name: value for name, value in tags.items() if value is not None}, ensure_ascii=False)
-
-
-def _exact(amount: Decimal) -> str:
-    """Every digit, without an exponent."""
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _instant(at: datetime) -> str:
-    return f"{at:%Y-%m-%dT%H:%M:%SZ}"

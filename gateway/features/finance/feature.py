@@ -1,4 +1,4 @@
-"""Finance: `tollkeeper report`, which shows what organizations owe, and revenue, taxes and entries."""
+"""Finance: `tollkeeper report`, and charges of each day as FOCUS has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,27 @@ from typing import TYPE_CHECKING
 from gateway.feature import Feature
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import typer
+
+    from gateway.admin.resources.resource import DocumentEndpoint
+    from gateway.run.keeper_doors import AdminParts, Routes
+
+
+def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
+    from gateway.admin.resources.resource import DocumentEndpoint  # noqa: PLC0415  # of people's processes alone
+
+    return {
+        "usage": (DocumentEndpoint("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),)
+    }
+
+
+def _routes(_: AdminParts) -> Routes:
+    from gateway.features.finance.api import mount_focus  # noqa: PLC0415  # of people's processes alone
+    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
+
+    return Routes(files=mount_focus)
 
 
 def _commands(app: typer.Typer) -> None:
@@ -16,4 +36,4 @@ def _commands(app: typer.Typer) -> None:
     app.add_typer(report_section(), name="report")
 
 
-FEATURE = Feature(name="finance", admin_commands=_commands)
+FEATURE = Feature(name="finance", documents=_documents, admin_commands=_commands, routes=_routes)

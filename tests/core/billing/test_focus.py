@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing import finance
 from gateway.core.text import csv as as_csv
+from gateway.features.finance import focus
 
 DAY = datetime(2026, 12, 31, tzinfo=UTC)
 ROW: dict[str, Any] = {
@@ -90,15 +90,15 @@ def charged(**over: Any) -> dict[str, str]:
     """A charge as it is read from the file; a null is an empty cell."""
     said = {"since": DAY - timedelta(days=9), "until": DAY + timedelta(days=9), "seller": "", "tokens": True}
     options = {name: over.pop(name, default) for name, default in said.items()}
-    charge = finance.focus_charge({**ROW, **over}, **options)
-    [row] = csv.DictReader(io.StringIO(as_csv(finance.FOCUS_COLUMNS, [charge], head=True).decode()))
+    charge = focus.focus_charge({**ROW, **over}, **options)
+    [row] = csv.DictReader(io.StringIO(as_csv(focus.FOCUS_COLUMNS, [charge], head=True).decode()))
     return row
 
 
 def test_the_columns_are_those_of_the_specification() -> None:
-    assert sorted(finance.FOCUS_COLUMNS) == sorted([*MANDATORY, *CONDITIONAL, *RECOMMENDED])
-    assert list(charged()) == list(finance.FOCUS_COLUMNS)
-    assert all(re.fullmatch("([A-Z][a-z]+)+", name) and len(name) <= 50 for name in finance.FOCUS_COLUMNS)
+    assert sorted(focus.FOCUS_COLUMNS) == sorted([*MANDATORY, *CONDITIONAL, *RECOMMENDED])
+    assert list(charged()) == list(focus.FOCUS_COLUMNS)
+    assert all(re.fullmatch("([A-Z][a-z]+)+", name) and len(name) <= 50 for name in focus.FOCUS_COLUMNS)
 
 
 @pytest.mark.parametrize(
