@@ -7,7 +7,6 @@ half an hour. The keeper that starts brings Redis to it. It stands still but for
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -19,13 +18,13 @@ from tests.bench.contenders import Contender, Stage
 from tests.bench.deployment import PEPPER, Filled, key_of
 from tests.bench.flush import postgres
 from tests.bench.load import Traffic
-from tests.bench.machine import family, pin, signal_all
+from tests.bench.machine import family, pin
 from tests.bench.tollkeeper import Deployment, up
 
 
 @contextmanager
 def crowd(stage: Stage, callers: int) -> Iterator[Contender]:
-    """Start it for so many callers; everything stands still until `before`, and again after `after`."""
+    """Start it for so many callers; the keeper stands still until `before`, and again after `after`."""
     with postgres() as server:
         migrate.upgrade(server)
         filled = Filled(server, "crowd")
@@ -51,7 +50,6 @@ def _contender(running: Deployment, filled: Filled, callers: int, *, traced: boo
         running.thaw()
         running.drain()
         running.freeze()
-        signal_all(running.gateway(), signal.SIGSTOP)
 
     rest()
     return Contender(
@@ -62,7 +60,6 @@ def _contender(running: Deployment, filled: Filled, callers: int, *, traced: boo
         redis_pids=[running.facts["pids"]["redis"]],
         counters=running.counters,
         entries=entries,
-        before=lambda: signal_all(running.gateway(), signal.SIGCONT),
         after=rest,
         rows=filled.rows,
     )

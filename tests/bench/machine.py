@@ -131,6 +131,13 @@ def cpu_s(pids: Iterable[int]) -> float:
     return found
 
 
+def check_running(name: str, pids: Iterable[int]) -> None:
+    """`BenchError` where a process that is measured is gone: another one may answer in its place."""
+    gone = [pid for pid in pids if not Path(f"/proc/{pid}").exists()]
+    if gone:
+        raise BenchError(f"{name}: process {gone[0]} ended while it was measured")
+
+
 def _own_cpu_s(pid: int) -> float:
     """The process' own clock where it can be read: ticks are a hundredth of a second."""
     try:

@@ -35,6 +35,7 @@ from tests.bench.machine import (
     BenchError,
     Placement,
     busy_s,
+    check_running,
     cpu_s,
     family,
     install_tools,
@@ -300,6 +301,7 @@ def _window(
     loaded = _load(stage, one, options.connections, options.seconds, measured)
     if not loaded.requests:
         raise BenchError(f"{one.name} answered nothing within a window: longer ones, by --seconds")
+    check_running(one.name, one.gateway)
     gateway, counters = cpu_s(one.gateway) - gateway, _redis_cpu_s(one) - counters
     behind = cpu_s(one.behind()) - behind
     there = (busy_s(core) - there) / (time.monotonic() - start)

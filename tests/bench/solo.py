@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tests.bench.contenders import Contender, Stage, upstream
 from tests.bench.load import Loaded, Traffic, saturate
-from tests.bench.machine import BenchError, Placement, cpu_s, install_tools
+from tests.bench.machine import BenchError, Placement, check_running, cpu_s, install_tools
 
 CONNECTIONS = 32
 
@@ -79,6 +79,7 @@ def cost(
     one.before()
     before = cpu_s(one.gateway), cpu_s(one.redis_pids)
     found = called(stage, one, seconds, traffic, connections)
+    check_running(one.name, one.gateway)
     used = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
     one.after()
     if not found.requests:

@@ -3,8 +3,8 @@
 The keeper and PostgreSQL are frozen while a window is measured and in the others' turns: on two
 cores they would take the client's, and no peer has a second stage to compare them with. The
 outbox is drained between windows, and in the end every call must have its row. One contender
-leaves them running, to show what that costs on the same cores. In the others' turns the gateway
-stands still too: its idle work is a hundredth of the core that they are measured on.
+leaves them running, to show what that costs on the same cores. The gateway goes on in the others' turns:
+its supervisor replaces one that stands still, and its idle work is a hundredth of a core.
 """
 
 from __future__ import annotations
@@ -122,7 +122,6 @@ def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
     found = [_contender(stage, running, name, plan["id"]) for name in names]
     running.drain()
     running.freeze()
-    signal_all(running.gateway(), signal.SIGSTOP)
     return found
 
 
@@ -202,12 +201,10 @@ def _contender(stage: Stage, running: Deployment, name: str, plan_id: int) -> Co
         running.thaw()
         running.drain()
         running.freeze()
-        signal_all(running.gateway(), signal.SIGSTOP)
 
     flushing = name == "tollkeeper-flushing"
 
     def begin() -> None:
-        signal_all(running.gateway(), signal.SIGCONT)
         if flushing:
             running.thaw()
 
