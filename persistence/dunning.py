@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from persistence.store import Store
 
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
-DUNNING_ACTIONS = (REMINDER, BLOCK, UNBLOCK)
 TENANTS_A_STEP_MAX = 500
 
 # Blocks that have no end yet.

@@ -7,7 +7,6 @@ from pydantic import Field
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Out
 from gateway.core.accounts.administration import access
-from persistence.dunning import DUNNING_ACTIONS
 
 
 class DunningStep(Out):
@@ -37,7 +36,7 @@ RESOURCES = (
             "organization_id": Filter(),
             "invoice_id": Filter(),
             "tenant_id": Filter(),
-            "action": Filter("text", DUNNING_ACTIONS),
+            "action": Filter("text", ("reminder", "block", "unblock")),
         },
     ),
 )
