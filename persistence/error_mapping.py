@@ -143,7 +143,7 @@ def translated(error: Exception) -> Exception:
     state = sqlstate(error)
     named = f" ({found})" if (found := columns(error)) else ""
     refusals: dict[str, Callable[[], TollkeeperError]] = {
-        "23505": lambda: Conflict(f"There is such a {noun(error) or 'row'} already{named}."),
+        "23505": lambda: Conflict(f"This {noun(error) or 'row'} already exists{named}."),
         "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
         "23001": lambda: Conflict(f"Something still refers to this{named}."),
         "23514": lambda: Unprocessable("A value is out of range."),

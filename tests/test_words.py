@@ -28,8 +28,8 @@ PHRASES = {
     r"\bof whom\b": "with, whose",
     r"\b(?:Only then|Only so|Not until then|Nor|[Nn]either|Never|Nowhere|So|nor)"
     r" (?:does|do|is|are|did|was|were|has|have|had|can|may|must) (?!not\b)": "subject first",
-    r"\btold apart\b": "grouped by, counted each by itself, distinguished",
-    r"\b(?:begins?|began) again\b": "resets, starts over",
+    r"\b[Tt]old apart\b": "grouped by, counted each by itself, distinguished",
+    r"\b(?:[Bb]egins?|[Bb]egan) again\b": "resets, starts over",
     r"(?<!:)\banew\b": "again",
 }
 PATTERN = re.compile("|".join(PHRASES))

@@ -100,7 +100,7 @@ def _version(wanted: bool) -> None:  # typer's way of an eager option
 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with routes and upstreams.")]
-DataDirOption = Annotated[Path | None, typer.Option(help="Where everything is kept (.tollkeeper).")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Data directory (.tollkeeper).")]
 GatewayPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8080).")]
 AdminPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8081).")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, max=256, help="Gateway processes.")]
@@ -113,7 +113,7 @@ DatabaseOption = Annotated[str | None, typer.Option(help="Use this PostgreSQL in
 def program(
     *,
     version: Annotated[  # its callback answers
-        bool, typer.Option("--version", help="Say which this is.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Admits, meters and bills every request to an LLM or any HTTP API."""
@@ -210,7 +210,7 @@ def migrate(
     database_url: DatabaseOption = None,
     end_older: Annotated[
         bool,
-        typer.Option("--end-older-keepers", help="Go on where keepers run that the schema serves no longer."),
+        typer.Option("--end-older-keepers", help="Continue even if running keepers are too old for it."),
     ] = False,
     json: JsonOption = False,
 ) -> None:

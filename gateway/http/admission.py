@@ -246,7 +246,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
 def _why(budgets: CallBudgets | None) -> str:
     if budgets is None:
         return "calls without one are refused"
-    return f"the budget {budgets.refusing(MONEY)} limits what calls cost"
+    return f"the budget {budgets.refusing(MONEY)} cannot be enforced without one"
 
 
 def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> PriceMatch:

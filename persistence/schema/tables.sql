@@ -1086,7 +1086,7 @@ CREATE TABLE budget (
     anchor_day smallint DEFAULT 1 NOT NULL CHECK (anchor_day BETWEEN 1 AND 31),
     mode text DEFAULT 'enforce' NOT NULL CHECK (mode IN ('enforce', 'audit')),
     on_exhausted text DEFAULT 'finish' NOT NULL CHECK (on_exhausted IN ('finish', 'cut')),
-    -- Parts of the amount that are told when they are used.
+    -- Shares of the amount at which an alert is sent.
     thresholds jsonb DEFAULT '[0.5, 0.8, 1]' NOT NULL CHECK (jsonb_typeof(thresholds) = 'array'),
     -- What the amount is until a moment, and why.
     raised_to numeric CONSTRAINT budget_raised_to_check CHECK (

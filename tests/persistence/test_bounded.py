@@ -247,7 +247,7 @@ async def test_an_answer_names_the_fields_that_clash_and_not_their_values(migrat
     with pytest.raises(Conflict) as caught:
         await store.write(Command("services", "create", actor, "", plain, None, values))
     await pool.dispose()
-    assert caught.value.message == "There is such a service already (key)."
+    assert caught.value.message == "This service already exists (key)."
 
 
 @pytest.mark.parametrize("shown", [str, repr, json.dumps])

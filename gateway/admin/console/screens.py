@@ -39,7 +39,7 @@ class Screen:
 
 
 # In this order, whichever of them somebody may see.
-HEADINGS = ("Customers", "Offer", "Billing", "Usage", "Operation", "Administration")
+HEADINGS = ("Customers", "Catalog", "Billing", "Usage", "Operation", "Administration")
 
 SCREENS = {
     screen.name: screen
@@ -47,7 +47,7 @@ SCREENS = {
         Screen(
             "Customers", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
-            empty="No organization yet. Making a tenant makes one, too.",
+            empty="No organization yet. Creating a tenant creates one too.",
             filters=("search", "invoicing_left_reason"), newest_first=False,
         ),
         Screen(
@@ -78,28 +78,28 @@ SCREENS = {
             newest_first=False,
         ),
         Screen(
-            "Offer", "services", "Services", "service",
+            "Catalog", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key", "name"), newest_first=False,
         ),
         Screen(
-            "Offer", "prices", "Prices", "price",
+            "Catalog", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",
             filters=("model", "provider", "currency", "source", "match"),
         ),
         Screen(
-            "Offer", "organization-services", "Negotiated prices", "negotiated price",
+            "Catalog", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.",
             filters=("organization_id", "service_id", "business_model_id"),
         ),
         Screen(
-            "Offer", "business-models", "Business models", "business model",
+            "Catalog", "business-models", "Business models", "business model",
             ("name", "display_name", "meter", "description"), filters=("meter", "name"), newest_first=False,
         ),
         Screen(
-            "Offer", "token-plans", "Token plans", "token plan",
+            "Catalog", "token-plans", "Token plans", "token plan",
             (
                 "name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "weights",
                 "created_at",
@@ -107,9 +107,9 @@ SCREENS = {
             empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
         ),
         Screen(
-            "Offer", "subscription-plans", "Subscription plans", "subscription plan",
+            "Catalog", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
-            empty="No plan on offer yet.", filters=("name", "token_plan_id"),
+            empty="No subscription plan yet.", filters=("name", "token_plan_id"),
         ),
         Screen(
             "Billing", "credit-additions", "Credits", "grant",
@@ -121,7 +121,7 @@ SCREENS = {
         Screen(
             "Billing", "organization-subscriptions", "Subscriptions", "subscription",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id", "next_plan_id"),
+            empty="No subscription yet.", filters=("organization_id", "plan_id", "next_plan_id"),
         ),
         Screen(
             "Billing", "invoices", "Invoices", "invoice",
@@ -134,13 +134,13 @@ SCREENS = {
         Screen(
             "Billing", "tax-rates", "Tax rates", "tax rate",
             ("organization_id", "rate", "category", "reason", "effective_from", "created_at"),
-            empty="No rate has a day: organizations have the rate of their own on all days.",
+            empty="No dated tax rate. Each organization's own rate applies.",
             filters=("organization_id",),
         ),
         Screen(
             "Billing", "payments", "Payments", "payment",
             ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
-            empty="No money came in yet. A payment is recorded on its invoice's page.",
+            empty="No payment yet. Record one on its invoice's page.",
             filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
         ),
         Screen(
@@ -153,7 +153,7 @@ SCREENS = {
             "Billing", "charges", "Charges", "charge",
             ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
              "reason", "invoice_id"),
-            empty="Nothing is owed yet.",
+            empty="No charge yet.",
             filters=(
                 "organization_id", "kind", "billed", "reason", "invoice_id", "tenant_id", "service_id",
                 "source", "source_id", "corrects_id",
@@ -163,7 +163,7 @@ SCREENS = {
         Screen(
             "Billing", "events", "Events", "event",
             ("used_at", "tenant_id", "service_id", "source", "event_id", "request_id", "created_at"),
-            empty="No event yet. Events tell of use that did not pass the gateway.",
+            empty="No event yet. Events report use that did not pass the gateway.",
             filters=("organization_id", "tenant_id", "service_id", "source", "event_id", "request_id"),
         ),
         Screen(
@@ -172,13 +172,13 @@ SCREENS = {
                 "created_at", "organization_id", "request_id", "direction", "tokens", "credits", "units",
                 "amount", "reason",
             ),
-            empty="No call was charged less or more.",
+            empty="No amendment yet.",
             filters=("organization_id", "tenant_id", "service_id", "request_id", "direction"),
         ),
         Screen(
-            "Billing", "reratings", "Rated again", "call rated again",
+            "Billing", "reratings", "Re-rated calls", "re-rated call",
             ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
-            empty="No call was rated again.",
+            empty="No call was re-rated yet.",
             filters=("organization_id", "tenant_id", "service_id", "price_id", "request_id"),
         ),
         Screen(
@@ -195,7 +195,7 @@ SCREENS = {
         Screen(
             "Billing", "feature-usage", "Feature usage", "use",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "cost", "user_id", "request_id"),
-            empty="Nothing that is billed by use was used yet.",
+            empty="No billed use yet.",
             filters=(
                 "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
                 "content_id",
@@ -205,7 +205,7 @@ SCREENS = {
         Screen(
             "Usage", "calls", "Calls", "call",
             ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
-            empty="Nobody has called yet.",
+            empty="No call yet.",
             filters=(
                 "request_id", "organization_id", "tenant_id", "api_key_id", "user_id", "service_id",
                 "project_id", "model", "response_model", "session", "reason", "content_id",
@@ -215,19 +215,19 @@ SCREENS = {
         Screen(
             "Operation", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
-            empty="No account is held back. This is how it should be.",
+            empty="No account is in quarantine. All is well.",
             filters=("kind", "organization_id", "tenant_id", "released", "account"),
         ),
         Screen(
             "Operation", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
-            empty="Every entry became a row. This is how it should be.",
+            empty="No dead letter. All is well.",
             filters=("organization_id", "tenant_id", "resolved", "partition"),
         ),
         Screen(
             "Operation", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="There is no webhook yet.", filters=("organization_id",),
+            empty="No webhook yet.", filters=("organization_id",),
         ),
         Screen(
             "Operation", "webhook-deliveries", "Deliveries", "delivery",
@@ -244,7 +244,7 @@ SCREENS = {
             "Administration", "audit-log", "Audit log", "change",
             ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
              "after"),
-            empty="Nothing was changed yet.",
+            empty="No change yet.",
             filters=(
                 "actor", "person", "issuer", "identity", "resource", "resource_id", "action",
                 "admin_token_id", "organization_id", "role",

@@ -180,8 +180,8 @@ def _encoded(data: bytes) -> str:
 COOKIE = "tollkeeper_signing"
 _CODE = re.compile(r"[ -~]{1,4096}", re.ASCII)
 _ERROR = re.compile(r"[a-z_]{1,64}", re.ASCII)
-_AGAIN = "This sign-in was not begun in this browser, or more than ten minutes ago. Begin again at {}."
-_USED = "This sign-in was used before. Begin again at {}."
+_AGAIN = "This sign-in was not begun in this browser, or more than ten minutes ago. Sign in at {}."
+_USED = "This sign-in was used before. Sign in at {}."
 
 Door = Callable[[web.Request, int, str], web.Response]
 

@@ -136,7 +136,7 @@ class OrganizationSubscriptionCreate(In):
         "charged once it is over.",
     )
     quantity: Quantity = Field(
-        default=1, description="How many of the plan, such as seats: so many times its fee. Its tokens stay."
+        default=1, description="Quantity, such as seats; the fee is charged for each. Tokens do not change."
     )
 
 
@@ -165,7 +165,7 @@ class _SubscriptionTerms(In):
         default=None, description="What a cycle of the plan costs; null: its price of the day."
     )
     quantity: Quantity = Field(
-        default_factory=int, description="How many of the plan, so many times its fee."
+        default_factory=int, description="Quantity; the fee is charged for each."
     )
 
 

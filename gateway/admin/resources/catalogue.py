@@ -227,7 +227,7 @@ class SubscriptionPlanCreate(In):
     monthly_cost: Money
     annual_cost: Money
     currency: Currency = Field(
-        default=BASE_CURRENCY, description="Of both; only organizations in it can subscribe. It stays."
+        default=BASE_CURRENCY, description="Only organizations with it can subscribe; it never changes."
     )
     feature_access: Annotated[list[ServiceKey], Field(max_length=FEATURES_MAX)] = Field(
         description="Keys of the services it includes."
@@ -435,11 +435,11 @@ class _Priced(In):
     """What a price is of."""
 
     model: Annotated[ModelName, AfterValidator(_plain)] = Field(
-        description="A model's name, or what names begin with; A-Z and a-z are the same."
+        description="A model, or a prefix of models' names (see match). Case is ignored."
     )
     currency: Currency
-    effective_from: Instant = Field(description="It is in force from then on; may lie in the past.")
-    provider: ModelName | None = Field(default=None, description="Whose model; null is anybody's.")
+    effective_from: Instant = Field(description="When it begins; may be in the past.")
+    provider: ModelName | None = Field(default=None, description="Provider of the model; null: any.")
     match: Literal["exact", "prefix"] = "exact"
 
 
@@ -457,7 +457,7 @@ class PriceCreate(TokenRates, _Priced):
         default=None, description="What tokens and the call cost in a service tier, times the usual."
     )
     source: Literal["bundled", "operator"] = Field(
-        default="operator", description="The operator's stand above the bundled list."
+        default="operator", description="Prices of the operator precede the bundled list."
     )
 
 
@@ -493,7 +493,7 @@ class QuoteQuery(In):
 
     model: Text
     at: Instant | None = Field(default=None, description="By default now.")
-    provider: Text | None = Field(default=None, description="Whose model; by default its maker's.")
+    provider: Text | None = Field(default=None, description="Provider of the model; default: its maker.")
     currency: Currency = BASE_CURRENCY
     input: Amount = Field(default=0, description="Tokens read, but for cached ones.")
     output: Amount = Field(default=0, description="Tokens written.")

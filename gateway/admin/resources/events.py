@@ -199,7 +199,7 @@ Url = Annotated[
 class WebhookCreate(In):
     """An address to be told."""
 
-    organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
+    organization_id: Id | None = Field(default=None, description="Only of this organization; null: of all.")
     url: Url = Field(description="`https:`, or `mailto:` and addresses with commas between.")
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
         default=[], description="Which events to send; nothing named is every event."

@@ -368,7 +368,7 @@ class ConfigurationApply(In):
     prune: Flag = Field(
         default=False, description="Delete what applying under this name made, and no object is about."
     )
-    name: Text = Field(default=DEFAULT_NAME, description="Whose files these are, where there are several.")
+    name: Text = Field(default=DEFAULT_NAME, description="Name of this set of files, if there are several.")
 
 
 class FieldChange(Out):
@@ -432,7 +432,7 @@ class Configuration(Out):
     """All that is configuration, as files say it."""
 
     objects: dict[str, list[dict[str, Any]]]
-    left_out: list[str] = Field(description="What files cannot say, and why.")
+    left_out: list[str] = Field(description="Settings that files cannot hold, and why.")
 
 
 CONFIGURATION_REPORTS = (

@@ -73,7 +73,7 @@ class PaymentMade(In):
 
     amount: Money = Field(description="In the invoice's currency; at most what is left to pay.")
     reference: Text = Field(
-        description="What the payer's bank or provider calls it; sent again, it is taken once."
+        description="Reference of the payer's bank or provider; the same one is recorded once."
     )
 
 
@@ -88,14 +88,14 @@ class Refund(In):
     """Money that went out for a note's credit, and what names it."""
 
     amount: Money = Field(description="In the note's currency; at most its open credit.")
-    reference: Text = Field(description="What your bank calls it; sent again, it is taken once.")
+    reference: Text = Field(description="Your bank's reference; the same one is recorded once.")
 
 
 class PaymentReversed(In):
     """Money that goes back, and what names that."""
 
-    reference: Text = Field(description="Another one than the payment's; sent again, it is given back once.")
-    amount: Money | None = Field(default=None, description="Left out, all that is left of the payment.")
+    reference: Text = Field(description="The refund's own reference; the same one is recorded once.")
+    amount: Money | None = Field(default=None, description="Default: the rest of the payment.")
 
 
 class WriteOff(In):

@@ -74,11 +74,11 @@ class OrganizationCreate(In):
     """A new organization."""
 
     name: Text
-    currency: Currency = Field(default=BASE_CURRENCY, description="ISO 4217; what its money is in.")
+    currency: Currency = Field(default=BASE_CURRENCY, description="The currency, ISO 4217.")
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
     credit_unit_cost: UnitCost | None = Field(
         default=None,
-        description="What a credit costs that is used beyond the balance from now on; null: nothing.",
+        description="Price of a credit used beyond the balance, from now on; null: free.",
     )
     auto_top_up: AutoTopUpField | None = Field(
         default=None,
@@ -92,11 +92,11 @@ class OrganizationCreate(In):
     )
     limits: LimitsIn | None = None
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
-        default=None, description="Days its invoices may be paid in; null is what the settings say."
+        default=None, description="Days until its invoices are due; null: the default of the settings."
     )
     dunning: Flag = Field(
         default=True,
-        description="False: of its unpaid invoices nobody is reminded, and none ends in a block.",
+        description="Send reminders and block when invoices stay unpaid.",
     )
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
     address: Address | None = Field(default=None, description="Below its name on invoices.")
@@ -104,7 +104,7 @@ class OrganizationCreate(In):
     tax_number: Text | None = Field(default=None, description="Such as its VAT identifier.")
     stripe_customer: StripeCustomer | None = Field(
         default=None,
-        description="Who it is at Stripe, such as cus_…: what becomes final is handed over from now on.",
+        description="Stripe's customer id, such as cus_…; later final documents are handed over.",
     )
     time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
@@ -120,7 +120,7 @@ Organization = answer_of(
     credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
     credit_unit_cost=Money | None,
     spend_cap=Money | None,
-    currency=(str, Field(description="ISO 4217; what its money is in.")),
+    currency=(str, Field(description="The currency, ISO 4217.")),
     time_zone=str,
     invoicing_left=(str | None, Field(description="Why its invoice on schedule was not made; null: it was.")),
     invoicing_left_reason=(
@@ -278,20 +278,20 @@ class ApiKeyCreate(_TokenCredential):
     tenant_id: Id
     name: Text | None = None
     user: ExternalId | None = Field(
-        default=None, description="The tenant's own user id that the key's requests act for."
+        default=None, description="The user this key belongs to, by the tenant's own id."
     )
     user_header: Literal["accept", "require", "ignore"] = Field(
-        default="accept", description="What requests may say of their user, where the key says none."
+        default="accept", description="May a request name its user (x-tollkeeper-user) if the key has none?"
     )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
     expires_at: Instant | None = None
     issuer: Issuer | None = Field(
         default=None,
-        description="With `subject`: no key is made, signed tokens of this issuer stand for it.",
+        description="With `subject`: use signed tokens (JWTs) of this issuer instead of a key.",
     )
     subject: Subject | None = Field(
-        default=None, description="The subject of those tokens, as the gateways' rule of the issuer has it."
+        default=None, description="The tokens' subject, as the gateways' rule for the issuer maps it."
     )
 
 
@@ -322,9 +322,9 @@ class AdminTokenCreate(_TokenCredential):
     name: Text
     role: Literal["admin", "billing", "operator", "member", "readonly"]
     organization_id: Id | None = Field(
-        default=None, description="It sees and changes this one alone, and nothing of others; null is of all."
+        default=None, description="Limits the token to this organization; null: all organizations."
     )
-    user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
+    user_id: Id | None = Field(default=None, description="The user its writes are attributed to.")
     expires_at: Instant | None = None
     ours: Flag = Field(
         default=False,
@@ -333,10 +333,10 @@ class AdminTokenCreate(_TokenCredential):
     )
     issuer: Issuer | None = Field(
         default=None,
-        description="With `subject`: no token is made, people whom this provider names sign in by it.",
+        description="With `subject`: people of this provider sign in with it, without a token.",
     )
     subject: Subject | None = Field(
-        default=None, description="Which people of the provider, as the keepers' rule of it has them."
+        default=None, description="The people, as the keepers' rule for the provider maps them."
     )
 
 

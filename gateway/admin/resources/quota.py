@@ -275,7 +275,7 @@ def _show(amount: Decimal | int) -> str | int:
 
 def _pattern(model: str) -> str:
     if ANY_NAME in model[:-1] or model == ANY_NAME:
-        raise ValueError("must be a model's name, or what names begin with and one * behind it")
+        raise ValueError("must be a model's name, or a prefix with one * at its end")
     return model
 
 
@@ -315,39 +315,41 @@ class BudgetCreate(In):
     organization_id: Id
     name: Text
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
-    amount: BudgetAmount = Field(description="In an interval: money such as 12.50, else a whole number.")
-    interval: Interval = Field(description="How often it resets; total never does.")
+    amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
+    interval: Interval = Field(description="How often it resets. total never resets.")
     each: Each | None = Field(
-        default=None, description="Everybody of a kind has the whole amount; null is one amount for all."
+        default=None, description="Give each user, key, project or session this amount; null: share it."
     )
     tenant_id: Id | None = None
     user: ExternalId | None = Field(default=None, description="The caller's own name for a user.")
     api_key_id: Id | None = None
     project_id: Amount | None = None
     model: ModelPattern | None = Field(
-        default=None, description="A name, or what names begin with and a *; A-Z and a-z are the same."
+        default=None, description="A model, or a prefix such as claude-opus-*. Case is ignored."
     )
     service_id: Id | None = None
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
     )
-    mode: Mode = Field(default=ENFORCE, description="audit counts and tells, and refuses nobody.")
-    on_exhausted: OnExhausted = Field(default=FINISH, description="What becomes of a stream that uses it up.")
+    mode: Mode = Field(default=ENFORCE, description="enforce refuses; audit only counts and alerts.")
+    on_exhausted: OnExhausted = Field(
+        default=FINISH, description="Whether a stream that exhausts the budget may finish or is cut."
+    )
     hold: Holds | None = Field(
         default=None,
         description="How much of a call is held: what is likely, or the maximum. null is as its token plan"
         " admits: the maximum where that is strict, else likely.",
     )
     thresholds: Thresholds = Field(
-        default=list(THRESHOLDS), description="Parts of the amount that are told when they are used."
+        default=list(THRESHOLDS), description="Alert at these shares of the amount (0.8 is 80 %)."
     )
 
 
 class Raise(In):
     """What the amount is until a time, and why."""
 
-    amount: BudgetAmount = Field(description="What it is raised to.")
+    amount: BudgetAmount = Field(description="The raised amount.")
     until: Instant = Field(description="Then it ends by itself.")
     reason: Text
 

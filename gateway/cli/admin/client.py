@@ -356,7 +356,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     if error.code == 401:
         said = "The admin token is not accepted."
     elif error.code == 404:
-        said = f"There is no {path.partition('?')[0]}; the command's `list` shows what there is."
+        said = f"{path.partition('?')[0]} was not found; the command's `list` shows all."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
 
 

@@ -362,9 +362,9 @@ Files = Annotated[
     list[str], typer.Option("--file", "-f", help="A file, a directory, or - for what comes in.")
 ]
 Prune = Annotated[
-    bool, typer.Option("--prune", help="Delete what apply made under this name and files no longer say.")
+    bool, typer.Option("--prune", help="Delete resources that this set created and no longer contains.")
 ]
-Name = Annotated[str, typer.Option("--name", help="Whose files these are, where there are several.")]
+Name = Annotated[str, typer.Option("--name", help="Name of this set of files, if there are several.")]
 
 
 def apply(
@@ -374,7 +374,7 @@ def apply(
     prune: Prune = False,
     name: Name = DEFAULT_NAME,
     secrets_dir: Annotated[
-        Path | None, typer.Option(help="Where keys and webhooks' secrets go that are made: a file each.")
+        Path | None, typer.Option(help="Directory for new keys and webhook secrets, one file each.")
     ] = None,
     secrets_as: Annotated[
         SecretFormat, typer.Option(help="As they are, or as manifests of Kubernetes Secrets.")

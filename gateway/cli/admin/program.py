@@ -41,7 +41,7 @@ def create(
     start: Annotated[str | None, typer.Option("--from", help="The first day, instead of a month.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="The day after the last.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="One-off: what this alone owes, such as credit_addition.")
+        str | None, typer.Option(help="A one-off invoice of this source alone, such as credit_addition.")
     ] = None,
     source_id: Annotated[int | None, typer.Option(help="Of one of them only.")] = None,
     as_json: AsJson = False,
@@ -162,7 +162,7 @@ def _month(text: str | None) -> tuple[str, str]:
 # A letter may fit only once another one is stored: so often all are gone through again.
 PASSES_MAX = 5
 
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept with each.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason, stored with each.")]
 Org = Annotated[str | None, typer.Option("--org", help="Only of this organization.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Only of this tenant.")]
 
@@ -243,7 +243,7 @@ _NO_FAULTS = frozenset({"lag", "full", "unasked"})
 
 def reconcile(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Make drifts good by appended rows.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Correct drifts by appended rows.")] = False,
     whole: Annotated[
         bool, typer.Option("--whole", help="Ask rows whether they agree in up to ten minutes, not one.")
     ] = False,
@@ -288,7 +288,7 @@ def diff(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
     left_out: Annotated[
-        bool, typer.Option("--left-out", help="Say instead what the list knows and prices cannot say.")
+        bool, typer.Option("--left-out", help="Show what the list has and prices cannot express.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

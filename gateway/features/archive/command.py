@@ -56,7 +56,7 @@ def archive(
     ] = False,
     config: Config = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+        Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
     ] = None,
     database_url: Database = None,
     as_json: AsJson = False,

@@ -31,7 +31,7 @@ def backup(
     ],
     config: Config = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+        Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
     ] = None,
     database_url: Database = None,
     prove: Annotated[

@@ -38,7 +38,7 @@ def _screens() -> Sequence[Screen]:
         Screen(
             "Billing", "dunning-steps", "Dunning", "step",
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
-            empty="Nothing was done yet about invoices that are not paid.",
+            empty="No reminder or block yet.",
             filters=("organization_id", "invoice_id", "tenant_id", "action"), spans_time=True,
         ),
     )  # fmt: skip

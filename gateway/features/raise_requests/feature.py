@@ -32,7 +32,7 @@ def _screens() -> Sequence[Screen]:
         Screen(
             "Billing", "raise-requests", "Raise requests", "raise request",
             ("id", "budget", "organization_id", "amount", "until", "reason", "status", "requested_by"),
-            empty="Nobody asks for more of a budget.",
+            empty="No raise request.",
             filters=("organization_id", "budget_id", "status"),
         ),
     )  # fmt: skip

@@ -45,17 +45,17 @@ def _screens() -> Sequence[Screen]:
 
     return (
         Screen(
-            "Billing", "handovers", "Hand-overs", "hand-over",
+            "Billing", "handovers", "Stripe sync", "hand-over",
             ("id", "organization_id", "invoice_id", "kind", "state", "attempts", "remote", "error",
              "created_at"),
-            empty="Nothing was handed over. What becomes final of organizations with a Stripe customer is.",
+            empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are.",
             filters=("organization_id", "invoice_id", "about_id", "kind", "state", "remote"),
         ),
         Screen(
-            "Billing", "handover-events", "Told by Stripe", "message",
+            "Billing", "handover-events", "Stripe events", "event",
             ("created_at", "organization_id", "invoice_id", "handover_id", "kind", "amount", "currency",
              "remains"),
-            empty="Stripe told nothing yet.",
+            empty="Stripe has sent no event yet.",
             filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
         ),
     )  # fmt: skip

@@ -40,7 +40,7 @@ class HandoverEvent(Out):
     organization_id: Id
     invoice_id: Id
     handover_id: Id
-    name: str = Field(description="What Stripe calls it: a message is taken once.")
+    name: str = Field(description="Stripe's event id, by which an event is taken once.")
     kind: str
     amount: Paid = Field(description="The part recorded as a payment for it; below zero, what left payments.")
     currency: str

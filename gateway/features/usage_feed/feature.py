@@ -53,7 +53,7 @@ def _screens() -> Sequence[Screen]:
                 "paused_until",
                 "error",
             ),
-            empty="No billing service is told what is used: see TOLLKEEPER_USAGE_FEED.",
+            empty="No usage feed. TOLLKEEPER_USAGE_FEED names a billing service.",
         ),
         Screen(
             "Billing",
@@ -61,7 +61,7 @@ def _screens() -> Sequence[Screen]:
             "Usage events",
             "usage event",
             ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
-            empty="Nothing waits to be told.",
+            empty="No event is waiting.",
             filters=("organization_id", "feed_id", "state", "kind"),
         ),
     )

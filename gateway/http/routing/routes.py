@@ -345,7 +345,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
     if is_list and not has_body:
-        raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
+        raise ObjectNotFound("Organizations share this account, so nothing is listed: get one by its id.")
     reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
     if head.method == b"POST":
         tells = bool(places) and all(place.makes for place in places)

@@ -450,7 +450,7 @@ async def test_who_is_too_old_stands_first(api: Api, reader: Person) -> None:
     page = (await reader.open("/programs")).text
     assert page.index("&lt;b&gt;old&lt;/b&gt;") < page.index("<code>new</code>")
     assert str(OLD["refused"]) in page
-    assert '>Too old to serve</p><p class="figure number">1<' in page
+    assert '>Outdated</p><p class="figure number">1<' in page
 
 
 async def test_the_page_says_where_nobody_knows(api: Api, reader: Person) -> None:

@@ -75,7 +75,7 @@ def read_responses(
     _read_common(call, document, _RESPONSES, bounds)
     inner(document, "prompt", _PROMPT)
     if flag(document, "background"):
-        raise InvalidRequest("background: its use could not be metered.", param="background")
+        raise InvalidRequest("background: not supported, its use cannot be metered.", param="background")
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
