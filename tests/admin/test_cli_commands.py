@@ -143,6 +143,14 @@ async def test_what_must_be_given_is_named(run: Run, name: str) -> None:
     ) == (1, [])
 
 
+def test_each_command_says_what_it_is_for() -> None:
+    groups = typer.main.get_group(program).commands
+    named = groups | {
+        f"{name} {one}": command for name, group in SECTIONS.items() for one, command in group.items()
+    }
+    assert [name for name, command in named.items() if not command.get_short_help_str()] == []
+
+
 def test_second_places_are_places_of_commands_there_are() -> None:
     assert {(alias.section, alias.verb) for alias in ALIASES} <= {
         (name, verb) for name, each in SECTIONS.items() for verb in each

@@ -381,6 +381,7 @@ def apply(
     ] = SecretFormat.FILE,
     as_json: AsJson = False,
 ) -> None:
+    """Apply configuration files in one transaction: all of it, or nothing."""
     with _files(file, failed=1) as (api, wanted):
         asked = {**body_of(wanted), "prune": prune, "name": name}
         with waiting("Planning"):
