@@ -39,6 +39,7 @@ from tests.bench.machine import (
     cpu_s,
     family,
     install_tools,
+    leave_nothing_behind,
     quickest_python,
     rss_mib,
 )
@@ -58,6 +59,7 @@ FOREIGN_MAX = 0.05  # cores that processes outside the bench may use before a wi
 
 def main() -> int:
     """Run the bench; 0 if every contender asked for was measured, without an error or a lost call."""
+    leave_nothing_behind()
     options = _options()
     OUT.mkdir(parents=True, exist_ok=True)
     measured = Measured()

@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from tests.bench.contenders import Contender, Stage, upstream
 from tests.bench.load import Loaded, Traffic, saturate
-from tests.bench.machine import BenchError, Placement, check_running, cpu_s, install_tools
+from tests.bench.machine import (
+    BenchError,
+    Placement,
+    check_running,
+    cpu_s,
+    install_tools,
+    leave_nothing_behind,
+)
 
 CONNECTIONS = 32
 
@@ -35,6 +42,7 @@ def parser(program: str, what: str | None) -> argparse.ArgumentParser:
 
 def on_stage(program: str, options: argparse.Namespace, measure: Callable[[Stage], None]) -> int:
     """Set a stage with an upstream, measure, and end all of it; 1 where it cannot be done, which is told."""
+    leave_nothing_behind()
     placement = Placement.of_this_machine()
     with tempfile.TemporaryDirectory(prefix=f"tollkeeper-{program}-") as name:
         folder = Path(name)

@@ -88,9 +88,11 @@ class April:
         return billing_loops(self.store, lambda: self.now, page)[name]
 
     async def dun(self, schedule: DunningSchedule = DunningSchedule()) -> None:  # noqa: B008  # frozen
-        """Have open credit applied, invoices overdue, and then what is due by the schedule done."""
+        """Have both loops come round, dunning before payments as well as after them: neither waits."""
+        dunning = dunning_loop(self.store, lambda: self.now, schedule)
+        await dunning.turn()
         await self.loop("payments").turn()
-        await dunning_loop(self.store, lambda: self.now, schedule).turn()
+        await dunning.turn()
 
     async def charge(self, organization_id: int) -> None:
         """Charge what is known of one."""
