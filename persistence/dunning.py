@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date
-from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import KEEPER, Command, Row
+from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
 from persistence.billing.invoice_build import rest_of
 from persistence.entity import Entity, EntityWrite, id_in
 from persistence.keeper.news import told
 from persistence.tables import dunning_step
-
-if TYPE_CHECKING:
-    from persistence.store import Store
 
 REMINDER, BLOCK, UNBLOCK = "reminder", "block", "unblock"
 TENANTS_A_STEP_MAX = 500
@@ -122,14 +119,6 @@ def due(
     """Organizations that something may have to be done for, behind one of them, by id."""
     here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
-
-
-async def dun(store: Store, schedule: DunningSchedule, organization_id: int) -> None:
-    """Write what is due of an organization; `Conflict` where nothing is."""
-    values = {"organization_id": organization_id, "schedule": schedule}
-    await store.write(
-        Command("dunning-steps", "advance", KEEPER, str(uuid4()), lambda row: row, None, values)
-    )
 
 
 async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:

@@ -36,7 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.administration import OWNER, Command, Intent, Page, Place, Query, Row
+from gateway.core.accounts.administration import KEEPER, OWNER, Command, Intent, Page, Place, Query, Row
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
@@ -192,6 +192,11 @@ Verb = Callable[[EntityWrite], Row]
 
 # The row a command names, in what refers to it.
 THIS: BindParameter[int] = bindparam("this")
+
+
+def keeper_command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
+    """One write of the keeper's own, as a person could make it."""
+    return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
 def write_of(

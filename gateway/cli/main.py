@@ -210,7 +210,9 @@ def migrate(
     database_url: DatabaseOption = None,
     end_older: Annotated[
         bool,
-        typer.Option("--end-older-keepers", help="Continue even if running keepers are too old for it."),
+        typer.Option(
+            "--end-older-keepers", help="Continue even if running keepers are too old for the schema."
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:

@@ -10,11 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TypeVar
-from uuid import uuid4
 
 from gateway.background.loops import Due, Isolation, Loop, batches, call, each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
-from gateway.core.accounts.administration import KEEPER, Command
 from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.times import clock_of, ms_of
@@ -24,6 +22,7 @@ from gateway.settings.settings import Settings
 from persistence.billing import amendments, charges, payments, subscriptions, top_ups
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
+from persistence.entity import keeper_command
 from persistence.keeper.definitions import ClockReports
 from persistence.keeper.news import Notices
 from persistence.keeper.sweeps import Sweeps
@@ -61,11 +60,11 @@ def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop
         return lambda after, count: store.run(lambda connection: find(connection, after, count))
 
     def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:
-        return lambda row_id: store.write(_command(resource, verb, row_id))
+        return lambda row_id: store.write(keeper_command(resource, verb, row_id))
 
     def apply_credit(connection: Connection, organization_id: int) -> None:
         charges.hold(connection, organization_id)
-        payments.apply_open(store.change(connection, _command("invoices", "apply")), organization_id)
+        payments.apply_open(store.change(connection, keeper_command("invoices", "apply")), organization_id)
 
     async def fall_overdue() -> int:
         fallen = 0
@@ -74,11 +73,11 @@ def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop
         return fallen
 
     async def make_ordered(order_id: int) -> None:
-        await store.write(_command("credit-additions", "create-ordered", order_id=order_id))
+        await store.write(keeper_command("credit-additions", "create-ordered", order_id=order_id))
 
     async def bill_top_up(one: top_ups.TopUp) -> None:
         of = {"organization_id": one.organization_id, "source_id": one.addition_id}
-        await store.write(_command("invoices", "top-up", None, source="credit_addition", **of))
+        await store.write(keeper_command("invoices", "top-up", None, source="credit_addition", **of))
 
     not_now = (Conflict, Unprocessable)
 
@@ -244,10 +243,6 @@ def invoicing_loops(
     final, at_once = settings.invoice_schedule == "finalize", settings.invoices_at_once
     invoicing = Invoicing(due, closing, log, finalize=final, at_once=at_once)
     return (Loop("invoicing", 60.0, (call(invoicing.turn),)),)
-
-
-def _command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
-    return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
 def _by_partition(partition_of: Callable[[int], int], page: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -27,6 +27,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.billing.finance import DOCUMENT, LegPlace, ReportPeriod
+from gateway.core.billing.subscription import midnight
 from gateway.core.text import csv
 from gateway.errors import NotFound, Unprocessable
 
@@ -201,7 +202,7 @@ def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPe
     of: dict[str, Any] = {"organization_id": own or organization_id, "currency": asked.get("currency")}
     today = datetime.now(UTC).date()
     if "at" in ASKED[name].model_fields:
-        return ReportPeriod(_midnight((asked.get("at") or today) + timedelta(days=1)), **of)
+        return ReportPeriod(midnight((asked.get("at") or today) + timedelta(days=1)), **of)
     last = asked.get("until") or f"{today:%Y-%m}"
     first = asked.get("since") or last
     months = _number(last) - _number(first) + 1
@@ -219,11 +220,7 @@ def _number(month: str) -> int:
 
 
 def _first(number: int) -> datetime:
-    return _midnight(date(number // 12, number % 12 + 1, 1))
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return midnight(date(number // 12, number % 12 + 1, 1))
 
 
 def _file(name: str, asked: ReportPeriod, suffix: str) -> str:

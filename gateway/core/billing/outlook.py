@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from gateway.core.billing.money import ONE_NANO
+from gateway.core.billing.subscription import midnight
 
 PACE_DAYS: Final = 7
 _DAY: Final = timedelta(days=1)
@@ -28,8 +29,8 @@ class Outlook(NamedTuple):
 
 def looked_at_since(now: datetime) -> datetime:
     """From when on spend has to be known: this month, and the days of the pace."""
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    return min(midnight.replace(day=1), midnight - PACE_DAYS * _DAY)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    return min(today.replace(day=1), today - PACE_DAYS * _DAY)
 
 
 def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
@@ -39,8 +40,8 @@ def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
     lately = {day: spent for day, spent in days.items() if spent and today - PACE_DAYS * _DAY <= day <= today}
     forecast = month
     if lately:
-        elapsed = now - _midnight(min(lately))
-        left = _midnight(_next_month(today)) - now
+        elapsed = now - midnight(min(lately))
+        left = midnight(_next_month(today)) - now
         forecast += sum(lately.values()) * _seconds(left) / max(_seconds(elapsed), Decimal(1))
     return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(ONE_NANO))
 
@@ -51,10 +52,6 @@ def _same_month(day: date, other: date) -> bool:
 
 def _next_month(day: date) -> date:
     return (day.replace(day=1) + 32 * _DAY).replace(day=1)
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _seconds(span: timedelta) -> Decimal:

@@ -50,13 +50,18 @@ def dunning_loop(
     """Does what is due of each organization; `page` of them are read together."""
     from gateway.background.loops import Loop, each  # noqa: PLC0415  # of keepers alone
     from gateway.errors import Conflict  # noqa: PLC0415  # as above
-    from persistence.dunning import due, dun  # noqa: PLC0415  # as above
+    from persistence.dunning import due  # noqa: PLC0415  # as above
+    from persistence.entity import keeper_command  # noqa: PLC0415  # as above
 
     async def find(after: int, count: int) -> Sequence[int]:
         today = clock().astimezone(UTC).date()
         return await store.run(lambda connection: due(connection, schedule, today, after, count))
 
-    act = partial(dun, store, schedule)
+    async def act(organization_id: int) -> None:
+        await store.write(
+            keeper_command("dunning-steps", "advance", organization_id=organization_id, schedule=schedule)
+        )
+
     return Loop("dunning", 5.0, (each(find, act, count=page, place=int, leaves=(Conflict,)),))
 
 

@@ -1,1 +1,1 @@
-"""Raise requests: people ask for more of a budget, and somebody decides."""
+"""Finance: reports on the command line, and the charges of each day as FOCUS has them."""

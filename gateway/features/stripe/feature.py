@@ -48,7 +48,7 @@ def _screens() -> Sequence[Screen]:
             "Billing", "handovers", "Stripe sync", "hand-over",
             ("id", "organization_id", "invoice_id", "kind", "state", "attempts", "remote", "error",
              "created_at"),
-            empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are.",
+            empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are synced.",
             filters=("organization_id", "invoice_id", "about_id", "kind", "state", "remote"),
         ),
         Screen(
