@@ -407,6 +407,18 @@ async def test_a_client_that_goes_on_sending_is_told_to_leave_before_it_is_cut_o
             await stage.client()
 
 
+async def test_a_client_that_was_accepted_last_is_served_though_others_came_all_the_time() -> None:
+    async with staged(quiet_s=0.4) as stage:
+        draining = asyncio.create_task(stage.plane.drain(30))
+        last = await stage.client()
+        with pytest.raises(ConnectionError):
+            while True:
+                last = await stage.client()
+                await asyncio.sleep(0.05)
+        assert (await last.ask(post(CHAT))).status == 200
+        await draining
+
+
 async def test_drain_ends_at_its_grace() -> None:
     async with staged() as stage:
         stage.upstream.scripts.append([30.0])

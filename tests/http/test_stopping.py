@@ -168,7 +168,7 @@ async def test_a_call_that_is_being_admitted_ends_once_it_is() -> None:
         await client.send(post(CHAT))
         await eventually(lambda: stage.counters.admitting)
         draining = asyncio.create_task(stage.plane.drain(0.1))
-        await eventually(lambda: stage.plane._shut)
+        await eventually(lambda: stage.plane._stopping.closing)
         turns = stage.plane.clock.now + 0.5
         await eventually(lambda: stage.plane.clock.now > turns)
         ((wait, decision),) = stage.counters.admitting

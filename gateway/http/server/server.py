@@ -121,7 +121,8 @@ STOPPING = "This gateway is stopping, and its time for calls in progress is over
 class Shutdown:
     """The end of a worker's service: `connections`, and `orphans`, calls whose clients are gone.
 
-    Both are the data plane's, which calls `changed` when one of them is gone.
+    Both are the data plane's, which calls `changed` when one of them is gone. Once it is `closing`, a new
+    connection is refused.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Shutdown:
         self._connections, self._orphans = connections, orphans
         self._clock, self._seconds = clock, seconds
         self._empty = asyncio.Event()
+        self.closing = False
 
     def changed(self) -> None:
         """One of them is gone."""
@@ -145,20 +147,24 @@ class Shutdown:
 
         First every answer says that its connection ends with it, until the remaining ones have been idle
         for a while: a request that is on its way to a connection that is being closed would be lost.
-        `shut` is called then, to accept no more. It is over `counters_s` after the grace.
+        `shut` is called then, to accept no more; who was accepted last has that while as well. It is over
+        `counters_s` after the grace.
         """
         began = self._seconds()
-        await self._quiet(grace_s, limits)
+        await self._quiet(min(QUIET_TIMES_MAX * limits.quiet_s, grace_s / 2), limits)
         shut()
+        await asyncio.sleep(min(limits.tick_s, grace_s / 4))  # those that the loop accepted are made by then
+        await self._quiet(min(limits.quiet_s, grace_s / 4), limits)
+        self.closing = True
         for connection in list(self._connections):
             connection.shut()
         if await self._emptied(grace_s - (self._seconds() - began)):
             return True
         return await self._broken_off(limits)
 
-    async def _quiet(self, grace_s: float, limits: HttpLimits) -> None:
+    async def _quiet(self, within_s: float, limits: HttpLimits) -> None:
         seconds, quiet_s = self._seconds, limits.quiet_s
-        end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
+        end = seconds() + within_s
         while seconds() < end:  # it is quiet when nothing happens, so nobody tells
             now = self._clock.now
             if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
@@ -252,7 +258,7 @@ class DataPlane:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
-        self.draining = self._shut = False
+        self.draining = False
         self.buffers = Buffers(limits)
         self.clock = TickClock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = FairQueue(loop, ports.seconds)
@@ -382,7 +388,6 @@ class DataPlane:
         self.clock.stop()
 
     def _shut_port(self) -> None:
-        self._shut = True
         if self._listening is not None:
             self._listening.close()
 
@@ -392,7 +397,7 @@ class DataPlane:
         """Count a connection; refuse it where there are too many."""
         self._connections.add(connection)
         limits, there = self.limits, len(self._connections)
-        if there <= limits.connections_max and not self._shut:
+        if there <= limits.connections_max and not self._stopping.closing:
             return True
         self._ports.tally.connections_refused += 1
         if there <= limits.connections_max + limits.turned_away_max:
