@@ -99,7 +99,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
-        call = _read(exchange, body) if light else await _read_in_turn(exchange, caller, body)
+        call = _read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
         exchange.call = call
         service, prices, budgets = _priced(exchange, caller, call)
         if call.named and not await worker.ports.objects.owned(caller, call.named):
@@ -132,7 +132,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def _read(exchange: Exchange, body: bytes) -> CallRequest:
+def _read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     """The request; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
@@ -140,7 +140,8 @@ def _read(exchange: Exchange, body: bytes) -> CallRequest:
         raise refusal
     assert routed.route is not None
     owned, bounds = routed.owned, exchange.worker.bounds
-    call = read_call(routed.route, routed.params, body, bounds, reads=owned is not None and owned.reads)
+    reads = owned is not None and owned.reads
+    call = read_call(routed.route, routed.params, body, bounds, reads=reads, light=light)
     if owned is not None:
         if owned.bare and (exchange.body_length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")

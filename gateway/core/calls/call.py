@@ -42,6 +42,9 @@ _PART = re.compile(
     rb'("(?:[^"\\]++|\\.)*+")([ \t\r\n]*+:)?|[-+0-9][-+.0-9a-zA-Z]*+|NaN|Infinity|[{}\[\],]', re.DOTALL
 )
 _ALIKE = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
+# A longer run of digits has eight of the bytes that are so far apart.
+_STRIDE = LONG_DIGITS_MAX // 8
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b',[{\\"')
 
 
 def is_light(body: bytes) -> bool:
@@ -51,12 +54,16 @@ def is_light(body: bytes) -> bool:
         return True
     if size > LIGHT_BYTES_MAX:
         return False
-    return sum(map(body.count, (b",", b"[", b"{", b"\\"))) <= LIGHT_MARKS_MAX
+    marks = body.translate(None, _NO_MARKS)
+    return len(marks) - marks.count(b'"') <= LIGHT_MARKS_MAX
 
 
-def read_document(body: bytes) -> dict[str, object]:
-    """Read one JSON object; `InvalidRequest` or `RequestTooLarge` names what is wrong."""
-    if len(body) > UNCOUNTED_BYTES_MAX:
+def read_document(body: bytes, light: bool = False) -> dict[str, object]:
+    """Read one JSON object; `InvalidRequest` or `RequestTooLarge` names what is wrong.
+
+    Nobody has to count the parts of one that is known to be `light`.
+    """
+    if len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
         _check_size(body)
     try:
         document = _decode(body)
@@ -94,6 +101,21 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
     if read + added != written.count(b":"):
         param = _find(body, twice=True)
         raise InvalidRequest(f"The field {param or 'name'} appears twice.", param=param)
+
+
+def _may_hold_too_much(body: bytes, light: bool) -> bool:
+    """Whether the parts of a body have to be told from what stands in its strings."""
+    if len(body) > OUTSIDE_BYTES_MAX or b"0" * 8 in body[::_STRIDE].translate(_ALIKE):
+        return True
+    if light:
+        return False
+    marks = body.translate(None, _NO_MARKS)
+    return (
+        marks.count(b"\\") > BACKSLASHES_MAX
+        or marks.count(b'"') > 2 * STRINGS_MAX
+        or marks.count(b"[") + marks.count(b"{") > OBJECTS_MAX
+        or marks.count(b",") > STRINGS_MAX + OBJECTS_MAX + NUMBERS_MAX
+    )
 
 
 def _check_size(body: bytes) -> None:
@@ -196,6 +218,7 @@ _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "video": ("GkXfo", "AAAAG", "AAAAH", "AAAAI", "AAAAF"),  # WebM, MP4
     "application/pdf": ("JVBERi0",),
 }
+_ALL_BEGINNINGS: Final = tuple(one for each in _BEGINNINGS.values() for one in each)
 # Those pack text: what they cost does not follow from their size.
 _PACKED = frozenset({"application/pdf"})
 
@@ -305,13 +328,13 @@ _LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
 class FieldNames:
     """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
     that name an image or a file; `caches` says that a name begins with `cach`, in any case, and `long_caches`
-    that a lifetime of an hour is asked for.
+    that a lifetime of an hour is asked for. `media` says that a value is long and begins like a medium.
     """
 
-    __slots__ = ("caches", "files", "ids", "long_caches")
+    __slots__ = ("caches", "files", "ids", "long_caches", "media")
 
     def __init__(self, ids: bool = False, files: int = 0, caches: bool = False) -> None:
-        self.ids, self.files, self.caches, self.long_caches = ids, files, caches, False
+        self.ids, self.files, self.caches, self.long_caches, self.media = ids, files, caches, False, False
 
 
 NO_NAMES: Final = FieldNames()
@@ -343,6 +366,10 @@ def _look(value: Document, names: FieldNames) -> None:
             _look(inside, names)
         elif isinstance(inside, list):
             _look_at_each(inside, names)
+        elif isinstance(inside, str) and len(inside) >= MEDIA_BYTES_MIN:
+            names.media = (
+                names.media or inside.startswith(_ALL_BEGINNINGS) or inside[:5].lower() == "data:"
+            )
 
 
 def _look_at_each(values: list[object], names: FieldNames) -> None:

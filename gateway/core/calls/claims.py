@@ -25,7 +25,6 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
-    MEDIA_BYTES_MIN,
     CallRequest,
     UsageBounds,
     check_names,
@@ -419,8 +418,6 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
 # as `stream_options.include_usage` or a maximum, are fields of the document.
 
 _NOT_ASCII = bytes(range(128, 256))
-# Without any of these in a body nobody has to look for media at their places.
-_MEDIA_MARKS = (b";base64,", b'"data":"', b'"result":"')
 
 
 def read_call(
@@ -430,23 +427,24 @@ def read_call(
     bounds: UsageBounds = DEFAULT_BOUNDS,
     *,
     reads: bool = False,
+    light: bool = False,
 ) -> CallRequest:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
-    type and streamed.
+    type and streamed. Nobody counts the parts of a `light` one.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
         call = CallRequest(route.meter, route.family, body, units_pointer=route.units_pointer)
         if reads and body:
-            call.document = document = read_document(body)
+            call.document = document = read_document(body, light)
             call.body = write_document(document)
             check_names(body, call.body, 0)
             call.names = names_in(document)
             call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
-    document = read_document(body)
+    document = read_document(body, light)
     call = CallRequest(route.meter, route.family, b"", document=document)
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
@@ -470,7 +468,7 @@ def read_call(
     call.input_bytes = len(written)
     if not written.isascii():
         call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
-    if len(written) > MEDIA_BYTES_MIN and any(mark in written for mark in _MEDIA_MARKS):
+    if call.names.media:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
