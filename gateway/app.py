@@ -28,6 +28,7 @@ from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.refusals import RefusedCalls
+from gateway.counters.admission.runs import Runs
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history
@@ -212,6 +213,7 @@ def _ports(
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
+        runs=Runs(wires, time.monotonic, time.time, os.urandom),
         estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,

@@ -193,6 +193,41 @@ class BudgetExceeded(Refusal):
     status = 429
 
 
+class RunExceeded(Refusal):
+    """A run's amount, or its number of calls, is used up."""
+
+    reason = "run_exceeded"
+    status = 429
+
+
+class TooManyRuns(Refusal):
+    """The tenant has as many runs as may be remembered."""
+
+    reason = "too_many_runs"
+    status = 429
+
+
+class RunEnded(Refusal):
+    """The run has ended, or one that it draws from has."""
+
+    reason = "run_ended"
+    status = 409
+
+
+class RunConflict(Refusal):
+    """The run was opened with another amount, number of calls or parent."""
+
+    reason = "run_conflict"
+    status = 409
+
+
+class RunNotFound(Refusal):
+    """No run of this id is open, or ended lately, in this tenant."""
+
+    reason = "run_not_found"
+    status = 404
+
+
 class RateLimited(Refusal):
     """Too many requests or tokens in a minute."""
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
@@ -24,6 +25,8 @@ from gateway.core.accounts.budgets import (
     window_of,
 )
 from gateway.core.accounts.plans import LiveQuota
+from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
+from gateway.core.accounts.runs import account_of as run_account
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -179,11 +182,36 @@ async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
     return await _peeked(peek, rows, "organization_id", _with_balance, "balance_is_current")
 
 
+async def _runs(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
+    """Runs as the counters have them; one that has ended keeps the number of its stored calls."""
+    names = [
+        run_account(int(str(row["organization_id"])), int(str(row["tenant_id"])), str(row["name"]))
+        for row in rows
+    ]
+    live = await _peeked_budgets(ports, list(zip(rows, names, strict=True)))
+    return [_live_run(row, live.get(name) or {}) for row, name in zip(rows, names, strict=True)]
+
+
+def _live_run(row: Row, windows: Mapping[int, LiveWindow]) -> Row:
+    number, unit = int(str(row["id"])), str(row["unit"])
+    calls, amount = windows.get(number), windows.get(number + 1)
+    if calls is None or amount is None:
+        return {**row, "is_current": False}
+    used, held = amount_of(unit, amount.used), amount_of(unit, amount.held)
+    now = {"used": used, "held": held, "is_current": True}
+    if row["status"] == ENDED:
+        return {**row, **now}
+    limits = ((row["max"], used), (row["max_calls"], calls.used))
+    is_used_up = any(limit is not None and Decimal(str(limit)) <= so_far for limit, so_far in limits)
+    return {**row, **now, "calls": calls.used, "status": EXHAUSTED if is_used_up else OPEN}
+
+
 # What the counters know better, as resources name it.
 LIVE: Mapping[str, Callable[[AdminPorts, Sequence[Row]], Awaitable[list[Row]]]] = {
     "quota": _quotas,
     "credits": _balances,
     "budgets": overlay_budgets,
+    "runs": _runs,
 }
 
 

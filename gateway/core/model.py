@@ -149,6 +149,22 @@ class Caller:
         return models is None or model in models or on_list(model, models)
 
 
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a call says of its run: its id, and what it is to be where this call makes it.
+
+    `amount` is in nano-units of the organization's currency, or in tokens; -1 is no limit. `calls_max` and
+    `ttl_s` are 0 where it does not say.
+    """
+
+    id: str
+    parent_id: str = ""
+    unit: str = "money"
+    amount: int = -1
+    calls_max: int = 0
+    ttl_s: int = 0
+
+
 @dataclass(slots=True)
 class Attribution:
     """What a request says of itself: the user, and the columns carried into its rows."""
@@ -159,6 +175,7 @@ class Attribution:
     feature_version: str = ""
     metadata: bytes = b""
     session: str = ""
+    run: RunRequest | None = None
 
 
 @dataclass(slots=True)

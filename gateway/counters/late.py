@@ -28,6 +28,7 @@ from gateway.core.accounts.outbox import (
     is_newer,
     stream_place,
 )
+from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.billing.money import are_money
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
@@ -361,15 +362,15 @@ def name_of(partition: int, place: StreamPlace) -> str:
 async def windows(
     client: Client, late: Collection[Settlement]
 ) -> tuple[Mapping[str, bytes], Collection[int]]:
-    """What the windows of budget accounts are now, by the part of their names before the colon; and the
-    organizations that nobody can read that of.
+    """What the windows of the accounts of budgets and runs are now, by their names; and the organizations
+    that nobody can read that of.
 
     CountersUnavailable where one is not known, and may only not be there yet.
     """
     owners = {one.caller.organization_id for one in late if one.budgets}
     if not owners:
         return {}, ()
-    now_ms, found, unread = await client.now_ms(), dict[str, bytes](), set[int]()
+    now_ms, alike_as, unread = await client.now_ms(), dict[str, bytes](), set[int]()
     for organization_id in owners:
         name = keys.organization_terms(organization_id)
         unread.add(organization_id)
@@ -380,10 +381,22 @@ async def windows(
             continue
         with client.left_alone.reading("account", name):
             for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
-                found[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
+                alike_as[account_of(organization_id, alike[0]).partition(":")[0]] = defined(alike, now_ms)
             unread.discard(organization_id)
     readable = [one for one in late if one.caller.organization_id not in unread]
-    known = all(name.partition(":")[0] in found for one in readable for name in one.budgets)
+    found = dict[str, bytes]()
+    for one in readable:
+        caller = one.caller
+        of_runs = prefix_of(caller.organization_id, caller.tenant_id)
+        for name in one.budgets:
+            prefix, packed = name.partition(":")[0], None
+            if prefix in alike_as:
+                found[name] = alike_as[prefix]
+            elif prefix == of_runs:
+                packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
+            if isinstance(packed, bytes):
+                found[name] = stored_run(caller.organization_id, caller.tenant_id, packed).defined
+    known = all(name in found for one in readable for name in one.budgets)
     verified = keys.verified(client.wire.part.anchor).encode()
     if not known and await client.ask(b"GET", verified) != client.run_id:
         raise CountersUnavailable("which budgets there are is not known yet")
@@ -561,11 +574,11 @@ class ReclaimClient:
         charge = replace(
             late, tokens=used.tokens, credits=used.credits, units=used.units,
             over=used.over, weighed=used.weighed, money=used.money, raw_tokens=used.raw_tokens,
-            budgets=tuple(one for one in late.budgets if one.partition(":")[0] in definitions),
+            budgets=tuple(one for one in late.budgets if one in definitions),
         )  # fmt: skip
         call = packing.settle(
             self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id, requests=used.requests,
-            definitions=tuple(definitions[one.partition(":")[0]] for one in charge.budgets),
+            definitions=tuple(definitions[one] for one in charge.budgets),
         )  # fmt: skip
         return self._client.send_script("settle", call)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.runs import Run
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
 from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, vectors_of
@@ -101,7 +102,15 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     try:
         call = _read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
         exchange.call = call
-        service, prices, budgets = _priced(exchange, caller, call)
+        asked, run = exchange.head.attribution.run, None
+        if asked is not None and routed.metered:
+            runs = worker.ports.runs
+            run = runs.cached(caller, asked)
+            if run is None:
+                # A caller that is over a limit opens no run.
+                held = held or await by_head(exchange, caller)
+                run = await runs.find(caller, asked)
+        service, prices, budgets = _priced(exchange, caller, call, run)
         if call.named and not await worker.ports.objects.owned(caller, call.named):
             raise ObjectNotFound
         if worker.ports.cooling.entries:
@@ -161,7 +170,7 @@ async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call
 
 # What a call may ask for, and at which prices: those of all models it names, as they are now.
 def _priced(
-    exchange: Exchange, caller: Caller, call: CallRequest
+    exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
     """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
 
@@ -193,7 +202,7 @@ def _priced(
         if routed.binding is not None and routed.binding.overlapping:
             _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
         if service.id:
-            budgets = ports.directory.budgets(caller, service.id, attribution, call)
+            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
     prices = _prices(ports, caller, service, call, budgets)
     if not routed.metered and routed.listing is not None:
         _narrow(exchange, caller, call, routed.listing)

@@ -22,6 +22,7 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
+from gateway.core.accounts.runs import ENDLESS_CALLS
 from gateway.core.billing.price_book import TOKENS_A_PRICE, Counts, TokenRate, cost_nano, unpriced, usual_rate
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, input_tokens
@@ -152,7 +153,10 @@ class AdmittedCall:
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
         if budgets is not None and decision.budget is not None:
-            budgets.name_in(decision.budget)
+            if decision.verdict is _ADMITTED and decision.budget.limit == ENDLESS_CALLS:
+                decision.budget = None  # of a run that nothing limits
+            else:
+                budgets.name_in(decision.budget)
         if decision.verdict is not _ADMITTED:
             refusal, window = from_decision(decision), decision.budget
             budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)

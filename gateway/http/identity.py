@@ -10,9 +10,10 @@ import json
 import re
 from urllib.parse import unquote_to_bytes
 
+from gateway.core.accounts.runs import FIELD_BYTES_MAX, read_run
 from gateway.core.calls.routes import Route
 from gateway.core.issuers import is_token, may_be_read
-from gateway.core.model import INTEGER_MAX, Attribution, Family
+from gateway.core.model import INTEGER_MAX, Attribution, Family, RunRequest
 from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.protocol.request import CREDENTIAL_FIELDS, OURS_PREFIX, SESSION_FIELDS, Values
 
@@ -109,7 +110,20 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     columns = (
         "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
     )
-    return Attribution(user, content_id, project_id, feature_version, metadata, session), columns
+    run = _run(said)
+    return Attribution(user, content_id, project_id, feature_version, metadata, session, run), columns
+
+
+def _run(said: Values) -> RunRequest | None:
+    name, value = _one(said, "run")
+    if value is None:
+        return None
+    if len(value) > FIELD_BYTES_MAX or not value.isascii():
+        raise InvalidRequest(f"{name} must be ASCII of at most {FIELD_BYTES_MAX} bytes.", param=name)
+    try:
+        return read_run(value.decode("ascii"))
+    except ValueError as error:
+        raise InvalidRequest(f"{name} {error}.", param=name) from error
 
 
 def read_units(read: Values, route: Route) -> int:

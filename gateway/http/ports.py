@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.refusals import Refusals
+from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
@@ -19,6 +20,7 @@ from gateway.core.model import (
     Decision,
     HoldExtension,
     HoldRequest,
+    RunRequest,
     Service,
     Settlement,
     SettleResult,
@@ -49,10 +51,16 @@ class DirectoryPort(Protocol):
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
 
-    def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
+    def budgets(  # noqa: PLR0917  # whose call it is, and what it says
+        self,
+        caller: Caller,
+        service_id: int,
+        said: Attribution,
+        call: CallRequest,
+        remember: bool = True,
+        run: Run | None = None,
     ) -> CallBudgets | None:
-        """The budgets a call takes from, if any. Fails with `CountersUnavailable`.
+        """The budgets a call takes from, if any, and those of its `run`. Fails with `CountersUnavailable`.
 
         Do not `remember` what a call would take from that nobody makes.
         """
@@ -87,6 +95,22 @@ class ObjectOwnersPort(Protocol):
 
     def keep(self, caller: Caller, ids: Sequence[str]) -> Awaitable[object]:
         """Note that they are; asked at once, whether it is awaited or not."""
+
+
+class RunsPort(Protocol):
+    """Budgets that callers make, which travel with their calls."""
+
+    def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
+        """The run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
+
+    def find(self, caller: Caller, asked: RunRequest) -> Awaitable[Run]:
+        """The run of a call, opened where there is none yet; fails likewise, or as it cannot be opened."""
+
+    def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
+        """A run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
+
+    def end(self, caller: Caller, id_: str) -> Awaitable[None]:
+        """End a run; fails likewise."""
 
 
 class CountersPort(Protocol):
@@ -141,6 +165,7 @@ class Ports:
     refusals: Refusals
     cooling: CircuitBreaker
     seconds: Callable[[], float]
+    runs: RunsPort
     access_log: bool = False
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False

@@ -29,3 +29,14 @@ async def usage(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)
+
+
+async def run(exchange: Exchange) -> None:
+    """Tell a caller of a run of its tenant, or end it; that costs nothing."""
+    caller = known(exchange) or await identify(exchange)
+    runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
+    if exchange.routed.method == b"DELETE":
+        await runs.end(caller, id_)
+        own_answer(exchange, 204, [], b"")
+    else:
+        own_answer(exchange, 200, _JSON, await runs.tell(caller, id_))

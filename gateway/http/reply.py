@@ -24,7 +24,7 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Log
 from gateway.http.relay import CLIENT_GONE, own_answer
 from gateway.http.routing.head import CallHead, Preflight, RoutedHead
-from gateway.http.routing.routes import USAGE_PATH
+from gateway.http.routing.routes import OWN_PATHS
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 
@@ -258,7 +258,7 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
     One that was admitted tells of itself by its settlement.
     """
     charge, head, routed, call = exchange.charge, exchange.head, exchange.routed, exchange.call
-    if (charge is not None and charge.charges) or routed.label == USAGE_PATH:
+    if (charge is not None and charge.charges) or routed.label in OWN_PATHS:
         return
     ports = exchange.worker.ports
     refusal = failure if isinstance(failure, Refusal) else InternalError()

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.accounts.outbox import WindowKey
+from gateway.core.accounts.runs import Run, read_stored
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount, Owner, StoredBudgets
 from gateway.core.integrity.recovery import (
     AccountHead,
@@ -41,6 +42,8 @@ from persistence.ledger.rows import is_uuid
 ASIDE_MAX = 1_000
 # A window is kept longer than a year is, the whole use of a session longer than the counters keep it.
 KEPT_DAYS, SESSIONS_KEPT_DAYS = 400, 60
+# As long as the counters remember a run that is over.
+RUNS_KEPT_S = 86_400
 
 _USED = text("""
 SELECT u.budget_id, k.start AS start_ms, u.value, u.used
@@ -53,6 +56,15 @@ DELETE FROM budget_use AS u USING budget AS b WHERE b.id = u.budget_id
    AND (b."interval" <> 'total' AND u.moved_at < now() - make_interval(days => :days)
         OR b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < now() - make_interval(days => :session_days))""")
+# Runs that the counters remember.
+_RUNS = text("""
+SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
+  LEFT JOIN budget_use AS u ON u.budget_id = r.id AND u.start = r.created_at
+ WHERE r.organization_id = ANY(:ids) AND r.expires_at > now() - make_interval(secs => :kept_s)
+ ORDER BY r.created_at, r.id""")
+_FORGET_RUNS = text("""
+WITH gone AS (DELETE FROM run WHERE expires_at < now() - make_interval(days => :days) RETURNING id)
+DELETE FROM budget_use WHERE budget_id - budget_id % 2 IN (SELECT id FROM gone)""")
 _MARK = text("SELECT last_entry_id FROM partition_state WHERE partition = :partition")
 _ASIDE = text("""
 SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(:organizations) LIMIT :n""")
@@ -67,6 +79,13 @@ class BudgetUses:
     async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
         async with translating(self._engine.connect()) as connection:
             return await budgets_of(connection, organizations)
+
+    async def runs(self, organizations: Sequence[int]) -> list[Run]:
+        """The runs that calls may name, and those that expired a day ago at most; the oldest first."""
+        values = {"ids": list(organizations), "kept_s": RUNS_KEPT_S}
+        async with translating(self._engine.connect()) as connection:
+            rows = (await connection.execute(_RUNS, values)).mappings().all()
+        return [read_stored(dict(row)) for row in rows]
 
     async def stored(
         self, partition: int, organizations: Sequence[int], windows: Iterable[WindowKey]
@@ -92,7 +111,9 @@ async def forget_budget_uses(engine: AsyncEngine) -> int:
     """Delete what was used of windows that ended long ago; answers how many rows."""
     async with engine.begin() as connection:
         values = {"days": KEPT_DAYS, "session_days": SESSIONS_KEPT_DAYS}
-        return int((await connection.execute(_FORGET, values)).rowcount)
+        forgotten = await connection.execute(_FORGET, values)
+        of_runs = await connection.execute(_FORGET_RUNS, {"days": KEPT_DAYS})
+        return int(forgotten.rowcount + of_runs.rowcount)
 
 
 # Credentials that are read at once where all of them are looked through.

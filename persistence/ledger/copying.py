@@ -225,6 +225,7 @@ class Copies:
         changes = self._roll_up(connection, user)
         self._tell(connection, user, changes)
         note_clock_ahead(connection, map(event_of, [*self._fresh, *self._noted]))
+        rollup.store_runs(connection, self._noted)
         rollup.move_budget_uses(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 

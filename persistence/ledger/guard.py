@@ -168,7 +168,8 @@ def _place_unnumbered(
 ) -> None:
     head = heads.tenants[event.tenant_id]
     if event.kind not in STATUS_KINDS:
-        tells = event.kind == EventKind.CONSUME or event.facts is not None or bool(event.budgets)
+        told = event.kind in {EventKind.CONSUME, EventKind.RUN}
+        tells = told or event.facts is not None or bool(event.budgets)
         if event.kind == EventKind.BUDGET:  # of an organization, and no tenant's
             head = heads.credits[event.organization_id]
         mine = head.stopped != UNKNOWN and head.organization_id == event.organization_id

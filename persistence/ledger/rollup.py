@@ -29,6 +29,7 @@ from gateway.core.accounts.outbox import (
     sign_of,
     stream_place,
 )
+from gateway.core.accounts.runs import is_run, read_news
 from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS, SUMS
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, HOUR_MS
@@ -192,17 +193,41 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 # counts where it is newer than all that was stored of its partition. A window counts as far as the counters
 # do.
 
+# So much of a row is said of a run: whose it is it says itself.
+_OF_RUNS = 7
+
 # Windows, and the entry that moves them.
 Move = tuple[tuple[WindowKey, ...], OutboxEntry]
+
+
+def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
+    """Store runs that were opened, and ended; what no gateway of ours wrote says nothing."""
+    rows: dict[int, tuple[object, ...]] = {}
+    for event in map(event_of, noted):
+        said = read_news(event.metadata) if event.kind == EventKind.RUN else None
+        if said is not None:
+            known = rows.get(event.amount)
+            ended = event.at_ms if said.ended else 0
+            rows[event.amount] = (
+                event.amount, event.organization_id, event.tenant_id, said.id, said.parent_id, said.unit,
+                said.amount, said.calls_max, said.created_ms or event.at_ms, event.next_reset_ms,
+                ended if known is None else known[-1] or ended,
+            )  # fmt: skip
+    if rows:
+        connection.execute(statements.STORE_RUNS, columns_of([rows[one] for one in sorted(rows)]))
 
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
     """Add what entries use that are stored for the first time; `noted` ones move no account."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
     for sets_back, moves in _turns([*fresh, *told]):
-        if rows := _rows_of(moves):
+        rows = _rows_of(moves)
+        of_runs = [row[:_OF_RUNS] for row in rows if is_run(int(str(row[0])))]
+        if len(of_runs) < len(rows):
             statement = statements.RESET_BUDGETS if sets_back else statements.MOVE_BUDGETS
             connection.execute(statement, statements.columns_of(rows))
+        if of_runs:
+            connection.execute(statements.MOVE_RUNS, statements.columns_of(of_runs))
 
 
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:

@@ -221,6 +221,26 @@ MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
 RESET_BUDGETS = _MOVE_BUDGETS.format(
     reset=", reset", taken=", -used", more=f", reset = {added('reset')}", **_MOVED
 )
+# Runs that were opened, and ended; an entry that comes again changes nothing.
+STORE_RUNS = """
+INSERT INTO run AS r (id, organization_id, tenant_id, name, parent_name, unit, amount, calls_max, created_at,
+                      expires_at, ended_at)
+SELECT id, o, t, n, nullif(p, ''), u, CASE WHEN a >= 0 THEN a END, nullif(m, 0), to_timestamp(c / 1000.0),
+       to_timestamp(e / 1000.0), to_timestamp(nullif(d, 0) / 1000.0)
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::bigint[],
+              %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, o, t, n, p, u, a, m, c, e, d)
+ON CONFLICT (id) DO UPDATE SET ended_at = coalesce(r.ended_at, excluded.ended_at)"""
+# A run nobody knows is left out.
+MOVE_RUNS = f"""
+INSERT INTO budget_use AS u (budget_id, start, value, used)
+SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value,
+       CASE WHEN n.budget_id = r.id THEN n.requests WHEN r.unit = 'money' THEN n.money ELSE n.tokens END
+  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS n (budget_id, start, value, organization_id, money, tokens, requests)
+  JOIN run AS r ON r.id = n.budget_id - n.budget_id %% 2 AND r.organization_id = n.organization_id
+ ORDER BY 1, 2, 3
+ON CONFLICT (budget_id, start, value) DO UPDATE SET
+    used = least(u.used + excluded.used, {INTEGER_MAX}), moved_at = now()"""  # noqa: S608  # our own number
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)

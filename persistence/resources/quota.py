@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from itertools import chain
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    or_,
     select,
     text,
     true,
@@ -26,6 +28,7 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import (
+    MONEY,
     Selector,
     account_of,
     read_budget,
@@ -36,6 +39,7 @@ from gateway.core.accounts.budgets import (
     wrong_window,
 )
 from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -59,6 +63,7 @@ from persistence.tables import (
     feature_usage,
     money,
     organization,
+    run,
     service,
     tenant,
     token_ledger,
@@ -383,6 +388,41 @@ FEATURE_USAGE = Entity(
     time="timestamp",
     order=("organization_id", "seq"),
 )
+
+_of_calls, _of_amount = budget_use.alias(), budget_use.alias()
+_calls, _used = func.coalesce(_of_calls.c.used, 0), func.coalesce(_of_amount.c.used, 0)
+_status = case(
+    (or_(run.c.ended_at.is_not(None), run.c.expires_at <= func.now()), ENDED),
+    (or_(_used >= run.c.amount, _calls >= run.c.calls_max), EXHAUSTED),
+    else_=OPEN,
+)
+
+
+def _in_unit(number: ColumnElement[Any]) -> ColumnElement[Any]:
+    return case((run.c.unit == MONEY, money(number)), else_=number)
+
+
+RUNS = Entity(
+    run,
+    source=select(
+        run.c.id, run.c.organization_id, run.c.tenant_id, run.c.name, run.c.parent_name.label("parent_id"),
+        run.c.unit, organization.c.currency, _in_unit(run.c.amount).label("max"),
+        run.c.calls_max.label("max_calls"), _in_unit(_used).label("used"), _calls.label("calls"),
+        _status.label("status"), run.c.created_at, run.c.expires_at, run.c.ended_at,
+    ).select_from(
+        run.join(organization, organization.c.id == run.c.organization_id)
+        .outerjoin(_of_calls, (_of_calls.c.budget_id == run.c.id) & (_of_calls.c.start == run.c.created_at))
+        .outerjoin(
+            _of_amount, (_of_amount.c.budget_id == run.c.id + 1) & (_of_amount.c.start == run.c.created_at)
+        )
+    ),
+    conditions={
+        "id": lambda value: run.c.name == value,
+        "parent_id": lambda value: run.c.parent_name == value,
+        "status": lambda value: _status == value,
+    },
+    partitioned=True,
+)  # fmt: skip
 
 _USAGE = func.jsonb_build_object(
     *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),

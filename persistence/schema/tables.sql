@@ -1127,6 +1127,26 @@ CREATE TABLE raise_request (
 CREATE INDEX raise_request_organization_id_idx ON raise_request (organization_id, id);
 CREATE INDEX raise_request_open_idx ON raise_request (budget_id) WHERE status = 'open';
 
+-- Budgets that callers make, as the outbox tells of them. Its use is in budget_use: of its calls by its `id`, of
+-- its amount (nano-units or tokens; null: no limit) by the next number.
+CREATE TABLE run (
+    id bigint PRIMARY KEY,
+    organization_id bigint NOT NULL REFERENCES organization(id),
+    tenant_id bigint NOT NULL REFERENCES tenant(id),
+    -- What its callers call it, and the run it draws from.
+    name text NOT NULL CHECK (name <> ''),
+    parent_name text CHECK (parent_name <> ''),
+    unit text NOT NULL CHECK (unit IN ('money', 'tokens')),
+    amount bigint CHECK (amount >= 0),
+    calls_max bigint CHECK (calls_max > 0),
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    ended_at timestamptz
+);
+CREATE INDEX run_organization_id_idx ON run (organization_id, id);
+CREATE INDEX run_tenant_id_idx ON run (tenant_id, name);
+CREATE INDEX run_expires_at_idx ON run (expires_at);
+
 -- The use of each budget in each of its windows, moved by the entries that are stored: nano-units, tokens or
 -- requests. Of a budget with `each` there is a row for every account; `value` is how entries name it, `name`
 -- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -24,6 +25,7 @@ from gateway.core.model import (
     Family,
     HoldExtension,
     HoldRequest,
+    RunRequest,
     Scope,
     Service,
     Settlement,
@@ -32,7 +34,7 @@ from gateway.core.model import (
     Window,
 )
 from gateway.core.wait import Wait
-from gateway.errors import CountersUnavailable, InvalidApiKey, Refusal
+from gateway.errors import CountersUnavailable, InvalidApiKey, Refusal, RunNotFound, TooManyRuns
 
 PEPPER = b"a pepper of the tests"
 KEY = "tk_0123456789abcdef"
@@ -109,6 +111,22 @@ USAGE_EVENT = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_token
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
+class NoRuns:
+    """Knows no run, and opens none."""
+
+    def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
+        return None
+
+    async def find(self, caller: Caller, asked: RunRequest) -> Run:
+        raise TooManyRuns
+
+    async def tell(self, caller: Caller, id_: str) -> bytes:
+        raise RunNotFound
+
+    async def end(self, caller: Caller, id_: str) -> None:
+        raise RunNotFound
+
+
 class FakeObjects:
     """Remembers whose objects are, the first one's; `down` fails."""
 
@@ -183,8 +201,14 @@ class FakeDirectory:
             raise self.trouble
         return self.services
 
-    def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
+    def budgets(  # noqa: PLR0917  # as the port has it
+        self,
+        caller: Caller,
+        service_id: int,
+        said: Attribution,
+        call: CallRequest,
+        remember: bool = True,
+        run: Run | None = None,
     ) -> CallBudgets | None:
         """Of those that are `there`, at the beginning of 2026; `remembered` are models of calls."""
         if remember:

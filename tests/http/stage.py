@@ -40,6 +40,7 @@ from tests.http.fakes import (
     FakeCounters,
     FakeDirectory,
     FakeObjects,
+    NoRuns,
     NoTokens,
     answer,
 )
@@ -327,6 +328,7 @@ class Stage:
             self.refusals,
             self.cooling,
             time.monotonic,
+            NoRuns(),
             access_log=True,
         )
 

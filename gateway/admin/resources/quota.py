@@ -62,6 +62,7 @@ from gateway.core.accounts.budgets import (
     UNITS,
 )
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.runs import STATUSES
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.model import INTEGER_MAX
@@ -437,6 +438,52 @@ BUDGET_RESOURCES = (
         ),
         parts=(ACCOUNTS,),
         declared=ConfigDeclaration(by=("organization_id", "name"), known_by_id=True, unique=True),
+    ),
+)
+
+
+# Runs: budgets that callers make, read only.
+class Run(Amounts):
+    """A budget that a call opened, which travels with the calls that name it."""
+
+    id: str = Field(description="As its callers name it, within its tenant.")
+    number: int = Field(description="By which `GET runs/{id}` has it.")
+    organization_id: Id
+    tenant_id: Id
+    parent_id: str | None = Field(description="The run it draws from.")
+    unit: str = Field(description="money or tokens.")
+    currency: str = Field(description="Its organization's.")
+    max: BudgetAmount | None = Field(description="null: no limit.")
+    max_calls: int | None
+    used: BudgetAmount = Field(description="Settled, its children included.")
+    held: BudgetAmount | None = Field(default=None, description="By calls in flight.")
+    calls: int = Field(description="Settled, its children's included.")
+    status: str = Field(description="open, ended or exhausted.")
+    created_at: Instant
+    expires_at: Instant
+    ended_at: Instant | None = Field(description="When a caller ended it.")
+    is_current: bool | None = Field(default=None, description=IS_CURRENT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, row: Any) -> Any:
+        return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
+
+
+RUN_RESOURCES = (
+    Resource(
+        name="runs",
+        access=access(),
+        description="Budgets that callers make, which travel with their calls.",
+        out=Run,
+        live="runs",
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "id": Filter("text"),
+            "parent_id": Filter("text"),
+            "status": Filter("text", STATUSES),
+        },
     ),
 )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of
 from gateway.core.accounts.definitions import OrganizationAccount
+from gateway.core.accounts.outbox import WindowKey
 from gateway.core.integrity.reconciliation import (
     ACCOUNTS_MAX,
     NO_FAULTS,
@@ -32,6 +33,7 @@ from gateway.core.integrity.reconciliation import (
     differing,
     forgettable,
     reconcile,
+    run_as_it_should_be,
     unreadable,
     waiting_in,
     windows_at,
@@ -70,22 +72,28 @@ class BudgetRebuild:
     async def rebuild(
         self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
     ) -> int | None:
-        """How many accounts were written; None where the marker moved on.
+        """How many accounts were written, of budgets and of runs; None where the marker moved on.
 
         Only data that `went_on` beside what is stored has more than it should. Elsewhere an account that has
         more is left alone, since PostgreSQL may be older than it was. So it is where too much waits.
         """
-        defined = [one.definition for one in organizations if one.definition.terms.budgets]
-        if not defined:
+        here = [one.definition for one in organizations]
+        defined = [one for one in here if one.terms.budgets]
+        runs = await self._source.runs([one.organization_id for one in here])
+        if not defined and not runs:
             return 0
-        now_ms, ids = await self._target.now_ms(), [one.organization_id for one in defined]
+        now_ms, ids = await self._target.now_ms(), [one.organization_id for one in here]
+        of_runs = [window for run in runs for window in run.budgets]
         budgets = [budget for one in defined for budget in one.terms.budgets]
-        stored = await self._source.stored(partition, ids, windows_at(budgets, now_ms))
+        begun = [WindowKey(one.id, run.created_ms) for run in runs for one in run.budgets]
+        stored = await self._source.stored(partition, ids, [*windows_at(budgets, now_ms), *begun])
         entries = await self._target.waiting(partition, stored.mark)
         apart = await self._target.waiting_apart(partition, ids)
         less_only = not went_on or entries is None or apart is None
-        waiting = waiting_in([*(entries or ()), *(apart or ()), *stored.aside], budgets)
-        wrong: list[BudgetAccountUse] = []
+        packed = [*(entries or ()), *(apart or ()), *stored.aside]
+        waiting = waiting_in(packed, [*budgets, *of_runs])
+        accounts = [run_as_it_should_be(run, stored.used, waiting) for run in runs]
+        wrong = await self._wrong(partition, accounts, less_only=less_only)
         for one in defined:
             names = [
                 name
@@ -98,12 +106,18 @@ class BudgetRebuild:
             accounts = list(
                 as_they_should_be(one.organization_id, one.terms.budgets, stored.used, waiting, now_ms, names)
             )
-            live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
-            ours = [one for one in accounts if one.name not in others]
-            wrong += differing(ours, live, less_only=less_only)
+            wrong += await self._wrong(partition, accounts, less_only=less_only)
         if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms):
             return None
+        await self._target.restore_runs(partition, runs)
         return len(wrong)
+
+    async def _wrong(
+        self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
+    ) -> list[BudgetAccountUse]:
+        """Accounts that the counters have otherwise; those of another version are left alone."""
+        live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
+        return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
 
 
 class BudgetComparison:

@@ -6,9 +6,10 @@ may have is refused.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, cast
 from zoneinfo import ZoneInfoNotFoundError
 
 from gateway.core.accounts.budgets import (
@@ -27,6 +28,7 @@ from gateway.core.accounts.budgets import (
     defined,
     defined_until,
 )
+from gateway.core.accounts.runs import Run
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
@@ -171,25 +173,54 @@ class OrganizationBudgets:
         return known
 
 
+def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
+    """What a call of a run takes from: its budgets, its run, and all that this one draws from."""
+    chain = (run, *run.parents)
+    accounts = (*found.accounts, *[one.account for one in chain])
+    if len(accounts) > BUDGET_ACCOUNTS_MAX:
+        count, most = len(accounts), BUDGET_ACCOUNTS_MAX
+        raise TooManyBudgets(
+            f"This call would take from {count} budgets and runs, of {most} at most: open its run at a "
+            "higher level.",
+            param="x-tollkeeper-run",
+        )
+    windows = [window for one in chain for window in one.budgets]
+    return replace(
+        found,
+        accounts=accounts,
+        names=tuple([one.name for one in accounts]),
+        units=found.units.union([one.unit for one in windows]),
+        enforced=found.enforced.union([one.unit for one in windows if one.enforce]),
+        by_id=ChainMap({one.id: one for one in windows}, cast("dict[int, Budget]", found.by_id)),
+    )
+
+
 class BudgetCache:
     """The budgets found for the calls that came last, of all organizations of one worker."""
 
     __slots__ = ("_known",)
 
     def __init__(self, most: int = CALLS_MAX) -> None:
-        self._known: LruCache[tuple[int, Said], CallBudgets] = LruCache(most)
+        self._known: LruCache[tuple[int, Said, int], CallBudgets] = LruCache(most)
 
-    def find(
-        self, budgets: OrganizationBudgets, asked: Said, now_ms: int, remember: bool = True
+    def find(  # what a call says, and when
+        self,
+        budgets: OrganizationBudgets,
+        asked: Said,
+        now_ms: int,
+        remember: bool = True,
+        run: Run | None = None,
     ) -> CallBudgets:
         """The accounts of a call, found again where a window or raise has ended, or the budgets are others.
 
         Without `remember` nothing has to go for it.
         """
-        key = budgets.organization_id, asked
+        key = budgets.organization_id, asked, 0 if run is None else run.budget_id
         found = self._known.find(key)
         if found is None or found.of is not budgets or 0 < found.until_ms <= now_ms:
             found = budgets.find(CallAttributes(*asked), now_ms)
+            if run is not None:
+                found = with_runs(found, run)
             if remember:
                 self._known.put(key, found)
         return found

@@ -215,6 +215,7 @@ class EventKind(IntEnum):
     UNBLOCK = 6
     CREDIT = 7
     BUDGET = 8
+    RUN = 9  # was opened or ended; it moves nothing
 
 
 class EventFlag(IntFlag):

@@ -16,8 +16,9 @@ import msgspec
 from gateway import errors
 from gateway.core.accounts.budgets import UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
+from gateway.core.accounts.runs import is_run
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
+from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
@@ -120,6 +121,8 @@ def _quota_exceeded(decision: Decision) -> Refusal:
 
 
 def _budget_exceeded(decision: Decision) -> Refusal:
+    if decision.budget is not None and is_run(decision.budget.budget_id):
+        return _run_exceeded(decision)
     wait = _wait_s(decision)
     state = "It is used up" if decision.used >= decision.limit else "Too little is left for this request"
     when = f"{state}{_until(decision)}, when it resets." if wait else f"{state}. It never resets."
@@ -130,6 +133,15 @@ def _budget_exceeded(decision: Decision) -> Refusal:
     )
 
 
+def _run_exceeded(decision: Decision) -> Refusal:
+    """A run has no room: whoever ended it took all that its calls have."""
+    window = decision.budget
+    assert window is not None
+    if decision.used >= INTEGER_MAX:
+        return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
+    return errors.RunExceeded(f"{_of_budget(decision)} are used.{_needed(decision)}", retry_helps=False)
+
+
 def _of_budget(decision: Decision) -> str:
     """How much of a budget is used: `Budget "research": 12.5 of 20 USD`."""
     window = decision.budget
@@ -137,7 +149,8 @@ def _of_budget(decision: Decision) -> str:
         return f"Budget: {decision.used} of {decision.limit}"
     unit = UNIT_OF[window.unit]
     used, limit = shown_amount(unit, decision.used), shown(unit, decision.limit, window.currency)
-    return f'Budget "{window.name}": {used} of {limit}'
+    what = "Run" if is_run(window.budget_id) else "Budget"
+    return f'{what} "{window.name}": {used} of {limit}'
 
 
 def _needed(decision: Decision) -> str:

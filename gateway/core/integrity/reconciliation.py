@@ -22,6 +22,7 @@ from gateway.core.accounts.budgets import (
     defined,
 )
 from gateway.core.accounts.outbox import AccountPosition, MalformedEvent, WindowKey, decode, sign_of
+from gateway.core.accounts.runs import Run, value_of
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -338,6 +339,14 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
             own = tuple(one._replace(value=value) for one in windows)
             used = tuple(min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in own)
             yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, packed, own, used)
+
+
+def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
+    """The account of a run; one that has ended has no room for calls."""
+    name, value = run.account.name, value_of(run.id)
+    windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
+    calls, amount = (min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in windows)
+    return BudgetAccountUse(name, run.defined, windows, (INTEGER_MAX if run.ended_ms else calls, amount))
 
 
 def differing(

@@ -20,6 +20,7 @@ from typing import Final
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
+from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -401,21 +402,29 @@ class Directory(CallerCache):
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000) if service is not None else None
 
-    def budgets(
-        self, caller: Caller, service_id: int, said: Attribution, call: CallRequest, remember: bool = True
+    def budgets(  # noqa: PLR0917  # whose call it is, and what it says
+        self,
+        caller: Caller,
+        service_id: int,
+        said: Attribution,
+        call: CallRequest,
+        remember: bool = True,
+        run: Run | None = None,
     ) -> CallBudgets | None:
-        """The budgets that a call takes from, None where it takes from none; CountersUnavailable: unknown.
+        """The budgets that a call takes from, with its run; None where that is none.
 
-        Without `remember` no other call's are forgotten for it.
+        CountersUnavailable where they are unknown. Without `remember` no other call's are forgotten for it.
         """
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
         budgets = terms.budgets
         if budgets is None:
-            return None
+            if run is None:
+                return None
+            budgets = terms.no_budgets
         asked = budgets.asked(caller, service_id, said, call)
-        found = self._budgets.find(budgets, asked, int(self._today() * 1000), remember)
+        found = self._budgets.find(budgets, asked, int(self._today() * 1000), remember, run)
         return found if found.accounts else None
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:

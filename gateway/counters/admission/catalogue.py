@@ -132,6 +132,7 @@ class CachedTerms(CachedValue):
         self.currency = self._terms.currency
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
+        self.no_budgets = self.budgets or OrganizationBudgets(organization_id, (), self.currency)
         self._resolved: dict[str, _ResolvedService] = {}
         # The one that was asked for last: most organizations call one.
         self._last: _ResolvedService | None = None

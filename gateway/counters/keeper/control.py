@@ -24,6 +24,7 @@ from gateway.core.accounts.definitions import (
     TenantAccount,
 )
 from gateway.core.accounts.plans import SINCE_MS, PlanTerms
+from gateway.core.accounts.runs import Run, packed_run
 from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.integrity.recovery import LedgerState
@@ -53,7 +54,7 @@ from gateway.counters.keeper.client import (
 )
 from gateway.counters.keeper.uses import amend, charge_late, charge_use
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.packing import is_as_defined, live_windows
+from gateway.counters.layouts.packing import RUN_KEPT_MS, is_as_defined, live_windows
 from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
@@ -685,6 +686,15 @@ class BudgetAccounts(ControlClient):
                     b"ZADD", keys.each_accounts(partition, account.name).encode(), b"%d" % expires, value
                 )
         return True
+
+    async def restore_runs(self, partition: int, runs: Sequence[Run]) -> None:
+        """Have the runs again that are gone, and know of those that have ended."""
+        for run in runs:
+            name, until = run.account.name, b"%d" % (run.expires_ms + RUN_KEPT_MS)
+            again = () if run.ended_ms else (b"NX",)
+            key, index = keys.run(partition, name).encode(), keys.runs(partition, run.tenant_id).encode()
+            await self.ask(b"SET", key, packed_run(run), b"PXAT", until, *again)
+            await self.ask(b"ZADD", index, until, name.partition(":")[2].encode())
 
     def _live(
         self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]

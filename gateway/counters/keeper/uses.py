@@ -55,11 +55,11 @@ async def charge_late(client: Client, write: ControlWrite) -> bool:
     known, unread = await windows(client, [late])
     if unread:
         raise CountersRefused("nobody can read which budgets its organization has")
-    budgets = tuple(one for one in late.budgets if one.partition(":")[0] in known)
+    budgets = tuple(one for one in late.budgets if one in known)
     call = packing.settle(
         client.run_id_of(late.caller.partition), TOMBSTONE_MS, replace(late, budgets=budgets),
         packing.MODE_POST, b"%d" % await client.now_ms(),
-        definitions=tuple(known[one.partition(":")[0]] for one in budgets),
+        definitions=tuple(known[one] for one in budgets),
     )  # fmt: skip
     return await _settle(client, late.caller, call)
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from gateway.core.accounts import runs
 from gateway.core.accounts.budgets import DEFINED_WINDOW, OTHERS, LiveWindow
 from gateway.core.accounts.definitions import (
     AccountDefinition,
@@ -29,6 +30,7 @@ from gateway.core.model import (
     INTEGER_MAX,
     BudgetAccount,
     BudgetWindow,
+    Caller,
     Decision,
     HoldExtension,
     HoldRequest,
@@ -38,7 +40,7 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.core.times import ZoneOffset
+from gateway.core.times import DAY_MS, ZoneOffset
 from gateway.counters.layouts import states
 from gateway.counters.layouts.accounts import FLAG_RAISES, accounts_of, service_flags, tiers_of
 from gateway.counters.layouts.states import unpack_windows
@@ -113,6 +115,14 @@ DEFINE_TENANT = Layout(
 )
 DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap organization_id")
 
+RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
+RAN = Layout("RAN", "f64 code now")
+RUN_LOOK, RUN_OPEN, RUN_END = 1, 2, 3
+# What is not there, or stands in the way of a new run.
+RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY = -1, -2, -3
+# A run is remembered so long behind its end, and a tenant has so many at most.
+RUN_KEPT_MS, RUNS_MAX = DAY_MS, runs.RUNS_MAX
+
 PARK = Layout("PARK", "s40 run_id, f64 organization_id")
 PARKED = Layout("PARKED", "f64 code waiting")
 STREAM_ID = Layout("STREAM_ID", "f64 ms number")
@@ -129,6 +139,7 @@ LAYOUTS = (
     RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
+    runs.RUN, RUN_CALL, RAN,
 )  # fmt: skip
 
 
@@ -429,6 +440,26 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             packed = DEFINE_USER.pack(*limits(definition.limits).values())
     names = keys.marker(p), state, keys.outbox(p)
     return names, (LOAD.pack(run_id, DEFINE, kind, version, create), packed, b"")
+
+
+def run(
+    run_id: bytes, verb: int, caller: Caller, id_: str, *, parent_id: str = "", ttl_ms: int = 0,
+    budget_id: int = 0, packed: bytes = b"", entry: bytes = b"",
+) -> Call:  # fmt: skip
+    """Keys and arguments of `run`, for a caller's run of this id.
+
+    `packed` is the run that is wanted, or the definition of its account where it ends.
+    """
+    p = caller.partition
+    name = runs.account_of(caller.organization_id, caller.tenant_id, id_)
+    parent = runs.account_of(caller.organization_id, caller.tenant_id, parent_id) if parent_id else name
+    return (
+        keys.marker(p), keys.outbox(p), keys.run(p, name), keys.runs(p, caller.tenant_id),
+        keys.budget_account(p, name), keys.each_accounts(p, name), keys.run(p, parent),
+    ), (
+        RUN_CALL.pack(run_id, verb, caller.organization_id, caller.tenant_id, ttl_ms, budget_id),
+        packed, entry,
+    )  # fmt: skip
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:

@@ -97,6 +97,8 @@ key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
 # By the partition and an organization's id: its state, its movements that wait apart, digests of its objects.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
+# By the partition and a tenant's id: its runs that are remembered.
+runs = _of_account("runs")
 
 
 def marked(partition: int) -> str:
@@ -120,6 +122,11 @@ def budget_account(partition: int, name: str) -> str:
 def each_accounts(partition: int, name: str) -> str:
     """Those accounts for each that are like this one; the part of its name before the colon names them."""
     return f"tk:{{p{partition:02d}}}:each:{name.partition(':')[0]}"
+
+
+def run(partition: int, name: str) -> str:
+    """A run as it was made, by the name of its account."""
+    return f"tk:{{p{partition:02d}}}:run:{name}"
 
 
 def user_state(partition: int, tenant_id: int, user: str) -> str:

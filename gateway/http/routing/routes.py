@@ -21,7 +21,11 @@ from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
 USAGE_PATH = "/.tollkeeper/usage"
-_USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
+# One run of the caller's tenant, by its id, which may have any visible characters.
+RUN_PATH = "/.tollkeeper/runs/{+id}"
+# What the gateway answers itself.
+OWN_ROUTES = Route(("GET",), USAGE_PATH, ""), Route(("GET", "DELETE"), RUN_PATH, "")
+OWN_PATHS = frozenset({one.path for one in OWN_ROUTES})
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
@@ -52,7 +56,7 @@ class RouteTable:
         self._entries: list[tuple[re.Pattern[str], list[Route]]] = []
         self._exact: dict[str, list[Route]] = {}
         by_pattern: dict[str, list[Route]] = {}
-        for route in routes:
+        for route in (*OWN_ROUTES, *routes):
             pattern = expression_of(route.path, FAMILIES[route.family].segment)
             if pattern not in by_pattern:
                 by_pattern[pattern] = []
@@ -61,7 +65,6 @@ class RouteTable:
                 else:
                     self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
-        self._exact[USAGE_PATH] = [_USAGE_ROUTE]
         # Each path of the list in small letters, by which one that is near is found.
         self._lower = {
             path.lower(): path for path in (*self._exact, *(one[0].path for _, one in self._entries))

@@ -18,10 +18,10 @@ from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.identity import key_digests
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
-from gateway.http.proxy import proxy, usage
+from gateway.http.proxy import proxy, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
-from gateway.http.routing.routes import USAGE_PATH, WorkerBindings
+from gateway.http.routing.routes import RUN_PATH, USAGE_PATH, WorkerBindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
@@ -236,6 +236,10 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     return facts
 
 
+# Who answers which path, where that is not an upstream.
+_HANDLERS = {USAGE_PATH: usage, RUN_PATH: run}
+
+
 class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
@@ -421,7 +425,7 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        handle = usage if exchange.routed.label == USAGE_PATH else proxy
+        handle = _HANDLERS.get(exchange.routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:

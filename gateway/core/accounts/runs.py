@@ -1,0 +1,289 @@
+"""Runs: budgets that callers make, and that travel with calls; a child draws from its parent as well. Pure.
+
+A run is of one tenant. It is made by the first call that names it, and nothing of it changes until it ends:
+so everybody may remember it. Its account is one of budgets (`lua/lib/account.lua`): one window for its
+amount, and one that counts its calls, in which a run that was ended has no room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+
+from gateway.core.accounts.budgets import (
+    DEFINED_WINDOW,
+    FLAG_ENFORCE,
+    MONEY,
+    REQUESTS,
+    TOKENS,
+    TOTAL,
+    UNIT_OF,
+    Budget,
+)
+from gateway.core.layout import Layout
+from gateway.core.model import INTEGER_MAX, BudgetAccount, RunRequest
+from gateway.core.times import ms_of
+
+OPEN, ENDED, EXHAUSTED = STATUSES = ("open", "ended", "exhausted")
+# As it is stored; then its id, a tab, and that of its parent, if it has one.
+RUN = Layout("RUN", "u8 version=1 flags, f64 budget_id created expires amount calls_max ended=0 calls=0")
+# The ids of its windows: of its calls, and one more of its amount. No budget has one as high.
+BUDGET_ID_MIN: Final = 2**52
+BUDGET_IDS: Final = 2**51
+# Of one without a limit; a run that was ended has used one more.
+ENDLESS_CALLS: Final = INTEGER_MAX - 1
+LEVELS_MAX: Final = 8
+# Of one tenant, those that are remembered; below what there may be of accounts of each (`lua/lib/short.lua`).
+RUNS_MAX: Final = 50_000
+ID_CHARACTERS_MAX: Final = 128
+FIELD_BYTES_MAX: Final = 1_024
+TTL_S, TTL_S_MAX = 86_400, 30 * 86_400
+# Gateways refuse a run that has expired; until so much later their clocks may say so.
+CLOCKS_DIFFER_MS: Final = 60_000
+
+_encode = msgspec.json.Encoder().encode
+_FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_PIECE = re.compile(
+    r'\s*(?:([a-z_]+)=)?(?:"((?:[^"\\]|\\["\\])*)"|([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+))\s*(?:;|$)'
+)
+_MONEY = re.compile(r"\d{1,7}(?:\.\d{1,9})?")
+_WHOLE = re.compile(r"[1-9]\d{0,15}")
+_PARAMETERS: Final = ("max", "max_tokens", "max_calls", "parent", "ttl")
+
+
+def read_run(said: str) -> RunRequest:
+    """A field `ID; max=5.00; parent=ID2; ttl=3600`; ValueError says what would be right."""
+    pieces, at = list[tuple[str, str]](), 0
+    while at < len(said):
+        found = _PIECE.match(said, at)
+        if found is None or said.endswith(";"):
+            raise ValueError("must be an id, then parameters such as max=5.00, with ; between them")
+        name, quoted, bare = found.groups()
+        pieces.append((name or "", bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)))
+        at = found.end()
+    # An id may have a = in it.
+    name, id_ = pieces[0] if pieces else ("", "")
+    id_ = f"{name}={id_}" if name else id_
+    values = dict(pieces[1:])
+    if not _ID.fullmatch(id_):
+        raise ValueError(f"must begin with an id of 1 to {ID_CHARACTERS_MAX} visible ASCII characters")
+    wrong = [one for one in values if one not in _PARAMETERS]
+    if wrong or len(values) < len(pieces) - 1:
+        raise ValueError(f"takes each of {', '.join(_PARAMETERS)} at most once, and nothing else")
+    parent = values.get("parent", "")
+    if "parent" in values and (not _ID.fullmatch(parent) or parent == id_):
+        raise ValueError("must name another run as its parent")
+    if "max" in values and "max_tokens" in values:
+        raise ValueError("has one amount: max or max_tokens")
+    unit = TOKENS if "max_tokens" in values else MONEY
+    ttl_s = _whole(values, "ttl", TTL_S_MAX)
+    return RunRequest(
+        id_, parent, unit, _amount(values, unit), _whole(values, "max_calls", ENDLESS_CALLS - 1), ttl_s
+    )
+
+
+def _amount(values: Mapping[str, str], unit: str) -> int:
+    if unit == TOKENS:
+        return _whole(values, "max_tokens", INTEGER_MAX)
+    if "max" not in values:
+        return -1
+    if not _MONEY.fullmatch(values["max"]):
+        raise ValueError("has a max that is no decimal such as 5.00, with nine decimals at most")
+    amount = int(Decimal(values["max"]).scaleb(9))
+    if not 0 < amount <= INTEGER_MAX:
+        raise ValueError("has a max that is no amount above 0 and up to 9007199.254740991")
+    return amount
+
+
+def _whole(values: Mapping[str, str], name: str, most: int) -> int:
+    if name not in values:
+        return 0
+    if not _WHOLE.fullmatch(values[name]) or int(values[name]) > most:
+        raise ValueError(f"has a {name} that is no whole number from 1 to {most}")
+    return int(values[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it was made. `amount` is -1 without a limit, `calls_max` and `ended_ms` 0 where there is none.
+
+    `parents` are those it draws from, the nearest first. `calls` are counted once it has ended.
+    """
+
+    organization_id: int
+    tenant_id: int
+    id: str
+    parent_id: str
+    budget_id: int
+    unit: str
+    amount: int
+    calls_max: int
+    created_ms: int
+    expires_ms: int
+    ended_ms: int = 0
+    calls: int = 0
+    parents: tuple[Run, ...] = ()
+
+    @property
+    def account(self) -> BudgetAccount:
+        """Its account as calls take from it."""
+        name = account_of(self.organization_id, self.tenant_id, self.id)
+        return BudgetAccount(name, self.defined, enforced=True)
+
+    @property
+    def defined(self) -> bytes:
+        """The windows of its account, as the scripts take them: its calls come first (`lua/run.lua`)."""
+        begins, ends = self.created_ms, self.expires_ms + CLOCKS_DIFFER_MS
+        flags = _FLAG_OF[self.unit] | FLAG_ENFORCE * (self.amount >= 0)
+        amount = self.amount if self.amount >= 0 else INTEGER_MAX
+        calls_max = self.calls_max or ENDLESS_CALLS
+        of_calls = _FLAG_OF[REQUESTS] | FLAG_ENFORCE
+        return DEFINED_WINDOW.pack(
+            self.budget_id, calls_max, begins, ends, 0, of_calls
+        ) + DEFINED_WINDOW.pack(self.budget_id + 1, amount, begins, ends, 0, flags)
+
+    @property
+    def budgets(self) -> tuple[Budget, Budget]:
+        """Its windows as a call's budgets."""
+        amount, calls_max = self.amount if self.amount >= 0 else INTEGER_MAX, self.calls_max or ENDLESS_CALLS
+        return (
+            Budget(self.budget_id, self.id, REQUESTS, calls_max, TOTAL),
+            Budget(self.budget_id + 1, self.id, self.unit, amount, TOTAL, enforce=self.amount >= 0),
+        )
+
+    def differs(self, asked: RunRequest) -> str:
+        """The parameter by which a call asks for another run than this one; empty where it does not."""
+        if asked.parent_id and asked.parent_id != self.parent_id:
+            return "parent"
+        if asked.amount >= 0 and (asked.unit, asked.amount) != (self.unit, self.amount):
+            return "max" if asked.unit == MONEY else "max_tokens"
+        return "max_calls" if asked.calls_max and asked.calls_max != self.calls_max else ""
+
+
+class RunNews(msgspec.Struct):
+    """What an entry of the outbox says of a run besides its times: that it was opened, or has `ended`."""
+
+    id: str
+    unit: str
+    parent_id: str = ""
+    amount: int = -1
+    calls_max: int = 0
+    ended: bool = False
+    created_ms: int = 0  # of one that has ended
+
+
+_decode = msgspec.json.Decoder(RunNews).decode
+
+
+def news_of(asked: RunRequest) -> bytes:
+    """What is told of a run that is opened as it is asked for."""
+    return _encode(RunNews(asked.id, asked.unit, asked.parent_id, asked.amount, asked.calls_max))
+
+
+def end_of(run: Run) -> bytes:
+    """What is told of one that ends."""
+    return _encode(
+        RunNews(
+            run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended=True, created_ms=run.created_ms
+        )
+    )
+
+
+def read_news(told: bytes) -> RunNews | None:
+    """What is told of a run; None where no gateway wrote it."""
+    try:
+        return _decode(told)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def is_run(budget_id: int) -> bool:
+    """Whether this is the id of a run's window."""
+    return budget_id >= BUDGET_ID_MIN
+
+
+def budget_id_of(random: bytes) -> int:
+    """The id of a new run's window, by 8 random bytes; of 50,000, two are alike once in 900,000 times."""
+    return BUDGET_ID_MIN + int.from_bytes(random) % (BUDGET_IDS // 2) * 2
+
+
+def prefix_of(organization_id: int, tenant_id: int) -> str:
+    """How the names of a tenant's runs' accounts begin, before the colon."""
+    return _digest(json.dumps([organization_id, "runs", tenant_id]))[:16]
+
+
+def value_of(id_: str) -> str:
+    """How a run is named in its account's name, and in entries."""
+    return _digest(id_)[:24]
+
+
+def account_of(organization_id: int, tenant_id: int, id_: str) -> str:
+    """The name of a run's account."""
+    return f"{prefix_of(organization_id, tenant_id)}:{value_of(id_)}"
+
+
+def packed_run(run: Run) -> bytes:
+    """A run as it is stored."""
+    flags = _FLAG_OF[run.unit]
+    numbers = (
+        run.budget_id,
+        run.created_ms,
+        run.expires_ms,
+        run.amount,
+        run.calls_max,
+        run.ended_ms,
+        run.calls,
+    )
+    return RUN.pack(1, flags, *numbers) + f"{run.id}\t{run.parent_id}".encode()
+
+
+def stored_run(organization_id: int, tenant_id: int, packed: bytes, parents: Sequence[Run] = ()) -> Run:
+    """A run as it was stored."""
+    _, flags, *numbers = RUN.struct.unpack_from(packed)
+    budget_id, created_ms, expires_ms, amount, calls_max, ended_ms, calls = map(int, numbers)
+    id_, _, parent_id = packed[RUN.size :].decode().partition("\t")
+    return Run(
+        organization_id, tenant_id, id_, parent_id, budget_id, UNIT_OF[flags], amount, calls_max,
+        created_ms, expires_ms, ended_ms, calls, tuple(parents),
+    )  # fmt: skip
+
+
+def read_stored(row: Mapping[str, Any]) -> Run:
+    """A run as PostgreSQL has it, with the number of its `calls`."""
+    created_ms, ended_at = ms_of(row["created_at"]), row["ended_at"]
+    return Run(
+        row["organization_id"], row["tenant_id"], row["name"], row["parent_name"] or "", row["id"],
+        row["unit"], -1 if row["amount"] is None else row["amount"], row["calls_max"] or 0, created_ms,
+        ms_of(row["expires_at"]), 0 if ended_at is None else ms_of(ended_at), row["calls"],
+    )  # fmt: skip
+
+
+def parent_of(packed: bytes) -> str:
+    """The id of the run that a stored one draws from; empty of a root."""
+    return packed[RUN.size :].decode().partition("\t")[2]
+
+
+def wanted_run(asked: RunRequest) -> bytes:
+    """A run that is asked for, packed but for what is decided where it is made."""
+    nothing = Run(0, 0, asked.id, asked.parent_id, 0, asked.unit, asked.amount, asked.calls_max, 0, 0)
+    return packed_run(nothing)
+
+
+def status_of(run: Run, used: int, calls: int, now_ms: int) -> str:
+    """Whether calls of a run are admitted: it is open, has ended (or expired), or is used up."""
+    if run.ended_ms or run.expires_ms <= now_ms:
+        return ENDED
+    is_used_up = 0 <= run.amount <= used or 0 < run.calls_max <= calls
+    return EXHAUSTED if is_used_up else OPEN
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,212 @@
+"""Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
+
+A run never changes until it ends, and its account refuses the calls of one that has: so what is remembered
+is as good as what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+
+from gateway.core.accounts.budgets import MONEY, LiveWindow, shown_amount
+from gateway.core.accounts.runs import (
+    LEVELS_MAX,
+    RUNS_MAX,
+    TTL_S,
+    Run,
+    budget_id_of,
+    end_of,
+    news_of,
+    parent_of,
+    status_of,
+    stored_run,
+    wanted_run,
+)
+from gateway.core.lru import LruCache, LruEntry
+from gateway.core.model import Caller, RunRequest
+from gateway.core.times import moment_of, rfc3339
+from gateway.counters.admission.refusals import Throttle
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.packing import live_windows
+from gateway.counters.redis import keys
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import encode, encode_script
+from gateway.errors import (
+    CountersUnavailable,
+    InvalidRequest,
+    RunConflict,
+    RunEnded,
+    RunNotFound,
+    TooManyRuns,
+)
+
+FIELD: Final = "x-tollkeeper-run"
+# Of one worker; half a kilobyte each.
+REMEMBERED_MAX: Final = 20_000
+RUN_BYTES: Final = 8
+
+
+class CachedRun(LruEntry):
+    """A run that a worker remembers."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+
+class Runs:
+    """The runs of callers. `today` is the time of day in seconds, `random` gives so many random bytes."""
+
+    def __init__(
+        self,
+        wires: RedisConnections,
+        clock: Callable[[], float],
+        today: Callable[[], float],
+        random: Callable[[int], bytes],
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:
+        self._wires, self._today, self._random = wires, today, random
+        self._throttle = Throttle(wires, clock)
+        self._known: LruCache[tuple[int, str], CachedRun] = LruCache(remembered_max)
+
+    def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
+        """The run of a call, where it is remembered; `RunEnded` or `RunConflict` as `find`."""
+        found = self._known.find((caller.tenant_id, asked.id))
+        return None if found is None else self._checked(found.run, asked)
+
+    async def find(self, caller: Caller, asked: RunRequest) -> Run:
+        """The run of a call, opened where there is none yet.
+
+        `RunConflict` where it is another than this call asks for, `RunEnded` once it is over,
+        `InvalidRequest` for a parent that is not open, `TooManyRuns`, `CountersUnavailable`.
+        """
+        known = self.cached(caller, asked)
+        if known is not None:
+            return known
+        parents: tuple[Run, ...] = ()
+        if asked.parent_id:
+            parent = await self._look(caller, asked.parent_id)
+            if parent is not None:
+                parents = (parent, *parent.parents)
+        if len(parents) >= LEVELS_MAX:
+            raise InvalidRequest(
+                f"{FIELD} has a parent at level {LEVELS_MAX}: there are no more.", param=FIELD
+            )
+        code, packed = await self._ask(
+            packing.RUN_OPEN, caller, asked.id, parent_id=asked.parent_id,
+            ttl_ms=1000 * (asked.ttl_s or TTL_S), budget_id=budget_id_of(self._random(RUN_BYTES)),
+            packed=wanted_run(asked), entry=news_of(asked),
+        )  # fmt: skip
+        if code == packing.RUN_PARENT_OVER:
+            raise InvalidRequest(
+                f"{FIELD} has the parent {asked.parent_id}, which is no open run of this tenant.", param=FIELD
+            )
+        if code == packing.RUN_TOO_MANY:
+            raise TooManyRuns(f"This tenant has {RUNS_MAX} runs: end some, or give them a shorter ttl.")
+        if asked.parent_id != parent_of(packed):
+            parents = await self._parents(caller, packed)
+        return self._checked(self._remembered(caller, packed, parents), asked)
+
+    async def end(self, caller: Caller, id_: str) -> None:
+        """End a run of this caller's tenant: its calls are refused, and those of its children."""
+        await self._throttle.admit(caller)
+        run = await self._look(caller, id_)
+        if run is None:
+            raise RunNotFound
+        _, packed = await self._ask(packing.RUN_END, caller, id_, packed=run.defined, entry=end_of(run))
+        if packed:
+            self._remembered(caller, packed, run.parents)
+
+    async def tell(self, caller: Caller, id_: str) -> bytes:
+        """A run of this caller's tenant as JSON, with those it draws from; `RunNotFound`, `RateLimited`."""
+        await self._throttle.admit(caller)
+        run = await self._look(caller, id_)
+        if run is None:
+            raise RunNotFound
+        p, chain = caller.partition, (run, *run.parents)
+        names = [keys.budget_account(p, one.account.name).encode() for one in chain]
+        raws = await self._wires.of(p).send(encode(b"MGET", *names))
+        if not isinstance(raws, list):
+            raise CountersUnavailable
+        now_ms = int(self._today() * 1000)
+        told = [
+            _told(one, live_windows(cast("bytes", raw)) if raw else {}, now_ms)
+            for one, raw in zip(chain, raws, strict=True)
+        ]
+        return msgspec.json.encode({**told[0], "parents": told[1:]})
+
+    async def _look(self, caller: Caller, id_: str) -> Run | None:
+        """A run that is there; None where there is none."""
+        code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
+        if code == packing.RUN_UNKNOWN:
+            return None
+        return self._remembered(caller, packed, await self._parents(caller, packed))
+
+    async def _parents(self, caller: Caller, packed: bytes) -> tuple[Run, ...]:
+        """Those that a stored run draws from, the nearest first; each is remembered as long as its child."""
+        parent_id = parent_of(packed)
+        if not parent_id:
+            return ()
+        parent = await self._look(caller, parent_id)
+        if parent is None:
+            raise RunEnded(f"The run {parent_id}, from which this one draws, is not there any more.")
+        return parent, *parent.parents
+
+    async def _ask(self, verb: int, caller: Caller, id_: str, **more: object) -> tuple[int, bytes]:
+        wire = self._wires.of(caller.partition)
+        answer = await wire.send(encode_script("run", *packing.run(wire.run_id, verb, caller, id_, **more)))  # type: ignore[arg-type]  # as it takes them
+        if not isinstance(answer, bytes):
+            raise CountersUnavailable
+        code = packing.code_of(answer)
+        if code == 0:
+            raise CountersUnavailable
+        return code, answer[packing.RAN.size :]
+
+    def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...]) -> Run:
+        run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
+        self._known.put((caller.tenant_id, run.id), CachedRun(run))
+        return run
+
+    def _checked(self, run: Run, asked: RunRequest) -> Run:
+        over = next((one for one in (run, *run.parents) if self._is_over(one)), None)
+        if over is not None:
+            raise RunEnded(f"The run {over.id} has ended.")
+        wrong = run.differs(asked)
+        if wrong:
+            raise RunConflict(
+                f"The run {run.id} was opened with another {wrong}, which never changes.", param=FIELD
+            )
+        return run
+
+    def _is_over(self, run: Run) -> bool:
+        return run.ended_ms > 0 or run.expires_ms <= self._today() * 1000
+
+
+def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
+    """A run as its callers are told of it."""
+    calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
+    used, held = (amount.used, amount.held) if amount is not None else (0, 0)
+    counted = run.calls if run.ended_ms else calls.used if calls is not None else 0
+
+    def told(number: int) -> str | int:
+        return shown_amount(MONEY, number) if run.unit == MONEY else number
+
+    limited = run.amount >= 0
+    status = status_of(run, used, counted, now_ms)
+    return {
+        "id": run.id,
+        "parent_id": run.parent_id or None,
+        "unit": run.unit,
+        "max": told(run.amount) if limited else None,
+        "used": told(used),
+        "held": told(held),
+        "left": told(max(0, run.amount - used - held)) if limited else None,
+        "max_calls": run.calls_max or None,
+        "calls": counted,
+        "status": status,
+        "expires_at": rfc3339(moment_of(run.expires_ms), "milliseconds"),
+    }

@@ -1,0 +1,309 @@
+"""Runs: opened by their first call, drawn from by their children, ended once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.budgets import CallAttributes
+from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
+from gateway.core.accounts.outbox import EventKind
+from gateway.core.accounts.runs import LEVELS_MAX, Run, read_run
+from gateway.core.families.refusal import from_decision
+from gateway.core.model import SettleResult, Verdict
+from gateway.counters.admission import runs as admission
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.errors import InvalidRequest, RateLimited, Refusal, RunConflict, RunEnded, RunNotFound
+from tests.builders import Call, World, driven
+from tests.counters.conftest import Connect
+
+DOLLAR = 10**9
+NOBODYS = OrganizationBudgets(1, (), "USD").find(CallAttributes(7, 3, 1), 0)
+
+
+@dataclass
+class Worker:
+    """One gateway worker's runs, and calls in them as it makes them. `now_s` is its clock."""
+
+    world: World
+    runs: admission.Runs
+    ahead_s: float = 0.0
+
+    async def run(self, field: str) -> Run:
+        asked = read_run(field)
+        return self.runs.cached(self.world.caller, asked) or await driven(
+            self.runs.find(self.world.caller, asked)
+        )
+
+    async def call(self, field: str, money: int = 0, raw_tokens: int = 0) -> Call:
+        """A call of this run, admitted or not; what refuses it by its run knows the run's name."""
+        run = await self.run(field)
+        taken = with_runs(NOBODYS, run)
+        call = self.world.reserve(budgets=taken.accounts, money=money, raw_tokens=raw_tokens)
+        if call.decision.budget is not None:
+            taken.name_in(call.decision.budget)
+        return call
+
+    async def told(self, id_: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(await driven(self.runs.tell(self.world.caller, id_)))
+        return found
+
+    async def end(self, id_: str) -> None:
+        await driven(self.runs.end(self.world.caller, id_))
+
+
+@pytest.fixture
+async def worker(world: World, connect: Connect) -> Worker:
+    world.plan(None)
+    return await another(world, connect)
+
+
+async def another(world: World, connect: Connect) -> Worker:
+    made = Worker(world, None)  # type: ignore[arg-type]  # a moment later
+    made.runs = admission.Runs(
+        await connect(world.url), time.monotonic, lambda: time.time() + made.ahead_s, os.urandom
+    )
+    return made
+
+
+def refusal_of(call: Call) -> Refusal:
+    return from_decision(call.decision)
+
+
+# --- what a run is -------------------------------------------------------------------------------
+
+
+async def test_a_run_holds_its_calls_to_its_amount_and_tells_what_is_left(worker: Worker) -> None:
+    first = await worker.call("nightly; max=1.00; ttl=600", money=600_000_000)
+    assert first.verdict is Verdict.ADMITTED
+    second = await worker.call("nightly", money=600_000_000)
+    assert second.verdict is Verdict.QUOTA_HELD  # until the first one settles
+    assert (await worker.told("nightly"))["held"] == "0.6"
+    first.settle(money=500_000_000)
+    assert (await worker.call("nightly", money=600_000_000)).verdict is Verdict.BUDGET_EXCEEDED
+    assert refusal_of(await worker.call("nightly", money=600_000_000)).reason == "run_exceeded"
+    (await worker.call("nightly", money=500_000_000)).settle(money=500_000_000)
+    told = await worker.told("nightly")
+    assert (told["max"], told["used"], told["held"], told["left"], told["calls"]) == ("1", "1", "0", "0", 2)
+    assert (told["unit"], told["status"], told["parent_id"], told["parents"]) == (
+        "money",
+        "exhausted",
+        None,
+        [],
+    )
+
+
+async def test_a_number_of_calls_and_an_amount_of_tokens(worker: Worker) -> None:
+    for _ in range(2):
+        (await worker.call("two; max_calls=2; max_tokens=100", raw_tokens=10)).settle(raw_tokens=10)
+    third = await worker.call("two", raw_tokens=10)
+    assert (third.verdict, refusal_of(third).reason) == (Verdict.BUDGET_EXCEEDED, "run_exceeded")
+    assert "2 of 2 requests" in refusal_of(third).message
+    told = await worker.told("two")
+    assert (told["unit"], told["used"], told["max"], told["max_calls"]) == ("tokens", 20, 100, 2)
+
+
+async def test_one_without_limits_counts_and_tells_nobody_of_a_limit(worker: Worker) -> None:
+    (await worker.call("free", money=5)).settle(money=5)
+    told = await worker.told("free")
+    assert (told["max"], told["left"], told["used"], told["calls"]) == (None, None, "0.000000005", 1)
+
+
+@pytest.mark.parametrize("field", ["a; max=2.00", "a; max_tokens=5", "a; max_calls=4", "a; parent=b"])
+async def test_it_never_changes(worker: Worker, world: World, connect: Connect, field: str) -> None:
+    await worker.run("b; max=9.00")
+    await worker.run("a; max=1.00; max_calls=3")
+    for one in (worker, await another(world, connect)):
+        with pytest.raises(RunConflict):
+            await one.run(field)
+        assert (await one.run("a; max=1; max_calls=3")).amount == DOLLAR
+
+
+async def test_two_that_open_it_at_once_have_one(world: World, connect: Connect) -> None:
+    workers = [await another(world, connect) for _ in range(4)]
+    found = [await one.run(f"once; max={number + 1}.00") for number, one in enumerate(workers[:1])]
+    for one in workers[1:]:
+        assert await one.run("once") == found[0]
+    assert len([event for event in world.events() if event.kind == EventKind.RUN]) == 1
+
+
+# --- children ------------------------------------------------------------------------------------
+
+
+async def test_a_child_draws_from_all_above_it(worker: Worker) -> None:
+    await worker.run("root; max=1.00")
+    await worker.run("lead; max=5.00; parent=root")
+    calls = [await worker.call(f"agent-{n}; max=0.50; parent=lead", money=300_000_000) for n in range(4)]
+    assert [one.verdict for one in calls] == [Verdict.ADMITTED] * 3 + [Verdict.QUOTA_HELD]
+    for one in calls[:3]:
+        one.settle(money=300_000_000)
+    refused = refusal_of(await worker.call("agent-9; parent=lead", money=300_000_000))
+    assert refused.reason == "run_exceeded"
+    assert '"root"' in refused.message
+    told = await worker.told("agent-1")
+    assert [(one["id"], one["used"], one["calls"]) for one in told["parents"]] == [
+        ("lead", "0.9", 3),
+        ("root", "0.9", 3),
+    ]
+
+
+async def test_a_parent_must_be_open_and_of_the_same_tenant(worker: Worker, world: World) -> None:
+    with pytest.raises(InvalidRequest, match="no open run"):
+        await worker.run("child; parent=made-up")
+    await worker.run("theirs; max=1.00")
+    stranger = Worker(World(world.url, tenant_id=8, made=True), worker.runs)
+    with pytest.raises(InvalidRequest, match="no open run"):
+        await stranger.run("child; parent=theirs")
+    with pytest.raises(RunNotFound):
+        await stranger.told("theirs")
+    with pytest.raises(RunNotFound):
+        await stranger.end("theirs")
+    assert (await stranger.run("theirs; max=2.00")).amount == 2 * DOLLAR  # its own
+    await worker.end("theirs")
+    with pytest.raises(InvalidRequest, match="no open run"):
+        await worker.run("child; parent=theirs")
+    stranger.world.client.close()
+
+
+async def test_there_are_so_many_levels(worker: Worker) -> None:
+    await worker.run("1")
+    for level in range(2, LEVELS_MAX + 1):
+        await worker.run(f"{level}; parent={level - 1}")
+    with pytest.raises(InvalidRequest, match="no more"):
+        await worker.run(f"{LEVELS_MAX + 1}; parent={LEVELS_MAX}")
+
+
+async def test_a_child_ends_no_later_than_its_parent(worker: Worker) -> None:
+    parent = await worker.run("parent; ttl=60")
+    assert (await worker.run("child; parent=parent; ttl=86400")).expires_ms == parent.expires_ms
+
+
+# --- its end -------------------------------------------------------------------------------------
+
+
+async def test_no_call_is_admitted_once_it_was_ended_wherever_it_is_known(
+    worker: Worker, world: World, connect: Connect
+) -> None:
+    elsewhere = await another(world, connect)
+    running = await worker.call("job; max=1.00", money=5)
+    await elsewhere.run("job")
+    await elsewhere.run("task; parent=job")
+    await worker.end("job")
+    refused = [await elsewhere.call(field, money=5) for field in ("job", "task")]
+    assert [refusal_of(one).reason for one in refused] == ["run_ended"] * 2
+    assert refusal_of(refused[0]).status == 409
+    with pytest.raises(RunEnded):
+        await worker.run("job")
+    assert running.settle(money=4) is SettleResult.DONE  # what was in flight counts
+    told = await elsewhere.told("job")
+    assert (told["status"], told["used"], told["held"]) == ("ended", "0.000000004", "0")
+    await elsewhere.end("job")  # again: nothing changes
+    assert [one.kind for one in world.events()].count(EventKind.RUN) == 3
+
+
+async def test_one_that_nobody_called_yet_can_be_ended(
+    worker: Worker, world: World, connect: Connect
+) -> None:
+    elsewhere = await another(world, connect)
+    await elsewhere.run("idle; max=1.00")
+    await worker.end("idle")
+    assert refusal_of(await elsewhere.call("idle", money=5)).reason == "run_ended"
+
+
+async def test_it_is_over_when_it_expires(worker: Worker) -> None:
+    run = await worker.run("short; ttl=5")
+    worker.ahead_s = 6
+    with pytest.raises(RunEnded):
+        await worker.run("short")
+    assert (await worker.told("short"))["status"] == "ended"
+    assert run.expires_ms - run.created_ms == 5000
+
+
+async def test_what_is_remembered_goes_a_day_after_it_ends(worker: Worker, world: World) -> None:
+    await worker.call("short; ttl=5", money=5)
+    name = (await worker.run("short")).account.name
+    for key in (keys.run(world.p, name), keys.budget_account(world.p, name)):
+        assert 0 < world.client.pttl(key) <= packing.RUN_KEPT_MS + 66_000  # type: ignore[operator]  # it does not wait
+
+
+async def test_a_tenant_has_so_many_and_the_last_one_is_refused(worker: Worker, world: World) -> None:
+    soon = world.now_ms() + 60_000
+    name = keys.runs(world.p, world.caller.tenant_id)
+    world.client.zadd(name, {f"run {n}": soon for n in range(packing.RUNS_MAX - 1)})
+    await worker.run("last")
+    with pytest.raises(Refusal) as refused:
+        await worker.run("another")
+    assert refused.value.reason == "too_many_runs"
+    world.client.zadd(name, {"run 1": 1})
+    await worker.run("another")  # another is forgotten
+
+
+async def test_who_asks_too_often_is_refused(worker: Worker) -> None:
+    await worker.run("job")
+
+    async def many() -> None:
+        for _ in range(100):
+            await worker.told("job")
+
+    with pytest.raises(RateLimited):
+        await many()
+
+
+# --- history -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_tree_is_never_over_its_root_and_counts_all_its_calls(worker: Worker, seed: int) -> None:
+    """Calls of fifty agents on four levels, with what they hold and use at random; beside it plain sums."""
+    draw = random.Random(seed)
+    parents: dict[str, str] = {}
+    for number in range(50):
+        id_ = f"agent-{number}"
+        level = [one for one in parents if depth(one, parents) < 4]
+        parents[id_] = draw.choice(level) if level else ""
+        below = f"; parent={parents[id_]}" if parents[id_] else ""
+        await worker.run(f"{id_}; max={draw.randint(5, 40)}.00{below}")
+    amounts = {id_: (await worker.run(id_)).amount for id_ in parents}
+    used, calls, held = dict.fromkeys(parents, 0), dict.fromkeys(parents, 0), dict.fromkeys(parents, 0)
+    flying: list[tuple[str, int, Call]] = []
+    for _ in range(500):
+        if flying and draw.random() < 0.5:
+            id_, money, call = flying.pop(draw.randrange(len(flying)))
+            spent = draw.randint(0, money)
+            call.settle(money=spent)
+            for one in chain(id_, parents):
+                used[one] += spent
+                calls[one] += 1
+                held[one] -= money
+            continue
+        id_, money = draw.choice(list(parents)), draw.randint(1, 5 * DOLLAR)
+        call = await worker.call(id_, money=money)
+        fits = all(used[one] + held[one] + money <= amounts[one] for one in chain(id_, parents))
+        assert (call.verdict is Verdict.ADMITTED) == fits
+        if fits:
+            flying.append((id_, money, call))
+            for one in chain(id_, parents):
+                held[one] += money
+    for id_ in parents:
+        run = await worker.run(id_)
+        windows = {one.budget_id: one.used for one in worker.world.windows(run.account.name)}
+        assert windows.get(run.budget_id + 1, 0) == used[id_] <= amounts[id_]
+        assert windows.get(run.budget_id, 0) == calls[id_]
+
+
+def depth(id_: str, parents: dict[str, str]) -> int:
+    return len(chain(id_, parents))
+
+
+def chain(id_: str, parents: dict[str, str]) -> list[str]:
+    found = [id_]
+    while parents[found[-1]]:
+        found.append(parents[found[-1]])
+    return found

@@ -1,0 +1,100 @@
+"""Runs: a caller opens one, children draw from it, many workers hold it, people see it, its end is final."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests import plain_http
+from tests.journey.budgets import Spender, cost, reasons
+from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.waiting import wait_until
+
+CALLERS, CALLS = 32, 500
+LEVELS = 4
+
+
+@pytest.fixture
+def spender(stack: Stack) -> Spender:
+    return Spender(stack)
+
+
+def asked(spender: Spender, method: str, id_: str, key: str = "") -> httpx.Response:
+    headers = {"authorization": f"Bearer {key or spender.key}"}
+    url = f"{spender.stack.gateway_url}/.tollkeeper/runs/{id_}"
+    return plain_http.request(method, url, headers=headers, timeout=ANSWER_S_MAX)
+
+
+def told(spender: Spender, id_: str) -> dict[str, Any]:
+    found: dict[str, Any] = asked(spender, "GET", id_).raise_for_status().json()
+    return found
+
+
+def test_fifty_agents_on_four_levels_call_at_once_and_none_is_over_the_root(spender: Spender) -> None:
+    root = Decimal("0.002")
+    assert spender.chat(run=f"root; max={root}").status_code == 200
+    fields = {"0": "root"}
+    for number in range(1, 50):
+        parent = "root" if number <= 3 else f"agent-{(number - 4) % (number // 2) + 1}"
+        level = 1 + (1 if parent == "root" else told(spender, parent)["parents"].__len__() + 1)
+        parent = parent if level < LEVELS else "root"
+        fields[str(number)] = f"agent-{number}; max=0.001; parent={parent}"
+        assert spender.chat("1,1", run=fields[str(number)]).status_code == 200
+    with ThreadPoolExecutor(CALLERS) as pool:
+        said = [list(fields.values())[number % 50].partition(";")[0] for number in range(CALLS)]
+        answers = list(pool.map(lambda run: spender.chat("20,16", run=run), said))
+    refused = [one for one in answers if one.status_code != 200]
+    assert refused
+    assert set(reasons(refused)) <= {"run_exceeded", "quota_held"}
+    assert {one.status_code for one in refused} == {429}
+    admitted = len(answers) - len(refused)
+    spent = cost(20, 40) + 49 * cost(1, 1) + admitted * cost(20, 16)
+    found = told(spender, "root")
+    assert (Decimal(found["used"]), found["held"], found["calls"]) == (spent, "0", 50 + admitted)
+    assert spent <= root
+    assert spender.spent(50 + admitted) == spent  # one row each, by the journal's own prices
+
+
+def test_a_run_is_seen_by_people_and_its_end_is_final(spender: Spender) -> None:
+    assert spender.chat(run='"nightly-build-#7"; max=5.00; ttl=600').status_code == 200
+    id_ = "nightly-build-#7"
+    path = f"/runs?organization_id={spender.organization}"
+
+    def seen() -> dict[str, Any]:
+        (one,) = spender.stack.admin("GET", path)[1]["items"]
+        row: dict[str, Any] = one
+        return row
+
+    wait_until(lambda: spender.stack.admin("GET", path)[1]["items"])
+    row = seen()
+    assert (row["id"], row["unit"], row["max"], row["status"]) == (id_, "money", "5.00", "open")
+    wait_until(lambda: (Decimal(seen()["used"]), seen()["calls"]) == (cost(20, 40), 1))
+    assert spender.stack.admin("GET", f"/runs/{row['number']}")[1]["id"] == id_
+    assert asked(spender, "DELETE", "nightly-build-%237").status_code == 204
+    ended = spender.chat(run=id_)
+    assert (ended.status_code, ended.headers["x-tollkeeper-reason"]) == (409, "run_ended")
+    assert ended.headers["x-should-retry"] == "false"
+    wait_until(lambda: seen()["status"] == "ended")
+    assert asked(spender, "GET", "of-nobody").status_code == 404
+    stranger = Spender(spender.stack)
+    assert asked(spender, "GET", "nightly-build-%237", stranger.key).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("a; max=0", "max"), ("a; max=-1", "max"), ("a; max=1e3", "max"), ("a; ttl=99999999", "ttl"),
+        ("a; max=1; max=2", "at most once"), ("a; budget=1", "at most once"), ("a, b", "must be an id"),
+        ("; max=1", "must be an id"), ("a; max=1; max_tokens=1", "one amount"), ("a; parent=a", "parent"),
+        ("a; parent=nobody", "no open run"), ("x" * 129, "id of 1 to 128"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_wrong_is_refused_by_its_name(spender: Spender, field: str, says: str) -> None:
+    answer = spender.chat(run=field)
+    assert answer.status_code == 400
+    assert says in answer.text
+    assert answer.json()["error"]["param"] == "x-tollkeeper-run"
