@@ -443,7 +443,7 @@ BUDGET_RESOURCES = (
 
 
 # Runs: budgets that callers make, read only.
-class Run(Amounts):
+class RunRow(Amounts):
     """A budget that a call opened, which travels with the calls that name it."""
 
     id: str = Field(description="As its callers name it, within its tenant.")
@@ -470,6 +470,7 @@ class Run(Amounts):
         return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
 
 
+Run = create_model("Run", __base__=RunRow, __doc__=RunRow.__doc__)
 RUN_RESOURCES = (
     Resource(
         name="runs",

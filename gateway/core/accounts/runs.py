@@ -258,11 +258,12 @@ def stored_run(organization_id: int, tenant_id: int, packed: bytes, parents: Seq
 
 def read_stored(row: Mapping[str, Any]) -> Run:
     """A run as PostgreSQL has it, with the number of its `calls`."""
-    created_ms, ended_at = ms_of(row["created_at"]), row["ended_at"]
+    created_ms = ms_of(row["created_at"])
+    ended_ms = 0 if row["ended_at"] is None else ms_of(row["ended_at"])
     return Run(
         row["organization_id"], row["tenant_id"], row["name"], row["parent_name"] or "", row["id"],
         row["unit"], -1 if row["amount"] is None else row["amount"], row["calls_max"] or 0, created_ms,
-        ms_of(row["expires_at"]), 0 if ended_at is None else ms_of(ended_at), row["calls"],
+        ms_of(row["expires_at"]), ended_ms, row["calls"] if ended_ms else 0,
     )  # fmt: skip
 
 
