@@ -163,6 +163,11 @@ HINTS = {
     "concurrency_limited": "Send fewer at once, or raise `concurrency` of the scope the message names.",
     "budget_exceeded": "Wait for `Retry-After`, or raise the budget; "
     "[budgets](../budgets.md) says what each is about.",
+    "run_exceeded": "Open another run, or ask its parent for less; [runs](../runs.md).",
+    "run_ended": "Open another run; [runs](../runs.md).",
+    "run_conflict": "Name the run by its id alone, or open another one.",
+    "run_not_found": "Name a run of this tenant that is open, or ended within a day.",
+    "too_many_runs": "End runs that are done, and open others with a shorter `ttl`.",
     "quota_exceeded": "Wait for `Retry-After`, `tollkeeper tenant recharge`, or another plan.",
     "quota_held": "Try again in a second; calls in flight give back what they do not use.",
     "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names: "

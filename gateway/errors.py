@@ -193,7 +193,7 @@ class BudgetExceeded(Refusal):
     status = 429
 
 
-class RunExceeded(Refusal):
+class RunExceeded(BudgetExceeded):
     """A run's amount, or its number of calls, is used up."""
 
     reason = "run_exceeded"

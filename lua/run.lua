@@ -7,8 +7,8 @@
 -- Returns packed: 1 there or 2 opened or ended now, and the time; then the run, packed as it is stored
 --   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be
 -- Example: open with ttl 60000 below a run that expires in 10 s -> it expires in 10 s
-local CALLS_AT = 1 -- the window of calls comes first
 if #KEYS ~= 7 or #ARGV ~= 3 then return redis.error_reply('ERR run takes 7 keys and 3 arguments') end
+local CALLS_AT = 1 -- the window of calls comes first
 local run_id, verb, organization_id, tenant_id, ttl, budget_id = RUN_CALL.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[3], KEYS[5], KEYS[7])
 local epoch = verified(raw[1], run_id)

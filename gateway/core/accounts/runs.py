@@ -184,12 +184,12 @@ _decode = msgspec.json.Decoder(RunNews).decode
 
 
 def news_of(asked: RunRequest) -> bytes:
-    """What is told of a run that is opened as it is asked for."""
+    """The news of a run that is opened as it is asked for."""
     return _encode(RunNews(asked.id, asked.unit, asked.parent_id, asked.amount, asked.calls_max))
 
 
 def end_of(run: Run) -> bytes:
-    """What is told of one that ends."""
+    """The news of one that ends."""
     return _encode(
         RunNews(
             run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended=True, created_ms=run.created_ms
@@ -198,7 +198,7 @@ def end_of(run: Run) -> bytes:
 
 
 def read_news(told: bytes) -> RunNews | None:
-    """What is told of a run; None where no gateway wrote it."""
+    """The news of a run; None where no gateway wrote it."""
     try:
         return _decode(told)
     except (msgspec.MsgspecError, UnicodeDecodeError):

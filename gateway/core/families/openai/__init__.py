@@ -18,6 +18,7 @@ _TYPES = {402: "billing_error", 403: "permission_error", 429: "rate_limit_error"
 _CODES = {
     "quota_exceeded": "insufficient_quota",
     "budget_exceeded": "insufficient_quota",
+    "run_exceeded": "insufficient_quota",
     "rate_limited": "rate_limit_exceeded",
     "concurrency_limited": "rate_limit_exceeded",
 }

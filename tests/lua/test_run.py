@@ -1,0 +1,84 @@
+"""run: what opens, is looked up and ends, seen by its answers and its entries."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from gateway.core.accounts.outbox import EventKind
+from gateway.core.accounts.runs import Run, end_of, news_of, read_news, read_run, stored_run, wanted_run
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from tests.builders import World
+
+NUMBER = 2**52 + 8
+
+
+def asked(world: World, verb: int, id_: str = "job", **more: object) -> tuple[int, bytes]:
+    answer = world.run("run", packing.run(world.run_id, verb, world.caller, id_, **more))  # type: ignore[arg-type]  # as it takes them
+    return packing.code_of(answer), answer[packing.RAN.size :]
+
+
+def opened(world: World, field: str, ttl_ms: int = 60_000) -> tuple[int, bytes]:
+    wanted = read_run(field)
+    return asked(
+        world, packing.RUN_OPEN, wanted.id, parent_id=wanted.parent_id, ttl_ms=ttl_ms, budget_id=NUMBER,
+        packed=wanted_run(wanted), entry=news_of(wanted),
+    )  # fmt: skip
+
+
+def found(world: World, packed: bytes) -> Run:
+    return stored_run(world.caller.organization_id, world.caller.tenant_id, packed)
+
+
+def test_one_is_opened_once_and_told_once(world: World) -> None:
+    before = world.now_ms()
+    code, packed = opened(world, "job; max=2.00; max_calls=7")
+    run = found(world, packed)
+    assert (code, run.budget_id, run.amount, run.calls_max, run.ended_ms) == (2, NUMBER, 2 * 10**9, 7, 0)
+    assert before <= run.created_ms == run.expires_ms - 60_000 <= world.now_ms()
+    assert opened(world, "job; max=9.00") == (1, packed)
+    assert asked(world, packing.RUN_LOOK) == (1, packed)
+    (entry,) = [one for one in world.events() if one.kind == EventKind.RUN]
+    assert (entry.amount, entry.tenant_id, entry.at_ms) == (NUMBER, world.caller.tenant_id, run.created_ms)
+    assert entry.next_reset_ms == run.expires_ms
+    news = read_news(entry.metadata)
+    assert news is not None
+    assert (news.id, news.amount, news.calls_max, news.ended) == ("job", 2 * 10**9, 7, False)
+
+
+def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
+    run = found(world, opened(world, "job")[1])
+    before = world.everything()
+    assert (
+        asked(world, packing.RUN_END, "other", packed=run.defined, entry=end_of(run))[0]
+        == packing.RUN_UNKNOWN
+    )
+    assert world.everything() == before
+    code, packed = asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run))
+    ended = found(world, packed)
+    assert (code, ended.calls) == (2, 0)
+    assert ended.ended_ms >= run.created_ms
+    calls, amount = world.windows(run.account.name)
+    assert (calls.used, amount.used) == (packing.INTEGER_MAX, 0)
+    assert asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run)) == (1, packed)
+    assert [one.kind for one in world.events()].count(EventKind.RUN) == 2
+
+
+@pytest.mark.parametrize("parent", ["nobody", "over"])
+def test_a_child_of_what_is_not_open_changes_nothing(world: World, parent: str) -> None:
+    over = found(world, opened(world, "over")[1])
+    asked(world, packing.RUN_END, "over", packed=over.defined, entry=end_of(over))
+    before = world.everything()
+    assert opened(world, f"child; parent={parent}")[0] == packing.RUN_PARENT_OVER
+    assert world.everything() == before
+
+
+def test_an_unverified_partition_serves_none(world: World) -> None:
+    world.client.delete(keys.marker(world.p))
+    assert opened(world, "job")[0] == 0
+
+
+def test_it_takes_seven_keys_and_three_arguments(world: World) -> None:
+    with pytest.raises(redis.ResponseError, match="run takes 7 keys"):
+        world.run("run", ((keys.marker(world.p),), (b"",)))
