@@ -38,7 +38,7 @@ WRITERS = {
     "usage-events": "b", "raise-requests": "b", "dunning-steps": "", "charges": "", "note-applications": "",
     "configuration": "bor",
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
-    "calls": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
+    "calls": "", "runs": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o", "dead-letters": "o",
     "letters": "o", "programs": "",
     "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
     "reports/unbilled": "", "reports/balances": "",

@@ -224,6 +224,10 @@ def _of_calls(bravos: Mapping[str, int], shared: Mapping[str, int]) -> Iterator[
         "request_id": REQUEST, "created_at": NOW, "api_key_id": bravos["api-keys"], "status": 200,
         "streamed": False, "estimated": False, "model": "bravo model", "session": "bravo session",
     }  # fmt: skip
+    yield "runs", "run", {
+        **both, "id": FIRST + 55, "name": "bravo run", "parent_name": "bravo parent", "unit": "money",
+        "created_at": NOW, "expires_at": NOW + timedelta(days=1),
+    }  # fmt: skip
     for span, (_, whole) in SPANS.items():
         apart = {
             "api_key_id": bravos["api-keys"], "user_id": bravos["users"], "project_id": 7_000_055,

@@ -83,6 +83,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     )  # fmt: skip
     made["lease give back"] = allowance.lease(world.run_id, world.caller, held, allowance.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
+    made["run"] = packing.run(world.run_id, packing.RUN_LOOK, world.caller, "job")
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
     (entry_id, _), *_ = world.entries(keys.outbox(world.p))
     made["park"] = outbox.park(world.run_id, (world.p, 1), moved=[entry_id])
@@ -235,16 +236,17 @@ def balanced(world: World) -> bool:
 # --- memory -----------------------------------------------------------------------------
 
 
-def test_full_memory_refuses_reserve_and_nothing_else(own_valkey: Callable[..., ValkeyServer]) -> None:
+def test_full_memory_refuses_what_callers_make_and_nothing_else(own_valkey: Callable[..., ValkeyServer]) -> None:
     world = World(own_valkey().url)
     made = calls(world)
     world.client.config_set("maxmemory", 1)
     before = world.everything()
-    with pytest.raises(redis.ResponseError, match="maxmemory"):
-        run(world, "reserve", made["reserve"])
+    for verb in ("reserve", "run"):
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            run(world, verb, made[verb])
     assert world.everything() == before
     for name, call in made.items():
-        if name not in {"reserve", "load rebuild"}:
+        if name not in {"reserve", "run", "load rebuild"}:
             run(world, name, call)
     assert world.tenant.inflight == 2
     world.client.config_set("maxmemory", 0)

@@ -78,6 +78,12 @@ SCREENS = {
             newest_first=False,
         ),
         Screen(
+            "Customers", "runs", "Runs", "run",
+            ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls", "expires_at"),
+            empty="No run yet. Callers open them with their calls.",
+            filters=("organization_id", "tenant_id", "id", "parent_id", "status"), has_page=False,
+        ),
+        Screen(
             "Catalog", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key", "name"), newest_first=False,

@@ -109,8 +109,9 @@ def _count(meter: WorkMeter, began: float) -> None:
 
 # Longer ones are not compared: nobody typed them.
 PATH_CHARS_MAX = 128
-# How much of a path has to be right, of 1.
+# How much of a path has to be right behind how all begin, of 1.
 ALIKE_MIN = 0.75
+BEGINNING = "/admin/v1/"
 _NUMBER = re.compile(r"(?<=/)\d+(?=/|$)")
 
 
@@ -120,9 +121,14 @@ def nearest(app: web.Application, path: str) -> str:
         return ""
     asked = _NUMBER.sub("{id}", path.rstrip("/"))
     served = {resource.canonical for resource in app.router.resources()}
-    alike = [one for one in sorted(served) if one.count("/") == asked.count("/")]
-    found = difflib.get_close_matches(asked, alike, 1, ALIKE_MIN)
-    return found[0] if found else ""
+    beginning = BEGINNING if asked.startswith(BEGINNING) else ""
+    alike = [
+        one.removeprefix(beginning)
+        for one in sorted(served)
+        if one.startswith(beginning) and one.count("/") == asked.count("/")
+    ]
+    found = difflib.get_close_matches(asked.removeprefix(beginning), alike, 1, ALIKE_MIN)
+    return beginning + found[0] if found else ""
 
 
 REQUEST_ID = web.RequestKey("request_id", str)

@@ -134,7 +134,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
 
 
 def _run_exceeded(decision: Decision) -> Refusal:
-    """A run has no room: whoever ended it took all that its calls have."""
+    """A run has no room; to end one uses up all its calls."""
     window = decision.budget
     assert window is not None
     if decision.used >= INTEGER_MAX:

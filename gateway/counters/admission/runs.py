@@ -1,7 +1,7 @@
 """Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
 
-A run never changes until it ends, and its account refuses the calls of one that has: so what is remembered
-is as good as what is stored.
+A run never changes until it ends, and then its account refuses its calls: so a remembered run is as good as
+the stored one.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap
 RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
 RAN = Layout("RAN", "f64 code now")
 RUN_LOOK, RUN_OPEN, RUN_END = 1, 2, 3
-# What is not there, or stands in the way of a new run.
+# Codes of `run`: there is none, or no new one can be opened, and why.
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY = -1, -2, -3
 # A run is remembered so long behind its end, and a tenant has so many at most.
 RUN_KEPT_MS, RUNS_MAX = DAY_MS, runs.RUNS_MAX

@@ -121,10 +121,10 @@ def test_every_verb_is_one_function_of_a_library_named_by_its_text() -> None:
     assert made.text.startswith(f"#!lua name={made.name}\n")
 
 
-def test_only_peek_writes_nothing_and_only_reserve_needs_memory() -> None:
+def test_only_peek_writes_nothing_and_what_callers_make_needs_memory() -> None:
     flags = dict(re.findall(r"callback=verbs\['(\w+)'\], flags=\{(.*?)\}", library().text))
     assert flags.pop("peek") == "'no-writes'"
-    assert flags.pop("reserve") == ""
+    assert (flags.pop("reserve"), flags.pop("run")) == ("", "")
     assert set(flags.values()) == {"'allow-oom'"}
 
 
