@@ -236,7 +236,7 @@ def balanced(world: World) -> bool:
 # --- memory -----------------------------------------------------------------------------
 
 
-def test_full_memory_refuses_what_callers_make_and_nothing_else(own_valkey: Callable[..., ValkeyServer]) -> None:
+def test_full_memory_refuses_new_holds_and_runs_alone(own_valkey: Callable[..., ValkeyServer]) -> None:
     world = World(own_valkey().url)
     made = calls(world)
     world.client.config_set("maxmemory", 1)

@@ -79,7 +79,8 @@ SCREENS = {
         ),
         Screen(
             "Customers", "runs", "Runs", "run",
-            ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls", "expires_at"),
+            ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls",
+             "expires_at"),
             empty="No run yet. Callers open them with their calls.",
             filters=("organization_id", "tenant_id", "id", "parent_id", "status"), has_page=False,
         ),
