@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -40,7 +39,6 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.builders import World
 from tests.letterhead import LETTERHEAD
-from tests.persistence.keeper.agenda import on_agenda
 from tests.waiting import eventually
 
 STAFF = Actor("builtin:admin", "admin")
@@ -77,9 +75,7 @@ class Backend:
         self.pusher = Pusher(Pushes(self.engine), self.counters)
         self.verifier = Verifier(LedgerReader(self.engine, partition_of), self.counters)
         self.reclaimer = Reclaimer(self.keeping)
-        self.sweeper = on_agenda(
-            sweeper(sweeps, self.counters), self.engine, lambda: datetime.now(UTC), sweeps.since
-        )
+        self.sweeper = sweeper(sweeps, self.counters)
         self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(self.engine, partition_of, letterhead=LETTERHEAD)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from itertools import count
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.verifying.admission_gate import LOOKED_S_MAX, Rewinds
+from gateway.background.verifying.admission_gate import Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.counters.history_guard import HistoryGuard
 from gateway.counters.keeper.outbox import OrphanReader, Outbox
@@ -26,9 +25,7 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     backend = Backend(valkey, database)
     fence = HistoryGuard(backend.wire, "keeper", time.monotonic)
     streams = OrphanReader(backend.counters, fence.check_history)
-    rewinds = Rewinds(  # whose looks are a while apart
-        fence, backend.counters, streams, Quarantines(backend.engine), clock=count(step=LOOKED_S_MAX).__next__
-    )
+    rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
     backend.verifier = Verifier(LedgerReader(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
         Outbox(backend.counters, check_history=fence.check_history),
