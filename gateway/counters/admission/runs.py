@@ -6,6 +6,7 @@ the stored one.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -25,7 +26,6 @@ from gateway.core.accounts.runs import (
     stored_run,
     wanted_run,
 )
-from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
 from gateway.counters.admission.refusals import Throttle
@@ -49,15 +49,6 @@ REMEMBERED_MAX: Final = 20_000
 RUN_BYTES: Final = 8
 
 
-class CachedRun(LruEntry):
-    """A run that a worker remembers."""
-
-    __slots__ = ("run",)
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-
 class Runs:
     """The runs of callers. `today` is the time of day in seconds, `random` gives so many random bytes."""
 
@@ -71,12 +62,17 @@ class Runs:
     ) -> None:
         self._wires, self._today, self._random = wires, today, random
         self._throttle = Throttle(wires, clock)
-        self._known: LruCache[tuple[int, str], CachedRun] = LruCache(remembered_max)
+        self._known: OrderedDict[tuple[int, str], Run] = OrderedDict()
+        self._remembered_max = remembered_max
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
         """The run of a call, where it is remembered; `RunEnded` or `RunConflict` as `find`."""
-        found = self._known.find((caller.tenant_id, asked.id))
-        return None if found is None else self._checked(found.run, asked)
+        key = caller.tenant_id, asked.id
+        found = self._known.get(key)
+        if found is None:
+            return None
+        self._known.move_to_end(key)
+        return self._checked(found, asked)
 
     async def find(self, caller: Caller, asked: RunRequest) -> Run:
         """The run of a call, opened where there is none yet.
@@ -168,13 +164,15 @@ class Runs:
 
     def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...]) -> Run:
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
-        self._known.put((caller.tenant_id, run.id), CachedRun(run))
+        self._known[caller.tenant_id, run.id] = run
+        if len(self._known) > self._remembered_max:
+            self._known.popitem(last=False)
         return run
 
     def _checked(self, run: Run, asked: RunRequest) -> Run:
         over = next((one for one in (run, *run.parents) if self._is_over(one)), None)
         if over is not None:
-            raise RunEnded(f"The run {over.id} has ended.")
+            raise RunEnded(f"The run {over.id} has ended.", retry_helps=False)
         wrong = run.differs(asked)
         if wrong:
             raise RunConflict(
