@@ -221,9 +221,13 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
     """Add what entries use that are stored for the first time; `noted` ones move no account."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
     for sets_back, moves in _turns([*fresh, *told]):
-        rows = _rows_of(moves)
-        of_runs = [row[:_OF_RUNS] for row in rows if is_run(int(str(row[0])))]
-        if len(of_runs) < len(rows):
+        rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
+        for row in _rows_of(moves):
+            if is_run(row[0]):
+                of_runs.append(row[:_OF_RUNS])
+            else:
+                rows.append(row)
+        if rows:
             statement = statements.RESET_BUDGETS if sets_back else statements.MOVE_BUDGETS
             connection.execute(statement, statements.columns_of(rows))
         if of_runs:
@@ -260,7 +264,7 @@ def _place(placed: Placed) -> tuple[int, Any]:
     return partition, stream_place(entry_id)
 
 
-def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
+def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
     """What entries use of each window, in all three units, and whose account it can be."""
     alike: dict[tuple[WindowKey, ...], list[Any]] = {}
     for budgets, event in moves:
@@ -286,7 +290,7 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[object, ...]]:
     ]
 
 
-def _row(window: WindowKey, money: int, tokens: int, requests: int, event: OutboxEntry) -> tuple[object, ...]:
+def _row(window: WindowKey, money: int, tokens: int, requests: int, event: OutboxEntry) -> tuple[Any, ...]:
     _, project, _ = attributed(event.attribution)
     return (
         window.budget_id, window.start_ms, stored_text(window.value), event.organization_id,

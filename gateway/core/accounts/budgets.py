@@ -438,6 +438,11 @@ def amount_of(unit: str, number: int) -> Decimal | int:
     return money(number) if unit == MONEY else number
 
 
+def told_amount(unit: str, number: int) -> str | int:
+    """The same as callers are told it: money as a text."""
+    return shown_amount(MONEY, number) if unit == MONEY else number
+
+
 def read_budget(row: Mapping[str, Any]) -> Budget:
     """A budget as it is stored, as calls meet it."""
     unit, raised_to = row["unit"], row["raised_to"]

@@ -28,7 +28,7 @@ from gateway.core.accounts.budgets import (
     defined,
     defined_until,
 )
-from gateway.core.accounts.runs import Run
+from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
@@ -182,7 +182,7 @@ def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
         raise TooManyBudgets(
             f"This call would take from {count} budgets and runs, of {most} at most: open its run at a "
             "higher level.",
-            param="x-tollkeeper-run",
+            param=FIELD,
         )
     windows = [window for one in chain for window in one.budgets]
     return replace(

@@ -19,18 +19,21 @@ import msgspec
 
 from gateway.core.accounts.budgets import (
     DEFINED_WINDOW,
-    FLAG_ENFORCE,
+    FLAG_MONEY,
+    FLAG_TOKENS,
     MONEY,
     REQUESTS,
     TOKENS,
     TOTAL,
     UNIT_OF,
     Budget,
+    flags_of,
 )
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX, BudgetAccount, RunRequest
 from gateway.core.times import ms_of
 
+FIELD: Final = "x-tollkeeper-run"
 OPEN, ENDED, EXHAUSTED = STATUSES = ("open", "ended", "exhausted")
 # As it is stored; then its id, a tab, and that of its parent, if it has one.
 RUN = Layout("RUN", "u8 version=1 flags, f64 budget_id created expires amount calls_max ended=0 calls=0")
@@ -49,7 +52,6 @@ TTL_S, TTL_S_MAX = 86_400, 30 * 86_400
 CLOCKS_DIFFER_MS: Final = 60_000
 
 _encode = msgspec.json.Encoder().encode
-_FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _PIECE = re.compile(
     r'\s*(?:([a-z_]+)=)?(?:"((?:[^"\\]|\\["\\])*)"|([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+))\s*(?:;|$)'
@@ -142,13 +144,9 @@ class Run:
     def defined(self) -> bytes:
         """The windows of its account, as the scripts take them: its calls come first (`lua/run.lua`)."""
         begins, ends = self.created_ms, self.expires_ms + CLOCKS_DIFFER_MS
-        flags = _FLAG_OF[self.unit] | FLAG_ENFORCE * (self.amount >= 0)
-        amount = self.amount if self.amount >= 0 else INTEGER_MAX
-        calls_max = self.calls_max or ENDLESS_CALLS
-        of_calls = _FLAG_OF[REQUESTS] | FLAG_ENFORCE
-        return DEFINED_WINDOW.pack(
-            self.budget_id, calls_max, begins, ends, 0, of_calls
-        ) + DEFINED_WINDOW.pack(self.budget_id + 1, amount, begins, ends, 0, flags)
+        return b"".join(
+            DEFINED_WINDOW.pack(one.id, one.amount, begins, ends, 0, flags_of(one)) for one in self.budgets
+        )
 
     @property
     def budgets(self) -> tuple[Budget, Budget]:
@@ -158,6 +156,10 @@ class Run:
             Budget(self.budget_id, self.id, REQUESTS, calls_max, TOTAL),
             Budget(self.budget_id + 1, self.id, self.unit, amount, TOTAL, enforce=self.amount >= 0),
         )
+
+    def is_over(self, now_ms: float) -> bool:
+        """Whether it was ended, or has expired."""
+        return self.ended_ms > 0 or self.expires_ms <= now_ms
 
     def differs(self, asked: RunRequest) -> str:
         """The parameter by which a call asks for another run than this one; empty where it does not."""
@@ -232,7 +234,7 @@ def account_of(organization_id: int, tenant_id: int, id_: str) -> str:
 
 def packed_run(run: Run) -> bytes:
     """A run as it is stored."""
-    flags = _FLAG_OF[run.unit]
+    flags = FLAG_MONEY if run.unit == MONEY else FLAG_TOKENS
     numbers = (
         run.budget_id,
         run.created_ms,
@@ -280,7 +282,7 @@ def wanted_run(asked: RunRequest) -> bytes:
 
 def status_of(run: Run, used: int, calls: int, now_ms: int) -> str:
     """Whether calls of a run are admitted: it is open, has ended (or expired), or is used up."""
-    if run.ended_ms or run.expires_ms <= now_ms:
+    if run.is_over(now_ms):
         return ENDED
     is_used_up = 0 <= run.amount <= used or 0 < run.calls_max <= calls
     return EXHAUSTED if is_used_up else OPEN

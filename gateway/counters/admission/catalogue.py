@@ -132,10 +132,18 @@ class CachedTerms(CachedValue):
         self.currency = self._terms.currency
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
-        self.no_budgets = self.budgets or OrganizationBudgets(organization_id, (), self.currency)
+        self._organization_id = organization_id
+        self._no_budgets: OrganizationBudgets | None = None
         self._resolved: dict[str, _ResolvedService] = {}
         # The one that was asked for last: most organizations call one.
         self._last: _ResolvedService | None = None
+
+    @property
+    def no_budgets(self) -> OrganizationBudgets:
+        """What calls of runs take from besides, where there are no budgets: the same object each time."""
+        if self._no_budgets is None:
+            self._no_budgets = OrganizationBudgets(self._organization_id, (), self.currency)
+        return self._no_budgets
 
     def resolve(self, service: Service, now_ms: float) -> Service:
         """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import MONEY, LiveWindow, shown_amount
+from gateway.core.accounts.budgets import LiveWindow, told_amount
 from gateway.core.accounts.runs import (
+    FIELD,
     LEVELS_MAX,
     RUNS_MAX,
     TTL_S,
@@ -43,7 +45,6 @@ from gateway.errors import (
     TooManyRuns,
 )
 
-FIELD: Final = "x-tollkeeper-run"
 # Of one worker; half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
 RUN_BYTES: Final = 8
@@ -170,7 +171,8 @@ class Runs:
         return run
 
     def _checked(self, run: Run, asked: RunRequest) -> Run:
-        over = next((one for one in (run, *run.parents) if self._is_over(one)), None)
+        now_ms = self._today() * 1000
+        over = next((one for one in (run, *run.parents) if one.is_over(now_ms)), None)
         if over is not None:
             raise RunEnded(f"The run {over.id} has ended.", retry_helps=False)
         wrong = run.differs(asked)
@@ -180,21 +182,13 @@ class Runs:
             )
         return run
 
-    def _is_over(self, run: Run) -> bool:
-        return run.ended_ms > 0 or run.expires_ms <= self._today() * 1000
-
 
 def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
     """A run as its callers are told of it."""
     calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
     used, held = (amount.used, amount.held) if amount is not None else (0, 0)
     counted = run.calls if run.ended_ms else calls.used if calls is not None else 0
-
-    def told(number: int) -> str | int:
-        return shown_amount(MONEY, number) if run.unit == MONEY else number
-
-    limited = run.amount >= 0
-    status = status_of(run, used, counted, now_ms)
+    told, limited = partial(told_amount, run.unit), run.amount >= 0
     return {
         "id": run.id,
         "parent_id": run.parent_id or None,
@@ -205,6 +199,6 @@ def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, objec
         "left": told(max(0, run.amount - used - held)) if limited else None,
         "max_calls": run.calls_max or None,
         "calls": counted,
-        "status": status,
+        "status": status_of(run, used, counted, now_ms),
         "expires_at": rfc3339(moment_of(run.expires_ms), "milliseconds"),
     }

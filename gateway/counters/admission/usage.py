@@ -9,7 +9,7 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.budgets import MONEY, Budget, BudgetBalance, figures, shown_amount
+from gateway.core.accounts.budgets import Budget, BudgetBalance, figures, told_amount
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.refusals import Throttle
@@ -49,9 +49,9 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "scope": "budget",
         "name": budget.name,
         "unit": budget.unit,
-        "limit": _told(budget, now.limit),
-        "used": _told(budget, now.used),
-        "remaining": _told(budget, max(0, now.limit - now.used - now.held)),
+        "limit": told_amount(budget.unit, now.limit),
+        "used": told_amount(budget.unit, now.used),
+        "remaining": told_amount(budget.unit, max(0, now.limit - now.used - now.held)),
         "reset_at": moment(now.resets_ms),
     }
 
@@ -59,10 +59,6 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
 def moment(ms: int) -> str | None:
     """A time in ms since the epoch as it is told; 0 is never."""
     return rfc3339(moment_of(ms), "milliseconds") if ms else None
-
-
-def _told(budget: Budget, amount: int) -> str | int:
-    return shown_amount(MONEY, amount) if budget.unit == MONEY else amount
 
 
 UNIT = 60_000
