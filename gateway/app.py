@@ -28,7 +28,6 @@ from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.refusals import RefusedCalls
-from gateway.counters.admission.runs import Runs
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history
@@ -101,7 +100,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     port = GatewayPort(settings, plane, door.tokens, log)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
-        report=door.worker_reports.report, announce=fences.announce,
+        report=door.worker_reports.report, announce=fences.announce, restore=door.runs.restore,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -213,7 +212,7 @@ def _ports(
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
-        runs=Runs(wires, time.monotonic, time.time, os.urandom),
+        runs=door.runs,
         estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,

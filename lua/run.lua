@@ -1,13 +1,16 @@
--- run: a budget that callers make and that travels with their calls: opened by its first call, looked up by others, ended once.
+-- run: a budget that callers make and that travels with their calls: opened by its first call, looked up by others, ended once;
+-- restored by those that remember it, where Redis does not.
 -- needs: state window batch event calendar cycle definition windows account budgeted held paid kept append
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by when they are forgotten (ZSET)
 -- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] the run it draws from, or KEYS[3] where it is a root
--- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end), organization, tenant, ttl ms, the budget id that a new one gets
--- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account  ARGV[3] what its entry says of it (JSON)
--- Returns packed: 1 there or 2 opened or ended now, and the time; then the run, packed as it is stored
+-- KEYS[8] the children of that one, by when they are forgotten (ZSET); of none where it is a root
+-- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore), organization, tenant, ttl ms, the budget id that a new one gets
+-- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore: the run as it was stored
+-- ARGV[3] what its entry says of it (JSON)  ARGV[4] its id
+-- Returns packed: 1 there or 2 opened, ended or restored now, and the time; then the run, packed as it is stored
 --   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be
 -- Example: open with ttl 60000 below a run that expires in 10 s -> it expires in 10 s
-if #KEYS ~= 7 or #ARGV ~= 3 then return redis.error_reply('ERR run takes 7 keys and 3 arguments') end
+if #KEYS ~= 8 or #ARGV ~= 4 then return redis.error_reply('ERR run takes 8 keys and 4 arguments') end
 local CALLS_AT = 1 -- the window of calls comes first
 local run_id, verb, organization_id, tenant_id, ttl, budget_id = RUN_CALL.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[3], KEYS[5], KEYS[7])
@@ -17,13 +20,15 @@ local now, packed, ends = clock(NO_BATCH), raw[2], verb == RUN_END
 local function answer(code, run) return RAN.pack{code = code, now = now} .. run end
 
 if packed and not (ends and RUN.field(packed, 'ended') == 0) then return answer(1, packed) end
-if not packed and verb ~= RUN_OPEN then return CODE.pack{code = -1} end
+if not packed and verb ~= RUN_OPEN and verb ~= RUN_RESTORE then return CODE.pack{code = -1} end
 local account
 if ends then
   account = as_of(account_of_state(KEYS[5], raw[3]), ARGV[2], now)
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
   meters[CALLS_AT], account[HEAD], account[INDEX] = INTEGER_MAX, false, KEYS[6] -- no call has room in it
+elseif verb == RUN_RESTORE then
+  packed = ARGV[2]
 else
   local expires = now + ttl
   if KEYS[7] ~= KEYS[3] then
@@ -47,5 +52,11 @@ if ends then
 else
   call('SET', KEYS[3], packed, 'PXAT', expires + RUN_KEPT_MS)
   call('ZADD', KEYS[4], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
+  if KEYS[7] ~= KEYS[3] then
+    call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now)
+    call('ZADD', KEYS[8], expires + RUN_KEPT_MS, ARGV[4])
+    local last = raw[4] and RUN.field(raw[4], 'expires') or expires -- no child expires after it
+    call('EXPIRE', KEYS[8], ceil((last + RUN_KEPT_MS - now) / 1000))
+  end
 end
 return answer(2, packed)

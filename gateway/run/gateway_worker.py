@@ -25,6 +25,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
+from gateway.counters.admission.runs import Runs
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
@@ -193,6 +194,7 @@ class Door:
     directory: Directory
     counters: Counters | ShardedCounters
     objects: ObjectOwners
+    runs: Runs
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
@@ -234,4 +236,5 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    return Door(directory, counters, objects, allowances, leaser, reports, cooling, tokens)
+    runs = Runs(wires, clock, time.time, os.urandom)
+    return Door(directory, counters, objects, runs, allowances, leaser, reports, cooling, tokens)

@@ -79,6 +79,6 @@ def test_an_unverified_partition_serves_none(world: World) -> None:
     assert opened(world, "job")[0] == 0
 
 
-def test_it_takes_seven_keys_and_three_arguments(world: World) -> None:
-    with pytest.raises(redis.ResponseError, match="run takes 7 keys"):
+def test_it_takes_eight_keys_and_four_arguments(world: World) -> None:
+    with pytest.raises(redis.ResponseError, match="run takes 8 keys"):
         world.run("run", ((keys.marker(world.p),), (b"",)))

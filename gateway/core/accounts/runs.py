@@ -179,7 +179,7 @@ class RunNews(msgspec.Struct):
     amount: int = -1
     calls_max: int = 0
     ended: bool = False
-    created_ms: int = 0  # of one that has ended
+    created_ms: int = 0  # of one that has ended, or is told of again
 
 
 _decode = msgspec.json.Decoder(RunNews).decode
@@ -192,11 +192,14 @@ def news_of(asked: RunRequest) -> bytes:
 
 def end_of(run: Run) -> bytes:
     """The news of one that ends."""
-    return _encode(
-        RunNews(
-            run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended=True, created_ms=run.created_ms
-        )
-    )
+    return told_again(run, ended=True)
+
+
+def told_again(run: Run, *, ended: bool) -> bytes:
+    """The news of one that was opened before."""
+    created_ms = run.created_ms
+    news = RunNews(run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended, created_ms)
+    return _encode(news)
 
 
 def read_news(told: bytes) -> RunNews | None:

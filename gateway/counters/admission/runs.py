@@ -1,13 +1,13 @@
 """Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
 
 A run never changes until it ends, and then its account refuses its calls: so a remembered run is as good as
-the stored one.
+the stored one. What a worker remembers and a Redis has lost, the worker restores.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -20,20 +20,25 @@ from gateway.core.accounts.runs import (
     RUNS_MAX,
     TTL_S,
     Run,
+    account_of,
     budget_id_of,
     end_of,
     news_of,
+    packed_run,
     parent_of,
     status_of,
     stored_run,
+    told_again,
     wanted_run,
 )
 from gateway.core.model import Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
+from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.refusals import Throttle
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode, encode_script
 from gateway.errors import (
@@ -45,6 +50,10 @@ from gateway.errors import (
     TooManyRuns,
 )
 
+# What one answer tells of the runs below another, at most.
+TREE_MAX: Final = 100
+# Runs that are restored in one turn.
+RESTORED_AT_ONCE: Final = 64
 # Of one worker; half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
 RUN_BYTES: Final = 8
@@ -89,10 +98,7 @@ class Runs:
             parent = await self._look(caller, asked.parent_id)
             if parent is not None:
                 parents = (parent, *parent.parents)
-        if len(parents) >= LEVELS_MAX:
-            raise InvalidRequest(
-                f"{FIELD} has a parent at level {LEVELS_MAX}: there are no more.", param=FIELD
-            )
+        _check_level(parents)
         code, packed = await self._ask(
             packing.RUN_OPEN, caller, asked.id, parent_id=asked.parent_id,
             ttl_ms=1000 * (asked.ttl_s or TTL_S), budget_id=budget_id_of(self._random(RUN_BYTES)),
@@ -104,8 +110,9 @@ class Runs:
             )
         if code == packing.RUN_TOO_MANY:
             raise TooManyRuns(f"This tenant has {RUNS_MAX} runs: end some, or give them a shorter ttl.")
-        if asked.parent_id != parent_of(packed):
+        if parent_of(packed) != (parents[0].id if parents else ""):  # which others may have opened meanwhile
             parents = await self._parents(caller, packed)
+            _check_level(parents)
         return self._checked(self._remembered(caller, packed, parents), asked)
 
     async def end(self, caller: Caller, id_: str) -> None:
@@ -119,22 +126,90 @@ class Runs:
             self._remembered(caller, packed, run.parents)
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
-        """A run of this caller's tenant as JSON, with those it draws from; `RunNotFound`, `RateLimited`."""
+        """A run of this caller's tenant as JSON; `RunNotFound`, `RateLimited`.
+
+        It has those it draws from, and the tree of those that draw from it: `TREE_MAX` of them.
+        """
         await self._throttle.admit(caller)
         run = await self._look(caller, id_)
         if run is None:
             raise RunNotFound
-        p, chain = caller.partition, (run, *run.parents)
-        names = [keys.budget_account(p, one.account.name).encode() for one in chain]
-        raws = await self._wires.of(p).send(encode(b"MGET", *names))
-        if not isinstance(raws, list):
+        chain = (run, *run.parents)
+        below, has_more = await self._below(caller, run)
+        now_ms, told = int(self._today() * 1000), list[dict[str, object]]()
+        runs = (*chain, *below)
+        names = [keys.budget_account(caller.partition, one.account.name) for one in runs]
+        for one, raw in zip(runs, await self._values(caller, names), strict=True):
+            told.append(_told(one, live_windows(raw) if raw else {}, now_ms))
+        shown = told[0] | {"parents": told[1 : len(chain)], "children": [], "has_more": has_more}
+        by_id = {run.id: shown}
+        for one, each in zip(below, told[len(chain) :], strict=True):
+            by_id[one.id] = each | {"children": []}
+            cast("list[object]", by_id[one.parent_id]["children"]).append(by_id[one.id])
+        return msgspec.json.encode(shown)
+
+    async def _below(self, caller: Caller, run: Run) -> tuple[list[Run], bool]:
+        """The runs that draw from a run, the nearest levels first, and whether there are more of them."""
+        p, level, found = caller.partition, [run], list[Run]()
+        while level:
+            ids = list[str]()
+            for one in level:
+                left = TREE_MAX + 1 - len(found) - len(ids)
+                name = keys.children(p, one.account.name).encode()
+                children = await self._wires.of(p).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
+                if not isinstance(children, list):
+                    raise CountersUnavailable
+                ids += [cast("bytes", each).decode() for each in children][:left]
+            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, one)) for one in ids]
+            stored = await self._values(caller, names)
+            above = {one.id for one in level}
+            runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
+            level = [one for one in runs if one.parent_id in above]
+            found += level
+            if len(found) > TREE_MAX:
+                return found[:TREE_MAX], True
+        return found, False
+
+    async def _values(self, caller: Caller, names: Sequence[str]) -> list[bytes | None]:
+        if not names:
+            return []
+        wire = self._wires.of(caller.partition)
+        found = await wire.send(encode(b"MGET", *(one.encode() for one in names)))
+        if not isinstance(found, list):
             raise CountersUnavailable
-        now_ms = int(self._today() * 1000)
-        told = [
-            _told(one, live_windows(cast("bytes", raw)) if raw else {}, now_ms)
-            for one, raw in zip(chain, raws, strict=True)
-        ]
-        return msgspec.json.encode({**told[0], "parents": told[1:]})
+        return cast("list[bytes | None]", found)
+
+    async def restore(self, partitions: Collection[int]) -> None:
+        """Restore the runs that are remembered and that these partitions have lost, with the same windows.
+
+        So settlements that are sent again count in them. `CountersUnavailable` where one is not sure.
+        """
+        now_ms, lost = self._today() * 1000, list[Run]()
+        for run in self._known.values():
+            if keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
+                lost.append(run)
+        lost.sort(key=lambda one: len(one.parents))  # children come behind those they draw from
+        for start in range(0, len(lost), RESTORED_AT_ONCE):
+            asked = [(run, self._send_again(run)) for run in lost[start : start + RESTORED_AT_ONCE]]
+            for run, wait in asked:
+                packed = _answered(await in_task(wait))[1]
+                self._known[run.tenant_id, run.id] = stored_run(
+                    run.organization_id, run.tenant_id, packed, self._today_parents(run)
+                )
+
+    def _send_again(self, run: Run) -> Wait[Reply]:
+        caller = Caller(run.organization_id, run.tenant_id, 0, keys.partition_of(run.organization_id))
+        wire = self._wires.of(caller.partition)
+        return wire.send(
+            encode_script("run", *packing.run(
+                wire.run_id, packing.RUN_RESTORE, caller, run.id, parent_id=run.parent_id,
+                packed=packed_run(run), entry=told_again(run, ended=run.ended_ms > 0),
+            ))
+        )  # fmt: skip
+
+    def _today_parents(self, run: Run) -> tuple[Run, ...]:
+        """Those a run draws from, as they are remembered by now."""
+        return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
         """A run that is there; None where there is none."""
@@ -155,13 +230,9 @@ class Runs:
 
     async def _ask(self, verb: int, caller: Caller, id_: str, **more: object) -> tuple[int, bytes]:
         wire = self._wires.of(caller.partition)
-        answer = await wire.send(encode_script("run", *packing.run(wire.run_id, verb, caller, id_, **more)))  # type: ignore[arg-type]  # as it takes them
-        if not isinstance(answer, bytes):
-            raise CountersUnavailable
-        code = packing.code_of(answer)
-        if code == 0:
-            raise CountersUnavailable
-        return code, answer[packing.RAN.size :]
+        return _answered(
+            await wire.send(encode_script("run", *packing.run(wire.run_id, verb, caller, id_, **more)))  # type: ignore[arg-type]  # as it takes them
+        )
 
     def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...]) -> Run:
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
@@ -181,6 +252,21 @@ class Runs:
                 f"The run {run.id} was opened with another {wrong}, which never changes.", param=FIELD
             )
         return run
+
+
+def _check_level(parents: Sequence[Run]) -> None:
+    if len(parents) >= LEVELS_MAX:
+        raise InvalidRequest(f"{FIELD} has a parent at level {LEVELS_MAX}: there are no more.", param=FIELD)
+
+
+def _answered(answer: Reply) -> tuple[int, bytes]:
+    """The code of an answer of the script, and the run."""
+    if not isinstance(answer, bytes):
+        raise CountersUnavailable
+    code = packing.code_of(answer)
+    if code == 0:
+        raise CountersUnavailable
+    return code, answer[packing.RAN.size :]
 
 
 def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:

@@ -24,7 +24,7 @@ from gateway.core.accounts.definitions import (
     TenantAccount,
 )
 from gateway.core.accounts.plans import SINCE_MS, PlanTerms
-from gateway.core.accounts.runs import Run, packed_run
+from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
 from gateway.core.billing.money import are_money, folded, read_tiers, spend_micro
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.integrity.recovery import LedgerState
@@ -695,6 +695,11 @@ class BudgetAccounts(ControlClient):
             key, index = keys.run(partition, name).encode(), keys.runs(partition, run.tenant_id).encode()
             await self.ask(b"SET", key, packed_run(run), b"PXAT", until, *again)
             await self.ask(b"ZADD", index, until, name.partition(":")[2].encode())
+            if run.parent_id:
+                above = account_of(run.organization_id, run.tenant_id, run.parent_id)
+                children = keys.children(partition, above).encode()
+                await self.ask(b"ZADD", children, until, run.id.encode())
+                await self.ask(b"EXPIRE", children, b"%d" % (TTL_S_MAX + RUN_KEPT_MS // 1000))
 
     def _live(
         self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]

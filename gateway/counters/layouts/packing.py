@@ -117,7 +117,7 @@ DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap
 
 RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
 RAN = Layout("RAN", "f64 code now")
-RUN_LOOK, RUN_OPEN, RUN_END = 1, 2, 3
+RUN_LOOK, RUN_OPEN, RUN_END, RUN_RESTORE = 1, 2, 3, 4
 # Codes of `run`: there is none, or no new one can be opened, and why.
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY = -1, -2, -3
 # A run is remembered so long behind its end, and a tenant has so many at most.
@@ -448,7 +448,7 @@ def run(
 ) -> Call:  # fmt: skip
     """Keys and arguments of `run`, for a caller's run of this id.
 
-    `packed` is the run that is wanted, or the definition of its account where it ends.
+    `packed` is the run that is wanted or was stored, or the definition of its account where it ends.
     """
     p = caller.partition
     name = runs.account_of(caller.organization_id, caller.tenant_id, id_)
@@ -456,9 +456,10 @@ def run(
     return (
         keys.marker(p), keys.outbox(p), keys.run(p, name), keys.runs(p, caller.tenant_id),
         keys.budget_account(p, name), keys.each_accounts(p, name), keys.run(p, parent),
+        keys.children(p, parent),
     ), (
         RUN_CALL.pack(run_id, verb, caller.organization_id, caller.tenant_id, ttl_ms, budget_id),
-        packed, entry,
+        packed, entry, id_.encode(),
     )  # fmt: skip
 
 

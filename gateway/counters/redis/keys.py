@@ -129,6 +129,11 @@ def run(partition: int, name: str) -> str:
     return f"tk:{{p{partition:02d}}}:run:{name}"
 
 
+def children(partition: int, name: str) -> str:
+    """The runs that draw from a run, by the name of its account."""
+    return f"tk:{{p{partition:02d}}}:children:{name}"
+
+
 def user_state(partition: int, tenant_id: int, user: str) -> str:
     """State of a tenant's user; the caller's own id is hashed, since it is any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"

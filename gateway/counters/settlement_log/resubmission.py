@@ -11,7 +11,7 @@ nobody to such a partition before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, closing, suppress
 from typing import Final, cast
 
@@ -170,7 +170,8 @@ class Resubmitter:
 
     `report` takes, of each partition, the epoch that everything before was sent again for; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
-    `announce` is told of the wire whose data has not moved as far as adopted logs say.
+    `announce` is told of the wire whose data has not moved as far as adopted logs say. `restore` has again
+    in these partitions what only this worker remembers, before anything is sent that counts in it.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Resubmitter:
         report: Callable[[Sequence[int]], Awaitable[None]],
         in_flight: Callable[[float], bool] = lambda _: False,
         announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
+        restore: Callable[[Collection[int]], Awaitable[None]] | None = None,
         bounds: LogLimits = BOUNDS,
     ) -> None:
         self.resubmitted = 0
@@ -190,6 +192,7 @@ class Resubmitter:
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
+        self._restore = restore
         self._uncompared: list[LogSegment] = []
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
@@ -349,6 +352,10 @@ class Resubmitter:
 
         The newest first: that is what was forgotten, if anything was.
         """
+        if self._restore is not None:
+            known = self._epochs or [0] * PARTITIONS
+            others = [one for one in range(PARTITIONS) if epochs[one] and epochs[one] != known[one]]
+            await self._restore(others)
         await self._log.written()
         self._log.rotate()
         before, failed = self.recovered, set[int]()

@@ -13,7 +13,7 @@ from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
 from gateway.core.accounts.runs import Run, read_run
 from gateway.core.families.refusal import from_decision
-from gateway.core.model import Settlement, Verdict
+from gateway.core.model import PARTITIONS, Settlement, Verdict
 from gateway.counters.admission.runs import Runs
 from gateway.counters.late import windows
 from gateway.counters.redis import keys
@@ -87,6 +87,21 @@ async def test_an_emptied_redis_has_the_runs_that_are_stored_and_what_they_used(
     await kept.backend.flush()
     await kept.emptied()
     assert await kept.used("root") == {0: 3, 1: 1000}
+
+
+async def test_one_that_no_row_has_is_restored_with_its_windows(kept: RunWorld) -> None:
+    await kept.backend.flush()
+    worker = Runs(kept.backend.wire, time.monotonic, time.time, os.urandom)
+    run = await driven(worker.find(kept.world.caller, read_run("job; max=0.000001")))
+    await kept.emptied()  # before its entry was stored
+    await worker.restore(range(PARTITIONS))
+    assert await kept.run("job") == run
+    await kept.spent("job", 300)
+    await kept.backend.flush()
+    (stored,) = await BudgetUses(kept.backend.engine).runs([kept.world.caller.organization_id])
+    assert stored == run
+    await kept.emptied()
+    assert await kept.used("job") == {0: 1, 1: 300}
 
 
 async def test_one_that_was_ended_stays_so(kept: RunWorld) -> None:

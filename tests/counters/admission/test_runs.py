@@ -14,9 +14,9 @@ import pytest
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.accounts.runs import LEVELS_MAX, Run, read_run
+from gateway.core.accounts.runs import LEVELS_MAX, Run, news_of, read_news, read_run, wanted_run
 from gateway.core.families.refusal import from_decision
-from gateway.core.model import SettleResult, Verdict
+from gateway.core.model import PARTITIONS, SettleResult, Verdict
 from gateway.counters.admission import runs as admission
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -183,6 +183,107 @@ async def test_there_are_so_many_levels(worker: Worker) -> None:
 async def test_a_child_ends_no_later_than_its_parent(worker: Worker) -> None:
     parent = await worker.run("parent; ttl=60")
     assert (await worker.run("child; parent=parent; ttl=86400")).expires_ms == parent.expires_ms
+
+
+async def test_a_child_draws_from_a_parent_that_another_worker_opens_in_the_same_moment(
+    world: World, connect: Connect
+) -> None:
+    world.plan(None)
+    first, late = await another(world, connect), await another(world, connect)
+    wanted = read_run("root; max=1.00")
+
+    def opening(count: int) -> bytes:  # asked between the look for the parent and the child's opening
+        world.run(
+            "run", packing.run(world.run_id, packing.RUN_OPEN, world.caller, "root", ttl_ms=60_000,
+            budget_id=2**52, packed=wanted_run(wanted), entry=news_of(wanted)),
+        )  # fmt: skip
+        return os.urandom(count)
+
+    late.runs = admission.Runs(await connect(world.url), time.monotonic, time.time, opening)
+    child = await late.run("child; parent=root")
+    assert [one.id for one in child.parents] == ["root"]
+    (await late.call("child", money=900_000_000)).settle(money=900_000_000)
+    assert (await first.told("root"))["used"] == "0.9"
+
+
+async def test_the_tree_below_a_run_is_told(worker: Worker) -> None:
+    await worker.run("root; max=9.00")
+    for lead in range(3):
+        await worker.run(f"lead-{lead}; parent=root")
+        for agent in range(2):
+            (await worker.call(f"agent-{lead}-{agent}; parent=lead-{lead}", money=DOLLAR)).settle(
+                money=DOLLAR
+            )
+    told = await worker.told("root")
+    assert told["has_more"] is False
+    shown = {
+        (lead["id"], lead["used"], agent["id"], agent["used"], agent["parent_id"], len(agent["children"]))
+        for lead in told["children"]
+        for agent in lead["children"]
+    }
+    assert shown == {
+        (f"lead-{lead}", "2", f"agent-{lead}-{agent}", "1", f"lead-{lead}", 0)
+        for lead in range(3)
+        for agent in range(2)
+    }
+    assert (await worker.told("agent-0-0"))["children"] == []
+    for agent in range(admission.TREE_MAX - 9 + 1):
+        await worker.run(f"more-{agent}; parent=agent-0-0")
+    told = await worker.told("root")
+    below, level = 0, told["children"]
+    while level:
+        below += len(level)
+        level = [each for one in level for each in one["children"]]
+    assert (below, told["has_more"]) == (admission.TREE_MAX, True)
+
+
+# --- a Redis that has lost them --------------------------------------------------------------------
+
+
+async def lost(world: World) -> World:
+    """The same tenant on a Redis that is empty, and verified."""
+    world.client.flushall()
+    world.client.close()
+    caller = world.caller
+    found = World(
+        world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id, key_id=caller.key_id
+    )
+    found.plan(None)
+    return found
+
+
+async def test_runs_that_were_lost_are_restored_by_those_that_remember_them(
+    worker: Worker, world: World, connect: Connect
+) -> None:
+    await worker.run("root; max=1.00; max_calls=7")
+    child = await worker.run("child; parent=root")
+    await worker.end("child")
+    found = await lost(world)
+    await worker.runs.restore(range(PARTITIONS))
+    elsewhere = await another(found, connect)
+    root = await elsewhere.run("root")
+    assert root == child.parents[0]
+    with pytest.raises(RunEnded):
+        await elsewhere.run("child")
+    assert [one["id"] for one in (await elsewhere.told("root"))["children"]] == ["child"]
+    news = [read_news(event.metadata) for event in found.events() if event.kind == EventKind.RUN]
+    assert [(one.id, one.ended, one.created_ms) for one in news if one] == [
+        ("root", False, root.created_ms), ("child", True, child.created_ms),
+    ]  # fmt: skip
+    await worker.runs.restore(range(PARTITIONS))
+    assert len([event for event in found.events() if event.kind == EventKind.RUN]) == 2
+
+
+async def test_what_others_opened_again_meanwhile_counts_for_all(
+    worker: Worker, world: World, connect: Connect
+) -> None:
+    await worker.run("job; max=1.00")
+    found = await lost(world)
+    elsewhere = await another(found, connect)
+    again = await elsewhere.run("job; max=1.00")
+    await worker.runs.restore(range(PARTITIONS))
+    assert await worker.run("job") == again
+    await worker.runs.restore([one for one in range(PARTITIONS) if one != world.p])
 
 
 # --- its end -------------------------------------------------------------------------------------
