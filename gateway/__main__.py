@@ -7,19 +7,15 @@ as one JSON line on standard input, which stays open as long as the parent lives
 
 from __future__ import annotations
 
-import asyncio
-import faulthandler
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.errors import TollkeeperError
-from gateway.local import heartbeat
-from gateway.local.heartbeat import keep_beating
-from gateway.run.lifecycle import ParentPipe
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 # A gateway worker, a keeper, and that one's process for people.
 WORKERS = frozenset({"serve", "keeper", "admin"})
@@ -29,6 +25,11 @@ LIBRARY_MISSING = "cannot open shared object file"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status. A start that fails is one line on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        from importlib.metadata import version  # noqa: PLC0415  # loaded where it is needed
+
+        print(f"tollkeeper {version('tollkeeper')}")  # noqa: T201  # the answer
+        return 0
     try:
         if len(words) == 2 and words[1] == "--worker" and words[0] in WORKERS:
             return _worker(words[0])
@@ -60,8 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _worker(role: str) -> int:
     """One gateway worker, the keeper of a supervisor, or a keeper's process for people."""
+    import faulthandler  # noqa: PLC0415  # loaded where it is needed
+    import signal  # noqa: PLC0415  # loaded where it is needed
+
     import uvloop  # noqa: PLC0415  # loaded where it is needed
 
+    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 
@@ -87,6 +93,11 @@ def _worker(role: str) -> int:
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:
     """Run it, telling its supervisor that its loop turns; end the process at once if it fails."""
+    import asyncio  # noqa: PLC0415  # loaded where it is needed
+    import traceback  # noqa: PLC0415  # loaded where it is needed
+
+    from gateway.local.heartbeat import keep_beating  # noqa: PLC0415  # loaded where it is needed
+
     beating = asyncio.create_task(keep_beating())
     try:
         await work
@@ -100,7 +111,10 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
 
 
 def _demo_upstream(port: int) -> int:
+    import asyncio  # noqa: PLC0415  # loaded where it is needed
+
     from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     parent_pipe.first()
