@@ -51,7 +51,7 @@ SCHEMES = {
     "database_read_url": _OF_POSTGRES,
     "smtp_url": ("smtp", "smtps"),
     "stripe_api_url": ("https", "http"),
-    "usage_feed_url": ("https", "http"),
+    "usage_feed_url": ("https", "http", "file"),
     "console_url": ("https", "http"),
 }
 _SHAPES = {
@@ -283,7 +283,12 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
         raise SettingError(f"{prefix}SMTP_FROM is not set: expected name@example.com, whom mails are from")
     feed = values.get("usage_feed", "off")
     if feed != "off" and not values.get("usage_feed_url"):
-        raise SettingError(f"{prefix}USAGE_FEED_URL is not set: expected https://host:port, where {feed} is")
+        right = "file:///path" if feed == "file" else "https://host:port"
+        raise SettingError(f"{prefix}USAGE_FEED_URL is not set: expected {right}, where {feed} is")
+    if feed != "off" and (feed == "file") != values["usage_feed_url"].startswith("file:"):
+        right = "file:///path for file, and https://host:port for every other feed"
+        said = f"{prefix}USAGE_FEED_URL is not valid for {prefix}USAGE_FEED={feed}"
+        raise SettingError(f"{said}: expected {right}")
     code = values.get("usage_feed_code", USAGE_FEED_CODE)
     if not (code.isprintable() and 1 <= len(code) <= USAGE_FEED_CODE_CHARS_MAX and code == code.strip()):
         said = f"{prefix}USAGE_FEED_CODE={shown('', code)} is not valid"

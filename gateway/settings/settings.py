@@ -261,7 +261,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_api_url: str = ""
     # Stripe may tell a message again for thirty days, and the table lets go of none before 35.
     stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
-    usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter)$")] = "off"
+    usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter|webhook|file)$")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""
     usage_feed_code: str = USAGE_FEED_CODE

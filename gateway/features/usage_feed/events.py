@@ -13,10 +13,10 @@ from typing import Final, Literal
 
 from gateway.core.billing.price_book import NANO_DIGITS
 
-Service = Literal["lago", "openmeter"]
+Service = Literal["lago", "openmeter", "webhook", "file"]
 Kind = Literal["use", "late", "amended", "refunded", "rerated", "folded"]
 State = Literal["waiting", "failed", "canceled"]
-SERVICES: Final[tuple[Service, ...]] = ("lago", "openmeter")
+SERVICES: Final[tuple[Service, ...]] = ("lago", "openmeter", "webhook", "file")
 # A call's own event; what was learned of it late; what a person, a late settlement and a price moved; and
 # many uses of an hour in one.
 KINDS: Final[tuple[Kind, ...]] = ("use", "late", "amended", "refunded", "rerated", "folded")

@@ -1,4 +1,4 @@
-"""Usage feed: Lago or OpenMeter is told what is used, as events."""
+"""Usage feed: Lago, OpenMeter, a webhook or a file is told what is used, as events."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from gateway.errors import StartError
 from gateway.feature import Feature
@@ -53,7 +54,7 @@ def _screens() -> Sequence[Screen]:
                 "paused_until",
                 "error",
             ),
-            empty="No usage feed. TOLLKEEPER_USAGE_FEED names a billing service.",
+            empty="No usage feed. TOLLKEEPER_USAGE_FEED names who is told.",
         ),
         Screen(
             "Billing",
@@ -75,8 +76,15 @@ def _listeners() -> Sequence[LedgerListener]:
 
 def _work(parts: KeeperParts) -> Work:
     from gateway.features.usage_feed.events import Terms  # noqa: PLC0415  # of keepers alone
+    from gateway.features.usage_feed.file import WRITTEN_AT_ONCE, EventFile  # noqa: PLC0415  # as above
     from gateway.features.usage_feed.sender import UsageFeedSender  # noqa: PLC0415  # as above
-    from gateway.features.usage_feed.services import Lago, OpenMeter, UsageEvents  # noqa: PLC0415  # as above
+    from gateway.features.usage_feed.services import (  # noqa: PLC0415  # as above
+        CloudEventsWebhook,
+        FeedApi,
+        Lago,
+        OpenMeter,
+        UsageEvents,
+    )
     from gateway.outbound.client import Outgoing  # noqa: PLC0415  # as above
     from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds  # noqa: PLC0415  # as above
@@ -87,14 +95,20 @@ def _work(parts: KeeperParts) -> Work:
         return work
     if settings.usage_feed == "lago" and not settings.usage_feed_token:
         raise StartError("TOLLKEEPER_USAGE_FEED_TOKEN is not set: Lago wants an API key")
-    queue, lago, code = FeedQueue(engine), settings.usage_feed == "lago", settings.usage_feed_code
+    queue, code, url = FeedQueue(engine), settings.usage_feed_code, settings.usage_feed_url
+    terms = Terms(settings.usage_feed, settings.usage_feed_waiting_max)  # type: ignore[arg-type]  # one of them
+    if settings.usage_feed == "file":
+        file = EventFile(unquote(urlsplit(url).path), code)
+        sender = UsageFeedSender(
+            queue, file, terms, parts.log, batch=WRITTEN_AT_ONCE, at_once=1, isolation=parts.isolation
+        )
+        return replace(work, tasks={"usage feed": sender.run}, aclose=queue.release)
     # An operator names the address: it may be one of the operator's own network.
     outgoing = Outgoing(private=True, proxies=parts.later.proxies)
     token = parts.later.saying("usage_feed_token")
-    events = UsageEvents(
-        outgoing.ask, Lago(code) if lago else OpenMeter(code), settings.usage_feed_url, token
-    )
-    terms = Terms("lago" if lago else "openmeter", settings.usage_feed_waiting_max)
+    shapes: dict[str, type[FeedApi]]
+    shapes = {"lago": Lago, "openmeter": OpenMeter, "webhook": CloudEventsWebhook}
+    events = UsageEvents(outgoing.ask, shapes[settings.usage_feed](code), url, token)
     sender = UsageFeedSender(queue, events, terms, parts.log, isolation=parts.isolation)
 
     async def aclose() -> None:
@@ -108,7 +122,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     from gateway.core.calls.routes import UpstreamTarget  # noqa: PLC0415  # of the doctor alone
     from gateway.ops.doctor import upstream_finding  # noqa: PLC0415  # as above
 
-    if settings.usage_feed != "off":
+    if settings.usage_feed not in {"off", "file"}:
         url = settings.usage_feed_url
         target = UpstreamTarget("", url, via=settings.proxies.to(url))
         yield await upstream_finding(target, f"usage feed {settings.usage_feed}")
@@ -121,9 +135,9 @@ FEATURE = Feature(
         "usage_feed", "usage_feed_url", "usage_feed_token", "usage_feed_code", "usage_feed_waiting_max",
     ),
     metrics=(
-        ("usage_feed_events", "gauge", "Usage events that a billing service has not.", ("state",)),
+        ("usage_feed_events", "gauge", "Usage events that the usage feed has not delivered.", ("state",)),
         ("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits.", ()),
-        ("usage_feed_sent", "counter", "Usage events that a billing service took.", ()),
+        ("usage_feed_sent", "counter", "Usage events that the usage feed delivered.", ()),
     ),
     resources=_resources,
     subjects=_subjects,

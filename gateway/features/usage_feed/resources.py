@@ -16,7 +16,7 @@ class UsageFeed(Out):
     """A span of time whose use is told to a billing service."""
 
     id: Id
-    service: str = Field(description="lago or openmeter.")
+    service: str = Field(description="lago, openmeter, webhook or file.")
     begun_at: Instant = Field(description="Earlier use is not reported.")
     ended_at: Instant | None = Field(
         description="Use since is not reported. what was used before is, also what becomes known later."
@@ -71,7 +71,7 @@ RESOURCES = (
     Resource(
         name="usage-feeds",
         access=access(BILLING, reach=RowScope.WHOLE),
-        description="Spans of time whose use Lago or OpenMeter is told as events: how that goes.",
+        description="Spans of time whose use is told to Lago, OpenMeter, a webhook or a file.",
         out=UsageFeed,
         named_by="id",
         actions=(
@@ -102,7 +102,7 @@ RESOURCES = (
     Resource(
         name="usage-events",
         access=access(BILLING, ours=("retry", "cancel")),
-        description="Usage events that wait for Lago or OpenMeter, or were refused by it.",
+        description="Usage events that wait for the usage feed, or were refused there.",
         out=UsageEvent,
         named_by="id",
         filters={

@@ -43,6 +43,9 @@ class FeedApi(Protocol):
     path: str
     content_type: str
 
+    def __init__(self, code: str) -> None:
+        """`code` says what the events are."""
+
     def body(self, events: Sequence[FeedEvent]) -> bytes:
         """A batch as it is sent."""
 
@@ -204,8 +207,23 @@ class OpenMeter:
         return None
 
     def _event(self, event: FeedEvent) -> dict[str, object]:
-        return {
-            "specversion": "1.0", "id": event.name, "source": SOURCE, "type": self._type,
-            "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",
-            "data": event.properties,
-        }  # fmt: skip
+        return cloud_event(event, self._type)
+
+
+class CloudEventsWebhook(OpenMeter):
+    """Anybody who takes a batch of CloudEvents, at the whole URL that is named.
+
+    The content mode is that of https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-protocol-binding.md
+    (3.3, batched).
+    """
+
+    path = ""
+
+
+def cloud_event(event: FeedEvent, type_: str) -> dict[str, object]:
+    """An event as CloudEvents 1.0 has it; it counts once by `id` and `source`."""
+    return {
+        "specversion": "1.0", "id": event.name, "source": SOURCE, "type": type_,
+        "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",
+        "data": event.properties,
+    }  # fmt: skip

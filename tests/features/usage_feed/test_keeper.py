@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,29 @@ async def test_what_is_used_while_a_keeper_runs_is_told(migrated: str) -> None:
     await pool.dispose()
 
 
+async def test_what_is_used_is_a_line_of_a_file(migrated: str, tmp_path: Path) -> None:
+    pool, writer = engine.create(migrated), LedgerWriter(migrated)
+    [account] = settle_in(migrated, 1000)
+    account.reset()
+    path = tmp_path / "use of all.ndjson"
+    feed = of(pool, **{"": "file", "_URL": path.as_uri()})
+    [run] = feed.tasks.values()
+    running = asyncio.ensure_future(run())
+    await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE service = 'file'"))
+    account.at_ms = int(time.time() * 1000) + 1000
+    account.consume(10)
+    await writer.write(batch_of(account))
+    await eventually(lambda: rows_of(migrated, "SELECT id FROM usage_feed WHERE sent = 1"))
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await feed.aclose()
+    [line] = path.read_text().splitlines()
+    assert json.loads(line)["data"]["tokens"] == "10"
+    writer.close()
+    await pool.dispose()
+
+
 def test_without_a_service_nothing_runs() -> None:
     assert of().tasks == {}
 
@@ -78,8 +103,11 @@ def test_lago_wants_a_key() -> None:
     ("said", "wrong"),
     [
         ({"": "lago"}, "TOLLKEEPER_USAGE_FEED_URL is not set: expected https://host:port, where lago is"),
-        ({"": "stripe"}, "expected one of off, lago, openmeter"),
-        ({"_URL": "ftp://x"}, "a URL beginning with https:// or http://"),
+        ({"": "stripe"}, "expected one of off, lago, openmeter, webhook, file"),
+        ({"": "file"}, "TOLLKEEPER_USAGE_FEED_URL is not set: expected file:///path, where file is"),
+        ({"": "file", "_URL": "https://x"}, "expected file:///path for file"),
+        ({"": "webhook", "_URL": "file:///x"}, "https://host:port for every other feed"),
+        ({"_URL": "ftp://x"}, "a URL beginning with https:// or http:// or file://"),
         ({"_CODE": ""}, "expected 1 to 128 characters"),
         ({"_CODE": "a\nb"}, "expected 1 to 128 characters"),
         ({"_CODE": "x" * 129}, "expected 1 to 128 characters"),

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 
 from gateway.features.usage_feed.events import FeedEvent
-from gateway.features.usage_feed.services import FeedApi, Lago, OpenMeter, UsageEvents
+from gateway.features.usage_feed.services import CloudEventsWebhook, FeedApi, Lago, OpenMeter, UsageEvents
 from gateway.outbound.client import Outgoing
 from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
@@ -50,6 +50,15 @@ async def test_a_batch_is_taken_whole_and_says_who_used_what_and_when(way: Way) 
     assert way.billing.total("tokens") == 5050
     assert set(way.billing.subjects.values()) == {"7"}
     assert set(way.billing.times.values()) == {AT.timestamp()}
+
+
+async def test_a_webhook_is_posted_a_batch_at_its_own_address() -> None:
+    async with billing_server(lago=False) as billing:
+        outgoing = Outgoing(private=True)
+        events_ = UsageEvents(outgoing.ask, CloudEventsWebhook(CODE), billing.url + "/hook", lambda: TOKEN)
+        sent = await events_.send(events(7))
+        await outgoing.aclose()
+    assert (sent.taken, billing.total("tokens"), billing.sizes) == (set(range(1, 8)), 28, [7])
 
 
 async def test_what_is_sent_again_counts_once_and_is_taken(way: Way) -> None:

@@ -63,7 +63,7 @@ class Billing:
             return web.json_response({"status": 401, "error": "Unauthorized"}, status=401)
         wanted = "application/json" if self.lago else "application/cloudevents-batch+json"
         assert request.headers["Content-Type"] == wanted
-        assert request.path == ("/api/v1/events/batch" if self.lago else "/api/v1/events")
+        assert request.path in {"/api/v1/events/batch" if self.lago else "/api/v1/events", "/hook"}
         sent = json.loads(await request.read())
         batch = sent["events"] if self.lago else sent
         self.sizes.append(len(batch))

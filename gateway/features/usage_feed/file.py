@@ -1,0 +1,96 @@
+"""Appends usage events to a file of this machine: a CloudEvent a line (NDJSON), in order, each once.
+
+A keeper that dies may leave half a line, or lines that nobody noted. The next one cuts half a line off, and
+takes events of the last lines as written. A file that was moved away, as by logrotate, is made new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from gateway.features.usage_feed.events import (
+    BATCH_EVENTS_MAX,
+    BATCHES_AT_ONCE,
+    ERROR_CHARS_MAX,
+    FeedEvent,
+    FeedResult,
+    Pause,
+)
+from gateway.features.usage_feed.services import cloud_event
+from gateway.files import require_regular
+
+# Events of one write; and those that are looked for among the last lines before the first write.
+WRITTEN_AT_ONCE: Final = BATCH_EVENTS_MAX * BATCHES_AT_ONCE
+RECENT_MAX: Final = 5 * WRITTEN_AT_ONCE
+# Of the end of the file, for so many lines.
+TAIL_BYTES_MAX: Final = 8 * 1024 * 1024
+
+
+class _Line(msgspec.Struct):
+    id: str
+
+
+class EventFile:
+    """The file at `path`; `type_` is what the events are called."""
+
+    def __init__(self, path: str, type_: str) -> None:
+        self._path, self._type = path, type_
+        self._recent: deque[str] = deque(maxlen=RECENT_MAX)
+        # Which file the recent lines are of, and how long it was behind them.
+        self._known: tuple[int, int, int] | None = None
+
+    async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
+        """Have a batch on the disk; a file that cannot be written is a pause."""
+        try:
+            await asyncio.to_thread(self._append, events)
+        except OSError as error:
+            return FeedResult(pause=Pause(f"{self._path}: {error.strerror or error}"[:ERROR_CHARS_MAX]))
+        return FeedResult(taken={event.id for event in events})
+
+    def _append(self, events: Sequence[FeedEvent]) -> None:
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            require_regular(self._path)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two keepers of one machine
+            found = os.fstat(file)
+            if self._known != (found.st_dev, found.st_ino, found.st_size):
+                self._read_end(file, found.st_size)
+            written = set(self._recent)
+            new = [one for one in events if one.name not in written]
+            lines = b"".join(msgspec.json.encode(cloud_event(one, self._type)) + b"\n" for one in new)
+            self._known = None  # until all of it is there
+            at = os.lseek(file, 0, os.SEEK_END)
+            while lines:
+                lines = lines[os.write(file, lines) :]
+            os.fsync(file)
+            self._recent.extend(one.name for one in new)
+            self._known = found.st_dev, found.st_ino, os.lseek(file, 0, os.SEEK_CUR) if new else at
+        finally:
+            os.close(file)
+
+    def _read_end(self, file: int, size: int) -> None:
+        """Know the last lines, and cut off what a keeper that died left of one."""
+        begins = max(0, size - TAIL_BYTES_MAX)
+        tail = os.pread(file, size - begins, begins)
+        whole = tail.rfind(b"\n") + 1
+        if whole < len(tail):
+            os.ftruncate(file, begins + whole)
+        self._recent.clear()
+        for line in tail[:whole].split(b"\n")[1 if begins else 0 :]:
+            if line:
+                self._recent.append(_id_in(line))
+
+
+def _id_in(line: bytes) -> str:
+    """The id of an event; empty where somebody else wrote the line."""
+    try:
+        return msgspec.json.decode(line, type=_Line).id
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
