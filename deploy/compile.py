@@ -27,7 +27,7 @@ MODULES = {
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book",),
-    "gateway/core/calls": ("call", "claims", "estimate", "tariff"),
+    "gateway/core/calls": ("call", "claims", "estimate", "models", "tariff"),
     "gateway/core/families": ("controlled", "family", "objects"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
@@ -42,7 +42,7 @@ MODULES = {
         "admission", "charge", "fair_share", "forward", "ports", "proxy", "relay", "reply", "tally",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("head", "routes"),
+    "gateway/http/routing": ("head", "openings", "routes"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip

@@ -283,6 +283,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
     plane = plane_of(
         ports, settings.routes, settings.upstreams, limits_here(settings), pepper, settings.services,
         bounds=bounds, origins=origins_of(settings.cors_origins), workloads=settings.workloads,
+        models=settings.models,
     )  # fmt: skip
     return plane, exporter
 

@@ -19,7 +19,7 @@ from gateway.files import UrlFile, https_with, is_same_place, read_regular, requ
 from gateway.http.upstream.pool import place_of
 from gateway.issuers import fetching
 from gateway.settings.config_file import read_config
-from gateway.settings.settings import read_secret
+from gateway.settings.secret_files import read_secret
 from gateway.tls import certificates
 
 PIPE_S_MAX = 20.0

@@ -105,6 +105,8 @@ class HttpLimits:
     # Of an answer whose client hung up.
     drain_tokens_max: int = _setting(200_000, Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)])
     drain_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
+    # Not a bound: whether an answer names its upstream.
+    show_upstream: bool = _setting(default=False, valid=bool)
 
     def within(self, files: int, upstreams: int) -> HttpLimits:
         """The same for a worker that may have so many open files, with so many upstreams.

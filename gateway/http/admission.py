@@ -12,8 +12,11 @@ from typing import Final
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.runs import Run
+from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.price_book import token_price
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
+from gateway.core.calls.models import fitting, is_repeatable, named_by
 from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, vectors_of
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
@@ -193,6 +196,8 @@ def _priced(
         raise ModelNotAllowed(
             "This API key may use some models alone, and this route does not read which one."
         )
+    if call.model and worker.models.rules:
+        aim(exchange, caller, call)
     service, budgets = NO_SERVICE, None
     if routed.metered:
         found = ports.directory.resolve(caller, routed.service_key)
@@ -209,6 +214,24 @@ def _priced(
     return service, prices, budgets
 
 
+def aim(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+    """Note which upstreams may answer a call, where its model is configured.
+
+    `ModelNotAllowed` where it is for others alone, `InvalidRequest` where no target speaks the call's API.
+    """
+    worker = exchange.worker
+    rule = worker.models.find(call.model, caller.organization_id)
+    if rule is None:
+        return
+    there = {name: upstream.target for name, upstream in worker.upstreams.items()}
+    call.targets = fitting(rule, call.model, call.family, there)
+    call.fallback, call.repeats = rule.fallback, is_repeatable(call)
+    if call.named:  # the objects are kept by one upstream
+        call.targets = call.targets[:1]
+    first = call.targets[0]
+    exchange.upstream_name, exchange.model_sent = first.upstream, first.model
+
+
 def _prices(
     ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
 ) -> CallPrices:
@@ -222,13 +245,20 @@ def _prices(
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.seconds(), own)
     if call.model:
-        models = dict.fromkeys((call.model, *call.models_beside))
-        prices.named = tuple(
+        models = [*dict.fromkeys((call.model, *call.models_beside))]
+        if call.targets:
+            theirs = [one.model for one in call.targets]
+            prices.named = tuple([_target_price(directory, caller, call, one, own) for one in theirs])
+            models = [one for one in models[1:] if one not in theirs]
+        prices.named += tuple(
             [_book(directory.price, directory.price_as, caller, model, own) for model in models]
         )
     if by_cost or pricing.per_million is not None or pricing.tiers:
         book = {one.model: one.vector for one in prices.named}
-        prices.vectors = vectors_of(service, (call.model, *call.models_beside), book.get)
+        asked = [one.model for one in prices.named] if call.targets else [call.model, *call.models_beside]
+        if call.targets and pricing.per_million is not None:
+            asked = [_name_priced(pricing, call, one) for one in asked]
+        prices.vectors = vectors_of(service, asked, book.get)
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
@@ -267,6 +297,24 @@ def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: 
     return PriceMatch(model, found, found is not None)
 
 
+def _target_price(
+    directory: DirectoryPort, caller: Caller, call: CallRequest, model: str, own: bool
+) -> PriceMatch:
+    """The price of the upstream's own name of a model; where nobody says one, that of the name asked for."""
+    for stands_in in (False, True):
+        look_up: PriceOf = directory.price_as if stands_in else directory.price
+        for name in dict.fromkeys((model, call.model)):
+            found = look_up(caller, name, 0.0, own)
+            if found is not None:
+                return PriceMatch(model, found, stands_in)
+    return PriceMatch(model, None)
+
+
+def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
+    """By which of its two names a price by the token has a model."""
+    return model if token_price(pricing, model) is not None else call.model
+
+
 def _check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
@@ -288,18 +336,37 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
     own, patterns = caller.models, Patterns(caller.models or ())
+    configured = exchange.worker.models
 
     def shows(name: str) -> bool:
         if own is not None and name not in own and not patterns.hold(name):
             return False
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
+    ours = _configured(exchange, caller, listing) if configured.rules else []
     if model:
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
+        if model in ours:
+            call.listing = listing.one(model)
+    elif ours:
+        call.listing = listing.written([one for one in ours if shows(one)])
     elif own is not None or services is not None:
         call.narrow = lambda document: narrowed(document, listing, shows)
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
+
+
+def _configured(exchange: Exchange, caller: Caller, listing: Listing) -> list[str]:
+    """The names that are configured for a caller's organization and answer in the API of this list."""
+    worker, family = exchange.worker, exchange.routed.family
+    models, found = worker.models, list[str]()
+    for name in models.names(caller.organization_id):
+        rule = models.find(name, caller.organization_id)
+        targets = () if rule is None else rule.targets
+        there = [worker.upstreams[one.upstream].target for one in targets if one.upstream in worker.upstreams]
+        if any(not one.family or one.family == family for one in there):
+            found.append(name)
+    return found
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
@@ -326,13 +393,20 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
     ports, said = exchange.worker.ports, exchange.head.attribution
     call = CallRequest("none", exchange.routed.family, b"", model=model)
     try:
+        if exchange.worker.models.rules:
+            _aim_listed(exchange, caller, call)
         budgets = None
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, said, call, False)
         _prices(ports, caller, service, call, budgets)
-    except (ModelNotPriced, TooManyBudgets):
+    except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
         return False
     return True
+
+
+def _aim_listed(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+    rule = exchange.worker.models.find(call.model, caller.organization_id)
+    call.targets = () if rule is None else named_by(rule, call.model)
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:

@@ -171,10 +171,28 @@ class AdmittedCall:
         if budgets is not None:
             self._accounts = request.names
         if decision.bounded or claim.dearest is not None or budgets is not None:
-            upstream = worker.upstreams.get(routed.upstream)
-            allowed = _NO_FIELDS if upstream is None else upstream.target.fields
+            allowed = self._fields_allowed()
             enforced = _NO_UNITS if budgets is None else budgets.enforced
             bind_output(call, claim, vectors, decision, enforced, allowed)
+
+    def _fields_allowed(self) -> frozenset[str]:
+        """Numbers in its body that every upstream that may answer it knows."""
+        there = self._worker.upstreams
+        names = [one.upstream for one in self.call.targets] or [self._exchange.upstream_name]
+        found = [there[name].target.fields for name in names if name in there]
+        return found[0].intersection(*found[1:]) if found else _NO_FIELDS
+
+    def answered_by(self, number: int) -> None:
+        """The target of this number answers: its price alone is what the call costs."""
+        prices, targets = self.prices, len(self.call.targets)
+        if targets < 2:
+            return
+        named, vectors = prices.named, prices.vectors
+        if len(named) >= targets:
+            named = (named[number], *named[targets:])
+        if len(vectors) >= targets:
+            vectors = (vectors[number], *vectors[targets:])
+        self.prices = CallPrices(vectors, named, prices.at_s, prices.own)
 
     @property
     def charges(self) -> bool:
@@ -338,7 +356,7 @@ class AdmittedCall:
             route=exchange.routed.label,
             session=attribution.session,
             upstream_request_id=self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
-            metadata=msgspec.Raw(attribution.metadata) if attribution.metadata else NONE,
+            metadata=_metadata_of(exchange),
             unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
             reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
             unpriced=""
@@ -400,6 +418,17 @@ class AdmittedCall:
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
         return max(0.0, paid / (asked * usage.input))
+
+
+def _metadata_of(exchange: Exchange) -> msgspec.Raw:
+    """What its caller says of a call, and which upstreams failed it before the one that answered."""
+    said = exchange.head.attribution.metadata
+    if not exchange.passed_over:
+        return msgspec.Raw(said) if said else NONE
+    attempts = [{"upstream": name, "cause": cause} for name, cause in exchange.passed_over]
+    document: dict[str, object] = msgspec.json.decode(said) if said else {}
+    document["attempts"] = [*attempts, {"upstream": exchange.upstream_name}]
+    return msgspec.Raw(msgspec.json.encode(document))
 
 
 # What a call costs, now that it is known what answered and how much was used.

@@ -8,31 +8,54 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.routes import FAILED, UNREACHABLE
+from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, wait_hint
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
-from gateway.errors import UpstreamLimited, UpstreamUnreachable
+from gateway.errors import (
+    Overloaded,
+    Refusal,
+    UnknownRoute,
+    UpstreamFailure,
+    UpstreamLimited,
+    UpstreamUnreachable,
+)
 from gateway.http.charge import AdmittedCall
 from gateway.http.protocol.answer import LIMITED, AnswerHead
+from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.upstream.pool import Upstream
+from gateway.http.upstream.pool import Link, Upstream
 
 # A longer body is not copied after its head: that takes a millisecond a MiB.
 JOINED_BYTES_MAX: Final = 64 * 1024
 # A query may ask for another form of an answer than JSON by this.
 _FORM: Final = b"alt"
+# For so long a key is left alone that is refused without a word of how long, where there are others.
+KEY_LEFT_ALONE_S: Final = 5.0
 _ACCEPT: Final = b"accept:"
 
 
-async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
+def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
     """Ask the upstream, until the head of its answer is here; where that fails the hold is still due."""
+    return _ask_in_order(exchange, admitted) if admitted.call.targets else _ask(exchange, admitted)
+
+
+async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
+    """Ask one upstream. Where it is not the `last` one, the body is kept for the next."""
     worker, routed, connection, call = exchange.worker, exchange.routed, exchange.connection, admitted.call
+    upstream = worker.upstreams.get(exchange.upstream_name)
+    if upstream is None:
+        raise UpstreamUnreachable(f"No upstream {exchange.upstream_name} is configured.")
+    if call.targets or routed.varies:
+        _begin(exchange, admitted, upstream)
     opening = _opening(exchange, call)
     if not routed.buffered:
         await exchange.small_body(worker.limits.collected_bytes_max)
@@ -40,24 +63,39 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
         raise ClientGone
     if exchange.body_failure is not None:
         raise exchange.body_failure
-    upstream = worker.upstreams.get(routed.upstream)
-    if upstream is None:
-        raise UpstreamUnreachable(f"No upstream {routed.upstream} is configured.")
     upstream.admit(admitted.caller.organization_id)
     exchange.upstream = upstream
-    exchange.began_upstream = worker.ports.seconds()
+    if not exchange.began_upstream:
+        exchange.began_upstream = worker.ports.seconds()
     link = exchange.link = upstream.idle() or await upstream.connect()
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
-    side = link.side
+    _send(exchange, call, link, opening, last)
+    exchange.forwarded = link.failure is None
+    while link.answer is None and link.failure is None:
+        await link.arrival()
+    answer = link.answer
+    if answer is None:
+        raise link.failure or UpstreamUnreachable()
+    if last:
+        connection.body.let_go()  # the answer shows that the request was read
+    _take_head(exchange, admitted, upstream, answer)
+    return answer
+
+
+def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
+    """Send what of a request is here; what is still arriving follows by itself."""
+    routed, connection, side = exchange.routed, exchange.connection, link.side
     if routed.buffered:
-        body = call.take_body()
+        body = call.write_for(exchange.model_sent) if call.targets else call.take_body()
         if len(body) <= JOINED_BYTES_MAX:
             link.begin_request(side.ask(opening, body, False))
         else:
             link.begin_request(side.ask_in_parts(opening, len(body), b"", False))
             link.send_part(body)
             link.end_request()
+        if last and call.targets:
+            call.let_go(body)
     elif connection.body_complete:
         body = connection.body.take_parts()
         framed = body or exchange.body_length is not None or routed.chunked
@@ -68,17 +106,17 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
         link.begin_request(side.ask_in_parts(opening, length, parts, routed.method == b"HEAD"))
         exchange.invite_body()
         connection.stream_body(link)
-    exchange.forwarded = link.failure is None
-    while link.answer is None and link.failure is None:
-        await link.arrival()
-    answer = link.answer
-    if answer is None:
-        raise link.failure or UpstreamUnreachable()
-    connection.body.let_go()  # the answer shows that the request was read
+
+
+def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -> None:
+    """Note what the head of an answer says of its upstream's limits, and how the answer is metered."""
+    worker, call = exchange.worker, admitted.call
     exchange.status = answer.status
     if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
+        if not wait_s and len(upstream.accounts) > 1:
+            wait_s = KEY_LEFT_ALONE_S
         leave_alone(exchange, call, answer, wait_s, spent)
     admitted.upstream_id = answer.request_id or answer.plain_request_id
     admitted.meter = make_meter(
@@ -89,16 +127,110 @@ async def forward(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
         worker.bounds,
         usage_amount=answer.usage_amount,
     )
-    return answer
+
+
+# A call whose model has several targets: the next one is asked where one fails before its answer begins.
+#
+# Each is asked once. Once the head of an answer was taken no other one is, and one that may have worked on a
+# request is the last one where the request must not be sent twice.
+
+
+async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
+    """Ask the targets of a call's model in their order, until one answers."""
+    worker, call, targets = exchange.worker, admitted.call, admitted.call.targets
+    for number, target in enumerate(targets):
+        last = number + 1 == len(targets)
+        answer: AnswerHead | None = None
+        failure: Refusal | None = None
+        exchange.upstream_name, exchange.model_sent, exchange.key = target.upstream, target.model, 0
+        cooling = _cooling(exchange, admitted.caller, call) if worker.ports.cooling.entries else None
+        if cooling is not None:
+            failure, cause = cooling, FALLBACK_LIMITED
+        else:
+            try:
+                answer = await _ask(exchange, admitted, last)
+            except UpstreamFailure as error:
+                failure = bare(error)
+            except Overloaded as error:  # it has no connection to spare; any other one is of this gateway
+                if exchange.upstream is not None:
+                    raise
+                failure = bare(error)
+            cause = _cause_of(answer)
+        passes = not last and not exchange.gone and cause in call.fallback
+        passes = passes and _may_ask_again(exchange, call, cause)
+        if answer is not None and not passes:
+            if not last:
+                call.let_go(call.body)
+                exchange.connection.body.let_go()
+            admitted.answered_by(number)
+            return answer
+        if not passes:
+            raise failure or UpstreamUnreachable()
+        _pass_over(exchange, admitted, cause, failure)
+    raise UpstreamUnreachable
+
+
+def _cause_of(answer: AnswerHead | None) -> str:
+    """By which cause another target is asked; empty where this answer is one."""
+    if answer is None:
+        return UNREACHABLE
+    if answer.status == 429:
+        return FALLBACK_LIMITED
+    return FAILED if 500 <= answer.status <= 599 else ""
+
+
+def _may_ask_again(exchange: Exchange, call: CallRequest, cause: str) -> bool:
+    """Whether another upstream may have a request that was sent: one that was refused, or that repeats."""
+    return call.repeats or cause == FALLBACK_LIMITED or not exchange.forwarded
+
+
+def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
+    """Leave an upstream that failed, as if it had not been asked, and note that."""
+    ports, name, link = exchange.worker.ports, exchange.upstream_name, exchange.link
+    ports.tally.passed_over(name, cause)
+    exchange.passed_over += ((name, cause),)
+    why = failure.cause if isinstance(failure, UpstreamFailure) else cause
+    if isinstance(failure, UpstreamFailure):
+        ports.tally.upstream_failed(name, why)
+    count = ports.failing.note(name, why, ports.seconds())
+    if count:
+        ports.log(
+            "upstream_passed_over", request_id=exchange.request_id, upstream=name, cause=why, failures=count,
+            level="warning",
+        )  # fmt: skip
+    if link is not None and link.complete:
+        link.take_payload()
+    exchange.leave_upstream()
+    exchange.forwarded, exchange.status = False, 0
+    admitted.meter, admitted.upstream_id = None, b""
+
+
+def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> None:
+    """Choose the key of a call, and how its request begins where its upstream depends on its model."""
+    call, worker = admitted.call, exchange.worker
+    if len(upstream.accounts) > 1:
+        _cooling(exchange, admitted.caller, call)
+    model = exchange.model_sent or call.model
+    if upstream.target.by_model and not model:
+        raise UnknownRoute(
+            f"The upstream {upstream.name} has paths by model alone, and this call names none."
+        )
+    exchange.begins = worker.heads.router.opening(exchange.routed, upstream.target, model)
 
 
 def _opening(exchange: Exchange, call: CallRequest) -> bytes:
     """The head of the upstream's request, but for its framing."""
-    routed = exchange.routed
-    closing = routed.closing_plain if call.strip_usage else routed.closing
+    routed, begins, passed = exchange.routed, exchange.begins, exchange.head.passed
+    if begins is None:
+        beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
+    else:
+        beginning = begins.opening
+        closing = (begins.plain if call.strip_usage else begins.closings)[exchange.key]
+        if begins.dropped:
+            lines = passed.splitlines(keepends=True)
+            passed = b"".join([one for one in lines if one.partition(b":")[0].lower() not in begins.dropped])
     if exchange.trace is not None:
         closing += exchange.trace.line
-    beginning, passed = routed.opening, exchange.head.passed
     if call.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", exchange.request_id.encode(), b"\r\n"))
@@ -122,27 +254,45 @@ def _is_form(pair: bytes) -> bool:
 
 # An upstream's own limits: which calls are refused for what it said of them.
 def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """`UpstreamLimited` where a call may not be sent now."""
+    """`UpstreamLimited` where a call may not be sent now: to none of its targets, where it has any."""
+    refusal = _cooling(exchange, caller, call)
+    if refusal is None:
+        return
+    if FALLBACK_LIMITED in call.fallback:
+        for target in call.targets[1:]:
+            exchange.upstream_name, exchange.model_sent = target.upstream, target.model
+            if _cooling(exchange, caller, call) is None:
+                return
+    exchange.worker.ports.tally.cooled_calls[exchange.upstream_name] += 1
+    raise refusal
+
+
+def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
+    """Why a call may not be sent to its upstream now; else its `key` is the first that may be used."""
     worker = exchange.worker
-    ports, upstream = worker.ports, worker.upstreams.get(exchange.routed.upstream)
+    ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
-        return
-    now = ports.seconds()
+        return None
+    now, found = ports.seconds(), None
     kind, name = _asked(exchange, call)
-    one = ports.cooling.of(_entry(upstream, kind, name), now)
-    if one is None or not one.concerns(caller.organization_id):
-        return
-    ports.tally.cooled_calls[upstream.name] += 1
-    wait_s = max(1, math.ceil(one.until - now))
+    for key in range(len(upstream.accounts)):
+        one = ports.cooling.of(_entry(upstream, key, kind, name), now)
+        if one is None or not one.concerns(caller.organization_id):
+            exchange.key = key
+            return None
+        if found is None or one.until < found.until:
+            found = one
+    assert found is not None
+    wait_s = max(1, math.ceil(found.until - now))
     until = datetime.fromtimestamp(ports.refusals.now_ms() // 1000 + wait_s, UTC)
     refusal = UpstreamLimited(
         f"Limit of the upstream {upstream.name}: it takes no calls of the {kind} {name} "
         f"until {until:%Y-%m-%dT%H:%M:%SZ}. Try again in {wait_s} s.",
         retry_after_s=wait_s,
-        retry_helps=one.told_until - now <= RETRY_HELPS_S,
+        retry_helps=found.told_until - now <= RETRY_HELPS_S,
     )
-    refusal.fields = tuple(_field(line) for line in one.fields)
-    raise refusal
+    refusal.fields = tuple(_field(line) for line in found.fields)
+    return refusal
 
 
 def leave_alone(
@@ -155,7 +305,8 @@ def leave_alone(
     upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
     if upstream is None or caller is None or upstream.target.limits != "account":
         return
-    entry, whose = _entry(upstream, *_asked(exchange, call)), EVERYBODY if spent else caller.organization_id
+    entry = _entry(upstream, exchange.key, *_asked(exchange, call))
+    whose = EVERYBODY if spent else caller.organization_id
     more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:
         ports.tally.cooling_seconds[upstream.name] += more_s
@@ -169,8 +320,8 @@ def leave_alone(
         )
 
 
-def _entry(upstream: Upstream, kind: str, name: str) -> str:
-    return f"{upstream.account} {kind} {name}"
+def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
+    return f"{upstream.accounts[key]} {kind} {name}"
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
@@ -178,7 +329,8 @@ def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label
-    return ("model", call.model) if call.model else ("service", routed.service_key)
+    model = exchange.model_sent or call.model
+    return ("model", model) if model else ("service", routed.service_key)
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:

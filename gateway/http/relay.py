@@ -245,6 +245,8 @@ def _answer_head(
         lines.append(b"x-upstream-request-id: " + upstream_id)
     if framing:
         lines.append(framing)
+    if exchange.worker.limits.show_upstream:
+        lines.append(b"x-tollkeeper-upstream: " + exchange.upstream_name.encode())
     if answer.status in HELD_OFF:
         lines.append(b"x-tollkeeper-refused-by: upstream")
     if decision is not None and answer.status not in LIMITED:  # beside its own limits ours would mislead

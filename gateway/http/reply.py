@@ -123,7 +123,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
 
 def _tell_of_upstream(exchange: Exchange, failure: UpstreamFailure) -> None:
     """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
-    ports, name = exchange.worker.ports, exchange.routed.upstream
+    ports, name = exchange.worker.ports, exchange.upstream_name
     ports.tally.upstream_failed(name, failure.cause)
     count = ports.failing.note(name, failure.cause, ports.seconds())
     if count:

@@ -59,6 +59,8 @@ class Tally:
     # By the upstream's name: seconds for which it is left alone, model by model, and calls refused meanwhile.
     cooling_seconds: dict[str, float] = field(default_factory=dict)
     cooled_calls: dict[str, int] = field(default_factory=dict)
+    # By the upstream's name and the cause: calls that another one was asked for.
+    fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def begin_with(self, upstreams: Iterable[str]) -> None:
         """Begin with 0 for each upstream, so that its first is a rise."""
@@ -91,6 +93,11 @@ class Tally:
         """Count a failure of an upstream."""
         series = upstream, cause
         self.upstream_failures[series] = self.upstream_failures.get(series, 0) + 1
+
+    def passed_over(self, upstream: str, cause: str) -> None:
+        """Count a call that another upstream was asked for."""
+        series = upstream, cause
+        self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
 
     def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
         """Count the tokens one settled call was charged for."""
@@ -174,6 +181,7 @@ class Tally:
             "upstream_connections": self.upstream_connections,
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
+            "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_lookup_failures": self.upstream_lookup_failures,
             "client_disconnects": self.client_disconnects,

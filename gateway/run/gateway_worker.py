@@ -93,7 +93,7 @@ class GatewayPort:
         self._plane.renew(
             settings.routes, settings.upstreams, limits_here(settings), settings.services, bounds=bounds,
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,
-            accepts_tokens=bool(settings.issuers),
+            accepts_tokens=bool(settings.issuers), models=settings.models,
         )  # fmt: skip
         self._tokens.renew(settings.issuers)
         self._tls.renew(settings)

@@ -42,7 +42,7 @@ _WITH_CREDENTIALS = ("upstreams", "workloads", "issuers", "proxies", "sign_in", 
 
 # Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "services", "workloads", "issuers", "log_level", "usage_tokens_max",
+    "routes", "upstreams", "services", "models", "workloads", "issuers", "log_level", "usage_tokens_max",
     "proxies", "secret_files", "cors_origins", *SETTABLE,
 })  # fmt: skip
 # What a keeper asks again.
@@ -165,7 +165,7 @@ def _with_secret(running: IdentityProvider, written: IdentityProvider) -> Identi
 def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
     is_same = (running.base_url, _own_proxy(running)) == (written.base_url, _own_proxy(written))
     via, proxies = (written.via, written.proxies) if is_same else (running.via, running.proxies)
-    return replace(running, headers=written.headers, via=via, proxies=proxies)
+    return replace(running, headers=written.headers, keys=written.keys, via=via, proxies=proxies)
 
 
 def _own_proxy(target: UpstreamTarget) -> Proxies | None:

@@ -24,7 +24,8 @@ from gateway.run.health import DiskWatch, Ops, disks, few_files, listen, of_gate
 from gateway.run.lifecycle import forever, run_to_end, stop_signal, until_stopped
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
-from gateway.settings.settings import PREFIX, SUFFIX, Settings, load, to_json
+from gateway.settings.secret_files import SUFFIX
+from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs, metrics
 
 HOME = str(Path(__file__).resolve().parents[2])

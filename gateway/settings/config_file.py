@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -26,16 +26,25 @@ from gateway.core.calls.binding import (
     makes_batches,
     reach_of,
 )
+from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
+    EVERYBODY,
+    MODELS_MAX,
     PARAMETER,
     PATHS_MAX,
+    PATTERN_CHARACTERS_MAX,
+    TARGETS_MAX,
+    ModelRule,
+    ModelTarget,
     Route,
     ServiceRules,
     UpstreamTarget,
+    check_own_path,
     expression_of,
     read_pattern,
 )
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
+from gateway.core.http_limits import Seconds
 from gateway.core.issuers import (
     LEEWAY_S,
     SUBJECT,
@@ -51,6 +60,7 @@ from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt, without_pa
 from gateway.errors import SettingError
 from gateway.files import read_regular, require_regular
 from gateway.settings.checking import authority_at
+from gateway.settings.secret_files import Environment, read_secret
 
 # Issuers of signed tokens as a configuration file has them.
 
@@ -281,9 +291,12 @@ def _read(text: str, place: str) -> Proxy:
 
 
 ANY_METHODS = ("ANY",)
+# In a header of an upstream it stands for a key.
+KEY = "{key}"
 CONFIG_BYTES_MAX = 1 << 20
 WORKLOADS_MAX = 10_000
 FIELDS_MAX = 100
+UPSTREAM_KEYS_MAX = 16
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -297,6 +310,9 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
 FieldName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# A model, as callers or an upstream name it.
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}$")]
 # A workload by the URI of its certificate, and the API key that it uses.
 Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
@@ -312,6 +328,7 @@ class RouteConfig(NamedTuple):
     workloads: tuple[tuple[str, str], ...] = ()
     issuers: tuple[Issuer, ...] = ()
     sign_in: SignIn = SignIn()
+    models: tuple[ModelRule, ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
         """`SettingError` where two services get to the same paths, unless one upstream serves all.
@@ -369,15 +386,42 @@ def default_table(environ: Mapping[str, str]) -> RouteConfig:
     return RouteConfig(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
 
+class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    env: str = ""
+    file: str = ""
+
+
 class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str
     headers: dict[str, str] = {}
+    family: FamilyName | None = None
+    path: Annotated[str, msgspec.Meta(max_length=PATTERN_CHARACTERS_MAX)] = ""
+    query: Annotated[dict[Query, Value], msgspec.Meta(max_length=16)] = {}
+    keys: Annotated[tuple[_Key, ...], msgspec.Meta(max_length=UPSTREAM_KEYS_MAX)] = ()
+    auth: Literal["header"] = "header"
+    region: Word | Literal[""] = ""
+    project: Word | Literal[""] = ""
+    first_byte_s: Seconds | None = None
+    idle_s: Seconds | None = None
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
     limits: Literal["account", "caller"] = "account"
     proxy: str = ""
     fields: Annotated[tuple[FieldName, ...], msgspec.Meta(max_length=FIELDS_MAX)] = ()
+
+
+class _Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    upstream: Name
+    model: ModelName | Literal[""] = ""
+
+
+class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    targets: Annotated[tuple[_Target, ...], msgspec.Meta(min_length=1, max_length=TARGETS_MAX)]
+    name: ModelName | Literal[""] = ""
+    prefix: ModelName | Literal[""] = ""
+    fallback: tuple[Literal["unreachable", "429", "5xx"], ...] = ("unreachable", "429", "5xx")
+    organization_id: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -409,6 +453,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
     upstreams: dict[Name, _Upstream] = {}
     services: dict[Name, _Service] = {}
+    models: Annotated[tuple[_Model, ...], msgspec.Meta(max_length=MODELS_MAX)] = ()
     workloads: Annotated[dict[Uri, Key], msgspec.Meta(max_length=WORKLOADS_MAX)] = {}
     issuers: Annotated[tuple[IssuerConfig, ...], msgspec.Meta(max_length=ISSUERS_MAX)] = ()
     sign_in: SignInConfig = SignInConfig()
@@ -442,7 +487,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     default = default_table(environ)
     upstreams = {target.name: target for target in default.upstreams}
     for name, written in config.upstreams.items():
-        upstreams[name] = _target(name, written)
+        upstreams[name] = _target(name, written, environ)
     if config.routes is None:
         routes: tuple[Route, ...] = DEFAULT_ROUTES
     else:
@@ -462,7 +507,48 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     rules = ServiceRules(services, paths, unread=unread)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
     sign_in = sign_in_of(config.sign_in)
-    return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in)
+    _check_own_paths(routes, services, upstreams)
+    models = models_of(config.models, upstreams)
+    return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in, models)
+
+
+def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:
+    """The models of a configuration; `SettingError` names the place of a fault, and both of a conflict."""
+    found: list[ModelRule] = []
+    for number, one in enumerate(written):
+        place = f"models[{number}]"
+        if bool(one.name) == bool(one.prefix):
+            raise SettingError(f"{place}: expected one of name and prefix")
+        for at, target in enumerate(one.targets):
+            if target.upstream not in upstreams:
+                known = ", ".join(sorted(upstreams))
+                where = f"{place}.targets[{at}]"
+                raise SettingError(f"{where}: upstream {target.upstream!r} is not one of {known}")
+            if "*" in target.model and not one.prefix:
+                raise SettingError(f"{place}.targets[{at}].model: * belongs to a model with a prefix")
+        targets = tuple(ModelTarget(target.upstream, target.model) for target in one.targets)
+        if len(set(targets)) < len(targets):
+            raise SettingError(f"{place}.targets: a target is there twice, and each is tried once")
+        fallback, owner = frozenset(one.fallback), one.organization_id or EVERYBODY
+        found.append(ModelRule(one.name or one.prefix, bool(one.prefix), targets, fallback, owner, place))
+    both = conflict(found)
+    if both is not None:
+        kind, name = "prefix" if both[0].prefix else "name", both[0].name
+        raise SettingError(f"{both[0].place} and {both[1].place}: both are of the {kind} {name!r}")
+    return tuple(found)
+
+
+def _check_own_paths(
+    routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
+) -> None:
+    """`SettingError` where a call would go to a templated path that does not follow from it."""
+    bound = [(f"services.{key}", name) for key, name in services]
+    bound += [(f"routes {route.path}", route.upstream) for route in routes if "…" in route.path]
+    for place, name in bound:
+        if name in upstreams and upstreams[name].path:
+            raise SettingError(
+                f"{place}: the upstream {name} has a path of its own, and this goes to the caller's path"
+            )
 
 
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -493,22 +579,89 @@ def base_url_of(url: str, place: str) -> str:
     return url.rstrip("/")
 
 
-def _target(name: str, written: _Upstream) -> UpstreamTarget:
+def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> UpstreamTarget:
     for field, value in written.headers.items():
         if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
             raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
-    _check_files(f"upstreams.{name}", written)
+    place = f"upstreams.{name}"
+    _check_files(place, written)
+    path, query = _own_path(written, place)
+    headers, keys = _with_keys(written, place, environ)
     return UpstreamTarget(
         name,
-        base_url_of(written.base_url, f"upstreams.{name}.base_url"),
-        tuple((field.lower(), value) for field, value in written.headers.items()),
+        base_url_of(written.base_url, f"{place}.base_url"),
+        headers,
         written.ca_file,
         written.limits,
         written.cert_file,
         written.key_file,
-        own_proxies(written.proxy, f"upstreams.{name}.proxy"),
+        own_proxies(written.proxy, f"{place}.proxy"),
         fields=frozenset(written.fields),
+        family="" if written.family is None else str(written.family),
+        path=path,
+        query=query,
+        keys=keys,
+        region=written.region,
+        project=written.project,
+        first_byte_s=written.first_byte_s,
+        idle_s=written.idle_s,
     )
+
+
+def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The template of an upstream's paths, and the query that goes with each call: its own in front."""
+    words = [word for word, value in (("region", written.region), ("project", written.project)) if value]
+    if written.path:
+        try:
+            check_own_path(written.path, words)
+        except ValueError as error:
+            raise SettingError(f"{place}.path: {written.path!r} {error}") from error
+    path, _, said = written.path.partition("?")
+    query = dict(parse_qsl(said, keep_blank_values=True)) | written.query
+    return path, tuple(query.items())
+
+
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+
+
+def _with_keys(
+    written: _Upstream, place: str, environ: Mapping[str, str]
+) -> tuple[Fields, tuple[Fields, ...]]:
+    """The header fields of each call, and those of each key: where {key} stands, else as its API has it."""
+    fields = tuple((field.lower(), value) for field, value in written.headers.items())
+    placed = tuple(field for field in fields if KEY in field[1])
+    if not written.keys:
+        if placed:
+            raise SettingError(f"{place}.headers.{placed[0][0]}: {KEY} is one of `keys`, and none is there")
+        return fields, ()
+    if not placed:
+        family = FAMILIES.get(Family(str(written.family))) if written.family is not None else None
+        name, scheme = ("authorization", "Bearer ") if family is None else family.key_field
+        placed = ((name, scheme + KEY),)
+    shared = tuple(field for field in fields if KEY not in field[1])
+    twice = [name for name, _ in shared if name in dict(placed)]
+    if twice:
+        raise SettingError(f"{place}.headers.{twice[0]}: its value comes from `keys`: leave one of them out")
+    found = [_key(one, f"{place}.keys[{number}]", environ) for number, one in enumerate(written.keys)]
+    keys = tuple(tuple((name, value.replace(KEY, key)) for name, value in placed) for key in found)
+    if len(set(keys)) < len(keys):
+        raise SettingError(f"{place}.keys: a key is there twice")
+    return shared, keys
+
+
+def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
+    """What a key of an upstream says; its value is never shown."""
+    if bool(one.env) == bool(one.file):
+        raise SettingError(f"{place}: expected one of env and file")
+    if one.file:
+        reads = environ.read if isinstance(environ, Environment) else read_secret
+        key = reads(f"{place}.file", one.file)
+    else:
+        key = environ.get(one.env, "")
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        where = f"the file {one.file}" if one.file else f"the variable {one.env}"
+        raise SettingError(f"{place}: {where} holds no key: expected visible ASCII without blanks")
+    return key
 
 
 def _check_files(place: str, written: _Upstream) -> None:

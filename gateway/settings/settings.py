@@ -7,7 +7,7 @@ names. A value is shown in an error unless its name says it is a secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -18,7 +18,7 @@ from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
-from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.credentials import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.issuers import Issuer, SignIn
@@ -26,7 +26,7 @@ from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError, install
 from gateway.extras import is_installed
-from gateway.files import SECRET_BYTES_MAX, UrlFile, read_regular
+from gateway.files import UrlFile
 from gateway.settings.checking import (
     USAGE_FEED_CODE,
     Collection,
@@ -57,12 +57,8 @@ from gateway.settings.config_file import (
     read_proxies,
     table_of,
 )
+from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
-# Secrets that files say: `NAME_FILE` is the path of a file whose content is the value of `NAME`.
-#
-# What such a file holds stands in no message: its path does.
-
-SUFFIX = "_FILE"
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.
 OF_KEEPERS = (
     "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
@@ -70,57 +66,6 @@ OF_KEEPERS = (
 )  # fmt: skip
 # What a file was when it was looked at: another content has another, unless somebody sets clocks back.
 Signature = tuple[int, int, int, int] | None
-
-
-class Environment(Mapping[str, str]):
-    """The environment, in which a file may say what a variable would. `files` are those that were read."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self.files: dict[str, None] = {}
-
-    def __getitem__(self, name: str) -> str:
-        """The value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
-        path = self._variables.get(name + SUFFIX)
-        if not path:
-            return self._variables[name]
-        if self._variables.get(name):
-            raise both_set(name, name + SUFFIX)
-        return self.read(name + SUFFIX, path)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
-
-    def read(self, place: str, path: str) -> str:
-        """What a file holds, as `read_secret` does; it is one of `files` then."""
-        self.files[path] = None
-        return read_secret(place, path)
-
-    def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        """The files that were read, each with its setting of these; without one it holds a variable's."""
-        names = {path: name for name, path in settings.items()}
-        return tuple((names.get(path, ""), path) for path in self.files)
-
-
-def both_set(variable: str, file: str) -> SettingError:
-    """The error of a value that is stated twice."""
-    return SettingError(f"{variable} and {file} are both set: expected one of them")
-
-
-def read_secret(place: str, path: str) -> str:
-    """The one line of a file, without its end; `SettingError` names `place` and the file."""
-    try:
-        data = read_regular(path, SECRET_BYTES_MAX)
-    except (OSError, ValueError) as error:  # a path with NUL is a ValueError
-        why = error.strerror if isinstance(error, OSError) else "no path"
-        raise SettingError(f"{place}={path!r} cannot be read: {why}") from error
-    fault = _fault(data)
-    if fault:
-        raise SettingError(f"{place}={path!r} {fault}")
-    return data.decode().rstrip("\r\n")
 
 
 class WatchedFiles:
@@ -146,23 +91,6 @@ def signature(path: str) -> Signature:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _fault(data: bytes) -> str:
-    """The fault of a file's content, in words that do not show it; empty where it is well."""
-    if len(data) > SECRET_BYTES_MAX:
-        return f"is larger than {SECRET_BYTES_MAX} bytes"
-    if not data.strip(b"\r\n"):
-        return "is empty"
-    if b"\0" in data:
-        return "holds a NUL byte: expected text"
-    if len(data.rstrip(b"\r\n").splitlines()) > 1:
-        return "holds more than one line"
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return "is no text in UTF-8"
-    return ""
 
 
 # Where Redis and PostgreSQL are, and the files of TLS; each is a setting.
@@ -282,6 +210,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     workloads: tuple[tuple[str, str], ...] = ()
     issuers: tuple[Issuer, ...] = ()
     sign_in: SignIn = SignIn()
+    models: tuple[ModelRule, ...] = ()
 
     proxies: Proxies = DIRECT
     tracing: Tracing | None = None

@@ -89,6 +89,12 @@ FACTS = (
         "Calls refused while their upstream is left alone.",
         ("upstream",),
     ),
+    Fact(
+        "upstream_fallbacks",
+        "counter",
+        "Calls of a model for which another upstream was asked, since this one failed.",
+        ("upstream", "cause"),
+    ),
     Fact("upstream_connections", "counter", "Connections made to upstreams."),
     Fact("worker_restarts", "counter", "Gateway workers started again by their supervisor.", ("why",)),
     Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),

@@ -20,7 +20,7 @@ import h11
 
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
@@ -406,10 +406,13 @@ async def staged(
     tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
     earlier_peppers: tuple[bytes, ...] = (),
     stored: ObjectOwnersPort | None = None,
+    others: tuple[UpstreamTarget, ...] = (),
+    models: tuple[ModelRule, ...] = (),
+    of_target: dict[str, object] | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the
-    objects of a real Redis.
+    objects of a real Redis, `of_target` more fields of its upstream, `others` upstreams beside it.
     """
     upstream = FakeUpstream()
     await upstream.start(upstream_tls)
@@ -420,6 +423,7 @@ async def staged(
     target = UpstreamTarget(
         "up", url.replace("localhost", "127.0.0.1") if not upstream_tls else url, headers, ca_file
     )
+    target = replace(target, **of_target or {})  # type: ignore[arg-type] # as its fields are
     limits.setdefault("tick_s", 0.01)
     plane_of = DataPlane if tracer is None else TracedPlane
     stage.plane = plane_of(
@@ -431,12 +435,13 @@ async def staged(
             earlier_peppers=earlier_peppers,
         ),
         routes,
-        [target],
+        [target, *others],
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers
         PEPPER,
         services,
         origins=origins,
         workloads=workloads,
+        models=models,
     )
     tls = OVER.get()
     stage.gate = tls.gate() if tls is not None else None

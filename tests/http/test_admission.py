@@ -97,7 +97,7 @@ async def test_refusals_come_in_the_order_of_their_table() -> None:
         directory.caller = CALLER
         assert await refused(post(CHAT)) == "service_not_included"
         directory.refusal = None
-        entry = f"{stage.plane._upstreams['up'].account} model m"
+        entry = f"{stage.plane._upstreams['up'].accounts[0]} model m"
         stage.cooling.begin(entry, 30, (), time.monotonic())
         assert await refused(post(CHAT)) == "rate_limited"
         stage.cooling.entries.clear()

@@ -281,7 +281,7 @@ class AdminClient:
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     """Find the Admin API: `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else what `up` left in the data directory."""
-    from gateway.settings.settings import Environment  # noqa: PLC0415  # help is shown without settings
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
 
     environ = Environment(environ)
     url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")

@@ -105,7 +105,7 @@ class OrganizationBudgets:
             service_id if service else 0,
             caller.acts_for(said.user, call.user) if user else "",
             said.project_id if project else None,
-            (call.model, *call.models_beside) if models else (),
+            (call.model, *call.models_beside, *[one.model for one in call.targets]) if models else (),
             said.session if session else "",
         )
 

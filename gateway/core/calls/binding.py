@@ -118,7 +118,10 @@ class Binding:
 
 
 class Bindings:
-    """The bindings of a configuration over one catalogue, each made when it is asked for."""
+    """The bindings of a configuration over one catalogue, each made when it is asked for.
+
+    `of_models` are the upstreams that configured models go to, whatever routes say.
+    """
 
     def __init__(
         self,
@@ -126,7 +129,11 @@ class Bindings:
         targets: Mapping[str, UpstreamTarget],
         rules: ServiceRules,
         catalogue: Mapping[str, Service],
+        of_models: frozenset[str] = frozenset(),
     ) -> None:
+        self._places_of_models = {
+            place_of(targets[name].base_url)[0] for name in of_models if name in targets
+        }
         self._targets = targets
         self._rules = rules
         self._catalogue = catalogue
@@ -144,6 +151,8 @@ class Bindings:
             return Binding(service, why=f"The service {key} has no upstream of its own.")
         if reach.upstream not in self._targets:
             return Binding(service, why=f"The upstream of the service {key} is not configured here.")
+        if self._targets[reach.upstream].path:
+            return Binding(service, why=f"The upstream of the service {key} has paths of its own alone.")
         path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
         prefix = place_of(self._targets[reach.upstream].base_url)[1]
         every = all(any(one.rest and one.segments == prefix for one in group) for group in reach.groups)
@@ -197,7 +206,7 @@ class Bindings:
 
         At a service's `root` they count without a version too: None where it has paths that say what is its.
         """
-        metered = kept = False
+        metered = kept = host in self._places_of_models
         for route in self._routes:
             name = self._file[0].get(route.service, route.upstream)
             if route.family == GENERIC or name not in self._targets:

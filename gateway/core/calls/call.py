@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, RequestTooLarge
@@ -367,9 +368,7 @@ def _look(value: Document, names: FieldNames) -> None:
         elif isinstance(inside, list):
             _look_at_each(inside, names)
         elif isinstance(inside, str) and len(inside) >= MEDIA_BYTES_MIN:
-            names.media = (
-                names.media or inside.startswith(_ALL_BEGINNINGS) or inside[:5].lower() == "data:"
-            )
+            names.media = names.media or inside.startswith(_ALL_BEGINNINGS) or inside[:5].lower() == "data:"
 
 
 def _look_at_each(values: list[object], names: FieldNames) -> None:
@@ -432,15 +431,17 @@ class CallRequest:
     written, all until `take_body`. `output_max` is the stated maximum of one choice in tokens, None where
     none is stated. `input_bytes` is text, and `rare_bytes` of them are no ASCII; `blob_tokens` stands for
     images, sound and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer
-    instead of `model`; `user` is the body's user, and `named` are the stored objects that path and body name,
-    `brought` ids of objects in the body itself, and that its answer told already, `names` the ends of its
-    names. With `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
-    estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model,
-    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the call
-    and one choice of it could use at most, in tokens; `reports` says that a complete answer always tells its
-    use. `narrow` makes of a whole list of models what of it the caller may see, in turns: it gives nothing
-    before the last one. One that `gives_up` states a timeout of its own, by which its upstream may end it. A
-    meter sets `text_bytes` to the text it saw produced.
+    instead of `model`; where that is configured, its `targets` do, in order, one after the other failed by a
+    cause of `fallback`, and a call that `repeats` may be sent twice. `written_as` is the model's name in the
+    document, `listing` an answer that is known here; `user` is the body's user, and `named` are the stored
+    objects that path and body name, `brought` ids of objects in the body itself, and that its answer told
+    already, `names` the ends of its names. With `strip_usage` the answer must not be compressed: send
+    `accept-encoding: identity`. The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to
+    what it learned of the model, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
+    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
+    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
+    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
+    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -475,6 +476,11 @@ class CallRequest:
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
+    targets: tuple[ModelTarget, ...] = ()
+    fallback: frozenset[str] = frozenset()
+    repeats: bool = False
+    written_as: str = ""
+    listing: bytes = b""
 
     @property
     def has_input(self) -> bool:
@@ -494,14 +500,33 @@ class CallRequest:
 
     def take_body(self) -> bytes:
         """The body to send, written for the last time; the document is let go."""
-        document, body = self.document, self.body
-        self.document, self.tools, self.plugins = None, (), ()
-        if document is not None:
-            if self.changed:
-                body = write_document(document)
+        body = self.body
+        if self.document is not None and self.changed:
+            body = write_document(self.document)
+        self.let_go(body)
+        return body
+
+    def write_for(self, model: str) -> bytes:
+        """The body to send to an upstream that calls the model so; the document stays."""
+        document = self.document
+        if document is None:
+            return self.body
+        before = self.written_as or self.model
+        if model != before:
+            requests = document.get("requests")
+            for place in (document, *(requests if isinstance(requests, list) else ())):
+                if isinstance(place, dict) and place.get("model") is not None:
+                    in_path = place["model"] == f"models/{before}"
+                    place["model"], self.changed = f"models/{model}" if in_path else model, True
+            self.written_as = model
+        return write_document(document) if self.changed else self.body
+
+    def let_go(self, body: bytes) -> None:
+        """The body was sent for the last time."""
+        if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
-        return body
+        self.document, self.tools, self.plugins = None, (), ()
 
 
 def _whole(tokens: float) -> int:

@@ -182,7 +182,10 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Whether a model that may answer searches by itself."""
-    return _may_search(call.model) or any(_may_search(model) for model in call.models_beside)
+    others = call.models_beside
+    if call.targets:
+        others = (*others, *[one.model for one in call.targets])
+    return _may_search(call.model) or any(_may_search(model) for model in others)
 
 
 def _may_search(model: str) -> bool:

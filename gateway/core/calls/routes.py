@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import Proxies, Proxy
@@ -67,7 +68,10 @@ class UpstreamTarget:
     `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
     of its own: its whole `account`, or the `caller` alone. `proxies` are its own where it names any;
     `via` is the one that connections go through, None where they go straight there. `fields` are numbers in
-    bodies that may go there unread.
+    bodies that may go there unread. `family` is the API it speaks, empty where it may speak any. `path` is
+    the template of its own paths, empty where they are the caller's; `query` goes with each call. `keys` are
+    its credentials where it has several, each the header fields of one: they come after `headers`.
+    `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones.
     """
 
     name: str
@@ -80,6 +84,56 @@ class UpstreamTarget:
     proxies: Proxies | None = None
     via: Proxy | None = None
     fields: frozenset[str] = frozenset()
+    family: str = ""
+    path: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+    keys: tuple[tuple[tuple[str, str], ...], ...] = field(default=(), repr=False)
+    region: str = ""
+    project: str = ""
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+
+    @property
+    def by_model(self) -> bool:
+        """Whether where a call goes there depends on its model."""
+        return "{model}" in self.path
+
+
+# Models that people configure: the nouns of `models.py`.
+MODELS_MAX = 2_000
+TARGETS_MAX = 16
+UNREACHABLE, LIMITED, FAILED = "unreachable", "429", "5xx"
+FALLBACK_CAUSES = (UNREACHABLE, LIMITED, FAILED)
+EVERYBODY = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTarget:
+    """One upstream that answers for a model, and what it calls that; empty is the name that is asked for."""
+
+    upstream: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRule:
+    """One configured model: an exact `name`, or what names begin with where it is a `prefix`.
+
+    `targets` are tried in order where one fails by a cause of `fallback`; a * in their model is what stands
+    behind a prefix. An `organization_id` of 0 is everybody's. `place` says where it was configured.
+    """
+
+    name: str
+    prefix: bool
+    targets: tuple[ModelTarget, ...]
+    fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)
+    organization_id: int = EVERYBODY
+    place: str = ""
+
+    @property
+    def claim(self) -> tuple[str, bool, int]:
+        """What nobody else may claim."""
+        return self.name, self.prefix, self.organization_id
 
 
 # Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
@@ -297,3 +351,58 @@ def _check_literals(literals: list[str]) -> None:
     if ANY in "x".join(literals).split("/"):
         raise ValueError("must not have * as a segment, which stands for itself: write {name} or {path…}")
     refuse_never_sent("x".join(literals))
+
+
+# Templates of an upstream's own paths: what a call is sent to there, by its model and by what it does.
+#
+# Pure. `{path}` is the caller's whole path without its first slash, `{operation}` what is behind its version,
+# or behind the colon of an action; `{region}` and `{project}` are the upstream's own words.
+
+OWN_PARAMETERS = ("model", "operation", "path", "region", "project")
+_OWN = re.compile(r"\{([^{}]*)\}")
+_ACTION = re.compile(r"/[^/:]+:([A-Za-z]+)\Z")
+_VERSIONED = re.compile(rf"/{VERSION.pattern}/")
+
+
+def check_own_path(template: str, words: Collection[str]) -> None:
+    """ValueError where a template is none; `words` are the parameters that this upstream has a word for."""
+    path, _, query = template.partition("?")
+    named = _OWN.findall(path)
+    unknown = [name for name in named if name not in OWN_PARAMETERS]
+    if unknown:
+        known = ", ".join(f"{{{name}}}" for name in OWN_PARAMETERS)
+        raise ValueError(f"must have no parameter {{{unknown[0]}}}: expected {known}")
+    missing = [name for name in named if name in {"region", "project"} and name not in words]
+    if missing:
+        raise ValueError(f"must not have {{{missing[0]}}} where the upstream has no `{missing[0]}`")
+    plainly = _OWN.sub("x", path)
+    if not plainly.startswith("/") or _LITERAL.fullmatch(plainly) is None:
+        raise ValueError("must be a path that begins with /, such as /openai/deployments/{model}/{operation}")
+    if re.fullmatch(r"[A-Za-z0-9._~=&%:,+-]*", query) is None:
+        raise ValueError("must have a query of plain names and values behind its ?")
+    refuse_never_sent(plainly)
+
+
+def own_path(target: UpstreamTarget, path: str, model: str) -> str:
+    """A call's path at its upstream, without the path of the base URL; its own where there is no template."""
+    if not target.path:
+        return path
+    action, version = _ACTION.search(path), _VERSIONED.search(path)
+    operation = (
+        action[1] if action is not None else path[version.end() :] if version is not None else path[1:]
+    )
+    words = {
+        "model": quote(model, safe="@"), "operation": operation, "path": path[1:],
+        "region": quote(target.region, safe=""), "project": quote(target.project, safe=""),
+    }  # fmt: skip
+    return _OWN.sub(lambda parameter: words[parameter[1]], target.path)
+
+
+def own_query(target: UpstreamTarget, query: str) -> str:
+    """A call's query at its upstream, with its ? where there is any: fixed values replace the caller's."""
+    if not target.query:
+        return query
+    fixed = {name for name, _ in target.query}
+    pairs = [pair for pair in query[1:].split("&") if pair and unquote(pair.partition("=")[0]) not in fixed]
+    pairs += [f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in target.query]
+    return "?" + "&".join(pairs)

@@ -6,7 +6,7 @@ A family is one object, made in its own file or folder and named in `registry.py
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -182,11 +182,38 @@ class ObjectRules:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """How models are listed: the field of the list, that of a name in it, and the prefix of a name."""
+    """How models are listed: the field of the list, that of a name in it, and the prefix of a name.
+
+    A model that is configured here has the fields `each` as well and its name in `shown`, and the list has
+    the fields `around`; a list that names its `ends` has the first and the last name in these.
+    """
 
     field: str = "data"
     name: str = "id"
     prefix: str = ""
+    each: tuple[tuple[str, object], ...] = ()
+    shown: str = ""
+    around: tuple[tuple[str, object], ...] = ()
+    ends: tuple[str, str] | None = None
+
+    def one(self, model: str) -> bytes:
+        """A configured model as its API tells of one."""
+        return msgspec.json.encode(self._fields(model))
+
+    def written(self, models: Sequence[str]) -> bytes:
+        """Configured models as their API lists them."""
+        document: dict[str, object] = dict(self.around)
+        document[self.field] = [self._fields(one) for one in models]
+        if self.ends is not None:
+            first, last = self.ends
+            document |= {first: models[0] if models else None, last: models[-1] if models else None}
+        return msgspec.json.encode(document)
+
+    def _fields(self, model: str) -> dict[str, object]:
+        fields: dict[str, object] = {self.name: self.prefix + model, **dict(self.each)}
+        if self.shown:
+            fields[self.shown] = model
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +231,8 @@ class ApiFamily:
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
     an answer may have, by prefixes of names of models, `pictures` what one image costs at most where that is
     more than usual. `target` is where its calls go by
-    default, given the environment. `lists` is how it lists models at a path that ends in `/models`.
+    default, given the environment; `key_field` is the field that its upstreams
+    take a key in, and its scheme. `lists` is how it lists models at a path that ends in `/models`.
     `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
     nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
@@ -217,6 +245,7 @@ class ApiFamily:
     shapes: Mapping[str, CallKind] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     target: Callable[[Mapping[str, str]], UpstreamTarget] | None = None
+    key_field: tuple[str, str] = ("authorization", "Bearer ")
     prefixes: tuple[str, ...] = ()
     own_paths: re.Pattern[str] | None = None
     shares_paths: bool = False
@@ -247,7 +276,8 @@ def target(
 
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
-        return UpstreamTarget(name, base_url, ((header, scheme + credential),) if credential else ())
+        headers = ((header, scheme + credential),) if credential else ()
+        return UpstreamTarget(name, base_url, headers, family=name)
 
     return of
 

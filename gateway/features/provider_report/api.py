@@ -155,7 +155,7 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
     """The key, from its variable or the file that another names."""
-    from gateway.settings.settings import Environment  # noqa: PLC0415  # help is shown without settings
+    from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
 
     name = of.key_variable
     key = Environment(environ).get(name, "").strip()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
@@ -50,8 +49,8 @@ from gateway.http.protocol.request import (
     read_request_head,
     role_of,
 )
+from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
-    JSON_TYPE,
     MODELS,
     Match,
     RouteTable,
@@ -59,7 +58,6 @@ from gateway.http.routing.routes import (
     check_content_type,
     check_query,
     family_of,
-    is_rewritten,
     owned_by,
     slashes_decoded,
     withheld,
@@ -77,6 +75,10 @@ PATH_CHARS_SHOWN = 200
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
 
 
+# Of one head: more models than these are worked out again.
+OPENINGS_MAX = 64
+
+
 @dataclass(slots=True)
 class RoutedHead(LruEntry):
     """The deciding lines of a head, understood.
@@ -89,7 +91,9 @@ class RoutedHead(LruEntry):
     `metered` route charges something, and a `buffered` one reads its body before anything is decided. One of
     `any_model` leads to where models are, and does not read which one is asked. A `bound` head goes where
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
-    shows models: the one `listed`, else all that there are.
+    shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
+    query; one that `varies` goes where its model says, or with one of several keys. `openings` are those
+    worked out so far, by upstream and model.
     """
 
     family: Family
@@ -124,6 +128,10 @@ class RoutedHead(LruEntry):
     binding: Binding | None = None
     listing: Listing | None = None
     listed: str = ""
+    sent: str = ""
+    query: str = ""
+    varies: bool = False
+    openings: dict[tuple[str, str], UpstreamOpening] = field(default_factory=dict)
 
 
 class HeadRouter:
@@ -138,7 +146,6 @@ class HeadRouter:
     ) -> None:
         self._table = RouteTable(routes)
         self._targets = targets
-        self._places = {target.name: _place(target.base_url) for target in targets.values()}
         self.bindings = bindings
         self._limits = limits
         self._of_models = {
@@ -146,6 +153,7 @@ class HeadRouter:
             for one in routes
             if one.family != GENERIC and one.upstream in targets
         }
+        self._of_models |= {place_of(targets[name].base_url)[0] for name in bindings.of_models}
 
     def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -255,45 +263,40 @@ class HeadRouter:
         self, routed: RoutedHead, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route
     ) -> None:
         """Work out what of a head goes on to the upstream, and in which words it begins and ends."""
-        prefix, host = self._places[target.name]
-        routed.opening = b"%b %b%b%b HTTP/1.1\r\n%b\r\n" % (head.method, prefix, path, head.query, host)
-        ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
+        routed.sent, routed.query = path.decode("ascii"), head.query.decode("ascii")
+        routed.varies = target.by_model or len(target.keys) > 1
+        is_read = routed.buffered or bool(route.units_pointer)
+        first = opening_of(route, target, routed.method, routed.sent, routed.query, "", is_read=is_read)
+        routed.opening, routed.closing = first.opening, first.closings[0]
+        routed.closing_plain = first.plain[0]
         routed.dropped = frozenset(
-            name for name in head.nominated.union(ours) if field_kind(name).role & PASSES
+            name for name in head.nominated.union(first.dropped) if field_kind(name).role & PASSES
         )
-        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
-        if is_rewritten(route):
-            lines.append(JSON_TYPE)
         taken = withheld(head, route)
         # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.
-        is_read = routed.buffered or bool(route.units_pointer)
         if is_read:
             taken |= {b"accept-encoding"}
         routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
-        routed.closing_plain = _with_coding(lines, b"identity")
-        routed.closing = routed.closing_plain if is_read else _ended(lines)
+
+    def opening(self, routed: RoutedHead, target: UpstreamTarget, model: str) -> UpstreamOpening:
+        """How a head goes on to an upstream for a model; worked out once."""
+        key = target.name, model
+        known, route = routed.openings.get(key), routed.route
+        if known is None:
+            assert route is not None
+            path = named_path(route, routed.params, routed.sent, model)
+            is_read = routed.buffered or bool(route.units_pointer)
+            known = opening_of(route, target, routed.method, path, routed.query, model, is_read=is_read)
+            known.dropped = known.dropped.difference(routed.dropped)
+            if len(routed.openings) >= OPENINGS_MAX:
+                routed.openings.clear()
+            routed.openings[key] = known
+        return known
 
 
 def _spoken(head: RequestHead) -> Family | None:
     """The family whose official clients send such fields, where a path is several families' at once."""
     return next((family.name for family in _SPOKEN if family.spoken_by in head.read), None)
-
-
-def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
-    """These lines, asking for an answer in this content coding alone."""
-    others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
-    return _ended([*others, b"accept-encoding: " + coding])
-
-
-def _ended(lines: list[bytes]) -> bytes:
-    """These lines, each with its end."""
-    return b"".join([line + b"\r\n" for line in lines])
-
-
-def _place(base_url: str) -> tuple[bytes, bytes]:
-    """The path in front of every path at this base URL, and its Host line."""
-    parts = urlsplit(base_url)
-    return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()
 
 
 def family_of_head(head: bytes) -> Family:
@@ -445,7 +448,7 @@ ASKED_BYTES_MAX = 8 * 1024
 # What a page may read of an answer's fields, beside those that any may.
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
-    b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-budget",
+    b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-upstream", b"x-tollkeeper-budget",
     b"x-tollkeeper-tokens-remaining", b"x-tollkeeper-credits-remaining",
     b"ratelimit", b"ratelimit-policy",
     b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
@@ -556,7 +559,7 @@ class HeadReader:
         self._tokens = tokens
         self._cors = cors
         self.bindings = router.bindings
-        self._router = router
+        self.router = self._router = router
         self._pepper = pepper
         self._earlier = earlier
         self._limits = limits

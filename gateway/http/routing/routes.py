@@ -180,23 +180,25 @@ class WorkerBindings:
     """The bindings of one worker's configuration. Faults of them are logged once.
 
     `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
-    with a list of models may call.
+    with a list of models may call, `of_models` the upstreams that configured models go to.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # a configuration, and who tells of it
         self,
         routes: tuple[Route, ...],
         targets: Mapping[str, UpstreamTarget],
         rules: ServiceRules,
         directory: DirectoryPort,
         log: Log,
+        of_models: frozenset[str] = frozenset(),
     ) -> None:
+        self.of_models = of_models
         self.upstreams, self.unread = dict(rules.upstreams), rules.unread
         self._configured = routes, targets, rules
         self._directory = directory
         self._log = log
         self._catalogue: Mapping[str, Service] | None = None
-        self._bindings = binding.Bindings(*self._configured, {})
+        self._bindings = binding.Bindings(*self._configured, {}, of_models)
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
         self._services: dict[str, tuple[str, ...]] = {}
@@ -211,7 +213,7 @@ class WorkerBindings:
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:
             self._catalogue, self._known = catalogue, {}
-            self._bindings = binding.Bindings(*self._configured, catalogue)
+            self._bindings = binding.Bindings(*self._configured, catalogue, self.of_models)
         upstream = "" if "{service_key}" in route.path else route.upstream
         found = self._known.get((key, upstream))
         if found is None and key in catalogue:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.models import ModelTable
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -19,6 +20,7 @@ from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.fair_share import LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeadReader
+from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver
 from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link, Upstream
@@ -141,7 +143,7 @@ class Worker:
 
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
     what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
-    workload's key by the URI of its certificate.
+    workload's key by the URI of its certificate, `models` are those that somebody configured.
     """
 
     ports: Ports
@@ -153,6 +155,7 @@ class Worker:
     buffers: Buffers
     bodies: LargeBodies[CallRequest]
     workloads: Mapping[str, tuple[str, ...]]
+    models: ModelTable
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""
@@ -210,13 +213,16 @@ class Exchange(RequestDriver):
     admission, `upstream` and `link` while a connection is its own. `fail` ends a begun answer by saying why,
     once there is one. `forwarded` says that an upstream heard of the request, `opened` that a head was sent,
     `broken` that the begun answer cannot be completed. `trace` is there where requests are traced.
+    `upstream_name` is where it goes, `model_sent` the model that is asked for there, empty where that is the
+    call's own; `key` numbers the credential, and `begins` is how the request begins where its head alone does
+    not say that. `passed_over` are the upstreams that failed it before, each with the cause.
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "call", "caller", "charge",
-        "connection", "deadline", "ended_upstream", "fail", "forwarded", "gone", "head", "invited",
-        "keep_alive", "link", "opened", "reason", "request_id", "routed", "started", "status", "trace",
-        "until_close", "upstream", "worker",
+        "_on_end", "began_upstream", "begins", "body_failure", "body_length", "broken", "call", "caller",
+        "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded", "gone", "head", "invited",
+        "keep_alive", "key", "link", "model_sent", "opened", "passed_over", "reason", "request_id", "routed",
+        "started", "status", "trace", "until_close", "upstream", "upstream_name", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -250,6 +256,9 @@ class Exchange(RequestDriver):
         self.link: Link | None = None
         self.fail: Callable[[Refusal], bool] | None = None
         self.trace: Trace | None = None
+        self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
+        self.begins: UpstreamOpening | None = None
+        self.passed_over: tuple[tuple[str, str], ...] = ()
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""

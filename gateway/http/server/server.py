@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
-from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.models import ModelTable
+from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
@@ -232,7 +233,9 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     if call is not None:
         facts["model"] = call.model
     if upstream_s > 0.0:
-        facts |= {"upstream": routed.upstream, "upstream_ms": round(upstream_s * 1000, 3)}
+        facts |= {"upstream": exchange.upstream_name, "upstream_ms": round(upstream_s * 1000, 3)}
+    if exchange.passed_over:
+        facts["passed_over"] = [f"{upstream} {cause}" for upstream, cause in exchange.passed_over]
     return facts
 
 
@@ -245,7 +248,7 @@ class DataPlane:
 
     `services` says where calls of services go. `pepper` is the key of every credential's digest,
     `bounds` what meters believe at most, `origins` are those whose pages may call,
-    `workloads` the API keys of clients by the URI of their certificate.
+    `workloads` the API keys of clients by the URI of their certificate, `models` those that are configured.
     """
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -259,6 +262,7 @@ class DataPlane:
         bounds: UsageBounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
+        models: Sequence[ModelRule] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
@@ -273,7 +277,7 @@ class DataPlane:
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
-        self.renew(routes, targets, limits, services, bounds, origins, workloads)
+        self.renew(routes, targets, limits, services, bounds, origins, workloads, models=models)
         self._ids = RequestIds(os.urandom, time.time)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[Exchange] = set()
@@ -290,6 +294,7 @@ class DataPlane:
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
         accepts_tokens: bool | None = None,
+        models: Sequence[ModelRule] = (),
     ) -> None:
         """Serve by these from the next request on; those in progress end as they began.
 
@@ -299,10 +304,12 @@ class DataPlane:
         by_name = {target.name: target for target in targets}
         missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
         missing -= {""}  # a route of services: each has its own
+        of_models = frozenset([target.upstream for model in models for target in model.targets])
+        missing |= of_models
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
-        bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log)
+        bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, of_models)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
         tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens
@@ -330,7 +337,16 @@ class DataPlane:
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
         self._worker = Worker(
-            ports, limits, self.clock, upstreams, bounds, heads, self.buffers, self.bodies, digests
+            ports,
+            limits,
+            self.clock,
+            upstreams,
+            bounds,
+            heads,
+            self.buffers,
+            self.bodies,
+            digests,
+            ModelTable(models),
         )
 
     @property
@@ -442,7 +458,7 @@ class DataPlane:
         took = now - exchange.started
         upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
         tally.request(exchange.routed.label, exchange.status, exchange.reason)
-        tally.took(took, upstream, exchange.routed.upstream)
+        tally.took(took, upstream, exchange.upstream_name)
         if exchange.gone:
             tally.client_disconnects += 1
             self._orphans.discard(exchange)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
-from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
@@ -43,6 +43,7 @@ class TracedPlane(DataPlane):
         bounds: UsageBounds = DEFAULT_BOUNDS,
         origins: frozenset[bytes] = frozenset(),
         workloads: Sequence[tuple[str, str]] = (),
+        models: Sequence[ModelRule] = (),
     ) -> None:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
@@ -57,6 +58,7 @@ class TracedPlane(DataPlane):
             bounds,
             origins,
             workloads,
+            models,
         )
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
@@ -220,9 +222,11 @@ def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) ->
         trace.span_id,
         exchange.began_upstream,
         ended or min([now, *settled]),
-        {"http.request.method": method, "tollkeeper.upstream": exchange.routed.upstream},
+        {"http.request.method": method, "tollkeeper.upstream": exchange.upstream_name},
     )
-    upstream = exchange.worker.upstreams.get(exchange.routed.upstream)
+    if exchange.passed_over:
+        span.attributes["tollkeeper.passed_over"] = " ".join([name for name, _ in exchange.passed_over])
+    upstream = exchange.worker.upstreams.get(exchange.upstream_name)
     if upstream is not None:
         address = urlsplit(upstream.target.base_url)
         span.attributes["server.address"] = address.hostname or ""

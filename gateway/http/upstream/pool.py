@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -118,18 +119,21 @@ def _seen(files: tuple[str, ...]) -> _Seen:
 
 
 FRESH_S = 0.25
+# Header fields: names and values.
+Fields = tuple[tuple[str, str], ...]
 
 
 class Upstream:
     """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
-    `account` names whose limits are used there: targets with one address and credential have the same.
+    `accounts` name whose limits are used there, one a key: targets with one address and credential have the
+    same.
 
     A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "account", "certificate_end", "name", "target",
+        "_tally", "_turns", "accounts", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -137,7 +141,13 @@ class Upstream:
         pepper: bytes, log: Callable[..., None], look_up: LookUp = by_system,
     ) -> None:  # fmt: skip
         self.name = target.name
-        self.account = _account(target, pepper)
+        self.accounts = tuple([_account(target, key, pepper) for key in target.keys or ((),)])
+        if target.first_byte_s is not None or target.idle_s is not None:
+            limits = replace(
+                limits,
+                upstream_first_byte_s=target.first_byte_s or limits.upstream_first_byte_s,
+                upstream_idle_s=target.idle_s or limits.upstream_idle_s,
+            )
         self.target = target
         self._left = False
         most = limits.upstream_connections_max
@@ -303,8 +313,9 @@ def _untold(event: str, **facts: object) -> None:
     """Nobody listens."""
 
 
-def _account(target: UpstreamTarget, pepper: bytes) -> str:
-    said = "\0".join((target.base_url, *(part for field in target.headers for part in field)))
+def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
+    fields = (*target.headers, *key)
+    said = "\0".join((target.base_url, *(part for field in fields for part in field)))
     return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
 
 

@@ -98,6 +98,7 @@ FAMILY = ApiFamily(
         Route(("POST",), "/v1/messages", NAME, "messages", NAME, "anthropic_messages"),
         Route(("POST",), "/v1/messages/count_tokens", NAME, family=NAME),
     ),
+    key_field=("x-api-key", ""),
     target=target(NAME, "https://api.anthropic.com", "ANTHROPIC_API_KEY", "x-api-key"),
     prefixes=("/v1/messages",),
     spoken_by=b"anthropic-version",
@@ -115,7 +116,10 @@ FAMILY = ApiFamily(
             "toolsearchtoolregex", "toolsearchtoolbm", "advisor",
         }
     ),
-    lists=Listing(),
+    lists=Listing(
+        each=(("type", "model"), ("created_at", "1970-01-01T00:00:00Z")), shown="display_name",
+        around=(("has_more", False),), ends=("first_id", "last_id"),
+    ),
     provider="anthropic",
     budget_fields=_budget_fields,
     ceilings={

@@ -86,6 +86,7 @@ FAMILY = ApiFamily(
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
     },
     routes=tuple(_routes()),
+    key_field=("x-goog-api-key", ""),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
     prefixes=("/v1beta/",),
     # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
@@ -100,7 +101,13 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     exclusions=EXCLUSIONS,
     free_tools=frozenset({"functiondeclarations", "codeexecution", "urlcontext"}),
-    lists=Listing("models", "name", "models/"),
+    lists=Listing(
+        "models",
+        "name",
+        "models/",
+        shown="displayName",
+        each=(("supportedGenerationMethods", ["generateContent", "countTokens"]),),
+    ),
     provider="gcp.gemini",
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -108,7 +108,9 @@ FAMILY = ApiFamily(
     free_tools=frozenset(
         {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}
     ),
-    lists=Listing(),
+    lists=Listing(
+        each=(("object", "model"), ("created", 0), ("owned_by", "tollkeeper")), around=(("object", "list"),)
+    ),
     provider="openai",
     # Base and tiles at most; patches at most, times the model's factor.
     pictures={

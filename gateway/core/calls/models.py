@@ -1,0 +1,135 @@
+"""Models that people configure: which upstreams answer calls of a name, in which order, and for whom.
+
+Pure. A name is the callers' own: lists of keys, budgets and the journal go by it. What an upstream calls the
+model is in a target. A name that is configured for other organizations alone is nobody else's to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from gateway.core.calls.call import CallRequest
+from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget, UpstreamTarget
+from gateway.core.families.controlled import Document
+from gateway.errors import InvalidRequest, ModelNotAllowed
+
+
+def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
+    """Two that claim the same, if there are any."""
+    seen: dict[tuple[str, bool, int], ModelRule] = {}
+    for rule in rules:
+        known = seen.setdefault(rule.claim, rule)
+        if known is not rule:
+            return known, rule
+    return None
+
+
+class ModelTable:
+    """The models of one worker. An exact name goes before prefixes, the longer prefix before the shorter, and
+    an organization's own before everybody's.
+    """
+
+    def __init__(self, rules: Sequence[ModelRule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._exact: dict[str, dict[int, ModelRule]] = {}
+        prefixes: dict[str, dict[int, ModelRule]] = {}
+        for rule in self.rules:
+            kind = prefixes if rule.prefix else self._exact
+            kind.setdefault(rule.name, {}).setdefault(rule.organization_id, rule)
+        self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
+
+    def find(self, model: str, organization_id: int) -> ModelRule | None:
+        """The model's configuration for an organization; None where nobody configured such a name.
+
+        `ModelNotAllowed` where it is configured for others alone.
+        """
+        claimed = False
+        for owners in self._claims(model):
+            own = owners.get(organization_id) or owners.get(EVERYBODY)
+            if own is not None:
+                return own
+            claimed = True
+        if claimed:
+            raise ModelNotAllowed(f"This organization may not use the model {model}.")
+        return None
+
+    def names(self, organization_id: int) -> list[str]:
+        """The exact names that an organization may ask for, in the order they are configured."""
+        return [
+            name for name, owners in self._exact.items() if organization_id in owners or EVERYBODY in owners
+        ]
+
+    def _claims(self, model: str) -> Iterator[Mapping[int, ModelRule]]:
+        exact = self._exact.get(model)
+        if exact is not None:
+            yield exact
+        for name, owners in self._prefixes:
+            if model.startswith(name):
+                yield owners
+
+
+NO_MODELS: Final = ModelTable()
+
+
+def fitting(
+    rule: ModelRule, asked: str, family: str, upstreams: Mapping[str, UpstreamTarget]
+) -> tuple[ModelTarget, ...]:
+    """The targets that speak the API of a call, each with the name of the model that it is sent.
+
+    `InvalidRequest` where none does.
+    """
+    found: list[ModelTarget] = []
+    spoken: list[str] = []
+    for target in named_by(rule, asked):
+        there = upstreams.get(target.upstream)
+        if there is not None and there.family and there.family != family:
+            spoken.append(there.family)
+        elif there is not None:
+            found.append(target)
+    if not found:
+        speaks = (
+            f"speaks another API ({', '.join(sorted(set(spoken)))})" if spoken else "has no upstream here"
+        )
+        raise InvalidRequest(f"The model {asked} {speaks}: it cannot be called at this path.", param="model")
+    return tuple(found)
+
+
+def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
+    """All targets of a model, each with the name that it is sent."""
+    found: list[ModelTarget] = []
+    for target in rule.targets:
+        name = target.model or asked
+        if rule.prefix:
+            name = name.replace("*", asked[len(rule.name) :])
+        found.append(target if name == target.model else ModelTarget(target.upstream, name))
+    return tuple(found)
+
+
+# Whether a request may be sent once more, to another upstream, though the first one may have worked on it.
+#
+# What it may do beside answering is known by its tools: those of the client itself, and those that only read.
+_OF_CLIENT: Final = frozenset({"function", "custom"})
+_ONLY_READ: Final = (
+    "web_search", "file_search", "google_search", "url_context", "computer", "text_editor", "bash", "memory",
+)  # fmt: skip
+_DECLARED: Final = frozenset(
+    {"functionDeclarations", "function_declarations", "googleSearch", "google_search", "urlContext",
+     "url_context", "codeExecution", "code_execution"}
+)  # fmt: skip
+_ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_id", "prompt")
+
+
+def is_repeatable(call: CallRequest) -> bool:
+    """Whether nothing but a second answer comes of a call that is sent twice."""
+    document = call.document
+    if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
+        return False
+    return all(_is_harmless(tool) for tool in call.tools)
+
+
+def _is_harmless(tool: Document) -> bool:
+    kind = tool.get("type")
+    if isinstance(kind, str):
+        return kind in _OF_CLIENT or kind.startswith(_ONLY_READ)
+    return kind is None and ("input_schema" in tool or tool.keys() <= _DECLARED)

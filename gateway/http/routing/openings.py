@@ -1,0 +1,74 @@
+"""How a request begins and ends at an upstream: its path and query there, its Host line, our own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import quote, urlsplit
+
+from gateway.core.calls.routes import PARAMETER, Route, UpstreamTarget, own_path, own_query
+from gateway.http.protocol.request import PASSES, field_kind
+from gateway.http.routing.routes import JSON_TYPE, is_rewritten
+
+
+class UpstreamOpening:
+    """How the request of one head begins at one upstream, for one model, and how its head ends.
+
+    There is a `closing` for each key of the upstream, and a `plain` one where no coding of the answer can be
+    had. `dropped` are names of lines that do not pass.
+    """
+
+    __slots__ = ("closings", "dropped", "opening", "plain")
+
+    def __init__(
+        self, opening: bytes, closings: list[bytes], plain: list[bytes], dropped: frozenset[bytes]
+    ) -> None:
+        self.opening, self.closings, self.plain, self.dropped = opening, closings, plain, dropped
+
+
+def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer is taken
+    route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool
+) -> UpstreamOpening:  # fmt: skip
+    """How a request for a path goes on to an upstream; an answer that `is_read` comes as it is."""
+    prefix, host = _place(target.base_url)
+    written = (own_path(target, path, model) + own_query(target, query)).encode("ascii")
+    begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
+    names: set[bytes] = set()
+    closings: list[bytes] = []
+    plain: list[bytes] = []
+    for key in target.keys or ((),):
+        ours = {name.lower().encode(): value.encode("latin-1") for name, value in (*target.headers, *key)}
+        names.update(ours)
+        lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
+        if is_rewritten(route):
+            lines.append(JSON_TYPE)
+        plain.append(_with_coding(lines, b"identity"))
+        closings.append(plain[-1] if is_read else _ended(lines))
+    dropped = frozenset(name for name in names if field_kind(name).role & PASSES)
+    return UpstreamOpening(begun, closings, plain, dropped)
+
+
+def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -> str:
+    """The path of a call with the name that its upstream has for the model, where the path names one."""
+    if not model or "{model}" not in route.path or "…" in route.path:
+        return path
+    words = {**params, "model": model}
+    return PARAMETER.sub(lambda found: quote(words[found[2]], safe="@/" if found[1] else "@"), route.path)
+
+
+def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
+    """These lines, asking for an answer in this content coding alone."""
+    others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
+    return _ended([*others, b"accept-encoding: " + coding])
+
+
+def _ended(lines: list[bytes]) -> bytes:
+    """These lines, each with its end."""
+    return b"".join([line + b"\r\n" for line in lines])
+
+
+@lru_cache(1_000)
+def _place(base_url: str) -> tuple[bytes, bytes]:
+    """The path in front of every path at this base URL, and its Host line."""
+    parts = urlsplit(base_url)
+    return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()

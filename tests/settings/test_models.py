@@ -1,0 +1,136 @@
+"""Models of a configuration file, and what upstreams say of their paths, keys and time-outs."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamTarget
+from gateway.errors import SettingError
+from gateway.settings.settings import Settings, from_json, load, to_json
+
+AZURE = """
+upstreams:
+  azure:
+    base_url: https://x.example
+    family: openai
+    path: /openai/deployments/{model}/{operation}?api-version=1
+    query: {trace: "on"}
+    headers: {api-key: "{key}", x-team: a}
+    keys: [{env: ONE}, {env: TWO}]
+    first_byte_s: 30
+    idle_s: 5
+    region: eu-1
+"""
+
+
+def loaded(folder: Path, text: str, **environ: str) -> Settings:
+    file = folder / "t.yaml"
+    file.write_text(textwrap.dedent(text))
+    return load(environ, file)
+
+
+def azure(settings: Settings) -> UpstreamTarget:
+    return next(one for one in settings.upstreams if one.name == "azure")
+
+
+def test_an_upstream_has_paths_keys_and_time_outs_of_its_own(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, AZURE, ONE="k1", TWO="k2")
+    found = azure(settings)
+    assert (found.path, found.query) == (
+        "/openai/deployments/{model}/{operation}", (("api-version", "1"), ("trace", "on")),
+    )  # fmt: skip
+    assert (found.headers, found.keys) == ((("x-team", "a"),), ((("api-key", "k1"),), (("api-key", "k2"),)))
+    assert (found.family, found.first_byte_s, found.idle_s, found.region) == ("openai", 30, 5, "eu-1")
+    assert "k1" not in repr(found)
+    assert from_json(to_json(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("openai", ("authorization", "Bearer k")),
+        ("anthropic", ("x-api-key", "k")),
+        ("gemini", ("x-goog-api-key", "k")),
+    ],
+)
+def test_a_key_is_sent_as_its_api_expects_it(tmp_path: Path, family: str, field: tuple[str, str]) -> None:
+    (tmp_path / "key").write_text("k\n")
+    text = f"""
+    upstreams:
+      azure: {{base_url: https://x.example, family: {family}, keys: [{{file: {tmp_path}/key}}]}}
+    """
+    settings = loaded(tmp_path, text)
+    assert azure(settings).keys == ((field,),)
+    assert str(tmp_path / "key") in dict(settings.secret_files).values()
+
+
+def test_models_are_read_in_their_order(tmp_path: Path) -> None:
+    text = """
+    models:
+      - name: fast
+        targets: [{upstream: openai, model: gpt-4o}, {upstream: gemini}]
+        fallback: ["429"]
+      - prefix: o/
+        targets: [{upstream: openai, model: "*"}]
+        organization_id: 7
+    """
+    assert loaded(tmp_path, text).models == (
+        ModelRule(
+            "fast", False, (ModelTarget("openai", "gpt-4o"), ModelTarget("gemini", "")),
+            frozenset({"429"}), 0, "models[0]",
+        ),
+        ModelRule("o/", True, (ModelTarget("openai", "*"),), organization_id=7, place="models[1]"),
+    )  # fmt: skip
+
+
+MODEL = "targets: [{upstream: openai}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"models: [{{name: a, {MODEL}}}, {{name: b, {MODEL}}}, {{name: a, {MODEL}}}]",
+            "models[0] and models[2]",
+        ),
+        (f"models: [{{prefix: a, {MODEL}}}, {{prefix: a, {MODEL}}}]", "both are of the prefix 'a'"),
+        (f"models: [{{{MODEL}}}]", "models[0]: expected one of name and prefix"),
+        (f"models: [{{name: a, prefix: b, {MODEL}}}]", "models[0]: expected one of name and prefix"),
+        (
+            "models: [{name: a, targets: [{upstream: gone}]}]",
+            "models[0].targets[0]: upstream 'gone' is not one of",
+        ),
+        (
+            "models: [{name: a, targets: [{upstream: openai, model: 'x*'}]}]",
+            "belongs to a model with a prefix",
+        ),
+        ("models: [{name: a, targets: [{upstream: openai}, {upstream: openai}]}]", "is there twice"),
+        ("models: [{name: a, targets: []}]", "targets"),
+        (f"models: [{{name: a, {MODEL}, fallback: [always]}}]", "fallback"),
+        (f"models: [{{name: 'a b', {MODEL}}}]", "name"),
+        ("upstreams: {u: {base_url: 'http://u', path: '/x/{deployment}'}}", "no parameter {deployment}"),
+        ("upstreams: {u: {base_url: 'http://u', path: '/x/{region}'}}", "has no `region`"),
+        ("upstreams: {u: {base_url: 'http://u', path: x}}", "must be a path that begins with /"),
+        ("upstreams: {u: {base_url: 'http://u', path: /a/../b}}", "must not hold"),
+        ("upstreams: {u: {base_url: 'http://u', keys: [{env: GONE}]}}", "the variable GONE holds no key"),
+        ("upstreams: {u: {base_url: 'http://u', keys: [{env: A, file: b}]}}", "expected one of env and file"),
+        ("upstreams: {u: {base_url: 'http://u', headers: {a: '{key}'}}}", "none is there"),
+        ("upstreams: {u: {base_url: 'http://u', keys: [{env: K}, {env: K}]}}", "a key is there twice"),
+        (
+            "upstreams: {u: {base_url: 'http://u', headers: {authorization: x}, keys: [{env: K}]}}",
+            "its value comes from `keys`",
+        ),
+        (
+            "{upstreams: {u: {base_url: 'http://u', path: /x}}, services: {s: {upstream: u}}}",
+            "services.s: the upstream u has a path of its own",
+        ),
+    ],
+)
+def test_a_wrong_model_or_upstream_stops_the_start_and_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        loaded(tmp_path, text, K="secret")
+    assert said in str(refused.value)
+    assert "secret" not in str(refused.value)
