@@ -25,12 +25,12 @@ LIBRARY_MISSING = "cannot open shared object file"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status. A start that fails is one line on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
-    if words == ["--version"]:
-        from importlib.metadata import version  # noqa: PLC0415  # loaded where it is needed
-
-        print(f"tollkeeper {version('tollkeeper')}")  # noqa: T201  # the answer
-        return 0
     try:
+        if words == ["--version"]:
+            from importlib.metadata import version  # noqa: PLC0415  # loaded where it is needed
+
+            print(f"tollkeeper {version('tollkeeper')}", flush=True)  # noqa: T201  # the answer
+            return 0
         if len(words) == 2 and words[1] == "--worker" and words[0] in WORKERS:
             return _worker(words[0])
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":

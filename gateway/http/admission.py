@@ -46,7 +46,6 @@ from gateway.http.server.exchange import Exchange
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
 # A model that nobody has and no price is of.
 _UNHEARD_OF: Final = "\0"
-_BY_COST: Final = "its service is charged what it costs"
 
 
 def known(exchange: Exchange) -> Caller | None:
@@ -265,8 +264,8 @@ def _prices(
         vectors = [one.vector for one in prices.named if one.vector is not None]
         found = unpriced_tools(call, vectors)
         if found:
-            why, of = _BY_COST if by_cost else _why(asking), " or ".join([one.model for one in prices.named])
-            raise ModelNotPriced(f"The tool {found[0]} of {of} has no price here, and {why}.", param="tools")
+            of = " or ".join([one.model for one in prices.named])
+            raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
     return prices
 
 
@@ -280,13 +279,17 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for one in prices.named:
         if one.vector is None:
-            raise ModelNotPriced(f"The model {one.model} has no price here, and {_why(budgets)}.")
+            raise ModelNotPriced(_unpriced(f"the model {one.model}", budgets))
 
 
-def _why(budgets: CallBudgets | None) -> str:
+def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:
+    """Why a call of something without a price is refused: by cost of its service, by a budget, or always."""
+    if by_cost:
+        return f"No price for {what}, and its service is charged what it costs."
     if budgets is None:
-        return "calls without one are refused"
-    return f"the budget {budgets.refusing(MONEY)} cannot be enforced without one"
+        return f"No price for {what}, and calls without one are refused."
+    name = budgets.refusing(MONEY)
+    return f'No {budgets.currency} price for {what}, so the budget "{name}" cannot be enforced.'
 
 
 def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> PriceMatch:

@@ -13,7 +13,7 @@ import typer
 
 from gateway.admin.resources.integrity import RUN_S_MAX
 from gateway.admin.resources.values import show_instant
-from gateway.cli.admin import commands, configuration, usage
+from gateway.cli.admin import commands, configuration, explain, usage
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
@@ -389,6 +389,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     for each in (configuration.apply, configuration.diff, configuration.export):
         app.command(each.__name__)(each)
     app.command("usage")(usage.usage)
+    app.command("explain")(explain.explain)
     app.command("top")(usage.top)
     app.command("reconcile")(reconcile)
     for feature in features():

@@ -14,7 +14,7 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
-from gateway.core.accounts.budgets import UNIT_OF, shown, shown_amount
+from gateway.core.accounts.budgets import MONEY, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.runs import is_run
 from gateway.core.families.registry import FAMILIES
@@ -31,6 +31,8 @@ _POLICIES = {
     int(LimitKind.REQUESTS): "requests", int(LimitKind.TOKENS): "tokens", int(LimitKind.QUOTA): "quota",
     int(LimitKind.BUDGET): "budget",
 }  # fmt: skip
+# Currencies that people know by a sign; others are told by their code.
+SIGNS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 
 
@@ -124,10 +126,9 @@ def _budget_exceeded(decision: Decision) -> Refusal:
     if decision.budget is not None and is_run(decision.budget.budget_id):
         return _run_exceeded(decision)
     wait = _wait_s(decision)
-    state = "It is used up" if decision.used >= decision.limit else "Too little is left for this request"
-    when = f"{state}{_until(decision)}, when it resets." if wait else f"{state}. It never resets."
+    resets = _until(decision).replace(" until", "It resets at") if wait else "It never resets"
     return errors.BudgetExceeded(
-        f"{_of_budget(decision)} are used. {when}{_needed(decision)}",
+        f"{_of_budget(decision)}. {resets}.",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
@@ -139,35 +140,38 @@ def _run_exceeded(decision: Decision) -> Refusal:
     assert window is not None
     if decision.used >= INTEGER_MAX:
         return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-    return errors.RunExceeded(f"{_of_budget(decision)} are used.{_needed(decision)}", retry_helps=False)
+    return errors.RunExceeded(f"{_of_budget(decision)}.", retry_helps=False)
 
 
 def _of_budget(decision: Decision) -> str:
-    """How much of a budget is used: `Budget "research": 12.5 of 20 USD`."""
+    """The rest of a budget, and what the request needs: `Budget "research": $0.0043 of $0.01 left; …`."""
     window = decision.budget
     if window is None:
-        return f"Budget: {decision.used} of {decision.limit}"
+        return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"
     unit = UNIT_OF[window.unit]
-    used, limit = shown_amount(unit, decision.used), shown(unit, decision.limit, window.currency)
     what = "Run" if is_run(window.budget_id) else "Budget"
-    return f'{what} "{window.name}": {used} of {limit}'
+    left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
+    left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
+    said = f'{what} "{window.name}": {left} of {limit} left'
+    if window.need:
+        said += f"; this request may need {_shown(unit, window.need, window.currency)}"
+    return said
 
 
-def _needed(decision: Decision) -> str:
-    """The request's need of a budget, and its rest."""
-    window = decision.budget
-    if window is None or not window.need:
-        return ""
-    unit = UNIT_OF[window.unit]
-    need, left = shown(unit, window.need, window.currency), shown_amount(unit, window.left)
-    return f" It needs {need}, and {left} are left."
+def _shown(unit: str, amount: int, currency: str) -> str:
+    """An amount as people write it: `$12.50`, `12.50 SEK`, `3000 tokens`."""
+    if unit != MONEY:
+        return shown(unit, amount, currency)
+    whole, _, part = shown_amount(unit, amount).partition(".")
+    number = f"{whole}.{part:0<2}" if part else whole
+    sign = SIGNS.get(currency)
+    return f"{number} {currency}" if sign is None else f"{sign}{number}"
 
 
 def _quota_held(decision: Decision) -> Refusal:
     if decision.kind == LimitKind.BUDGET:
         return errors.QuotaHeld(
-            f"{_of_budget(decision)} are used. "
-            f"Calls in flight hold what remains until they end. Try again in 1 s.{_needed(decision)}",
+            f"{_of_budget(decision)}. Calls in flight hold the rest until they end. Try again in 1 s.",
             retry_after_s=1,
             retry_helps=True,
         )

@@ -189,7 +189,18 @@ def test_a_budget_says_what_was_needed_and_what_is_left(family: Family) -> None:
         told = dict(fields)
         assert (told[b"x-tollkeeper-needed"], told[b"x-tollkeeper-left"]) == (b"0.06", b"0.04")
         assert told[b"x-should-retry"] == retry
-        assert b"It needs 0.06 USD, and 0.04 are left." in body
+        assert b"$0.04 of $3 left; this request may need $0.06." in body
+
+
+@pytest.mark.parametrize(
+    ("currency", "said"),
+    [
+        ("EUR", "€0.04 of €3 left; this request may need €0.06."),
+        ("SEK", "0.04 of 3 SEK left; this request may need 0.06 SEK."),
+    ],
+)
+def test_money_is_told_by_its_sign_or_its_code(currency: str, said: str) -> None:
+    assert said in spent(window=replace(DAY, currency=currency)).message
 
 
 UNIFIED = "anthropic-ratelimit-unified-"
