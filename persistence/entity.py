@@ -45,6 +45,7 @@ from persistence.tables import (
     budget,
     business_model,
     control_write,
+    exchange_rate,
     invoice,
     organization,
     price,
@@ -63,7 +64,7 @@ from persistence.tables import (
 # Where a row names no organization itself: what names one that does.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
 # What everybody uses.
-EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price})
+EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, exchange_rate})
 
 
 def owned(table: Table, organization_id: int) -> ColumnElement[bool]:

@@ -37,6 +37,7 @@ SUBJECTS: dict[str, Entity] = {
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": quota.ADDITION_SUBJECT,
     "prices": amendments.PRICES,
+    "exchange-rates": catalogue.RATE_SUBJECT,
     "reratings": amendments.RERATING_SUBJECT,
     "budgets": quota.BUDGET_SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,

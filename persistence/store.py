@@ -22,6 +22,7 @@ from gateway.core.accounts.administration import Claim, Command, CommittedWrite,
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
+from gateway.core.billing.price_book import PriceFound
 from gateway.errors import NotFound, TrialEnded
 from persistence import apply_transaction, entity
 from persistence import engine as engines
@@ -217,8 +218,13 @@ class Store(SignInStore):
         """Say why the counters refused one of these control writes; None if they did not."""
         return await self.run(lambda connection: of_writes(connection, intents))
 
-    async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
-        return await self.run(lambda connection: catalogue.price_candidates(connection, model, currency, at))
+    async def price_of(
+        self, model: str, currency: str, at: datetime, provider: str
+    ) -> PriceFound | None:
+        """Read what a model costs at a time, in a currency or by an exchange rate into it."""
+        return await self.run(
+            lambda connection: catalogue.find_price(connection, model, currency, at, provider)
+        )
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""

@@ -252,6 +252,8 @@ def _prices(
         prices.named += tuple(
             [_book(directory.price, directory.price_as, caller, model, own) for model in models]
         )
+    if own:
+        _check_currency(directory, caller, prices, _BY_COST if by_cost else _why(asking))
     if by_cost or pricing.per_million is not None or pricing.tiers:
         book = {one.model: one.vector for one in prices.named}
         asked = [one.model for one in prices.named] if call.targets else [call.model, *call.models_beside]
@@ -267,6 +269,21 @@ def _prices(
             of = " or ".join([one.model for one in prices.named])
             raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
     return prices
+
+
+def _check_currency(directory: DirectoryPort, caller: Caller, prices: CallPrices, why: str) -> None:
+    """`ModelNotPriced` where a model has a price in another currency alone, and no exchange rate from it."""
+    for one in prices.named:
+        if one.vector is None:
+            other = directory.price(caller, one.model, 0.0, False) or directory.price_as(
+                caller, one.model, 0.0, False
+            )
+            if other is not None:
+                pays = directory.pays_in(caller)
+                raise ModelNotPriced(
+                    f"The model {one.model} is priced in {other.currency}, and the organization pays in"
+                    f" {pays}. There is no exchange rate from {other.currency} to {pays}, and {why}."
+                )
 
 
 def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:

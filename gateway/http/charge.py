@@ -23,7 +23,15 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
-from gateway.core.billing.price_book import TOKENS_A_PRICE, Counts, TokenRate, cost_nano, unpriced, usual_rate
+from gateway.core.billing.price_book import (
+    TOKENS_A_PRICE,
+    Counts,
+    TokenRate,
+    cost_nano,
+    unpriced,
+    usual_rate,
+    without_request,
+)
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, bind_output, claim_of
@@ -362,6 +370,7 @@ class AdmittedCall:
             unpriced=""
             if price is None or not detail.tools
             else named_unpriced(unpriced(price, detail.tools)),
+            exchange_rate="" if price is None else price.rate,
         )
 
     def _settlement(self, usage: TokenUsage, facts: CallFacts | None, used: bool) -> Settlement:
@@ -471,7 +480,7 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
             vectors: tuple[Vector, ...] = (own,)
         else:
             vectors = (vector, *prices.in_currency(vector.currency))
-        whole += max(cost_nano(one._replace(request=0), part, tier=detail.service_tier) for one in vectors)
+        whole += max(cost_nano(without_request(one), part, tier=detail.service_tier) for one in vectors)
     if detail.beside:  # reasoning is of the output that is left
         left = (*left[:REASONING], min(left[REASONING], left[OUTPUT]), *left[REASONING + 1 :])
     return whole + cost_nano(vector, left, detail.tools, detail.service_tier)

@@ -65,6 +65,9 @@ class DirectoryPort(Protocol):
         Do not `remember` what a call would take from that nobody makes.
         """
 
+    def pays_in(self, caller: Caller) -> str:
+        """The currency that a caller's organization pays in."""
+
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost the caller's organization so many seconds ago; None where nobody says.
 

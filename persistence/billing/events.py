@@ -20,7 +20,6 @@ from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
-from gateway.core.billing.price_book import choose, read_price
 from gateway.core.billing.proration import CARRY
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
@@ -30,7 +29,7 @@ from persistence.billing import charges
 from persistence.billing.credit_balances import OveragePrices, prices_of
 from persistence.billing.plans import carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
-from persistence.resources.catalogue import price_candidates
+from persistence.resources.catalogue import find_price
 from persistence.tables import use_event
 
 _TENANTS = """
@@ -261,9 +260,8 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
 def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | None:
     wanted = (model, currency, at)
     if wanted not in batch.prices:
-        rows = price_candidates(batch.connection, model, currency, at)
-        found = choose(map(read_price, rows), model, currency, ms_of(at))
-        batch.prices[wanted] = None if found is None else found.vector
+        found = find_price(batch.connection, model, currency, at)
+        batch.prices[wanted] = None if found is None else found.price.vector
     return batch.prices[wanted]
 
 

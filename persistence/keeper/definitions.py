@@ -45,7 +45,7 @@ from gateway.core.billing.price_book import read_price
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
 from persistence.resources.access import GIVEN_UP
-from persistence.resources.catalogue import in_force
+from persistence.resources.catalogue import KEPT, in_force, rates_in_force
 
 MICRO = Decimal(1_000_000)
 # How many limits are remembered, as they are written.
@@ -244,9 +244,11 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
 
 
 async def prices(connection: AsyncConnection) -> PricesDefinition:
-    """Prices of models known by their names that are in force, were a day ago, or will be."""
-    rows = (await connection.execute(in_force(datetime.now(UTC)))).mappings().all()
-    return PricesDefinition(tuple(read_price(dict(row)) for row in rows))
+    """Prices of models known by their names that are in force, were a day ago, or will be; and rates."""
+    now = datetime.now(UTC)
+    rows = (await connection.execute(in_force(now))).mappings().all()
+    rates = await connection.run_sync(lambda session: rates_in_force(session, now - KEPT))
+    return PricesDefinition(tuple(read_price(dict(row)) for row in rows), rates)
 
 
 async def budgets_of(

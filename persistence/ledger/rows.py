@@ -319,7 +319,7 @@ CALL_COLUMNS = (
     "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
-    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced"
+    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -361,6 +361,7 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
             NULL if facts.unknown == NONE else bytes_field(_cut(bytes(facts.unknown))),
             _text(facts.reason or (RECLAIMED if event.note == EventNote.RECLAIMED else "")),
             _text(facts.unpriced),
+            _text(facts.exchange_rate),
         )
     )  # fmt: skip
 
@@ -442,6 +443,7 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         "streamed": facts.streamed,
         "estimated": facts.estimated,
         "unpriced": stored_text(facts.unpriced) or None,
+        "exchange_rate": stored_text(facts.exchange_rate) or None,
         "model": stored_text(facts.model) or None,
         "response_model": stored_text(facts.response_model) or None,
         "cost": None if facts.cost is None else bounded(facts.cost),

@@ -327,7 +327,8 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        feature_version = %(feature_version)s, route = %(route)s, service_tier = %(service_tier)s,
        tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
        upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
-       response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
+       response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
+       exchange_rate = %(exchange_rate)s
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""  # noqa: S608  # our own words
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

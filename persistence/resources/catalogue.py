@@ -36,9 +36,15 @@ from gateway.core.billing.price_book import (
     MAKERS,
     OPERATOR,
     PREFIX,
+    PriceFound,
+    choose_converted,
     folded,
+    read_price,
+    read_rate,
 )
+from gateway.core.billing.vector import ExchangeRate
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
+from gateway.core.times import ms_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import subscriptions
@@ -49,6 +55,7 @@ from persistence.tables import (
     budget,
     business_model,
     control_write,
+    exchange_rate,
     organization,
     organization_service,
     organization_subscription,
@@ -352,8 +359,10 @@ def _empty(values: Row) -> Iterator[tuple[str, str]]:
 
 def _unused(connection: Connection, currency: str) -> Iterator[tuple[str, str]]:
     used = live(organization).where(organization.c.currency == currency).limit(1)
-    if currency != BASE_CURRENCY and connection.execute(used).first() is None:
-        yield "currency", f"no organization's money is in {currency}"
+    based = select(_rates_here.id).where(_rates_here.base == currency).limit(1)
+    if currency == BASE_CURRENCY or connection.execute(used).first() or connection.execute(based).first():
+        return
+    yield "currency", f"no organization's money is in {currency}, and no exchange rate is from it"
 
 
 def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
@@ -378,6 +387,32 @@ def in_force(now: datetime) -> Select[Any]:
     each, columns = _superseded_later_than(now - KEPT)
     known = or_(each.source != BUNDLED, _folded(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
     return columns.where(known)
+
+
+def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:
+    """Exchange rates that are in force at a time, or will be."""
+    following = func.lead(_rates_here.effective_from).over(
+        partition_by=(_rates_here.currency, _rates_here.base), order_by=_rates_here.effective_from
+    )
+    each = select(exchange_rate, following.label("following")).subquery()
+    found = select(each).where(or_(each.c.following.is_(None), each.c.following > at))
+    return tuple(read_rate(dict(row)) for row in connection.execute(found).mappings())
+
+
+def find_price(
+    connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
+) -> PriceFound | None:
+    """The price of a model in a currency, or in another one that there is an exchange rate from."""
+    rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
+    rows = {
+        row["id"]: row
+        for one in dict.fromkeys((currency, *(rate.base for rate in rates)))
+        for row in price_candidates(connection, model, one, at)
+    }
+    found = choose_converted(
+        list(map(read_price, rows.values())), rates, model, currency, ms_of(at), provider
+    )
+    return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
 
 
 def price_candidates(connection: Connection, model: str, currency: str, at: datetime) -> Sequence[Row]:
@@ -421,6 +456,35 @@ class PriceTable:
             await connection.execute(insert(control_write).values(id=uuid4(), **_DEFINE))
         return len(rows)
 
+
+_rates_here = exchange_rate.c
+# Every gateway holds those that are in force, were a day ago or will be.
+RATES_MAX = 2_000
+
+
+def check_rate(change: EntityWrite) -> None:
+    """`Unprocessable` where there is one of the same for that time; `Conflict` where there are too many."""
+    values = change.command.values
+    change.connection.execute(_LOCK)
+    base = values.get("base", BASE_CURRENCY)
+    if values["currency"] == base:
+        raise Unprocessable(errors=(("currency", "must be another one than base"),))
+    same = (_rates_here.currency == values["currency"]) & (_rates_here.base == base)
+    found = select(_rates_here.id).where(same, _rates_here.effective_from == values["effective_from"])
+    if (other := change.connection.execute(found).scalar()) is not None:
+        wrong = f"exchange rate {other} is for the same from then on; name another time"
+        raise Unprocessable(errors=(("effective_from", wrong),))
+    if len(rates_in_force(change.connection, change.now - KEPT)) >= RATES_MAX:
+        raise Conflict(f"{RATES_MAX} exchange rates are in force, were a day ago or will be.")
+
+
+RATE_SUBJECT = Entity(
+    exchange_rate,
+    time="effective_from",
+    verbs={"create": entity.create},
+    check_values=check_rate,
+    define=define_price,
+)
 
 PRICE_SUBJECT = Entity(
     price,

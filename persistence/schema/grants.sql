@@ -9,7 +9,7 @@ GRANT EXECUTE ON FUNCTION
 -- Ledgers, prices, the audit log and found losses are only added to.
 GRANT INSERT ON
     token_ledger, credit_posting, credit_transaction, feature_usage, audit_log, lost_event,
-    invoice_basis, reconciliation, price, amendment, invoice_document, payment, tax_rate, credit_price,
+    invoice_basis, reconciliation, exchange_rate, price, amendment, invoice_document, payment, tax_rate, credit_price,
     account_checkpoint, dunning_step, note_application
     TO :writer;
 -- Only added to, and deleted once it is old.
@@ -37,7 +37,7 @@ GRANT SELECT ON
     archive_identity, archived_month, archived_run, audit_log, audit_log_default, backup_run, budget,
     budget_told, budget_use, business_model, call, call_default, charge, clock_ahead, control_write,
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,
-    credit_transaction, credit_transaction_default, dead_letter, dunning_step, feature_usage,
+    credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,
     invoice_document, invoice_line, invoice_sequence, keeper, keeper_partition, kept_since, known_drift,
     lost_event, note_application, organization, organization_service, organization_subscription,

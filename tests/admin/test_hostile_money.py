@@ -80,6 +80,10 @@ async def targets(api: Api) -> list[Target]:
             "request": "1", "tools": {"x": "1"}, "context_tiers": [{"above": 5, "input": "1"}],
             "service_tiers": {"batch": "0.5"}, "source": "operator", "match": "exact", "provider": "p",
         }),
+        ("POST", "exchange-rates", lambda: {
+            "currency": "EUR", "base": "USD", "rate": "0.9",
+            "effective_from": f"2026-01-01T00:00:00.{uuid.uuid4().int % 10**6:06d}Z",
+        }),
         ("POST", "events", lambda: {
             "specversion": "1.0", "type": "use", "source": "s", "id": another(),
             "subject": f"tenant:{tenant}", "time": f"{day(-1)}T00:00:00Z", "data": {

@@ -110,11 +110,14 @@ async def _shared(api: Api) -> dict[str, int]:
     price = await api.make(
         "prices", model="m1", currency="USD", effective_from=datetime.now(UTC).isoformat(), input="1"
     )
+    rate = await api.make(
+        "exchange-rates", currency="EUR", rate="0.9", effective_from=datetime.now(UTC).isoformat()
+    )
     [(feed,)] = api.rows("insert into usage_feed (service, waiting_max) values ('lago', 1000) returning id")
     return {
         "usage-feeds": int(str(feed)), "services": service["id"], "token-plans": tokens["id"],
         "subscription-plans": plan["id"],
-        "prices": price["id"], "business-models": 1,
+        "prices": price["id"], "exchange-rates": rate["id"], "business-models": 1,
     }  # fmt: skip
 
 

@@ -219,6 +219,9 @@ class FakeDirectory:
         found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
 
+    def pays_in(self, caller: Caller) -> str:
+        return self.currency
+
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         found = self.prices.get(model)
         return None if own and found is not None and found.currency != self.currency else found

@@ -165,7 +165,9 @@ async def test_a_price_in_another_currency_is_none() -> None:
     async with staged() as stage:
         budgeted(stage, BUDGET)
         stage.directory.currency = "EUR"
-        assert (await stage.ask(post(CHAT))).reason == "model_not_priced"
+        got = await stage.ask(post(CHAT))
+        assert got.reason == "model_not_priced"
+        assert b"priced in USD, and the organization pays in EUR" in got.body
         stage.directory.budgets_there = [replace(BUDGET, enforce=False)]
         assert (await stage.ask(post(CHAT))).status == 200
         assert stage.counters.holds[-1].money == stage.counters.charges[-1].money == 0

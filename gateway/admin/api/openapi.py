@@ -162,6 +162,12 @@ BODIES: Mapping[str, Json] = {
         "output": "10.00",
         "cache_read": "1.25",
     },
+    "ExchangeRateCreate": {
+        "currency": "EUR",
+        "base": "USD",
+        "rate": "0.92",
+        "effective_from": "2026-01-01T00:00:00Z",
+    },
     "BudgetCreate": {
         "organization_id": 1,
         "name": "experiments",

@@ -70,16 +70,14 @@ from gateway.core.billing.events import EVENTS_MAX
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     KINDS,
-    choose,
+    PriceFound,
     cost_nano,
     lines,
     money,
-    read_price,
     unpriced,
 )
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 from gateway.core.model import INTEGER_MAX
-from gateway.core.times import ms_of
 from gateway.errors import (
     AdminRefusal,
     Conflict,
@@ -568,8 +566,16 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
         at = asked.get("at")
         at = at if isinstance(at, datetime) else datetime.now(UTC)
         currency = str(asked.get("currency", BASE_CURRENCY))
-        rows = await mine.store.prices_of(str(asked["model"]), currency, at)
-        return web.json_response(_quoted(asked, rows, at))
+        model, provider = str(asked["model"]), str(asked.get("provider") or "")
+        found = await mine.store.price_of(model, currency, at, provider)
+        if found is None:
+            why = f"There is no price in {currency} of the model {model!r} at that time"
+            other = currency != BASE_CURRENCY and await mine.store.price_of(
+                model, BASE_CURRENCY, at, provider
+            )
+            more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
+            raise NotFound(f"{why}{more}.")
+        return web.json_response(_quoted(asked, found))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 
@@ -588,22 +594,17 @@ def _read_quote(sent: MultiMapping[str]) -> requests.Body:
     return asked
 
 
-def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
-    currency, tier = asked.get("currency", BASE_CURRENCY), asked.get("service_tier") or ""
-    prices = {price.vector.price_id: (price, row) for row in rows for price in (read_price(row),)}
-    at_ms = ms_of(at)
-    found = choose(
-        (price for price, _ in prices.values()), asked["model"], currency, at_ms, asked.get("provider") or ""
-    )
-    if found is None:
-        raise NotFound(f"There is no price in {currency} of the model {asked['model']!r} at that time.")
-    vector = found.vector
+def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
+    tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
     counts = [asked.get(kind, 0) for kind in KINDS]
     tools = asked.get("tools", {})
     return Quote.model_validate(
         {
-            **prices[vector.price_id][1],
+            **found.row,
             "price_id": vector.price_id,
+            "currency": vector.currency,
+            "base": None if rate is None else rate.base,
+            "exchange_rate": None if rate is None else rate.rate,
             "cost": money(cost_nano(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
             "unpriced": unpriced(vector, tools),

@@ -43,9 +43,11 @@ from gateway.core.billing.price_book import (
     TOKENS_A_PRICE,
     USES_A_PRICE,
     CostLine,
+    converted,
     lines,
     read_price,
 )
+from gateway.core.billing.vector import ExchangeRate
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.feature import features
 
@@ -323,7 +325,10 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
     if price is not None:
         counts = [usage.get(kind, 0) for kind in KINDS]
         tier = str(row["service_tier"] or "")
-        found = lines(read_price(price).vector, counts, tools, tier)
+        vector, rate = read_price(price).vector, str(row["exchange_rate"] or "")
+        if rate:
+            vector = converted(vector, ExchangeRate(str(row["currency"]), vector.currency, rate, 0))
+        found = lines(vector, counts, tools, tier)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})
     summed = sum((line.amount for line in found), Decimal(0))

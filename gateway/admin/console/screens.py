@@ -96,6 +96,12 @@ SCREENS = {
             filters=("model", "provider", "currency", "source", "match"),
         ),
         Screen(
+            "Catalog", "exchange-rates", "Exchange rates", "exchange rate",
+            ("currency", "base", "rate", "effective_from", "created_at"),
+            empty="No exchange rate yet. Organizations in other currencies need prices of their own.",
+            filters=("currency", "base"),
+        ),
+        Screen(
             "Catalog", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.",

@@ -526,6 +526,8 @@ class Quote(Out):
 
     cost: Exactly
     currency: str
+    base: str | None = Field(description="The currency of the price, where it was converted.")
+    exchange_rate: Exactly | None = Field(description="How much of `currency` a unit of `base` was.")
     lines: list[QuoteLine]
     unpriced: list[str] = Field(
         description="Tools that the price does not name: their uses are not in `cost`."
@@ -537,6 +539,19 @@ class Quote(Out):
     source: str
     effective_from: Instant
 
+
+class ExchangeRateCreate(In):
+    """A new exchange rate. It is never changed; a later one of the same takes its place."""
+
+    currency: Currency = Field(description="What organizations pay in.")
+    base: Currency = Field(default=BASE_CURRENCY, description="What prices are in.")
+    rate: CreditRate = Field(description="How much of `currency` a unit of `base` is.")
+    effective_from: Instant = Field(description="When it begins; may be in the past.")
+
+
+ExchangeRate = answer_of(
+    ExchangeRateCreate, "What a unit of a currency is in another since a time. Never changed."
+)
 
 QUOTE = Question("quote", "Say what a call would cost", QuoteQuery, Quote)
 PRICE_RESOURCES = (
@@ -562,5 +577,15 @@ PRICE_RESOURCES = (
             is_kept=lambda row: row["source"] == BY_OPERATOR,
             since="effective_from",
         ),
+    ),
+    Resource(
+        name="exchange-rates",
+        access=access(BILLING, reach=RowScope.SHARED),
+        named_by="currency",
+        description="What a unit of a currency is in another. Never changed: a later one takes its place.",
+        out=ExchangeRate,
+        create=ExchangeRateCreate,
+        filters={"currency": Filter("text"), "base": Filter("text")},
+        declared=ConfigDeclaration(by=("base", "currency"), since="effective_from"),
     ),
 )

@@ -587,6 +587,9 @@ class Call(Out):
     unpriced: list[str] = Field(description="Tools that were used and have no price: `cost` is without them.")
     currency: str | None
     price_id: int | None
+    exchange_rate: str | None = Field(
+        description="The exchange rate that its price was converted by; null where it is in this currency."
+    )
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     streamed: bool

@@ -133,7 +133,7 @@ def named_by(resource: str) -> str:
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
     """What `create` takes for given where nothing is said."""
-    if resource == "prices":
+    if resource in {"prices", "exchange-rates"}:
         return {"effective_from": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     if resource != "services":
         return {}

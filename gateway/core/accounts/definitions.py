@@ -12,7 +12,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
-from gateway.core.billing.vector import ModelPrice
+from gateway.core.billing.vector import ExchangeRate, ModelPrice
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
@@ -115,9 +115,10 @@ class CatalogueDefinition:
 
 @dataclass(frozen=True, slots=True)
 class PricesDefinition:
-    """Prices of models known by their names that are in force, were a day ago, or will be."""
+    """Prices of models known by their names that are in force, were a day ago, or will be; and rates."""
 
     prices: tuple[ModelPrice, ...]
+    rates: tuple[ExchangeRate, ...] = ()
 
 
 # Definitions of one organization; and whatever is defined.

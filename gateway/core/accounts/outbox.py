@@ -48,7 +48,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
     says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
     that did not pass the gateway; 0 is when it is charged. `unpriced` names the tools that no price covers,
-    which are not in `cost`.
+    which are not in `cost`. `exchange_rate` is the one that its price was converted by, empty for none.
     """
 
     model: str = ""
@@ -75,6 +75,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     reason: str = ""
     used_ms: int = 0
     unpriced: str = ""
+    exchange_rate: str = ""
 
     @property
     def lacks_price(self) -> bool:

@@ -138,6 +138,7 @@ def use_of(
             currency="" if price is None else price.currency,
             price_id=0 if price is None else price.price_id, route=ROUTE, used_ms=told.at_ms,
             unpriced="" if price is None else named_unpriced(unpriced(price, told.tools)),
+            exchange_rate="" if price is None else price.rate,
         ),
     )  # fmt: skip
 

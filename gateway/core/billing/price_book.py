@@ -23,7 +23,7 @@ from gateway.core.billing.money import (
     ServicePricing,
     whole_credits,
 )
-from gateway.core.billing.vector import Factor, ModelPrice, Vector
+from gateway.core.billing.vector import ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
 # A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
@@ -126,11 +126,20 @@ def is_known_by_name(price: ModelPrice, provider: str = "") -> bool:
 
 
 class PriceBook:
-    """Prices as a gateway looks them up, remembered for up to `models_max` models of a currency."""
+    """Prices as a gateway looks them up, remembered for up to `models_max` models of a currency.
 
-    __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes")
+    A model without a price in a currency has that of another currency, by the exchange rate in force.
+    """
 
-    def __init__(self, prices: Iterable[ModelPrice] = (), *, models_max: int = MODELS_REMEMBERED_MAX) -> None:
+    __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes", "_rates")
+
+    def __init__(
+        self,
+        prices: Iterable[ModelPrice] = (),
+        rates: Iterable[ExchangeRate] = (),
+        *,
+        models_max: int = MODELS_REMEMBERED_MAX,
+    ) -> None:
         # By name, each with its place among all: the lesser counts.
         self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
         self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
@@ -141,6 +150,7 @@ class PriceBook:
         # By model and currency, since when and what, the one that counts most first.
         self._found: dict[tuple[str, str], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
+        self._rates = sorted(rates, key=_rate_rank)
 
     def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
         """The price in force of a model at a time, None where there is none."""
@@ -164,11 +174,96 @@ class PriceBook:
         found = [
             (price.effective_ms, price.vector) for _, price in places if price.vector.currency == currency
         ]
+        # Each once by every rate that it may be converted by: its own is the first in force.
+        for base in dict.fromkeys(one.base for one in self._rates if one.currency == currency):
+            dated = [one for one in self._rates if (one.currency, one.base) == (currency, base)]
+            for _, price in places:
+                if price.vector.currency == base:
+                    found += [
+                        (max(price.effective_ms, one.effective_ms), converted(price.vector, one))
+                        for one in dated
+                    ]
         if len(model) <= MODEL_CHARS_MAX:
             if len(self._found) >= self._models_max:
                 self._found.clear()
             self._found[model, currency] = found
         return found
+
+
+# Prices in another currency, by exchange rates. A charge is what the price says times the rate, exactly, and
+# rounded once; the rate a hold goes by is rounded up, so that it is no less.
+
+
+def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
+    """Read a row of the table."""
+    return ExchangeRate(row["currency"], row["base"], f"{row['rate']:f}", ms_of(row["effective_from"]))
+
+
+def converted(vector: Vector, rate: ExchangeRate) -> Vector:
+    """A price in the currency of a rate of its own."""
+    factor = _fraction(rate.rate)
+    return Vector(
+        vector.price_id,
+        rate.currency,
+        _all_times(vector.prices, factor),
+        _times(vector.request, factor),
+        {name: _times(price, factor) for name, price in vector.tools.items()},
+        tuple([(above, _all_times(prices, factor)) for above, prices in vector.context_tiers]),
+        vector.service_tiers,
+        rate.rate,
+        (vector, factor),
+    )
+
+
+def rate_in_force(rates: Iterable[ExchangeRate], currency: str, base: str, at_ms: int) -> ExchangeRate | None:
+    """The rate in force at a time, None where there is none."""
+    mine = (one for one in rates if (one.currency, one.base) == (currency, base))
+    return max((one for one in mine if one.effective_ms <= at_ms), key=_since, default=None)
+
+
+class PriceFound(NamedTuple):
+    """The price that a model has at a time, its row, and the rate that it was converted by, if it was."""
+
+    price: ModelPrice
+    row: Mapping[str, Any]
+    rate: ExchangeRate | None
+
+
+def choose_converted(  # noqa: PLR0917  # a price is of all these
+    prices: Sequence[ModelPrice], rates: Iterable[ExchangeRate], model: str, currency: str, at_ms: int,
+    provider: str = "",
+) -> tuple[ModelPrice, ExchangeRate | None] | None:  # fmt: skip
+    """`choose`, and where there is no price in a currency, that of another and the rate of its conversion."""
+    found = choose(prices, model, currency, at_ms, provider)
+    if found is not None:
+        return found, None
+    there = sorted(rates, key=_rate_rank)
+    for base in dict.fromkeys(one.base for one in there if one.currency == currency):
+        rate = rate_in_force(there, currency, base, at_ms)
+        found = choose(prices, model, base, at_ms, provider)
+        if rate is not None and found is not None:
+            return found._replace(vector=converted(found.vector, rate)), rate
+    return None
+
+
+def _rate_rank(rate: ExchangeRate) -> tuple[bool, str, int]:
+    """The order in which currencies are looked at for a price, and of one the newest first."""
+    return rate.base != BASE_CURRENCY, rate.base, -rate.effective_ms
+
+
+def _since(rate: ExchangeRate) -> int:
+    return rate.effective_ms
+
+
+def _all_times(prices: Sequence[int], factor: Factor) -> tuple[int, ...]:
+    return tuple([_times(price, factor) for price in prices])
+
+
+def without_request(vector: Vector) -> Vector:
+    """A price of tokens alone."""
+    if vector.exact is not None:
+        vector = vector._replace(exact=(vector.exact[0]._replace(request=0), vector.exact[1]))
+    return vector._replace(request=0)
 
 
 def _matches(price: ModelPrice, name: str) -> bool:
@@ -425,6 +520,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
     that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
     """
+    rate = SAME
+    if vector.exact is not None:
+        vector, rate = vector.exact
     prices = vector.prices
     if vector.context_tiers:
         prices = prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
@@ -440,6 +538,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     if tools:
         for name, uses in tools.items():
             whole += uses * vector.tools.get(name, 0) * scale // USES_A_PRICE
+    if rate is not SAME:
+        whole *= rate[0]
+        scale *= rate[1]
     return (2 * whole + scale) // (2 * scale)
 
 
@@ -447,8 +548,12 @@ def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
+    rate = SAME
+    if vector.exact is not None:
+        vector, rate = vector.exact
     prices = prices_at(vector, sum(counts[:4]))
-    factor = vector.service_tiers.get(tier, SAME)
+    numerator, denominator = vector.service_tiers.get(tier, SAME)
+    factor = (numerator * rate[0], denominator * rate[1])
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
         for kind, count, price in zip(KINDS, apart(counts), prices, strict=True)
@@ -457,7 +562,7 @@ def lines(
     if vector.request:
         made.append(_line("request", 1, vector.request, 1, factor))
     made += [
-        _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, SAME)
+        _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, rate)
         for name, uses in tools.items()
         if uses and name in vector.tools
     ]

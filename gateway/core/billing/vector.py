@@ -21,6 +21,9 @@ class Vector(NamedTuple):
     a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
     ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
     (numerator, denominator) of the cost of tokens and of the call.
+
+    One that was converted has its prices rounded up, as holds need them. `exact` is the price as it was set
+    and the exchange rate, by which a charge is counted, and `rate` that rate as it was written.
     """
 
     price_id: int
@@ -30,6 +33,17 @@ class Vector(NamedTuple):
     tools: Mapping[str, int] = _NONE
     context_tiers: tuple[tuple[int, tuple[int, ...]], ...] = ()
     service_tiers: Mapping[str, Factor] = _NONE
+    rate: str = ""
+    exact: tuple[Vector, Factor] | None = None
+
+
+class ExchangeRate(NamedTuple):
+    """How much of `currency` a unit of `base` is, from `effective_ms` on until a later one of the same."""
+
+    currency: str
+    base: str
+    rate: str
+    effective_ms: int
 
 
 class ModelPrice(NamedTuple):

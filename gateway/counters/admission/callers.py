@@ -436,13 +436,17 @@ class Directory(CallerCache):
         asked = CallAttributes(caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session)
         return terms.budgets.of_caller(asked)
 
+    def pays_in(self, caller: Caller) -> str:
+        """The currency that a caller's organization pays in."""
+        terms = self._terms.find(caller.organization_id)
+        return BASE_CURRENCY if terms is None else terms.currency
+
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
 
         None where there is no such price; with `own` in no other currency than the organization's.
         """
-        terms = self._terms.find(caller.organization_id)
-        currency = BASE_CURRENCY if terms is None else terms.currency
+        currency = self.pays_in(caller)
         at_ms = (self._today() - ago_s) * 1000
         found = self.prices.vector(model, currency, at_ms)
         if found is None and currency != BASE_CURRENCY and not own:

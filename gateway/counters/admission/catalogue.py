@@ -85,7 +85,8 @@ class PriceCache:
                 self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
             return
         if stored is not None:
-            self._book, self.version, self._told = PriceBook(stored.prices), stored.version, ""
+            self._book = PriceBook(stored.prices, stored.rates)
+            self.version, self._told = stored.version, ""
 
     async def _newer(self) -> StoredPrices | None:
         head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD), upkeep=True))

@@ -12,7 +12,7 @@ import msgspec
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
 from gateway.core.billing.price_book import KINDS
-from gateway.core.billing.vector import ModelPrice
+from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 
@@ -22,6 +22,8 @@ _BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
 UNREADABLE = (ValueError, RecursionError)
 # Of prices: what a newer one has written, this program does not read.
 PRICES_LAYOUT = 1
+# Fields of a price that every program of this layout reads.
+VECTOR_FIELDS = Vector._fields.index("rate")
 _Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
@@ -67,9 +69,10 @@ class _PricesHead(_Versioned):
 
 
 class StoredPrices(_PricesHead):
-    """All prices that are in force, were a day ago or will be."""
+    """All prices and exchange rates that are in force, were a day ago or will be."""
 
     prices: list[ModelPrice]
+    rates: list[ExchangeRate] = []
 
 
 # What each of them was written as.
@@ -135,9 +138,11 @@ def decode_terms(raw: bytes) -> OrganizationTerms:
     return _decode_terms(raw).terms
 
 
-def encode_prices(version: int, prices: Sequence[ModelPrice]) -> bytes:
-    """The prices as the keeper writes them."""
-    return msgspec.json.encode(StoredPrices(version, PRICES_LAYOUT, list(prices)))
+def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[ExchangeRate] = ()) -> bytes:
+    """The prices as the keeper writes them: gateways convert them, so none is sent that was."""
+    listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
+    more = {"rates": rates} if rates else {}
+    return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
 def decode_prices(raw: bytes) -> StoredPrices:

@@ -245,7 +245,7 @@ class ControlClient(Client):
         Partitions marked with a catalogue's version make gateways read it; for prices they look often.
         """
         if isinstance(everybodys, PricesDefinition):
-            raw = encode_prices(version, everybodys.prices)
+            raw = encode_prices(version, everybodys.prices, everybodys.rates)
             await self.newest(keys.PRICES, raw, version)
             await self.newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:

@@ -51,6 +51,9 @@ WORLD: Objects = {
             "context_tiers": [{"above": 200000, "input": "5"}], "service_tiers": {"batch": "0.5"},
         },
     ],
+    "exchange-rates": [
+        {"currency": "EUR", "base": "CHF", "rate": "1.05", "effective_from": "2026-02-01T00:00:00Z"},
+    ],
     "subscription-plans": [
         {"name": "Team", "monthly_cost": "20", "annual_cost": "200.00", "feature_access": ["chat", "sms"],
          "token_plan": "Pro"},

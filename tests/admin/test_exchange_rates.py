@@ -1,0 +1,90 @@
+"""Exchange rates: what may be set, that nothing is ever changed, and what a quote says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.admin.conftest import READONLY, Api
+from tests.in_turn import in_turn
+
+AT, LATER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
+
+
+def rate(currency: str, **over: Any) -> dict[str, Any]:
+    """No test takes rates away: each has a currency of its own."""
+    return {"currency": currency, "rate": "0.92", "effective_from": AT, **over}
+
+
+async def test_a_rate_is_of_dollars_unless_it_says_otherwise_and_gateways_are_told(api: Api) -> None:
+    made = await api.make("exchange-rates", **rate("EUR"))
+    assert {name: made[name] for name in ("currency", "base", "rate", "effective_from")} == {
+        "currency": "EUR", "base": "USD", "rate": "0.92", "effective_from": AT,
+    }  # fmt: skip
+    assert api.counters.pushed == ["prices"]
+    listed = (await api.get("exchange-rates?currency=EUR&base=USD")).json["items"]
+    assert [one["id"] for one in listed] == [made["id"]]
+
+
+async def test_a_rate_is_never_changed(api: Api) -> None:
+    made = await api.make("exchange-rates", **rate("SEK"))
+    assert (await api.patch(f"exchange-rates/{made['id']}", {"rate": "1"})).status == 405
+    assert (await api.delete(f"exchange-rates/{made['id']}")).status == 405
+    for statement in ("UPDATE exchange_rate SET rate = 1", "DELETE FROM exchange_rate"):
+        with psycopg.connect(api.url) as connection, pytest.raises(errors.RestrictViolation):
+            connection.execute(statement)
+    again = await api.post("exchange-rates", rate("SEK"))
+    assert (again.status, again.json["errors"][0]["field"]) == (422, "effective_from")
+    await api.make("exchange-rates", **rate("SEK", effective_from=LATER, rate="0.9"))
+
+
+@in_turn(
+    ("over", "field"),
+    [
+        ({"rate": "0"}, "rate"), ({"rate": "-1"}, "rate"), ({"rate": "0.0000000001"}, "rate"),
+        ({"rate": 0.92}, "rate"), ({"rate": None}, "rate"), ({"currency": "USD"}, "currency"),
+        ({"currency": "EURO"}, "currency"), ({"base": "XXX"}, "base"), ({"base": "NOK"}, "currency"),
+        ({"effective_from": None}, "effective_from"), ({"note": "x"}, "note"),
+    ],
+)  # fmt: skip
+async def test_a_rate_that_is_none_is_refused_by_its_field(api: Api, over: Any, field: str) -> None:
+    sent = {name: value for name, value in (rate("NOK") | over).items() if value is not None}
+    answer = await api.post("exchange-rates", sent)
+    assert answer.status == 422, answer.json
+    assert [each["field"] for each in answer.json["errors"]] == [field]
+
+
+async def test_a_reader_sets_none(api: Api) -> None:
+    assert (await api.acting_as(READONLY).post("exchange-rates", rate("DKK"))).status == 403
+
+
+async def test_a_quote_tells_the_conversion(api: Api) -> None:
+    await api.make("prices", model="rated", currency="USD", effective_from=AT, input="2.5", output="10")
+    asked = "prices/quote?model=rated&currency=GBP&input=1001&output=200"
+    none = await api.get(asked)
+    assert none.status == 404
+    assert "USD" in none.json["detail"]
+    assert "GBP" in none.json["detail"]
+    await api.make("exchange-rates", **rate("GBP"))
+    await api.make("exchange-rates", **rate("GBP", effective_from=LATER, rate="0.5"))
+    quote = (await api.get(asked)).json
+    assert (quote["cost"], quote["currency"], quote["base"], quote["exchange_rate"]) == (
+        "0.00225125", "GBP", "USD", "0.5",
+    )  # fmt: skip
+    assert [line["unit_price"] for line in quote["lines"]] == ["1.25", "5"]
+    before = (await api.get(f"{asked}&at=2026-01-31T23:59:59Z")).json
+    assert (before["cost"], before["exchange_rate"]) == ("0.0041423", "0.92")
+    own = (await api.get("prices/quote?model=rated&input=1000")).json
+    assert (own["currency"], own["base"], own["exchange_rate"]) == ("USD", None, None)
+
+
+async def test_prices_may_be_in_a_currency_that_there_is_a_rate_from(api: Api) -> None:
+    price = {"model": "swiss", "currency": "CHF", "effective_from": AT, "input": "1"}
+    assert (await api.post("prices", price)).status == 422
+    await api.make("exchange-rates", **rate("PLN", base="CHF", rate="1.05"))
+    await api.make("prices", **price)
+    quote = (await api.get("prices/quote?model=swiss&currency=PLN&input=1000000")).json
+    assert (quote["cost"], quote["base"]) == ("1.05", "CHF")
