@@ -46,7 +46,7 @@ async def test_a_rate_is_never_changed(api: Api) -> None:
     [
         ({"rate": "0"}, "rate"), ({"rate": "-1"}, "rate"), ({"rate": "0.0000000001"}, "rate"),
         ({"rate": 0.92}, "rate"), ({"rate": None}, "rate"), ({"currency": "USD"}, "currency"),
-        ({"currency": "EURO"}, "currency"), ({"base": "XXX"}, "base"), ({"base": "NOK"}, "currency"),
+        ({"currency": "EURO"}, "currency"), ({"base": "ZZZ"}, "base"), ({"base": "NOK"}, "currency"),
         ({"effective_from": None}, "effective_from"), ({"note": "x"}, "note"),
     ],
 )  # fmt: skip

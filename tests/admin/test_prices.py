@@ -153,7 +153,8 @@ async def test_required_fields_are_named(prices: Prices) -> None:
 
 
 async def test_a_currency_counts_once_an_organization_has_it(prices: Prices) -> None:
-    assert (await prices.refused(currency="ISK"))["currency"] == "no organization's money is in ISK"
+    told = (await prices.refused(currency="ISK"))["currency"]
+    assert told == "no organization's money is in ISK, and no exchange rate is from it"
     await prices.api.post("organizations", {"name": "Acme", "currency": "ISK"})
     assert (await prices.set(currency="ISK"))["currency"] == "ISK"
 
