@@ -37,11 +37,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.core.accounts.administration import (
     CREATE,
     OWNER,
+    TENANT,
     Claim,
     Command,
     Intent,
     Mark,
     NewRowId,
+    Realm,
     Replay,
     Row,
     Step,
@@ -53,7 +55,7 @@ from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, 
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access
-from persistence.tables import applied_row, organization
+from persistence.tables import applied_row, organization, tenant
 
 # Whose turn it is to apply configuration: one after the other of each organization, and of staff.
 #
@@ -155,7 +157,7 @@ def refuse_more(change: EntityWrite) -> None:
     taken = "Others of this organization make some as well, and take long"
     lock_within(change.connection, _LOCK, whose, COUNT_LOCK_WAIT_S, taken)
     table, kind = change.subject.table, change.command.resource.replace("-", " ")
-    mine = owned(table, change.within)
+    mine = owned(table, Realm(change.within))
     if "first_sight" in table.c:  # met by requests: nobody has made those
         mine &= table.c.first_sight.is_(False)
     there = live(table, table.c.id).where(mine)
@@ -194,33 +196,38 @@ def confined(change: EntityWrite) -> Row:
 
 def enter(change: EntityWrite) -> None:
     """Refuse what is another's as what is not there; what is made without an owner is the caller's."""
-    if change.within is None:
+    if (realm := change.realm) is None:
         return
     if change.command.id is not None:
         change.fetch()
-    _own(change, change.within)
+    _own(change, OWNER, organization, realm.organization_id)
+    if realm.tenant_id is not None:
+        _own(change, TENANT, tenant, realm.tenant_id)
     require(change)
 
 
 def leave(change: EntityWrite, row: Row) -> None:
     """Refuse what came out as another's: nothing of it is kept."""
-    if change.within is not None and row.get(OWNER, change.within) != change.within:
-        raise NotFound
+    if (realm := change.realm) is None:
+        return
+    for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
+        if within is not None and row.get(name, within) != within:
+            raise NotFound
 
 
-def _own(change: EntityWrite, within: int) -> None:
+def _own(change: EntityWrite, name: str, owner: Table, within: int) -> None:
     command = change.command
-    if OWNER in command.values:
-        named = command.values[OWNER]
+    if name in command.values:
+        named = command.values[name]
         if named is None:
             raise Unprocessable(
-                errors=((OWNER, f"must be {within}: this token is of that organization alone"),)
+                errors=((name, f"must be {within}: this token is of that {owner.name} alone"),)
             )
         if named != within:
             # As `require` says it of one that is not there.
-            raise Unprocessable(errors=((OWNER, f"there is no {organization.name} {named}"),))
-    elif command.verb == CREATE and OWNER in change.subject.table.c:
-        change.command = replace(command, values={**command.values, OWNER: within})
+            raise Unprocessable(errors=((name, f"there is no {owner.name} {named}"),))
+    elif command.verb == CREATE and name in change.subject.table.c:
+        change.command = replace(command, values={**command.values, name: within})
 
 
 ROWS_WRITTEN_MAX = 1_000
@@ -233,7 +240,7 @@ _here = applied_row.c
 class ApplyTransaction:
     """What applying may do within a transaction; `begins` says of one write what it is."""
 
-    def __init__(self, connection: AsyncConnection, within: int | None, begins: Begins) -> None:
+    def __init__(self, connection: AsyncConnection, within: Realm | None, begins: Begins) -> None:
         self._connection = connection
         self._within = within
         self._begins = begins
@@ -245,7 +252,9 @@ class ApplyTransaction:
 
         `Overloaded` where somebody else takes long.
         """
-        await take(self._connection, [of(self._within)], wait_s)
+        await take(
+            self._connection, [of(None if self._within is None else self._within.organization_id)], wait_s
+        )
 
     async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
         """Let nobody of the organizations that staff's writes touch apply either; whether that had to wait.

@@ -36,7 +36,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.administration import KEEPER, OWNER, Command, Intent, Page, Place, Query, Row
+from gateway.core.accounts.administration import (
+    KEEPER,
+    OWNER,
+    TENANT,
+    Command,
+    Intent,
+    Page,
+    Place,
+    Query,
+    Realm,
+    Row,
+)
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
@@ -59,7 +70,8 @@ from persistence.tables import (
 # Whose a row is: the way from each table to the organization that owns it.
 #
 # A caller of one organization sees and changes its own rows, reads what is everybody's, and finds no
-# other: another's row is not there, whether it is asked for by its id, named in a body or in a filter.
+# other: another's row is not there, whether it is asked for by its id, named in a body or in a filter. The
+# same holds of a caller of one tenant: of a table that leads to no tenant it sees no row.
 
 # Where a row names no organization itself: what names one that does.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
@@ -67,15 +79,29 @@ THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "inv
 EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, exchange_rate})
 
 
-def owned(table: Table, organization_id: int) -> ColumnElement[bool]:
-    """What a row must be for a caller of an organization; of a table that leads to none no row is."""
+def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
+    """What a row must be for a caller of a realm; of a table that leads to none no row is."""
+    if realm.tenant_id is not None:
+        return _of_tenant(table, realm)
     if table is organization:
-        return organization.c.id == organization_id
+        return organization.c.id == realm.organization_id
     if OWNER in table.c:
-        return table.c[OWNER] == organization_id
+        return table.c[OWNER] == realm.organization_id
+    return _led(table, realm)
+
+
+def _of_tenant(table: Table, realm: Realm) -> ColumnElement[bool]:
+    if table is tenant:
+        return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
+    if TENANT in table.c:
+        return table.c[TENANT] == realm.tenant_id
+    return false() if table is organization else _led(table, realm)
+
+
+def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
     for name, owner in THROUGH.items():
         if name in table.c:
-            return table.c[name].in_(select(owner.c.id).where(owned(owner, organization_id)))
+            return table.c[name].in_(select(owner.c.id).where(owned(owner, realm)))
     return true() if table in EVERYBODYS else false()
 
 
@@ -144,10 +170,20 @@ class EntityWrite:
         """The organization that all of it has to stay within; None is all of them."""
         return self.command.actor.organization_id
 
+    @property
+    def realm(self) -> Realm | None:
+        """What all of it has to stay within: an organization, or one tenant of it."""
+        return self.command.actor.realm
+
+    @property
+    def by_team(self) -> bool:
+        """Whether a token of one tenant does it."""
+        return self.command.actor.tenant_id is not None
+
     def fetch(self, row_id: int | None = None) -> Row:
         """Read a row of the subject as it stands, the command's where none is named."""
         which = self.row_id if row_id is None else row_id
-        return fetch(self.connection, self.subject.within(self.within), which)
+        return fetch(self.connection, self.subject.within(self.realm), which)
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
@@ -254,12 +290,13 @@ class Entity:
     def rows(self) -> Select[Any]:
         return live(self.table, self.table) if self.source is None else self.source
 
-    def within(self, organization_id: int | None) -> Entity:
-        """The same of the rows there are for an organization: its own, or everybody's; None is all."""
-        if organization_id is None:
+    def within(self, realm: Realm | None) -> Entity:
+        """The same of the rows there are for a realm: its own, or everybody's; None is all."""
+        if realm is None:
             return self
-        veiled = {name: self._of_own(name, one == organization_id) for name, one in self.veiled.items()}
-        source = self.rows.where(owned(self.table, organization_id))
+        own = realm.organization_id
+        veiled = {name: self._of_own(name, one == own) for name, one in self.veiled.items()}
+        source = self.rows.where(owned(self.table, realm))
         return replace(self, source=source, conditions={**self.conditions, **veiled})
 
     def _of_own(self, name: str, is_own: ColumnElement[bool]) -> Condition:
@@ -318,8 +355,11 @@ def require(change: EntityWrite) -> None:
         if wanted is None or (table.name, wanted) in held:
             continue
         found = live(table).where(table.c.id == wanted)
-        if change.within is not None:
-            found = found.where(owned(table, change.within))
+        if (realm := change.realm) is not None:
+            # Its own organization is not among the rows of a tenant, and what it makes has it as owner.
+            found = found.where(
+                owned(table, Realm(realm.organization_id) if table is organization else realm)
+            )
         if change.connection.execute(found.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
         held.add((table.name, wanted))

@@ -9,11 +9,11 @@ from decimal import Decimal
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import APPROVED, DENIED, OPEN, read_budget, window_of, wrong_raise
+from gateway.core.accounts.budgets import APPROVED, DENIED, MONEY, OPEN, read_budget, window_of, wrong_raise
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
-from persistence.resources.quota import BUDGET_SUBJECT, raise_amount
+from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations
 from persistence.tables import budget, organization, raise_request
 
 OPEN_MAX = 100  # requests of one budget that nobody has decided yet
@@ -47,6 +47,8 @@ def approve(change: EntityWrite) -> Row:
     """Raise the budget as it was asked; `Conflict` where that is decided, or its time is over."""
     row = _undecided(change)
     wanted = {name: row[name] for name in ("amount", "until", "reason")}
+    if row["unit"] != MONEY:
+        wanted["amount"] = int(Decimal(str(row["amount"])))  # whole, as it was asked
     command = replace(change.command, id=id_in(row, "budget_id"), values=wanted)
     try:
         # The budget may have been deleted or changed since.
@@ -67,6 +69,8 @@ def deny(change: EntityWrite) -> Row:
 
 def _undecided(change: EntityWrite) -> Row:
     row = lock(change)
+    asked = select(budget.c.of_team).where(budget.c.id == row["budget_id"])
+    refuse_organizations(change, {"of_team": change.connection.execute(asked).scalar_one()})
     if row["status"] != OPEN:
         raise Conflict(f"The request is {row['status']} already.")
     return row

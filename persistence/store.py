@@ -18,7 +18,16 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.administration import Claim, Command, CommittedWrite, Page, Query, Replay, Row
+from gateway.core.accounts.administration import (
+    Claim,
+    Command,
+    CommittedWrite,
+    Page,
+    Query,
+    Realm,
+    Replay,
+    Row,
+)
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
@@ -139,7 +148,7 @@ class Store(SignInStore):
         mail_allowed: bool = False,
         mail_asks: bool = True,
         letterhead: Letterhead = NO_LETTERHEAD,
-        within: int | None = None,
+        within: Realm | None = None,
         replica: Replica | None = None,
         glyphs: FontCoverage | None = None,
         trials: Trials | None = None,
@@ -157,14 +166,14 @@ class Store(SignInStore):
         self._within = within
         self.replica = replica
 
-    def within(self, organization_id: int | None) -> Store:
-        """The same for viewers with nothing but an organization's own, and everybody's rows."""
-        if organization_id is None:
+    def within(self, realm: Realm | None) -> Store:
+        """The same for viewers who find rows of their realm and everybody's, and no others."""
+        if realm is None:
             return self
         return Store(
             self._organizations, self.partition, self._clock, private_addresses=self._private_addresses,
             mail_allowed=self._mail_allowed, mail_asks=self._mail_asks, letterhead=self.letterhead,
-            within=organization_id, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
+            within=realm, replica=self.replica, glyphs=self._glyphs, trials=self._trials,
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
@@ -229,13 +238,18 @@ class Store(SignInStore):
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
         if self._within is not None:
-            owner = self._owner(asked.filters.get("organization_id"))
+            named, own = asked.filters.get("organization_id"), self._within.organization_id
+            owner = NOBODYS if named not in {None, own} else own
             asked = replace(asked, filters={**asked.filters, "organization_id": owner})
+            if (team := self._within.tenant_id) is not None:
+                if asked.filters.get("tenant_id") not in {None, team}:
+                    team = NOBODYS
+                asked = replace(asked, filters={**asked.filters, "tenant_id": team})
         return await self._read(lambda connection: usage.used(connection, asked))
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
         """Read what an organization owes and no invoice has, by kind."""
-        if self._within not in {None, organization_id}:
+        if self._within not in {None, Realm(organization_id)}:
             raise NotFound
         today = self._today()
         return await self.run(lambda connection: charges.read_unbilled(connection, organization_id, today))
@@ -297,13 +311,15 @@ class Store(SignInStore):
 
     def _owner(self, named: object) -> Any:
         """Whose figures are read where some are asked for: the caller's own, or nobody's."""
-        if self._within is None or named == self._within:
+        if self._within is None:
             return named
-        return self._within if named is None else NOBODYS
+        # What an organization owes is no tenant's.
+        own = NOBODYS if self._within.tenant_id is not None else self._within.organization_id
+        return own if named in {None, own} else NOBODYS
 
     def _placed(self, resource: str, row: Row) -> Row:
         if self._within is not None:
-            row = SUBJECTS[resource].told(row, self._within)
+            row = SUBJECTS[resource].told(row, self._within.organization_id)
         if not SUBJECTS[resource].partitioned:
             return row
         return {**row, "partition": self.partition(entity.id_in(row, "organization_id"))}

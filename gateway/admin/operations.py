@@ -21,6 +21,7 @@ from gateway.core.accounts.administration import (
     CREATE,
     DELETE,
     OWNER,
+    TENANT,
     Claim,
     Command,
     Place,
@@ -149,11 +150,12 @@ class Operations:
 
     def _owned(self, sent: requests.Body) -> requests.Body:
         """A new row that must have an owner and is made without one is the caller's."""
-        within, create = self._actor.organization_id, self.resource.create
-        owner = create.model_fields.get(OWNER) if create is not None else None
-        if within is None or owner is None or not owner.is_required() or OWNER in sent:
-            return sent
-        return {**sent, OWNER: within}
+        create = self.resource.create
+        for name, within in ((OWNER, self._actor.organization_id), (TENANT, self._actor.tenant_id)):
+            owner = create.model_fields.get(name) if create is not None else None
+            if within is not None and owner is not None and owner.is_required() and name not in sent:
+                sent = {**sent, name: within}
+        return sent
 
     async def take(self, asked: WriteRequest, values: Row, answers: Resource) -> WriteResult:
         """Take many rows in at once; answers with what became of them, as `answers` says it."""

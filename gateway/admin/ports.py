@@ -111,8 +111,6 @@ class AdminPorts:
     budget: HourlyBudget = HOURLY
 
     def of(self, actor: Actor) -> AdminPorts:
-        """The same as a caller has them: of one organization's nothing of any other is there."""
-        within = actor.organization_id
-        return replace(
-            self, actor=actor, store=self.store.within(within), figures=self.figures.within(within)
-        )
+        """The same as a caller has them: of one organization or tenant, nothing of any other is there."""
+        realm = actor.realm
+        return replace(self, actor=actor, store=self.store.within(realm), figures=self.figures.within(realm))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -34,6 +35,8 @@ from gateway.core.accounts.administration import (
     MEMBER,
     OVERLAP_S,
     OWNER,
+    TEAM_ROLES,
+    TENANT,
     Actor,
     Claim,
     ConsoleSession,
@@ -587,15 +590,17 @@ def find_admin_token(connection: Connection, digest: str) -> Actor | None:
     """Find a token that is neither expired nor revoked, and note that it is used."""
     row = connection.execute(
         select(
-            _here.id, _here.role, _here.user_id, _here.organization_id, _here.ours,
+            _here.id, _here.role, _here.user_id, _here.organization_id, _here.ours, _here.tenant_id,
             (func.coalesce(_here.last_used_at < func.now() - LAST_USE_AGE, True)).label("is_long_ago"),
         )
         .outerjoin(organization, organization.c.id == _here.organization_id)
+        .outerjoin(tenant, tenant.c.id == _here.tenant_id)
         .where(
             _here.digest == digest,
             _here.revoked_at.is_(None),
             or_(_here.expires_at.is_(None), _here.expires_at > func.now()),
             organization.c.deleted_at.is_(None),
+            tenant.c.deleted_at.is_(None),
         )
     ).first()  # fmt: skip
     if row is None:
@@ -604,7 +609,10 @@ def find_admin_token(connection: Connection, digest: str) -> Actor | None:
         # The row's holder changes it just now: its use is noted with the next one.
         free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
         connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
-    return Actor(f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id, is_ours=row.ours)
+    return Actor(
+        f"token:{row.id}", row.role, row.id, row.user_id, row.organization_id, is_ours=row.ours,
+        tenant_id=row.tenant_id,
+    )  # fmt: skip
 
 
 def admin_token_has_ended(connection: Connection, digest: str) -> bool:
@@ -623,11 +631,39 @@ def check_user(change: EntityWrite, row: Row) -> None:
 
 def create_admin_token(change: EntityWrite) -> Row:
     """Keep a new token; one of people only where nobody could claim another organization's."""
+    _narrow(change)
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
         raise Unprocessable(errors=((OWNER, "is required: a member is of one organization"),))
     claim_subject(change, admin_token, "token", _IS_THERE)
     return entity.create(change)
+
+
+def _narrow(change: EntityWrite) -> None:
+    """Check the tenant that a new token is narrowed to; its organization is that of the tenant."""
+    values = change.command.values
+    if (named := values.get(TENANT)) is None:
+        return
+    if values["role"] not in TEAM_ROLES:
+        said = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
+        raise Unprocessable(errors=(("role", said),))
+    if values.get("ours"):
+        said = "must be false: a token of one tenant never decides what its organization owes"
+        raise Unprocessable(errors=(("ours", said),))
+    owner = change.connection.execute(live(tenant, tenant.c[OWNER]).where(tenant.c.id == named)).scalar()
+    if owner is None or change.within not in {None, owner}:
+        raise Unprocessable(errors=((TENANT, f"there is no tenant {named}"),))
+    if values.get(OWNER) not in {None, owner}:
+        raise Unprocessable(errors=((TENANT, "is of another organization"),))
+    change.command = replace(change.command, values={**values, OWNER: owner})
+
+
+def _of_no_team(change: EntityWrite) -> Row:
+    """Change a token; one of a tenant is marked `ours` by nobody."""
+    if change.command.values.get("ours") and lock(change)[TENANT] is not None:
+        said = "must be false: a token of one tenant never decides what its organization owes"
+        raise Unprocessable(errors=(("ours", said),))
+    return entity.change_row(change)
 
 
 def delete_admin_token(change: EntityWrite) -> Row:
@@ -660,10 +696,10 @@ ADMIN_TOKEN_SUBJECT = Entity(
     source=select(admin_token).where(_IS_THERE),
     verbs={
         "create": create_admin_token,
-        "change": _by_equals(entity.change_row),
+        "change": _by_equals(_of_no_team),
         "revoke": _by_equals(entity.revoke),
         "delete": _by_equals(delete_admin_token),
     },
-    refers={"user_id": app_user, "organization_id": organization},
+    refers={"user_id": app_user, "organization_id": organization, "tenant_id": tenant},
     check_row=check_user,
 )

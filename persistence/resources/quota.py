@@ -44,10 +44,10 @@ from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
 from gateway.core.billing.price_book import KINDS
-from gateway.errors import Unprocessable
+from gateway.errors import Forbidden, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, add, alter, id_in, live, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
@@ -81,9 +81,35 @@ def check_values(change: EntityWrite) -> None:
     owner = id_in(values, "organization_id")
     change.connection.execute(_LOCK, {"organization": owner})
     errors = [*wrong_window(values), *_foreign(change.connection, values)]
-    errors += too_many(_others(change.connection, owner), selector_of(values))
-    if errors:
-        raise Unprocessable(errors=tuple(errors))
+    beyond = [*too_many(_others(change.connection, owner), selector_of(values))]
+    if beyond and change.by_team:
+        # The others' names are not told.
+        beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
+    if errors or beyond:
+        raise Unprocessable(errors=(*errors, *beyond))
+
+
+def create_budget(change: EntityWrite) -> Row:
+    """Make a budget; one that a token of one tenant makes is its team's."""
+    if change.by_team:
+        change.command = replace(change.command, values={**change.command.values, "of_team": True})
+    return entity.create(change)
+
+
+def refuse_organizations(change: EntityWrite, row: Row) -> None:
+    """Raise `Forbidden` where a tenant's lead would decide on a budget that is not the team's own."""
+    if change.by_team and not row["of_team"]:
+        raise Forbidden(
+            "This budget is the organization's: ask for more by a raise request, or make one below it."
+        )
+
+
+def _unless_organizations(verb: Verb) -> Verb:
+    def do(change: EntityWrite) -> Row:
+        refuse_organizations(change, change.fetch())
+        return verb(change)
+
+    return do
 
 
 def change_budget(change: EntityWrite) -> Row:
@@ -188,11 +214,11 @@ BUDGET_SUBJECT = Entity(
     budget,
     source=select(*_columns).select_from(_here).where(budget.c.deleted_at.is_(None)),
     verbs={
-        "create": entity.create,
-        "change": change_budget,
-        "delete": entity.delete,
-        "raise": raise_amount,
-        "reset": reset,
+        "create": create_budget,
+        "change": _unless_organizations(change_budget),
+        "delete": _unless_organizations(entity.delete),
+        "raise": _unless_organizations(raise_amount),
+        "reset": _unless_organizations(reset),
     },
     partitioned=True,
     refers={

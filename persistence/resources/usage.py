@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import Realm, Row
 from gateway.core.accounts.usage import (
     GROUPS,
     OTHER,
@@ -239,6 +239,7 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
                        least(sum(credits), {SUM_MAX})::bigint AS credits
                   FROM usage_daily WHERE day = :day
                    AND (CAST(:within AS bigint) IS NULL OR organization_id = :within)
+                   AND (CAST(:tenant AS bigint) IS NULL OR tenant_id = :tenant)
                  GROUP BY tenant_id) AS used
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
@@ -261,7 +262,7 @@ class ConsoleQueries:
     )
 
     def __init__(
-        self, engine: AsyncEngine, partition_of: Callable[[int], int], *, within: int | None = None,
+        self, engine: AsyncEngine, partition_of: Callable[[int], int], *, within: Realm | None = None,
         organizations: AsyncEngine | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
@@ -269,12 +270,10 @@ class ConsoleQueries:
         self._partition_of = partition_of
         self._within = within
 
-    def within(self, organization_id: int | None) -> ConsoleQueries:
-        """The same for viewers with nothing but an organization's own, and everybody's rows."""
-        engine = self._engine if organization_id is None else self._organizations
-        return ConsoleQueries(
-            engine, self._partition_of, within=organization_id, organizations=self._organizations
-        )
+    def within(self, realm: Realm | None) -> ConsoleQueries:
+        """The same for viewers who find rows of their realm and everybody's, and no others."""
+        engine = self._engine if realm is None else self._organizations
+        return ConsoleQueries(engine, self._partition_of, within=realm, organizations=self._organizations)
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows, deleted ones too; an id without a row is left out."""
@@ -316,7 +315,9 @@ class ConsoleQueries:
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
-        return await self._rows(_BUSIEST, day=day, rows=rows_max, within=self._within)
+        of = self._within
+        own = {"within": of and of.organization_id, "tenant": of and of.tenant_id}
+        return await self._rows(_BUSIEST, day=day, rows=rows_max, **own)
 
     def _own(self, table: Table) -> Sequence[ColumnElement[bool]]:
         return () if self._within is None else (owned(table, self._within),)

@@ -249,9 +249,10 @@ SCREENS = {
         ),
         Screen(
             "Administration", "admin-tokens", "Admin tokens", "admin token",
-            ("name", "role", "organization_id", "prefix", "subject", "state", "last_used_at", "expires_at"),
+            ("name", "role", "organization_id", "tenant_id", "prefix", "subject", "state", "last_used_at",
+             "expires_at"),
             empty="Only the built-in tokens of the settings are in use.",
-            filters=("organization_id", "role", "user_id", "issuer", "subject"),
+            filters=("organization_id", "tenant_id", "role", "user_id", "issuer", "subject"),
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",

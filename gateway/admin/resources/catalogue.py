@@ -50,7 +50,7 @@ from gateway.admin.resources.values import (
 from gateway.admin.resources.values import (
     Rate as CreditRate,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
 from gateway.core.calls.routes import PATHS_MAX
@@ -285,6 +285,7 @@ RESOURCES = (
         access=access(
             BILLING,
             reach=RowScope.SHARED,
+            teams={READ: TEAM_ROLES},
             verbs={"change": (BILLING, OPERATOR)},
             fields={
                 BILLING: ServiceCreate.model_fields.keys() - {"upstream", "paths"},
@@ -557,7 +558,7 @@ QUOTE = Question("quote", "Say what a call would cost", QuoteQuery, Quote)
 PRICE_RESOURCES = (
     Resource(
         name="prices",
-        access=access(BILLING, reach=RowScope.SHARED),
+        access=access(BILLING, reach=RowScope.SHARED, teams={READ: TEAM_ROLES}),
         named_by="model",
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,

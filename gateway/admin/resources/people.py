@@ -42,12 +42,17 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.administration import (
     BILLING,
+    CHANGE,
+    CREATE,
+    DELETE,
     MEMBER,
     OPERATOR,
     OVERLAP_S,
     OVERLAP_S_MAX,
+    READ,
     READONLY,
     ROLES,
+    TEAM_ROLES,
     Row,
     access,
 )
@@ -208,6 +213,7 @@ RESOURCES = (
             OPERATOR,
             ours=("plan_id", "recharge", "reset", "adjust", "block", "unblock"),
             theirs=("create", "change", "delete"),
+            teams={READ: TEAM_ROLES, CHANGE: {OPERATOR: ("user_limits",)}},
         ),
         description="Parts of organizations with their own token quota.",
         out=Tenant,
@@ -324,6 +330,11 @@ class AdminTokenCreate(_TokenCredential):
     organization_id: Id | None = Field(
         default=None, description="Limits the token to this organization; null: all organizations."
     )
+    tenant_id: Id | None = Field(
+        default=None,
+        description="Narrows the token to this tenant of its organization: its lead is an operator, an "
+        "engineer a member; null: the whole organization.",
+    )
     user_id: Id | None = Field(default=None, description="The user its writes are attributed to.")
     expires_at: Instant | None = None
     ours: Flag = Field(
@@ -357,7 +368,19 @@ def _is_gone(row: Row) -> bool:
 ACCESS_RESOURCES = (
     Resource(
         name="api-keys",
-        access=access(OPERATOR, MEMBER, theirs=("create", "change", "delete", "rotate", "revoke")),
+        access=access(
+            OPERATOR,
+            MEMBER,
+            theirs=("create", "change", "delete", "rotate", "revoke"),
+            teams={
+                READ: TEAM_ROLES,
+                CREATE: (OPERATOR, MEMBER),
+                CHANGE: {OPERATOR: None, MEMBER: ("name",)},
+                DELETE: (OPERATOR, MEMBER),
+                "rotate": (OPERATOR, MEMBER),
+                "revoke": (OPERATOR, MEMBER),
+            },
+        ),
         description="Credentials of the data plane. The key itself is shown once, when it is made; "
         "one of an issuer's subject has none.",
         out=ApiKey,
@@ -395,10 +418,11 @@ ACCESS_RESOURCES = (
         "it is made; one of a provider's people has none.",
         out=AdminToken,
         create=AdminTokenCreate,
-        patch=patch_of(AdminTokenCreate, without=("role", "organization_id", *TOKENS)),
+        patch=patch_of(AdminTokenCreate, without=("role", "organization_id", "tenant_id", *TOKENS)),
         deletable=True,
         filters={
             "organization_id": Filter(),
+            "tenant_id": Filter(),
             "user_id": Filter(),
             "role": Filter("text", ROLES),
             "issuer": Filter("text"),

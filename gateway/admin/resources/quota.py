@@ -46,7 +46,7 @@ from gateway.admin.resources.values import (
     read_decimal,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, RowScope, access
+from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.accounts.budgets import (
     EACH,
     ENFORCE,
@@ -219,7 +219,7 @@ RESOURCES = (
     ),
     Resource(
         name="tenant-quotas",
-        access=access(OPERATOR, ours=("change",)),
+        access=access(OPERATOR, ours=("change",), teams={READ: TEAM_ROLES}),
         description="Live token accounts; the id is the tenant's.",
         out=TenantQuota,
         patch=TenantQuotaPatch,
@@ -228,7 +228,7 @@ RESOURCES = (
     ),
     Resource(
         name="token-ledger",
-        access=access(),
+        access=access(teams={READ: TEAM_ROLES}),
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
         order="by tenant_id, then seq, ascending",
@@ -386,6 +386,7 @@ Budget = answer_of(
     base=Amounts,
     amount=BudgetAmount,
     currency=(str, Field(description="Its organization's.")),
+    of_team=(bool, Field(description="A lead of its tenant made it: leads may change it.")),
     raised_to=(BudgetAmount | None, Field(description="What the amount is until `raised_until`.")),
     raised_until=Instant | None,
     raise_reason=str | None,
@@ -410,7 +411,14 @@ ACCOUNTS = SubResource(
 BUDGET_RESOURCES = (
     Resource(
         name="budgets",
-        access=access(BILLING, theirs=("create", "change", "delete", "raise", "reset")),
+        access=access(
+            BILLING,
+            theirs=("create", "change", "delete", "raise", "reset"),
+            teams={
+                READ: TEAM_ROLES,
+                **dict.fromkeys(("create", "change", "delete", "raise", "reset"), (OPERATOR,)),
+            },
+        ),
         description="Limits on spend, tokens or requests per period.",
         out=Budget,
         create=BudgetCreate,
@@ -474,7 +482,7 @@ Run = create_model("Run", __base__=RunRow, __doc__=RunRow.__doc__)
 RUN_RESOURCES = (
     Resource(
         name="runs",
-        access=access(),
+        access=access(teams={READ: TEAM_ROLES}),
         description="Budgets that callers make, which travel with their calls.",
         out=Run,
         live="runs",
@@ -602,7 +610,7 @@ class Call(Out):
 CALL_RESOURCES = (
     Resource(
         name="calls",
-        access=access(),
+        access=access(teams={READ: TEAM_ROLES}),
         description="Every request, with what it used by kind and what it cost.",
         out=Call,
         named_by="request_id",

@@ -29,7 +29,7 @@ from gateway.admin.resources.values import (
     Text,
     plausible,
 )
-from gateway.core.accounts.administration import OPERATOR, RowScope, access
+from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
@@ -487,7 +487,7 @@ REPORTS = {
         ),
         ReportEndpoint(
             name="usage",
-            access=access(),
+            access=access(teams={READ: TEAM_ROLES}),
             description="Usage and cost.",
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,

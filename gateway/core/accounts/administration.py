@@ -30,6 +30,8 @@ OVERLAP_S_MAX = 30 * 86_400
 
 # What a row names its organization by.
 OWNER = "organization_id"
+# And what it names the tenant by.
+TENANT = "tenant_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,20 @@ class PersonIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Realm:
+    """All that a caller sees: what is of one organization, or of one tenant of it."""
+
+    organization_id: int
+    tenant_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
     """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
 
-    Of one organization alone it sees and changes nothing of any other; None is of all. One that `is_ours`
-    was given by staff to staff. A person of a provider of identities is a `person`, even if the same
-    token stands for others.
+    Of one organization alone it sees and changes nothing of any other; None is of all. `tenant_id` narrows
+    it to one tenant of that organization. One that `is_ours` was given by staff to staff. A person of a
+    provider of identities is a `person`, even if the same token stands for others.
     """
 
     scope: str
@@ -66,6 +76,12 @@ class Actor:
     organization_id: int | None = None
     person: PersonIdentity | None = None
     is_ours: bool = False
+    tenant_id: int | None = None
+
+    @property
+    def realm(self) -> Realm | None:
+        """What it sees; None is everything."""
+        return None if self.organization_id is None else Realm(self.organization_id, self.tenant_id)
 
     @property
     def claims_as(self) -> str:
@@ -188,8 +204,13 @@ OPERATOR = "operator"
 MEMBER = "member"
 READONLY = "readonly"
 ROLES = (ADMIN, BILLING, OPERATOR, MEMBER, READONLY)
+# Those a token of one tenant may have: of its lead, of an engineer, of who looks on.
+TEAM_ROLES = (OPERATOR, MEMBER, READONLY)
 
-CREATE, CHANGE, DELETE = "create", "change", "delete"
+READ, CREATE, CHANGE, DELETE = "read", "create", "change", "delete"
+
+# The roles of one tenant's tokens that may do a verb, and which fields each may send with it; None is all.
+Team = Collection[str] | Mapping[str, Collection[str] | None]
 
 
 class RowScope(Enum):
@@ -223,6 +244,8 @@ class Access:
     it owes or whether it is shut out: a token of one organization does them only where staff marked it.
     `of_all` take a token of all organizations. Fields are named too where they are of another class than
     the verbs that set them.
+
+    `teams` says what tokens of one tenant may: to read, or a verb. All else is refused to them.
     """
 
     read: frozenset[str]
@@ -233,6 +256,7 @@ class Access:
     ours: frozenset[str] = frozenset()
     theirs: frozenset[str] = frozenset()
     of_all: frozenset[str] = frozenset()
+    teams: Mapping[str, Mapping[str, frozenset[str] | None]] = field(default_factory=dict)
 
     def whose(self, verb: str) -> WriteAuthority:
         """Who decides a verb. One without a class is staff's."""
@@ -254,6 +278,7 @@ def access(
     ours: Collection[str] = (),
     theirs: Collection[str] = (),
     of_all: Collection[str] = (),
+    teams: Mapping[str, Team] | None = None,
 ) -> Access:
     """State who may write besides an admin, who always may; everybody reads, unless it is said otherwise."""
     return Access(
@@ -265,7 +290,13 @@ def access(
         frozenset(ours),
         frozenset(theirs),
         frozenset(of_all),
+        {verb: _of_team(roles) for verb, roles in (teams or {}).items()},
     )
+
+
+def _of_team(roles: Team) -> Mapping[str, frozenset[str] | None]:
+    named = roles if isinstance(roles, Mapping) else dict.fromkeys(roles)
+    return {role: None if fields is None else frozenset(fields) for role, fields in named.items()}
 
 
 def refused_read(actor: Actor, name: str, to: Access) -> str | None:
@@ -274,11 +305,13 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
         return f"The role of this token, {actor.role}, may not read {name}: that takes {_any_of(to.read)}."
     if actor.organization_id is not None and to.reach is RowScope.WHOLE:
         return f"{_alone(actor)}: {name} is about all of them, and takes a token of all."
-    return None
+    return _refused_team(actor, name, to, READ)
 
 
 def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
     """Why a caller may not do a verb with these fields; None where that is allowed."""
+    if actor.tenant_id is not None:
+        return _refused_team(actor, name, to, verb, sent)
     writers = to.writers(verb)
     if actor.role not in writers:
         what = f"change {name}" if verb in {CREATE, CHANGE} else f"{verb} {name}"
@@ -293,10 +326,32 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
     """Which of these fields a caller may set."""
     if verb not in {CREATE, CHANGE}:
         return list(names)
+    if actor.tenant_id is not None:
+        return [name for name in names if _refused_team(actor, "", to, verb, [name]) is None]
     may = to.fields.get(actor.role)
     return [
         name for name in names if _decides(actor, _whose_field(to, name)) and (may is None or name in may)
     ]
+
+
+def _refused_team(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
+    """Why a token of one tenant may not do something; None of any other token."""
+    if actor.tenant_id is None:
+        return None
+    roles = to.teams.get(verb, {})
+    if actor.role not in roles or not (verb == READ or _decides(actor, to.whose(verb))):
+        may = [role for role in TEAM_ROLES if role in roles]
+        takes = f"{_any_of(may)} of it" if may else "a token of its whole organization"
+        return f"{_of_one(actor)} may not {verb} {name}, that takes {takes}."
+    fields = roles[actor.role]
+    for each in sent:
+        if (fields is not None and each not in fields) or not _decides(actor, _whose_field(to, each)):
+            return f"{_of_one(actor)} may not set {each} of {name}."
+    return None
+
+
+def _of_one(actor: Actor) -> str:
+    return f"This token is of tenant {actor.tenant_id} alone: as {actor.role} it"
 
 
 def _refused_field(

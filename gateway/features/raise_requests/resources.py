@@ -9,7 +9,16 @@ from pydantic import ConfigDict, Field
 from gateway.admin.resources.quota import Amounts, BudgetAmount
 from gateway.admin.resources.resource import Action, Filter, Resource, answer_of
 from gateway.admin.resources.values import Id, In, Instant, Text
-from gateway.core.accounts.administration import BILLING, MEMBER, OPERATOR, access
+from gateway.core.accounts.administration import (
+    BILLING,
+    CREATE,
+    DELETE,
+    MEMBER,
+    OPERATOR,
+    READ,
+    TEAM_ROLES,
+    access,
+)
 from gateway.core.accounts.budgets import OPEN, RAISE_STATUSES
 
 
@@ -48,6 +57,11 @@ RESOURCES = (
             BILLING,
             verbs={"create": (BILLING, OPERATOR, MEMBER)},
             theirs=("create", "delete", "approve", "deny"),
+            teams={
+                READ: TEAM_ROLES,
+                CREATE: (OPERATOR, MEMBER),
+                **dict.fromkeys((DELETE, "approve", "deny"), (OPERATOR,)),
+            },
         ),
         description="Requests for more of a budget. An approved one is its raise, and ends by itself.",
         out=RaiseRequest,

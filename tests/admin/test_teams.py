@@ -1,0 +1,277 @@
+"""Tokens of one tenant: of everything else, of the same organization or another, nothing is there.
+
+Every operation of the OpenAPI document is walked by each role, so one that is added is walked by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from gateway.admin.resources.registry import REPORTS, RESOURCES
+from gateway.core.accounts.administration import (
+    READ,
+    TEAM_ROLES,
+    Actor,
+    RowScope,
+    refused_read,
+    refused_write,
+)
+from tests.admin import two_organizations
+from tests.admin.conftest import Answer, Api
+from tests.admin.console.conftest import Person
+from tests.admin.test_confined import BODIES, CREATES, _writes
+from tests.admin.test_roles import app_of, verbs_of
+from tests.admin.two_organizations import World, state, traces
+
+# What a token of one tenant may, by hand: r reads, and which verbs each role has besides.
+TEAMS: dict[str, dict[str, str]] = {
+    "tenants": {"operator": "change"},
+    "tenant-quotas": {}, "token-ledger": {}, "services": {}, "prices": {}, "calls": {}, "runs": {},
+    "usage": {},
+    "api-keys": dict.fromkeys(("operator", "member"), "create change delete rotate revoke"),
+    "budgets": {"operator": "create change delete raise reset"},
+    "raise-requests": {"operator": "create delete approve deny", "member": "create"},
+}  # fmt: skip
+
+
+@pytest.fixture
+async def world(api: Api) -> World:
+    return await two_organizations.make(api)
+
+
+@pytest.fixture
+async def teams(world: World) -> dict[str, Api]:
+    """Somebody of each role in a tenant of Bravo that has nothing: all of Bravo's rows are another's."""
+    own = await world.admin.make("tenants", name="mine", organization_id=world.bravos["organizations"])
+    return {role: await narrowed(world.admin, own["id"], role) for role in TEAM_ROLES}
+
+
+async def narrowed(api: Api, tenant_id: int, role: str) -> Api:
+    made = await api.make("admin-tokens", name=f"the {role}", role=role, tenant_id=tenant_id)
+    return api.acting_as(made["token"])
+
+
+def leaks(world: World, text: str) -> list[str]:
+    """What of an answer is another tenant's; its own organization is named in its rows."""
+    return traces(re.sub(rf"\b{world.bravos['organizations']}\b", "own", text))
+
+
+@pytest.mark.parametrize("name", [*RESOURCES, *REPORTS])
+def test_who_is_of_one_tenant_may_what_is_stated_and_nothing_that_anybody_owes(name: str) -> None:
+    one = RESOURCES.get(name) or REPORTS[name]
+    stated = TEAMS.get(name)
+    for role in (*TEAM_ROLES, "admin", "billing"):
+        actor = Actor("t", role, organization_id=7, tenant_id=8)
+        may_read = stated is not None and role in TEAM_ROLES
+        assert (refused_read(actor, name, one.access) is None) == may_read, role
+        verbs = (stated or {}).get(role, "").split()
+        assert {verb for verb in verbs_of(one) if refused_write(actor, name, one.access, verb) is None} == {
+            *verbs
+        }
+        assert not {*verbs} & one.access.ours, "what an organization owes is no team's"
+    assert one.access.teams.keys() <= {READ, *verbs_of(one)}
+
+
+async def test_of_another_tenant_nothing_is_read(world: World, teams: dict[str, Api]) -> None:
+    document = (await world.admin.get("openapi.json")).json
+    for role, team in teams.items():
+        for path, methods in document["paths"].items():
+            if "get" not in methods:
+                continue
+            name = methods["get"]["tags"][0]
+            for asked, status in _asked(world, name, path, methods["get"]):
+                answer = await team.call("GET", asked)
+                assert answer.status == status or (status == 404 and answer.status == 403), (
+                    role,
+                    asked,
+                    answer.raw,
+                )
+                assert leaks(world, _without(answer, asked)) == [], (role, asked)
+
+
+def _asked(world: World, name: str, path: str, operation: Any) -> list[tuple[str, int]]:
+    """Addresses that an operation is asked at, and what is answered."""
+    one = RESOURCES.get(name) or REPORTS[name]
+    allowed = 200 if READ in one.access.teams else 403
+    if "schema.json" in path:
+        return []  # everybody's
+    if "{id}" in path:
+        if one.access.reach is not RowScope.OWNED:
+            return [(path.replace("{id}", str(world.shared[name])), allowed)]
+        rows = (world.bravos[name], world.alphas.get(name, two_organizations.UNKNOWN))
+        return [(path.replace("{id}", str(row)), 404) for row in rows]
+    if name == "prices" and path.endswith("quote"):
+        return []
+    found = [(path, allowed)]
+    if allowed == 200:
+        ids = {"tenant_id": "tenants", "api_key_id": "api-keys", "budget_id": "budgets", "user_id": "users"}
+        parameters = {each["name"] for each in operation.get("parameters", ()) if "name" in each}
+        for field, target in ids.items():
+            if field in parameters:
+                found += [(f"{path}?{field}={of[target]}", 200) for of in (world.bravos, world.alphas)]
+    return found
+
+
+def _without(answer: Answer, asked: str) -> str:
+    """An answer without the address that was asked, which a refusal names."""
+    text = answer.raw.decode(errors="replace")
+    for number in re.findall(r"\d+", asked):
+        text = re.sub(rf"\b{number}\b", "N", text) if answer.status != 200 else text
+    return text
+
+
+async def _state(world: World, teams: dict[str, Api]) -> list[tuple[Any, ...]]:
+    """Everything there is of Bravo, once its tokens' last use is noted."""
+    for team in teams.values():
+        await team.get("tenants")
+    return state(world.admin)
+
+
+async def test_of_another_tenant_nothing_is_changed(world: World, teams: dict[str, Api]) -> None:
+    before = await _state(world, teams)
+    for role, team in teams.items():
+        for name, operation, method, path, spec in await _writes(world.admin):
+            if operation == "api-keys.create":
+                continue  # it needs to name nothing
+            body = BODIES.get(operation, {}) if "requestBody" in spec else None
+            rows = [world.bravos.get(name), world.alphas.get(name)] if "{id}" in path else [None]
+            for row in rows:
+                asked = path.replace("{id}", str(row or two_organizations.UNKNOWN))
+                answer = await team.call(method, asked, body if row else {})
+                assert answer.status in ({403, 404} if "{id}" in path else {403, 422}), (
+                    role,
+                    asked,
+                    answer.raw,
+                )
+                verb = operation.partition(".")[2]
+                may = verb in TEAMS.get(name, {}).get(role, "").split()
+                if "{id}" in path and row:
+                    assert answer.status == (404 if may else 403) or (may and answer.status == 403), operation
+    assert await _state(world, teams) == before
+
+
+async def test_what_a_lead_names_of_another_tenant_is_not_there(world: World, teams: dict[str, Api]) -> None:
+    before, lead = await _state(world, teams), teams["operator"]
+    for of in (world.bravos, world.alphas):
+        for name, field, target in (
+            ("api-keys", "tenant_id", "tenants"), ("budgets", "tenant_id", "tenants"),
+            ("budgets", "api_key_id", "api-keys"), ("raise-requests", "budget_id", "budgets"),
+        ):  # fmt: skip
+            foreign = await lead.post(name, {**CREATES[name], field: of[target]})
+            nobodys = await lead.post(name, {**CREATES[name], field: two_organizations.UNKNOWN})
+            assert (foreign.status, nobodys.status) == (422, 422), (name, field, foreign.raw)
+            told = [re.sub(r"\d+", "N", str(each.json["errors"])) for each in (foreign, nobodys)]
+            assert told[0] == told[1]
+    for nobodys in ({"tenant_id": None}, {"organization_id": world.alphas["organizations"]}):
+        assert (await lead.post("budgets", {**CREATES["budgets"], **nobodys})).status == 422
+    assert await _state(world, teams) == before
+
+
+async def test_no_page_of_the_console_shows_what_is_another_tenants(
+    world: World, teams: dict[str, Api]
+) -> None:
+    for role, team in teams.items():
+        person = Person(team.client)
+        await person.sign_in(team.token)
+        for route in app_of(team.client).router.routes():
+            path = route.resource.canonical
+            if path in {"/readyz", "/livez", "/metrics"}:
+                continue  # everybody's
+            if (
+                route.method != "GET"
+                or path.startswith("/admin")
+                or path in {"/sign-in", "/static/{mark}/{name}"}
+            ):
+                continue
+            name = path.split("/")[1].removesuffix(".csv")
+            if "{id" in path:
+                path = re.sub(r"\{id[^}]*\}", str(world.bravos.get(name) or world.shared[name]), path)
+            path = path.replace("{resource}", "tenants")
+            asked = {"/search": "?q=bravo%20tenant", "/find/tenants": "?name=bravo"}.get(path, "")
+            page = await person.open(path + asked)
+            assert page.status < 500, path
+            found = page.text.replace(path, "").replace("bravo tenant", "")
+            assert leaks(world, found) == [], (role, path)
+
+
+async def test_a_lead_sees_and_limits_the_own_team(api: Api) -> None:
+    of = (await api.make("organizations", name="acme"))["id"]
+    tenant, other = [(await api.make("tenants", name=name, organization_id=of))["id"] for name in "ab"]
+    lead, engineer, reader = [await narrowed(api, tenant, role) for role in TEAM_ROLES]
+    assert [row["id"] for row in (await lead.get("tenants")).json["items"]] == [tenant]
+    await lead.patch(f"tenants/{tenant}", {"user_limits": {"concurrency": 2}})
+    assert (await api.get(f"tenants/{tenant}")).json["user_limits"]["concurrency"] == 2
+    for field, value in (("limits", None), ("plan_id", None), ("name", "mine")):
+        assert (await lead.patch(f"tenants/{tenant}", {field: value})).status == 403, field
+    key = await engineer.make("api-keys", name="mine", user="ann")
+    assert key["tenant_id"] == tenant
+    assert (await engineer.patch(f"api-keys/{key['id']}", {"limits": None})).status == 403
+    assert (await lead.patch(f"api-keys/{key['id']}", {"limits": {"concurrency": 1}})).status == 200
+    assert (await engineer.post(f"api-keys/{key['id']}/rotate")).status == 200
+    assert (await reader.post(f"api-keys/{key['id']}/revoke")).status == 403
+    theirs = await api.make("budgets", name="b", organization_id=of, tenant_id=other, **BUDGET)
+    whole = await api.make("budgets", name="all", organization_id=of, **BUDGET)
+    given = await api.make("budgets", name="given", organization_id=of, tenant_id=tenant, **BUDGET)
+    own = await lead.make("budgets", name="each", each="user", **BUDGET)
+    assert (own["tenant_id"], own["of_team"], given["of_team"]) == (tenant, True, False)
+    seen = {row["id"] for row in (await engineer.get("budgets")).json["items"]}
+    assert seen == {given["id"], own["id"]}
+    for one in (theirs, whole):
+        assert (await lead.get(f"budgets/{one['id']}")).status == 404
+    assert (await lead.patch(f"budgets/{own['id']}", {"amount": 7})).json["amount"] == 7
+    assert (await engineer.patch(f"budgets/{own['id']}", {"amount": 9})).status == 403
+    for method, path, body in (
+        ("PATCH", "", {"amount": 999}), ("POST", "/reset", {}), ("DELETE", "", None),
+        ("POST", "/raise", {"amount": 999, "until": "2099-01-01T00:00:00Z", "reason": "more"}),
+    ):  # fmt: skip
+        refused = await lead.call(method, f"budgets/{given['id']}{path}", body)
+        assert (refused.status, "raise request" in refused.json["detail"]) == (403, True), method
+    asked = [
+        await engineer.make("raise-requests", budget_id=one["id"], amount=99, reason="release")
+        for one in (given, own)
+    ]
+    assert (await engineer.post(f"raise-requests/{asked[1]['id']}/approve")).status == 403
+    assert (await lead.post(f"raise-requests/{asked[0]['id']}/approve")).status == 403
+    approved = await lead.post(f"raise-requests/{asked[1]['id']}/approve")
+    assert approved.json["status"] == "approved", approved.raw
+    assert (await lead.get(f"budgets/{own['id']}")).json["raised_to"] == 99
+    assert (await api.post(f"raise-requests/{asked[0]['id']}/approve")).status == 200
+
+
+BUDGET: dict[str, Any] = {"unit": "tokens", "amount": 50, "interval": "day"}
+
+
+async def test_a_token_of_a_tenant_is_of_its_organization_and_of_no_other_role(api: Api) -> None:
+    ones = [await api.make("tenants", name=name) for name in ("one", "two")]
+    [one, two] = [each["organization_id"] for each in ones]
+    good = {"name": "lead", "role": "operator", "tenant_id": ones[0]["id"]}
+    made = await api.make("admin-tokens", **good)
+    assert (made["organization_id"], made["tenant_id"]) == (one, ones[0]["id"])
+    for wrong, field in (
+        ({"role": "admin"}, "role"), ({"role": "billing"}, "role"), ({"ours": True}, "ours"),
+        ({"organization_id": two}, "tenant_id"), ({"tenant_id": 999_999}, "tenant_id"),
+    ):  # fmt: skip
+        refused = await api.post("admin-tokens", {**good, **wrong})
+        assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+    assert (await api.patch(f"admin-tokens/{made['id']}", {"ours": True})).status == 422
+    assert (await api.patch(f"admin-tokens/{made['id']}", {"tenant_id": None})).status == 422
+    own = api.acting_as(
+        (await api.make("admin-tokens", name="a", role="admin", organization_id=one))["token"]
+    )
+    assert (await own.post("admin-tokens", {**good, "tenant_id": ones[1]["id"]})).status == 422
+    assert (await own.post("admin-tokens", good)).status == 201
+    [kept] = (await api.get(f"admin-tokens?tenant_id={ones[0]['id']}&limit=1")).json["items"]
+    assert kept["id"] == made["id"]
+
+
+async def test_a_token_ends_with_its_tenant(api: Api) -> None:
+    tenant = await api.make("tenants", name="t")
+    lead = await narrowed(api, tenant["id"], "operator")
+    assert (await lead.get("tenants")).status == 200
+    refused = await api.delete(f"tenants/{tenant['id']}")
+    assert (refused.status, "Admin tokens" in refused.json["detail"]) == (409, True)
+    api.rows("update tenant set deleted_at = now() where id = %s", tenant["id"])
+    assert (await lead.get("tenants")).status == 401
