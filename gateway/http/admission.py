@@ -253,7 +253,7 @@ def _prices(
             [_book(directory.price, directory.price_as, caller, model, own) for model in models]
         )
     if own:
-        _check_currency(directory, caller, prices, _BY_COST if by_cost else _why(asking))
+        _check_currency(directory, caller, prices, asking, by_cost)
     if by_cost or pricing.per_million is not None or pricing.tiers:
         book = {one.model: one.vector for one in prices.named}
         asked = [one.model for one in prices.named] if call.targets else [call.model, *call.models_beside]
@@ -271,7 +271,9 @@ def _prices(
     return prices
 
 
-def _check_currency(directory: DirectoryPort, caller: Caller, prices: CallPrices, why: str) -> None:
+def _check_currency(
+    directory: DirectoryPort, caller: Caller, prices: CallPrices, budgets: CallBudgets | None, by_cost: bool
+) -> None:
     """`ModelNotPriced` where a model has a price in another currency alone, and no exchange rate from it."""
     for one in prices.named:
         if one.vector is None:
@@ -279,10 +281,12 @@ def _check_currency(directory: DirectoryPort, caller: Caller, prices: CallPrices
                 caller, one.model, 0.0, False
             )
             if other is not None:
-                pays = directory.pays_in(caller)
+                pays, why = directory.pays_in(caller), "and its service is charged what it costs"
+                if budgets is not None and not by_cost:
+                    why = f'so the budget "{budgets.refusing(MONEY)}" cannot be enforced'
                 raise ModelNotPriced(
                     f"The model {one.model} is priced in {other.currency}, and the organization pays in"
-                    f" {pays}. There is no exchange rate from {other.currency} to {pays}, and {why}."
+                    f" {pays}. There is no exchange rate from {other.currency} to {pays}, {why}."
                 )
 
 
