@@ -164,6 +164,35 @@ def up(
 
 
 @app.command()
+def init(
+    *,
+    provider: Annotated[str | None, typer.Option(help="demo, openai, anthropic or gemini.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the provider's key; else its variable, such as OPENAI_API_KEY."),
+    ] = None,
+    team: Annotated[str | None, typer.Option(help="The first team (Search).")] = None,
+    budget: Annotated[str | None, typer.Option(help="What it may spend a month, in USD (20).")] = None,
+    data_dir: DataDirOption = None,
+    base_url: Annotated[str | None, typer.Option(help="Another address of the provider.")] = None,
+    gateway_port: GatewayPortOption = None,
+    admin_port: AdminPortOption = None,
+    start: Annotated[
+        bool, typer.Option("--start/--no-start", help="Leave it running, or only set up.")
+    ] = True,
+) -> None:
+    """Ask five questions, and leave a running stack with a team, its budget and its key."""
+    from gateway.cli import first_run  # noqa: PLC0415  # each command loads what it needs
+
+    ports = {"gateway_port": gateway_port, "admin_port": admin_port}
+    given = first_run.Given(
+        provider, key_file, team, budget, data_dir, base_url,
+        {name: port for name, port in ports.items() if port is not None},
+    )  # fmt: skip
+    first_run.init(given, start=start)
+
+
+@app.command()
 def serve(
     *,
     config: ConfigOption = None,
