@@ -32,6 +32,7 @@ SUBJECTS: dict[str, Entity] = {
     "calls": quota.CALLS,
     "business-models": catalogue.BUSINESS_MODELS,
     "services": catalogue.SERVICES,
+    "models": catalogue.MODELS,
     "organization-services": catalogue.ORGANIZATION_SERVICES,
     "subscription-plans": catalogue.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,

@@ -16,7 +16,7 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import token_price
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
-from gateway.core.calls.models import fitting, is_repeatable, named_by
+from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, vectors_of
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
@@ -195,8 +195,8 @@ def _priced(
         raise ModelNotAllowed(
             "This API key may use some models alone, and this route does not read which one."
         )
-    if call.model and worker.models.rules:
-        aim(exchange, caller, call)
+    if call.model and (table := worker.models.table()).rules:
+        aim(exchange, caller, call, table)
     service, budgets = NO_SERVICE, None
     if routed.metered:
         found = ports.directory.resolve(caller, routed.service_key)
@@ -213,13 +213,13 @@ def _priced(
     return service, prices, budgets
 
 
-def aim(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable) -> None:
     """Note which upstreams may answer a call, where its model is configured.
 
     `ModelNotAllowed` where it is for others alone, `InvalidRequest` where no target speaks the call's API.
     """
     worker = exchange.worker
-    rule = worker.models.find(call.model, caller.organization_id)
+    rule = table.find(call.model, caller.organization_id)
     if rule is None:
         return
     there = {name: upstream.target for name, upstream in worker.upstreams.items()}
@@ -360,14 +360,14 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
     own, patterns = caller.models, Patterns(caller.models or ())
-    configured = exchange.worker.models
+    configured = exchange.worker.models.table()
 
     def shows(name: str) -> bool:
         if own is not None and name not in own and not patterns.hold(name):
             return False
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
-    ours = _configured(exchange, caller, listing) if configured.rules else []
+    ours = _configured(exchange, caller, configured) if configured.rules else []
     if model:
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
@@ -380,10 +380,10 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 
 
-def _configured(exchange: Exchange, caller: Caller, listing: Listing) -> list[str]:
+def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[str]:
     """The names that are configured for a caller's organization and answer in the API of this list."""
     worker, family = exchange.worker, exchange.routed.family
-    models, found = worker.models, list[str]()
+    found: list[str] = []
     for name in models.names(caller.organization_id):
         rule = models.find(name, caller.organization_id)
         targets = () if rule is None else rule.targets
@@ -417,8 +417,9 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
     ports, said = exchange.worker.ports, exchange.head.attribution
     call = CallRequest("none", exchange.routed.family, b"", model=model)
     try:
-        if exchange.worker.models.rules:
-            _aim_listed(exchange, caller, call)
+        if (table := exchange.worker.models.table()).rules:
+            rule = table.find(model, caller.organization_id)
+            call.targets = () if rule is None else named_by(rule, model)
         budgets = None
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, said, call, False)
@@ -426,11 +427,6 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
     except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
         return False
     return True
-
-
-def _aim_listed(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    rule = exchange.worker.models.find(call.model, caller.organization_id)
-    call.targets = () if rule is None else named_by(rule, call.model)
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:

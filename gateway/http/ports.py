@@ -12,6 +12,7 @@ from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.routes import ModelRule
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
 from gateway.core.model import (
@@ -47,6 +48,9 @@ class DirectoryPort(Protocol):
 
     def catalogue(self) -> Mapping[str, Service]:
         """Every service by its key; another object once it has changed. Fails with `CountersUnavailable`."""
+
+    def models(self) -> tuple[ModelRule, ...]:
+        """The models that people configured; another object once they are others."""
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""

@@ -42,6 +42,7 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
+from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
 from persistence.resources.access import GIVEN_UP
@@ -123,6 +124,9 @@ SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s
 
 _WEIGHTS = """
 SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id"""
+
+_MODELS = """
+SELECT id, name, targets, fallback, organization_id FROM model ORDER BY id"""
 
 _BUDGETS = """
 SELECT * FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
@@ -240,6 +244,19 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
             for row in rows
         ),
         {row["id"]: millionths(row["weights"]) for row in weighing},
+        tuple(_model(row) for row in (await connection.execute(text(_MODELS))).mappings()),
+    )
+
+
+def _model(row: RowMapping) -> ModelRule:
+    name = str(row["name"])
+    return ModelRule(
+        name.removesuffix("*"),
+        name.endswith("*"),
+        tuple(ModelTarget(one["upstream"], one.get("model") or "") for one in row["targets"]),
+        frozenset(row["fallback"]),
+        row["organization_id"] or EVERYBODY,
+        f"models {row['id']}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from json import dumps
 from typing import Any
@@ -43,6 +44,7 @@ from gateway.core.billing.price_book import (
     read_rate,
 )
 from gateway.core.billing.vector import ExchangeRate
+from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.core.times import ms_of
 from gateway.errors import Conflict, Unprocessable
@@ -56,6 +58,7 @@ from persistence.tables import (
     business_model,
     control_write,
     exchange_rate,
+    model,
     organization,
     organization_service,
     organization_subscription,
@@ -241,6 +244,52 @@ SERVICES = Entity(
     defining=frozenset(
         {"credits", "service_type", "business_model_id", "counts_tokens", "pricing", "upstream", "paths"}
     ),
+)
+
+
+# Models: a name, or what names begin with and a *, and the upstreams that answer.
+def create_model(change: EntityWrite) -> Row:
+    """Store a model; a prefix is its name with a * behind it."""
+    values = dict(change.command.values)
+    prefix, name = values.pop("prefix", None), values.get("name")
+    whole = None if prefix is None else f"{prefix}*"
+    if name is None and whole is None:
+        raise Unprocessable(errors=(("name", "is required, unless there is a prefix"),))
+    if name is not None and whole is not None and name != whole:
+        raise Unprocessable(errors=(("prefix", "must belong together with the name, which is it and a *"),))
+    values["name"] = name or whole
+    change.command = replace(change.command, values=values)
+    refuse_many(change.count(model, lambda: change.connection.execute(_models_there).scalar_one()))
+    return entity.create(change)
+
+
+def refuse_many(count: int) -> None:
+    if count >= MODELS_MAX:
+        raise Conflict(f"There are {MODELS_MAX} models, which is the most.")
+
+
+def check_targets(change: EntityWrite, row: Row) -> None:
+    """`Unprocessable` where a target is there twice, or has a * and the model is no prefix."""
+    targets = row["targets"]
+    assert isinstance(targets, list)
+    said = [(one["upstream"], one.get("model")) for one in targets]
+    if len(set(said)) < len(said):
+        raise Unprocessable(errors=(("targets", "must name each target once"),))
+    if row["prefix"] is None and any("*" in (name or "") for _, name in said):
+        raise Unprocessable(errors=(("targets", "must be without * in a model, unless there is a prefix"),))
+
+
+_models_there = select(func.count()).select_from(model)
+_prefix = case((model.c.name.endswith("*", autoescape=True), func.left(model.c.name, -1)))
+
+MODELS = Entity(
+    model,
+    source=select(*model.c, _prefix.label("prefix")),
+    verbs={**entity.VERBS, "create": create_model},
+    refers={"organization_id": organization},
+    check_row=check_targets,
+    define=define,
+    defining=frozenset({"targets", "fallback"}),
 )
 
 

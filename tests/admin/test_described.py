@@ -46,7 +46,7 @@ NO_SCHEMA_SAYS = re.compile(
     # several fields together
     r"|is required, but for|required, unless|must move something|must say units|where the unit is|must rise"
     r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
-    r"|belong together|never resets"
+    r"|belong together|never resets|each target once"
     # text that nobody could read or no call could name; what somebody else names
     r"|control|printable|blank|one line|IANA|cannot be read|pairs such as|model's name|without \*|ASCII"
     r"|lower case|once, with commas|a whole hour"

@@ -32,7 +32,8 @@ from tests.admin.conftest import READONLY, Api
 WRITERS = {
     "organizations": "bo", "tenants": "o", "users": "o", "api-keys": "om", "admin-tokens": "",
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
-    "organization-services": "b", "subscription-plans": "b", "organization-subscriptions": "b",
+    "models": "o", "organization-services": "b", "subscription-plans": "b",
+    "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "invoices": "b",
     "payments": "b",
     "tax-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
@@ -61,7 +62,7 @@ OUR_FIELDS = {
     " tax_rate stripe_customer time_zone services",
     "tenants": "plan_id",
 }
-OF_ALL = {"organizations": "create", "admin-tokens": "ours"}
+OF_ALL = {"organizations": "create", "admin-tokens": "ours", "models": "create change delete"}
 OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is RowScope.OWNED}
 SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 

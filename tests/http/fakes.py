@@ -17,7 +17,7 @@ from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.model import (
     Attribution,
     Caller,
@@ -175,6 +175,7 @@ class FakeDirectory:
         self.trouble: Refusal | None = None
         self.refusal: Refusal | None = None
         self.prices: dict[str, Vector] = {}
+        self.models_there: tuple[ModelRule, ...] = ()
         self.budgets_there: list[Budget] = []
         self.remembered: list[str] = []
         self.then: Callable[[], None] = lambda: None
@@ -200,6 +201,9 @@ class FakeDirectory:
         if self.trouble is not None:
             raise self.trouble
         return self.services
+
+    def models(self) -> tuple[ModelRule, ...]:
+        return self.models_there
 
     def budgets(  # noqa: PLR0917  # as the port has it
         self,

@@ -413,6 +413,22 @@ async def test_a_list_has_the_configured_models_that_the_caller_may_use() -> Non
         assert pair.asked == (0, 0)
 
 
+async def test_models_that_come_and_go_while_it_serves_count_from_the_next_call_on() -> None:
+    async with paired(rule("fast", ("other", "of the file"))) as pair:
+        assert (await pair.ask(chat("more"))).status == 200
+        told = (rule("more", ("other", "told")), rule("fast", ("up", "told as well")))
+        pair.stage.directory.models_there = told
+        for model, sent in (("more", "told"), ("fast", "of the file")):
+            assert (await pair.ask(chat(model))).status == 200
+            assert sent_model(pair.other) == sent
+        pair.stage.directory.models_there = ()
+        assert (await pair.ask(chat("more"))).status == 200
+        assert pair.asked == (2, 2)
+        pair.stage.directory.models_there = (rule("more", ("gone", "")),)
+        refused = await pair.ask(chat("more"))
+        assert (refused.status, b"no upstream here" in refused.body) == (400, True)
+
+
 # Around a model.
 
 

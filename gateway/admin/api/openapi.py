@@ -144,6 +144,12 @@ BODIES: Mapping[str, Json] = {
         "paths": ["/v1/sms/*"],
     },
     "ServicePatch": {"credits": 3},
+    "ModelCreate": {
+        "name": "gpt-4o",
+        "targets": [{"upstream": "azure", "model": "prod-4o"}, {"upstream": "openai"}],
+        "fallback": ["unreachable", "5xx"],
+    },
+    "ModelPatch": {"targets": [{"upstream": "openai"}]},
     "OrganizationServiceCreate": {"organization_id": 1, "service_id": 1, "negotiated_credits": 1},
     "OrganizationServicePatch": {"negotiated_credits": 2},
     "SubscriptionPlanCreate": {

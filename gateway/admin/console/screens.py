@@ -90,6 +90,11 @@ SCREENS = {
             filters=("business_model_id", "key", "name"), newest_first=False,
         ),
         Screen(
+            "Catalog", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
+            empty="No model yet: calls go where their paths say.", filters=("organization_id", "name"),
+            newest_first=False,
+        ),
+        Screen(
             "Catalog", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",

@@ -28,6 +28,7 @@ from gateway.admin.resources.resource import (
 )
 from gateway.admin.resources.values import (
     Amount,
+    AskedModel,
     Currency,
     Day,
     Exactly,
@@ -53,7 +54,7 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
-from gateway.core.calls.routes import PATHS_MAX
+from gateway.core.calls.routes import PATHS_MAX, TARGETS_MAX
 
 TIERS_MAX = 100
 PRICED_MODELS_MAX = 1_000
@@ -202,6 +203,43 @@ class ServiceCreate(In):
 Service = answer_of(ServiceCreate, "Something that can be used and is metered.")
 
 
+class AnsweringUpstream(In):
+    """One upstream that answers for a model."""
+
+    upstream: UpstreamName
+    model: AskedModel | None = Field(
+        default=None,
+        description="What it calls the model; null is the name asked for, a * what is behind a prefix.",
+    )
+
+
+def _targets(targets: list[AnsweringUpstream]) -> list[dict[str, Any]]:
+    return [one.model_dump(mode="json", exclude_none=True) for one in targets]
+
+
+Targets = Annotated[
+    list[AnsweringUpstream], Field(min_length=1, max_length=TARGETS_MAX), PlainSerializer(_targets)
+]
+
+
+class ModelCreate(In):
+    """A new model."""
+
+    name: AskedModel | None = Field(
+        default=None, description="What callers ask for; with a * at its end, what such names begin with."
+    )
+    prefix: AskedModel | None = Field(default=None, description="The same as a name with a * behind it.")
+    targets: Targets = Field(description="The upstreams that answer, in the order they are asked.")
+    fallback: Annotated[list[Literal["unreachable", "429", "5xx"]], Field(max_length=3)] = Field(
+        default=["unreachable", "429", "5xx"],
+        description="The failures that lead to the next target.",
+    )
+    organization_id: Id | None = Field(default=None, description="Whose calls; null is everybody's.")
+
+
+Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams that answer.", name=str)
+
+
 class OrganizationServiceCreate(In):
     """What an organization negotiated for a service."""
 
@@ -299,6 +337,17 @@ RESOURCES = (
         deletable=True,
         filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
         declared=ConfigDeclaration(by=("key",)),
+    ),
+    Resource(
+        name="models",
+        access=access(OPERATOR, of_all=("create", "change", "delete")),
+        description="Models that callers ask for, and the upstreams that answer, in order.",
+        out=Model,
+        create=ModelCreate,
+        patch=patch_of(ModelCreate, without=("name", "prefix", "organization_id")),
+        deletable=True,
+        filters={"organization_id": Filter(), "name": Filter("text")},
+        declared=ConfigDeclaration(by=("organization_id", "name")),
     ),
     Resource(
         name="organization-services",

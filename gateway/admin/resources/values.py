@@ -325,6 +325,12 @@ ExternalId = Annotated[
 ]
 # A model as calls name it, or with a * behind it what such names begin with.
 ModelText = Annotated[Text, AfterValidator(_model)]
+# A model that is configured: as callers or an upstream name it, with a * at its end where it is a prefix.
+AskedModel = Annotated[
+    str,
+    Field(strict=True),
+    _PatternText(r"[!-+\-.-~]{1,256}", "up to 256 visible ASCII characters, without a comma"),
+]
 
 
 # Addresses of customers.

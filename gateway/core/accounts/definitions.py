@@ -13,6 +13,7 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
+from gateway.core.calls.routes import ModelRule
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
@@ -107,10 +108,11 @@ class UserDefinition:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueDefinition:
-    """Every service, resolved; and of plans that weigh kinds of tokens the weights, in millionths."""
+    """Every service, resolved; of plans that weigh kinds of tokens the weights, in millionths; and models."""
 
     services: tuple[Service, ...]
     weights: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    models: tuple[ModelRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

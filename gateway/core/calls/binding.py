@@ -141,6 +141,10 @@ class Bindings:
         self._routes = routes
         self._reaches: tuple[ServicePaths, ...] | None = None
 
+    def leads_to_models(self, host: str) -> bool:
+        """Whether configured models are answered at a host."""
+        return host in self._places_of_models
+
     def of(self, key: str, route_upstream: str = "") -> Binding | None:
         """The binding of a service, None if there is none; `route_upstream` is what its own route says."""
         service = self._catalogue.get(key)

@@ -6,7 +6,7 @@ model is in a target. A name that is configured for other organizations alone is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from gateway.core.calls.call import CallRequest
@@ -69,7 +69,29 @@ class ModelTable:
                 yield owners
 
 
-NO_MODELS: Final = ModelTable()
+class ConfiguredModels:
+    """The models of a worker: those `written` in its file, and behind them those that it is `told` of."""
+
+    def __init__(
+        self, written: Sequence[ModelRule] = (), told: Callable[[], tuple[ModelRule, ...]] = tuple
+    ) -> None:
+        self._written, self._told = tuple(written), told
+        self._known: tuple[ModelRule, ...] = ()
+        self._table = ModelTable(self._written)
+
+    def table(self) -> ModelTable:
+        """All of them now; of two of one claim the file's counts."""
+        told = self._told()
+        if told is not self._known:
+            self._known, self._table = told, ModelTable((*self._written, *told))
+        return self._table
+
+    def upstreams(self) -> frozenset[str]:
+        """The upstreams that any of them goes to."""
+        return frozenset([target.upstream for rule in self.table().rules for target in rule.targets])
+
+
+NO_MODELS: Final = ConfiguredModels()
 
 
 def fitting(

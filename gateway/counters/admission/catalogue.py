@@ -19,6 +19,7 @@ from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.vector import Vector
+from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service
@@ -270,6 +271,7 @@ class Catalogue:
         # Why the last one that was looked at cannot be read, empty where it can.
         self._told = ""
         self._services: dict[str, Service] = {}
+        self._models: tuple[ModelRule, ...] = ()
 
     @property
     def verified(self) -> bool:
@@ -290,6 +292,10 @@ class Catalogue:
         if not self.version:
             raise CountersUnavailable
         return self._services
+
+    def models(self) -> tuple[ModelRule, ...]:
+        """The models that people configured: the same object until they are others."""
+        return self._models
 
     async def refresh(self) -> None:
         """Read the catalogue again; one older than the known one waits for the next look.
@@ -357,6 +363,8 @@ class Catalogue:
             return
         found = decode_catalogue(raw)
         self._services = found.services
+        if found.models != self._models:
+            self._models = found.models
         self.weighing.load(found.weights)
         self.version = found.version
         self._raw, self._told = raw, ""

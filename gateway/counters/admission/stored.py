@@ -13,6 +13,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import OrganizationTerms
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
+from gateway.core.calls.routes import ModelRule
 from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
 
@@ -49,11 +50,14 @@ class Identity(msgspec.Struct):
 
 
 class StoredCatalogue(msgspec.Struct):
-    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids."""
+    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids; and
+    the models that people configured.
+    """
 
     version: _Version
     services: dict[str, Service]
     weights: dict[int, dict[str, int]] = {}
+    models: tuple[ModelRule, ...] = ()
 
 
 class _Versioned(msgspec.Struct):
@@ -87,11 +91,16 @@ _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
 
 def encode_catalogue(
-    version: int, services: Sequence[Service], weights: Mapping[int, Mapping[str, int]] | None = None
+    version: int,
+    services: Sequence[Service],
+    weights: Mapping[int, Mapping[str, int]] | None = None,
+    models: Sequence[ModelRule] = (),
 ) -> bytes:
     """The catalogue as the keeper writes it."""
     by_key = {one.key: one for one in services}
-    more = {"weights": weights} if weights else {}
+    more: dict[str, object] = {"weights": weights} if weights else {}
+    if models:
+        more["models"] = models
     return msgspec.json.encode({"version": version, "services": by_key, **more})
 
 

@@ -249,7 +249,9 @@ class ControlClient(Client):
             await self.newest(keys.PRICES, raw, version)
             await self.newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:
-            raw = encode_catalogue(version, everybodys.services, everybodys.weights)
+            raw = encode_catalogue(
+                version, everybodys.services, everybodys.weights, everybodys.models
+            )
             await self.newest(keys.CATALOGUE, raw, version)
 
     async def newest(self, key: str, raw: bytes, version: int) -> None:

@@ -153,7 +153,6 @@ class HeadRouter:
             for one in routes
             if one.family != GENERIC and one.upstream in targets
         }
-        self._of_models |= {place_of(targets[name].base_url)[0] for name in bindings.of_models}
 
     def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -244,7 +243,9 @@ class HeadRouter:
         if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
             return False
         place, _ = place_of(self._targets[routed.upstream].base_url)
-        return route.family != GENERIC or place in self._of_models
+        if route.family != GENERIC or place in self._of_models:
+            return True
+        return self.bindings.leads_to_models(place)
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
         """The upstream that the service of a bound route goes to; empty where this path does not."""

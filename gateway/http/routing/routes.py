@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
+from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily
@@ -180,7 +181,7 @@ class WorkerBindings:
     """The bindings of one worker's configuration. Faults of them are logged once.
 
     `upstreams` are the names that the configuration binds services to, `unread` those of services that keys
-    with a list of models may call, `of_models` the upstreams that configured models go to.
+    with a list of models may call. `models` are those that are configured.
     """
 
     def __init__(  # noqa: PLR0917  # a configuration, and who tells of it
@@ -190,15 +191,15 @@ class WorkerBindings:
         rules: ServiceRules,
         directory: DirectoryPort,
         log: Log,
-        of_models: frozenset[str] = frozenset(),
+        models: ConfiguredModels = NO_MODELS,
     ) -> None:
-        self.of_models = of_models
+        self._models = models
         self.upstreams, self.unread = dict(rules.upstreams), rules.unread
         self._configured = routes, targets, rules
         self._directory = directory
         self._log = log
         self._catalogue: Mapping[str, Service] | None = None
-        self._bindings = binding.Bindings(*self._configured, {}, of_models)
+        self._bindings = binding.Bindings(*self._configured, {}, models.upstreams())
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
         self._services: dict[str, tuple[str, ...]] = {}
@@ -213,7 +214,7 @@ class WorkerBindings:
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:
             self._catalogue, self._known = catalogue, {}
-            self._bindings = binding.Bindings(*self._configured, catalogue, self.of_models)
+            self._bindings = binding.Bindings(*self._configured, catalogue, self._models.upstreams())
         upstream = "" if "{service_key}" in route.path else route.upstream
         found = self._known.get((key, upstream))
         if found is None and key in catalogue:
@@ -221,6 +222,10 @@ class WorkerBindings:
             assert found is not None
             self._tell(found, catalogue)
         return found
+
+    def leads_to_models(self, host: str) -> bool:
+        """Whether an upstream at this host answers for a configured model."""
+        return self._bindings.leads_to_models(host)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
         """The services whose own routes go to an upstream."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.core.calls.call import CallRequest, UsageBounds
-from gateway.core.calls.models import ModelTable
+from gateway.core.calls.models import ConfiguredModels
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -155,7 +155,7 @@ class Worker:
     buffers: Buffers
     bodies: LargeBodies[CallRequest]
     workloads: Mapping[str, tuple[str, ...]]
-    models: ModelTable
+    models: ConfiguredModels
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
-from gateway.core.calls.models import ModelTable
+from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
@@ -304,12 +304,12 @@ class DataPlane:
         by_name = {target.name: target for target in targets}
         missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
         missing -= {""}  # a route of services: each has its own
-        of_models = frozenset([target.upstream for model in models for target in model.targets])
-        missing |= of_models
+        configured = ConfiguredModels(models, self._ports.directory.models)
+        missing |= {target.upstream for model in models for target in model.targets}
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
-        bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, of_models)
+        bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, configured)
         router = HeadRouter(tuple(routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
         tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens
@@ -346,7 +346,7 @@ class DataPlane:
             self.buffers,
             self.bodies,
             digests,
-            ModelTable(models),
+            configured,
         )
 
     @property

@@ -76,6 +76,13 @@ WORLD: Objects = {
             "pricing": {"per_million": {"*": {"input": 5, "output": 6}}, "markup": "1.20"},
         },
     ],
+    "models": [
+        {"name": "gpt-4o", "targets": [{"upstream": "azure", "model": "prod"}, {"upstream": "openai"}]},
+        {
+            "organization": "Acme", "name": "own-*", "prefix": "own-", "fallback": ["429"],
+            "targets": [{"upstream": "gpu", "model": "*"}],
+        },
+    ],
     "business-models": [{"name": "Metered", "meter": "pay_per_use", "display_name": "By use"}],
     "api-keys": [
         {

@@ -14,6 +14,7 @@ from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.model import GENERIC, Attribution, Caller, Service
 from gateway.counters.admission.cache import CacheLimits, known_bytes
 from gateway.counters.admission.callers import IDENTITY_S, Directory
@@ -247,6 +248,21 @@ async def test_the_catalogue_is_followed(desk: Desk) -> None:
     await eventually(looked)
     assert desk.directory.service("chat") == CHAT
     task.cancel()
+
+
+async def test_models_are_followed_and_stay_the_same_object_until_they_are_others(desk: Desk) -> None:
+    fast = ModelRule("fast", False, (ModelTarget("azure", "prod"), ModelTarget("openai", "")))
+    more = ModelRule("o/", True, (ModelTarget("gpu", "*"),), frozenset({"429"}), 7, "models 2")
+    desk.client.set(keys.CATALOGUE, encode_catalogue(4, [CHAT], None, [fast]))
+    await driven(desk.directory.refresh())
+    found = desk.directory.models()
+    assert found == (fast,)
+    desk.client.set(keys.CATALOGUE, encode_catalogue(5, [CHAT, IMAGES], None, [fast]))
+    await driven(desk.directory.refresh())
+    assert desk.directory.models() is found
+    desk.client.set(keys.CATALOGUE, encode_catalogue(6, [CHAT], None, [fast, more]))
+    await driven(desk.directory.refresh())
+    assert desk.directory.models() == (fast, more)
 
 
 # --- terms ------------------------------------------------------------------------------

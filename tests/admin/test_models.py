@@ -1,0 +1,76 @@
+"""Models of the Admin API: who may make them, what they may say, and that gateways hear of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Answer, Api
+
+OPENAI = {"upstream": "openai"}
+
+
+async def made(api: Api, **values: Any) -> Answer:
+    return await api.post("models", {"targets": [OPENAI], **values})
+
+
+async def test_a_model_is_made_changed_and_deleted(api: Api) -> None:
+    asked = {"name": "gpt-4o", "targets": [{"upstream": "azure", "model": "prod"}, OPENAI]}
+    model = (await made(api, **asked)).json
+    assert (model["name"], model["prefix"], model["organization_id"]) == ("gpt-4o", None, None)
+    assert model["targets"] == asked["targets"]
+    assert model["fallback"] == ["unreachable", "429", "5xx"]
+    changed = await api.patch(f"models/{model['id']}", {"fallback": ["429"], "targets": [OPENAI]})
+    assert (changed.json["fallback"], changed.json["targets"]) == (["429"], [OPENAI])
+    assert (await api.delete(f"models/{model['id']}")).status == 204
+    assert (await api.get("models")).json["items"] == []
+
+
+async def test_a_prefix_is_a_name_with_a_star(api: Api) -> None:
+    first = (await made(api, prefix="local/", targets=[{"upstream": "gpu", "model": "*"}])).json
+    assert (first["name"], first["prefix"]) == ("local/*", "local/")
+    second = (await made(api, name="gpt-*")).json
+    assert (second["name"], second["prefix"]) == ("gpt-*", "gpt-")
+    assert (await made(api, name="local/*")).status == 409
+
+
+async def test_two_of_one_name_and_organization_are_refused(api: Api) -> None:
+    organization = await api.make("organizations", name="Acme")
+    assert (await made(api, name="fast")).status == 201
+    assert (await made(api, name="fast")).status == 409
+    own = {"name": "fast", "organization_id": organization["id"]}
+    assert (await made(api, **own)).status == 201
+    assert (await made(api, **own)).status == 409
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({}, "name"),
+        ({"name": "a", "prefix": "b"}, "prefix"),
+        ({"name": "a b"}, "name"),
+        ({"name": "a", "targets": []}, "targets"),
+        ({"name": "a", "targets": [OPENAI, OPENAI]}, "targets"),
+        ({"name": "a", "targets": [{"upstream": "openai", "model": "*"}]}, "targets"),
+        ({"name": "a", "fallback": ["always"]}, "fallback.0"),
+        ({"name": "a", "organization_id": 10**9}, "organization_id"),
+    ],
+)
+async def test_a_model_that_could_not_be_called_is_refused(
+    api: Api, values: dict[str, Any], field: str
+) -> None:
+    refused = await made(api, **values)
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+
+
+async def test_an_organizations_own_people_read_theirs_and_change_none(api: Api) -> None:
+    here, there = [await api.make("organizations", name=name) for name in ("Acme", "Globex")]
+    for name, owner in (("mine", here["id"]), ("theirs", there["id"]), ("all", None)):
+        assert (await made(api, name=name, organization_id=owner)).status == 201
+    token = await api.make("admin-tokens", name="a", role="admin", organization_id=here["id"])
+    people = api.acting_as(token["token"])
+    rows = (await people.get("models")).json["items"]
+    assert [row["name"] for row in rows] == ["mine"]
+    assert (await made(people, name="more", organization_id=here["id"])).status == 403
+    assert (await people.delete(f"models/{rows[0]['id']}")).status == 403
