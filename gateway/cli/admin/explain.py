@@ -45,7 +45,7 @@ _REFUSES = {
 
 
 @dataclass(slots=True)
-class Step:
+class ExplainedStep:
     """One step of a call's way: a sentence, facts below it, and whether it refused the call."""
 
     step: str
@@ -100,7 +100,7 @@ class Explanation:
         self._key = self._read("api-keys", call["api_key_id"])
         self._user = self._read("users", call["user_id"])
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[ExplainedStep]:
         yield self._request()
         for made in (self._caller, self._service, self._limits, self._tokens, self._balance, self._budgets):
             if (step := made()) is not None:
@@ -108,8 +108,10 @@ class Explanation:
                 yield step
         if self._is_refused:
             refused = _REFUSES.get(self._reason) == "price"
-            yield Step("outcome", f"Refused: {self._reason}. {_refusals()[self._reason]}", refused=refused)
-            yield Step("cost", "A refused call costs nothing, and takes no tokens.")
+            yield ExplainedStep(
+                "outcome", f"Refused: {self._reason}. {_refusals()[self._reason]}", refused=refused
+            )
+            yield ExplainedStep("cost", "A refused call costs nothing, and takes no tokens.")
             return
         yield self._hold()
         yield self._use()
@@ -131,7 +133,7 @@ class Explanation:
         except CommandFailed:
             return None
 
-    def _request(self) -> Step:
+    def _request(self) -> ExplainedStep:
         call = self._call
         model = f" for {call['model']}" if call["model"] else ""
         if call["response_model"] and call["response_model"] != call["model"]:
@@ -143,9 +145,9 @@ class Explanation:
         facts = [f"at {call['created_at']}"]
         if call["upstream_request_id"]:
             facts.append(f"the upstream calls it {call['upstream_request_id']}")
-        return Step("request", f"{says}.", facts)
+        return ExplainedStep("request", f"{says}.", facts)
 
-    def _caller(self) -> Step:
+    def _caller(self) -> ExplainedStep:
         call = self._call
         said = [
             f"organization {_named(self._organization, call['organization_id'])}",
@@ -164,18 +166,18 @@ class Explanation:
             facts.append("the key must name a user for each call")
         if self._key.get("revoked_at"):
             facts.append(f"the key was revoked at {self._key['revoked_at']}")
-        return Step("caller", ", ".join(said) + ".", facts)
+        return ExplainedStep("caller", ", ".join(said) + ".", facts)
 
-    def _service(self) -> Step | None:
+    def _service(self) -> ExplainedStep | None:
         if not (row := self._read("services", self._call["service_id"])):
             return None
         tier = self._call["service_tier"]
-        return Step(
+        return ExplainedStep(
             "service",
             f"{row['key']}, sold as {row['business_model']}" + (f", service tier {tier}." if tier else "."),
         )
 
-    def _limits(self) -> Step:
+    def _limits(self) -> ExplainedStep:
         owners = (
             ("key", self._key, "limits"), ("user", self._tenant, "user_limits"),
             ("tenant", self._tenant, "limits"), ("organization", self._organization, "limits"),
@@ -185,9 +187,11 @@ class Explanation:
             for owner, row, column in owners
             if (limits := {name: most for name, most in (row.get(column) or {}).items() if most})
         ]
-        return Step("limits", "As they are now:" if facts else "No rate limit is set for this caller.", facts)
+        return ExplainedStep(
+            "limits", "As they are now:" if facts else "No rate limit is set for this caller.", facts
+        )
 
-    def _tokens(self) -> Step | None:
+    def _tokens(self) -> ExplainedStep | None:
         """The tenant's token plan."""
         quota = self._read("tenant-quotas", self._call["tenant_id"])
         plan = self._read("token-plans", quota.get("plan_id")) if quota else {}
@@ -196,9 +200,9 @@ class Explanation:
         left = quota["tokens_remaining"]
         says = f"plan {plan['name']}: " + ("unlimited" if left is None else f"{left:,} tokens are left now")
         resets = quota["next_reset_at"]
-        return Step("tokens", says + (f"; it resets at {resets}." if resets else "."))
+        return ExplainedStep("tokens", says + (f"; it resets at {resets}." if resets else "."))
 
-    def _balance(self) -> Step | None:
+    def _balance(self) -> ExplainedStep | None:
         """The organization's credits and spend cap, where one of them decides."""
         row = self._organization
         facts = []
@@ -208,13 +212,15 @@ class Explanation:
             facts.append(f"the spend cap is {row['spend_cap']} {row['currency']} a month")
         if not facts and _REFUSES.get(self._reason) != "balance":
             return None
-        return Step("balance", "Of the organization:" if facts else "The organization has no credits.", facts)
+        return ExplainedStep(
+            "balance", "Of the organization:" if facts else "The organization has no credits.", facts
+        )
 
-    def _budgets(self) -> Step:
+    def _budgets(self) -> ExplainedStep:
         call = self._call
         rows = self._items("budgets", BUDGETS_MAX, organization_id=call["organization_id"])
         if rows is None:
-            return Step("budgets", "This token may not read the organization's budgets.")
+            return ExplainedStep("budgets", "This token may not read the organization's budgets.")
         asked = CallAttributes(
             call["tenant_id"], call["api_key_id"] or 0, call["service_id"] or 0,
             str(self._user.get("external_id") or self._key.get("user") or ""), call["project_id"],
@@ -222,8 +228,8 @@ class Explanation:
         )  # fmt: skip
         facts = [fact for row in rows if (fact := self._budget(row, asked))]
         if not facts:
-            return Step("budgets", "No budget applies to this call.")
-        return Step("budgets", "Those that apply to this call, as they are now:", facts)
+            return ExplainedStep("budgets", "No budget applies to this call.")
+        return ExplainedStep("budgets", "Those that apply to this call, as they are now:", facts)
 
     def _budget(self, row: Json, asked: CallAttributes) -> str:
         """One budget that the call takes from; empty where it does not."""
@@ -252,11 +258,11 @@ class Explanation:
             f"({used} used{held}){resets}.{only}"
         ).replace(" a total", " in all")
 
-    def _hold(self) -> Step:
+    def _hold(self) -> ExplainedStep:
         says = "All limits and budgets had room: what the call might use was held until it was settled."
-        return Step("hold", says)
+        return ExplainedStep("hold", says)
 
-    def _use(self) -> Step:
+    def _use(self) -> ExplainedStep:
         call, usage = self._call, self._call["usage"]
         facts = [f"{kind.replace('_', ' ')}: {usage[kind]:,} tokens" for kind in KINDS if usage.get(kind)]
         facts += [f"tool {name}: {uses:,}" for name, uses in (usage.get("tools") or {}).items()]
@@ -265,16 +271,16 @@ class Explanation:
         if not facts:
             how = "nothing"
         broken = f" {_BROKEN.get(self._reason, self._reason)}" if self._reason else ""
-        return Step("use", f"{how[:1].upper()}{how[1:]}.{broken}", facts)
+        return ExplainedStep("use", f"{how[:1].upper()}{how[1:]}.{broken}", facts)
 
-    def _cost(self) -> Step:
+    def _cost(self) -> ExplainedStep:
         call, usage = self._call, self._call["usage"]
         if call["cost"] is None:
-            return Step("price", "No price covers this call: it has no cost.")
+            return ExplainedStep("price", "No price covers this call: it has no cost.")
         cost = f"{call['cost']} {call['currency']}"
         row = self._read("prices", call["price_id"])
         if not row:
-            return Step("price", f"{cost}; its price is not one of the price book.")
+            return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
         price = read_price({**row, "effective_from": _moment(row["effective_from"])})
         counts = [usage.get(kind, 0) for kind in KINDS]
         found = lines(price.vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
@@ -285,9 +291,9 @@ class Explanation:
         ]
         facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
         says = f"{cost} by price {row['id']} of {row['model']}, in force since {row['effective_from']}:"
-        return Step("price", says if facts else f"{says[:-1]}.", facts)
+        return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
 
-    def _settlement(self) -> Step:
+    def _settlement(self) -> ExplainedStep:
         call = self._call
         facts = [
             _movement(path, row, call["currency"])
@@ -295,7 +301,7 @@ class Explanation:
             for row in self._items(path, MOVEMENTS_MAX, request_id=call["request_id"]) or ()
         ]
         says = "These rows charge it:" if facts else "It is in the journal; no ledger charges it."
-        return Step("settlement", says, facts)
+        return ExplainedStep("settlement", says, facts)
 
 
 def _movement(path: str, row: Json, currency: str | None) -> str:
