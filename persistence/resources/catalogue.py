@@ -37,6 +37,7 @@ from gateway.core.billing.price_book import (
     MAKERS,
     OPERATOR,
     PREFIX,
+    UNITS,
     PriceFound,
     choose_converted,
     folded,
@@ -402,8 +403,9 @@ def define_price(change: EntityWrite, _: Row) -> None:
 
 
 def _empty(values: Row) -> Iterator[tuple[str, str]]:
-    if not any(values.get(name) not in (None, {}) for name in (*KINDS, "request", "tools")):
-        yield "input", f"required, unless there is another price: {', '.join(KINDS[1:])}, request or tools"
+    others = (*KINDS[1:], "request", "tools", "images", *UNITS)
+    if not any(values.get(name) not in (None, {}) for name in ("input", *others)):
+        yield "input", f"required, unless there is another price: {', '.join(others[:-1])} or {others[-1]}"
 
 
 def _unused(connection: Connection, currency: str) -> Iterator[tuple[str, str]]:

@@ -1019,7 +1019,15 @@ CREATE TABLE price (
     context_tiers jsonb CHECK (jsonb_typeof(context_tiers) = 'array'),
     service_tiers jsonb CHECK (jsonb_typeof(service_tiers) = 'object'),
     source text DEFAULT 'operator' NOT NULL CHECK (source IN ('bundled', 'operator')),
-    created_at timestamptz DEFAULT now() NOT NULL
+    created_at timestamptz DEFAULT now() NOT NULL,
+    -- What is counted beside tokens, a unit each; pictures by size and quality.
+    images jsonb CHECK (jsonb_typeof(images) = 'object'),
+    audio_second numeric CHECK ((audio_second >= 0) AND (scale(audio_second) <= 9)),
+    video_second numeric CHECK ((video_second >= 0) AND (scale(video_second) <= 9)),
+    "character" numeric CHECK (("character" >= 0) AND (scale("character") <= 9)),
+    page numeric CHECK ((page >= 0) AND (scale(page) <= 9)),
+    search numeric CHECK ((search >= 0) AND (scale(search) <= 9)),
+    container numeric CHECK ((container >= 0) AND (scale(container) <= 9))
 );
 CREATE UNIQUE INDEX price_same_key
     ON price (lower(model), match, currency, source, lower(COALESCE(provider, '')), effective_from);

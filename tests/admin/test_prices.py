@@ -130,6 +130,15 @@ async def test_nor_in_the_database(prices: Prices, change: str) -> None:
         ({"context_tiers": [{"above": 5, "input": "1"}, {"above": 5, "input": "2"}]}, "context_tiers"),
         ({"context_tiers": [{"above": 6, "input": "1"}, {"above": 5, "input": "2"}]}, "context_tiers"),
         ({"cached": "1"}, "cached"),
+        ({"images": {}}, "images"),
+        ({"images": {"1024x1024": "1"}}, "images"),
+        ({"images": {"1024x1024/": "1"}}, "images"),
+        ({"images": {"1024x1024/HIGH": "1"}}, "images.1024x1024/HIGH"),
+        ({"images": {"1024x1024/high": "-1"}}, "images.1024x1024/high"),
+        ({"images": {"1024x1024/high": 1}}, "images.1024x1024/high"),
+        ({"page": "-1"}, "page"),
+        ({"search": 1}, "search"),
+        ({"character": "0.0000000001"}, "character"),
         ({"currency": "usd"}, "currency"),
         ({"currency": "XTS"}, "currency"),
         ({"model": ""}, "model"),
@@ -205,6 +214,22 @@ async def test_a_quote_says_what_each_kind_costs(prices: Prices) -> None:
     ]  # fmt: skip
     assert (quote["cost"], quote["currency"], quote["price_id"]) == ("0.072750125", "USD", made["id"])
     assert quote["unpriced"] == ["image_generation"]
+
+
+async def test_a_quote_counts_units_and_names_what_has_no_price(prices: Prices) -> None:
+    made = await prices.set(
+        input=None, output=None, images={"1024x1024/high": "0.167"}, character="0.000015", container="0.03"
+    )
+    assert made["images"] == {"1024x1024/high": "0.167"}
+    assert (made["character"], made["page"]) == ("0.000015", None)
+    quote = await prices.quoted(
+        "gpt-x&images.1024x1024/high=3&images.512x512/high=1&character=100&page=2&tools.code_interpreter=1"
+    )
+    assert quote["cost"] == "0.5325"
+    assert sorted(quote["unpriced"]) == ["images.512x512/high", "page"]
+    assert {line["kind"]: line["amount"] for line in quote["lines"]} == {
+        "images.1024x1024/high": "0.501", "character": "0.0015", "tools.code_interpreter": "0.03",
+    }  # fmt: skip
 
 
 async def test_a_quote_is_by_the_price_of_its_time(prices: Prices) -> None:

@@ -69,7 +69,9 @@ from gateway.core.accounts.refusals import busiest
 from gateway.core.billing.events import EVENTS_MAX
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
+    IMAGES,
     KINDS,
+    UNITS,
     PriceFound,
     cost_nano,
     lines,
@@ -552,7 +554,8 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 # `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
 
-TOOL = "tools."
+# What is counted by names of its own, and what such a name is.
+_NAMED = {"tools": "NAME", "images": "SIZE/QUALITY"}
 PRICES = RESOURCES["prices"]
 
 
@@ -583,21 +586,25 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
 def _read_quote(sent: MultiMapping[str]) -> requests.Body:
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
-        if name.startswith(TOOL):
-            asked.setdefault("tools", {})[name.removeprefix(TOOL)] = number_or_text(text)
-        elif name == "tools":
-            raise Unprocessable("Some query parameters are wrong.", (("tools", "must name one: tools.NAME"),))
+        group, dot, one = name.partition(".")
+        if group in _NAMED and dot:
+            asked.setdefault(group, {})[one] = number_or_text(text)
+        elif group in _NAMED:
+            wrong = ((group, f"must name one: {group}.{_NAMED[group]}"),)
+            raise Unprocessable("Some query parameters are wrong.", wrong)
         elif name == "at":
             asked[name] = with_plus(text)
         else:
-            asked[name] = number_or_text(text) if name in KINDS else text
+            asked[name] = number_or_text(text) if name in KINDS or name in UNITS else text
     return asked
 
 
 def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
     tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
     counts = [asked.get(kind, 0) for kind in KINDS]
-    tools = asked.get("tools", {})
+    tools = dict(asked.get("tools", {}))
+    tools |= {IMAGES + name: count for name, count in asked.get("images", {}).items()}
+    tools |= {name: asked[name] for name in UNITS if asked.get(name)}
     return Quote.model_validate(
         {
             **found.row,

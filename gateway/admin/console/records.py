@@ -38,9 +38,11 @@ from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.payments import PAID, WAITING
 from gateway.core.billing.price_book import (
+    IMAGES,
     KINDS,
     PARTS,
     TOKENS_A_PRICE,
+    UNITS,
     USES_A_PRICE,
     CostLine,
     converted,
@@ -331,13 +333,14 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
         found = lines(vector, counts, tools, tier)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})
+    counted = {name for name in tools if name in UNITS or name.startswith(IMAGES)}
     summed = sum((line.amount for line in found), Decimal(0))
     return {
         "kinds": [(kind, usage[kind], kind in PARTS) for kind in KINDS if usage.get(kind)],
         "tools": sorted(tools.items()),
         "unknown": usage.get("unknown"),
         "price": price,
-        "lines": [(line, PER[line.per]) for line in found],
+        "lines": [(line, "each" if line.kind in counted else PER[line.per]) for line in found],
         "adds_up": row["cost"] is not None and _rounded(summed) == Decimal(str(row["cost"])),
         "called": {name: text for (name, _), text in names.items()},
         "ledgers": [

@@ -431,6 +431,39 @@ LowerName = Annotated[Text, AfterValidator(_lower)]
 Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]
 
 
+def _pictures(prices: dict[str, Decimal]) -> dict[str, Decimal]:
+    for name in prices:
+        if len([part for part in name.split("/") if part]) != 2 or name.count("/") != 1:
+            raise ValueError(f'must name size and quality, such as "1024x1024/high", not {name!r}')
+    return prices
+
+
+Pictures = Annotated[
+    dict[LowerName, Rate],
+    Field(min_length=1, max_length=TOOLS_MAX),
+    AfterValidator(_pictures),
+    PlainSerializer(_by_name),
+]
+
+
+class UnitRates(In):
+    """What is counted beside tokens costs: a decimal string a unit."""
+
+    images: Pictures | None = Field(
+        default=None, description='A picture by size and quality, such as {"1024x1024/high": "0.167"}.'
+    )
+    audio_second: Rate | None = Field(default=None, description="A second of sound.")
+    video_second: Rate | None = Field(default=None, description="A second of video.")
+    character: Rate | None = Field(default=None, description="A character of text.")
+    page: Rate | None = Field(default=None, description="A page.")
+    search: Rate | None = Field(
+        default=None, description="A search; also of a tool that searches and has no price in tools."
+    )
+    container: Rate | None = Field(
+        default=None, description="A container; also of a tool that runs code and has no price in tools."
+    )
+
+
 class TokenRates(In):
     """What a million tokens of each kind cost. A kind without a price costs what it falls back to."""
 
@@ -493,7 +526,7 @@ class _Priced(In):
     match: Literal["exact", "prefix"] = "exact"
 
 
-class PriceCreate(TokenRates, _Priced):
+class PriceCreate(UnitRates, TokenRates, _Priced):
     """A new price. It is never changed; a later one of the same takes its place."""
 
     request: Rate | None = Field(default=None, description="A call, whatever it uses.")
@@ -532,6 +565,13 @@ class Price(Out):
     image_output: Rate | None
     request: Rate | None
     tools: dict[str, str] | None
+    images: dict[str, str] | None
+    audio_second: Rate | None
+    video_second: Rate | None
+    character: Rate | None
+    page: Rate | None
+    search: Rate | None
+    container: Rate | None
     context_tiers: list[dict[str, Any]] | None
     service_tiers: dict[str, str] | None
     source: str
@@ -558,16 +598,25 @@ class QuoteQuery(In):
     tools: Annotated[dict[LowerName, Amount], Field(max_length=TOOLS_MAX)] = Field(
         default={}, description="Uses by name, each as tools.NAME=USES."
     )
+    images: Annotated[dict[LowerName, Amount], Field(max_length=TOOLS_MAX)] = Field(
+        default={}, description="Pictures by size and quality, each as images.SIZE/QUALITY=COUNT."
+    )
+    audio_second: Amount = 0
+    video_second: Amount = 0
+    character: Amount = 0
+    page: Amount = 0
+    search: Amount = 0
+    container: Amount = 0
     service_tier: LowerName | None = None
 
 
 class QuoteLine(Out):
     """One part of a quote."""
 
-    kind: str = Field(description="A kind of token, request, or tools. and a name.")
+    kind: str = Field(description="A kind of token, request, a unit, images.SIZE/QUALITY or tools.NAME.")
     quantity: int
     unit_price: Exactly = Field(description="With its service tier in it.")
-    per: int = Field(description="What the price is of: a million tokens, a call, a thousand uses.")
+    per: int = Field(description="What the price is of: a million tokens, one call or unit, a thousand uses.")
     amount: Exactly = Field(description="Exact; the cost is their sum, rounded half up to nine decimals.")
 
 
@@ -580,7 +629,7 @@ class Quote(Out):
     exchange_rate: Exactly | None = Field(description="How much of `currency` a unit of `base` was.")
     lines: list[QuoteLine]
     unpriced: list[str] = Field(
-        description="Tools that the price does not name: their uses are not in `cost`."
+        description="Tools and units that the price does not name: they are not in `cost`."
     )
     price_id: Id
     provider: str | None

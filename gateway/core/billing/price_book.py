@@ -48,6 +48,15 @@ FALLBACK: Final[Mapping[str, str]] = {
 }  # fmt: skip
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
+# What is counted beside tokens and has a price each; pictures are `images.<size>/<quality>`.
+UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container")
+IMAGES: Final = "images."
+AUTO: Final = "auto"
+# Tools whose uses are such units, where a price does not name the tool itself.
+TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
+    "search": ("web_search", "web_search_preview", "file_search"),
+    "container": ("code_interpreter", "code_execution"),
+}
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
@@ -212,6 +221,7 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
         vector.service_tiers,
         rate.rate,
         (vector, factor),
+        {name: _times(price, factor) for name, price in vector.units.items()},
     )
 
 
@@ -284,15 +294,33 @@ def _rank(price: ModelPrice) -> tuple[object, ...]:
 
 def _vector(row: Mapping[str, Any]) -> Vector:
     own = {kind: row.get(kind) for kind in KINDS}
+    units = _units(row)
+    tools = {name: _nano(price) for name, price in (row["tools"] or {}).items()}
+    for unit in TOOLS_OF_UNITS.keys() & units.keys():
+        for name in TOOLS_OF_UNITS[unit]:
+            tools.setdefault(name, units[unit])
     return Vector(
         int(row["id"]),
         str(row["currency"]),
         _filled(own),
         _nano(row["request"]),
-        {name: _nano(price) for name, price in (row["tools"] or {}).items()},
+        tools,
         tuple((int(tier["above"]), _filled({**own, **tier})) for tier in row["context_tiers"] or ()),
         {name: _fraction(factor) for name, factor in (row["service_tiers"] or {}).items()},
+        units=units,
     )
+
+
+def _units(row: Mapping[str, Any]) -> dict[str, int]:
+    """Nano-units a thousand by name. A picture of a size or a quality that nobody says is the dearest one."""
+    found = {name: _nano(row[name]) * USES_A_PRICE for name in UNITS if row.get(name) is not None}
+    for name, price in (row.get("images") or {}).items():
+        nano = _nano(price) * USES_A_PRICE
+        size, _, quality = name.partition("/")
+        for one in dict.fromkeys((name, f"{size}/{AUTO}", f"{AUTO}/{quality}", f"{AUTO}/{AUTO}")):
+            place = IMAGES + one
+            found[place] = nano if one == name else max(nano, found.get(place, 0))
+    return found
 
 
 def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
@@ -417,7 +445,7 @@ Name = tuple[str, str, str, str]  # provider, model, match, currency
 Timeline = dict[datetime, Row]
 
 A_MOMENT = timedelta(seconds=1)
-SAID = (*KINDS, "request", "tools", "context_tiers", "service_tiers")
+SAID = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_tiers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +532,8 @@ FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell",
 class CostLine(NamedTuple):
     """One part of a call's cost, exact: `amount` is `quantity` × `unit_price` / `per`.
 
-    `kind` is one of `KINDS`, `request`, or `tools.` and a tool's name; the price has its service tier in it.
+    `kind` is one of `KINDS`, `request`, a unit, or `tools.` and a tool's name; the price has its service tier
+    in it.
     """
 
     kind: str
@@ -537,7 +566,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         scale *= denominator
     if tools:
         for name, uses in tools.items():
-            whole += uses * vector.tools.get(name, 0) * scale // USES_A_PRICE
+            whole += uses * use_price(vector, name) * scale // USES_A_PRICE
     if rate is not SAME:
         whole *= rate[0]
         scale *= rate[1]
@@ -566,13 +595,26 @@ def lines(
         for name, uses in tools.items()
         if uses and name in vector.tools
     ]
+    made += [
+        _line(name, uses, vector.units[name] // USES_A_PRICE, 1, rate)
+        for name, uses in tools.items()
+        if uses and name in vector.units and name not in vector.tools
+    ]
     return made
 
 
+def use_price(vector: Vector, name: str) -> int:
+    """What a thousand uses of a tool, or units of what is counted, cost; 0 where the price does not say."""
+    price = vector.tools.get(name)
+    return vector.units.get(name, 0) if price is None else price
+
+
 def unpriced(vector: Vector, tools: Mapping[str, int]) -> list[str]:
-    """Names of tools whose uses no price covers."""
+    """Names of tools, and of units, whose uses no price covers."""
     return [
-        name for name, uses in tools.items() if uses and name not in vector.tools and name not in FREE_TOOLS
+        name
+        for name, uses in tools.items()
+        if uses and name not in vector.tools and name not in vector.units and name not in FREE_TOOLS
     ]
 
 
@@ -726,7 +768,7 @@ def dearest_rate(
             input_, output = max(input_, _times(text, tier)), max(output, _times(written, tier))
         tools = 0
         if asks.tools:
-            tools = sum([uses * one.tools.get(name, 0) for name, uses in asks.tools.items()])
+            tools = sum([uses * use_price(one, name) for name, uses in asks.tools.items()])
         fixed = max(fixed, _times(one.request, tier) - -tools // USES_A_PRICE)
     return TokenRate(read, input_, output, fixed, factor, in_money)
 

@@ -23,7 +23,8 @@ class Vector(NamedTuple):
     (numerator, denominator) of the cost of tokens and of the call.
 
     One that was converted has its prices rounded up, as holds need them. `exact` is the price as it was set
-    and the exchange rate, by which a charge is counted, and `rate` that rate as it was written.
+    and the exchange rate, by which a charge is counted, and `rate` that rate as it was written. `units` are
+    nano-units a thousand of what is counted beside tokens, such as `character` or `images.1024x1024/high`.
     """
 
     price_id: int
@@ -35,6 +36,7 @@ class Vector(NamedTuple):
     service_tiers: Mapping[str, Factor] = _NONE
     rate: str = ""
     exact: tuple[Vector, Factor] | None = None
+    units: Mapping[str, int] = _NONE
 
 
 class ExchangeRate(NamedTuple):

@@ -73,10 +73,15 @@ class _PricesHead(_Versioned):
 
 
 class StoredPrices(_PricesHead):
-    """All prices and exchange rates that are in force, were a day ago or will be."""
+    """All prices and exchange rates that are in force, were a day ago or will be.
+
+    What is counted beside tokens has its prices apart, by the price's id: a program that does not know them
+    reads the rest.
+    """
 
     prices: list[ModelPrice]
     rates: list[ExchangeRate] = []
+    units: dict[int, dict[str, int]] = {}
 
 
 # What each of them was written as.
@@ -150,7 +155,10 @@ def decode_terms(raw: bytes) -> OrganizationTerms:
 def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[ExchangeRate] = ()) -> bytes:
     """The prices as the keeper writes them: gateways convert them, so none is sent that was."""
     listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
-    more = {"rates": rates} if rates else {}
+    units = {one.vector.price_id: one.vector.units for one in prices if one.vector.units}
+    more: dict[str, object] = {"rates": rates} if rates else {}
+    if units:
+        more["units"] = units
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
@@ -164,6 +172,11 @@ def decode_prices(raw: bytes) -> StoredPrices:
         vectors = (price.vector.prices, *(prices for _, prices in price.vector.context_tiers))
         if any(len(prices) != len(KINDS) for prices in vectors):
             raise ValueError(f"price {price.vector.price_id} has not a price for each of {len(KINDS)} kinds")
+    if stored.units:
+        stored.prices = [
+            one._replace(vector=one.vector._replace(units=stored.units.get(one.vector.price_id, {})))
+            for one in stored.prices
+        ]
     return stored
 
 

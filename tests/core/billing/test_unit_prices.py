@@ -1,0 +1,114 @@
+"""What is counted beside tokens: pictures, seconds, characters, pages, searches, containers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import msgspec
+import pytest
+
+from gateway.core.billing.price_book import (
+    NO_COUNTS,
+    PriceQualifiers,
+    converted,
+    cost_nano,
+    dearest_rate,
+    lines,
+    read_price,
+    unpriced,
+)
+from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
+from gateway.counters.admission.stored import StoredPrices, decode_prices, encode_prices
+from tests.core.billing.prices import price_row
+
+IMAGES = {"1024x1024/low": "0.011", "1024x1024/high": "0.167", "1536x1024/high": "0.25"}
+UNITS = {
+    "images": IMAGES, "audio_second": "0.0001", "video_second": "0.1", "character": "0.000015",
+    "page": "0.002", "search": "0.0025", "container": "0.03",
+}  # fmt: skip
+
+
+def price(**over: object) -> ModelPrice:
+    return read_price(price_row(**UNITS | over))
+
+
+# Uses, and their cost by hand in fractions of the currency.
+BY_HAND: list[tuple[dict[str, int], str]] = [
+    ({"images.1024x1024/high": 3}, "501/1000"),
+    ({"images.1024x1024/low": 420}, "462/100"),
+    ({"audio_second": 61}, "61/10000"),
+    ({"video_second": 8}, "4/5"),
+    ({"character": 4_096}, "6144/100000"),
+    ({"page": 17}, "34/1000"),
+    ({"search": 5}, "1/80"),
+    ({"container": 2}, "6/100"),
+    ({"code_interpreter": 1, "file_search": 4}, "4/100"),
+    # A picture that does not say its size or its quality is the dearest that it may be.
+    ({"images.auto/high": 1}, "1/4"),
+    ({"images.1024x1024/auto": 1}, "167/1000"),
+    ({"images.auto/low": 1}, "11/1000"),
+    ({"images.auto/auto": 1}, "1/4"),
+]
+
+
+@pytest.mark.parametrize(("used", "cost"), BY_HAND)
+def test_units_cost_what_a_hand_makes_of_them(used: dict[str, int], cost: str) -> None:
+    vector = price().vector
+    nano = Fraction(cost) * 10**9
+    assert cost_nano(vector, NO_COUNTS, used) == nano
+    assert sum(Fraction(line.amount) for line in lines(vector, NO_COUNTS, used)) == Fraction(cost)
+    assert unpriced(vector, used) == []
+    krone = converted(vector, ExchangeRate("DKK", "USD", "6.87", 0))
+    half_up = Fraction(cost) * Fraction("6.87") * 10**9 + Fraction(1, 2)
+    assert cost_nano(krone, NO_COUNTS, used) == half_up.numerator // half_up.denominator
+    held = dearest_rate([krone], 0, PriceQualifiers(tools=used), in_money=True)
+    assert held.cost(0, 0) >= cost_nano(krone, NO_COUNTS, used), "a hold is no less"
+
+
+def test_a_line_says_a_unit_by_its_own_name() -> None:
+    used = {"images.1024x1024/high": 2, "code_interpreter": 1}
+    found = [
+        (one.kind, one.quantity, f"{one.unit_price:.3f}", one.per)
+        for one in lines(price().vector, NO_COUNTS, used)
+    ]
+    assert found == [("tools.code_interpreter", 1, "30.000", 1_000), ("images.1024x1024/high", 2, "0.167", 1)]
+
+
+def test_a_tool_with_a_price_of_its_own_has_that_one() -> None:
+    vector = price(tools={"code_interpreter": "0"}).vector
+    assert cost_nano(vector, NO_COUNTS, {"code_interpreter": 9}) == 0
+    assert cost_nano(vector, NO_COUNTS, {"code_execution": 1}) == 30_000_000
+
+
+def test_what_no_price_covers_is_named_and_never_silently_free() -> None:
+    used = {"images.512x512/high": 1, "character": 5, "page": 1, "image_generation": 1, "web_fetch": 3}
+    assert unpriced(price().vector, used) == ["images.512x512/high", "image_generation"]
+    bare = read_price(price_row(input="1")).vector
+    assert unpriced(bare, used) == ["images.512x512/high", "character", "page", "image_generation"]
+
+
+class _Before(msgspec.Struct):
+    """Prices as a program reads them that knows of tokens and tools alone."""
+
+    version: int
+    layout: int
+    prices: list[
+        tuple[
+            str,
+            bool,
+            str,
+            bool,
+            int,
+            tuple[int, str, tuple[int, ...], int, dict[str, int], list[object], dict[str, object]],
+        ]
+    ]
+
+
+def test_they_travel_to_gateways_and_older_ones_read_the_rest() -> None:
+    both = [price(), read_price(price_row(id=2, input="1"))]
+    raw = encode_prices(3, both, [ExchangeRate("EUR", "USD", "0.92", 5)])
+    stored: StoredPrices = decode_prices(raw)
+    assert stored.prices == both
+    assert stored.rates == [ExchangeRate("EUR", "USD", "0.92", 5)]
+    assert isinstance(stored.prices[0].vector, Vector)
+    assert len(msgspec.json.decode(raw, type=_Before).prices) == 2
