@@ -17,7 +17,8 @@ from gateway.cli.admin import commands, configuration, explain, usage
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
-from gateway.core.billing.price_book import BUNDLED, SAID, PriceChange, changes, folded
+from gateway.core.billing.price_book import BUNDLED, folded
+from gateway.core.billing.price_changes import SAID, PriceChange, changes
 from gateway.feature import features
 
 # `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import A_MOMENT, MAKERS, PriceBook, changes, choose, read_price
+from gateway.core.billing.price_book import MAKERS, PriceBook, choose, read_price
+from gateway.core.billing.price_changes import A_MOMENT, changes
 from gateway.core.billing.vector import ModelPrice
 from tests.core.billing.prices import price_row
 

@@ -1,0 +1,95 @@
+"""The difference of two price lists, as rows that are added alone. Pure.
+
+A list says what each name costs at every time from `at` on. Where the other says something else, a row is
+added at that time; a second later where another row is there already, since that one cannot be changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+
+from gateway.core.billing.price_book import KINDS, UNITS, folded
+
+Row = Mapping[str, Any]
+Name = tuple[str, str, str, str]  # provider, model, match, currency
+Timeline = dict[datetime, Row]
+
+A_MOMENT = timedelta(seconds=1)
+SAID = (*KINDS, "request", "tools", "images", *UNITS, "context_tiers", "service_tiers")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceChange:
+    """One difference: a row to add from `at` on, or the one in force that the other list has no more.
+
+    `before` is what is in force until then; it has no row where there is none.
+    """
+
+    kind: Literal["new", "changed", "gone"]
+    row: Row
+    at: datetime
+    before: Row | None = None
+
+    @property
+    def says(self) -> dict[str, tuple[object, object]]:
+        """The differences: before and after, by field."""
+        before, after = self.before or {}, {} if self.kind == "gone" else self.row
+        was, becomes = _said(before), _said(after)
+        names = [name for name in SAID if was.get(name) != becomes.get(name)]
+        return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
+    """The rows to add to `kept` for it to match `listed` from a time on, and the ones that are gone."""
+    wanted, there = _timelines(listed), _timelines(kept)
+    for name, timeline in wanted.items():
+        yield from _catch_up(timeline, there.get(name, {}), at)
+    for name, timeline in there.items():
+        last = _in_force(timeline, at)
+        if name not in wanted and last is not None:
+            yield PriceChange("gone", last, at, last)
+
+
+def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceChange]:
+    kind: Literal["new", "changed"] = "changed" if kept else "new"
+    there = dict(kept)
+    for moment in (at, *sorted(each for each in {*wanted, *kept} if each > at)):
+        row, since = _in_force(wanted, moment), moment
+        if row is None:
+            continue
+        while since in there and _said(there[since]) != _said(row):
+            since += A_MOMENT
+        before = _in_force(there, since)
+        if before is None or _said(before) != _said(row):
+            there[since] = row
+            yield PriceChange(kind, row, since, before)
+
+
+def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
+    found: dict[Name, Timeline] = {}
+    for row in rows:
+        name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
+        found.setdefault(name, {})[row["effective_from"]] = row
+    return found
+
+
+def _in_force(timeline: Timeline, at: datetime) -> Row | None:
+    since = max((moment for moment in timeline if moment <= at), default=None)
+    return None if since is None else timeline[since]
+
+
+def _said(row: Row) -> dict[str, object]:
+    """What a row says, so that equal prices are equal however they are written."""
+    return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _exact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_exact(each) for each in value]
+    return Decimal(value) if isinstance(value, str | int) else value
