@@ -1020,7 +1020,7 @@ CREATE TABLE price (
     service_tiers jsonb CHECK (jsonb_typeof(service_tiers) = 'object'),
     source text DEFAULT 'operator' NOT NULL CHECK (source IN ('bundled', 'operator')),
     created_at timestamptz DEFAULT now() NOT NULL,
-    -- What is counted beside tokens, a unit each; pictures by size and quality.
+    -- Units beside tokens; pictures by size and quality.
     images jsonb CHECK (jsonb_typeof(images) = 'object'),
     audio_second numeric CHECK ((audio_second >= 0) AND (scale(audio_second) <= 9)),
     video_second numeric CHECK ((video_second >= 0) AND (scale(video_second) <= 9)),

@@ -554,7 +554,7 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 # `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
 
-# What is counted by names of its own, and what such a name is.
+# Groups of counts that have names of their own, and the form of such a name.
 _NAMED = {"tools": "NAME", "images": "SIZE/QUALITY"}
 PRICES = RESOURCES["prices"]
 

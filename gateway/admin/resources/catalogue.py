@@ -447,7 +447,7 @@ Pictures = Annotated[
 
 
 class UnitRates(In):
-    """What is counted beside tokens costs: a decimal string a unit."""
+    """Prices of units beside tokens: a decimal string a unit."""
 
     images: Pictures | None = Field(
         default=None, description='A picture by size and quality, such as {"1024x1024/high": "0.167"}.'

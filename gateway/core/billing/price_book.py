@@ -47,7 +47,7 @@ FALLBACK: Final[Mapping[str, str]] = {
 }  # fmt: skip
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
-# What is counted beside tokens and has a price each; pictures are `images.<size>/<quality>`.
+# Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
 UNITS: Final = ("audio_second", "video_second", "character", "page", "search", "container")
 IMAGES: Final = "images."
 AUTO: Final = "auto"
@@ -517,7 +517,7 @@ def lines(
 
 
 def use_price(vector: Vector, name: str) -> int:
-    """What a thousand uses of a tool, or units of what is counted, cost; 0 where the price does not say."""
+    """The cost of a thousand uses of a tool, or of a thousand units; 0 where the price does not say."""
     price = vector.tools.get(name)
     return vector.units.get(name, 0) if price is None else price
 

@@ -24,7 +24,7 @@ class Vector(NamedTuple):
 
     One that was converted has its prices rounded up, as holds need them. `exact` is the price as it was set
     and the exchange rate, by which a charge is counted, and `rate` that rate as it was written. `units` are
-    nano-units a thousand of what is counted beside tokens, such as `character` or `images.1024x1024/high`.
+    nano-units a thousand of the units beside tokens, such as `character` or `images.1024x1024/high`.
     """
 
     price_id: int

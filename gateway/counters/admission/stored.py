@@ -75,7 +75,7 @@ class _PricesHead(_Versioned):
 class StoredPrices(_PricesHead):
     """All prices and exchange rates that are in force, were a day ago or will be.
 
-    What is counted beside tokens has its prices apart, by the price's id: a program that does not know them
+    Units beside tokens have their prices apart, by the price's id: a program that does not know them
     reads the rest.
     """
 

@@ -1,4 +1,4 @@
-"""Prices of what is counted beside tokens."""
+"""Prices of units beside tokens."""
 
 from alembic import op
 
