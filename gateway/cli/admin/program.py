@@ -13,7 +13,7 @@ import typer
 
 from gateway.admin.resources.integrity import RUN_S_MAX
 from gateway.admin.resources.values import show_instant
-from gateway.cli.admin import commands, configuration, explain, usage
+from gateway.cli.admin import commands, configuration, explain, litellm, usage
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
@@ -387,6 +387,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
         made["letters"].command(decision.__name__)(decision)
     made["reconciliation"].command("run")(reconcile)
     app.add_typer(prices_section(), name="prices")
+    app.add_typer(litellm.import_section(), name="import")
     for each in (configuration.apply, configuration.diff, configuration.export):
         app.command(each.__name__)(each)
     app.command("usage")(usage.usage)

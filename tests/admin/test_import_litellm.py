@@ -1,0 +1,155 @@
+"""`tollkeeper import litellm`: files that are read and applied as any, and a list of all that is left out."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli.admin.litellm import translate
+from gateway.settings.config_file import read_config, table_of
+from tests.admin.conftest import Api
+from tests.admin.test_cli import Run, from_json, run
+
+__all__ = ["run"]  # a fixture
+
+SOURCE = """
+model_list:
+  - model_name: gpt-4o
+    litellm_params:
+      model: azure/prod-4o
+      api_base: https://example.openai.azure.com/
+      api_key: os.environ/AZURE_ONE
+      api_version: 2024-10-21
+      rpm: 60
+  - model_name: gpt-4o
+    litellm_params: {model: azure/prod-4o, api_base: https://example.openai.azure.com,
+                     api_version: 2024-10-21, api_key: os.environ/AZURE_TWO}
+  - model_name: gpt-4o
+    litellm_params: {model: gpt-4o, api_key: sk-plain-text}
+    model_info: {supports_vision: true}
+  - model_name: claude
+    litellm_params: {model: anthropic/claude-sonnet-4-5, max_budget: 50, budget_duration: 30d}
+  - model_name: local/*
+    litellm_params: {model: hosted_vllm/*, api_base: "http://127.0.0.1:8000/v1"}
+  - model_name: house
+    litellm_params: {model: openai/house, api_base: os.environ/HOUSE_URL, api_key: os.environ/HOUSE_KEY}
+  - model_name: nova
+    litellm_params: {model: bedrock/nova-pro, aws_region_name: eu-central-1}
+  - model_name: "*"
+    litellm_params: {model: openai/*}
+litellm_settings:
+  max_budget: 100
+  budget_duration: 1d
+  drop_params: True
+  fallbacks: [{claude: [gpt-4o]}, {gone: [gpt-4o]}]
+  success_callback: [langfuse]
+  default_internal_user_params: {max_budget: 5, budget_duration: 7d, user_role: internal_user}
+  default_team_settings:
+    - team_id: team-1
+      langfuse_secret: os.environ/LANGFUSE
+router_settings:
+  model_group_alias: {best: claude, worst: nova}
+  routing_strategy: least-busy
+general_settings:
+  master_key: sk-1234
+guardrails:
+  - guardrail_name: g
+    litellm_params: {guardrail: custom.guard}
+"""
+TEAMS = [
+    {"team_id": "t1", "team_alias": "Search", "max_budget": 20.5, "budget_duration": "30d", "rpm_limit": 60,
+     "models": ["gpt-4o"], "metadata": {"cost_center": "7"}},
+]  # fmt: skip
+KEYS = {"keys": [{"key_alias": "ann", "team_id": "t1", "user_id": "ann", "tpm_limit": 1000, "max_budget": 3,
+                  "token": "hash"}]}  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(SOURCE)
+    (tmp_path / "teams.json").write_text(json.dumps(TEAMS))
+    (tmp_path / "keys.json").write_text(json.dumps(KEYS))
+    return path
+
+
+async def test_what_is_made_is_read_and_applied(run: Run, api: Api, source: Path, tmp_path: Path) -> None:
+    to = tmp_path / "new"
+    ours = ("--teams", str(tmp_path / "teams.json"), "--keys", str(tmp_path / "keys.json"))
+    done = await run("import", "litellm", str(source), "--to", str(to), *ours)
+    assert done.exit_code == 0, done.output
+    names = ("AZURE_ONE", "AZURE_TWO", "ANTHROPIC_API_KEY", "HOUSE_KEY")
+    environ = {**{name: f"key-of-{name}" for name in names}, "HOUSE_URL": "https://house.example/v1"}
+    table = table_of(read_config(to / "tollkeeper.yaml", environ), environ)
+    upstreams = {each.name: each for each in table.upstreams}
+    assert (upstreams["azure"].path, upstreams["azure"].query) == (
+        "/openai/deployments/{model}/{operation}", (("api-version", "2024-10-21"),),
+    )  # fmt: skip
+    assert upstreams["hosted-vllm"].base_url == "http://127.0.0.1:8000"
+    text = (to / "tollkeeper.yaml").read_text() + (to / "objects.yaml").read_text() + done.output
+    assert "sk-plain-text" not in text
+    [secret] = (to / "keys").iterdir()
+    assert (secret.read_text(), stat.S_IMODE(secret.stat().st_mode)) == ("sk-plain-text\n", 0o600)
+    applied = await run("apply", "-f", str(to / "objects.yaml"), "--secrets-dir", str(tmp_path / "secrets"))
+    assert applied.exit_code == 0, applied.output
+    budgets = {each["name"]: each for each in (await from_json(run, "budget", "list"))["items"]}
+    assert {name: (each["amount"], each["interval"], each["each"]) for name, each in budgets.items()} == {
+        "All calls": ("100", "day", None),
+        "Each user": ("5", "week", "user"),
+        "Model claude": ("50", "month", None),
+        "Team Search": ("20.50", "month", None),
+    }
+    tenants = {each["name"]: each for each in (await from_json(run, "tenant", "list"))["items"]}
+    assert tenants["Search"]["limits"] == {"requests_per_minute": 60}
+    [key] = (await from_json(run, "key", "list"))["items"]
+    assert (key["name"], key["user"], key["models"], key["limits"]) == (
+        "ann", "ann", ["gpt-4o"], {"tokens_per_minute": 1000},
+    )  # fmt: skip
+    again = await run("import", "litellm", str(source), "--to", str(to))
+    assert (again.exit_code != 0, "is there already" in str(again.exception)) == (True, True)
+
+
+async def test_each_setting_that_is_left_is_named(run: Run, source: Path, tmp_path: Path) -> None:
+    made = await from_json(run, "import", "litellm", str(source), "--to", str(tmp_path / "new"))
+    assert {each["place"] for each in made["left_out"]} == {
+        "model_list[0].litellm_params.rpm", "model_list[2].model_info.supports_vision",
+        "model_list[6].litellm_params.model", "model_list[6].litellm_params.aws_region_name",
+        "model_list[6].model_name", "model_list[7].model_name",
+        "model_list[7].litellm_params.model", "litellm_settings.drop_params",
+        "litellm_settings.fallbacks.gone", "litellm_settings.success_callback",
+        "litellm_settings.default_internal_user_params.user_role",
+        "litellm_settings.default_team_settings[0].langfuse_secret",
+        "router_settings.model_group_alias.worst", "router_settings.routing_strategy",
+        "general_settings.master_key", "guardrails[0].guardrail_name",
+        "guardrails[0].litellm_params.guardrail",
+    }  # fmt: skip
+    assert all(each["why"] for each in made["left_out"])
+
+
+def targets(*rows: dict[str, Any], **more: Any) -> Any:
+    found = translate({"model_list": list(rows), **more}, "Company", Path("/d"))
+    return {each.get("name") or each["prefix"]: each["targets"] for each in found.config["models"]}
+
+
+def test_fallbacks_and_aliases_are_targets() -> None:
+    def row(name: str, model: str) -> dict[str, Any]:
+        return {"model_name": name, "litellm_params": {"model": model}}
+
+    settings = {"fallbacks": [{"a": ["b"]}], "model_group_alias": {"c": {"model": "a", "hidden": True}}}
+    first, second = {"upstream": "openai", "model": "gpt-4o"}, {"upstream": "groq", "model": "llama"}
+    assert targets(row("a", "gpt-4o"), row("b", "groq/llama"), router_settings=settings) == {
+        "a": [first, second], "b": [second], "c": [first, second],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [("- a", "must be one document"), ("a: [", "line 1")])
+async def test_a_source_that_is_none_is_refused(run: Run, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    done = await run("import", "litellm", str(path), "--to", str(tmp_path / "new"))
+    assert (done.exit_code != 0, said in str(done.exception)) == (True, True)
+    assert not (tmp_path / "new").exists()
