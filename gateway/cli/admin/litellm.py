@@ -293,7 +293,8 @@ class _Translation:
         tenants: list[Json] = []
         models: dict[str, list[str]] = {}
         for number, each in enumerate(known):
-            by_id[str(each.get("team_id"))] = name = self._tenant(each, tenants)
+            team_id = str(each.get("team_id"))
+            by_id[team_id] = name = self._tenant(each, tenants)
             models[name] = [str(model) for model in each.pop("models", None) or ()]
             self._budget(each, f"Team {name}", f"teams[{number}]", tenant=name)
             self._rest(each, f"teams[{number}]")
