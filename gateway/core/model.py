@@ -143,11 +143,6 @@ class Caller:
             return self.user
         return named or in_body
 
-    def may_ask(self, model: str) -> bool:
-        """Whether a model is on the list of its key, where that has one."""
-        models = self.models
-        return models is None or model in models or on_list(model, models)
-
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:

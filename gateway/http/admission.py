@@ -6,6 +6,7 @@ limit of requests is told of that first, and a refused request is one of its sen
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
@@ -22,7 +23,7 @@ from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import SHAPES
-from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service
+from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service, on_list
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -187,14 +188,7 @@ def _priced(
         and not caller.acts_for(attribution.user, call.user)
     ):
         raise UserRequired(param="x-tollkeeper-user")
-    if caller.models is not None and call.model:
-        for model in (call.model, *call.models_beside):
-            if not caller.may_ask(model):
-                raise ModelNotAllowed(f"This API key may not use the model {model}.")
-    elif caller.models is not None and routed.any_model:
-        raise ModelNotAllowed(
-            "This API key may use some models alone, and this route does not read which one."
-        )
+    _check_models(exchange, caller, call)
     if call.model and (table := worker.models.table()).rules:
         aim(exchange, caller, call, table)
     service, budgets = NO_SERVICE, None
@@ -211,6 +205,30 @@ def _priced(
     if not routed.metered and routed.listing is not None:
         _narrow(exchange, caller, call, routed.listing)
     return service, prices, budgets
+
+
+def _check_models(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+    """`ModelNotAllowed` where a model that may answer is not on every list that the call is held to."""
+    for whose, listed in _lists(exchange, caller, call):
+        if call.model:
+            for model in (call.model, *call.models_beside):
+                if model not in listed and not on_list(model, listed):
+                    raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
+        elif exchange.routed.any_model:
+            raise ModelNotAllowed(
+                f"This {whose} may use some models alone, and this route does not read which one."
+            )
+
+
+def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:
+    """The lists that the models of a call have to be on, each with whose it is: so the narrowest holds."""
+    found: list[tuple[str, Collection[str]]] = []
+    if caller.models is not None:
+        found.append(("API key", caller.models))
+    lists = exchange.worker.ports.directory.model_lists(caller)
+    if lists is not None:
+        found += lists.of(caller.tenant_id, caller.acts_for(exchange.head.attribution.user, call.user))
+    return found
 
 
 def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable) -> None:
@@ -359,12 +377,13 @@ def _check_overlapping(
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
-    own, patterns = caller.models, Patterns(caller.models or ())
+    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, call)]
     configured = exchange.worker.models.table()
 
     def shows(name: str) -> bool:
-        if own is not None and name not in own and not patterns.hold(name):
-            return False
+        for _, listed, patterns in lists:
+            if name not in listed and not patterns.hold(name):
+                return False
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
     ours = _configured(exchange, caller, configured) if configured.rules else []
@@ -375,7 +394,7 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
             call.listing = listing.one(model)
     elif ours:
         call.listing = listing.written([one for one in ours if shows(one)])
-    elif own is not None or services is not None:
+    elif lists or services is not None:
         call.narrow = lambda document: narrowed(document, listing, shows)
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 

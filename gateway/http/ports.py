@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
@@ -68,6 +69,9 @@ class DirectoryPort(Protocol):
 
         Do not `remember` what a call would take from that nobody makes.
         """
+
+    def model_lists(self, caller: Caller) -> ModelLists | None:
+        """The lists of models of the caller's organization, if any. Fails with `CountersUnavailable`."""
 
     def pays_in(self, caller: Caller) -> str:
         """The currency that a caller's organization pays in."""

@@ -24,11 +24,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budgets import Budget, read_budget
 from gateway.core.accounts.definitions import (
     CATALOGUE_ACCOUNT,
+    NO_LISTS,
     PRICES_ACCOUNT,
     CatalogueDefinition,
     ControlWrite,
     Definition,
     KeyDefinition,
+    ModelLists,
     NegotiatedTerms,
     OrganizationAccount,
     OrganizationDefinition,
@@ -62,6 +64,13 @@ SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, curren
                                            n.counts_tokens) ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
          WHERE n.organization_id = organization.id) AS negotiated,
+       models,
+       (SELECT jsonb_object_agg(t.id, t.models) FROM tenant AS t
+         WHERE t.organization_id = organization.id AND t.models IS NOT NULL
+           AND t.deleted_at IS NULL) AS tenant_models,
+       (SELECT jsonb_object_agg(u.external_id, u.models) FROM app_user AS u
+         WHERE u.organization_id = organization.id AND u.models IS NOT NULL
+           AND u.deleted_at IS NULL) AS user_models,
        (SELECT jsonb_build_object('features', p.feature_access,
                'since', extract(epoch FROM s.start_date) * 1000,
                'until', extract(epoch FROM s.end_date) * 1000)
@@ -295,7 +304,8 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
 
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
-    if not (row["negotiated"] or row["subscription"] or budgets):
+    lists = _model_lists(row)
+    if not (row["negotiated"] or row["subscription"] or budgets or lists is not NO_LISTS):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
@@ -310,6 +320,18 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         currency=row["currency"],
         budgets=budgets,
         listed=row["listed"],
+        models=lists,
+    )
+
+
+def _model_lists(row: RowMapping) -> ModelLists:
+    own, tenants, users = row["models"], row["tenant_models"] or {}, row["user_models"] or {}
+    if own is None and not tenants and not users:
+        return NO_LISTS
+    return ModelLists(
+        None if own is None else tuple(own),
+        {int(tenant_id): tuple(models) for tenant_id, models in tenants.items()},
+        {user: tuple(models) for user, models in users.items()},
     )
 
 

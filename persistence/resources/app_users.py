@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ScalarSelect, select, update
+from sqlalchemy import ScalarSelect, func, select, update
 
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
@@ -24,11 +24,36 @@ def acting(actor: Actor) -> int | ScalarSelect[int] | None:
     )
 
 
+# Lists of models that tenants and users of an organization may have: each gateway keeps all of them.
+MODEL_LISTS_MAX = 1_000
+
+
+def define_models(change: EntityWrite, organization_id: int) -> None:
+    """Have an organization loaded again where a tenant's or a user's list of models is written."""
+    if "models" not in change.command.values:
+        return
+    if change.command.values["models"] is not None:
+        there = sum(
+            change.connection.execute(
+                live(table, func.count()).where(
+                    table.c.organization_id == organization_id, table.c.models.is_not(None)
+                )
+            ).scalar_one()
+            for table in (tenant, app_user)
+        )
+        if there > MODEL_LISTS_MAX:
+            raise Conflict(f"{MODEL_LISTS_MAX} tenants and users of an organization have lists of models.")
+    change.define(f"organization:{organization_id}", organization_id)
+
+
 def define(change: EntityWrite, row: Row) -> None:
     """Have the user's limits loaded again, in each tenant of the organization."""
     if row["organization_id"] is None:
         return
     owner = id_in(row, "organization_id")
+    define_models(change, owner)
+    if row["models"] is not None and "models" not in change.command.values:
+        change.define(f"organization:{owner}", owner)  # its list ends with it
     tenants = live(tenant).where(tenant.c.organization_id == owner).order_by(tenant.c.id)
     accounts = [f"user:{one}:{row['external_id']}" for one in change.connection.scalars(tenants)]
     if accounts:
@@ -52,13 +77,13 @@ def create(change: EntityWrite) -> Row:
         raise Conflict("There is a user of this external_id in the organization already.")
     else:
         row_id = int(old.id)
-        kept = {name: values.get(name) for name in ("name", "limits")}
+        kept = {name: values.get(name) for name in ("name", "limits", "models")}
         again = {**kept, "deleted_at": None, "first_sight": False}
         change.connection.execute(
             update(app_user).where(app_user.c.id == row_id).values(fitted(app_user, again))
         )
     row = change.fetch(row_id)
-    if row["limits"] or old is not None:
+    if row["limits"] or row["models"] or old is not None:
         define(change, row)
     return row
 
@@ -81,5 +106,5 @@ SUBJECT = Entity(
         ),
     },
     define=define,
-    defining=frozenset({"limits"}),
+    defining=frozenset({"limits", "models"}),
 )

@@ -274,6 +274,8 @@ CREATE TABLE organization (
     stripe_customer text CHECK (stripe_customer ~ '^[A-Za-z0-9_-]{1,255}$'),
     -- Which services it may use that no subscription includes.
     services text DEFAULT 'all' NOT NULL CHECK (services IN ('all', 'listed')),
+    -- Those its calls may ask for; null is any.
+    models jsonb,
     CONSTRAINT organization_invoicing_left_check CHECK ((invoicing_left IS NULL) = (invoicing_left_reason IS
         NULL))
 );
@@ -509,8 +511,11 @@ CREATE TABLE app_user (
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,
     deleted_at timestamptz,
+    -- Those the user's calls may ask for; null is any.
+    models jsonb,
     UNIQUE NULLS NOT DISTINCT (organization_id, external_id)
 );
+CREATE INDEX app_user_models_idx ON app_user (organization_id) WHERE models IS NOT NULL;
 CREATE INDEX app_user_first_sight_idx ON app_user (organization_id, created_at) WHERE first_sight;
 CREATE INDEX app_user_external_id_idx ON app_user (external_id);
 
@@ -626,8 +631,11 @@ CREATE TABLE tenant (
     user_limits jsonb DEFAULT '{}' NOT NULL,
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,
-    deleted_at timestamptz
+    deleted_at timestamptz,
+    -- Those its calls may ask for; null is any.
+    models jsonb
 );
+CREATE INDEX tenant_models_idx ON tenant (organization_id) WHERE models IS NOT NULL;
 CREATE INDEX tenant_inherited_plan_id_idx ON tenant (inherited_plan_id);
 CREATE INDEX tenant_organization_id_idx ON tenant (organization_id);
 CREATE INDEX tenant_plan_id_idx ON tenant (plan_id);

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
+from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import NO_STAND_INS
@@ -170,6 +171,7 @@ class FakeDirectory:
         self.services = dict(SERVICES)
         self.currency = "USD"
         self.stand_ins = NO_STAND_INS
+        self.lists: ModelLists | None = None
         self.digests: list[str] = []
         self.terms: dict[str, Service | Refusal] = {}
         self.trouble: Refusal | None = None
@@ -222,6 +224,9 @@ class FakeDirectory:
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
         found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
+
+    def model_lists(self, caller: Caller) -> ModelLists | None:
+        return self.lists
 
     def pays_in(self, caller: Caller) -> str:
         return self.currency

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
@@ -67,6 +68,27 @@ async def test_whatever_refuses_a_call_is_told(
         assert (got.status, got.reason) == (status, reason)
         [one] = told(stage).calls
         assert (one.status, one.reason, one.model) == (status, reason, model)
+
+
+@pytest.mark.parametrize(
+    ("lists", "refused"),
+    [
+        (ModelLists(("m", "o*")), ""),
+        (ModelLists(("o*",)), "organization"),
+        (ModelLists(("m",), {2: ("o",), 9: ("m",)}), "tenant"),
+        (ModelLists(None, {9: ()}, {"eve": ()}), ""),
+        (ModelLists(None, {2: ("m*",)}, {"ann": ("o", "m-*")}), "user"),
+    ],
+)
+async def test_a_model_is_on_every_list_that_a_call_is_held_to(lists: ModelLists, refused: str) -> None:
+    async with staged() as stage:
+        stage.directory.lists = lists
+        stage.upstream.scripts.append([answer()])
+        got = await stage.ask(call(stream=False, fields=b"x-tollkeeper-user: ann\r\n"))
+        assert got.status == (403 if refused else 200)
+        if refused:
+            assert got.reason == "model_not_allowed"
+            assert f"This {refused} may not use the model m." in got.body.decode()
 
 
 async def test_nothing_is_told_of_nobody() -> None:

@@ -339,7 +339,7 @@ def test_what_has_no_price_is_refused_under_a_budget_of_money(spender: Spender) 
     spender.known(budget)
     refused = spender.chat(body={"model": "nobody-knows-its-price"})
     assert (refused.status_code, reasons([refused])) == (403, ["model_not_priced"])
-    assert "cannot be enforced without one" in refused.text
+    assert "cannot be enforced" in refused.text
     assert spender.used(budget) == 0
 
 

@@ -222,6 +222,28 @@ def test_model_lists(stack: Stack) -> None:
     assert wait_until(lambda: caller.call().status_code == 403)  # of the other worker
 
 
+def test_the_narrowest_list_of_models_holds(stack: Stack) -> None:
+    caller = Caller(stack, models=["demo-*"])
+    made = stack.make("users", organization_id=caller.organization, external_id=USER)
+    for place in (
+        f"/organizations/{caller.organization}", f"/tenants/{caller.tenant}", f"/users/{made['id']}"
+    ):  # fmt: skip
+        status, row = stack.admin("PATCH", place, {"models": ["demo-large", "other-*"]})
+        assert (status, row["models"]) == (200, ["demo-large", "other-*"])
+        # Of each worker.
+        wait_until(lambda: all(caller.call().status_code == 403 for _ in range(16)))
+        assert refused(caller.call())[1] == "model_not_allowed"
+        assert caller.call(body={"model": "demo-large"}).status_code == 200
+        assert caller.call(body={"model": "other-1"}).status_code == 403, "not on the list of the key"
+        stack.admin("PATCH", place, {"models": None})
+        wait_until(lambda: all(caller.call().status_code == 200 for _ in range(16)))
+    stack.admin("PATCH", f"/users/{made['id']}", {"models": ["demo-large"]})
+    wait_until(lambda: all(caller.call().status_code == 403 for _ in range(16)))
+    assert caller.call(user="somebody else").status_code == 200
+    assert stack.admin("DELETE", f"/users/{made['id']}")[0] == 204
+    wait_until(lambda: all(caller.call().status_code == 200 for _ in range(16)))
+
+
 def test_keys_expire(stack: Stack) -> None:
     caller = Caller(stack, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
     assert caller.call().status_code == 200

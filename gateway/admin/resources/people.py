@@ -70,6 +70,8 @@ def _zone(name: str) -> str:
 
 
 Zone = Annotated[Text, AfterValidator(_zone)]
+Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
+MODELS = "The models its calls may ask for, besides other lists; null is any."
 
 
 StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
@@ -96,6 +98,7 @@ class OrganizationCreate(In):
         description="Of services paid with credits or by the call: all, or those it has a price for.",
     )
     limits: LimitsIn | None = None
+    models: Models | None = Field(default=None, description=MODELS)
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
         default=None, description="Days until its invoices are due; null: the default of the settings."
     )
@@ -115,7 +118,7 @@ class OrganizationCreate(In):
 
 
 # What an organization says of itself. Files and staff know it by its name.
-THEIR_FIELDS = {"limits", "address", "country", "tax_number"}
+THEIR_FIELDS = {"limits", "models", "address", "country", "tax_number"}
 
 Organization = answer_of(
     OrganizationCreate,
@@ -143,6 +146,7 @@ class TenantCreate(In):
     plan_id: Id | None = Field(default=None, description="A token plan.")
     limits: LimitsIn | None = None
     user_limits: LimitsIn | None = Field(default=None, description="For each of the tenant's users.")
+    models: Models | None = Field(default=None, description=MODELS)
 
 
 Tenant = answer_of(
@@ -173,6 +177,7 @@ class UserCreate(In):
     organization_id: Id | None = None
     name: Text | None = None
     limits: LimitsIn | None = Field(default=None, description="Override the tenant's `user_limits`.")
+    models: Models | None = Field(default=None, description=MODELS)
 
 
 User = answer_of(UserCreate, "Someone a request acts for, or a member of staff.")
@@ -186,8 +191,8 @@ RESOURCES = (
             OPERATOR,
             verbs={"delete": (OPERATOR,)},
             fields={
-                BILLING: OrganizationCreate.model_fields.keys() - {"limits"},
-                OPERATOR: ("name", "limits"),
+                BILLING: OrganizationCreate.model_fields.keys() - {"limits", "models"},
+                OPERATOR: ("name", "limits", "models"),
             },
             of_all=("create",),
             ours=("delete", *OrganizationCreate.model_fields.keys() - THEIR_FIELDS),
@@ -250,7 +255,7 @@ RESOURCES = (
         # Those that a request was the first to name are not configuration, unless a person gave them limits.
         declared=ConfigDeclaration(
             by=("organization_id", "external_id"),
-            is_kept=lambda row: not row["first_sight"] or bool(row["limits"]),
+            is_kept=lambda row: not row["first_sight"] or bool(row["limits"] or row["models"]),
         ),
     ),
 )
@@ -263,7 +268,6 @@ TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
 Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
 Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
-Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 
 
 class _TokenCredential(In):

@@ -32,13 +32,35 @@ class NegotiatedTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLists:
+    """The models that an organization's calls may ask for, those of its tenants by id, and of its users.
+
+    Where there is no list, any model may be asked for.
+    """
+
+    own: tuple[str, ...] | None = None
+    tenants: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    users: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, tenant_id: int, user: str) -> list[tuple[str, tuple[str, ...]]]:
+        """The lists that a call has to be on, each with whose it is."""
+        found = [("organization", self.own), ("tenant", self.tenants.get(tenant_id))]
+        if user:
+            found.append(("user", self.users.get(user)))
+        return [(whose, models) for whose, models in found if models is not None]
+
+
+NO_LISTS = ModelLists()
+
+
+@dataclass(frozen=True, slots=True)
 class OrganizationTerms:
     """What services cost an organization, and which its subscription includes.
 
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
     none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
     all of the organization's. `listed`: of services paid with credits or by the call it may use only
-    negotiated ones.
+    negotiated ones. `models` are lists that its calls are held to, besides those of keys.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -49,6 +71,7 @@ class OrganizationTerms:
     currency: str = BASE_CURRENCY
     budgets: tuple[Budget, ...] = ()
     listed: bool = False
+    models: ModelLists = NO_LISTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import Final
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
+from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
@@ -440,6 +441,16 @@ class Directory(CallerCache):
         """The currency that a caller's organization pays in."""
         terms = self._terms.find(caller.organization_id)
         return BASE_CURRENCY if terms is None else terms.currency
+
+    def model_lists(self, caller: Caller) -> ModelLists | None:
+        """The lists of models of a caller's organization, tenants and users; None where there are none.
+
+        CountersUnavailable where its terms are not known.
+        """
+        terms = self._terms.find(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        return terms.models
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.

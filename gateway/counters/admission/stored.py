@@ -10,7 +10,7 @@ from zlib import crc32
 import msgspec
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.definitions import OrganizationTerms
+from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.routes import ModelRule
@@ -144,6 +144,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
         {name: value for name, value in one.items() if value != _BUDGET_DEFAULTS.get(name, _NO_DEFAULT)}
         for one in written["budgets"]
     ]
+    if terms.models == NO_LISTS:
+        del written["models"]
     return msgspec.json.encode({"version": version, "terms": written})
 
 

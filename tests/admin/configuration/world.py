@@ -98,7 +98,8 @@ WORLD: Objects = {
         },
     ],
     "tenants": [
-        {"organization": "Acme", "name": "Web", "plan": "Pro", "limits": {"concurrency": 3}},
+        {"organization": "Acme", "name": "Web", "plan": "Pro", "limits": {"concurrency": 3},
+         "models": ["gpt-*"]},
         {"organization": "Globex", "name": "Web", "user_limits": {"tokens_per_minute": 900}},
     ],
     "token-plans": [
@@ -111,7 +112,8 @@ WORLD: Objects = {
         {"name": "Endless", "currency": "EUR", "overage_unit_price": "0.5"},
     ],
     "users": [
-        {"organization": "Acme", "external_id": "ada", "name": "Ada", "limits": {"concurrency": 1}},
+        {"organization": "Acme", "external_id": "ada", "name": "Ada", "limits": {"concurrency": 1},
+         "models": ["gpt-4o"]},
         {"external_id": "staff", "name": "Somebody of ours"},
     ],
     "organizations": [
@@ -123,7 +125,7 @@ WORLD: Objects = {
             "time_zone": "Europe/Oslo",
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
-        {"name": "Globex", "currency": "EUR", "services": "listed"},
+        {"name": "Globex", "currency": "EUR", "services": "listed", "models": ["claude-*"]},
     ],
 }  # fmt: skip
 
