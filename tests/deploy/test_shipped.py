@@ -35,7 +35,7 @@ SAYS = re.compile(
 )
 # Those are no examples: they make the image or the release, document, watch, or run beside the others.
 NO_EXAMPLES = re.compile(
-    r"\.(?:md|py|sh|acl|json)$|^Dockerfile|^monitoring/|(?:backup|archive)\.(?:service|timer)$|\.socket$"
+    r"\.(?:md|py|sh|acl|json)$|^Dockerfile|^(?:monitoring|providers)/|(?:backup|archive)\.(?:service|timer)$|\.socket$"
 )
 NEEDED = {f"TOLLKEEPER_{name}" for name in ("KEY_PEPPER", "REDIS_URL", "DATABASE_URL", "ADMIN_TOKEN")}
 

@@ -1,0 +1,53 @@
+"""Each file of `deploy/providers` is valid, and sends a chat where its provider takes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.core.calls.models import ModelTable, named_by
+from gateway.core.calls.routes import own_path, own_query
+from gateway.settings.settings import load
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "providers"
+CHAT = "/v1/chat/completions"
+# What is asked for, the name that is sent, and the whole address.
+SENT = {
+    "azure": (
+        "azure/prod", "prod",
+        "https://r.openai.azure.com/openai/deployments/prod/chat/completions?api-version=2024-10-21",
+    ),
+    "azure-v1": ("azure/prod", "prod", "https://r.openai.azure.com/openai/v1/chat/completions"),
+    "deepseek": ("deepseek-chat", "deepseek-chat", f"https://api.deepseek.com{CHAT}"),
+    "groq": ("groq/qwen", "qwen", f"https://api.groq.com/openai{CHAT}"),
+    "mistral": ("mistral-large", "mistral-large", f"https://api.mistral.ai{CHAT}"),
+    "openrouter": ("openrouter/a/b", "a/b", f"https://openrouter.ai/api{CHAT}"),
+    "vertex-openai": (
+        "google/gemini", "google/gemini",
+        "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/endpoints/openapi/chat/completions",
+    ),
+    "vllm": ("vllm/qwen", "qwen", f"http://127.0.0.1:8000{CHAT}"),
+}  # fmt: skip
+KEYS = ("AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY")
+
+
+def test_each_file_is_tried() -> None:
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == SENT.keys()
+
+
+@pytest.mark.parametrize("name", [*SENT])
+def test_a_chat_goes_where_its_provider_takes_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t\n")
+    environ = dict.fromkeys(KEYS, "k") | {
+        "AZURE_RESOURCE": "r", "VERTEX_REGION": "eu-1", "VERTEX_PROJECT": "p",
+        "VERTEX_TOKEN_FILE": str(tmp_path / "token"),
+    }  # fmt: skip
+    settings = load(environ, FOLDER / f"{name}.yaml")
+    asked, model, address = SENT[name]
+    rule = ModelTable(settings.models).find(asked, 1)
+    assert rule is not None
+    [target] = named_by(rule, asked)
+    assert target.model == model
+    upstream = next(one for one in settings.upstreams if one.name == target.upstream)
+    assert upstream.base_url + own_path(upstream, CHAT, model) + own_query(upstream, "") == address
