@@ -42,7 +42,7 @@ HELLO = "Hello!"
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
+class SetupProvider:
     """A provider: the variable that has its key, and a first call of it."""
 
     variable: str
@@ -52,17 +52,17 @@ class Provider:
 
 
 _MESSAGES = [{"role": "user", "content": HELLO}]
-PROVIDERS: Mapping[str, Provider | None] = {
+PROVIDERS: Mapping[str, SetupProvider | None] = {
     DEMO: None,
-    "openai": Provider(
+    "openai": SetupProvider(
         "OPENAI_API_KEY", "/v1/chat/completions", "Authorization: Bearer ",
         {"model": "gpt-4o-mini", "messages": _MESSAGES, "max_tokens": 64},
     ),
-    "anthropic": Provider(
+    "anthropic": SetupProvider(
         "ANTHROPIC_API_KEY", "/v1/messages", "x-api-key: ",
         {"model": "claude-haiku-4-5", "messages": _MESSAGES, "max_tokens": 64},
     ),
-    "gemini": Provider(
+    "gemini": SetupProvider(
         "GEMINI_API_KEY", "/v1beta/models/gemini-2.5-flash:generateContent", "x-goog-api-key: ",
         {"contents": [{"parts": [{"text": HELLO}]}]},
     ),
@@ -83,7 +83,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class SetupAnswers:
     provider: str
     provider_key: str
     team: str
@@ -129,7 +129,7 @@ def _asked(question: str, default: str, *, hidden: bool = False) -> str:
     return str(typer.prompt(question, default=default, hide_input=hidden, show_default=not hidden, err=True))
 
 
-def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> Answers:
+def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
     """The answers, checked before anything is written; `CommandFailed` names the option that is wrong."""
     named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
     choices = ", ".join(PROVIDERS)
@@ -146,7 +146,7 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
         faults = ["must be a number such as 20 or 12.50"]
     if faults:
         raise CommandFailed(f"--budget {faults[0]}.")
-    return Answers(provider, _provider_key(provider, given, ask, environ), team, budget)
+    return SetupAnswers(provider, _provider_key(provider, given, ask, environ), team, budget)
 
 
 def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> str:
@@ -168,7 +168,7 @@ def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ:
     return key
 
 
-def _write_files(place: Path, answers: Answers, given: Given) -> None:
+def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
     """The configuration last: a data directory that has it has all of them."""
     try:
         if not place.exists():
@@ -189,7 +189,7 @@ def _write_files(place: Path, answers: Answers, given: Given) -> None:
     say(f"Written: {place / CONFIG} and {place / OBJECTS}")
 
 
-def _objects(answers: Answers) -> Json:
+def _objects(answers: SetupAnswers) -> Json:
     """The team as files for `tollkeeper apply` have it."""
     owner = {"organization": ORGANIZATION}
     limit = {"unit": MONEY, "amount": answers.budget, "interval": "month"}
@@ -307,7 +307,7 @@ def _tell(place: Path, facts: Json, key: str) -> None:
     typer.echo(f"Stop it:        kill $(cat {place / 'lock'})")
 
 
-def _provider_of(place: Path) -> Provider | None:
+def _provider_of(place: Path) -> SetupProvider | None:
     from gateway.yaml_reader import documents  # noqa: PLC0415  # loaded where it is needed
 
     [document] = documents((place / CONFIG).read_text(encoding="utf-8"), CONFIG)
