@@ -95,7 +95,7 @@ class OrganizationCreate(In):
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     services: Literal["all", "listed"] = Field(
         default="all",
-        description="Of services paid with credits or by the call: all, or those it has a price for.",
+        description="All, or those alone that it has a row of organization-services for.",
     )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description=MODELS)

@@ -59,8 +59,8 @@ class OrganizationTerms:
 
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
     none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
-    all of the organization's. `listed`: of services paid with credits or by the call it may use only
-    negotiated ones. `models` are lists that its calls are held to, besides those of keys.
+    all of the organization's. `listed`: it may use only negotiated services. `models` are lists that its
+    calls are held to, besides those of keys.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()

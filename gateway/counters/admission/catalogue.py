@@ -108,8 +108,8 @@ class PriceCache:
 
 # An organization's terms, as they resolve services for its callers.
 #
-# Subscription services are those its subscription includes. Of services with another meter it may use all,
-# or, where its terms say `listed`, those alone that it has a price for.
+# Subscription services are those its subscription includes. Of services with another meter it may use all.
+# Where its terms say `listed`, it may use those services alone that it has a price for, whatever their meter.
 #
 # A service is resolved once a version of the catalogue and of the terms, and stays the same object
 # while neither changes: what is made for a service elsewhere is found again.
@@ -178,7 +178,7 @@ class CachedTerms(CachedValue):
         if costs := other_currency(known.service, self.currency):
             known.given = False
             known.why = f"This service costs {costs}, and the organization pays in {self.currency}."
-        elif self._terms.listed and negotiated is None and known.service.meter != SUBSCRIPTION:
+        elif self._terms.listed and negotiated is None:
             known.given = False
         if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
             known.since_ms = float(self._terms.since_ms)

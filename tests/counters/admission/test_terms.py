@@ -55,20 +55,18 @@ def usable(one: CachedTerms, *services: Service) -> set[str]:
 @pytest.mark.parametrize(
     ("negotiated", "subscription", "listed"),
     [
-        ((), {}, {"chat"}),
-        ((NegotiatedTerms(2, 6),), {}, {"chat", "images"}),
-        ((NegotiatedTerms(2, 8), NegotiatedTerms(4, 0)), {}, {"chat", "images", "maps"}),
-        # What counts is the meter a service is had with.
-        ((NegotiatedTerms(2, 6, "pay_per_use"),), {}, {"chat", "images"}),
+        ((), {}, set()),
+        ((NegotiatedTerms(2, 6),), {}, {"images"}),
+        ((NegotiatedTerms(2, 8), NegotiatedTerms(4, 0)), {}, {"images", "maps"}),
+        # The meter says nothing.
+        ((NegotiatedTerms(2, 6, "pay_per_use"),), {}, {"images"}),
+        ((NegotiatedTerms(1, 6),), {}, {"chat"}),
         ((NegotiatedTerms(1, 6, "consumption"),), {}, {"chat"}),
-        ((NegotiatedTerms(2, 6, "subscription"),), {}, {"chat", "images"}),
+        ((NegotiatedTerms(2, 6, "subscription"),), {}, {"images"}),
         # A service that the catalogue has no more.
-        ((NegotiatedTerms(9, 6),), {}, {"chat"}),
-        (
-            (NegotiatedTerms(2, 6),),
-            {"features": ("chat",), "since_ms": 100, "until_ms": 200},
-            {"chat", "images"},
-        ),
+        ((NegotiatedTerms(9, 6),), {}, set()),
+        # A subscription that includes a service puts it on no list.
+        ((NegotiatedTerms(2, 6),), {"features": ("chat",), "since_ms": 100, "until_ms": 200}, {"images"}),
     ],
 )
 def test_a_price_closes_no_other_service_and_a_list_all_that_is_not_on_it(
