@@ -333,6 +333,10 @@ class AdmittedCall:
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = exchange.routed.units
         detail = NO_DETAIL if meter is None else meter.detail
+        if call.measured and used and not detail.tools and (status == 0 or 200 <= status < 300):
+            detail = detail if meter is not None else Detail()
+            for name, times in call.measured.items():
+                detail.used_tool(name, times)
         counts = detail.counts(usage)
         priced = price_of(look_up, self.caller, self.prices, detail, counts, now_s)
         price, self._stands_in = priced.vector, priced.stands_in

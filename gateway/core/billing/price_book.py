@@ -439,6 +439,7 @@ def read_stand_ins(text: str) -> StandIns:
 # Everything is an exact integer up to the one rounding of a call, half up. Pure.
 
 # Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
+_DRAWN: Final = KINDS.index("image_output")
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
@@ -523,11 +524,16 @@ def use_price(vector: Vector, name: str) -> int:
 
 
 def unpriced(vector: Vector, tools: Mapping[str, int]) -> list[str]:
-    """Names of tools, and of units, whose uses no price covers."""
+    """Names of tools, and of units, whose uses no price covers: pictures may be paid by their tokens."""
+    drawn = vector.prices[_DRAWN] > 0
     return [
         name
         for name, uses in tools.items()
-        if uses and name not in vector.tools and name not in vector.units and name not in FREE_TOOLS
+        if uses
+        and name not in vector.tools
+        and name not in vector.units
+        and name not in FREE_TOOLS
+        and not (drawn and name.startswith(IMAGES))
     ]
 
 

@@ -441,7 +441,9 @@ class CallRequest:
     `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
     complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
     see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
-    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced.
+    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
+    units beside tokens that the request asks for, by their names in prices: they are charged where an answer
+    does not say others.
     """
 
     meter: str
@@ -476,6 +478,7 @@ class CallRequest:
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
+    measured: dict[str, int] | None = None
     targets: tuple[ModelTarget, ...] = ()
     fallback: frozenset[str] = frozenset()
     repeats: bool = False

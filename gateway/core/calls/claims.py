@@ -21,6 +21,7 @@ from gateway.core.billing.price_book import (
     dearest_kinds,
     dearest_rate,
     prices_within,
+    unpriced,
 )
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import (
@@ -111,6 +112,8 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Provider tools that a call may use, and that have no price for at least one model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
+    if call.measured:
+        return list(dict.fromkeys(name for one in vectors for name in unpriced(one, call.measured)))
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
         return []
     asked = [*_kinds(call.tools), *_plugins(call.plugins)]
@@ -292,7 +295,10 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
-    uses = may.tools and {name: min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()}
+    known = call.measured or {}
+    uses = may.tools and {
+        name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
+    }
     media = call.blob_tokens > 0 or names.files > 0
     tiers = family.exclusions.asked_tiers(document)
     return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
@@ -308,6 +314,8 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         return PriceQualifiers()
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
+    if call.measured:
+        uses = {**(uses or {}), **call.measured}
     caches = blobs = sound = False
     for one in vectors:
         for prices in prices_within(one, read):

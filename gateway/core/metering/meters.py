@@ -24,7 +24,7 @@ from gateway.core.metering.reading import (
     text_bytes,
     texts_in,
 )
-from gateway.core.metering.stream import CODED_BYTES, StreamMeter, Tail, TextShortener
+from gateway.core.metering.stream import CODED_BYTES, OpaqueMeter, StreamMeter, Tail, TextShortener
 from gateway.core.model import TokenUsage
 from gateway.errors import UpstreamUnreachable
 
@@ -565,26 +565,6 @@ class EncodedMeter:
         waiting = b"".join(chunk for chunk, _ in self._waiting)
         self._waiting.clear()
         return waiting
-
-
-class OpaqueMeter(Meter):
-    """Count an answer nobody here can read by its size."""
-
-    __slots__ = ("_tail",)
-
-    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
-        Meter.__init__(self, call, status, bounds)
-        self._tail = Tail(CODED_BYTES)
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Count the bytes and pass them on, but for the last."""
-        self.unreadable(len(chunk))
-        return self._tail.feed(chunk)
-
-    def finish(self) -> bytes:
-        """The answer is complete; return the rest."""
-        self.ended = True
-        return self._tail.take()
 
 
 class AnswerMeter(Protocol):

@@ -518,3 +518,23 @@ class StreamMeter(Meter):
         else:
             shortened.read_ends(self, self._dialect)
         self._shortened = TextShortener(self.bounds.event_bytes_max)
+
+
+class OpaqueMeter(Meter):
+    """Count an answer nobody here can read by its size."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._tail = Tail(CODED_BYTES)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Count the bytes and pass them on, but for the last."""
+        self.unreadable(len(chunk))
+        return self._tail.feed(chunk)
+
+    def finish(self) -> bytes:
+        """The answer is complete; return the rest."""
+        self.ended = True
+        return self._tail.take()

@@ -34,6 +34,8 @@ SERVICES = {
     "embeddings": "Embeddings (OpenAI)",
     "messages": "Messages (Anthropic)",
     "gemini": "Content generation (Gemini)",
+    "images": "Pictures (OpenAI)",
+    "speech": "Speech (OpenAI)",
     "echo": "The demo upstream's echo, one unit a request",
 }
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.family import ApiFamily, CallKind, Listing, target
-from gateway.core.families.openai import calls, chat, responses
+from gateway.core.families.openai import calls, chat, media, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
+from gateway.core.metering.stream import OpaqueMeter
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -70,6 +71,10 @@ _SHAPES = {
         media=_RESPONSES_MEDIA,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
+    "openai_images": CallKind(media.read_images, media.DIALECT, operation="image_generation"),
+    "openai_speech": CallKind(
+        media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="text_to_speech"
+    ),
 }
 
 
@@ -77,6 +82,8 @@ def _routes() -> Iterator[Route]:
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
     ):  # fmt: skip
+        yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
+    for path, service in (("images/generations", "images"), ("audio/speech", "speech")):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path in ("models", "models/{id}", "models/{+id}"):
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)

@@ -1,7 +1,7 @@
 """OpenAI's pictures and speech: what they ask for, and what their answers say they used.
 
-Pictures are n × size × quality, by the answer where it says them, else by the request. Speech is the characters
-of its `input`. Tokens are what the answer reports.
+Pictures are n × size × quality, by the answer where it says them, else by the request. Speech is the
+characters of its `input`. Tokens are those that the answer reports.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.x-]{0,31}")
 _PLAIN: Final = "dall-e-"
 _PLAIN_USUAL: Final = ("1024x1024", "standard")
 _REPORTING: Final = "gpt-image-"
-_DONE: Final = frozenset(
-    {"image_generation.completed", "image_edit.completed", "speech.audio.done", "error"}
-)
+_DONE: Final = frozenset({"image_generation.completed", "image_edit.completed", "speech.audio.done", "error"})
 
 
 def read_images(

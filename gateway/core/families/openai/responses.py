@@ -165,7 +165,7 @@ def _take(meter: Meter, response: _Response) -> None:
     detail.served_as(response.service_tier)
     _note_items(detail, response.output or ())
     if is_there(response.usage):
-        _report(meter, bytes(response.usage))
+        report(meter, bytes(response.usage))
 
 
 def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
@@ -199,7 +199,7 @@ def _is_use(item: _Item) -> bool:
     return not isinstance(action, dict) or {"type": action.get("type")} not in _READING
 
 
-def _report(meter: Meter, raw: bytes) -> bool:
+def report(meter: Meter, raw: bytes) -> bool:
     """Take a report; whether it says anything."""
     usage = _REPORTS.read(meter, raw)
     if usage is None or not any_count(usage.input_tokens, usage.output_tokens):
@@ -221,7 +221,7 @@ def _report_loose(meter: Meter, response: dict[str, object]) -> None:
     output = response.get("output")
     if isinstance(output, list):
         _note_items(meter.detail, [msgspec.Raw(msgspec.json.encode(item)) for item in output])
-    if isinstance(usage, dict) and _report(meter, msgspec.json.encode(usage)):
+    if isinstance(usage, dict) and report(meter, msgspec.json.encode(usage)):
         meter.marked = True
 
 
