@@ -59,4 +59,4 @@ def test_it_is_installed_in_a_home_and_works_there(environ: dict[str, str], tmp_
         "source ~/.bashrc; COMP_WORDS=(tollkeeper in); COMP_CWORD=1; _tollkeeper_completion tollkeeper; "
         'echo "${COMPREPLY[@]}"'
     )
-    assert said([bash, "--norc", "-c", typed], environ).split() == ["invoice"]
+    assert said([bash, "--norc", "-c", typed], environ).split() == ["init", "invoice"]
