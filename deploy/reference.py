@@ -168,6 +168,9 @@ HINTS = {
     "run_conflict": "Name the run by its id alone, or open another one.",
     "run_not_found": "Name a run of this tenant that is open, or ended within a day.",
     "too_many_runs": "End runs that are done, and open others with a shorter `ttl`.",
+    "hold_not_found": "Name an open hold of this tenant, or one of the last hour; [holds](../holds.md).",
+    "hold_ended": "Take another hold; [holds](../holds.md).",
+    "idempotency_conflict": "Send the first body again, use another key, or wait for the first request.",
     "quota_exceeded": "Wait for `Retry-After`, `tollkeeper tenant recharge`, or another plan.",
     "quota_held": "Try again in a second; calls in flight give back what they do not use.",
     "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names: "

@@ -213,6 +213,7 @@ def _ports(
         counters=door.counters,
         objects=door.objects,
         runs=door.runs,
+        holds=door.holds,
         estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,

@@ -228,6 +228,27 @@ class RunNotFound(Refusal):
     status = 404
 
 
+class HoldNotFound(Refusal):
+    """No hold of this id is open, or ended lately, in this tenant."""
+
+    reason = "hold_not_found"
+    status = 404
+
+
+class HoldEnded(Refusal):
+    """The hold has ended: it was settled, released, or its time is over."""
+
+    reason = "hold_ended"
+    status = 409
+
+
+class IdempotencyConflict(Refusal):
+    """The Idempotency-Key was used with another body, or its first request is still running."""
+
+    reason = "idempotency_conflict"
+    status = 409
+
+
 class RateLimited(Refusal):
     """Too many requests or tokens in a minute."""
 

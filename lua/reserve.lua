@@ -8,7 +8,7 @@
 -- KEYS[last] h hold, written here
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, what of it counts toward the quota (-1: all,
 --         where no plan weighs kinds), ceiling (the most), least and credits' least (what they may be cut to; 0 where the
---         call states its maximum), ceiling and least being the quota's too, credits, units, ttl ms, service,
+--         call states its maximum; -1: nothing is cut, under no plan), ceiling and least being the quota's too, credits, units, ttl ms, service,
 --         the plan whose weights these go by (-1: whichever it is),
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token, 128 raises the hold there is), request id (36)

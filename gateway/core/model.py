@@ -120,6 +120,8 @@ def _fits(name: str, parts: list[str]) -> bool:
 
 
 USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")
+# What a hold costs that a caller took by the API and nobody settled: all it held, or nothing.
+UNSETTLED_CHARGED, UNSETTLED_RELEASED = ("charge", "release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Caller:
     """Whom a credential stands for (`tk:id:{pNN}:<digest>`); all that may change is checked in the script.
 
     `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
+    `unsettled` is what becomes of its holds that nobody settles.
     """
 
     organization_id: int
@@ -136,6 +139,7 @@ class Caller:
     user: str = ""
     models: frozenset[str] | None = None
     user_header: str = USER_ACCEPTED
+    unsettled: str = UNSETTLED_CHARGED
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Whose call it is where its field and its body name these users; empty for nobody's."""
@@ -315,6 +319,8 @@ class HoldRequest:
     in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan `money_most` and `raw_most`,
     where that is more. Where the call states no maximum (`money_least`, `raw_least` not 0) they hold what is
     free of that, but no less. Somebody's account that is one too many is replaced by that of all others.
+    With a `ttl_ms` of its own the hold is a caller's, who settles it by the API: no lease admits it. A
+    `whole` one takes all that it needs of the quota, or is refused.
     """
 
     caller: Caller
@@ -338,6 +344,8 @@ class HoldRequest:
     raw_most: int = 0
     raw_least: int = 0
     names: tuple[str, ...] = ()
+    ttl_ms: int = 0
+    whole: bool = False
 
     def weighed(self, weights: Weights) -> tuple[int, int, int]:
         """Need, ceiling and least as they count under these weights."""

@@ -32,6 +32,7 @@ from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.billing.money import are_money
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.holds import read_hold
 from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, are_any_there, each, with_late
 from gateway.counters.layouts import packing, states
@@ -495,9 +496,17 @@ class ReclaimClient:
             with self._client.left_alone.reading("hold", told):
                 found.append(_expired(name, packed))
                 unread.discard(told)
+        await self._tell_of_callers(partition, found)
         if gone:
             await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), *gone)
         return found, unread
+
+    async def _tell_of_callers(self, partition: int, found: list[ExpiredHold]) -> None:
+        """Note of holds that callers took by the API what becomes of them."""
+        names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
+        for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
+            if (record := read_hold(raw)) is not None:
+                found[at] = replace(found[at], unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.

@@ -201,7 +201,7 @@ def _priced(
             _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-    prices = _prices(ports, caller, service, call, budgets)
+    prices = prices_of(ports, caller, service, call, budgets)
     if not routed.metered and routed.listing is not None:
         _narrow(exchange, caller, call, routed.listing)
     return service, prices, budgets
@@ -249,7 +249,7 @@ def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable
     exchange.upstream_name, exchange.model_sent = first.upstream, first.model
 
 
-def _prices(
+def prices_of(
     ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
 ) -> CallPrices:
     """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
@@ -442,7 +442,7 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
         budgets = None
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, said, call, False)
-        _prices(ports, caller, service, call, budgets)
+        prices_of(ports, caller, service, call, budgets)
     except (ModelNotPriced, ModelNotAllowed, TooManyBudgets):
         return False
     return True

@@ -35,7 +35,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, bind_output, claim_of
-from gateway.core.calls.estimate import NO_ESTIMATE
+from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
@@ -64,7 +64,7 @@ from gateway.core.model import (
 )
 from gateway.errors import CountersUnavailable
 from gateway.http.server.exchange import Exchange
-from gateway.http.tally import NEVER
+from gateway.http.tally import NEVER, Tally
 
 NO_DETAIL = Detail()
 # Why a call failed whose upstream said so.
@@ -135,42 +135,17 @@ class AdmittedCall:
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
-        of_budgets = None
-        if budgets is not None:
-            of_budgets = self.prices.in_currency(budgets.currency) if MONEY in budgets.units else ()
-        hold = "" if budgets is None else budgets.hold
-        claim = self.claim = claim_of(call, service, vectors, estimate, routed.units, of_budgets, hold)
-        held = estimate if service.counts_tokens else NO_ESTIMATE
-        request = HoldRequest(
-            caller, exchange.request_id, user, service, held.need, held.ceiling, claim.credits, claim.units,
-            self._raises is not None, held.least, claim.credits_least, held.read,
-            call.input_estimate if held.need else 0,
+        claim, request = hold_request(
+            caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
+            self._raises is not None,
         )  # fmt: skip
-        if budgets is not None and claim.budget is not None:
-            asks = claim.budget
-            request.budgets, request.names = budgets.accounts, budgets.names
-            request.money, request.money_most, request.money_least = (
-                asks.money, asks.money_most, asks.money_least,
-            )  # fmt: skip
-            if TOKENS in budgets.units:
-                request.raw_tokens, request.raw_most = asks.raw_tokens, asks.raw_most
-                request.raw_least = min(estimate.least, asks.raw_tokens)
+        self.claim = claim
         exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
         try:
             decision = await ports.counters.reserve(request)
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
-        if budgets is not None and decision.budget is not None:
-            if decision.verdict is _ADMITTED and decision.budget.limit == ENDLESS_CALLS:
-                decision.budget = None  # of a run that nothing limits
-            else:
-                budgets.name_in(decision.budget)
-        if decision.verdict is not _ADMITTED:
-            refusal, window = from_decision(decision), decision.budget
-            budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
-            if budget is not None:
-                ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
-            raise refusal
+        check_admitted(decision, budgets, ports.tally)
         self.decision, self.due = decision, True
         exchange.charge = self
         if self._raises is not None:
@@ -442,6 +417,50 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
     document: dict[str, object] = msgspec.json.decode(said) if said else {}
     document["attempts"] = [*attempts, {"upstream": exchange.upstream_name}]
     return msgspec.Raw(msgspec.json.encode(document))
+
+
+# What a hold is asked for, and what was answered; of calls, and of holds that callers take by the API.
+def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
+    caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
+    prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool,
+) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
+    """What a call claims, and the hold that is asked for it."""
+    of_budgets = None
+    if budgets is not None:
+        of_budgets = prices.in_currency(budgets.currency) if MONEY in budgets.units else ()
+    hold = "" if budgets is None else budgets.hold
+    claim = claim_of(call, service, prices.vectors, estimate, units, of_budgets, hold)
+    held = estimate if service.counts_tokens else NO_ESTIMATE
+    request = HoldRequest(
+        caller, request_id, user, service, held.need, held.ceiling, claim.credits, claim.units, raises,
+        held.least, claim.credits_least, held.read, call.input_estimate if held.need else 0,
+    )  # fmt: skip
+    if budgets is not None and claim.budget is not None:
+        asks = claim.budget
+        request.budgets, request.names = budgets.accounts, budgets.names
+        request.money, request.money_most, request.money_least = (
+            asks.money, asks.money_most, asks.money_least,
+        )  # fmt: skip
+        if TOKENS in budgets.units:
+            request.raw_tokens, request.raw_most = asks.raw_tokens, asks.raw_most
+            request.raw_least = min(estimate.least, asks.raw_tokens)
+    return claim, request
+
+
+def check_admitted(decision: Decision, budgets: CallBudgets | None, tally: Tally) -> None:
+    """Raise the `Refusal` of a decision that admits nothing; its budget is named either way."""
+    window = decision.budget
+    if budgets is not None and window is not None:
+        if decision.verdict is _ADMITTED and window.limit == ENDLESS_CALLS:
+            decision.budget = None  # of a run that nothing limits
+        else:
+            budgets.name_in(window)
+    if decision.verdict is not _ADMITTED:
+        refusal = from_decision(decision)
+        budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
+        if budget is not None:
+            tally.budget_refused(refusal.reason, budget.unit, budget.interval)
+        raise refusal
 
 
 # What a call costs, now that it is known what answered and how much was used.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.runs import Run
@@ -124,6 +125,48 @@ class RunsPort(Protocol):
         """End a run; fails likewise."""
 
 
+class HoldsPort(Protocol):
+    """Holds that callers take and settle themselves, as they are stored: any worker finds them."""
+
+    def now_ms(self) -> int:
+        """The time of day."""
+
+    def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> Awaitable[tuple[str, bytes]]:
+        """The id of the hold of a request with this `Idempotency-Key`, and the answer it had before, if any.
+
+        Fails with `IdempotencyConflict` or `CountersUnavailable`.
+        """
+
+    def forget(self, caller: Caller, key: str) -> Awaitable[None]:
+        """The request was refused: the next one with its key is a new one."""
+
+    def keep(
+        self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
+    ) -> Awaitable[None]:
+        """Store a hold, and what its request came to."""
+
+    def find(self, caller: Caller, id_: str) -> Awaitable[CallerHold]:
+        """A hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
+
+    def end_of(self, hold: CallerHold) -> Awaitable[HoldEnd | None]:
+        """How a caller ended it, None while nobody did."""
+
+    def decide(self, hold: CallerHold, end: HoldEnd) -> Awaitable[HoldEnd]:
+        """How it ends: as the first one said who said it."""
+
+    def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
+        """Its end is applied, and is told for a while."""
+
+    def undecide(self, hold: CallerHold) -> Awaitable[None]:
+        """Nobody ended it: it had ended before by its deadline."""
+
+    def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
+        """Give it so much time from now, and hold what of the wanted is free; what it holds then.
+
+        Fails with `HoldEnded` or `CountersUnavailable`.
+        """
+
+
 class CountersPort(Protocol):
     """The limits and the ledger."""
 
@@ -177,6 +220,7 @@ class Ports:
     cooling: CircuitBreaker
     seconds: Callable[[], float]
     runs: RunsPort
+    holds: HoldsPort
     access_log: bool = False
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False

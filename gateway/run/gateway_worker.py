@@ -22,6 +22,7 @@ from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.holds import CallerHolds
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
@@ -195,6 +196,7 @@ class Door:
     counters: Counters | ShardedCounters
     objects: ObjectOwners
     runs: Runs
+    holds: CallerHolds
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
@@ -237,4 +239,5 @@ def make_door(
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
     runs = Runs(wires, clock, time.time, os.urandom)
-    return Door(directory, counters, objects, runs, allowances, leaser, reports, cooling, tokens)
+    holds = CallerHolds(wires, time.time)
+    return Door(directory, counters, objects, runs, holds, allowances, leaser, reports, cooling, tokens)

@@ -3,14 +3,14 @@ local PENDING = 1
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held; true last where the hold is
 -- the call's limit: under a strict plan it is all the call could use, cut to what is free, to no less than `least`, where
--- the call states no maximum (`least` 0: it does)
+-- the call states no maximum (`least` 0: it does; -1: all it needs, or nothing)
 local function quota_hold(tenant, now, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
   if not is_limited(tenant) then return need end
   local left, strict = tenant.limit - tenant.used, tenant.admission == STRICT
   local free = left - tenant.held
   if ceiling <= free then return strict and ceiling or need, nil, strict end
-  local tokens, verdict = cut(left, free, strict and free > 0 and (least > 0 and least or ceiling) or 1, VERDICT_QUOTA_EXCEEDED)
+  local tokens, verdict = cut(left, free, least < 0 and need or strict and free > 0 and (least > 0 and least or ceiling) or 1, VERDICT_QUOTA_EXCEEDED)
   if tokens then return tokens, nil, strict end
   return nil, refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, tenant.used, tenant.total, tenant.next_reset)
 end

@@ -117,7 +117,7 @@ SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
 )
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
-       k.revoked_at, k.expires_at, k.user_header,
+       k.revoked_at, k.expires_at, k.user_header, k.unsettled,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
@@ -219,6 +219,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             revoked=row["revoked_at"] is not None,
             expires_ms=ms_of(row["expires_at"]),
             user_header=row["user_header"],
+            unsettled=row["unsettled"],
             of_tokens=row["of_tokens"],
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})

@@ -719,6 +719,8 @@ CREATE TABLE api_key (
     pepper text,
     -- The key that stands in its place, until when both are good.
     replaced_by_id bigint REFERENCES api_key(id) ON DELETE SET NULL,
+    -- What its holds cost that nobody settles: all they held, or nothing.
+    unsettled text DEFAULT 'charge' NOT NULL CHECK (unsettled IN ('charge', 'release')),
     CONSTRAINT api_key_subject_check CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE INDEX api_key_tenant_id_idx ON api_key (tenant_id);

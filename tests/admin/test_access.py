@@ -105,6 +105,7 @@ async def web(api: Api) -> dict[str, Any]:
         ("user", "x" * 129, "user"),
         ("user_header", "deny", "user_header"),
         ("user_header", None, "user_header"),
+        ("unsettled", "keep", "unsettled"),
         ("models", [], "models"),
         ("models", [""], "models.0"),
         ("models", "gpt", "models"),

@@ -293,6 +293,10 @@ class ApiKeyCreate(_TokenCredential):
     user_header: Literal["accept", "require", "ignore"] = Field(
         default="accept", description="May a request name its user (x-tollkeeper-user) if the key has none?"
     )
+    unsettled: Literal["charge", "release"] = Field(
+        default="charge",
+        description="What a hold of this key costs if nobody settles it: all it held, or nothing.",
+    )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
     expires_at: Instant | None = None

@@ -78,7 +78,8 @@ BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
     "api-keys": (
-        "id", "tenant_id", "name", "prefix", "user", "user_header", "models", "expires_at", "revoked_at",
+        "id", "tenant_id", "name", "prefix", "user", "user_header", "unsettled", "models",
+        "expires_at", "revoked_at",
     ),
     "tenant-quotas": (
         "tenant_id", "plan_id", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked",

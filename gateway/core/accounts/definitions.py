@@ -14,7 +14,7 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
 from gateway.core.calls.routes import ModelRule
-from gateway.core.model import USER_ACCEPTED, Limits, Service
+from gateway.core.model import UNSETTLED_CHARGED, USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
 PRICES_ACCOUNT = "prices"
@@ -115,6 +115,7 @@ class KeyDefinition:
     revoked: bool = False
     expires_ms: int = 0
     user_header: str = USER_ACCEPTED
+    unsettled: str = UNSETTLED_CHARGED
     of_tokens: bool = False
     gone: bool = False
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from gateway.core.model import Settlement
+from gateway.core.model import UNSETTLED_CHARGED, Settlement
 
 
 # Movements that were acknowledged, by their place in their account: what a loss is counted from.
@@ -104,6 +104,7 @@ class ExpiredHold:
     gave for it. Windows of budgets hold `held_money` and `held_raw` tokens of it; what was seen costs
     `money`. The call is of `said_units`: one where its units are money. A `lease` is no call's; a hold
     without a service is of a free route, or of a call with only its head known: both are charged nothing.
+    `unsettled` is there where a caller took it by the API: then that decides, not the policy.
     """
 
     release: Settlement
@@ -120,11 +121,15 @@ class ExpiredHold:
     held_raw: int = 0
     money: int = 0
     said_units: int = 0
+    unsettled: str = ""
 
     def charge(self, policy: ReclaimPolicy) -> ChargedAmounts:
         """What the call is charged when its hold is taken back."""
         if self.lease or not self.release.service.id:
             return ChargedAmounts()
+        if self.unsettled:
+            charges = self.unsettled == UNSETTLED_CHARGED
+            policy = ReclaimPolicy.CHARGE_HOLD if charges else ReclaimPolicy.RELEASE
         if policy == ReclaimPolicy.CHARGE_HOLD:
             weighed = None if self.weighed is None else max(self.held, self.weighed)
             tokens = max(self.held if weighed is None else self.taken, self.observed)

@@ -30,7 +30,8 @@ AMOUNT_MAX = 10**12
 ROUTE = "events"
 
 
-_PARTS = {
+# Kinds that are parts of another one.
+PARTS_OF = {
     "input": ("audio_input", "image_input"),
     "output": ("reasoning", "audio_output", "image_output"),
 }
@@ -103,7 +104,7 @@ def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
 def counts_of(usage: Mapping[str, Any]) -> Counts:
     """Tokens by `KINDS` of an event's usage; `Unacceptable` where a part is more than its whole."""
     counts = tuple(int(usage.get(kind) or 0) for kind in KINDS)
-    for whole, parts in _PARTS.items():
+    for whole, parts in PARTS_OF.items():
         said = sum(int(usage.get(part) or 0) for part in parts)
         if said > int(usage.get(whole) or 0):
             raise Unacceptable(f"data.usage.{whole}", f"must hold its parts: {', '.join(parts)}")

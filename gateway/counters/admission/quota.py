@@ -318,9 +318,11 @@ class Counters(LiveHolds):
                     weights = weighing.by_plan.get(plan_id)
                     if weights is not None:
                         needed, ceiling, least = request.weighed(weights)
+                if request.whole:
+                    least = -1
                 packed = packing.reserve_packed(
                     wire.batch, wire.run_id, self._directory.version, request.need, needed, ceiling, least,
-                    request.credits_least, request.credits, request.units, self._ttl_ms,
+                    request.credits_least, request.credits, request.units, request.ttl_ms or self._ttl_ms,
                     service.id, plan_id, flags, request_id,
                 )  # fmt: skip
                 arguments = b"%b%b%b" % (RESERVE_HEAD, packed, frame.end_of(request))
@@ -345,7 +347,7 @@ class Counters(LiveHolds):
         except CountersUnavailable as error:
             if sent is not None and not isinstance(error, CountersRefused):
                 self._give_up(sent, request)
-            if wire.available:  # it answers, and will not: that it is full is no outage
+            if wire.available or request.ttl_ms:  # it answers, and will not: that it is full is no outage
                 raise
             return self._allowances.admit(request, weighing.by_plan)
         if verdict is Verdict.UNVERIFIED or verdict in _AGAIN:
@@ -437,6 +439,8 @@ class Counters(LiveHolds):
         other = self._elsewhere(partition)
         if other is not None:
             return await other.reserve(request)
+        if request.ttl_ms:
+            raise CountersUnavailable
         return self._allowances.admit(request, by_plan)
 
     def send_release(self, release: Settlement) -> Wait[Reply]:

@@ -15,7 +15,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.routes import ModelRule
 from gateway.core.layout import UnknownLayout
-from gateway.core.model import USER_ACCEPTED, Caller, Service
+from gateway.core.model import UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service
 
 _NO_DEFAULT = object()
 _BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
@@ -30,8 +30,9 @@ _Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
-    (None: all), until when, in ms since the epoch (0: without end), and what its requests may say of
-    their user (`user_header`). Of a subject of tokens, `e` says that its key was revoked.
+    (None: all), until when, in ms since the epoch (0: without end), what its requests may say of
+    their user (`user_header`), and what becomes of its holds (`unsettled`). Of a subject of tokens, `e` says
+    that its key was revoked.
     """
 
     o: int
@@ -42,6 +43,7 @@ class Identity(msgspec.Struct):
     m: list[str] | None = None
     x: int = 0
     h: str = USER_ACCEPTED
+    n: str = UNSETTLED_CHARGED
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
@@ -116,6 +118,8 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
         more["e"] = True
     if caller.user_header != USER_ACCEPTED:
         more["h"] = caller.user_header
+    if caller.unsettled != UNSETTLED_CHARGED:
+        more["n"] = caller.unsettled
     return msgspec.json.encode(
         {
             **more,

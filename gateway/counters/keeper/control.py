@@ -208,6 +208,7 @@ class ControlClient(Client):
             definition.user,
             definition.models,
             definition.user_header,
+            definition.unsettled,
         )
         raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
         until: list[bytes] = []

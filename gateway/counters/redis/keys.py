@@ -134,6 +134,21 @@ def children(partition: int, name: str) -> str:
     return f"tk:{{p{partition:02d}}}:children:{name}"
 
 
+def caller_hold(partition: int, id_: str) -> str:
+    """What is known of a hold that a caller took by the API."""
+    return f"tk:{{p{partition:02d}}}:hold:{id_}"
+
+
+def hold_end(partition: int, id_: str) -> str:
+    """How a caller ended such a hold: the first to say it writes it."""
+    return f"tk:{{p{partition:02d}}}:end:{id_}"
+
+
+def idempotent(partition: int, digest: str) -> str:
+    """What a request with an `Idempotency-Key` came to; the digest is of its API key and of that."""
+    return f"tk:{{p{partition:02d}}}:idem:{digest}"
+
+
 def user_state(partition: int, tenant_id: int, user: str) -> str:
     """State of a tenant's user; the caller's own id is hashed, since it is any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"

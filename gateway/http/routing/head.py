@@ -52,6 +52,7 @@ from gateway.http.protocol.request import (
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
     MODELS,
+    READ_ROUTES,
     Match,
     RouteTable,
     WorkerBindings,
@@ -200,7 +201,7 @@ class HeadRouter:
         routed.route, routed.params, routed.label = route, match.params, route.path
         routed.service_key = match.params.get("service_key") or route.service
         routed.metered = route.meter != "none"
-        routed.buffered = route.meter not in UNREAD_METERS
+        routed.buffered = route.meter not in UNREAD_METERS or route in READ_ROUTES
         path = head.path if match.rest is None else b"/" + match.rest
         if is_bound(route):
             upstream = self._bind(routed, route, path)

@@ -24,9 +24,18 @@ from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, Reques
 USAGE_PATH = "/.tollkeeper/usage"
 # One run of the caller's tenant, by its id, which may have any visible characters.
 RUN_PATH = "/.tollkeeper/runs/{+id}"
-# What the gateway answers itself.
-OWN_ROUTES = Route(("GET",), USAGE_PATH, ""), Route(("GET", "DELETE"), RUN_PATH, "")
-OWN_PATHS = frozenset({one.path for one in OWN_ROUTES})
+# Holds that callers take, and settle themselves.
+HOLDS_PATH = "/.tollkeeper/holds"
+HOLD_PATH = HOLDS_PATH + "/{id}"
+HOLD_EXTEND_PATH, HOLD_SETTLE_PATH = HOLD_PATH + "/extend", HOLD_PATH + "/settle"
+# What the gateway answers itself; of some it reads a body.
+READ_ROUTES = tuple(Route(("POST",), path, "") for path in (HOLDS_PATH, HOLD_EXTEND_PATH, HOLD_SETTLE_PATH))
+OWN_ROUTES = (
+    Route(("GET",), USAGE_PATH, ""), Route(("GET", "DELETE"), RUN_PATH, ""), *READ_ROUTES,
+    Route(("DELETE",), HOLD_PATH, ""),
+)  # fmt: skip
+# Calls there are in no journal, but for holds that are refused.
+OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH}
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
@@ -203,6 +212,7 @@ class WorkerBindings:
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
         self._services: dict[str, tuple[str, ...]] = {}
+        self._reading = [one for one in routes if one.meter in SHAPES]
         for route in routes:
             goes = self.upstreams.get(route.service, route.upstream)
             known = self._services.get(goes, ())
@@ -226,6 +236,10 @@ class WorkerBindings:
     def leads_to_models(self, host: str) -> bool:
         """Whether an upstream at this host answers for a configured model."""
         return self._bindings.leads_to_models(host)
+
+    def read_by(self, key: str) -> Route | None:
+        """The first route that reads calls of a service; None where none does."""
+        return next((one for one in self._reading if one.service == key), None)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
         """The services whose own routes go to an upstream."""

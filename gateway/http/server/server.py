@@ -16,13 +16,22 @@ from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTa
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
+from gateway.http.holds import extend_hold, release_hold, settle_hold, take_hold
 from gateway.http.identity import key_digests
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
-from gateway.http.routing.routes import RUN_PATH, USAGE_PATH, WorkerBindings
+from gateway.http.routing.routes import (
+    HOLD_EXTEND_PATH,
+    HOLD_PATH,
+    HOLD_SETTLE_PATH,
+    HOLDS_PATH,
+    RUN_PATH,
+    USAGE_PATH,
+    WorkerBindings,
+)
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
@@ -240,7 +249,10 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
 
 
 # Who answers which path, where that is not an upstream.
-_HANDLERS = {USAGE_PATH: usage, RUN_PATH: run}
+_HANDLERS = {
+    USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
+    HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold,
+}  # fmt: skip
 
 
 class DataPlane:

@@ -88,7 +88,7 @@ WORLD: Objects = {
     "api-keys": [
         {
             "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
-            "limits": {"requests_per_minute": 60}, "user_header": "require",
+            "limits": {"requests_per_minute": 60}, "user_header": "require", "unsettled": "release",
             "expires_at": "2099-01-01T00:00:00Z",
         },
         {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},

@@ -1,0 +1,343 @@
+"""Holds that callers take by the API: what is asked, what is stored, what is charged. Pure.
+
+A hold is one call that goes to no upstream of ours. What its caller says it used is charged, whatever was
+held: it is the caller's own bill, and never below nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from gateway.core.accounts.budgets import MONEY, TOKENS, told_amount
+from gateway.core.accounts.outbox import CallFacts, briefly, named_unpriced, write_facts
+from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.runs import FIELD_BYTES_MAX
+from gateway.core.billing.events import PARTS_OF
+from gateway.core.billing.money import whole_credits
+from gateway.core.billing.price_book import (
+    KINDS,
+    NANO_DIGITS,
+    WHOLES,
+    Counts,
+    charged,
+    cost_nano,
+    unpriced,
+)
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.call import read_document
+from gateway.core.calls.tariff import CONSUMPTION, Vectors, charge_of, factor_of, is_in_money
+from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement, TokenUsage
+from gateway.core.times import moment_of, rfc3339
+from gateway.errors import InvalidRequest
+
+# How long a hold lasts: until its next extension, where it does not say it, and in all.
+TTL_S_MAX: Final = 3_600
+TTL_S: Final = 60
+LIFE_S_MAX: Final = 86_400
+# Units of one hold, and of one settlement.
+UNITS_MAX: Final = 10**12
+TOKENS_MAX: Final = 100_000_000
+TOOLS_MAX: Final = 16
+IDEMPOTENCY_CHARACTERS_MAX: Final = 255
+UNITS: Final = "units"
+# Why a call came to nothing whose hold was released.
+RELEASED: Final = "hold_released"
+_CLIENT_CLOSED: Final = 499
+
+_MONEY = re.compile(r"\d{1,7}(?:\.\d{1,9})?")
+_WHERE = re.compile(r" - at `\$\.?(?:key in )?([^`]*)`")
+_KEY = re.compile(rb"[ -~]{1,%d}" % IDEMPOTENCY_CHARACTERS_MAX)
+
+_Text = Annotated[str, msgspec.Meta(max_length=256)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+_Amount = Annotated[int, msgspec.Meta(ge=1, le=UNITS_MAX)] | str
+_Ttl = Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)]
+
+
+class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What a hold is asked for. An `amount` is units where it is a number, money where it is a text."""
+
+    service: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    model: _Text = ""
+    user: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)] | None = None
+    amount: _Amount | None = None
+    request: dict[str, Any] | None = None
+    ttl_s: _Ttl = TTL_S
+    run: Annotated[str, msgspec.Meta(max_length=FIELD_BYTES_MAX)] = ""
+
+
+class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):
+    """More time from now, and more of what is held."""
+
+    ttl_s: _Ttl = TTL_S
+    more: _Amount | None = None
+
+
+class SettleBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What was used: tokens by kind, money, or units; and what came of the call."""
+
+    usage: dict[str, Any] | None = None
+    cost: str | None = None
+    units: Annotated[int, msgspec.Meta(ge=0, le=UNITS_MAX)] | None = None
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] = 200
+
+
+class HeldAmounts(msgspec.Struct, array_like=True):
+    """What a hold holds: tokens of the quota, credits, units; of budgets money and tokens."""
+
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+    money: int = 0
+    raw_tokens: int = 0
+
+
+class CallerHold(msgspec.Struct):
+    """A hold as it is stored. It asked for `asked` of its `unit`, and holds `held`.
+
+    `weights` are those of its plan, `budgets` the names of its accounts, `own` says that no price in another
+    currency than the organization's counts. `columns`, `session` and `metadata` are what its request said.
+    """
+
+    id: str
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    partition: int
+    service: Service
+    unit: str
+    asked: int
+    held: HeldAmounts
+    created_ms: int
+    expires_ms: int
+    unsettled: str
+    user: str = ""
+    model: str = ""
+    budgets: tuple[str, ...] = ()
+    currency: str = ""
+    own: bool = False
+    weights: Weights | None = None
+    columns: str = ""
+    session: str = ""
+    metadata: str = ""
+
+    @property
+    def caller(self) -> Caller:
+        """Whose it is."""
+        return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition, self.user)
+
+    def told(self, remaining: int | None) -> bytes:
+        """It as its caller is told of it; `remaining` in its unit, None where nothing limits it."""
+        return msgspec.json.encode(
+            {
+                "id": self.id,
+                "unit": self.unit,
+                "held": told_amount(self.unit, self.asked),
+                "remaining": None if remaining is None else told_amount(self.unit, remaining),
+                "expires_at": rfc3339(moment_of(self.expires_ms), "milliseconds"),
+            }
+        )
+
+
+class HoldEnd(msgspec.Struct):
+    """How a caller ended a hold: it is charged these, or `released`; `answer` is what its caller is told.
+
+    One that is `applied` needs nothing more.
+    """
+
+    released: bool
+    charge: bool
+    facts: str
+    answer: str = ""
+    tokens: int = 0
+    weighed: int | None = None
+    credits: int = 0
+    over: int = 0
+    units: int = 0
+    money: int = 0
+    raw_tokens: int = 0
+    applied: bool = False
+
+    def settlement(self, hold: CallerHold) -> Settlement:
+        """The settlement that it is."""
+        return Settlement(
+            hold.caller, hold.id, hold.user, hold.service, self.charge, self.tokens, self.credits, self.units,
+            hold.columns, self.facts.encode(), self.over, self.weighed, hold.budgets, self.money,
+            self.raw_tokens,
+        )  # fmt: skip
+
+
+_B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
+
+
+def read_body(kind: type[_B], body: bytes) -> _B:
+    """A body of the holds API; `InvalidRequest` names the field that is wrong."""
+    document = read_document(body)
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        said = str(error)
+        where = _WHERE.search(said)
+        unknown = re.search(r"(?:unknown|required) field `([^`]*)`", said)
+        param = unknown[1] if unknown is not None else where[1] if where is not None else None
+        raise InvalidRequest(
+            f"{_WHERE.sub('', said)}{f', in {param}' if param else ''}.", param=param
+        ) from error
+
+
+def money_of(said: str, param: str) -> int:
+    """An amount of money in nano-units."""
+    if _MONEY.fullmatch(said) is None or (nano := int(Decimal(said).scaleb(NANO_DIGITS))) > INTEGER_MAX:
+        raise InvalidRequest(
+            f'{param} must be a decimal such as "5.00", with nine decimals, up to 9007199.254740991.',
+            param=param,
+        )
+    return nano
+
+
+def idempotency_key(lines: bytes) -> str:
+    """The `Idempotency-Key` among a request's lines; empty where there is none."""
+    found = [
+        value.strip()
+        for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))
+        if name.lower() == b"idempotency-key"
+    ]
+    if not found:
+        return ""
+    if len(found) > 1 or _KEY.fullmatch(found[0]) is None:
+        raise InvalidRequest(
+            f"Idempotency-Key must be sent once, as 1 to {IDEMPOTENCY_CHARACTERS_MAX} printable ASCII "
+            "characters.",
+            param="idempotency-key",
+        )
+    return found[0].decode()
+
+
+def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
+    """The end of a hold that its caller gives back."""
+    facts = _facts(hold, route, now_ms, _CLIENT_CLOSED)
+    facts.reason = RELEASED
+    return HoldEnd(True, False, write_facts(facts).decode())
+
+
+def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
+    hold: CallerHold, said: SettleBody, vectors: Vectors, price: Vector | None, route: str, now_ms: int
+) -> HoldEnd:
+    """The end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
+
+    `vectors` set the price of its service, `price` is the price book's of its model.
+    """
+    service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
+    counts, tools, tier = _usage(said.usage or {})
+    facts = _facts(hold, route, now_ms, said.status)
+    if nothing and said.status >= 400:  # a failure
+        end = HoldEnd(False, False, write_facts(briefly(facts)).decode())
+        end.answer = _told(hold, facts, end)
+        return end
+    if said.usage is None and said.cost is None and (vectors or service.counts_tokens):
+        raise InvalidRequest(
+            f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
+        )
+    total, units = sum(counts[:WHOLES]), 1 if said.units is None else said.units
+    cost = None if price is None else cost_nano(price, counts, tools, tier)
+    if price is not None:
+        facts.currency, facts.price_id = price.currency, price.price_id
+        facts.unpriced = named_unpriced(unpriced(price, tools))
+    if said.cost is not None:
+        cost, facts.currency, facts.price_id, facts.unpriced = (
+            money_of(said.cost, "cost"), hold.currency or facts.currency, 0, "",
+        )  # fmt: skip
+    facts.counts, facts.total, facts.units, facts.tools = counts, total, units, tools
+    facts.service_tier, facts.cost = tier, cost
+    at_cost = service.pricing.at_cost is not None
+    if said.cost is not None and at_cost and service.meter == CONSUMPTION:
+        credits_, over = whole_credits(charged(cost or 0, factor_of(service)))
+    else:
+        credits_, over, units = charge_of(service, vectors, counts, cost, units)
+    if (
+        max(credits_, units) > (INTEGER_MAX if is_in_money(service) else UNITS_MAX)
+        or (cost or 0) > INTEGER_MAX
+    ):
+        raise InvalidRequest(
+            "This comes to more than one call may.", param="usage" if said.usage else "units"
+        )
+    end = HoldEnd(
+        False, True, write_facts(facts).decode(), tokens=total if service.counts_tokens else 0,
+        weighed=None if hold.weights is None else hold.weights.count(counts, total),
+        credits=credits_, over=over, units=units,
+    )  # fmt: skip
+    if hold.budgets:
+        end.raw_tokens = total
+        if cost is not None and facts.currency == hold.currency:
+            end.money = cost
+    end.answer = _told(hold, facts, end)
+    return end
+
+
+def used_by(end: HoldEnd) -> TokenUsage:
+    """What the worker's numbers count of it."""
+    return TokenUsage(total=end.tokens, units=end.units)
+
+
+def _facts(hold: CallerHold, route: str, now_ms: int, status: int) -> CallFacts:
+    metadata = msgspec.Raw(hold.metadata.encode()) if hold.metadata else msgspec.Raw(b"null")
+    return CallFacts(
+        model=hold.model, status=status, duration_ms=max(0, now_ms - hold.created_ms), route=route,
+        session=hold.session, metadata=metadata,
+    )  # fmt: skip
+
+
+def _usage(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
+    """Tokens by kind, uses of tools, and the service tier, as the journal names them."""
+    right = f"usage takes {', '.join(KINDS)}, tools and service_tier"
+    for name in said:
+        if name not in KINDS and name not in {"tools", "service_tier"}:
+            raise InvalidRequest(f"{right}, not {name}.", param=f"usage.{name}"[:256])
+    counts = tuple(_count(said.get(kind, 0), f"usage.{kind}") for kind in KINDS)
+    tools, tier = said.get("tools") or {}, said.get("service_tier") or ""
+    if not isinstance(tools, dict) or len(tools) > TOOLS_MAX:
+        raise InvalidRequest(f"usage.tools must count uses of up to {TOOLS_MAX} tools.", param="usage.tools")
+    if not isinstance(tier, str) or len(tier) > 64:  # of any tier's name
+        raise InvalidRequest("usage.service_tier must be a name.", param="usage.service_tier")
+    parts = dict(zip(KINDS, counts, strict=True))
+    for whole, within in PARTS_OF.items():
+        if sum(parts[one] for one in within) > parts[whole]:
+            raise InvalidRequest(f"usage.{whole} must hold its parts.", param=f"usage.{whole}")
+    if sum(counts[:WHOLES]) > TOKENS_MAX:
+        raise InvalidRequest(f"usage may come to {TOKENS_MAX} tokens.", param="usage")
+    return counts, {str(name)[:64]: _count(uses, "usage.tools") for name, uses in tools.items()}, tier
+
+
+def _count(value: object, param: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= TOKENS_MAX:
+        raise InvalidRequest(f"{param} must be a whole number from 0 to {TOKENS_MAX}.", param=param)
+    return value
+
+
+def _told(hold: CallerHold, facts: CallFacts, end: HoldEnd) -> str:
+    """What the caller of a settled hold is told."""
+    return msgspec.json.encode(
+        {
+            "id": hold.id,
+            "status": facts.status,
+            "charged": end.charge,
+            "tokens": end.tokens,
+            "credits": end.credits,
+            "units": facts.units,
+            "cost": None if facts.cost is None or not end.charge else told_amount(MONEY, facts.cost),
+            "currency": facts.currency or None,
+        }
+    ).decode()
+
+
+def unit_of(said: HoldBody) -> str:
+    """What a hold is counted in."""
+    if said.amount is None:
+        return UNITS if said.max_tokens is None and said.request is None else TOKENS
+    return UNITS if isinstance(said.amount, int) else MONEY

@@ -1,0 +1,195 @@
+"""Holds that callers settle themselves, as Redis has them: any worker settles what another one gave.
+
+Beside the hold itself stand a record of it, how its caller ended it, and what requests with an
+`Idempotency-Key` came to. Who ends a hold says so first, once (`SET NX`), and then settles: whoever finds a
+hold that is to end and has not, settles it the same way, and settling twice is settling once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Final, cast
+
+import msgspec
+
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
+from gateway.core.model import Caller
+from gateway.counters.admission.stored import UNREADABLE
+from gateway.counters.history_guard import ask_word
+from gateway.counters.layouts.packing import CODE, EXTEND, EXTENDED, account_keys
+from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import encode, encode_script
+from gateway.errors import CountersRefused, CountersUnavailable, HoldEnded, HoldNotFound, IdempotencyConflict
+
+# How long an open hold is remembered behind its time, for keepers that were away.
+OPEN_MS: Final = 7 * 86_400_000
+# An ended one, so that its settlement is answered again.
+ENDED_MS: Final = 3_600_000
+# What a request with an `Idempotency-Key` came to.
+IDEMPOTENT_MS: Final = 86_400_000
+# Whose worker is silent for so long is dead: the same request takes its place.
+RUNNING_MS: Final = 10_000
+ID_CHARACTERS: Final = 36
+_GONE: Final = -1
+
+
+class _Request(msgspec.Struct):
+    """A request with an `Idempotency-Key`: the digest of its body, its hold, when it began, its answer."""
+
+    body: str
+    id: str
+    began_ms: int
+    answer: str = ""
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_decode_hold = msgspec.json.Decoder(CallerHold).decode
+_decode_end = msgspec.json.Decoder(HoldEnd).decode
+
+
+def read_hold(raw: object) -> CallerHold | None:
+    """A record as it was stored; None where there is none, or a newer version has written it."""
+    try:
+        return _decode_hold(raw) if isinstance(raw, bytes) else None
+    except UNREADABLE:
+        return None
+
+
+class CallerHolds:
+    """Of one worker; `today` is the time of day in seconds."""
+
+    def __init__(self, wires: RedisConnections, today: Callable[[], float]) -> None:
+        self._wires, self._today = wires, today
+
+    def now_ms(self) -> int:
+        """The time of day."""
+        return int(self._today() * 1000)
+
+    async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
+        """The id of the hold of a request with this key, and the answer it had before, if any.
+
+        A request whose worker has died is taken over with its id, so that it holds once.
+        """
+        name, now_ms = _idempotent(caller, key), self.now_ms()
+        mine = _Request(_digest(body), id_, now_ms)
+        if await self._set(caller.partition, name, mine, IDEMPOTENT_MS, b"NX"):
+            return id_, b""
+        raw = await self._ask(caller.partition, b"GET", name)
+        if raw is None:  # it was refused just now
+            raise IdempotencyConflict(retry_after_s=1)
+        found = _decode_request(cast("bytes", raw))
+        if found.body != mine.body:
+            raise IdempotencyConflict("This Idempotency-Key was used with another body.", retry_helps=False)
+        if found.answer:
+            return found.id, found.answer.encode()
+        if now_ms - found.began_ms < RUNNING_MS:
+            raise IdempotencyConflict("The first request with this key is still running.", retry_after_s=1)
+        await self._set(caller.partition, name, _Request(mine.body, found.id, now_ms), IDEMPOTENT_MS)
+        return found.id, b""
+
+    async def forget(self, caller: Caller, key: str) -> None:
+        """The request was refused: the next one with its key is a new one."""
+        await self._ask(caller.partition, b"DEL", _idempotent(caller, key))
+
+    async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
+        """Store a hold, and what its request came to."""
+        life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
+        await self._set(hold.partition, _record(hold), hold, life_ms)
+        if key:
+            done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
+            await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
+
+    async def find(self, caller: Caller, id_: str) -> CallerHold:
+        """A hold of the caller's tenant; `HoldNotFound`."""
+        if not id_.isascii() or len(id_) != ID_CHARACTERS:
+            raise HoldNotFound
+        raw = await self._ask(caller.partition, b"GET", keys.caller_hold(caller.partition, id_).encode())
+        hold = read_hold(raw)
+        if hold is None and raw is not None:
+            raise CountersRefused("Redis has a hold that cannot be read.")
+        wire = self._wires.of(caller.partition)
+        if raw is None and await ask_word(wire) != wire.run_id:
+            raise CountersUnavailable  # whether there is one may be said by a verified Redis alone
+        if (
+            hold is None
+            or hold.tenant_id != caller.tenant_id
+            or hold.organization_id != caller.organization_id
+        ):
+            raise HoldNotFound
+        return hold
+
+    async def end_of(self, hold: CallerHold) -> HoldEnd | None:
+        """How a caller ended it, None while nobody did."""
+        raw = await self._ask(hold.partition, b"GET", _end(hold))
+        return _decode_end(raw) if isinstance(raw, bytes) else None
+
+    async def decide(self, hold: CallerHold, end: HoldEnd) -> HoldEnd:
+        """How it ends: as the first one said who said it."""
+        life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
+        if await self._set(hold.partition, _end(hold), end, life_ms, b"NX"):
+            return end
+        found = await self.end_of(hold)
+        if found is None:  # it was undone just now
+            raise CountersUnavailable(retry_after_s=1)
+        return found
+
+    async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
+        """Its end is applied, and is told for a while."""
+        end.applied = True
+        await self._set(hold.partition, _end(hold), end, ENDED_MS)
+        await self._set(hold.partition, _record(hold), hold, ENDED_MS)
+
+    async def undecide(self, hold: CallerHold) -> None:
+        """Nobody ended it: it had ended before by its deadline."""
+        await self._ask(hold.partition, b"DEL", _end(hold))
+
+    async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
+        """Give it so much time from now, and hold what of the wanted is free; what it holds then.
+
+        `HoldEnded` where it is not there any more.
+        """
+        p = hold.partition
+        wire, accounts = self._wires.of(p), account_keys(p, hold.budgets, indexed=False)
+        names = (
+            keys.marker(p), keys.deadlines(p), keys.outbox(p), keys.hold(p, hold.id),
+            keys.tenant_state(p, hold.tenant_id), keys.organization_state(p, hold.organization_id), *accounts,
+        )  # fmt: skip
+        packed = EXTEND.pack(
+            0, -1, wanted.tokens, -1, wanted.credits, 0, wanted.money, wanted.raw_tokens, len(hold.budgets),
+            hold.id.encode(),
+        )  # fmt: skip
+        arguments = wire.run_id, b"%d" % ttl_ms, packed
+        answer = await wire.send(encode_script("extend", names, arguments))
+        if not isinstance(answer, bytes) or len(answer) != CODE.size + EXTENDED.size:
+            raise CountersUnavailable
+        tokens, credits_, _, money, raw_tokens = EXTENDED.struct.unpack_from(answer, CODE.size)
+        if tokens == _GONE:
+            raise HoldEnded
+        return HeldAmounts(int(tokens), int(credits_), hold.held.units, int(money), int(raw_tokens))
+
+    async def _set(self, partition: int, name: bytes, value: object, life_ms: int, *more: bytes) -> bool:
+        written = msgspec.json.encode(value)
+        return await self._ask(partition, b"SET", name, written, b"PX", b"%d" % life_ms, *more) is not None
+
+    async def _ask(self, partition: int, *command: bytes) -> Reply:
+        return await self._wires.of(partition).send(encode(*command))
+
+
+def _record(hold: CallerHold) -> bytes:
+    return keys.caller_hold(hold.partition, hold.id).encode()
+
+
+def _end(hold: CallerHold) -> bytes:
+    return keys.hold_end(hold.partition, hold.id).encode()
+
+
+def _idempotent(caller: Caller, key: str) -> bytes:
+    named = f"{caller.tenant_id} {caller.key_id} {key}"
+    return keys.idempotent(caller.partition, sha256(named.encode()).hexdigest()[:32]).encode()
+
+
+def _digest(body: bytes) -> str:
+    return sha256(body).hexdigest()

@@ -1,0 +1,447 @@
+"""Holds by the API: a caller takes one here, makes its call elsewhere, and settles it here.
+
+A hold is admitted, charged and told of as a call is: by the same checks, scripts, rows and refusals. It
+belongs to no worker: all that settles it stands in Redis. Its client may leave: nothing stops halfway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
+from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.caller_holds import (
+    LIFE_S_MAX,
+    UNITS,
+    CallerHold,
+    ExtendBody,
+    HeldAmounts,
+    HoldBody,
+    HoldEnd,
+    SettleBody,
+    idempotency_key,
+    money_of,
+    read_body,
+    released_by,
+    settled_by,
+    unit_of,
+    used_by,
+)
+from gateway.core.accounts.limits import limit_headers
+from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.runs import read_run
+from gateway.core.billing.money import whole_credits
+from gateway.core.billing.price_book import charged
+from gateway.core.calls.call import CallRequest, write_document
+from gateway.core.calls.claims import read_call
+from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money, vectors_of
+from gateway.core.model import (
+    GENERIC,
+    INTEGER_MAX,
+    UNSETTLED_CHARGED,
+    USER_REQUIRED,
+    Attribution,
+    Caller,
+    Decision,
+    HoldRequest,
+    Service,
+    Settlement,
+    SettleResult,
+)
+from gateway.errors import (
+    BudgetExceeded,
+    CountersUnavailable,
+    HoldEnded,
+    InsufficientCredits,
+    InvalidRequest,
+    ModelNotAllowed,
+    QuotaExceeded,
+    Refusal,
+    RequestTooLarge,
+    ServiceNotIncluded,
+    UserRequired,
+)
+from gateway.http.admission import by_head, identify, known, prices_of
+from gateway.http.charge import check_admitted, hold_request
+from gateway.http.relay import own_answer
+from gateway.http.server.exchange import Exchange
+from gateway.http.tally import NEVER
+
+# Of one request, read at once; a call's own may be larger, in turns.
+BODY_BYTES_MAX: Final = 1 << 20
+_JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+_REPLAYED: Final = (b"idempotent-replayed", b"true")
+
+
+async def take_hold(exchange: Exchange) -> None:
+    """Hold on every limit or on none what a call elsewhere may use: 201, or the refusal that a call earns."""
+    caller = known(exchange) or await identify(exchange)
+    holds = exchange.worker.ports.holds
+    id_, key = exchange.request_id, ""
+    with _uninterrupted(exchange):
+        try:
+            body = await _body(exchange, caller)
+            key = idempotency_key(exchange.head.passed)
+            said = read_body(HoldBody, body)
+            if key:
+                id_, answer = await holds.begin(caller, key, body, id_)
+                if answer:
+                    own_answer(exchange, 201, [*_JSON, _REPLAYED], answer)
+                    return
+        except Refusal:
+            await by_head(exchange, caller)  # who is over a limit of requests is told of that first
+            raise
+        try:
+            hold, decision, remaining = await _taken(exchange, caller, said, id_, again=bool(key))
+        except Refusal:
+            if key:
+                await holds.forget(caller, key)
+            raise
+        told = hold.told(remaining)
+        try:
+            await holds.keep(hold, key, body, told)
+        except CountersUnavailable:
+            await _give_back(exchange, hold)
+            raise
+        if exchange.gone and not key:  # nobody will know its id
+            await _give_back(exchange, hold)
+    own_answer(exchange, 201, [*_JSON, *limit_headers(decision)], told)
+
+
+async def extend_hold(exchange: Exchange) -> None:
+    """Give a hold more time, and hold more for it."""
+    caller = known(exchange) or await identify(exchange)
+    holds = exchange.worker.ports.holds
+    with _uninterrupted(exchange):
+        said = read_body(ExtendBody, await _body(exchange, caller))
+        hold = await holds.find(caller, exchange.routed.params["id"])
+        if await holds.end_of(hold) is not None:
+            raise HoldEnded
+        until_ms = holds.now_ms() + 1000 * said.ttl_s
+        if until_ms > hold.created_ms + 1000 * LIFE_S_MAX:
+            raise InvalidRequest(
+                f"ttl_s ends a day ({LIFE_S_MAX} s) after the hold was taken at the latest.", param="ttl_s"
+            )
+        wanted, more = hold.held, 0
+        if said.more is not None:
+            wanted, more = _more(exchange, hold, said.more)
+        found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
+        short = _short(found, wanted)
+        hold.held, hold.expires_ms = found, max(until_ms, hold.expires_ms if short is not None else 0)
+        if short is None:
+            hold.asked += more
+        await holds.keep(hold)
+        if short is not None:
+            raise short
+    own_answer(exchange, 200, _JSON, hold.told(None))
+
+
+async def settle_hold(exchange: Exchange) -> None:
+    """Replace a hold by what its caller says was used, once; settled again it is answered the same."""
+    caller = known(exchange) or await identify(exchange)
+    ports = exchange.worker.ports
+    with _uninterrupted(exchange):
+        said = read_body(SettleBody, await _body(exchange, caller))
+        hold = await ports.holds.find(caller, exchange.routed.params["id"])
+        end = await ports.holds.end_of(hold)
+        if end is None:
+            now_ms = ports.holds.now_ms()
+            ago_s, price, service = (now_ms - hold.created_ms) / 1000, None, hold.service
+            if hold.model:
+                price = ports.directory.price(hold.caller, hold.model, ago_s, hold.own)
+                price = price or ports.directory.price_as(hold.caller, hold.model, ago_s, hold.own)
+            vectors = vectors_of(service, (hold.model,), lambda _: price) if _by_token(service, said) else ()
+            end = settled_by(hold, said, vectors, price, exchange.routed.label, now_ms)
+            end = await ports.holds.decide(hold, end)
+        if end.released:
+            raise HoldEnded("The hold was released: nothing can be charged for it any more.")
+        if not end.applied:
+            await _settle(exchange, hold, end)
+    own_answer(exchange, 200, _JSON, end.answer.encode())
+
+
+async def release_hold(exchange: Exchange) -> None:
+    """Give a hold back: it costs nothing."""
+    caller = known(exchange) or await identify(exchange)
+    ports = exchange.worker.ports
+    with _uninterrupted(exchange):
+        if exchange.head.refusal is not None:
+            raise exchange.head.refusal
+        hold = await ports.holds.find(caller, exchange.routed.params["id"])
+        end = released_by(hold, exchange.routed.label, ports.holds.now_ms())
+        end = await ports.holds.decide(hold, end)
+        if not end.released:
+            raise HoldEnded("The hold was settled: what it was charged stays.")
+        if not end.applied:
+            settled = await _settle(exchange, hold, end)
+            if settled is not SettleResult.DONE and holds_charged(hold, ports.holds.now_ms()):
+                await ports.holds.undecide(hold)
+                raise HoldEnded(
+                    "The time of the hold is over, and it was charged as held: settle it instead."
+                )
+    own_answer(exchange, 204, [], b"")
+
+
+def holds_charged(hold: CallerHold, now_ms: int) -> bool:
+    """Whether a hold that is not there any more was charged when its time was over."""
+    return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
+
+
+@contextmanager
+def _uninterrupted(exchange: Exchange) -> Iterator[None]:
+    """What is asked of the counters is bounded in time, and ends though its client leaves."""
+    worker = exchange.worker
+    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    try:
+        yield
+    finally:
+        exchange.shielded, exchange.deadline = False, NEVER
+
+
+async def _body(exchange: Exchange, caller: Caller) -> bytes:
+    """The whole body; its client may still leave before that."""
+    worker = exchange.worker
+    if worker.buffers.pressed:
+        worker.buffers.check_new(caller)
+    if exchange.body_failure is not None:
+        raise exchange.body_failure
+    if not exchange.connection.body_complete:
+        exchange.shielded, exchange.deadline = False, NEVER
+        await exchange.late_body(BODY_BYTES_MAX)
+        exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    body = exchange.connection.body.take_parts()
+    if len(body) > BODY_BYTES_MAX:
+        raise RequestTooLarge(f"A body here may have {BODY_BYTES_MAX} bytes.")
+    if exchange.head.refusal is not None:
+        raise exchange.head.refusal
+    return body
+
+
+# What a hold takes, and of which limits: as of a call.
+
+
+async def _taken(
+    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool
+) -> tuple[CallerHold, Decision, int | None]:
+    """Take a hold; what is stored of it, what was decided, and what remains in its unit."""
+    ports = exchange.worker.ports
+    try:
+        call, attribution, unit = _call(exchange, caller, said)
+        exchange.call = call
+        run = attribution.run
+        opened = None
+        if run is not None:
+            opened = ports.runs.cached(caller, run)
+            if opened is None:
+                await by_head(exchange, caller)  # a caller that is over a limit opens no run
+                opened = await ports.runs.find(caller, run)
+        service, budgets = _service(exchange, caller, said.service), None
+        budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
+        prices = prices_of(ports, caller, service, call, budgets)
+        estimate = _estimate(exchange, caller, service, said, call)
+        request, asked = _asked(
+            caller, id_, attribution.user, service, call, estimate, prices, budgets, said.amount, again
+        )
+    except Refusal:
+        if exchange.charge is None:
+            await by_head(exchange, caller)
+        raise
+    if said.amount is None:
+        asked = estimate.need if unit == TOKENS else request.units
+    request.ttl_ms = 1000 * said.ttl_s
+    request.whole = said.max_tokens is not None
+    request.raises = again or exchange.charge is not None
+    decision = await ports.counters.reserve(request)
+    check_admitted(decision, budgets, ports.tally)
+    if (
+        exchange.charge is not None
+    ):  # the hold has now what was held by its head
+        if id_ != exchange.request_id:
+            await exchange.charge.settle(0, False, False, (0, ""))
+        exchange.charge = None
+    hold = CallerHold(
+        id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
+        HeldAmounts(
+            decision.held_tokens, decision.held_credits, request.units, decision.money_held,
+            decision.raw_held,
+        ),
+        decision.now_ms, decision.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
+        request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
+        prices.own, decision.weights, exchange.head.said.columns, attribution.session,
+        attribution.metadata.decode(),
+    )  # fmt: skip
+    if unit == TOKENS and service.counts_tokens and decision.weights is None:
+        hold.asked = decision.held_tokens
+    return hold, decision, _remaining(decision, service, unit)
+
+
+def _call(exchange: Exchange, caller: Caller, said: HoldBody) -> tuple[CallRequest, Attribution, str]:
+    """The call that a hold is for, what is said of it, and what it is counted in."""
+    ports = exchange.worker.ports
+    if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
+        raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
+    if ports.directory.service(said.service) is None:
+        raise ServiceNotIncluded(f"There is no service {said.service}.")
+    call = CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens)
+    if said.request is not None:
+        route = exchange.worker.heads.bindings.read_by(said.service)
+        if route is None:
+            raise InvalidRequest(
+                f"No route reads requests of the service {said.service}: say max_tokens or amount.",
+                param="request",
+            )
+        call = read_call(route, {"model": said.model}, write_document(said.request), exchange.worker.bounds)
+        if said.model and call.model != said.model:
+            raise InvalidRequest("model is another one in the request.", param="model")
+    attribution = exchange.head.attribution
+    if said.run:
+        try:
+            attribution = replace(attribution, run=read_run(said.run))
+        except ValueError as error:
+            raise InvalidRequest(f"run {error}.", param="run") from error
+    user = caller.acts_for(said.user or attribution.user, call.user)
+    if caller.user_header == USER_REQUIRED and not user:
+        raise UserRequired(param="user")
+    if caller.models is not None:
+        for model in (call.model, *call.models_beside):
+            if not caller.may_ask(model):
+                raise ModelNotAllowed(
+                    f"This API key may not use the model {model}."
+                    if model
+                    else "This API key may use some models alone, and this hold names none."
+                )
+    return call, replace(attribution, user=user), unit_of(said)
+
+
+def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
+    found = exchange.worker.ports.directory.resolve(caller, key)
+    if found is None:
+        raise ServiceNotIncluded
+    return found
+
+
+def _estimate(
+    exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
+) -> Estimate:
+    """What it holds in tokens: what it states, all of it as output; or by its request as of a call."""
+    if said.request is not None:
+        return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
+    if said.max_tokens is not None:
+        return Estimate(said.max_tokens, said.max_tokens, answers=1)
+    if said.amount is None and service.counts_tokens:
+        raise InvalidRequest(
+            f"The service {service.key} counts tokens: say max_tokens, amount or request.", param="max_tokens"
+        )
+    # What is held by money or units counts no tokens before; a quota that is used up refuses it all the same.
+    return Estimate(1, 1) if service.counts_tokens else NO_ESTIMATE
+
+
+def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
+    caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
+    prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
+) -> tuple[HoldRequest, int]:  # fmt: skip
+    """The request of a hold, and how much it asks for in its unit where it states an amount."""
+    units = amount if isinstance(amount, int) else 1
+    _, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
+    if not isinstance(amount, str):
+        return request, units
+    nano = money_of(amount, "amount")
+    if service.pricing.per_million is not None:
+        raise InvalidRequest(
+            f"The service {service.key} costs credits by token: say max_tokens or request.", param="amount"
+        )
+    if budgets is not None and MONEY in budgets.units:
+        request.money, request.money_most, request.money_least = nano, nano, 0
+    cost = charged(nano, factor_of(service))
+    if is_in_money(service):
+        request.units = min(cost, INTEGER_MAX)
+    elif service.pricing.at_cost is not None and service.meter == CONSUMPTION:
+        request.credits, request.credits_least = min(whole_credits(cost)[0], INTEGER_MAX), 0
+    return request, nano
+
+
+def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
+    """What the caller may still hold in a unit, by the tightest limit that is in it; None where none is."""
+    found, window = list[int](), decision.budget
+    if unit == TOKENS and decision.tokens_remaining is not None:
+        found.append(decision.tokens_remaining)
+    if unit == UNITS and decision.credits_remaining is not None and service.credits:
+        found.append(max(0, decision.credits_remaining) // service.credits)
+    if window is not None and UNIT_OF[window.unit] == unit:
+        found.append(window.left)
+    return min(found) if found else None
+
+
+def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
+    """What a hold is to hold with so much more of its unit, and how much that is."""
+    ports, caller, service = exchange.worker.ports, hold.caller, hold.service
+    if hold.unit == UNITS:
+        raise InvalidRequest("A hold in units stays as it is: take another one beside it.", param="more")
+    if isinstance(more, str) is not (hold.unit == MONEY):
+        right = 'a decimal such as "5.00"' if hold.unit == MONEY else "a number of tokens"
+        raise InvalidRequest(f"more must be {right}, as the hold is in {hold.unit}.", param="more")
+    call = CallRequest(
+        "none", GENERIC, b"", model=hold.model, output_max=more if isinstance(more, int) else None
+    )
+    estimate = Estimate(more, more, answers=1) if isinstance(more, int) else NO_ESTIMATE
+    said = replace(exchange.head.attribution, user=hold.user, session=hold.session, run=None)
+    budgets = ports.directory.budgets(caller, service.id, said, call, False) if hold.budgets else None
+    prices = prices_of(ports, caller, service, call, budgets)
+    amount = more if isinstance(more, str) else None
+    request, asked = _asked(
+        caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True
+    )
+    held, tokens = hold.held, request.need if hold.weights is None else hold.weights.at_most(request.need, 0)
+    wanted = HeldAmounts(
+        held.tokens + tokens, held.credits + request.credits, held.units, held.money + request.money,
+        held.raw_tokens + request.raw_tokens,
+    )  # fmt: skip
+    return wanted, asked if isinstance(more, str) else more
+
+
+def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
+    """Which account had too little free for an extension; the hold has what there was, and its time."""
+    kept = "The hold has what was free, and its time."
+    if found.tokens < wanted.tokens:
+        return QuotaExceeded(f"The quota has too little for this. {kept}")
+    if found.credits < wanted.credits:
+        return InsufficientCredits(f"The organization has too few credits for this. {kept}")
+    if found.money < wanted.money or found.raw_tokens < wanted.raw_tokens:
+        return BudgetExceeded(f"A budget has too little for this. {kept}")
+    return None
+
+
+def _by_token(service: Service, said: SettleBody) -> bool:
+    """Whether tokens set what a settled hold is charged."""
+    pricing = service.pricing
+    return said.cost is None and (pricing.per_million is not None or pricing.at_cost is not None)
+
+
+# Its end.
+
+
+async def _settle(exchange: Exchange, hold: CallerHold, end: HoldEnd) -> SettleResult:
+    """Settle as was decided. What met no hold was settled before, or the keeper makes it good."""
+    ports = exchange.worker.ports
+    settlement = end.settlement(hold)
+    settled = await ports.counters.settle(settlement)
+    if settled is SettleResult.UNVERIFIED:
+        raise CountersUnavailable(retry_after_s=1)
+    await ports.holds.ended(hold, end)
+    if end.charge and settled is not SettleResult.UNKNOWN:
+        tally, facts, usage = ports.tally, read_facts(end.facts.encode()), used_by(end)
+        tally.settled(hold.service.key, usage, settlement.credits)
+        tally.served(hold.tenant_id, end.tokens)
+        if facts is not None and facts.cost is not None:
+            tally.cost(hold.service.key, hold.model, facts.currency, facts.cost)
+    return settled
+
+
+async def _give_back(exchange: Exchange, hold: CallerHold) -> None:
+    """Nobody heard of this hold: it ends at once."""
+    release = Settlement(hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets)
+    await exchange.worker.ports.counters.settle(release)

@@ -1,0 +1,307 @@
+"""Holds by the API: taken, extended, settled and released; by many at once, by anybody's worker, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2 as httpx
+import pytest
+import redis
+
+from tests import plain_http
+from tests.journey.budgets import MODEL, Spender, cost, reasons
+from tests.journey.stack import ANSWER_S_MAX, Body, Stack
+from tests.waiting import wait_until
+
+CALLERS, CALLS = 32, 500
+TOKENS = 100
+WORTH = 20
+
+
+class Holder:
+    """A tenant whose key takes holds."""
+
+    def __init__(self, stack: Stack, total: int | None = None, **key: Any) -> None:
+        self.stack = stack
+        self.tenant, self.key = stack.tenant(total)
+        if key:
+            self.key = stack.make("api-keys", tenant_id=self.tenant, **key)["key"]
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        fields = {"authorization": f"Bearer {self.key}"}
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        url = f"{self.stack.gateway_url}/.tollkeeper/holds{path}"
+        return plain_http.request(method, url, json=body, headers=fields, timeout=ANSWER_S_MAX)
+
+    def take(self, tokens: int = TOKENS, **said: Any) -> Body:
+        answer = self.ask("POST", "", {"service": "chat", "max_tokens": tokens} | said)
+        assert answer.status_code == 201, answer.text
+        taken: Body = answer.json()
+        return taken
+
+    def settle(self, id_: str, output: int = 7) -> httpx.Response:
+        return self.ask("POST", f"/{id_}/settle", {"usage": {"input": 3, "output": output}})
+
+    def consumed(self) -> list[int]:
+        rows = self.stack.ledger(self.tenant)
+        return [row["amount"] for row in rows if row["transaction_type"] == "consume"]
+
+
+def test_a_hold_is_taken_settled_once_and_is_a_row_as_a_call_is(stack: Stack) -> None:
+    holder = Holder(stack, 1000)
+    taken = holder.take(model="demo-small", user="ann", ttl_s=60)
+    assert (taken["held"], taken["remaining"], taken["unit"]) == (TOKENS, 900, "tokens")
+    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    first = holder.settle(taken["id"])
+    assert (first.status_code, first.json()["tokens"]) == (200, 10)
+    again = holder.settle(taken["id"], output=500)
+    assert (again.status_code, again.json()) == (200, first.json())
+    stack.settled(holder.tenant, 2)
+    assert holder.consumed() == [10]
+    (call,) = wait_until(lambda: stack.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
+    assert (call["request_id"], call["model"], call["tokens"], call["status"]) == (
+        taken["id"],
+        "demo-small",
+        10,
+        200,
+    )
+    assert call["route"] == "/.tollkeeper/holds/{id}/settle"
+    assert stack.quota(holder.tenant)["tokens_held"] == 0
+    assert holder.ask("DELETE", f"/{taken['id']}").status_code == 409
+
+
+def test_what_is_released_costs_nothing_and_is_over(stack: Stack) -> None:
+    holder = Holder(stack, 1000)
+    id_ = holder.take()["id"]
+    assert [holder.ask("DELETE", f"/{id_}").status_code for _ in range(2)] == [204, 204]
+    refused = holder.settle(id_)
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (409, "hold_ended")
+    assert holder.ask("POST", f"/{id_}/extend", {"ttl_s": 60}).status_code == 409
+    failed = holder.take()["id"]
+    answer = holder.ask("POST", f"/{failed}/settle", {"status": 502})
+    assert (answer.status_code, answer.json()["charged"]) == (200, False)
+    assert stack.quota(holder.tenant)["tokens_remaining"] == 1000
+    assert stack.quota(holder.tenant)["tokens_held"] == 0
+
+
+def test_many_at_once_never_hold_more_than_there_is(stack: Stack) -> None:
+    holder = Holder(stack, WORTH * TOKENS)
+    said = {"service": "chat", "max_tokens": TOKENS, "ttl_s": 600}
+    with ThreadPoolExecutor(CALLERS) as pool:
+        answers = list(pool.map(lambda _: holder.ask("POST", "", said), range(CALLS)))
+    taken = [one.json()["id"] for one in answers if one.status_code == 201]
+    assert len(taken) == WORTH
+    assert {one.status_code for one in answers} == {201, 429}
+    refused = [one for one in answers if one.status_code == 429]
+    assert set(reasons(refused)) == {"quota_held"}
+    assert refused[0].headers["content-type"] == "application/problem+json"
+    with ThreadPoolExecutor(CALLERS) as pool:  # each twice at once: charged once
+        settled = list(pool.map(holder.settle, taken * 2))
+    assert {one.status_code for one in settled} == {200}
+    stack.settled(holder.tenant, 1 + WORTH)
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    assert holder.consumed() == [10] * WORTH
+
+
+def test_more_than_was_held_is_charged_as_told(stack: Stack) -> None:
+    holder = Holder(stack, 1000)
+    answer = holder.settle(holder.take()["id"], output=2_997)
+    assert answer.json()["tokens"] == 3_000
+    assert stack.quota(holder.tenant)["tokens_remaining"] == -2_000
+    refused = holder.ask("POST", "", {"service": "chat", "max_tokens": 1})
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (429, "quota_exceeded")
+
+
+def test_a_hold_is_extended_as_far_as_there_is_and_no_longer_than_a_day(stack: Stack) -> None:
+    holder = Holder(stack, 250)
+    taken = holder.take()
+    more = holder.ask("POST", f"/{taken['id']}/extend", {"ttl_s": 3600, "more": TOKENS})
+    assert (more.status_code, more.json()["held"]) == (200, 2 * TOKENS)
+    assert more.json()["expires_at"] > taken["expires_at"]
+    assert stack.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
+    short = holder.ask("POST", f"/{taken['id']}/extend", {"more": TOKENS})
+    assert (short.status_code, short.headers["x-tollkeeper-reason"]) == (429, "quota_exceeded")
+    assert stack.quota(holder.tenant)["tokens_held"] == 250
+    days_old = [name for name in _names(stack) if name.endswith(f":hold:{taken['id']}")]
+    _age(stack, days_old[0], 86_400_000)
+    late = holder.ask("POST", f"/{taken['id']}/extend", {"ttl_s": 60})
+    assert (late.status_code, "a day" in late.text) == (400, True)
+    assert holder.settle(taken["id"]).status_code == 200
+
+
+def _names(stack: Stack) -> list[str]:
+    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+        return list(client.scan_iter(count=1000))
+
+
+def _age(stack: Stack, name: str, ms: int) -> None:
+    """The hold was taken so much earlier."""
+    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+        raw = str(client.get(name))
+        began = int(raw.partition('"created_ms":')[2].partition(",")[0])
+        client.set(name, raw.replace(f'"created_ms":{began}', f'"created_ms":{began - ms}'), keepttl=True)
+
+
+@pytest.mark.parametrize(("unsettled", "left"), [("charge", 900), ("release", 1000)])
+def test_what_nobody_settles_is_charged_or_not_and_a_late_settlement_is_made_good(
+    stack: Stack, unsettled: str, left: int
+) -> None:
+    holder = Holder(stack, 1000, unsettled=unsettled)
+    id_ = holder.take(ttl_s=1)["id"]
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    assert stack.quota(holder.tenant)["tokens_remaining"] == left
+    if unsettled == "charge":
+        assert holder.ask("DELETE", f"/{id_}").status_code == 409
+    assert holder.settle(id_).status_code == 200
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_remaining"] == 990)
+    assert holder.settle(id_).status_code == 200
+
+
+def test_a_request_with_a_key_is_answered_once(stack: Stack) -> None:
+    holder, key = Holder(stack, 1000), str(uuid4())
+    said = {"service": "chat", "max_tokens": TOKENS}
+    first = holder.ask("POST", "", said, idempotency_key=key)
+    again = holder.ask("POST", "", said, idempotency_key=key)
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    other = holder.ask("POST", "", said | {"max_tokens": 1}, idempotency_key=key)
+    assert (other.status_code, other.headers["x-tollkeeper-reason"]) == (409, "idempotency_conflict")
+    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(lambda _: holder.ask("POST", "", said, idempotency_key=f"{key}2"), range(8)))
+    assert {one.status_code for one in at_once} <= {201, 409}
+    assert len({one.json()["id"] for one in at_once if one.status_code == 201}) == 1
+    assert stack.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
+    refused = holder.ask("POST", "", said | {"max_tokens": 9_000}, idempotency_key=f"{key}3")
+    assert refused.status_code == 429
+    stack.act(holder.tenant, "recharge", amount=10_000)
+    assert holder.ask("POST", "", said | {"max_tokens": 9_000}, idempotency_key=f"{key}3").status_code == 201
+
+
+def test_holds_of_others_are_not_there(stack: Stack) -> None:
+    holder, stranger = Holder(stack), Holder(stack)
+    id_ = holder.take()["id"]
+    for method, path in (("POST", "/settle"), ("POST", "/extend"), ("DELETE", "")):
+        for asked in (id_, str(uuid4()), "x"):
+            answer = stranger.ask(method, f"/{asked}{path}", {} if method == "POST" else None)
+            assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (404, "hold_not_found")
+    assert holder.settle(id_).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"max_tokens": 1}, "service"), ({"service": "chat"}, "max_tokens"),
+        ({"service": "chat", "max_tokens": 1, "ttl_s": 3601}, "ttl_s"),
+        ({"service": "chat", "max_tokens": 1, "ttl_s": 0}, "ttl_s"),
+        ({"service": "chat", "max_tokens": 0}, "max_tokens"),
+        ({"service": "chat", "max_tokens": 1, "amount": 1}, "max_tokens"),
+        ({"service": "chat", "amount": "-1"}, "amount"), ({"service": "chat", "amount": 1.5}, "amount"),
+        ({"service": "chat", "max_tokens": 1, "weight": 1}, "weight"),
+        ({"service": "chat", "max_tokens": 1, "run": "a; max=0"}, "run"),
+    ],
+)  # fmt: skip
+def test_a_wrong_body_is_refused_by_its_field(stack: Stack, said: Body, param: str) -> None:
+    answer = Holder(stack).ask("POST", "", said)
+    assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (400, "invalid_request"), (
+        answer.text
+    )
+    assert param in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {}, {"usage": {"input": -1}}, {"usage": {"tokens": 1}}, {"units": -1}, {"cost": "-5"}, {"status": 99},
+        {"usage": {"output": 1, "reasoning": 2}}, {"cost": "1e3"}, {"units": 1},
+    ],
+)  # fmt: skip
+def test_a_wrong_settlement_settles_nothing(stack: Stack, said: Body) -> None:
+    holder = Holder(stack, 1000)
+    id_ = holder.take()["id"]
+    answer = holder.ask("POST", f"/{id_}/settle", said)
+    assert answer.status_code == 400, answer.text
+    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    assert holder.settle(id_).status_code == 200
+
+
+def test_money_units_and_requests_are_held_where_they_are_limited(stack: Stack) -> None:
+    spender = Spender(stack)
+    budget = spender.budget("0.01")
+    spender.known(budget)
+    holder = Holder(stack)
+    holder.key = spender.key
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
+    by_request = holder.ask("POST", "", {"service": "chat", "request": request})
+    assert by_request.status_code == 201, by_request.text
+    assert by_request.json()["held"] >= 16
+    by_money = holder.ask("POST", "", {"service": "chat", "model": MODEL, "amount": "0.005"})
+    assert (by_money.status_code, by_money.json()["held"]) == (201, "0.005")
+    over = holder.ask("POST", "", {"service": "chat", "model": MODEL, "amount": "0.0099"})
+    assert (over.status_code, over.headers["x-tollkeeper-reason"]) == (429, "quota_held")
+    used = {"usage": {"input": 100, "output": 10}}
+    assert holder.ask("POST", f"/{by_request.json()['id']}/settle", used).status_code == 200
+    told = holder.ask("POST", f"/{by_money.json()['id']}/settle", {"cost": "0.004"}).json()
+    assert (told["cost"], told["currency"]) == ("0.004", "USD")
+    spender.comes_to(budget, cost(100, 10) + Decimal("0.004"))
+
+
+def test_units_cost_credits_and_a_run_is_drawn_from(stack: Stack) -> None:
+    holder = Holder(stack)
+    organization = stack.admin("GET", f"/tenants/{holder.tenant}")[1]["organization_id"]
+    (model,) = stack.admin("GET", "/business-models?name=Consumption")[1]["items"]
+    service = stack.make(
+        "services", name=f"units {uuid4()}", key=f"units-{uuid4().hex[:8]}", credits=2,
+        service_type="Pay-As-You-Go", business_model_id=model["id"],
+    )  # fmt: skip
+    stack.make("credit-additions", organization_id=organization, credits_added=20)
+    said = {"service": service["key"], "amount": 6}
+    first = wait_until(lambda: (one := holder.ask("POST", "", said)).status_code == 201 and one)
+    assert (first.json()["held"], first.json()["remaining"], first.json()["unit"]) == (6, 4, "units")
+    held = holder.ask("POST", "", said)
+    assert (held.status_code, held.headers["x-tollkeeper-reason"]) == (429, "quota_held")
+    told = holder.ask("POST", f"/{first.json()['id']}/settle", {"units": 5}).json()
+    assert (told["credits"], told["units"]) == (10, 5)
+    assert holder.ask("POST", "", said).status_code == 402
+    run = "hold-run; max_tokens=150"
+    assert holder.take(run=run)["remaining"] == 50
+    over = holder.ask("POST", "", {"service": "chat", "max_tokens": TOKENS, "run": "hold-run"})
+    assert (over.status_code, over.headers["x-tollkeeper-reason"]) in {
+        (429, "quota_held"),
+        (429, "run_exceeded"),
+    }
+
+
+def test_a_worker_killed_between_hold_and_settlement_loses_and_doubles_nothing(stack: Stack) -> None:
+    holder, rounds = Holder(stack, 1_000_000), 20
+    for _ in range(rounds):
+        ids = [holder.take(ttl_s=600)["id"] for _ in range(3)]
+        os.kill(stack_workers(stack)[0], signal.SIGKILL)
+        with ThreadPoolExecutor(len(ids)) as pool:
+            list(pool.map(lambda id_: until_settled(holder, id_), ids))
+    expected = 3 * rounds
+    stack.settled(holder.tenant, 1 + expected)
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    assert holder.consumed() == [10] * expected
+
+
+def stack_workers(stack: Stack) -> list[int]:
+    found: list[int] = json.loads((Path(stack.data_dir) / "pids.json").read_text())["gateway"]
+    return found
+
+
+def until_settled(holder: Holder, id_: str) -> None:
+    def settled() -> bool:
+        try:
+            return holder.settle(id_).status_code == 200
+        except httpx.HTTPError:  # its worker was killed
+            return False
+
+    wait_until(settled)
