@@ -221,13 +221,18 @@ def _check_models(exchange: Exchange, caller: Caller, call: CallRequest) -> None
 
 
 def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:
+    """The lists that a call is held to, by the user it is for."""
+    return lists_of(exchange, caller, caller.acts_for(exchange.head.attribution.user, call.user))
+
+
+def lists_of(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
     """The lists that the models of a call have to be on, each with whose it is: so the narrowest holds."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
     lists = exchange.worker.ports.directory.model_lists(caller)
     if lists is not None:
-        found += lists.of(caller.tenant_id, caller.acts_for(exchange.head.attribution.user, call.user))
+        found += lists.of(caller.tenant_id, user)
     return found
 
 

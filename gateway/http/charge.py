@@ -419,7 +419,7 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(document))
 
 
-# What a hold is asked for, and what was answered; of calls, and of holds that callers take by the API.
+# The request of a hold, and its answer; of calls, and of holds that callers take by the API.
 def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool,

@@ -51,6 +51,7 @@ from gateway.core.model import (
     Service,
     Settlement,
     SettleResult,
+    on_list,
 )
 from gateway.errors import (
     BudgetExceeded,
@@ -65,7 +66,7 @@ from gateway.errors import (
     ServiceNotIncluded,
     UserRequired,
 )
-from gateway.http.admission import by_head, identify, known, prices_of
+from gateway.http.admission import by_head, identify, known, lists_of, prices_of
 from gateway.http.charge import check_admitted, hold_request
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
@@ -193,13 +194,17 @@ def holds_charged(hold: CallerHold, now_ms: int) -> bool:
 
 @contextmanager
 def _uninterrupted(exchange: Exchange) -> Iterator[None]:
-    """What is asked of the counters is bounded in time, and ends though its client leaves."""
-    worker = exchange.worker
-    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    """Questions to the counters are bounded in time, and end though the client leaves."""
+    _shield(exchange)
     try:
         yield
     finally:
         exchange.shielded, exchange.deadline = False, NEVER
+
+
+def _shield(exchange: Exchange) -> None:
+    worker = exchange.worker
+    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
 
 
 async def _body(exchange: Exchange, caller: Caller) -> bytes:
@@ -212,7 +217,7 @@ async def _body(exchange: Exchange, caller: Caller) -> bytes:
     if not exchange.connection.body_complete:
         exchange.shielded, exchange.deadline = False, NEVER
         await exchange.late_body(BODY_BYTES_MAX)
-        exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+        _shield(exchange)
     body = exchange.connection.body.take_parts()
     if len(body) > BODY_BYTES_MAX:
         raise RequestTooLarge(f"A body here may have {BODY_BYTES_MAX} bytes.")
@@ -221,7 +226,7 @@ async def _body(exchange: Exchange, caller: Caller) -> bytes:
     return body
 
 
-# What a hold takes, and of which limits: as of a call.
+# The request of a hold, on the same limits as a call.
 
 
 async def _taken(
@@ -238,6 +243,7 @@ async def _taken(
             opened = ports.runs.cached(caller, run)
             if opened is None:
                 await by_head(exchange, caller)  # a caller that is over a limit opens no run
+                _shield(exchange)
                 opened = await ports.runs.find(caller, run)
         service, budgets = _service(exchange, caller, said.service), None
         budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
@@ -257,11 +263,10 @@ async def _taken(
     request.raises = again or exchange.charge is not None
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports.tally)
-    if (
-        exchange.charge is not None
-    ):  # the hold has now what was held by its head
+    if exchange.charge is not None:  # the hold has now what was held by its head
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))
+            _shield(exchange)
         exchange.charge = None
     hold = CallerHold(
         id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
@@ -306,15 +311,18 @@ def _call(exchange: Exchange, caller: Caller, said: HoldBody) -> tuple[CallReque
     user = caller.acts_for(said.user or attribution.user, call.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="user")
-    if caller.models is not None:
-        for model in (call.model, *call.models_beside):
-            if not caller.may_ask(model):
-                raise ModelNotAllowed(
-                    f"This API key may not use the model {model}."
-                    if model
-                    else "This API key may use some models alone, and this hold names none."
-                )
+    _check_models(exchange, caller, call, user)
     return call, replace(attribution, user=user), unit_of(said)
+
+
+def _check_models(exchange: Exchange, caller: Caller, call: CallRequest, user: str) -> None:
+    """`ModelNotAllowed` where a model is not on every list that the hold is held to."""
+    for whose, listed in lists_of(exchange, caller, user):
+        for model in (call.model, *call.models_beside):
+            if not model:
+                raise ModelNotAllowed(f"This {whose} may use some models alone, and this hold names none.")
+            if model not in listed and not on_list(model, listed):
+                raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
 
 
 def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
@@ -336,7 +344,7 @@ def _estimate(
         raise InvalidRequest(
             f"The service {service.key} counts tokens: say max_tokens, amount or request.", param="max_tokens"
         )
-    # What is held by money or units counts no tokens before; a quota that is used up refuses it all the same.
+    # A hold by money or units counts no tokens yet; a quota that is used up refuses it all the same.
     return Estimate(1, 1) if service.counts_tokens else NO_ESTIMATE
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import h11
 
@@ -26,7 +27,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import ObjectOwnersPort, Ports, Tokens, Tracer
+from gateway.http.ports import HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -329,6 +330,7 @@ class Stage:
             self.cooling,
             time.monotonic,
             NoRuns(),
+            cast("HoldsPort", None),  # nobody takes a hold on a stage
             access_log=True,
         )
 

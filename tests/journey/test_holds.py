@@ -15,6 +15,7 @@ import httpx2 as httpx
 import pytest
 import redis
 
+from gateway.client.holds import AsyncHolds, HoldRefused, Holds
 from tests import plain_http
 from tests.journey.budgets import MODEL, Spender, cost, reasons
 from tests.journey.stack import ANSWER_S_MAX, Body, Stack
@@ -305,3 +306,32 @@ def until_settled(holder: Holder, id_: str) -> None:
             return False
 
     wait_until(settled)
+
+
+def test_the_client_takes_settles_and_releases(stack: Stack) -> None:
+    holder = Holder(stack, 1000)
+    holds = Holds(stack.gateway_url, holder.key)
+    with holds.take("chat", max_tokens=TOKENS) as hold:
+        assert (hold.held, hold.remaining) == (TOKENS, 900)
+        assert hold.extend(ttl_s=600, more=50).held == TOKENS + 50
+        assert hold.settle({"input": 3, "output": 7})["tokens"] == 10
+    with pytest.raises(ZeroDivisionError), holds.take("chat", max_tokens=TOKENS):
+        raise ZeroDivisionError
+    with pytest.raises(HoldRefused) as refused:
+        holds.take("chat", max_tokens=5_000)
+    assert (refused.value.status, refused.value.reason) == (429, "quota_exceeded")
+    holds.close()
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    assert stack.quota(holder.tenant)["tokens_remaining"] == 990
+
+
+async def test_the_client_of_event_loops_does_the_same(stack: Stack) -> None:
+    holder = Holder(stack, 1000)
+    holds = AsyncHolds(stack.gateway_url, holder.key)
+    async with await holds.take("chat", max_tokens=TOKENS, user="ann") as hold:
+        assert (hold.held, hold.remaining, len(hold.id)) == (TOKENS, 900, 36)
+        assert (await (await hold.extend(more=50)).settle({"output": 7}, status=200))["tokens"] == 7
+    async with await holds.take("chat", max_tokens=TOKENS):
+        pass
+    holds.close()
+    assert stack.quota(holder.tenant)["tokens_remaining"] == 993

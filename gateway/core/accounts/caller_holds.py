@@ -73,14 +73,14 @@ class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):
-    """More time from now, and more of what is held."""
+    """More time from now, and more of the held unit."""
 
     ttl_s: _Ttl = TTL_S
     more: _Amount | None = None
 
 
 class SettleBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What was used: tokens by kind, money, or units; and what came of the call."""
+    """The use: tokens by kind, money, or units; and the status of the call."""
 
     usage: dict[str, Any] | None = None
     cost: str | None = None

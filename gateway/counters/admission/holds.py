@@ -1,8 +1,9 @@
 """Holds that callers settle themselves, as Redis has them: any worker settles what another one gave.
 
-Beside the hold itself stand a record of it, how its caller ended it, and what requests with an
-`Idempotency-Key` came to. Who ends a hold says so first, once (`SET NX`), and then settles: whoever finds a
-hold that is to end and has not, settles it the same way, and settling twice is settling once.
+Beside the hold itself stand a record of it, its end as its caller wants it, and the answers to requests
+with an `Idempotency-Key`. A worker writes the end of a hold first, once (`SET NX`), and then settles. If
+another one finds an end that is not applied yet, it settles the same way, and settling twice is settling
+once.
 """
 
 from __future__ import annotations

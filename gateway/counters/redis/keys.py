@@ -135,7 +135,7 @@ def children(partition: int, name: str) -> str:
 
 
 def caller_hold(partition: int, id_: str) -> str:
-    """What is known of a hold that a caller took by the API."""
+    """The record of a hold that a caller took by the API."""
     return f"tk:{{p{partition:02d}}}:hold:{id_}"
 
 
@@ -145,7 +145,7 @@ def hold_end(partition: int, id_: str) -> str:
 
 
 def idempotent(partition: int, digest: str) -> str:
-    """What a request with an `Idempotency-Key` came to; the digest is of its API key and of that."""
+    """The answer to a request with an `Idempotency-Key`; the digest is of its API key and of that."""
     return f"tk:{{p{partition:02d}}}:idem:{digest}"
 
 

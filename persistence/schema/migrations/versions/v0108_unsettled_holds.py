@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0103"
-down_revision = "0102"
+revision = "0108"
+down_revision = "0107"
 alters = ("api_key",)
 runs_from = "0100"
 branch_labels = None

@@ -1,0 +1,1 @@
+"""What other programs call the gateway by; it imports nothing else of it."""

@@ -1,0 +1,242 @@
+"""A client of holds: `Holds` for plain programs, `AsyncHolds` for those with an event loop.
+
+It needs Python's own library alone, and imports nothing of the gateway. A request whose answer is lost is
+sent again: taking a hold has an `Idempotency-Key`, and settling twice is settling once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+PATH: Final = "/.tollkeeper/holds"
+TIMEOUT_S: Final = 10.0
+# A request is sent so often, with such a pause between.
+TRIES_MAX: Final = 4
+PAUSE_S: Final = 0.2
+# Connections that wait for their next request.
+IDLE_MAX: Final = 32
+# An answer is no larger.
+ANSWER_BYTES_MAX: Final = 1 << 20
+_UNAVAILABLE: Final = 503
+_NO_CONTENT: Final = 204
+
+
+class HoldRefused(Exception):  # it is a refusal, as everywhere here
+    """A hold was refused: by which reason, and in how many seconds another try may help (None: unknown)."""
+
+    def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None) -> None:
+        super().__init__(f"{status} {reason}: {detail}")
+        self.status, self.reason, self.detail, self.retry_after_s = status, reason, detail, retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, reason and fields of an answer, and its document."""
+
+    status: int
+    reason: str
+    retry_after_s: int | None
+    document: dict[str, Any]
+
+
+class _Connections:
+    """Connections to one gateway, for any number of threads."""
+
+    def __init__(self, url: str, key: str, timeout_s: float, pause: Callable[[float], None]) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"the gateway's URL must be http:// or https://, not {url}")
+        self._of = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._place, self._prefix = (parts.hostname, parts.port), parts.path.rstrip("/")
+        self._key, self._timeout_s, self._pause = key, timeout_s, pause
+        self._idle: list[HTTPConnection] = []
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
+        """Ask, again while nothing is known of the answer; `HoldRefused` for any other answer than 2xx."""
+        fields = {"authorization": f"Bearer {self._key}", "content-type": "application/json"} | headers
+        sent = None if body is None else json.dumps(body).encode()
+        for left in reversed(range(TRIES_MAX)):
+            try:
+                answer = self._once(method, f"{self._prefix}{PATH}{path}", sent, fields)
+            except (OSError, HTTPException):
+                if not left:
+                    raise
+            else:
+                if answer.status < 300:  # it is done
+                    return answer.document
+                if answer.status != _UNAVAILABLE or not left:
+                    detail = str(answer.document.get("detail", ""))
+                    raise HoldRefused(answer.status, answer.reason, detail, answer.retry_after_s)
+            self._pause(PAUSE_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _once(self, method: str, path: str, body: bytes | None, fields: Mapping[str, str]) -> Answer:
+        connection = self._idle.pop() if self._idle else self._of(*self._place, timeout=self._timeout_s)
+        try:
+            connection.request(method, path, body, dict(fields))
+            answer = connection.getresponse()
+            raw = answer.read(ANSWER_BYTES_MAX)
+        except (OSError, HTTPException):
+            connection.close()
+            raise
+        if answer.will_close or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        after = answer.getheader("retry-after", "")
+        return Answer(
+            answer.status, answer.getheader("x-tollkeeper-reason", ""),
+            int(after) if after.isdigit() else None,
+            json.loads(raw) if raw and answer.status != _NO_CONTENT else {},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+class Hold:
+    """One hold: its amount, the rest, and when it ends. A context releases it unless it was settled."""
+
+    def __init__(self, connections: _Connections, taken: Mapping[str, Any]) -> None:
+        self._connections = connections
+        self.id = str(taken["id"])
+        self.is_over = False
+        self._learn(taken)
+
+    def _learn(self, told: Mapping[str, Any]) -> None:
+        self.held, self.remaining, self.expires_at = told["held"], told["remaining"], told["expires_at"]
+
+    def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
+        """Give it so many seconds from now, and hold `more` of its unit for it."""
+        said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
+        self._learn(self._connections.ask("POST", f"/{self.id}/extend", said))
+        return self
+
+    def settle(
+        self,
+        usage: Mapping[str, Any] | None = None,
+        *,
+        cost: str | None = None,
+        units: int | None = None,
+        status: int = 200,
+    ) -> dict[str, Any]:
+        """Charge what was used; what it came to."""
+        said = {"usage": usage, "cost": cost, "units": units, "status": status}
+        told = self._connections.ask("POST", f"/{self.id}/settle", _said(said))
+        self.is_over = True
+        return told
+
+    def release(self) -> None:
+        """Give it back."""
+        self._connections.ask("DELETE", f"/{self.id}")
+        self.is_over = True
+
+    def __enter__(self) -> Self:
+        """Enter; the program settles it within."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back where it was not settled."""
+        if not self.is_over:
+            self.release()
+
+
+class Holds:
+    """Holds at one gateway, by one API key; for any number of threads."""
+
+    def __init__(
+        self, url: str, key: str, timeout_s: float = TIMEOUT_S, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._connections = _Connections(url, key, timeout_s, pause)
+
+    def take(self, service: str, **said: Any) -> Hold:
+        """Take a hold; `said` has the fields of its request, such as `model`, `max_tokens` and `ttl_s`.
+
+        `idempotency_key` is one of its own, unless it is said. `HoldRefused` where a limit refuses it.
+        """
+        key = said.pop("idempotency_key", None) or str(uuid4())
+        body = _said({"service": service} | said)
+        return Hold(self._connections, self._connections.ask("POST", "", body, **{"idempotency-key": key}))
+
+    def close(self) -> None:
+        """Close the connections that wait."""
+        self._connections.close()
+
+
+class AsyncHold:
+    """The same of `AsyncHolds`: each request waits in a thread."""
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    @property
+    def id(self) -> str:
+        """Its name, and that of its call in the journal."""
+        return self._hold.id
+
+    @property
+    def held(self) -> int | str:
+        """What it holds."""
+        held: int | str = self._hold.held
+        return held
+
+    @property
+    def remaining(self) -> int | str | None:
+        """What remained when it was taken, None where nothing limits it."""
+        left: int | str | None = self._hold.remaining
+        return left
+
+    async def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
+        """As `Hold.extend`."""
+        await asyncio.to_thread(self._hold.extend, ttl_s, more)
+        return self
+
+    async def settle(self, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+        """As `Hold.settle`."""
+        return await asyncio.to_thread(self._hold.settle, usage, **said)
+
+    async def release(self) -> None:
+        """As `Hold.release`."""
+        await asyncio.to_thread(self._hold.release)
+
+    async def __aenter__(self) -> Self:
+        """Enter; the program settles it within."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back where it was not settled."""
+        if not self._hold.is_over:
+            await self.release()
+
+
+class AsyncHolds:
+    """Holds at one gateway, by one API key, for programs with an event loop."""
+
+    def __init__(self, url: str, key: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._holds = Holds(url, key, timeout_s)
+
+    async def take(self, service: str, **said: Any) -> AsyncHold:
+        """As `Holds.take`."""
+        return AsyncHold(await asyncio.to_thread(self._holds.take, service, **said))
+
+    def close(self) -> None:
+        """Close the connections that wait."""
+        self._holds.close()
+
+
+def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
