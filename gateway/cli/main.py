@@ -7,6 +7,7 @@ no server's libraries.
 from __future__ import annotations
 
 import os
+from copy import copy
 from enum import StrEnum
 from functools import partial
 from json import dumps
@@ -19,6 +20,8 @@ import typer
 from gateway.feature import features
 
 if TYPE_CHECKING:
+    from typer.models import CommandInfo
+
     from gateway.settings.settings import Settings
 
 app = typer.Typer(
@@ -122,13 +125,35 @@ def program(
 def run(arguments: list[str]) -> int:
     """Parse and run; the exit status. Raises what the command raises."""
     completing = "_TOLLKEEPER_COMPLETE" in os.environ
-    if completing or not arguments or arguments[0] not in typer.main.get_group(app).commands:
+    asked = "" if completing or not arguments else arguments[0]
+    if not _has(app, asked):
         from gateway.cli.admin import program  # noqa: PLC0415  # servers are spared the resources
 
         program.mount(app, None if completing else arguments[:1])
-    everything = typer.main.get_command(app)
+    everything = typer.main.get_command(_narrowed(app, asked) if _has(app, asked) else app)
     result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
+
+
+def _called(command: CommandInfo) -> str:
+    function = command.callback.__name__ if command.callback else ""
+    return command.name or function.replace("_", "-")
+
+
+def _has(program: typer.Typer, name: str) -> bool:
+    """Whether a command or a section of this name is there."""
+    return name in {
+        *map(_called, program.registered_commands),
+        *(one.name for one in program.registered_groups),
+    }
+
+
+def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
+    """The program with one command or section alone: parsers of the others are not made."""
+    one = copy(program)
+    one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
+    one.registered_groups = [each for each in program.registered_groups if each.name == name]
+    return one
 
 
 @app.command()
