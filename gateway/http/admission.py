@@ -14,7 +14,6 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.money import ServicePricing
-from gateway.core.billing.price_book import token_price
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
@@ -243,6 +242,8 @@ def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable
     """
     worker = exchange.worker
     rule = table.find(call.model, caller.organization_id)
+    for beside in call.models_beside:  # its upstream may use them instead
+        table.find(beside, caller.organization_id)
     if rule is None:
         return
     there = {name: upstream.target for name, upstream in worker.upstreams.items()}
@@ -282,7 +283,7 @@ def prices_of(
         asked = [one.model for one in prices.named] if call.targets else [call.model, *call.models_beside]
         if call.targets and pricing.per_million is not None:
             asked = [_name_priced(pricing, call, one) for one in asked]
-        prices.vectors = vectors_of(service, asked, book.get)
+        prices.vectors = vectors_of(service, asked, book.get, apart=len(call.targets))
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
@@ -358,8 +359,9 @@ def _target_price(
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """By which of its two names a price by the token has a model."""
-    return model if token_price(pricing, model) is not None else call.model
+    """By which of its two names a price by the token has a model: the price of all others comes last."""
+    of_own = pricing.per_million or {}
+    return call.model if call.model in of_own and model not in of_own else model
 
 
 def _check_overlapping(
@@ -378,6 +380,15 @@ def _check_overlapping(
             )
 
 
+def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
+    """Whether a name is not configured for others alone."""
+    try:
+        configured.find(name, caller.organization_id)
+    except ModelNotAllowed:
+        return False
+    return True
+
+
 # Which models a caller is told of: those it could call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
@@ -389,6 +400,8 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         for _, listed, patterns in lists:
             if name not in listed and not patterns.hold(name):
                 return False
+        if configured.rules and not _is_open(configured, caller, name):
+            return False
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
     ours = _configured(exchange, caller, configured) if configured.rules else []
@@ -399,7 +412,7 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
             call.listing = listing.one(model)
     elif ours:
         call.listing = listing.written([one for one in ours if shows(one)])
-    elif lists or services is not None:
+    elif lists or services is not None or configured.rules:
         call.narrow = lambda document: narrowed(document, listing, shows)
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 

@@ -28,6 +28,7 @@ from gateway.core.billing.price_book import (
     Counts,
     TokenRate,
     cost_nano,
+    dearest,
     unpriced,
     usual_rate,
     without_request,
@@ -175,6 +176,8 @@ class AdmittedCall:
             named = (named[number], *named[targets:])
         if len(vectors) >= targets:
             vectors = (vectors[number], *vectors[targets:])
+            if self.service.pricing.per_million is not None:
+                vectors = (dearest(vectors),)
         self.prices = CallPrices(vectors, named, prices.at_s, prices.own)
 
     @property

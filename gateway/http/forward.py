@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import FAILED, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, wait_hint
@@ -26,6 +27,7 @@ from gateway.errors import (
     UnknownRoute,
     UpstreamFailure,
     UpstreamLimited,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from gateway.http.charge import AdmittedCall
@@ -200,6 +202,8 @@ def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: 
         )  # fmt: skip
     if link is not None and link.complete:
         link.take_payload()
+    if isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.connection.body_complete:
+        exchange.read = True
     exchange.leave_upstream()
     exchange.forwarded, exchange.status = False, 0
     admitted.meter, admitted.upstream_id = None, b""
@@ -215,6 +219,8 @@ def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> No
         raise UnknownRoute(
             f"The upstream {upstream.name} has paths by model alone, and this call names none."
         )
+    if upstream.target.by_model and not exchange.model_sent:
+        check_word(model)
     exchange.begins = worker.heads.router.opening(exchange.routed, upstream.target, model)
 
 

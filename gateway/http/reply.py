@@ -67,11 +67,12 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     The same holds for a call with tokens that is not answered in time: its caller chose the request, and it
     was read.
     """
-    whole = exchange.connection.body_complete
+    whole, call = exchange.connection.body_complete, exchange.call
+    if exchange.read and call is not None and call.has_input:  # by a target that was passed over
+        return True
     if isinstance(failure, UpstreamUnreachable):
         return False
     if whole and isinstance(failure, UpstreamTimeout):
-        call = exchange.call
         return exchange.forwarded and not exchange.status and call is not None and call.has_input
     return exchange.forwarded and (exchange.gone or not whole)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gateway.core.accounts.outbox import read_facts
-from gateway.core.billing.money import CostMarkup, ServicePricing
+from gateway.core.billing.money import CostMarkup, CreditRates, ServicePricing
 from gateway.core.calls.routes import ModelRule, ModelTarget, ServiceRules, UpstreamTarget
 from gateway.core.model import Service
+from gateway.http.routing.head import OPENINGS_MAX
 from tests.http.fakes import (
     ANSWER,
     CALLER,
@@ -147,6 +148,31 @@ async def test_what_is_configured_for_one_organization_is_nobody_elses() -> None
         assert pair.asked == (1, 2)
 
 
+async def test_a_wider_name_another_case_or_a_name_beside_is_no_way_to_anothers_model() -> None:
+    models = (
+        rule("ft:secret", ("other", "theirs"), organization_id=77),
+        rule("ft:", ("up", ""), prefix=True),
+    )
+    async with paired(*models) as pair:
+        assert (await pair.ask(chat("ft:open"))).status == 200
+        for body in (
+            chat("ft:secret"), chat("FT:Secret"), chat("m", models=["ft:secret"]),
+            chat("ft:open", fallbacks=["ft:secret"]),
+        ):  # fmt: skip
+            refused = await pair.ask(body)
+            assert (refused.status, refused.reason) == (403, "model_not_allowed")
+        assert pair.asked == (1, 0)
+        pair.stage.directory.caller = replace(CALLER, organization_id=77)
+        assert (await pair.ask(chat("FT:secret"))).status == 200
+        assert (pair.asked, sent_model(pair.other)) == ((1, 1), "theirs")
+
+
+async def test_a_prefix_alone_is_no_name_of_a_model() -> None:
+    async with paired(rule("local/", ("other", "*"), prefix=True)) as pair:
+        await pair.ask(chat("local/"))
+        assert pair.asked == (1, 0)  # as one that nobody configured
+
+
 async def test_no_target_of_another_api_is_asked() -> None:
     models = (rule("claude", ("up", ""), ("other", "claude-5")), rule("none", ("other", "claude-5")))
     async with paired(*models, of_other={"family": "anthropic"}, of_target={"family": "openai"}) as pair:
@@ -189,6 +215,32 @@ async def test_a_template_serves_calls_whose_model_nobody_configured() -> None:
         assert targets == [b"a", b"b", b"a"]
         refused = await stage.ask(get(b"/v1/models"), "GET")
         assert (refused.status, refused.reason) == (404, "unknown_route")
+
+
+@pytest.mark.parametrize("model", [".", "..", "cheap/../dear", "a\\b"])
+async def test_no_name_of_a_model_leads_to_another_path(model: str) -> None:
+    async with paired(rule("local-", ("other", "*"), prefix=True), of_other=AZURE, of_target=AZURE) as pair:
+        for asked in (model, f"local-{model}"):
+            refused = await pair.ask(chat(asked))
+            assert (refused.status, refused.reason) == (400, "invalid_request")
+        assert pair.asked == (0, 0)
+
+
+async def test_an_operation_is_the_routes_and_never_a_word_behind_a_colon() -> None:
+    async with staged(of_target={"path": "/own/{operation}"}) as stage:
+        assert (await stage.ask(get(b"/v1/models/x:files"), "GET")).status == 200
+        assert stage.upstream.received[-1].target == b"/own/models/x:files"
+        body = json.dumps({"contents": []}).encode()
+        await stage.ask(post(body, b"/v1beta/models/a:generateContent"))
+        assert stage.upstream.received[-1].target == b"/own/generateContent"
+
+
+async def test_heads_that_callers_vary_take_bounded_memory() -> None:
+    async with staged(of_target=AZURE) as stage:
+        router = stage.plane.heads.router
+        for number in range(OPENINGS_MAX + 10):
+            await stage.ask(post(chat(f"m{number}")))
+        assert 0 < len(router._openings) <= OPENINGS_MAX  # nobody else knows how many
 
 
 def keyed(*names: str) -> dict[str, object]:
@@ -389,6 +441,30 @@ async def test_a_service_at_cost_is_charged_by_the_one_that_answered() -> None:
         facts = read_facts(pair.stage.counters.charges[0].metadata)
         assert facts is not None
         assert facts.price_id == OPUS.price_id
+
+
+async def test_a_service_priced_by_the_token_is_charged_by_the_one_that_answered() -> None:
+    per_million = {"first": CreditRates(1_000, 1_000), "*": CreditRates(1, 1), "fast": CreditRates(10, 10)}
+    service = Service(
+        1, "chat", meter="consumption", counts_tokens=False, pricing=ServicePricing(per_million=per_million)
+    )
+    for failing, price in ((False, 1_000), (True, 10)):
+        async with paired() as pair:
+            pair.stage.directory.services["chat"] = service
+            if failing:
+                pair.stage.upstream.scripts.append([FAILED])
+            assert (await pair.ask(chat())).status == 200
+            [charge] = pair.stage.counters.charges
+            assert 10**9 * charge.credits - charge.over == 12 * price * 1_000
+
+
+async def test_input_that_a_passed_over_target_took_is_charged_where_nobody_answers() -> None:
+    models, gone = (rule("fast", ("up", "a"), ("gone", "b")),), UpstreamTarget("gone", "http://127.0.0.1:9")
+    async with staged(others=(gone,), models=models, of_target={"first_byte_s": 0.05}) as stage:
+        stage.upstream.scripts.append([asyncio.Event()])
+        assert (await stage.ask(post(chat()))).status == 502
+        [charge] = stage.counters.charges
+        assert charge.tokens > 0
 
 
 # Lists.

@@ -114,6 +114,7 @@ MODEL = "targets: [{upstream: openai}]"
         ("upstreams: {u: {base_url: 'http://u', path: '/x/{deployment}'}}", "no parameter {deployment}"),
         ("upstreams: {u: {base_url: 'http://u', path: '/x/{region}'}}", "has no `region`"),
         ("upstreams: {u: {base_url: 'http://u', path: x}}", "must be a path that begins with /"),
+        ("upstreams: {u: {base_url: 'http://u', path: '/x/{model}'}}", "must have {operation} or {path}"),
         ("upstreams: {u: {base_url: 'http://u', path: /a/../b}}", "must not hold"),
         ("upstreams: {u: {base_url: 'http://u', keys: [{env: GONE}]}}", "the variable GONE holds no key"),
         ("upstreams: {u: {base_url: 'http://u', keys: [{env: A, file: b}]}}", "expected one of env and file"),
@@ -124,7 +125,7 @@ MODEL = "targets: [{upstream: openai}]"
             "its value comes from `keys`",
         ),
         (
-            "{upstreams: {u: {base_url: 'http://u', path: /x}}, services: {s: {upstream: u}}}",
+            "{upstreams: {u: {base_url: 'http://u', path: '/x/{operation}'}}, services: {s: {upstream: u}}}",
             "services.s: the upstream u has a path of its own",
         ),
     ],

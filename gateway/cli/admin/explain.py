@@ -19,7 +19,15 @@ from gateway import errors
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json
 from gateway.core.accounts.budgets import CallAttributes, read_budget
-from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE, lines, read_price
+from gateway.core.billing.price_book import (
+    KINDS,
+    TOKENS_A_PRICE,
+    USES_A_PRICE,
+    converted,
+    lines,
+    read_price,
+)
+from gateway.core.billing.vector import ExchangeRate
 
 BUDGETS_MAX = 10_000
 ACCOUNTS_MAX = 10_000
@@ -283,7 +291,10 @@ class Explanation:
             return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
         price = read_price({**row, "effective_from": _moment(row["effective_from"])})
         counts = [usage.get(kind, 0) for kind in KINDS]
-        found = lines(price.vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
+        vector, rate = price.vector, str(call["exchange_rate"] or "")
+        if rate:
+            vector = converted(vector, ExchangeRate(str(call["currency"]), vector.currency, rate, 0))
+        found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
         facts = [
             f"{line.kind.removeprefix('tools.').replace('_', ' ')}: {line.quantity:,} at "
             f"{_plain(line.unit_price)} {PER[line.per]} = {_plain(line.amount)}"

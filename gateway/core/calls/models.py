@@ -6,9 +6,10 @@ model is in a target. A name that is configured for other organizations alone is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from gateway.core.billing.price_book import folded
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget, UpstreamTarget
 from gateway.core.families.controlled import Document
@@ -27,7 +28,7 @@ def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
 
 class ModelTable:
     """The models of one worker. An exact name goes before prefixes, the longer prefix before the shorter, and
-    an organization's own before everybody's.
+    an organization's own before everybody's. Case says nothing: many upstreams take a name in any.
     """
 
     def __init__(self, rules: Sequence[ModelRule] = ()) -> None:
@@ -36,37 +37,38 @@ class ModelTable:
         prefixes: dict[str, dict[int, ModelRule]] = {}
         for rule in self.rules:
             kind = prefixes if rule.prefix else self._exact
-            kind.setdefault(rule.name, {}).setdefault(rule.organization_id, rule)
+            kind.setdefault(folded(rule.name), {}).setdefault(rule.organization_id, rule)
         self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
 
     def find(self, model: str, organization_id: int) -> ModelRule | None:
         """The model's configuration for an organization; None where nobody configured such a name.
 
-        `ModelNotAllowed` where it is configured for others alone.
+        `ModelNotAllowed` where the closest configuration is for others alone: a wider one is no way in.
         """
-        claimed = False
-        for owners in self._claims(model):
-            own = owners.get(organization_id) or owners.get(EVERYBODY)
-            if own is not None:
-                return own
-            claimed = True
-        if claimed:
+        owners = self._claim(folded(model))
+        if owners is None:
+            return None
+        own = owners.get(organization_id) or owners.get(EVERYBODY)
+        if own is None:
             raise ModelNotAllowed(f"This organization may not use the model {model}.")
-        return None
+        return own
 
     def names(self, organization_id: int) -> list[str]:
         """The exact names that an organization may ask for, in the order they are configured."""
         return [
-            name for name, owners in self._exact.items() if organization_id in owners or EVERYBODY in owners
+            rule.name
+            for owners in self._exact.values()
+            if (rule := owners.get(organization_id) or owners.get(EVERYBODY)) is not None
         ]
 
-    def _claims(self, model: str) -> Iterator[Mapping[int, ModelRule]]:
+    def _claim(self, model: str) -> Mapping[int, ModelRule] | None:
         exact = self._exact.get(model)
         if exact is not None:
-            yield exact
+            return exact
         for name, owners in self._prefixes:
-            if model.startswith(name):
-                yield owners
+            if model.startswith(name) and len(model) > len(name):
+                return owners
+        return None
 
 
 class ConfiguredModels:
@@ -105,6 +107,8 @@ def fitting(
     spoken: list[str] = []
     for target in named_by(rule, asked):
         there = upstreams.get(target.upstream)
+        if there is not None and there.by_model and target not in rule.targets:
+            check_word(target.model)
         if there is not None and there.family and there.family != family:
             spoken.append(there.family)
         elif there is not None:
@@ -115,6 +119,15 @@ def fitting(
         )
         raise InvalidRequest(f"The model {asked} {speaks}: it cannot be called at this path.", param="model")
     return tuple(found)
+
+
+def check_word(model: str) -> None:
+    """`InvalidRequest` where the name of a model, as a caller writes it, cannot be one segment of a path."""
+    if model in {".", ".."} or "/" in model or "\\" in model:
+        raise InvalidRequest(
+            f"The model {model} cannot stand in its upstream's path: it needs a name without / and \\.",
+            param="model",
+        )
 
 
 def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:

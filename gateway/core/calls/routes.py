@@ -133,7 +133,7 @@ class ModelRule:
     @property
     def claim(self) -> tuple[str, bool, int]:
         """What nobody else may claim."""
-        return self.name, self.prefix, self.organization_id
+        return self.name.casefold(), self.prefix, self.organization_id
 
 
 # Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
@@ -381,13 +381,18 @@ def check_own_path(template: str, words: Collection[str]) -> None:
     if re.fullmatch(r"[A-Za-z0-9._~=&%:,+-]*", query) is None:
         raise ValueError("must have a query of plain names and values behind its ?")
     refuse_never_sent(plainly)
+    if not {"operation", "path"}.intersection(named):
+        raise ValueError("must have {operation} or {path}: every call would be the same one there")
 
 
-def own_path(target: UpstreamTarget, path: str, model: str) -> str:
-    """A call's path at its upstream, without the path of the base URL; its own where there is no template."""
+def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str:
+    """A call's path at its upstream, without the path of the base URL; its own where there is no template.
+
+    Its route says which action it is, whatever stands in the path.
+    """
     if not target.path:
         return path
-    action, version = _ACTION.search(path), _VERSIONED.search(path)
+    action, version = _ACTION.search(route.path), _VERSIONED.search(path)
     operation = (
         action[1] if action is not None else path[version.end() :] if version is not None else path[1:]
     )

@@ -87,9 +87,11 @@ def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, st
 
 
 def vectors_of(
-    service: Service, models: Sequence[str], book: Callable[[str], Vector | None]
+    service: Service, models: Sequence[str], book: Callable[[str], Vector | None], apart: int = 0
 ) -> tuple[Vector, ...]:
     """The prices of the models that may answer, by which a call is charged; none where tokens do not say.
+
+    The first ones `apart` are of targets: one of these will answer. Of all others the dearest is charged.
 
     `book` answers what a model costs in the currency of who pays. `ModelNotPriced` where a price decides and
     one of them has none, or its business model cannot use it. A call that names no model has no tokens.
@@ -112,7 +114,9 @@ def vectors_of(
         if vector is None:
             raise ModelNotPriced(f"The model {name} has no price here, by which its service is priced.")
         found.append(vector)
-    return tuple(found) if pricing.per_million is None else (dearest(found),)
+    if pricing.per_million is None:
+        return tuple(found)
+    return tuple(found) if apart > 1 else (dearest(found),)
 
 
 def is_by_token(service: Service) -> bool:

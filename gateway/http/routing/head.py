@@ -76,8 +76,9 @@ PATH_CHARS_SHOWN = 200
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
 
 
-# Of one head: more models than these are worked out again.
-OPENINGS_MAX = 64
+# One worker remembers so many, each with a key of so many bytes. It works the others out each time.
+OPENINGS_MAX = 1_000
+OPENING_BYTES_MAX = 2_048
 
 
 @dataclass(slots=True)
@@ -93,8 +94,7 @@ class RoutedHead(LruEntry):
     `any_model` leads to where models are, and does not read which one is asked. A `bound` head goes where
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
-    query; one that `varies` goes where its model says, or with one of several keys. `openings` are those
-    worked out so far, by upstream and model.
+    query; one that `varies` goes where its model says, or with one of several keys.
     """
 
     family: Family
@@ -132,7 +132,6 @@ class RoutedHead(LruEntry):
     sent: str = ""
     query: str = ""
     varies: bool = False
-    openings: dict[tuple[str, str], UpstreamOpening] = field(default_factory=dict)
 
 
 class HeadRouter:
@@ -149,6 +148,7 @@ class HeadRouter:
         self._targets = targets
         self.bindings = bindings
         self._limits = limits
+        self._openings: dict[tuple[object, ...], UpstreamOpening] = {}
         self._of_models = {
             place_of(targets[one.upstream].base_url)[0]
             for one in routes
@@ -282,17 +282,19 @@ class HeadRouter:
 
     def opening(self, routed: RoutedHead, target: UpstreamTarget, model: str) -> UpstreamOpening:
         """How a head goes on to an upstream for a model; worked out once."""
-        key = target.name, model
-        known, route = routed.openings.get(key), routed.route
+        route, sent = routed.route, routed.sent
+        assert route is not None
+        key = target.name, model, route.path, routed.method, sent, routed.query, routed.dropped
+        known = self._openings.get(key)
         if known is None:
-            assert route is not None
-            path = named_path(route, routed.params, routed.sent, model)
+            path = named_path(route, routed.params, sent, model)
             is_read = routed.buffered or bool(route.units_pointer)
             known = opening_of(route, target, routed.method, path, routed.query, model, is_read=is_read)
             known.dropped = known.dropped.difference(routed.dropped)
-            if len(routed.openings) >= OPENINGS_MAX:
-                routed.openings.clear()
-            routed.openings[key] = known
+            if len(model) + len(sent) + len(routed.query) + len(known.opening) <= OPENING_BYTES_MAX:
+                if len(self._openings) >= OPENINGS_MAX:
+                    self._openings.clear()
+                self._openings[key] = known
         return known
 
 

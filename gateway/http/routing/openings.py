@@ -31,7 +31,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
 ) -> UpstreamOpening:  # fmt: skip
     """How a request for a path goes on to an upstream; an answer that `is_read` comes as it is."""
     prefix, host = _place(target.base_url)
-    written = (own_path(target, path, model) + own_query(target, query)).encode("ascii")
+    written = (own_path(target, route, path, model) + own_query(target, query)).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
     names: set[bytes] = set()
     closings: list[bytes] = []

@@ -215,14 +215,15 @@ class Exchange(RequestDriver):
     `broken` that the begun answer cannot be completed. `trace` is there where requests are traced.
     `upstream_name` is where it goes, `model_sent` the model that is asked for there, empty where that is the
     call's own; `key` numbers the credential, and `begins` is how the request begins where its head alone does
-    not say that. `passed_over` are the upstreams that failed it before, each with the cause.
+    not say that. `passed_over` are the upstreams that failed it before, each with the cause;
+    `read` says that one of them took the whole request, and did not answer in time.
     """
 
     __slots__ = (
         "_on_end", "began_upstream", "begins", "body_failure", "body_length", "broken", "call", "caller",
         "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded", "gone", "head", "invited",
-        "keep_alive", "key", "link", "model_sent", "opened", "passed_over", "reason", "request_id", "routed",
-        "started", "status", "trace", "until_close", "upstream", "upstream_name", "worker",
+        "keep_alive", "key", "link", "model_sent", "opened", "passed_over", "read", "reason", "request_id",
+        "routed", "started", "status", "trace", "until_close", "upstream", "upstream_name", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -259,6 +260,7 @@ class Exchange(RequestDriver):
         self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
         self.begins: UpstreamOpening | None = None
         self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.read = False
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
