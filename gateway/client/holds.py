@@ -39,7 +39,7 @@ class HoldRefused(Exception):  # it is a refusal, as everywhere here
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HoldAnswer:
     """Status, reason and fields of an answer, and its document."""
 
     status: int
@@ -79,7 +79,7 @@ class _Connections:
             self._pause(PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
-    def _once(self, method: str, path: str, body: bytes | None, fields: Mapping[str, str]) -> Answer:
+    def _once(self, method: str, path: str, body: bytes | None, fields: Mapping[str, str]) -> HoldAnswer:
         connection = self._idle.pop() if self._idle else self._of(*self._place, timeout=self._timeout_s)
         try:
             connection.request(method, path, body, dict(fields))
@@ -93,7 +93,7 @@ class _Connections:
         else:
             self._idle.append(connection)
         after = answer.getheader("retry-after", "")
-        return Answer(
+        return HoldAnswer(
             answer.status, answer.getheader("x-tollkeeper-reason", ""),
             int(after) if after.isdigit() else None,
             json.loads(raw) if raw and answer.status != _NO_CONTENT else {},

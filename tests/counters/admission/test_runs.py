@@ -105,7 +105,7 @@ async def test_a_number_of_calls_and_an_amount_of_tokens(worker: Worker) -> None
         (await worker.call("two; max_calls=2; max_tokens=100", raw_tokens=10)).settle(raw_tokens=10)
     third = await worker.call("two", raw_tokens=10)
     assert (third.verdict, refusal_of(third).reason) == (Verdict.BUDGET_EXCEEDED, "run_exceeded")
-    assert "2 of 2 requests" in refusal_of(third).message
+    assert "0 of 2 requests left" in refusal_of(third).message
     told = await worker.told("two")
     assert (told["unit"], told["used"], told["max"], told["max_calls"]) == ("tokens", 20, 100, 2)
 
