@@ -71,9 +71,9 @@ _SHAPES = {
         media=_RESPONSES_MEDIA,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
-    "openai_images": CallKind(media.read_images, media.DIALECT, operation="image_generation"),
+    "openai_images": CallKind(media.read_images, media.DIALECT, operation="generate_content"),
     "openai_speech": CallKind(
-        media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="text_to_speech"
+        media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
     ),
 }
 
