@@ -49,5 +49,6 @@ def test_a_chat_goes_where_its_provider_takes_it(name: str, tmp_path: Path) -> N
     assert rule is not None
     [target] = named_by(rule, asked)
     assert target.model == model
+    route = next(one for one in settings.routes if one.path == CHAT)
     upstream = next(one for one in settings.upstreams if one.name == target.upstream)
-    assert upstream.base_url + own_path(upstream, CHAT, model) + own_query(upstream, "") == address
+    assert upstream.base_url + own_path(upstream, route, CHAT, model) + own_query(upstream, "") == address
