@@ -18,6 +18,8 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
 # Files of a worker that are neither a client's nor an upstream's: Redis, its log, names that are looked up.
 FILES_RESERVED = 64
+# What an organization's people may have done in an hour: `HourlyBudget` of `accounts/administration.py`.
+HOUR_CPU_S, HOUR_ROWS, HOUR_WORK_S = 300.0, 5_000_000, 1800.0
 
 
 def _setting(default: object, valid: object) -> Any:

@@ -14,7 +14,6 @@ from math import isfinite
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from gateway.core.accounts.administration import PersonIdentity
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import InvalidApiKey
 
@@ -27,6 +26,24 @@ USUAL_ALGORITHMS: Final = ("RS256", "ES256")
 LEEWAY_S: Final = 30.0
 SUBJECT: Final = "/sub"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class PersonIdentity:
+    """Whom a provider of identities has named: `identity` is who that is there for good, `name` what people
+    call them.
+
+    Two providers may name two people alike, and so may one of them: neither word is anybody without the
+    `issuer`.
+    """
+
+    issuer: str
+    identity: str
+    name: str
+
+    def is_who(self, other: PersonIdentity | None) -> bool:
+        """Whether it is the same person, whatever they are called meanwhile."""
+        return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
 
 @dataclass(frozen=True, slots=True)

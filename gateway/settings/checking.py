@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.alerts.messages import is_address
 from gateway.core.billing.price_book import WANTED, read_stand_ins
 from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
@@ -210,7 +209,7 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
         found = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}") from error
-    if name == "smtp_from" and not is_address(found, private=True):
+    if name == "smtp_from" and not _is_address(found):
         raise SettingError(f"{said} is not valid: expected name@example.com")
     if name in SCHEMES and (expected := fault(name, str(found))):
         raise SettingError(f"{said} is not valid: expected {expected}")
@@ -267,6 +266,12 @@ def is_service_link(variable: str, text: str) -> bool:
         re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
         or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))
     )
+
+
+def _is_address(text: str) -> bool:
+    from gateway.core.alerts.messages import is_address  # noqa: PLC0415  # workers have none, and are spared it
+
+    return is_address(text, private=True)
 
 
 def _metas(hint: Any) -> list[msgspec.Meta]:

@@ -14,13 +14,20 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from gateway.core.accounts.administration import HOURLY
 from gateway.core.billing.price_book import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.credentials import TlsFiles
-from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
+from gateway.core.http_limits import (
+    HOUR_CPU_S,
+    HOUR_ROWS,
+    HOUR_WORK_S,
+    SETTABLE,
+    Count,
+    HttpLimits,
+    Seconds,
+)
 from gateway.core.issuers import Issuer, SignIn
 from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
@@ -150,9 +157,9 @@ class Settings(Servers, frozen=True, kw_only=True):
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
     start_wait_s: Seconds = 60.0
     shutdown_grace_s: Seconds = 18.0
-    organization_cpu_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOURLY.cpu_s
-    organization_rows_an_hour: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = HOURLY.rows
-    organization_work_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOURLY.work_s
+    organization_cpu_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOUR_CPU_S
+    organization_rows_an_hour: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = HOUR_ROWS
+    organization_work_s_an_hour: Annotated[float, msgspec.Meta(gt=0, le=360_000)] = HOUR_WORK_S
     worker_silent_s_max: Annotated[float, msgspec.Meta(ge=2, le=3600)] = 15.0
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000

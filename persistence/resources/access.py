@@ -40,12 +40,11 @@ from gateway.core.accounts.administration import (
     Actor,
     Claim,
     ConsoleSession,
-    PersonIdentity,
     Replay,
     Row,
 )
 from gateway.core.credentials import FailureReport
-from gateway.core.issuers import LIFE_MAX, VOUCHED
+from gateway.core.issuers import LIFE_MAX, VOUCHED, PersonIdentity
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, live, lock, require

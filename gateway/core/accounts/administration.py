@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from math import ceil
 
+from gateway.core.http_limits import HOUR_CPU_S, HOUR_ROWS, HOUR_WORK_S
+from gateway.core.issuers import PersonIdentity
 from gateway.errors import HourSpent
 
 Row = Mapping[str, object]
@@ -32,24 +34,6 @@ OVERLAP_S_MAX = 30 * 86_400
 OWNER = "organization_id"
 # And what it names the tenant by.
 TENANT = "tenant_id"
-
-
-@dataclass(frozen=True, slots=True)
-class PersonIdentity:
-    """Whom a provider of identities has named: `identity` is who that is there for good, `name` what people
-    call them.
-
-    Two providers may name two people alike, and so may one of them: neither word is anybody without the
-    `issuer`.
-    """
-
-    issuer: str
-    identity: str
-    name: str
-
-    def is_who(self, other: PersonIdentity | None) -> bool:
-        """Whether it is the same person, whatever they are called meanwhile."""
-        return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,9 +391,9 @@ KNOWN_MAX = 10_000
 class HourlyBudget:
     """How much of each one organization has."""
 
-    cpu_s: float = 300.0
-    rows: int = 5_000_000
-    work_s: float = 1800.0
+    cpu_s: float = HOUR_CPU_S
+    rows: int = HOUR_ROWS
+    work_s: float = HOUR_WORK_S
 
 
 HOURLY = HourlyBudget()

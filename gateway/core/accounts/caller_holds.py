@@ -17,11 +17,11 @@ from gateway.core.accounts.budgets import MONEY, TOKENS, told_amount
 from gateway.core.accounts.outbox import CallFacts, briefly, named_unpriced, write_facts
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
-from gateway.core.billing.events import PARTS_OF
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import (
     KINDS,
     NANO_DIGITS,
+    PARTS_OF,
     WHOLES,
     Counts,
     charged,

@@ -14,7 +14,16 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from gateway.core.accounts.outbox import CallFacts, named_unpriced, read_facts, write_facts
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.money import pack_tiers, spend_micro
-from gateway.core.billing.price_book import KINDS, NO_COUNTS, WHOLES, Counts, cost_nano, token_price, unpriced
+from gateway.core.billing.price_book import (
+    KINDS,
+    NO_COUNTS,
+    PARTS_OF,
+    WHOLES,
+    Counts,
+    cost_nano,
+    token_price,
+    unpriced,
+)
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, charge_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
@@ -28,13 +37,6 @@ AHEAD_S_MAX = 60
 AMOUNT_MAX = 10**12
 # What calls of the journal that are events say as their route.
 ROUTE = "events"
-
-
-# Kinds that are parts of another one.
-PARTS_OF = {
-    "input": ("audio_input", "image_input"),
-    "output": ("reasoning", "audio_output", "image_output"),
-}
 
 
 class Unacceptable(ValueError):

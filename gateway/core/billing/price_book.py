@@ -37,6 +37,11 @@ KINDS: Final = (
 )  # fmt: skip
 WHOLES: Final = KINDS.index("output") + 1
 PARTS: Final = KINDS[WHOLES:]
+# Kinds that are parts of another one.
+PARTS_OF: Final = {
+    "input": ("audio_input", "image_input"),
+    "output": ("reasoning", "audio_output", "image_output"),
+}
 Counts = tuple[int, ...]
 NO_COUNTS: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # What a kind without a price of its own costs: what this kind costs.

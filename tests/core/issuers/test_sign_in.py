@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.administration import PersonIdentity
-from gateway.core.issuers import IdentityProvider, Issuer, Person, known_as, read_person
+from gateway.core.issuers import IdentityProvider, Issuer, Person, PersonIdentity, known_as, read_person
 from gateway.errors import InvalidApiKey
 from tests.signing import ISSUER, claims
 
