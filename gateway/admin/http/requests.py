@@ -9,7 +9,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 PLACES = web.AppKey("places", WorkSlots)
 HOURS = web.AppKey("hours", Hours)
 # What an address begins with that answers what may be of any size; and what one ends with that is a file.
-COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration"})
+# Reports of vendors' own Admin APIs stand at /v1.
+COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration", "v1"})
 COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
@@ -74,7 +75,11 @@ async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
 
 async def identify(ports: AdminPorts, request: web.Request) -> Actor:
     """Name the caller by its `Authorization` header; `Unauthorized` if it is nobody."""
-    sent = request.headers.getall("Authorization", [])
+    return await identify_by(ports, request, request.headers.getall("Authorization", []))
+
+
+async def identify_by(ports: AdminPorts, request: web.Request, sent: Sequence[str]) -> Actor:
+    """Name the caller by what was sent, which must be one `Bearer` token."""
     match = _BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
     if match is None:
         nobody = Unauthorized()

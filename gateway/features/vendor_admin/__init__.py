@@ -1,0 +1,1 @@
+"""Reports in the shapes of vendors' own Admin APIs."""

@@ -1,0 +1,175 @@
+"""Usage and costs at the paths, and in the shapes, of Anthropic's and OpenAI's own Admin APIs.
+
+They are views of `/usage`: the same rights, the same sums. A time is cut into buckets of an hour or a day, a
+page has some of them, and `page` asks for the next. Each shape says what its vendor calls things.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+import msgspec
+from aiohttp import web
+from multidict import MultiMapping
+
+from gateway.admin.http.requests import identify_by, require_read
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.values import plausible
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.usage import UsageQuery
+from gateway.errors import AdminRefusal, Unprocessable
+from gateway.features.vendor_admin import anthropic, openai
+from gateway.features.vendor_admin.report import VendorQuery, VendorReport, shown_id
+
+# Groups of all buckets of a page, at most.
+ROWS_MAX: Final = 10_000
+# How many buckets a page has: by default, and at most.
+WIDTHS: Final = {"1d": ("day", timedelta(days=1), 7, 31), "1h": ("hour", timedelta(hours=1), 24, 168)}
+FILTERS_MAX: Final = 100
+_PAGE = re.compile(r"page_(\d{1,12})", re.ASCII)
+# Money is a number in OpenAI's shape, and loses no digit on its way.
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve each report at its vendor's path; `root` is the Admin API's own."""
+    for report in (*anthropic.REPORTS, *openai.REPORTS):
+        app.router.add_get(report.path, _handler(ports, report))
+
+
+def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request], Any]:
+    async def show(request: web.Request) -> web.Response:
+        mine = ports.of(await identify_by(ports, request, _credentials(request)))
+        try:
+            require_read(mine.actor, REPORTS["usage"])
+            asked = read_query(report, request.query, datetime.now(UTC))
+            end = min(asked.until, asked.since + asked.buckets * asked.width)
+            groups = dict.fromkeys([*(report.groups[name] for name in asked.groups), *report.grouped])
+            groups |= dict.fromkeys(report.filters[name] for name in asked.filters)
+            rows = await mine.store.used(
+                UsageQuery(asked.since, end, asked.interval, tuple(groups), {}, ROWS_MAX + 1)
+            )
+            if len(rows) > ROWS_MAX:
+                raise _wrong("limit", f"asks for more than {ROWS_MAX} groups: ask for fewer buckets")
+            content = report.page(_buckets(report, asked, end, rows), _next(asked, end))
+        except AdminRefusal as refusal:
+            return web.json_response(report.refusal(refusal), status=refusal.status)
+        return web.Response(body=_encode(content), content_type="application/json")
+
+    return show
+
+
+def _credentials(request: web.Request) -> list[str]:
+    """What says who asks: `Authorization`, or Anthropic's own field; one alone names somebody."""
+    keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
+    return [*request.headers.getall("Authorization", []), *keys]
+
+
+def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> VendorQuery:
+    """Read a query, whole; `Unprocessable` names the parameter and what would be right."""
+    behind = "[]" if report.bracketed else ""
+    lists = {name + behind: name for name in ("group_by", *report.filters)}
+    single = {report.since, report.until, "bucket_width", "limit", "page"}
+    for name in sent:
+        plain = name.removesuffix("[]")
+        if name not in single and plain + behind not in lists:
+            known = ", ".join(sorted({*single, *lists}))
+            raise _wrong(name, f"is no parameter of this report: expected {known}")
+        if name in single and len(sent.getall(name)) > 1:
+            raise _wrong(name, "must be there once")
+    values = {plain: _list(sent, plain) for plain in lists.values()}
+    width = sent.get("bucket_width", "1d")
+    if width not in WIDTHS or (report.daily and width != "1d"):
+        raise _wrong("bucket_width", f"must be {'1d' if report.daily else ' or '.join(WIDTHS)}")
+    interval, length, usual, most = WIDTHS[width]
+    if report.since not in sent:
+        raise _wrong(report.since, "must be given")
+    since = _moment(report, report.since, sent[report.since])
+    until = now if report.until not in sent else _moment(report, report.until, sent[report.until])
+    if since >= until:
+        raise _wrong(report.until, f"must be behind {report.since}")
+    since, until = _floor(since, length), _ceiling(until, length)
+    groups = tuple(dict.fromkeys(values.pop("group_by")))
+    unknown = [name for name in groups if name not in report.groups]
+    if unknown:
+        known = ", ".join(report.groups)
+        raise _wrong(f"group_by{behind}", f"must not have {unknown[0]}: expected some of {known}")
+    filters = {name: frozenset(each) for name, each in values.items() if each}
+    asked = VendorQuery(since, until, interval, length, _limit(sent, usual, most), groups, filters)
+    return replace(asked, since=_begin(asked, sent["page"])) if "page" in sent else asked
+
+
+def _list(sent: MultiMapping[str], name: str) -> list[str]:
+    """The values of a list: each by itself, or several with commas; its name may have brackets behind it."""
+    texts = [*sent.getall(name, []), *sent.getall(f"{name}[]", [])]
+    found = [each for text in texts for each in text.split(",") if each]
+    if len(found) > FILTERS_MAX:
+        raise _wrong(name, f"must have at most {FILTERS_MAX} values")
+    return found
+
+
+def _limit(sent: MultiMapping[str], usual: int, most: int) -> int:
+    text = sent.get("limit", str(usual))
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= most):
+        raise _wrong("limit", f"must be a number of buckets from 1 to {most}")
+    return int(text)
+
+
+def _moment(report: VendorReport, name: str, text: str) -> datetime:
+    try:
+        found = report.moment(text).astimezone(UTC)
+        plausible(found.date())
+    except (ValueError, OverflowError, OSError) as error:
+        raise _wrong(name, str(error)) from error
+    return found
+
+
+def _begin(asked: VendorQuery, page: str) -> datetime:
+    """The first bucket of a page, as the page before it said."""
+    found = _PAGE.fullmatch(page)
+    begin = datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(found[1])) if found else asked.until
+    if not asked.since < begin < asked.until or _floor(begin, asked.width) != begin:
+        raise _wrong("page", "is not the next_page of this report")
+    return begin
+
+
+def _next(asked: VendorQuery, end: datetime) -> str | None:
+    return f"page_{int(end.timestamp())}" if end < asked.until else None
+
+
+def _floor(at: datetime, width: timedelta) -> datetime:
+    epoch = datetime.fromtimestamp(0, UTC)
+    return epoch + (at - epoch) // width * width
+
+
+def _ceiling(at: datetime, width: timedelta) -> datetime:
+    return _floor(at + width - timedelta(microseconds=1), width)
+
+
+def _buckets(
+    report: VendorReport, asked: VendorQuery, end: datetime, rows: Iterable[Row]
+) -> list[dict[str, Any]]:
+    """Every bucket of a page, also one without anything."""
+    by_start: dict[datetime, list[Row]] = {}
+    for row in rows:
+        if _passes(report, asked, row):
+            by_start.setdefault(cast("datetime", row["start"]), []).append(row)
+    found, at = list[dict[str, Any]](), asked.since
+    while at < end:
+        results = report.results(by_start.get(at, ()), asked)
+        found.append(report.bucket(at, at + asked.width, results))
+        at += asked.width
+    return found
+
+
+def _passes(report: VendorReport, asked: VendorQuery, row: Row) -> bool:
+    return all(shown_id(row, report.filters[name]) in values for name, values in asked.filters.items())
+
+
+def _wrong(name: str, reason: str) -> Unprocessable:
+    return Unprocessable(f"The query parameter {name} {reason}.", ((name, reason),))

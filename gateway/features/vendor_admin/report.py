@@ -1,0 +1,76 @@
+"""What a vendor's report is: its path, the groups and filters it takes, and its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.usage import NO_PROJECT
+from gateway.errors import AdminRefusal
+
+ADDED: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
+
+# Rows of one bucket become what a vendor's report says of it.
+Results = Callable[[Sequence[Row], "VendorQuery"], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class VendorQuery:
+    """What a report is asked for. `groups` are named as the vendor names them."""
+
+    since: datetime
+    until: datetime
+    interval: str
+    width: timedelta
+    buckets: int
+    groups: tuple[str, ...] = ()
+    filters: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VendorReport:
+    """One report: its path, the groups and filters it takes as columns of ours, and its shape.
+
+    Its parameters of time are `since` and `until`, read by `moment`; a list is `group_by[]` where it is
+    `bracketed`. `daily` ones have no other width.
+    """
+
+    path: str
+    groups: Mapping[str, str]
+    filters: Mapping[str, str]
+    results: Results
+    bucket: Callable[[datetime, datetime, list[dict[str, Any]]], dict[str, Any]]
+    refusal: Callable[[AdminRefusal], dict[str, Any]]
+    moment: Callable[[str], datetime]
+    since: str
+    until: str
+    page: Callable[[list[dict[str, Any]], str | None], dict[str, Any]]
+    bracketed: bool = False
+    daily: bool = False
+    grouped: tuple[str, ...] = ()
+
+
+def shown_id(row: Row, group: str) -> str | None:
+    """The value that distinguishes a row, as vendors write it; None where it is nobody's."""
+    if group in {"model", "user"}:
+        value = row[group]
+        return None if value is None else str(value)
+    number = row[f"{group}_id"]
+    return None if number is None or number in {0, NO_PROJECT} else str(number)
+
+
+Sums = dict[str, Decimal]
+
+
+def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, ...], Sums]:
+    """The sums of rows by what tells them apart, by columns of ours, and last by their currency."""
+    found: dict[tuple[str | None, ...], Sums] = {}
+    for row in rows:
+        sums = found.setdefault((*(shown_id(row, group) for group in apart), str(row["currency"])), {})
+        for name in ADDED:
+            sums[name] = sums.get(name, Decimal(0)) + Decimal(str(row[name]))
+    return found
