@@ -60,18 +60,23 @@ class _Connections:
         self._key, self._timeout_s, self._pause = key, timeout_s, pause
         self._idle: list[HTTPConnection] = []
 
-    def ask(self, method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
-        """Ask, again while nothing is known of the answer; `HoldRefused` for any other answer than 2xx."""
+    def ask(
+        self, method: str, path: str, body: object = None, tries: int = TRIES_MAX, **headers: str
+    ) -> dict[str, Any]:
+        """Ask, again while nothing is known of the answer; `HoldRefused` for any other answer than 2xx.
+
+        With one try nothing is sent twice: it goes over a new connection, which nobody has closed meanwhile.
+        """
         fields = {"authorization": f"Bearer {self._key}", "content-type": "application/json"} | headers
         sent = None if body is None else json.dumps(body).encode()
-        for left in reversed(range(TRIES_MAX)):
+        for left in reversed(range(tries)):
             try:
-                answer = self._once(method, f"{self._prefix}{PATH}{path}", sent, fields)
+                answer = self._once(method, f"{self._prefix}{PATH}{path}", sent, fields, new=tries == 1)
             except (OSError, HTTPException):
                 if not left:
                     raise
             else:
-                if answer.status < 300:  # it is done
+                if answer.status < 300 and (answer.document or answer.status == _NO_CONTENT):  # it is done
                     return answer.document
                 if answer.status != _UNAVAILABLE or not left:
                     detail = str(answer.document.get("detail", ""))
@@ -79,8 +84,11 @@ class _Connections:
             self._pause(PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
-    def _once(self, method: str, path: str, body: bytes | None, fields: Mapping[str, str]) -> HoldAnswer:
-        connection = self._idle.pop() if self._idle else self._of(*self._place, timeout=self._timeout_s)
+    def _once(
+        self, method: str, path: str, body: bytes | None, fields: Mapping[str, str], *, new: bool
+    ) -> HoldAnswer:
+        idle = self._idle and not new
+        connection = self._idle.pop() if idle else self._of(*self._place, timeout=self._timeout_s)
         try:
             connection.request(method, path, body, dict(fields))
             answer = connection.getresponse()
@@ -96,7 +104,7 @@ class _Connections:
         return HoldAnswer(
             answer.status, answer.getheader("x-tollkeeper-reason", ""),
             int(after) if after.isdigit() else None,
-            json.loads(raw) if raw and answer.status != _NO_CONTENT else {},
+            _document(raw) if answer.status != _NO_CONTENT else {},
         )  # fmt: skip
 
     def close(self) -> None:
@@ -119,7 +127,8 @@ class Hold:
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
         """Give it so many seconds from now, and hold `more` of its unit for it."""
         said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
-        self._learn(self._connections.ask("POST", f"/{self.id}/extend", said))
+        tries = TRIES_MAX if more is None else 1  # it would hold more twice
+        self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
         return self
 
     def settle(
@@ -168,7 +177,8 @@ class Holds:
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
         body = _said({"service": service} | said)
-        return Hold(self._connections, self._connections.ask("POST", "", body, **{"idempotency-key": key}))
+        fields = {"idempotency-key": key}
+        return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
 
     def close(self) -> None:
         """Close the connections that wait."""
@@ -236,6 +246,15 @@ class AsyncHolds:
     def close(self) -> None:
         """Close the connections that wait."""
         self._holds.close()
+
+
+def _document(raw: bytes) -> dict[str, Any]:
+    """The object of an answer; an empty one where something else answered in the gateway's place."""
+    try:
+        found = json.loads(raw) if raw else {}
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -269,6 +269,8 @@ def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None
             exchange.upstream_name, exchange.model_sent = target.upstream, target.model
             if _cooling(exchange, caller, call) is None:
                 return
+        first = call.targets[0]
+        exchange.upstream_name, exchange.model_sent = first.upstream, first.model
     exchange.worker.ports.tally.cooled_calls[exchange.upstream_name] += 1
     raise refusal
 

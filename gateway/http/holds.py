@@ -132,7 +132,7 @@ async def extend_hold(exchange: Exchange) -> None:
             wanted, more = _more(exchange, hold, said.more)
         found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
         short = _short(found, wanted)
-        hold.held, hold.expires_ms = found, max(until_ms, hold.expires_ms if short is not None else 0)
+        hold.held, hold.expires_ms = found, until_ms
         if short is None:
             hold.asked += more
         await holds.keep(hold)

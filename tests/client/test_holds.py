@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import ClassVar
@@ -21,6 +22,7 @@ class Gateway(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     answers: ClassVar[list[int]] = []
     keys: ClassVar[list[str]] = []
+    bodies: ClassVar[list[bytes]] = []
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -31,6 +33,7 @@ class Gateway(BaseHTTPRequestHandler):
             self.connection.close()
             return
         body = json.dumps(TAKEN if status < 300 else {"detail": "no"}).encode()
+        body = self.bodies.pop() if self.bodies else body
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.send_header("x-tollkeeper-reason", "quota_held")
@@ -83,6 +86,29 @@ def test_a_refusal_is_raised_at_once(gateway: str) -> None:
         7,
         "no",
     )
+    holds.close()
+
+
+def test_more_is_never_asked_for_twice(gateway: str) -> None:
+    holds = Holds(gateway, "tk_1", pause=lambda _: None)
+    Gateway.answers += [201, 0, 200, 503, 200]
+    hold = holds.take("chat", max_tokens=5)
+    with pytest.raises((OSError, HTTPException)):
+        hold.extend(60, more=5)
+    assert len(Gateway.keys) == 2
+    hold.extend(60, more=5)
+    with pytest.raises(HoldRefused, match="503"):
+        hold.extend(60, more=5)
+    hold.extend(60)
+    holds.close()
+
+
+def test_what_answers_in_the_gateways_place_is_a_refusal(gateway: str) -> None:
+    holds = Holds(gateway, "tk_1", pause=lambda _: None)
+    Gateway.answers += [502]
+    Gateway.bodies += [b"<html>Bad Gateway</html>"]
+    with pytest.raises(HoldRefused, match="502"):
+        holds.take("chat", max_tokens=5)
     holds.close()
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from gateway.client.holds import Holds
 from tests.journey.stack import Stack
 from tests.waiting import wait_until
 
@@ -66,6 +67,13 @@ def test_its_budgets_and_its_invoices_go_by_the_rate(stack: Stack, at_cost: bool
     spent = cost(1_000, 200)
     assert (Decimal(str(row["cost"])), row["currency"], row["exchange_rate"]) == (spent, currency, RATE)
     assert row["unpriced"] == []
+    holds = Holds(stack.gateway_url, key)
+    told = holds.take("chat", model=model, max_tokens=2_000).settle({"input": 1_000, "output": 200})
+    holds.close()
+    assert (Decimal(told["cost"]), told["currency"]) == (spent, currency)
+    wait_until(lambda: len(rows()) == 2)
+    assert [(Decimal(str(one["cost"])), one["exchange_rate"]) for one in rows()] == [(spent, RATE)] * 2
+    spent *= 2
 
     def used() -> Decimal:
         return Decimal(stack.admin("GET", f"/budgets/{budget}")[1]["used"])

@@ -247,12 +247,11 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     total, units = sum(counts[:WHOLES]), 1 if said.units is None else said.units
     cost = None if price is None else cost_nano(price, counts, tools, tier)
     if price is not None:
-        facts.currency, facts.price_id = price.currency, price.price_id
+        facts.currency, facts.price_id, facts.exchange_rate = price.currency, price.price_id, price.rate
         facts.unpriced = named_unpriced(unpriced(price, tools))
     if said.cost is not None:
-        cost, facts.currency, facts.price_id, facts.unpriced = (
-            money_of(said.cost, "cost"), hold.currency or facts.currency, 0, "",
-        )  # fmt: skip
+        cost, facts.currency = money_of(said.cost, "cost"), hold.currency or facts.currency
+        facts.price_id, facts.unpriced, facts.exchange_rate = 0, "", ""
     facts.counts, facts.total, facts.units, facts.tools = counts, total, units, tools
     facts.service_tier, facts.cost = tier, cost
     at_cost = service.pricing.at_cost is not None
