@@ -6,7 +6,7 @@ limit of requests is told of that first, and a refused request is one of its sen
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Final
 
@@ -187,7 +187,8 @@ def _priced(
         and not caller.acts_for(attribution.user, call.user)
     ):
         raise UserRequired(param="x-tollkeeper-user")
-    _check_models(exchange, caller, call)
+    unread = "this route does not read which one" if routed.any_model else ""
+    check_models(call, _lists(exchange, caller, call), unread)
     if call.model and (table := worker.models.table()).rules:
         aim(exchange, caller, call, table)
     service, budgets = NO_SERVICE, None
@@ -206,17 +207,20 @@ def _priced(
     return service, prices, budgets
 
 
-def _check_models(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """`ModelNotAllowed` where a model that may answer is not on every list that the call is held to."""
-    for whose, listed in _lists(exchange, caller, call):
+def check_models(
+    call: CallRequest, lists: Iterable[tuple[str, Collection[str]]], without_model: str
+) -> None:
+    """`ModelNotAllowed` where a model that may answer is not on every list that the call is held to.
+
+    One that names no model is refused by the words `without_model`, and passes where they are empty.
+    """
+    for whose, listed in lists:
         if call.model:
             for model in (call.model, *call.models_beside):
                 if model not in listed and not on_list(model, listed):
                     raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
-        elif exchange.routed.any_model:
-            raise ModelNotAllowed(
-                f"This {whose} may use some models alone, and this route does not read which one."
-            )
+        elif without_model:
+            raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
 
 
 def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:
@@ -246,7 +250,8 @@ def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable
         table.find(beside, caller.organization_id)
     if rule is None:
         return
-    there = {name: upstream.target for name, upstream in worker.upstreams.items()}
+    names = {target.upstream for target in rule.targets}
+    there = {name: upstream.target for name in names if (upstream := worker.upstreams.get(name)) is not None}
     call.targets = fitting(rule, call.model, call.family, there)
     call.fallback, call.repeats = rule.fallback, is_repeatable(call)
     if call.named:  # the objects are kept by one upstream

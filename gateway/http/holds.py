@@ -51,7 +51,6 @@ from gateway.core.model import (
     Service,
     Settlement,
     SettleResult,
-    on_list,
 )
 from gateway.errors import (
     BudgetExceeded,
@@ -59,14 +58,13 @@ from gateway.errors import (
     HoldEnded,
     InsufficientCredits,
     InvalidRequest,
-    ModelNotAllowed,
     QuotaExceeded,
     Refusal,
     RequestTooLarge,
     ServiceNotIncluded,
     UserRequired,
 )
-from gateway.http.admission import by_head, identify, known, lists_of, prices_of
+from gateway.http.admission import by_head, check_models, identify, known, lists_of, prices_of
 from gateway.http.charge import check_admitted, hold_request
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
@@ -311,18 +309,8 @@ def _call(exchange: Exchange, caller: Caller, said: HoldBody) -> tuple[CallReque
     user = caller.acts_for(said.user or attribution.user, call.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="user")
-    _check_models(exchange, caller, call, user)
+    check_models(call, lists_of(exchange, caller, user), "this hold names none")
     return call, replace(attribution, user=user), unit_of(said)
-
-
-def _check_models(exchange: Exchange, caller: Caller, call: CallRequest, user: str) -> None:
-    """`ModelNotAllowed` where a model is not on every list that the hold is held to."""
-    for whose, listed in lists_of(exchange, caller, user):
-        for model in (call.model, *call.models_beside):
-            if not model:
-                raise ModelNotAllowed(f"This {whose} may use some models alone, and this hold names none.")
-            if model not in listed and not on_list(model, listed):
-                raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
 
 
 def _service(exchange: Exchange, caller: Caller, key: str) -> Service:

@@ -638,6 +638,9 @@ def create_admin_token(change: EntityWrite) -> Row:
     return entity.create(change)
 
 
+_OURS_OF_A_TEAM = (("ours", "must be false: a token of one tenant never decides what its organization owes"),)
+
+
 def _narrow(change: EntityWrite) -> None:
     """Check the tenant that a new token is narrowed to; its organization is that of the tenant."""
     values = change.command.values
@@ -647,8 +650,7 @@ def _narrow(change: EntityWrite) -> None:
         said = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
         raise Unprocessable(errors=(("role", said),))
     if values.get("ours"):
-        said = "must be false: a token of one tenant never decides what its organization owes"
-        raise Unprocessable(errors=(("ours", said),))
+        raise Unprocessable(errors=_OURS_OF_A_TEAM)
     owner = change.connection.execute(live(tenant, tenant.c[OWNER]).where(tenant.c.id == named)).scalar()
     if owner is None or change.within not in {None, owner}:
         raise Unprocessable(errors=((TENANT, f"there is no tenant {named}"),))
@@ -660,8 +662,7 @@ def _narrow(change: EntityWrite) -> None:
 def _of_no_team(change: EntityWrite) -> Row:
     """Change a token; one of a tenant is marked `ours` by nobody."""
     if change.command.values.get("ours") and lock(change)[TENANT] is not None:
-        said = "must be false: a token of one tenant never decides what its organization owes"
-        raise Unprocessable(errors=(("ours", said),))
+        raise Unprocessable(errors=_OURS_OF_A_TEAM)
     return entity.change_row(change)
 
 

@@ -45,11 +45,10 @@ from gateway.core.billing.price_book import (
     UNITS,
     USES_A_PRICE,
     CostLine,
-    converted,
     lines,
     read_price,
+    vector_in,
 )
-from gateway.core.billing.vector import ExchangeRate
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.feature import features
 
@@ -327,9 +326,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
     if price is not None:
         counts = [usage.get(kind, 0) for kind in KINDS]
         tier = str(row["service_tier"] or "")
-        vector, rate = read_price(price).vector, str(row["exchange_rate"] or "")
-        if rate:
-            vector = converted(vector, ExchangeRate(str(row["currency"]), vector.currency, rate, 0))
+        vector = vector_in(read_price(price), str(row["currency"]), str(row["exchange_rate"] or ""))
         found = lines(vector, counts, tools, tier)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})

@@ -23,11 +23,10 @@ from gateway.core.billing.price_book import (
     KINDS,
     TOKENS_A_PRICE,
     USES_A_PRICE,
-    converted,
     lines,
     read_price,
+    vector_in,
 )
-from gateway.core.billing.vector import ExchangeRate
 
 BUDGETS_MAX = 10_000
 ACCOUNTS_MAX = 10_000
@@ -291,9 +290,7 @@ class Explanation:
             return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
         price = read_price({**row, "effective_from": _moment(row["effective_from"])})
         counts = [usage.get(kind, 0) for kind in KINDS]
-        vector, rate = price.vector, str(call["exchange_rate"] or "")
-        if rate:
-            vector = converted(vector, ExchangeRate(str(call["currency"]), vector.currency, rate, 0))
+        vector = vector_in(price, str(call["currency"]), str(call["exchange_rate"] or ""))
         found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
         facts = [
             f"{line.kind.removeprefix('tools.').replace('_', ' ')}: {line.quantity:,} at "

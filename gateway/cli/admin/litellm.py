@@ -268,12 +268,7 @@ class _Translation:
             return
         source.pop("max_budget")
         source.pop("budget_duration", None)
-        taken = {each["name"] for each in self._budgets}
-        name = next(
-            tried
-            for n in range(1, len(taken) + 2)
-            if (tried := name if n == 1 else f"{name} {n}") not in taken
-        )
+        name = _free(name, self._budgets)
         self._budgets.append(
             {
                 "name": name,
@@ -340,12 +335,7 @@ class _Translation:
     def _tenant(self, team: Json, tenants: list[Json]) -> str:
         name = str(team.pop("team_alias", None) or team.get("team_id") or EVERYBODY)
         team.pop("team_id", None)
-        taken = {each["name"] for each in tenants}
-        name = next(
-            tried
-            for n in range(1, len(taken) + 2)
-            if (tried := name if n == 1 else f"{name} {n}") not in taken
-        )
+        name = _free(name, tenants)
         row: Json = {"name": name, "organization": self._owner, "plan": PLAN}
         tenants.append(row | ({"limits": limits} if (limits := _limits(team)) else {}))
         return name
@@ -395,6 +385,13 @@ def _leaves(rest: object, place: str) -> Iterator[str]:
             yield from _leaves(each, f"{place}[{number}]")
     elif rest not in (None, "", []):
         yield place
+
+
+def _free(name: str, rows: list[Json]) -> str:
+    """A name that none of these rows has: this one, or with a number behind it."""
+    taken = {each["name"] for each in rows}
+    numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
+    return next(one for one in numbered if one not in taken)
 
 
 def _limits(source: Json) -> Json:

@@ -229,6 +229,13 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     )
 
 
+def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
+    """A price as a call was charged by it: converted by the rate in the call's row, empty for none."""
+    if not rate:
+        return price.vector
+    return converted(price.vector, ExchangeRate(currency, price.vector.currency, rate, 0))
+
+
 def rate_in_force(rates: Iterable[ExchangeRate], currency: str, base: str, at_ms: int) -> ExchangeRate | None:
     """The rate in force at a time, None where there is none."""
     mine = (one for one in rates if (one.currency, one.base) == (currency, base))

@@ -1,4 +1,4 @@
-"""Prices in the currency of whoever pays: by the rate in force, exact, and rounded once."""
+"""A price is converted by the rate in force: exactly, and rounded once."""
 
 from __future__ import annotations
 
