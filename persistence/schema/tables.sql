@@ -1152,6 +1152,9 @@ CREATE TABLE budget (
     hold text CHECK (hold IN ('likely', 'maximum')),
     -- A lead of its tenant made it, and may change it.
     of_team boolean DEFAULT false NOT NULL,
+    -- Of calls of tools alone: the tool's name, and that of its server.
+    tool text CHECK (tool <> ''),
+    server text CHECK (server <> ''),
     CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
 );
 CREATE UNIQUE INDEX budget_organization_id_name_key

@@ -98,7 +98,7 @@ async def test_a_budget_comes_back_as_it_was_said(desk: Desk) -> None:
     more = {
         "tenant_id": desk.tenant, "user": "ada", "api_key_id": desk.key, "project_id": 0, "model": "gpt-5*",
         "service_id": 1, "each": "session", "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit",
-        "on_exhausted": "cut", "thresholds": [0.25, 1],
+        "on_exhausted": "cut", "thresholds": [0.25, 1], "tool": "search", "server": "github",
     }  # fmt: skip
     asked = {**desk.usual, **more}
     made = await desk.make(**asked)
@@ -117,7 +117,17 @@ async def test_what_is_left_out_is_as_usual(desk: Desk) -> None:
         "finish",
     )
     assert made["thresholds"] == THRESHOLDS
-    selector = ("tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "each")
+    selector = (
+        "tenant_id",
+        "user",
+        "api_key_id",
+        "project_id",
+        "model",
+        "service_id",
+        "each",
+        "tool",
+        "server",
+    )
     assert {made[name] for name in (*selector, "raised_to", "raised_until", "raise_reason")} == {None}
     assert (made["used"], made["held"], made["remaining"]) == ("0.00", "0.00", "12.50")
 

@@ -73,7 +73,7 @@ SCREENS = {
             empty="No budget yet. Limit what a team, user, key or model may spend.",
             filters=(
                 "organization_id", "name", "tenant_id", "user", "api_key_id", "model", "unit", "interval",
-                "each", "mode", "project_id", "service_id",
+                "each", "mode", "project_id", "service_id", "tool", "server",
             ),
             newest_first=False,
         ),

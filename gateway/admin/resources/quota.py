@@ -329,6 +329,8 @@ class BudgetCreate(In):
         default=None, description="A model, or a prefix such as claude-opus-*. Case is ignored."
     )
     service_id: Id | None = None
+    tool: Text | None = Field(default=None, description="A tool of an MCP server. Case is ignored.")
+    server: Text | None = Field(default=None, description="An MCP server, by its upstream's name.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
@@ -434,6 +436,8 @@ BUDGET_RESOURCES = (
             "project_id": Filter("count"),
             "model": Filter("text"),
             "service_id": Filter(),
+            "tool": Filter("text"),
+            "server": Filter("text"),
             "each": Filter("text", EACH),
             "unit": Filter("text", UNITS),
             "interval": Filter("text", INTERVALS),

@@ -49,9 +49,10 @@ _MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
 class Budget:
     """So much of a `unit` in each interval, for all calls that its selector matches.
 
-    The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`) and
-    `service_id`: 0, an empty text or None says nothing. With `each` everybody of that kind has an amount of
-    its own. `amount` and `raised_to` are nano-units of the organization's currency where the unit is money;
+    The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
+    `service_id`, `tool` and the `server` it is of: 0, an empty text or None says nothing. With `each`
+    everybody of that kind has an amount of its own. `amount` and `raised_to` are nano-units of the
+    organization's currency where the unit is money;
     `raised_to` stands for the amount until `raised_until_ms`, 0 where it is not raised. Without `enforce` it
     is counted and told, and refuses nobody; with `cut` it ends the stream that uses it up. `hold` says how
     much of a call is held, empty where its tenant's plan says so.
@@ -77,12 +78,20 @@ class Budget:
     raised_to: int = 0
     raised_until_ms: int = 0
     hold: str = ""
+    tool: str = ""
+    server: str = ""
 
     @property
-    def selector(self) -> tuple[int, str, int, int | None, str, int, str]:
-        """The calls it matches, and the kind of each: budgets that are alike share their accounts."""
-        model = self.model.lower()
-        return self.tenant_id, self.user, self.api_key_id, self.project_id, model, self.service_id, self.each
+    def selector(self) -> tuple[object, ...]:
+        """The calls it matches, and the kind of each: budgets that are alike share their accounts.
+
+        Accounts are named by it: what many do not say stands at its end, where they say it.
+        """
+        of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
+        return (
+            self.tenant_id, self.user, self.api_key_id, self.project_id, self.model.lower(), self.service_id,
+            self.each, *of_tools,
+        )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
         """The amount that may be used at a moment: more while it is raised."""
@@ -97,6 +106,8 @@ class Budget:
             and self.user in {"", asked.user}
             and self.project_id in {None, asked.project_id}
             and (not self.model or any(model and is_of(model, self.model) for model in asked.models))
+            and self.tool.lower() in {"", asked.tool.lower()}
+            and self.server.lower() in {"", asked.server.lower()}
         )
 
     def value_of(self, asked: CallAttributes) -> str:
@@ -116,7 +127,10 @@ ALL_OTHERS = "all others"  # what people read of it
 
 
 class CallAttributes(NamedTuple):
-    """What a call says of itself that decides which budgets it takes from; `models` may all answer it."""
+    """What a call says of itself that decides which budgets it takes from; `models` may all answer it.
+
+    One of a tool names it, and its server.
+    """
 
     tenant_id: int
     api_key_id: int
@@ -125,6 +139,8 @@ class CallAttributes(NamedTuple):
     project_id: int | None = None
     models: tuple[str, ...] = ()
     session: str = ""
+    tool: str = ""
+    server: str = ""
 
 
 def is_of(model: str, pattern: str) -> bool:
@@ -274,8 +290,11 @@ LOOKS_MAX: Final = 20_000
 # Of budgets that meet so many are named.
 NAMES_MAX: Final = 20
 # What a budget may say of the calls it is about.
-SELECTING: Final = ("tenant_id", "user", "api_key_id", "project_id", "model", "service_id")
+SELECTING: Final = (
+    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server",
+)  # fmt: skip
 _MODEL: Final = SELECTING.index("model")
+_FOLDED: Final = ("model", "tool", "server")  # case says nothing of them
 
 
 class Selector(NamedTuple):
@@ -287,13 +306,15 @@ class Selector(NamedTuple):
     project_id: int | None
     model: str | None
     service_id: int | None
+    tool: str | None
+    server: str | None
     each: str | None
 
 
 def selector_of(values: Mapping[str, Any]) -> Selector:
     """The selector of a budget as it is said or stored."""
     said = {name: values.get(name) for name in Selector._fields}
-    return Selector(**{**said, "model": said["model"] and said["model"].lower()})
+    return Selector(**{**said, **{name: value.lower() for name in _FOLDED if (value := said[name])}})
 
 
 def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
@@ -467,6 +488,8 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         raised_to=0 if raised_to is None else counted(unit, raised_to),
         raised_until_ms=ms_of(row["raised_until"]),
         hold=row["hold"] or "",
+        tool=row["tool"] or "",
+        server=row["server"] or "",
     )
 
 

@@ -39,7 +39,7 @@ CALLS_MAX: Final = 20_000
 
 
 # What decides which budgets a call takes from: the fields of `CallAttributes`.
-Said = tuple[int, int, int, str, int | None, tuple[str, ...], str]
+Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class OrganizationBudgets:
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """What decides which of these a call takes from: by its key, its fields and its body."""
-        tenant, key, service, user, project, models, session = self._says
+        tenant, key, service, user, project, models, session, tool, server = self._says
         return (
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
@@ -107,6 +107,8 @@ class OrganizationBudgets:
             said.project_id if project else None,
             (call.model, *call.models_beside, *[one.model for one in call.targets]) if models else (),
             said.session if session else "",
+            call.tool if tool else "",
+            call.server if server else "",
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
@@ -155,7 +157,9 @@ class OrganizationBudgets:
         for group in self._groups:
             first = group[0]
             models = (first.model,) if first.model else ()
-            mine = asked._replace(models=models, service_id=first.service_id)
+            mine = asked._replace(
+                models=models, service_id=first.service_id, tool=first.tool, server=first.server
+            )
             if first.matches(mine):
                 name = account_of(self.organization_id, first, first.value_of(mine))
                 found += [(name, one) for one in group]
@@ -240,4 +244,6 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
         any(one.project_id is not None for one in budgets) or PROJECT in kinds,
         any(one.model for one in budgets),
         SESSION in kinds,
+        any(one.tool for one in budgets),
+        any(one.server for one in budgets),
     )

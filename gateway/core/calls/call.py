@@ -443,7 +443,7 @@ class CallRequest:
     see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
     which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
     units beside tokens that the request asks for, by their names in prices: they are charged where an answer
-    does not say others.
+    does not say others. A call of a `tool` names it, and its `server`.
     """
 
     meter: str
@@ -484,6 +484,8 @@ class CallRequest:
     repeats: bool = False
     written_as: str = ""
     listing: bytes = b""
+    tool: str = ""
+    server: str = ""
 
     @property
     def has_input(self) -> bool:

@@ -41,6 +41,8 @@ WORLD: Objects = {
         },
         {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
          "model": "gpt-*"},
+        {"organization": "Globex", "name": "Search", "unit": "requests", "amount": 9, "interval": "day",
+         "tool": "search", "server": "github"},
     ],
     "prices": [
         {"model": "our-model", "currency": "USD", "input": "2.50", "output": "10",

@@ -207,9 +207,24 @@ def test_a_budget_is_about_calls_that_fit_all_it_names(selector: dict[str, Any],
 
 def test_what_a_call_does_not_name_fits_no_budget_that_names_one() -> None:
     silent = CallAttributes(3, 40, 2)
-    named: list[dict[str, Any]] = [{"user": "ada"}, {"project_id": 0}, {"model": "*"}]
+    named: list[dict[str, Any]] = [
+        {"user": "ada"}, {"project_id": 0}, {"model": "*"}, {"tool": "search"}, {"server": "github"},
+    ]  # fmt: skip
     for selector in named:
         assert not replace(BUDGET, **selector).matches(silent)
+
+
+def test_a_budget_of_tools_is_about_their_calls_in_any_case() -> None:
+    asked = CALL._replace(tool="Search", server="github")
+    said: tuple[dict[str, Any], ...] = (
+        {"tool": "search"}, {"server": "GitHub"}, {"tool": "SEARCH", "server": "github"},
+    )  # fmt: skip
+    for selector in said:
+        assert replace(BUDGET, **selector).matches(asked)
+        assert not replace(BUDGET, **selector).matches(asked._replace(tool="searches", server="git"))
+    # An account that was there before has the name it had.
+    assert BUDGET.selector == (0, "", 0, None, "", 0, "")
+    assert len({account_of(1, replace(BUDGET, **one)) for one in ({}, *said)}) == 4
 
 
 def test_nobodys_calls_share_one_account_of_each() -> None:
@@ -272,6 +287,7 @@ STORED: dict[str, Any] = {
     "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit", "on_exhausted": "cut", "tenant_id": None,
     "user": None, "api_key_id": None, "project_id": None, "model": None, "service_id": None, "each": None,
     "created_at": NOW, "raised_to": None, "raised_until": None, "hold": None,
+    "tool": None, "server": None,
 }  # fmt: skip
 
 
@@ -345,14 +361,14 @@ def test_a_stored_budget_is_read_in_what_is_counted() -> None:
     tokens = {
         **STORED, "unit": "tokens", "amount": Decimal(3000), "mode": "enforce", "on_exhausted": "finish",
         "tenant_id": 2, "user": "ada", "api_key_id": 4, "project_id": 0, "model": "gpt-*", "service_id": 5,
-        "each": "session", "hold": "maximum",
+        "each": "session", "hold": "maximum", "tool": "search", "server": "github",
         "raised_to": Decimal(4000), "raised_until": NOW + timedelta(seconds=1),
     }  # fmt: skip
     assert read_budget(tokens) == Budget(
         7, "all", "tokens", 3000, "month", "Europe/Berlin", 31, enforce=True, cut=False, tenant_id=2,
         user="ada", api_key_id=4, project_id=0, model="gpt-*", service_id=5, each="session",
         created_ms=round(NOW.timestamp() * 1000), raised_to=4000,
-        raised_until_ms=round(NOW.timestamp() * 1000) + 1000, hold="maximum",
+        raised_until_ms=round(NOW.timestamp() * 1000) + 1000, hold="maximum", tool="search", server="github",
     )  # fmt: skip
 
 
@@ -375,10 +391,11 @@ def test_a_raise_is_to_no_less_and_has_its_end_ahead(amount: object, later: int,
 # How many budgets a call may meet at once.
 
 
-ANY = Selector(None, None, None, None, None, None, None)
+ANY = Selector(None, None, None, None, None, None, None, None, None)
 VALUES: dict[str, list[Any]] = {
     "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
     "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
+    "tool": ["search"], "server": ["git"],
 }  # fmt: skip
 MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
 
@@ -386,10 +403,10 @@ MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
 def matching(selectors: set[Selector]) -> int:
     """The most that any call meets: all calls are tried."""
     most = 0
-    for tenant, user, key, project, service, model in product(
-        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS
+    for tenant, user, key, project, service, model, tool, server in product(
+        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", "")
     ):
-        asked = CallAttributes(tenant, key, service, user, project, (model,))
+        asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server)
         most = max(most, sum(budget_of(one).matches(asked) for one in selectors))
     return most
 
@@ -398,7 +415,7 @@ def budget_of(one: Selector) -> Budget:
     return Budget(
         1, "", "tokens", 1, "day", tenant_id=one.tenant_id or 0, user=one.user or "",
         api_key_id=one.api_key_id or 0, project_id=one.project_id, model=one.model or "",
-        service_id=one.service_id or 0, each=one.each or "",
+        service_id=one.service_id or 0, each=one.each or "", tool=one.tool or "", server=one.server or "",
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ OPUS = Budget(5, "opus", MONEY, 10, "day", model="claude-opus-*")
 SESSION = Budget(6, "runs", MONEY, 10, "total", each="session")
 NAMES: dict[str, Any] = {
     "tenant_id": 3, "user": "ada", "api_key_id": 40, "project_id": 9, "model": "gpt*", "service_id": 2,
+    "tool": "search", "server": "github",
 }  # fmt: skip
 CALL = CallAttributes(3, 40, 2, "ada", 9, ("gpt-5",), "s-1")
 
@@ -105,11 +106,13 @@ def test_budgets_that_changed_are_found_anew() -> None:
 
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
-    call = CallRequest("m", GENERIC, b"", "gpt-5", models_beside=("x",))
+    call = CallRequest("m", GENERIC, b"", "gpt-5", models_beside=("x",), tool="search", server="github")
     alike = of(MONTH).asked(caller, 2, said, call)
     assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, b""))
     every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
-    assert every.asked(caller, 2, said, call) == CallAttributes(3, 40, 2, "ada", 9, ("gpt-5", "x"), "s")
+    assert every.asked(caller, 2, said, call) == CallAttributes(
+        3, 40, 2, "ada", 9, ("gpt-5", "x"), "s", "search", "github"
+    )
     for name, value in NAMES.items():
         place = CallAttributes._fields.index("models" if name == "model" else name)
         asked = of(replace(MONTH, **{name: value})).asked(caller, 2, said, call)
