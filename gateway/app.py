@@ -44,6 +44,7 @@ from gateway.http.tally import Tally
 from gateway.run import gateway_worker, lifecycle
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
+from gateway.run.jobs import Jobs
 from gateway.run.lifecycle import (
     ParentPipe,
     all_within,
@@ -97,7 +98,9 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
-    port = GatewayPort(settings, plane, door.tokens, log)
+    port, jobs = GatewayPort(settings, plane, door.tokens, log), ports.jobs
+    assert isinstance(jobs, Jobs)
+    jobs.serve(plane, ports)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce, restore=door.runs.restore,
@@ -130,6 +133,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).loop().run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
+        asyncio.create_task(forever("jobs", jobs.keep_looking, log)),
         asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     await _know_services(directory, wires, log)
@@ -214,6 +218,7 @@ def _ports(
         objects=door.objects,
         runs=door.runs,
         holds=door.holds,
+        jobs=Jobs(door.jobs, settings, log),
         estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,

@@ -12,6 +12,7 @@ from typing import Final
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.money import ServicePricing
 from gateway.core.calls.call import CallRequest, is_light
@@ -21,7 +22,7 @@ from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf,
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
-from gateway.core.families.registry import SHAPES
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service, on_list
 from gateway.errors import (
     InvalidApiKey,
@@ -153,6 +154,12 @@ def _read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     owned, bounds = routed.owned, exchange.worker.bounds
     reads = owned is not None and owned.reads
     call = read_call(routed.route, routed.params, body, bounds, reads=reads, light=light)
+    if routed.form:
+        content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
+        if content is not None and paths is not None:
+            lines, caller = batch_lines(content, paths.calls), exchange.caller
+            if caller is not None:
+                check_batch_models(exchange, caller, model_of(lines[0]))
     if owned is not None:
         if owned.bare and (exchange.body_length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
@@ -221,6 +228,15 @@ def check_models(
                     raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
+
+
+def check_batch_models(exchange: Exchange, caller: Caller, model: str) -> None:
+    """The same of the model that all lines of a batch are for."""
+    call = CallRequest("none", exchange.routed.family, b"", model=model)
+    try:
+        check_models(call, _lists(exchange, caller, call), "")
+    except ModelNotAllowed as error:
+        raise ModelNotAllowed(f"Line 1: {error.told}") from error
 
 
 def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:

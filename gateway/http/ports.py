@@ -9,6 +9,7 @@ from typing import Protocol
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.jobs import Job
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
@@ -167,6 +168,25 @@ class HoldsPort(Protocol):
         """
 
 
+class JobsPort(Protocol):
+    """Jobs of callers, which upstreams work off later."""
+
+    def fetch(self, upstream: str, path: str) -> Awaitable[bytes]:
+        """What an upstream has there. Fails with the `Refusal` that says why not."""
+
+    def keep(self, job: Job) -> Awaitable[None]:
+        """Store a job as it is now. Fails with `CountersUnavailable`."""
+
+    def drop(self, job: Job) -> Awaitable[None]:
+        """Forget a job that was never made."""
+
+    def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
+        """The organization's job of this upstream's id."""
+
+    def look(self, job: Job) -> Awaitable[None]:
+        """Ask what became of it, and charge it where it is over. Fails with a `Refusal`."""
+
+
 class CountersPort(Protocol):
     """The limits and the ledger."""
 
@@ -221,6 +241,7 @@ class Ports:
     seconds: Callable[[], float]
     runs: RunsPort
     holds: HoldsPort
+    jobs: JobsPort | None = None
     access_log: bool = False
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False

@@ -55,12 +55,15 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
     if status in LIMITED:
         leave_alone(exchange, call, answer, meter.detail.retry_s)
-    if meter.told and (told := _take_ids(meter, call)):
+    told = _take_ids(meter, call) if meter.told else []
+    if told:
         # Whose the objects are is noted before their ids are known.
         kept = exchange.worker.ports.objects.keep(admitted.caller, told)
         if not admitted.charges:  # what was charged is delivered all the same
             await kept
     exchange.ended_upstream = exchange.worker.ports.seconds()
+    if exchange.before_end is not None:
+        await exchange.before_end(told)
     if admitted.settles_after_reply:
         outlet.end(tail)
     charged = await admitted.settle(status, True, False, _LEFT if exchange.gone else _TOLD)

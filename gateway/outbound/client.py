@@ -69,6 +69,7 @@ async def ask(
     context: ssl.SSLContext | None,
     connect_s: float,
     within_s: float,
+    bytes_max: int = ANSWER_BYTES_MAX,
 ) -> tuple[int, bytes]:
     """Ask once; the status and the whole body.
 
@@ -81,9 +82,9 @@ async def ask(
             _session(connector, timeout) as session,
             session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
-            said = await _read(response, ANSWER_BYTES_MAX + 1)
-            if len(said) > ANSWER_BYTES_MAX:
-                raise TooLarge(f"answers more than {ANSWER_BYTES_MAX} bytes")
+            said = await _read(response, bytes_max + 1)
+            if len(said) > bytes_max:
+                raise TooLarge(f"answers more than {bytes_max} bytes")
             return response.status, said
     except ClientError as error:
         raise Unanswered(str(error) or type(error).__name__) from error

@@ -23,6 +23,7 @@ from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.holds import CallerHolds
+from gateway.counters.admission.jobs import StoredJobs
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters
 from gateway.counters.admission.refusals import SharedCircuitBreaker
@@ -197,6 +198,7 @@ class Door:
     objects: ObjectOwners
     runs: Runs
     holds: CallerHolds
+    jobs: StoredJobs
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
@@ -238,6 +240,6 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    runs = Runs(wires, clock, time.time, os.urandom)
+    runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires)
     holds = CallerHolds(wires, time.time)
-    return Door(directory, counters, objects, runs, holds, allowances, leaser, reports, cooling, tokens)
+    return Door(directory, counters, objects, runs, holds, jobs, allowances, leaser, reports, cooling, tokens)

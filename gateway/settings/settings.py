@@ -209,6 +209,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     console_url: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
+    jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = DEFAULT_BOUNDS.usage_tokens_max
     routes: tuple[Route, ...] = ()

@@ -217,6 +217,28 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPaths:
+    """Where an API takes batches of calls: their files, themselves, and the paths that calls may be of.
+
+    `calls` has the meter of each.
+    """
+
+    files: str
+    batches: str
+    calls: Mapping[str, str]
+
+    @property
+    def one(self) -> str:
+        """The template of one batch."""
+        return f"{self.batches}/{{id}}"
+
+    @property
+    def cancel(self) -> str:
+        """The template that cancels it."""
+        return f"{self.one}/cancel"
+
+
+@dataclass(frozen=True, slots=True)
 class ApiFamily:
     """One family; what it leaves out it has like any other API.
 
@@ -263,6 +285,7 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
+    batches: BatchPaths | None = None
     exclusions: Exclusions = NONE
     free_tools: frozenset[str] = frozenset()
     provider: str = ""

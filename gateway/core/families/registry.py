@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.families import anthropic, gemini, generic, openai
-from gateway.core.families.family import ApiFamily, CallKind
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
@@ -11,4 +11,5 @@ ALL: tuple[ApiFamily, ...] = (gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, ge
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
+BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batches is not None])
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}

@@ -149,6 +149,21 @@ def idempotent(partition: int, digest: str) -> str:
     return f"tk:{{p{partition:02d}}}:idem:{digest}"
 
 
+def jobs(partition: int) -> str:
+    """The jobs of a partition's organizations, by when they were made."""
+    return f"tk:{{p{partition:02d}}}:jobs"
+
+
+def job(partition: int, id_: str) -> str:
+    """A job by the id of its hold; by its upstream's id, the id of its hold."""
+    return f"tk:{{p{partition:02d}}}:job:{id_}"
+
+
+def job_look(partition: int, hold_id: str) -> str:
+    """That a worker looks at a job now."""
+    return f"tk:{{p{partition:02d}}}:look:{hold_id}"
+
+
 def user_state(partition: int, tenant_id: int, user: str) -> str:
     """State of a tenant's user; the caller's own id is hashed, since it is any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"

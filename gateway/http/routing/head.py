@@ -94,7 +94,8 @@ class RoutedHead(LruEntry):
     `any_model` leads to where models are, and does not read which one is asked. A `bound` head goes where
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
-    query; one that `varies` goes where its model says, or with one of several keys.
+    query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
+    form that may bring calls of a batch.
     """
 
     family: Family
@@ -132,6 +133,7 @@ class RoutedHead(LruEntry):
     sent: str = ""
     query: str = ""
     varies: bool = False
+    form: bytes = b""
 
 
 class HeadRouter:
@@ -154,6 +156,11 @@ class HeadRouter:
             for one in routes
             if one.family != GENERIC and one.upstream in targets
         }
+
+    def route_of(self, method: str, path: str) -> Route | None:
+        """The route of a path, where there is one."""
+        match = self._table.match(method, path)
+        return None if match is None else match.route
 
     def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -225,12 +232,16 @@ class HeadRouter:
         try:
             routed.owned = owned_by(head, route)
             routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
+            paths = FAMILIES[route.family].batches
+            uploads = paths is not None and route.path == paths.files and head.method == b"POST"
+            if uploads and not routed.buffered:
+                routed.form, routed.buffered = b"".join(head.all(b"content-type")), True
         except Refusal as refusal:
             routed.object_refusal = bare(refusal)
         try:
             routed.units = read_units(head.read, route)
             check_query(head.query, route)
-            if routed.buffered:
+            if routed.buffered and not routed.form:
                 check_content_type(head)
         except Refusal as refusal:
             routed.field_refusal = bare(refusal)

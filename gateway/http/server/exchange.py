@@ -212,18 +212,20 @@ class Exchange(RequestDriver):
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
     admission, `upstream` and `link` while a connection is its own. `fail` ends a begun answer by saying why,
     once there is one. `forwarded` says that an upstream heard of the request, `opened` that a head was sent,
-    `broken` that the begun answer cannot be completed. `trace` is there where requests are traced.
-    `upstream_name` is where it goes, `model_sent` the model that is asked for there, empty where that is the
-    call's own; `key` numbers the credential, and `begins` is how the request begins where its head alone does
-    not say that. `passed_over` are the upstreams that failed it before, each with the cause;
-    `read` says that one of them took the whole request, and did not answer in time.
+    `broken` that the begun answer cannot be completed. `before_end` is done before a client has the end of an
+    answer: it is told the ids in it. `trace` is there where requests are traced. `upstream_name` is where it
+    goes, `model_sent` the model that is asked for there, empty where that is the call's own; `key` numbers
+    the credential, and `begins` is how the request begins where its head alone does not say that.
+    `passed_over` are the upstreams that failed it before, each with the cause; `read` says that one of them
+    took the whole request, and did not answer in time.
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "begins", "body_failure", "body_length", "broken", "call", "caller",
-        "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded", "gone", "head", "invited",
-        "keep_alive", "key", "link", "model_sent", "opened", "passed_over", "read", "reason", "request_id",
-        "routed", "started", "status", "trace", "until_close", "upstream", "upstream_name", "worker",
+        "_on_end", "before_end", "began_upstream", "begins", "body_failure", "body_length", "broken",
+        "call", "caller", "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded",
+        "gone", "head", "invited", "keep_alive", "key", "link", "model_sent", "opened", "passed_over",
+        "read", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
+        "upstream_name", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -256,6 +258,7 @@ class Exchange(RequestDriver):
         self.upstream: Upstream | None = None
         self.link: Link | None = None
         self.fail: Callable[[Refusal], bool] | None = None
+        self.before_end: Callable[[list[str]], Awaitable[None]] | None = None
         self.trace: Trace | None = None
         self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
         self.begins: UpstreamOpening | None = None
@@ -265,7 +268,8 @@ class Exchange(RequestDriver):
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
         self._on_end(self, error)
-        self.charge = self.fail = None  # which know this exchange: none waits for the collector
+        # These know this exchange: none waits for the collector.
+        self.charge = self.fail = self.before_end = None
         if self.broken:
             self.connection.cut(self.until_close)
         else:

@@ -13,11 +13,13 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
+from gateway.core.families.registry import BATCHES
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import extend_hold, release_hold, settle_hold, take_hold
 from gateway.http.identity import key_digests
+from gateway.http.jobs import create_batch, tell_batch
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, run, usage
@@ -249,9 +251,11 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
 
 
 # Who answers which path, where that is not an upstream.
-_HANDLERS = {
+HANDLERS = {
     USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
     HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold,
+    **{one.batches: create_batch for one in BATCHES},
+    **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel)},
 }  # fmt: skip
 
 
@@ -362,6 +366,20 @@ class DataPlane:
         )
 
     @property
+    def bounds(self) -> UsageBounds:
+        """What meters believe at most."""
+        return self._worker.bounds
+
+    def target_of(self, upstream: str) -> UpstreamTarget | None:
+        """Where an upstream is, None where none of this name is configured."""
+        found = self._upstreams.get(upstream)
+        return None if found is None else found.target
+
+    def route_of(self, method: str, path: str) -> Route | None:
+        """The route of a path, where there is one."""
+        return self.heads.router.route_of(method, path)
+
+    @property
     def certificate_ends(self) -> list[tuple[str, float]]:
         """Until when, Unix time, the certificates of upstreams met so far are valid."""
         upstreams = self._upstreams.items()
@@ -453,7 +471,7 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        handle = _HANDLERS.get(exchange.routed.label, proxy)
+        handle = HANDLERS.get(exchange.routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:

@@ -36,6 +36,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from gateway.errors import StartError
+from gateway.local.demo.batches import Batches
 
 # One request to the demo upstream, read from a socket: enough HTTP/1.1 for a demonstration.
 
@@ -479,9 +480,10 @@ COUNTED = {"/v1/messages/count_tokens": "input_tokens", ":countTokens": "totalTo
 async def serve(host: str, port: int) -> asyncio.Server:
     """Listen and answer; port 0 is any free one, the server knows which."""
     calls: deque[DemoExchange] = deque(maxlen=CALLS_MAX)
+    batches = Batches()
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _connection(calls, reader, writer)
+        await _connection(calls, batches, reader, writer)
 
     return await asyncio.start_server(connection, host, port, limit=HEAD_BYTES_MAX, backlog=4096)
 
@@ -500,26 +502,28 @@ async def serve_until_stopped(host: str, port: int) -> None:
 
 
 async def _connection(
-    calls: deque[DemoExchange], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    calls: deque[DemoExchange], batches: Batches, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
         while True:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
             asked = await read(head, reader, writer)
-            if asked is None or not await _answer(calls, asked, writer):
+            if asked is None or not await _answer(calls, batches, asked, writer):
                 break
     writer.close()
 
 
-async def _answer(calls: deque[DemoExchange], asked: DemoRequest, writer: asyncio.StreamWriter) -> bool:
+async def _answer(
+    calls: deque[DemoExchange], batches: Batches, asked: DemoRequest, writer: asyncio.StreamWriter
+) -> bool:
     """Write the answer; whether the connection may carry another."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
         model = asked.query.get("model", [""])[0]
         reply = _json({"calls": [turn.told() for turn in calls if model in ("", turn.values["model"])]})
     else:
-        reply = _reply(asked)
+        reply = _of_batches(calls, batches, asked) or _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
     gzip = asked.headers.get("x-demo-encoding") == "gzip"
     body = zipped(reply.body) if gzip else reply.body
@@ -542,6 +546,26 @@ async def _answer(calls: deque[DemoExchange], asked: DemoRequest, writer: asynci
         if reply.turn is not None:
             reply.turn.over, reply.turn.complete = True, complete
     return complete and keep
+
+
+def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
+    """The answer about a file or a batch; the calls of a batch count like any other."""
+
+    def work(path: str, body: bytes) -> tuple[int, Any]:
+        reply = _reply(replace(asked, method="POST", target=path, headers={}, content=body))
+        if reply.turn is not None:
+            reply.turn.over = reply.turn.complete = True
+            calls.append(reply.turn)
+        assert isinstance(reply.body, bytes)
+        return reply.status, json.loads(reply.body)
+
+    if "x-demo-status" in asked.headers:
+        return None
+    told = batches.answer(asked.method, asked.path, asked.content, work)
+    if told is None:
+        return None
+    status, said = told
+    return Reply(said, status, "application/octet-stream") if isinstance(said, bytes) else _json(said, status)
 
 
 def _reply(asked: DemoRequest) -> Reply:

@@ -8,7 +8,10 @@ import pytest
 
 from gateway.core.calls.binding import Binding, Bindings, makes_batches
 from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
+from gateway.core.families.registry import ALL
 from gateway.core.model import Family, Service
+from gateway.http.jobs import create_batch, tell_batch
+from gateway.http.server.server import HANDLERS
 from gateway.settings.config_file import DEFAULT_ROUTES
 
 SMS = Service(1, "sms", "consumption", counts_tokens=False, credits=10, upstream="mine")
@@ -238,3 +241,16 @@ def test_a_route_that_may_make_a_batch_is_known_by_its_path(
     methods: str, path: str, family: str, makes: bool
 ) -> None:
     assert makes_batches(Route((methods,), path, "u", family=Family(family))) is makes
+
+
+def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged() -> None:
+    for family in ALL:
+        paths, served = family.batches, {route.path for route in family.routes}
+        for route in family.routes:
+            if route.meter == "none" and makes_batches(route):
+                assert paths is not None, f"{route.path} would make batches that nobody charges"
+                assert route.path == paths.batches
+        if paths is not None:
+            assert {paths.batches, paths.one, paths.cancel} <= served
+            assert HANDLERS[paths.batches] is create_batch
+            assert HANDLERS[paths.one] is HANDLERS[paths.cancel] is tell_batch

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, CallKind, Listing, target
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, target
 from gateway.core.families.openai import calls, chat, media, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.metering.stream import OpaqueMeter
@@ -78,6 +78,16 @@ _SHAPES = {
 }
 
 
+BATCHES = BatchPaths(
+    "/v1/files",
+    "/v1/batches",
+    {
+        "/v1/chat/completions": "openai_chat", "/v1/completions": "openai_completions",
+        "/v1/responses": "openai_responses", "/v1/embeddings": "openai_embeddings",
+    },
+)  # fmt: skip
+
+
 def _routes() -> Iterator[Route]:
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
@@ -87,6 +97,12 @@ def _routes() -> Iterator[Route]:
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path in ("models", "models/{id}", "models/{+id}"):
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)
+    yield Route(("POST",), BATCHES.files, NAME, family=NAME)
+    yield Route(("GET", "DELETE"), f"{BATCHES.files}/{{id}}", NAME, family=NAME)
+    yield Route(("GET",), f"{BATCHES.files}/{{id}}/content", NAME, family=NAME)
+    yield Route(("POST",), BATCHES.batches, NAME, family=NAME)
+    yield Route(("GET",), BATCHES.one, NAME, family=NAME)
+    yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
@@ -111,6 +127,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None},
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
+    batches=BATCHES,
     exclusions=EXCLUSIONS,
     free_tools=frozenset(
         {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}

@@ -1,0 +1,254 @@
+"""Jobs: many calls that an upstream works off later, under one hold that lasts as long as they may.
+
+Pure. A line of a batch has an id of its own, made from that of its job. So it is one request, however
+often it is charged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from gateway.core.accounts.plans import Weights
+from gateway.core.model import Caller
+from gateway.errors import InvalidRequest
+
+BATCH: Final = "batch"
+BATCH_PURPOSE: Final = "batch"
+SERVICE_TIER: Final = "batch"
+# What a batch may have.
+LINES_MAX: Final = 50_000
+LINE_ID_CHARACTERS_MAX: Final = 512
+# The hold of a job ends so long after it was made at the latest: providers give one a day, and settle late.
+JOB_S_MAX: Final = 48 * 3600
+# An upstream that was asked for a job and never answered is looked for so long, before it is given up.
+UNANSWERED_S_MAX: Final = 900.0
+# The most that is read of a result.
+RESULT_BYTES_MAX: Final = 512 << 20
+
+# What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
+OPENING, RUNNING = "opening", "in_progress"
+ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
+
+_BOUNDARY = re.compile(
+    rb'multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE
+)
+_NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([A-Za-z_]+)"?', re.IGNORECASE)
+
+
+class Job(msgspec.Struct):
+    """One job as it is stored, from before its upstream hears of it until its row is written.
+
+    `hold_id` is the request id of its hold. `held` and `cost` are in nano-units of `currency`; the other
+    amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled.
+    """
+
+    hold_id: str
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    partition: int
+    user: str
+    service: str
+    upstream: str
+    endpoint: str
+    model: str
+    input_id: str
+    lines: int
+    created_ms: int
+    expires_ms: int
+    id: str = ""
+    kind: str = BATCH
+    status: str = OPENING
+    held: int = 0
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+    money: int = 0
+    raw_tokens: int = 0
+    currency: str = ""
+    cost: int = 0
+    settled_ms: int = 0
+    accounts: tuple[str, ...] = ()
+    columns: str = ""
+    session: str = ""
+    metadata: str = ""
+    own: bool = False
+    weights: tuple[tuple[int, ...], int, int] | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Whose it is."""
+        return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition)
+
+    @property
+    def weighing(self) -> Weights | None:
+        """What its plan counted a token of each kind when it was made."""
+        return None if self.weights is None else Weights(*self.weights)
+
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(Job).decode
+
+
+def write_job(job: Job) -> bytes:
+    return _encode(job)
+
+
+def read_job(raw: bytes) -> Job | None:
+    """A job as it was stored; None of one that nobody here has written."""
+    try:
+        return _decode(raw)
+    except msgspec.MsgspecError:
+        return None
+
+
+def id_of(name: str, created_ms: int, *, of: str) -> str:
+    """The request id of a part of something: a UUID of version 7 (RFC 9562), the same each time."""
+    tail = sha256(f"{of}\n{name}".encode()).hexdigest()
+    at = f"{created_ms & 0xFFFFFFFFFFFF:012x}"
+    variant = f"{0x80 | int(tail[3:5], 16) & 0x3F:02x}"
+    return f"{at[:8]}-{at[8:]}-7{tail[:3]}-{variant}{tail[5:7]}-{tail[7:19]}"
+
+
+# The input of a batch: a file with one call a line.
+class BatchLine(msgspec.Struct):
+    """One call of a batch, as it is written."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class _NamedModel(msgspec.Struct):
+    model: str
+
+
+_line = msgspec.json.Decoder(BatchLine).decode
+_model = msgspec.json.Decoder(_NamedModel).decode
+
+
+def uploaded(content_type: bytes, body: bytes) -> bytes | None:
+    """The file of a form that uploads the input of a batch; None where it is for something else.
+
+    `InvalidRequest` for a form that can be read in two ways.
+    """
+    found = _BOUNDARY.match(content_type.strip())
+    if found is None:
+        raise InvalidRequest("The content-type must be multipart/form-data.", param="content-type")
+    delimiter = b"\r\n--" + (found[1] or found[2])
+    parts = (b"\r\n" + body).split(delimiter)
+    if len(parts) < 2 or not parts[-1].startswith(b"--") or parts[0]:
+        raise InvalidRequest("The form does not end, or begins with something else.")
+    fields: dict[bytes, bytes] = {}
+    for part in parts[1:-1]:
+        head, blank, content = part.partition(b"\r\n\r\n")
+        name = _NAME.search(head)
+        if not blank or name is None or name[1].lower() in fields:
+            raise InvalidRequest("Each part of the form needs a name of its own.")
+        if b"content-transfer-encoding" in head.lower():
+            raise InvalidRequest("A part of the form must not be encoded.")
+        fields[name[1].lower()] = content
+    if fields.get(b"purpose", b"").strip() != BATCH_PURPOSE.encode():
+        return None
+    if b"file" not in fields:
+        raise InvalidRequest("The form has no file.", param="file")
+    return fields[b"file"]
+
+
+def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
+    """The calls of a batch: of one model, for one endpoint, each with an id of its own.
+
+    The refusal names the line.
+    """
+    lines: list[BatchLine] = []
+    seen: set[str] = set()
+    first = ""
+    for number, raw in _numbered(content):
+        if len(lines) == LINES_MAX:
+            raise InvalidRequest(f"Line {number}: a batch has at most {LINES_MAX} lines.", param="file")
+        try:
+            line = _line(raw)
+            model = _model(line.body).model
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise _wrong(number, f"it cannot be read: {error}") from error
+        if not 0 < len(line.custom_id) <= LINE_ID_CHARACTERS_MAX or line.custom_id in seen:
+            raise _wrong(number, "custom_id must be there, and be another one on each line")
+        if line.method != "POST" or line.url not in endpoints:
+            raise _wrong(number, f"method must be POST, and url one of {', '.join(sorted(endpoints))}")
+        if not model:
+            raise _wrong(number, "body.model must name a model")
+        if lines and line.url != lines[0].url:
+            raise _wrong(number, f"url must be {lines[0].url}, as on the first line")
+        first = first or model
+        if model != first:
+            raise _wrong(number, f"body.model must be {first}, as on the first line")
+        seen.add(line.custom_id)
+        lines.append(line)
+    if not lines:
+        raise InvalidRequest("The file has no line.", param="file")
+    return lines
+
+
+def model_of(line: BatchLine) -> str:
+    return _model(line.body).model
+
+
+def _numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        if raw.strip():
+            yield number, raw
+
+
+def _wrong(number: int, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Line {number}: {why}."[:500], param="file")
+
+
+# The result of a batch.
+class BatchResponse(msgspec.Struct):
+    """What one call of a batch was answered."""
+
+    status_code: int = 0
+    request_id: str = ""
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class BatchResult(msgspec.Struct):
+    """One line of a result."""
+
+    custom_id: str
+    response: BatchResponse | None = None
+
+
+class BatchState(msgspec.Struct):
+    """A batch as its upstream tells of it."""
+
+    status: str
+    id: str = ""
+    input_file_id: str = ""
+    output_file_id: str | None = None
+    created_at: int = 0
+
+
+class BatchList(msgspec.Struct):
+    """Some of an account's batches."""
+
+    data: list[BatchState] = []
+
+
+_result = msgspec.json.Decoder(BatchResult).decode
+read_state = msgspec.json.Decoder(BatchState).decode
+read_list = msgspec.json.Decoder(BatchList).decode
+
+
+def results(content: bytes) -> Iterator[BatchResult]:
+    """The lines of a result; those that nobody can read are passed over."""
+    for _, raw in _numbered(content):
+        try:
+            yield _result(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue

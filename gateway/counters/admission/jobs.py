@@ -1,0 +1,95 @@
+"""Jobs as they are stored in Redis: any worker finds them, looks at them and charges them.
+
+Each has one key, and a second one that leads there from its upstream's id. Beside them each partition has a
+list of those that are not settled. All stand in the partition's slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, cast
+
+from gateway.core.accounts.jobs import Job, read_job, write_job
+from gateway.core.model import PARTITIONS, Caller
+from gateway.core.wait import Wait, begin, in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import encode
+
+# So long a settled job is remembered: a look at it charges nothing.
+SETTLED_S: Final = 7 * 86_400
+# Jobs of one partition that one look brings.
+LOOK_MAX: Final = 1_000
+
+
+class StoredJobs:
+    """The jobs of all organizations."""
+
+    def __init__(self, wires: RedisConnections) -> None:
+        self._wires = wires
+
+    def keep(self, job: Job) -> Wait[None]:
+        """Store a job as it is now."""
+        return begin(self._keep(job))
+
+    def drop(self, job: Job) -> Wait[None]:
+        """Forget a job that its upstream never made."""
+        return begin(self._drop(job))
+
+    def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
+        """The job that a caller's organization knows by its upstream's id."""
+        return begin(self._find(caller, id_))
+
+    async def _keep(self, job: Job) -> None:
+        wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
+        ends = (b"EX", b"%d" % SETTLED_S) if job.settled_ms else ()
+        sent = [wire.send(encode(b"SET", name, write_job(job), *ends))]
+        listed = keys.jobs(job.partition).encode()
+        hold_id = job.hold_id.encode()
+        if job.settled_ms:
+            sent.append(wire.send(encode(b"ZREM", listed, hold_id)))
+        else:
+            sent.append(wire.send(encode(b"ZADD", listed, b"%d" % job.created_ms, hold_id)))
+        if job.id:
+            pointer = keys.job(job.partition, job.id).encode()
+            sent.append(wire.send(encode(b"SET", pointer, job.hold_id.encode(), *ends)))
+        for one in sent:
+            await one
+
+    async def _drop(self, job: Job) -> None:
+        wire = self._wires.of(job.partition)
+        gone = wire.send(encode(b"DEL", keys.job(job.partition, job.hold_id).encode()))
+        await wire.send(encode(b"ZREM", keys.jobs(job.partition).encode(), job.hold_id.encode()))
+        await gone
+
+    async def _find(self, caller: Caller, id_: str) -> Job | None:
+        wire = self._wires.of(caller.partition)
+        hold_id = await wire.send(encode(b"GET", keys.job(caller.partition, id_).encode()))
+        if not isinstance(hold_id, bytes):
+            return None
+        raw = await wire.send(encode(b"GET", keys.job(caller.partition, hold_id.decode()).encode()))
+        job = read_job(raw) if isinstance(raw, bytes) else None
+        return job if job is not None and job.organization_id == caller.organization_id else None
+
+    async def open(self) -> list[Job]:
+        """The jobs that are not settled, oldest first in each partition; from an asyncio task."""
+        found: list[Job] = []
+        for partition in range(PARTITIONS):
+            found += [one for one in await in_task(begin(self._listed(partition))) if not one.settled_ms]
+        return found
+
+    async def claim(self, job: Job, within_s: int) -> bool:
+        """Whether this worker is to look at a job now; the next one may so much later."""
+        name = keys.job_look(job.partition, job.hold_id).encode()
+        asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"EX", b"%d" % within_s))
+        return await in_task(asked) is not None
+
+    async def _listed(self, partition: int) -> Iterable[Job]:
+        wire = self._wires.of(partition)
+        ids = await wire.send(encode(b"ZRANGE", keys.jobs(partition).encode(), b"0", b"%d" % (LOOK_MAX - 1)))
+        names = [keys.job(partition, one.decode()).encode() for one in cast("list[bytes]", ids)]
+        if not names:
+            return ()
+        raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
+        jobs = [read_job(one) for one in raw if one is not None]
+        return [one for one in jobs if one is not None]

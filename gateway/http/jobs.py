@@ -1,0 +1,353 @@
+"""Jobs of callers: a batch is held for before its upstream hears of it, and its result is charged by lines.
+
+A look at a result charges it. Its lines have ids of their own, so that each is charged once, however many
+look. The hold is given back behind the last line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.jobs import (
+    ENDED,
+    JOB_S_MAX,
+    RUNNING,
+    SERVICE_TIER,
+    BatchLine,
+    BatchResult,
+    Job,
+    batch_lines,
+    id_of,
+    model_of,
+)
+from gateway.core.accounts.outbox import NONE, TEXT_CHARACTERS_MAX, CallFacts, write_facts
+from gateway.core.accounts.plans import Weights
+from gateway.core.billing.price_book import NO_COUNTS
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.claims import budget_claim, read_call
+from gateway.core.calls.routes import Route
+from gateway.core.calls.tariff import CallPrices, PriceMatch, charge_of, vectors_of
+from gateway.core.families.objects import ObjectAccess, read_objects
+from gateway.core.families.registry import FAMILIES
+from gateway.core.metering.meters import make_meter
+from gateway.core.model import (
+    INTEGER_MAX,
+    Caller,
+    HoldRequest,
+    Service,
+    Settlement,
+)
+from gateway.core.wait import OVER, begin
+from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute
+from gateway.http.admission import admit, check_batch_models, identify, known, prices_of
+from gateway.http.charge import check_admitted, cost_of, hold_request, price_of
+from gateway.http.forward import forward
+from gateway.http.ports import JobsPort, Ports
+from gateway.http.proxy import proxy
+from gateway.http.relay import relay
+from gateway.http.server.exchange import Exchange
+
+# Lines that are read in one turn of the loop.
+_AT_ONCE: Final = 100
+# What a hold takes of each account, and so what the lines of a batch sum up to.
+_SUMMED: Final = (
+    "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
+    "raw_tokens", "raw_most",
+)  # fmt: skip
+# How a line meets objects: by those that its body names.
+_NAMES: Final = ObjectAccess((), None)
+
+
+async def create_batch(exchange: Exchange) -> None:
+    """Hold what the lines of a batch are likely to use, then have its upstream make it."""
+    if exchange.routed.metered:  # a route of the file, that costs units of a service
+        await proxy(exchange)
+        return
+    caller = known(exchange) or await identify(exchange)
+    admitted = await admit(exchange, caller)
+    jobs = _jobs(exchange)
+    job = await _taken(exchange, caller, admitted.call, jobs)
+    exchange.before_end = partial(_opened, exchange, job, jobs)
+    try:
+        answer = await forward(exchange, admitted)
+        await relay(exchange, admitted, answer)
+    except BaseException:
+        if not exchange.forwarded:  # else the upstream may have made it, and a look at the job finds out
+            begin(_given_back(exchange.worker.ports, job, jobs))
+        raise
+    await OVER
+
+
+async def tell_batch(exchange: Exchange) -> None:
+    """Pass on what a batch is, or cancel it; nobody is told of a result that is not charged."""
+    caller = known(exchange) or await identify(exchange)
+    admitted = await admit(exchange, caller)
+    jobs = exchange.worker.ports.jobs
+    if admitted.call.named and jobs is not None:
+        exchange.before_end = partial(_looked, jobs, caller, admitted.call.named[0])
+    answer = await forward(exchange, admitted)
+    await relay(exchange, admitted, answer)
+    await OVER
+
+
+def _jobs(exchange: Exchange) -> JobsPort:
+    jobs = exchange.worker.ports.jobs
+    if jobs is None:
+        raise UnknownRoute
+    return jobs
+
+
+async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
+    """The upstream has answered: note the batch's id before anybody knows it, or give the hold back."""
+    if 200 <= exchange.status < 300 and told:
+        job.id, job.status = told[0], RUNNING
+        await jobs.keep(job)
+    else:
+        await _given_back(exchange.worker.ports, job, jobs)
+
+
+async def _looked(jobs: JobsPort, caller: Caller, id_: str, _: list[str]) -> None:
+    job = await jobs.find(caller, id_)
+    if job is not None and not job.settled_ms:
+        await jobs.look(job)
+
+
+async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
+    await jobs.drop(job)
+    service = service_of(ports, job)
+    if service is not None:
+        await ports.counters.settle(release_of(job, service))
+
+
+# What a batch holds: its lines at the batch price, each as a call of its own is held.
+async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort) -> Job:
+    """Read the input of a batch where its upstream has it, and take the hold of all lines, or none."""
+    worker, attribution = exchange.worker, exchange.head.attribution
+    ports, document = worker.ports, call.document or {}
+    input_id, endpoint = document.get("input_file_id"), document.get("endpoint")
+    if not isinstance(input_id, str) or not input_id:
+        raise InvalidRequest("input_file_id must name a file.", param="input_file_id")
+    paths = FAMILIES[exchange.routed.family].batches
+    if paths is None or endpoint not in paths.calls:
+        names = "" if paths is None else ", ".join(paths.calls)
+        raise InvalidRequest(f"endpoint must be one of {names}.", param="endpoint")
+    endpoint = str(endpoint)
+    upstream = exchange.routed.upstream
+    route = worker.heads.router.route_of("POST", endpoint)
+    if route is None or route.meter != paths.calls[endpoint]:
+        raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
+    content = await jobs.fetch(upstream, f"{paths.files}/{quote(input_id, safe='')}/content")
+    read = partial(batch_lines, content, (endpoint,))
+    lines = await asyncio.get_running_loop().run_in_executor(None, read)
+    check_batch_models(exchange, caller, model_of(lines[0]))
+    service = ports.directory.resolve(caller, route.service)
+    if service is None:
+        raise ServiceNotIncluded
+    first = _call_of(route, lines[0], 1, worker.bounds)
+    run = None if attribution.run is None else await ports.runs.find(caller, attribution.run)
+    budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
+    prices = prices_of(ports, caller, service, first, budgets)
+    user = caller.acts_for(attribution.user, "")
+    created_ms = ports.refusals.now_ms()
+    hold_id = id_of("hold", created_ms, of=exchange.request_id)
+    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * JOB_S_MAX, whole=True)
+    if budgets is not None:
+        request.budgets, request.names = budgets.accounts, budgets.names
+    likely, prices = 0, at_batch_prices(prices)
+    for number, line in enumerate(lines, 1):
+        if number % _AT_ONCE == 0:
+            await _turn()
+        one = _call_of(route, line, number, worker.bounds)
+        read_objects(_NAMES, one)
+        if one.named and not await ports.objects.owned(caller, one.named):
+            raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
+        if one.tools:
+            prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
+        likely += _add(ports, request, one, prices, budgets)
+    decision = await ports.counters.reserve(request)
+    check_admitted(decision, budgets, ports.tally)
+    vector = prices.named[0].vector if prices.named else None
+    said = exchange.head.said.columns
+    job = Job(
+        hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
+        upstream, endpoint, model_of(lines[0]), input_id, len(lines), created_ms,
+        created_ms + request.ttl_ms, held=likely, tokens=decision.held_tokens, credits=decision.held_credits,
+        units=request.units, money=decision.money_held, raw_tokens=decision.raw_held,
+        currency="" if vector is None else vector.currency, accounts=request.names, columns=said,
+        session=attribution.session, metadata=attribution.metadata.decode(), own=prices.own,
+        weights=_packed(decision.weights),
+    )  # fmt: skip
+    try:
+        await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+    except Exception:
+        begin(_given_back(ports, job, jobs))
+        raise
+    return job
+
+
+def _call_of(route: Route, line: BatchLine, number: int, bounds: UsageBounds) -> CallRequest:
+    try:
+        call = read_call(route, {}, bytes(line.body), bounds)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
+    if call.streamed:
+        raise InvalidRequest(f"Line {number}: a call of a batch is not streamed.", param="stream")
+    return call
+
+
+def _add(
+    ports: Ports, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None
+) -> int:
+    """Have a hold cover one more call; what that is likely to cost, in nano-units."""
+    caller, service = request.caller, request.service
+    estimate = ports.estimator.hold(call, caller.organization_id, service.key)
+    _, one = hold_request(
+        caller, request.request_id, request.user, service, call, estimate, prices, budgets, 1, False
+    )
+    for name in _SUMMED:
+        setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
+    named = [match.vector for match in prices.named if match.vector is not None]
+    hold = "" if budgets is None else budgets.hold
+    return budget_claim(named[:1], estimate, call, hold).money if named else 0
+
+
+def at_batch_prices(prices: CallPrices) -> CallPrices:
+    """The prices of a batch's calls."""
+    named = tuple([
+        one if one.vector is None else replace(one, vector=at_batch_price(one.vector)) for one in prices.named
+    ])  # fmt: skip
+    return replace(prices, vectors=tuple([at_batch_price(one) for one in prices.vectors]), named=named)
+
+
+def at_batch_price(vector: Vector) -> Vector:
+    """The price of a batch's calls, as one of its own; the same where it names no other for batches."""
+    factor = vector.service_tiers.get(SERVICE_TIER)
+    if factor is None:
+        return vector._replace(service_tiers={})
+
+    def times(prices: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple([-(-one * factor[0] // factor[1]) for one in prices])
+
+    return vector._replace(
+        prices=times(vector.prices), request=times((vector.request,))[0], service_tiers={},
+        context_tiers=tuple([(above, times(dearer)) for above, dearer in vector.context_tiers]),
+    )  # fmt: skip
+
+
+def _packed(weights: Weights | None) -> tuple[tuple[int, ...], int, int] | None:
+    return None if weights is None else (weights.by_kind, weights.read, weights.written)
+
+
+async def _turn() -> None:
+    """Let others have their turns."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(future.set_result, None)
+    await future
+
+
+# What a job is charged, once its result is there.
+def service_of(ports: Ports, job: Job) -> Service | None:
+    """The service of a job at its organization's price, also where that has it no more."""
+    try:
+        found = ports.directory.resolve(job.caller, job.service)
+    except ServiceNotIncluded:
+        found = None
+    return found or ports.directory.service(job.service)
+
+
+def release_of(job: Job, service: Service) -> Settlement:
+    """Give the hold of a job back."""
+    return Settlement(job.caller, job.hold_id, job.user, service, charge=False, budgets=job.accounts)
+
+
+def line_charges(  # noqa: PLR0917  # whose job it is, and its result
+    ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], bounds: UsageBounds
+) -> Iterable[tuple[Settlement, int]]:
+    """What charges each line of a result that used anything, and what it costs."""
+    now_s = ports.seconds()
+    prices = _prices_then(ports, job, service, now_s)
+    for line in found:
+        response = line.response
+        if response is None:
+            continue
+        call = CallRequest(route.meter, route.family, b"", model=job.model)
+        call.reports = True
+        meter = make_meter(call, response.status_code, b"application/json", bounds=bounds)
+        meter.whole(bytes(response.body))
+        usage, detail = meter.usage(), meter.detail
+        if not (usage.reported and usage.total):
+            continue
+        detail.service_tier = SERVICE_TIER
+        counts = detail.counts(usage)
+        price = price_of(ports.directory.price, job.caller, prices, detail, counts, now_s)
+        cost = cost_of(ports.directory.price, job.caller, prices, price, detail, counts, now_s)
+        facts = _facts(job, route, response.status_code)
+        facts.response_model, facts.counts, facts.total, facts.units = detail.model, counts, usage.total, 1
+        facts.tools, facts.cost, facts.upstream_request_id = detail.tools, cost, response.request_id
+        if price.vector is not None:
+            facts.currency, facts.price_id = price.vector.currency, price.vector.price_id
+            facts.exchange_rate = price.vector.rate
+        one = _settlement(job, id_of(line.custom_id, job.created_ms, of=job.hold_id), service, facts)
+        one.credits, one.over, one.units = charge_of(service, prices.vectors, counts, cost, 1)
+        weights = job.weighing
+        one.tokens = usage.total if service.counts_tokens else 0
+        one.weighed = None if weights is None else weights.count(counts, usage.total)
+        if job.accounts:
+            one.raw_tokens = usage.total
+            if cost is not None and facts.currency == job.currency:
+                one.money = min(cost, INTEGER_MAX)
+        yield one, cost or 0
+
+
+def unread_charge(job: Job, service: Service, route: Route) -> tuple[Settlement, int]:
+    """What a job costs whose result nobody can read: all that it held, marked estimated."""
+    facts = _facts(job, route, 0)
+    facts.estimated, facts.total, facts.units = True, job.raw_tokens or job.tokens, job.units
+    facts.cost, facts.currency, facts.counts = job.held, job.currency, NO_COUNTS
+    one = _settlement(job, job.hold_id, service, facts)
+    one.tokens = job.tokens if service.counts_tokens else 0
+    one.credits, one.units = job.credits, job.units
+    one.money, one.raw_tokens = job.money, job.raw_tokens
+    return one, job.held
+
+
+def _settlement(job: Job, request_id: str, service: Service, facts: CallFacts) -> Settlement:
+    return Settlement(
+        job.caller, request_id, job.user, service, charge=True, attribution=job.columns,
+        budgets=job.accounts, metadata=write_facts(facts),
+    )  # fmt: skip
+
+
+def _facts(job: Job, route: Route, status: int) -> CallFacts:
+    return CallFacts(
+        model=job.model[:TEXT_CHARACTERS_MAX], status=status, service_tier=SERVICE_TIER, route=route.path,
+        session=job.session, metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE,
+    )  # fmt: skip
+
+
+def _prices_then(ports: Ports, job: Job, service: Service, now_s: float) -> CallPrices:
+    """The prices of when a job was made."""
+    ago_s = max(0.0, (ports.refusals.now_ms() - job.created_ms) / 1000)
+    vector, directory = None, ports.directory
+    for stands_in in (False, True):
+        look_up = directory.price_as if stands_in else directory.price
+        vector = look_up(job.caller, job.model, ago_s, job.own)
+        if vector is not None:
+            break
+    named = (PriceMatch(job.model, vector, vector is not None and stands_in),)
+    vectors = vectors_of(service, (job.model,), {job.model: vector}.get)
+    return CallPrices(vectors, named, now_s - ago_s, job.own)
+
+
+def is_over(status: str) -> bool:
+    """Whether nothing comes behind this status of a job."""
+    return status in ENDED

@@ -1,0 +1,130 @@
+"""Files and batches of the demo upstream, as OpenAI has them: kept in memory, for demonstrations and tests.
+
+A batch's `metadata` may dictate what becomes of it: `demo_status` (`completed`, `failed`, `expired`) at its
+end, `demo_after_s` seconds until then, `demo_lines` that are worked off (of a cancelled one half).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+# Kept of each kind; the oldest go.
+KEPT_MAX: Final = 1_000
+_PATH = re.compile(r"/v1/(files|batches)(?:/([^/]+))?(?:/(content|cancel))?")
+_NAME = re.compile(rb'name="?([a-z_]+)"?', re.IGNORECASE)
+
+# Answers one call of a batch: its path and body; the status and the answer.
+Work = Callable[[str, bytes], tuple[int, Any]]
+# The status of an answer, and what it says: JSON, or the bytes of a file.
+Told = tuple[int, Any]
+
+
+@dataclass(slots=True)
+class _DemoBatch:
+    """One batch, its calls, and when it ends by itself."""
+
+    said: dict[str, Any]
+    lines: list[dict[str, Any]]
+    ends_at: float
+    end: str
+
+
+@dataclass(slots=True)
+class Batches:
+    """All that one demo upstream keeps."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    batches: dict[str, _DemoBatch] = field(default_factory=dict)
+
+    def answer(self, method: str, path: str, content: bytes, work: Work) -> Told | None:
+        """The answer of such a path; None of any other."""
+        place = _PATH.fullmatch(path)
+        if place is None:
+            return None
+        kind, id_, more = place.groups()
+        if method == "POST" and not id_:
+            return self._store(content) if kind == "files" else self._create(json.loads(content))
+        if kind == "files":
+            return self._file(method, id_ or "", more)
+        if not id_:
+            return 200, {"object": "list", "data": [self._now(one, work) for one in self.batches.values()]}
+        batch = self.batches.get(id_)
+        if batch is None:
+            return _missing()
+        if more == "cancel" and batch.said["status"] == "in_progress":
+            self._finish(batch, work, "cancelled", len(batch.lines) // 2)
+        return 200, self._now(batch, work)
+
+    def _store(self, form: bytes) -> Told:
+        delimiter = form.partition(b"\r\n")[0]
+        fields: dict[bytes, bytes] = {}
+        for part in form.split(delimiter)[1:-1]:
+            head, _, body = part.partition(b"\r\n\r\n")
+            name = _NAME.search(head)
+            if name is not None:
+                fields[name[1]] = body.removesuffix(b"\r\n")
+        return 200, self._kept(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
+
+    def _kept(self, content: bytes, purpose: str) -> dict[str, Any]:
+        id_ = f"file-{uuid4().hex}"
+        self.files[id_] = content
+        while len(self.files) > KEPT_MAX:
+            del self.files[next(iter(self.files))]
+        return {"id": id_, "object": "file", "bytes": len(content), "purpose": purpose, "status": "processed"}
+
+    def _file(self, method: str, id_: str, more: str | None) -> Told:
+        content = self.files.get(id_)
+        if content is None:
+            return _missing()
+        if method == "DELETE":
+            del self.files[id_]
+            return 200, {"id": id_, "object": "file", "deleted": True}
+        return 200, content if more == "content" else {"id": id_, "object": "file", "bytes": len(content)}
+
+    def _create(self, asked: dict[str, Any]) -> Told:
+        content = self.files.get(asked["input_file_id"])
+        if content is None:
+            return 400, {"error": {"message": "no such file", "type": "invalid_request_error"}}
+        lines = [json.loads(one) for one in content.splitlines() if one.strip()]
+        wishes, now = asked.get("metadata") or {}, time.time()
+        said = {
+            "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress",
+            "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
+            "completion_window": asked.get("completion_window", "24h"), "created_at": int(now),
+            "expires_at": int(now) + 86_400, "output_file_id": None, "error_file_id": None,
+            "metadata": wishes, "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+        }  # fmt: skip
+        ends_at = now + float(wishes.get("demo_after_s", 0))
+        self.batches[said["id"]] = _DemoBatch(said, lines, ends_at, wishes.get("demo_status", "completed"))
+        while len(self.batches) > KEPT_MAX:
+            del self.batches[next(iter(self.batches))]
+        return 200, said
+
+    def _now(self, batch: _DemoBatch, work: Work) -> dict[str, Any]:
+        if batch.said["status"] == "in_progress" and time.time() >= batch.ends_at:
+            wished = int(batch.said["metadata"].get("demo_lines", len(batch.lines)))
+            self._finish(batch, work, batch.end, 0 if batch.end == "failed" else wished)
+        return batch.said
+
+    def _finish(self, batch: _DemoBatch, work: Work, status: str, done: int) -> None:
+        written = []
+        for line in batch.lines[:done]:
+            code, body = work(line["url"], json.dumps(line["body"]).encode())
+            response = {"status_code": code, "request_id": f"req_{uuid4().hex}", "body": body}
+            one = {"id": f"batch_req_{uuid4().hex}", "custom_id": line["custom_id"], "response": response}
+            written.append(json.dumps({**one, "error": None}))
+        batch.said["status"] = status
+        batch.said["request_counts"]["completed"] = done
+        if written:
+            kept = self._kept("\n".join(written).encode(), "batch_output")
+            batch.said["output_file_id"] = kept["id"]
+
+
+def _missing() -> Told:
+    return 404, {"error": {"message": "no such object", "type": "invalid_request_error"}}

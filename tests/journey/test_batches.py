@@ -1,0 +1,220 @@
+"""Batches: read when they are uploaded, held for when they are made, each line charged once by its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2 as httpx
+import pytest
+
+from tests import plain_http
+from tests.journey.budgets import MODEL, Spender
+from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.waiting import wait_until
+
+ENDPOINT = "/v1/chat/completions"
+NOTHING = Decimal(0)
+
+
+@pytest.fixture
+def spender(stack: Stack) -> Spender:
+    return Spender(stack)
+
+
+def line(number: int, **changed: Any) -> dict[str, Any]:
+    said = {"role": "user", "content": f"hello there {number}"}
+    body = {"model": MODEL, "messages": [said], "max_tokens": 16}
+    return {"custom_id": f"line-{number}", "method": "POST", "url": ENDPOINT, "body": body} | changed
+
+
+def form(content: bytes, purpose: str = "batch") -> tuple[str, bytes]:
+    """The type and the bytes of a form that uploads a file."""
+    mark = uuid4().hex
+    parts = (
+        f'--{mark}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+        f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="calls.jsonl"\r\n'
+        "Content-Type: application/jsonl\r\n\r\n"
+    )
+    return f"multipart/form-data; boundary={mark}", parts.encode() + content + f"\r\n--{mark}--\r\n".encode()
+
+
+def ask(spender: Spender, method: str, path: str, key: str = "", **more: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key or spender.key}"} | more.pop("headers", {})
+    url = f"{spender.stack.gateway_url}/v1/{path}"
+    return plain_http.request(method, url, headers=headers, timeout=ANSWER_S_MAX, **more)
+
+
+def upload(spender: Spender, lines: list[Any], key: str = "") -> httpx.Response:
+    content = b"\n".join(one if isinstance(one, bytes) else json.dumps(one).encode() for one in lines)
+    kind, body = form(content)
+    return ask(spender, "POST", "files", key, headers={"content-type": kind}, content=body)
+
+
+def make(spender: Spender, lines: int = 3, key: str = "", **wishes: Any) -> httpx.Response:
+    """Upload so many calls, and have a batch made of them."""
+    file = upload(spender, [line(number) for number in range(lines)], key).raise_for_status().json()["id"]
+    said = {"input_file_id": file, "endpoint": ENDPOINT, "completion_window": "24h"}
+    wished = {name: str(value) for name, value in wishes.items()}
+    return ask(spender, "POST", "batches", key, json=said | {"metadata": wished})
+
+
+def found(spender: Spender) -> list[dict[str, Any]]:
+    """The journal's rows of this organization that cost something; none where nobody answers."""
+    status, body = spender.stack.admin("GET", f"/calls?organization_id={spender.organization}&limit=1000")
+    items: list[dict[str, Any]] = body["items"] if status == 200 else []
+    return [one for one in items if one["cost"] and Decimal(one["cost"])]
+
+
+def journal(spender: Spender, rows: int) -> list[dict[str, Any]]:
+    """Those rows, once there are so many."""
+    wait_until(lambda: len(found(spender)) >= rows)
+    return found(spender)
+
+
+def live(spender: Spender, budget: dict[str, Any]) -> tuple[Decimal, Decimal]:
+    """What a budget has used and holds."""
+    found = spender.stack.admin("GET", f"/budgets/{budget['id']}")[1]
+    return Decimal(found["used"]), Decimal(found["held"])
+
+
+def test_a_batch_is_held_for_and_charged_line_by_line_when_its_result_is_told(spender: Spender) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    made = make(spender, demo_after_s=600)
+    assert made.status_code == 200, made.text
+    wait_until(lambda: live(spender, budget)[1] > 0)
+    batch = make(spender).raise_for_status().json()["id"]
+    told = ask(spender, "GET", f"batches/{batch}").raise_for_status().json()
+    assert told["status"] == "completed"
+    content = ask(spender, "GET", f"files/{told['output_file_id']}/content").raise_for_status().text
+    assert len(content.splitlines()) == 3
+    rows = journal(spender, 3)
+    assert len(rows) == 3
+    assert {(one["service_tier"], one["model"]) for one in rows} == {("batch", MODEL)}
+    spent = sum(Decimal(one["cost"]) for one in rows)
+    wait_until(lambda: live(spender, budget)[0] == spent)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([line(1), b"{no json"], "Line 2: it cannot be read"),
+        ([line(1), line(1)], "Line 2: custom_id must be there"),
+        ([line(1, url="/v1/images/generations")], "Line 1: method must be POST, and url one of"),
+        ([line(1), line(2, body={"messages": []})], "Line 2: it cannot be read"),
+        ([line(1), line(2, body={"model": "another"})], f"Line 2: body.model must be {MODEL}"),
+        ([], "The file has no line"),
+    ],
+)
+def test_a_file_that_is_no_batch_is_refused_by_its_line(
+    spender: Spender, lines: list[Any], told: str
+) -> None:
+    refused = upload(spender, lines)
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
+    assert told in refused.json()["error"]["message"]
+
+
+def test_the_models_of_a_key_hold_for_each_line_of_whoever_makes_the_batch(spender: Spender) -> None:
+    _, other = spender.another_key(models=["something-else"])
+    refused = upload(spender, [line(1)], other)
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")
+    assert "Line 1" in refused.json()["error"]["message"]
+    file = upload(spender, [line(1)]).raise_for_status().json()["id"]
+    refused = ask(spender, "POST", "batches", other, json={"input_file_id": file, "endpoint": ENDPOINT})
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")
+
+
+def test_nobody_sees_the_files_and_batches_of_another_organization(spender: Spender, stack: Stack) -> None:
+    other = Spender(stack)
+    file = upload(spender, [line(1)]).raise_for_status().json()["id"]
+    batch = make(spender).raise_for_status().json()["id"]
+    said = {"input_file_id": file, "endpoint": ENDPOINT}
+    for answer in (
+        ask(other, "POST", "batches", json=said), ask(other, "GET", f"batches/{batch}"),
+        ask(other, "POST", f"batches/{batch}/cancel"), ask(other, "GET", f"files/{file}/content"),
+    ):  # fmt: skip
+        assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (404, "object_not_found")
+
+
+def test_a_budget_that_does_not_cover_all_lines_refuses_the_batch(spender: Spender) -> None:
+    spender.known(spender.budget("0.00001"))
+    refused = make(spender, 20)
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (429, "budget_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "cancels", "charged"),
+    [
+        ({"demo_status": "failed"}, False, 0),
+        ({"demo_status": "expired", "demo_lines": 1}, False, 1),
+        ({"demo_after_s": 600}, True, 2),
+    ],
+)
+def test_a_job_that_does_not_complete_is_charged_what_was_done(
+    spender: Spender, wishes: dict[str, Any], cancels: bool, charged: int
+) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    batch = make(spender, 4, **wishes).raise_for_status().json()["id"]
+    if cancels:
+        ask(spender, "POST", f"batches/{batch}/cancel").raise_for_status()
+    ask(spender, "GET", f"batches/{batch}").raise_for_status()
+    rows = journal(spender, charged)
+    spent = sum(Decimal(one["cost"]) for one in rows)
+    wait_until(lambda: live(spender, budget) == (spent, NOTHING))
+    assert len(rows) == charged
+
+
+def test_a_result_that_is_gone_is_charged_as_held(spender: Spender) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    batch = make(spender, demo_after_s=600).raise_for_status().json()["id"]
+    held = live(spender, budget)[1]
+    there = spender.stack.upstream_url
+    cancelled = plain_http.request("POST", f"{there}/v1/batches/{batch}/cancel").json()
+    plain_http.request("DELETE", f"{there}/v1/files/{cancelled['output_file_id']}").raise_for_status()
+    ask(spender, "GET", f"batches/{batch}").raise_for_status()
+    (row,) = journal(spender, 1)
+    assert row["estimated"] is True
+    wait_until(lambda: live(spender, budget) == (held, NOTHING))
+
+
+def test_many_who_ask_at_once_charge_a_batch_once(spender: Spender) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    batch = make(spender, 40).raise_for_status().json()["id"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(spender, "GET", f"batches/{batch}"), range(16)))
+    assert {one.status_code for one in answers} == {200}
+    rows = journal(spender, 40)
+    spent = sum(Decimal(one["cost"]) for one in rows)
+    wait_until(lambda: live(spender, budget) == (spent, NOTHING))
+    assert len(journal(spender, 40)) == 40
+
+
+def test_a_batch_that_nobody_asks_for_is_charged_once_though_gateways_and_redis_are_killed(
+    tmp_path: Path,
+) -> None:
+    stack = Stack(tmp_path / "data", TOLLKEEPER_WORKERS="2", TOLLKEEPER_JOBS_INTERVAL_S="1")
+    try:
+        spender = Spender(stack)
+        budget = spender.budget(1)
+        spender.known(budget)
+        make(spender, 200, demo_after_s=1).raise_for_status()
+        wait_until(lambda: live(spender, budget)[1] > 0)
+        wait_until(lambda: found(spender))
+        for pid in (*stack.pids["gateway"], stack.pids["redis"]):
+            os.kill(pid, signal.SIGKILL)
+        rows = journal(spender, 200)
+        spent = sum(Decimal(one["cost"]) for one in rows)
+        wait_until(lambda: live(spender, budget) == (spent, NOTHING))
+        assert len(found(spender)) == 200
+    finally:
+        stack.stop()
