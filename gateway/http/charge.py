@@ -316,7 +316,7 @@ class AdmittedCall:
             for name, times in call.measured.items():
                 detail.used_tool(name, times)
         counts = detail.counts(usage)
-        priced = price_of(look_up, self.caller, self.prices, detail, counts, now_s)
+        priced = price_of(look_up, self.caller, self.prices, detail, counts, now_s, exchange.model_sent)
         price, self._stands_in = priced.vector, priced.stands_in
         cost: int | None = 0
         if price is None or usage.units > 0 or usage.total > 0:
@@ -469,14 +469,18 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, tally: Tally
 # What a call costs, now that it is known what answered and how much was used.
 def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
+    sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """The price of a call of its admission, now that it is known what answered and how much was used."""
+    """The price of a call of its admission, now that it is known what answered and how much was used.
+
+    `sent` is what its upstream was told the asked model's name is.
+    """
     named, answered = prices.named, detail.model
     if not named:
         return _NO_PRICE
     found = named[0]
     if len(named) > 1:
-        found = answering(named, answered, counts, detail.tools, detail.service_tier)
+        found = answering(named, answered, counts, detail.tools, detail.service_tier, sent)
     if (found.vector is None or found.stands_in) and answered and not prices.own:
         if answered.lower() == found.model.lower():
             return found

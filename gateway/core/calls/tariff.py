@@ -214,22 +214,27 @@ def is_model(answered: str, named: str) -> bool:
     return len(answered) == size or answered[size] in SEPARATORS
 
 
-def answering(
-    named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str
-) -> PriceMatch:
-    """The one of all a call names that answered, the longest name first.
+def answering(  # noqa: PLR0917  # what it names, what answered, what was used and by which prices
+    named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str,
+    sent: str = "",
+) -> PriceMatch:  # fmt: skip
+    """The one of all a call names that answered, the longest name first; the asked one was `sent` as that.
 
     Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
-    upstream makes a call cheaper by keeping its model to itself.
+    upstream makes a call cheaper by keeping its model to itself, and no caller by naming another beside it.
     """
     asked, *others = named
     if not others:
         return asked
+    possible = named
     fitting = [one for one in named if is_model(answered, one.model)]
     if fitting:
-        return max(fitting, key=lambda one: len(one.model))
+        longest = max(fitting, key=lambda one: len(one.model))
+        if not sent or longest is asked or not is_model(answered, sent):
+            return longest
+        possible = (asked, longest)
     currency, found, most = "", asked, -1
-    for one in named:
+    for one in possible:
         if one.vector is not None and currency in {"", one.vector.currency}:
             currency, cost = one.vector.currency, cost_nano(one.vector, counts, tools, tier)
             if cost > most:

@@ -262,6 +262,13 @@ def test_the_longest_name_counts() -> None:
     assert answering(named, "gpt-5-2025", COUNTS, {}, "") is named[0]
 
 
+def test_a_name_beside_the_asked_one_makes_no_target_cheaper() -> None:
+    named = (priced("gpt-5", 9), priced("gpt-5-2025-08-07", 1))
+    assert answering(named, "gpt-5-2025-08-07", COUNTS, {}, "", "gpt-5") is named[0]
+    assert answering(named[::-1], "gpt-5-2025-08-07", COUNTS, {}, "", "gpt-5-2025-08-07") is named[1]
+    assert answering(named, "gpt-5-2025-08-07", COUNTS, {}, "", "other") is named[1]
+
+
 def test_where_it_cannot_be_told_the_dearest_by_what_was_used_counts() -> None:
     reads, writes = priced("reads", 10, 1), priced("writes", 1, 10)
     for named in ((reads, writes), (writes, reads)):
