@@ -41,7 +41,7 @@ CONNECT_S: Final = 10.0
 WITHIN_S: Final = 300.0
 # Lines that are charged in one turn of the loop, and jobs that are looked at once.
 _AT_ONCE: Final = 50
-# What is not there, or too long to be read.
+# Statuses of things that are gone, or too long to be read.
 _GONE: Final = frozenset({404, 410, 413})
 
 
