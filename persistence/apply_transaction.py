@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    Column,
     ColumnElement,
     Connection,
     Select,
@@ -279,7 +278,8 @@ class ApplyTransaction:
         A-Z and a-z are the same in texts where `folded`.
         """
         subject = self._subject(resource)
-        each = (_one_of(subject.table.c[name], values, folded=folded) for name, values in wanted.items())
+        fields = subject.rows.selected_columns
+        each = (_one_of(fields[name], values, folded=folded) for name, values in wanted.items())
         return await self._read(subject, and_(true(), *each), rows_max)
 
     async def every(self, resource: str, rows_max: int) -> Sequence[Row]:
@@ -397,7 +397,7 @@ class ApplyTransaction:
         return self._made[mark.row_id.number] if isinstance(mark.row_id, NewRowId) else mark.row_id
 
 
-def _one_of(column: Column[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:
+def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:
     known = [value for value in values if value is not None]
     compared: Any = func.lower(collate(column, "C")) if folded else column
     found: ColumnElement[bool] = compared == any_(bindparam(None, known, ARRAY(column.type)))

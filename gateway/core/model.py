@@ -122,6 +122,8 @@ def _fits(name: str, parts: list[str]) -> bool:
 USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")
 # What a hold costs that a caller took by the API and nobody settled: all it held, or nothing.
 UNSETTLED_CHARGED, UNSETTLED_RELEASED = ("charge", "release")
+# Which of two calls goes first where an upstream's capacity is short.
+INTERACTIVE, BATCH = ("interactive", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Caller:
     """Whom a credential stands for (`tk:id:{pNN}:<digest>`); all that may change is checked in the script.
 
     `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
-    `unsettled` is what becomes of its holds that nobody settles.
+    `unsettled` is what becomes of its holds that nobody settles, `priority` the highest its calls may claim.
     """
 
     organization_id: int
@@ -140,6 +142,7 @@ class Caller:
     models: frozenset[str] | None = None
     user_header: str = USER_ACCEPTED
     unsettled: str = UNSETTLED_CHARGED
+    priority: str = INTERACTIVE
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Whose call it is where its field and its body name these users; empty for nobody's."""

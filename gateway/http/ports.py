@@ -14,6 +14,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
@@ -54,6 +55,9 @@ class DirectoryPort(Protocol):
 
     def models(self) -> tuple[ModelRule, ...]:
         """The models that people configured; another object once they are others."""
+
+    def shares(self) -> tuple[Share, ...]:
+        """The shares of upstreams' capacity; another object once they are others."""
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""

@@ -44,6 +44,7 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
@@ -117,7 +118,7 @@ SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
 )
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
-       k.revoked_at, k.expires_at, k.user_header, k.unsettled,
+       k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
@@ -136,6 +137,9 @@ SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL 
 
 _MODELS = """
 SELECT id, name, targets, fallback, organization_id FROM model ORDER BY id"""
+
+_SHARES = """
+SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id"""
 
 _BUDGETS = """
 SELECT * FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
@@ -220,6 +224,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             expires_ms=ms_of(row["expires_at"]),
             user_header=row["user_header"],
             unsettled=row["unsettled"],
+            priority=row["priority"],
             of_tokens=row["of_tokens"],
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
@@ -255,6 +260,21 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
         ),
         {row["id"]: millionths(row["weights"]) for row in weighing},
         tuple(_model(row) for row in (await connection.execute(text(_MODELS))).mappings()),
+        tuple(_share(row) for row in (await connection.execute(text(_SHARES))).mappings()),
+    )
+
+
+def _share(row: RowMapping) -> Share:
+    guaranteed = row["guaranteed"] or {}
+    return Share(
+        row["upstream"],
+        row["model"] or "",
+        row["organization_id"],
+        row["tenant_id"] or 0,
+        row["weight"],
+        guaranteed.get("requests_per_minute", 0),
+        guaranteed.get("tokens_per_minute", 0),
+        row["priority"],
     )
 
 

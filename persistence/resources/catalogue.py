@@ -45,6 +45,7 @@ from gateway.core.billing.price_book import (
     read_rate,
 )
 from gateway.core.billing.vector import ExchangeRate
+from gateway.core.calls.capacity import SHARES_MAX
 from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.core.times import ms_of
@@ -52,7 +53,16 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.billing import subscriptions
 from persistence.billing.plans import priced_in
-from persistence.entity import THIS, Entity, EntityWrite, alter, live, lock, refuse_while_referenced
+from persistence.entity import (
+    THIS,
+    Entity,
+    EntityWrite,
+    alter,
+    live,
+    lock,
+    refuse_while_referenced,
+    require,
+)
 from persistence.resources import people
 from persistence.tables import (
     budget,
@@ -65,7 +75,9 @@ from persistence.tables import (
     organization_subscription,
     price,
     service,
+    share,
     subscription_plan,
+    tenant,
     token_plan,
 )
 
@@ -291,6 +303,41 @@ MODELS = Entity(
     check_row=check_targets,
     define=define,
     defining=frozenset({"targets", "fallback"}),
+)
+
+
+# Shares of an upstream's capacity: of an organization, or of one tenant, whose organization the row keeps.
+def create_share(change: EntityWrite) -> Row:
+    """Store a share; it is an organization's or a tenant's."""
+    values = dict(change.command.values)
+    of_tenant = values.get("tenant_id")
+    if (values.get("organization_id") is None) == (of_tenant is None):
+        raise Unprocessable(errors=(("organization_id", "is required, unless there is a tenant_id instead"),))
+    require(change)
+    if of_tenant is not None:
+        owner = select(tenant.c.organization_id).where(tenant.c.id == of_tenant)
+        values["organization_id"] = change.connection.execute(owner).scalar_one()
+    change.command = replace(change.command, values=values)
+    count = select(func.count()).select_from(share)
+    if change.count(share, lambda: change.connection.execute(count).scalar_one()) >= SHARES_MAX:
+        raise Conflict(f"There are {SHARES_MAX} shares, which is the most.")
+    return entity.create(change)
+
+
+_shares_here = share.c
+_of_organization = case((_shares_here.tenant_id.is_(None), _shares_here.organization_id))
+
+SHARES = Entity(
+    share,
+    source=select(
+        *(one for one in _shares_here if one.name != "organization_id"),
+        _of_organization.label("organization_id"),
+    ),
+    conditions={"organization_id": lambda value: _of_organization == value},
+    verbs={**entity.VERBS, "create": create_share},
+    refers={"organization_id": organization, "tenant_id": tenant},
+    define=define,
+    defining=frozenset({"weight", "guaranteed", "priority"}),
 )
 
 

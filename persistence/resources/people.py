@@ -42,6 +42,7 @@ from persistence.tables import (
     organization,
     organization_service,
     organization_subscription,
+    share,
     subscription_segment,
     tenant,
     tenant_quota,
@@ -308,6 +309,7 @@ TENANT_SUBJECT = Entity(
             api_key.c.tenant_id == THIS, api_key.c.revoked_at.is_(None)
         ),
         "A budget is of this tenant; delete it first.": live(budget).where(budget.c.tenant_id == THIS),
+        "A share is of this tenant; delete it first.": live(share).where(share.c.tenant_id == THIS),
         "Admin tokens are of this tenant alone; revoke them first.": select(admin_token.c.id).where(
             admin_token.c.tenant_id == THIS, admin_token.c.revoked_at.is_(None)
         ),

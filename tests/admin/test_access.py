@@ -106,6 +106,7 @@ async def web(api: Api) -> dict[str, Any]:
         ("user_header", "deny", "user_header"),
         ("user_header", None, "user_header"),
         ("unsettled", "keep", "unsettled"),
+        ("priority", "urgent", "priority"),
         ("models", [], "models"),
         ("models", [""], "models.0"),
         ("models", "gpt", "models"),

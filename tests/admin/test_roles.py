@@ -32,7 +32,7 @@ from tests.admin.conftest import READONLY, Api
 WRITERS = {
     "organizations": "bo", "tenants": "o", "users": "o", "api-keys": "om", "admin-tokens": "",
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
-    "models": "o", "organization-services": "b", "subscription-plans": "b",
+    "models": "o", "shares": "o", "organization-services": "b", "subscription-plans": "b",
     "organization-subscriptions": "b",
     "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "invoices": "b",
     "payments": "b",
@@ -62,7 +62,8 @@ OUR_FIELDS = {
     " tax_rate stripe_customer time_zone services",
     "tenants": "plan_id",
 }
-OF_ALL = {"organizations": "create", "admin-tokens": "ours", "models": "create change delete"}
+OF_ALL = {"organizations": "create", "admin-tokens": "ours", "models": "create change delete",
+          "shares": "create change delete"}
 OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is RowScope.OWNED}
 SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 

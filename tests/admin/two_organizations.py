@@ -158,6 +158,7 @@ async def _people(api: Api, shared: Mapping[str, int], name: str) -> dict[str, i
         until="2099-01-01T00:00:00Z",
     )
     await keep("models", organization_id=of, name=f"{name}-model", targets=[{"upstream": "openai"}])
+    await keep("shares", organization_id=of, upstream="openai", weight=2)
     await keep("webhooks", organization_id=of, url=f"https://{name}.example/hook")
     [(made["invoices"],)] = api.rows(
         "insert into invoice (organization_id, kind, status, currency, period_start, period_end,"

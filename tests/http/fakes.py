@@ -18,6 +18,7 @@ from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.model import (
     Attribution,
@@ -178,6 +179,7 @@ class FakeDirectory:
         self.refusal: Refusal | None = None
         self.prices: dict[str, Vector] = {}
         self.models_there: tuple[ModelRule, ...] = ()
+        self.shares_there: tuple[Share, ...] = ()
         self.budgets_there: list[Budget] = []
         self.remembered: list[str] = []
         self.then: Callable[[], None] = lambda: None
@@ -206,6 +208,9 @@ class FakeDirectory:
 
     def models(self) -> tuple[ModelRule, ...]:
         return self.models_there
+
+    def shares(self) -> tuple[Share, ...]:
+        return self.shares_there
 
     def budgets(  # noqa: PLR0917  # as the port has it
         self,

@@ -95,6 +95,12 @@ SCREENS = {
             newest_first=False,
         ),
         Screen(
+            "Catalog", "shares", "Shares of capacity", "share",
+            ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
+            empty="No share yet: callers share an upstream's capacity alike.",
+            filters=("upstream", "organization_id", "tenant_id"), newest_first=False,
+        ),
+        Screen(
             "Catalog", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",

@@ -54,6 +54,7 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.billing.price_book import BASE_CURRENCY, KINDS, MATCHES, SOURCES
 from gateway.core.billing.price_book import OPERATOR as BY_OPERATOR
+from gateway.core.calls.capacity import WEIGHT_MAX
 from gateway.core.calls.routes import PATHS_MAX, TARGETS_MAX
 
 TIERS_MAX = 100
@@ -240,6 +241,43 @@ class ModelCreate(In):
 Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams that answer.", name=str)
 
 
+class GuaranteedPart(In):
+    """What calls of a share have whatever others do; what is left out or null is not guaranteed."""
+
+    requests_per_minute: PositiveAmount | None = None
+    tokens_per_minute: PositiveAmount | None = None
+
+
+def _guaranteed(part: GuaranteedPart | None) -> dict[str, Any] | None:
+    return None if part is None else part.model_dump(mode="json", exclude_none=True)
+
+
+Priority = Literal["interactive", "batch"]
+
+
+class ShareCreate(In):
+    """A new share of an upstream's capacity: of an organization, or of one tenant."""
+
+    upstream: UpstreamName = Field(description="The upstream, as gateways' configuration names it.")
+    model: AskedModel | None = Field(
+        default=None, description="Of calls of this model, as the upstream calls it; null is every model."
+    )
+    organization_id: Id | None = Field(default=None, description="Whose calls, unless it is a tenant's.")
+    tenant_id: Id | None = Field(default=None, description="The tenant whose calls they are.")
+    weight: Annotated[int, Field(strict=True, ge=1, le=WEIGHT_MAX)] = Field(
+        default=1, description="What it has of all that nobody else uses, beside the weights of others."
+    )
+    guaranteed: Annotated[GuaranteedPart | None, PlainSerializer(_guaranteed)] = Field(
+        default=None, description="What it has whatever others do."
+    )
+    priority: Priority = Field(
+        default="interactive", description="The highest priority of its calls; interactive ones go first."
+    )
+
+
+Share = answer_of(ShareCreate, "A share of an upstream's capacity.")
+
+
 class OrganizationServiceCreate(In):
     """What an organization negotiated for a service."""
 
@@ -348,6 +386,17 @@ RESOURCES = (
         deletable=True,
         filters={"organization_id": Filter(), "name": Filter("text")},
         declared=ConfigDeclaration(by=("organization_id", "name")),
+    ),
+    Resource(
+        name="shares",
+        access=access(OPERATOR, of_all=("create", "change", "delete")),
+        description="Who has which share of an upstream's capacity.",
+        out=Share,
+        create=ShareCreate,
+        patch=patch_of(ShareCreate, without=("upstream", "model", "organization_id", "tenant_id")),
+        deletable=True,
+        filters={"organization_id": Filter(), "tenant_id": Filter(), "upstream": Filter("text")},
+        declared=ConfigDeclaration(by=("organization_id", "tenant_id", "model", "upstream")),
     ),
     Resource(
         name="organization-services",

@@ -297,6 +297,10 @@ class ApiKeyCreate(_TokenCredential):
         default="charge",
         description="What a hold of this key costs if nobody settles it: all it held, or nothing.",
     )
+    priority: Literal["interactive", "batch"] = Field(
+        default="interactive",
+        description="The highest priority that its calls may claim (x-tollkeeper-priority).",
+    )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
     expires_at: Instant | None = None

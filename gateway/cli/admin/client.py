@@ -78,7 +78,7 @@ BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
     "api-keys": (
-        "id", "tenant_id", "name", "prefix", "user", "user_header", "unsettled", "models",
+        "id", "tenant_id", "name", "prefix", "user", "user_header", "unsettled", "priority", "models",
         "expires_at", "revoked_at",
     ),
     "tenant-quotas": (

@@ -13,8 +13,9 @@ from gateway.core.accounts.plans import PlanTerms
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
-from gateway.core.model import UNSETTLED_CHARGED, USER_ACCEPTED, Limits, Service
+from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
 PRICES_ACCOUNT = "prices"
@@ -116,6 +117,7 @@ class KeyDefinition:
     expires_ms: int = 0
     user_header: str = USER_ACCEPTED
     unsettled: str = UNSETTLED_CHARGED
+    priority: str = INTERACTIVE
     of_tokens: bool = False
     gone: bool = False
 
@@ -132,11 +134,12 @@ class UserDefinition:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueDefinition:
-    """Every service, resolved; of plans that weigh kinds of tokens the weights, in millionths; and models."""
+    """Every service, resolved; models and shares; and by plan what kinds of tokens weigh, in millionths."""
 
     services: tuple[Service, ...]
     weights: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     models: tuple[ModelRule, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

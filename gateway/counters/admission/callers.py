@@ -257,7 +257,7 @@ class CallerCache(Catalogue):
                 self._forget(digest, EndedApiKey, None if asked.told else asked_at)
                 raise EndedApiKey
             models = frozenset(found.m) if found.m is not None else None
-            caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h, found.n)
+            caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y)
             if known is not None and known == caller:
                 caller = known
             if terms is not None and known is not None and known.organization_id != caller.organization_id:

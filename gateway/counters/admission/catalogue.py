@@ -19,6 +19,7 @@ from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, Organiz
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.vector import Vector
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one
@@ -273,6 +274,7 @@ class Catalogue:
         self._told = ""
         self._services: dict[str, Service] = {}
         self._models: tuple[ModelRule, ...] = ()
+        self._shares: tuple[Share, ...] = ()
 
     @property
     def verified(self) -> bool:
@@ -297,6 +299,10 @@ class Catalogue:
     def models(self) -> tuple[ModelRule, ...]:
         """The models that people configured: the same object until they are others."""
         return self._models
+
+    def shares(self) -> tuple[Share, ...]:
+        """The shares of upstreams' capacity: the same object until they are others."""
+        return self._shares
 
     async def refresh(self) -> None:
         """Read the catalogue again; one older than the known one waits for the next look.
@@ -366,6 +372,8 @@ class Catalogue:
         self._services = found.services
         if found.models != self._models:
             self._models = found.models
+        if found.shares != self._shares:
+            self._shares = found.shares
         self.weighing.load(found.weights)
         self.version = found.version
         self._raw, self._told = raw, ""

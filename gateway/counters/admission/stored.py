@@ -13,9 +13,10 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
 from gateway.core.layout import UnknownLayout
-from gateway.core.model import UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service
+from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Caller, Service
 
 _NO_DEFAULT = object()
 _BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
@@ -31,8 +32,8 @@ _Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
     (None: all), until when, in ms since the epoch (0: without end), what its requests may say of
-    their user (`user_header`), and what becomes of its holds (`unsettled`). Of a subject of tokens, `e` says
-    that its key was revoked.
+    their user (`user_header`), what becomes of its holds (`unsettled`), and the highest priority that its
+    calls may claim. Of a subject of tokens, `e` says that its key was revoked.
     """
 
     o: int
@@ -44,6 +45,7 @@ class Identity(msgspec.Struct):
     x: int = 0
     h: str = USER_ACCEPTED
     n: str = UNSETTLED_CHARGED
+    y: str = INTERACTIVE
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
@@ -52,14 +54,15 @@ class Identity(msgspec.Struct):
 
 
 class StoredCatalogue(msgspec.Struct):
-    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids; and
-    the models that people configured.
+    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids; the
+    models that people configured, and the shares of upstreams' capacity.
     """
 
     version: _Version
     services: dict[str, Service]
     weights: dict[int, dict[str, int]] = {}
     models: tuple[ModelRule, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 class _Versioned(msgspec.Struct):
@@ -102,12 +105,15 @@ def encode_catalogue(
     services: Sequence[Service],
     weights: Mapping[int, Mapping[str, int]] | None = None,
     models: Sequence[ModelRule] = (),
+    shares: Sequence[Share] = (),
 ) -> bytes:
     """The catalogue as the keeper writes it."""
     by_key = {one.key: one for one in services}
     more: dict[str, object] = {"weights": weights} if weights else {}
     if models:
         more["models"] = models
+    if shares:
+        more["shares"] = shares
     return msgspec.json.encode({"version": version, "services": by_key, **more})
 
 
@@ -120,6 +126,8 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
         more["h"] = caller.user_header
     if caller.unsettled != UNSETTLED_CHARGED:
         more["n"] = caller.unsettled
+    if caller.priority != INTERACTIVE:
+        more["y"] = caller.priority
     return msgspec.json.encode(
         {
             **more,

@@ -209,6 +209,7 @@ class ControlClient(Client):
             definition.models,
             definition.user_header,
             definition.unsettled,
+            definition.priority,
         )
         raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
         until: list[bytes] = []
@@ -251,7 +252,7 @@ class ControlClient(Client):
             await self.newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:
             raw = encode_catalogue(
-                version, everybodys.services, everybodys.weights, everybodys.models
+                version, everybodys.services, everybodys.weights, everybodys.models, everybodys.shares
             )
             await self.newest(keys.CATALOGUE, raw, version)
 

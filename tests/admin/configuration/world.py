@@ -86,11 +86,19 @@ WORLD: Objects = {
             "targets": [{"upstream": "gpu", "model": "*"}],
         },
     ],
+    "shares": [
+        {"organization": "Acme", "upstream": "openai", "weight": 3, "priority": "batch"},
+        {
+            "tenant": {"organization": "Globex", "name": "Web"}, "upstream": "openai", "model": "gpt-4o",
+            "guaranteed": {"requests_per_minute": 60, "tokens_per_minute": 9_000},
+        },
+    ],
     "business-models": [{"name": "Metered", "meter": "pay_per_use", "display_name": "By use"}],
     "api-keys": [
         {
             "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
             "limits": {"requests_per_minute": 60}, "user_header": "require", "unsettled": "release",
+            "priority": "batch",
             "expires_at": "2099-01-01T00:00:00Z",
         },
         {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},

@@ -1,0 +1,60 @@
+"""Shares of the Admin API: who may make them, what they may say, and whose they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Api
+
+
+async def test_a_share_is_an_organizations_or_a_tenants(api: Api) -> None:
+    organization = (await api.make("organizations", name="Acme"))["id"]
+    tenant = (await api.make("tenants", name="Web", organization_id=organization))["id"]
+    whole = await api.make("shares", upstream="openai", organization_id=organization)
+    assert {name: whole[name] for name in ("model", "tenant_id", "weight", "guaranteed", "priority")} == {
+        "model": None, "tenant_id": None, "weight": 1, "guaranteed": None, "priority": "interactive",
+    }  # fmt: skip
+    part = {"tokens_per_minute": 500}
+    own = await api.make(
+        "shares", upstream="openai", model="gpt-4o", tenant_id=tenant, weight=3, guaranteed=part
+    )
+    assert (own["organization_id"], own["tenant_id"], own["guaranteed"]) == (None, tenant, part)
+    again = {"upstream": "openai", "model": "gpt-4o", "tenant_id": tenant}
+    assert (await api.post("shares", again)).status == 409
+    changed = await api.patch(f"shares/{own['id']}", {"guaranteed": None, "priority": "batch"})
+    assert (changed.json["guaranteed"], changed.json["priority"]) == (None, "batch")
+    assert (await api.delete(f"tenants/{tenant}")).status == 409
+    assert (await api.delete(f"shares/{own['id']}")).status == 204
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({}, "organization_id"),
+        ({"organization_id": 1, "tenant_id": 1}, "organization_id"),
+        ({"organization_id": 10**9}, "organization_id"),
+        ({"tenant_id": 10**9}, "tenant_id"),
+        ({"organization_id": 1, "weight": 0}, "weight"),
+        ({"organization_id": 1, "guaranteed": {"concurrency": 1}}, "guaranteed.concurrency"),
+        ({"organization_id": 1, "priority": "urgent"}, "priority"),
+    ],
+)
+async def test_a_share_that_is_nobodys_or_says_nothing_is_refused(
+    api: Api, values: dict[str, Any], field: str
+) -> None:
+    refused = await api.post("shares", {"upstream": "openai", **values})
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, [field])
+
+
+async def test_an_organizations_own_people_read_theirs_and_change_none(api: Api) -> None:
+    here, there = [(await api.make("organizations", name=name))["id"] for name in ("Acme", "Globex")]
+    tenant = (await api.make("tenants", name="Web", organization_id=here))["id"]
+    mine = await api.make("shares", upstream="openai", tenant_id=tenant)
+    await api.make("shares", upstream="openai", organization_id=there)
+    token = await api.make("admin-tokens", name="a", role="admin", organization_id=here)
+    people = api.acting_as(token["token"])
+    assert [row["id"] for row in (await people.get("shares")).json["items"]] == [mine["id"]]
+    assert (await people.patch(f"shares/{mine['id']}", {"weight": 9})).status == 403
+    assert (await people.post("shares", {"upstream": "openai", "organization_id": here})).status == 403
