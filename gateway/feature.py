@@ -61,6 +61,8 @@ class Feature:
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
     screens: Callable[[], Sequence[Screen]] = tuple
+    # Whether settings want it: else its screens are not in the menu.
+    is_on: Callable[[Settings], bool] = lambda _: True
     # Finds letters of a text that no font of its documents shows, and may take long; None where it sets none.
     missing_glyphs: Callable[[], Callable[[str], str] | None] = lambda: None
     # What the console says of an invoice's life besides.
@@ -79,6 +81,11 @@ class Feature:
     routes: Callable[[AdminParts], Routes | None] = _no_routes
     # What `tollkeeper doctor` says of it.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
+
+
+def screens_off(settings: Settings) -> frozenset[str]:
+    """The names of screens of features that no setting wants."""
+    return frozenset(one.name for each in features() if not each.is_on(settings) for one in each.screens())
 
 
 @cache

@@ -79,6 +79,7 @@ class AdminPorts:
     and their content type, `snapshot` the same numbers as plain data. `failures`
     counts wrong credentials. `programs` says who runs. A token that is None does not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
+    The console's lists of features that no setting wants are `off`.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -102,6 +103,7 @@ class AdminPorts:
     sign_ins: SignIns | None = None
     routes: Sequence[Mount] = ()
     files: Sequence[MountFiles] = ()
+    off: frozenset[str] = frozenset()
     actor: Actor = NOBODY
     version: str = "0"
     body_bytes_max: int = BODY_BYTES_MAX

@@ -28,7 +28,7 @@ from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import LoopsSilent, SettingError
-from gateway.feature import features
+from gateway.feature import features, screens_off
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
@@ -258,6 +258,7 @@ class Administration:
             built_in=self._admin_port.built_in,
             routes=[routes.mount for routes in self._routes if routes.mount is not None],
             files=[routes.files for routes in self._routes if routes.files is not None],
+            off=screens_off(settings),
             sign_ins=self._sign_ins.now,
             version=version("tollkeeper"),
             budget=HourlyBudget(

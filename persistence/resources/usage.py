@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
     union_all,
 )
-from sqlalchemy.exc import DataError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Realm, Row
@@ -46,12 +46,14 @@ from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
 from persistence.billing.invoice_build import LINES
 from persistence.entity import id_in, owned
+from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX
 from persistence.registry import SUBJECTS
 from persistence.tables import (
     api_key,
     app_user,
     budget_use,
+    call,
     invoice,
     kept_since,
     money,
@@ -244,6 +246,9 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
+# A page goes without the outcomes of calls where they take longer.
+OUTCOMES_MS_MAX = 500
+
 
 class ConsoleQueries:
     """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
@@ -312,6 +317,28 @@ class ConsoleQueries:
         here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
+
+    async def outcomes(
+        self, since: datetime, filters: Mapping[str, object], calls_max: int
+    ) -> Sequence[Row] | None:
+        """How many of the newest calls ended with each status and reason; None where that takes too long."""
+        own = (*self._own(call), *(call.c[name] == value for name, value in filters.items()))
+        newest = (
+            select(call.c.status, call.c.reason)
+            .where(call.c.created_at >= since, *own)
+            .order_by(call.c.created_at.desc(), call.c.id.desc())
+            .limit(calls_max)
+            .subquery()
+        )
+        counted = select(newest, func.count().label("calls")).group_by(newest.c.status, newest.c.reason)
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execute(text(f"SET LOCAL statement_timeout = {OUTCOMES_MS_MAX:d}"))
+                return [dict(row) for row in (await connection.execute(counted)).mappings()]
+        except (SQLAlchemyError, OSError) as error:
+            if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") == QUERY_CANCELED:
+                return None
+            raise StoreUnavailable from error
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""

@@ -35,6 +35,9 @@ await tabTo("#token");
 await keys.type(asked.token);
 await keys.press("Enter");
 await page.waitForURL(`${asked.url}/`);
+await tabTo(".menu a[href='/health']");
+await keys.press("Enter");
+await page.waitForURL("**/health");
 await page.waitForSelector(".plot canvas");
 await page.waitForFunction(() => /[1-9][\d,]* in all/.test(document.querySelector("#live").textContent));
 const first = await page.textContent("#live .health");
@@ -153,7 +156,7 @@ found.kept = await background();
 
 // A phone: nothing is wider than the screen, the menu opens and leads on.
 await page.setViewportSize({ width: 360, height: 740 });
-for (const path of ["/", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
+for (const path of ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
   "/budgets", "/budgets/new", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {

@@ -32,8 +32,9 @@ from gateway.admin.console.home import (
     read_form,
     see,
 )
+from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of, preview
-from gateway.admin.console.reports import Live, Overview
+from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
 from gateway.admin.http.guard import CSV, Files, files_of
@@ -342,6 +343,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     live = Live(ports.snapshot, time.time)
     overview = Overview(ports, live, time.monotonic)
     router.add_get("/", desk.reading(overview.show))
+    router.add_get("/health", desk.reading(overview.health))
     router.add_get("/live", desk.reading(overview.fragment))
     router.add_get("/spend", desk.reading(overview.spend))
     router.add_get("/live/history", desk.reading(overview.history))

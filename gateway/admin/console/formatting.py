@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from multidict import MultiMapping
@@ -23,7 +23,7 @@ from gateway.core.accounts.budgets import ENFORCE, SELECTING
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.plans import TERMS
 from gateway.core.billing.price_book import KINDS
-from gateway.errors import AdminRefusal
+from gateway.errors import AdminRefusal, Refusal
 
 NOTHING_TO_SHOW = "—"
 # What a word says of its row: the tone its mark is set in.
@@ -161,6 +161,27 @@ def document(value: object) -> str:
 
 def status_tone(word: Any) -> str:
     return TONES.get(str(word), "plain")
+
+
+class Outcome(NamedTuple):
+    """What the status of an answer says of its call, and the tone that is set in."""
+
+    word: str
+    tone: str
+
+
+ANSWERED, NOT_ALLOWED = Outcome("answered", "good"), Outcome("not allowed", "bad")
+LIMIT_REACHED, WRONG_REQUEST = Outcome("limit reached", "warn"), Outcome("wrong request", "calm")
+FAILED = Outcome("failed", "bad")
+_OUTCOMES = {401: NOT_ALLOWED, 402: LIMIT_REACHED, 403: NOT_ALLOWED, 429: LIMIT_REACHED}
+# What each reason of a refusal means, in a sentence.
+REASONS = {refusal.reason: (refusal.__doc__ or "").partition("\n")[0] for refusal in Refusal.__subclasses__()}
+
+
+def outcome_of(status: int) -> Outcome:
+    """What a call came to, by the status of its answer."""
+    known = ANSWERED if status < 400 else WRONG_REQUEST if status < 500 else FAILED
+    return _OUTCOMES.get(status, known)
 
 
 # The use of a budget, in words and as a bar: text and numbers in, text and shares out.
@@ -323,6 +344,9 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
         known = SCREENS.get(target)
         name = names.get((target, value)) or (f"{known.one} {value}" if known else str(value))
         return Cell("text", name, f"/{target}/{value}" if known and known.has_page else "")
+    if column == "status" and isinstance(value, int):
+        reason = str(row.get("reason") or "").replace("_", " ")
+        return Cell("mark", f"{value} {reason}".rstrip(), tone=outcome_of(value).tone)
     if value is None:
         return Cell(
             "none", "unlimited" if column in UNLIMITED and screen.name != "invoices" else NOTHING_TO_SHOW

@@ -125,6 +125,7 @@ class Pages:
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, tone=formatting.status_tone, limit_of=formatting.limit_text,
+            outcome=formatting.outcome_of, reason=lambda name: formatting.REASONS.get(name, ""),
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:
@@ -471,7 +472,7 @@ class ConsoleShell:
             signed=signed,
             may=partial(_may, signed.actor if signed is not None else NOBODY),
             form_token=signed.form_token if signed is not None else "",
-            menu=menu(signed.actor) if signed is not None else {},
+            menu=menu(signed.actor, self.ports.off) if signed is not None else {},
             here=request.path.strip("/").split("/")[0] or "overview",
             done=request.query.get("done", ""),
             later=request.query.get("later") == "1",

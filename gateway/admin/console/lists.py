@@ -23,7 +23,7 @@ from gateway.admin.console.formatting import MONEY, Cell, Names, cell, label_of,
 from gateway.admin.console.home import Choices, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
-from gateway.core.accounts.administration import Query, Row
+from gateway.core.accounts.administration import CREATE, Query, Row, refused_write
 from gateway.errors import Unprocessable
 
 # The order of a list: as its rows came, either way round, or a bounded number of them by another column.
@@ -202,6 +202,7 @@ async def page_of(
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),
         "empty": "Nothing matches these filters." if is_filtered else screen.empty,
+        "next_step": ("Clear the filters", request.path) if is_filtered else _next_step(desk, screen),
         "count": found.count,
         "count_max": COUNT_MAX,
         "sort": request.query.get("sort", ""),
@@ -212,6 +213,14 @@ async def page_of(
         "sorted_max": SORTED_MAX,
         "file": _address(request, path=file or f"{request.path}.csv"),
     }
+
+
+def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
+    """What to do about an empty list: to make its first row, where that may be done."""
+    resource, actor = screen.resource, desk.ports.actor
+    if resource.create is None or refused_write(actor, resource.name, resource.access, CREATE) is not None:
+        return screen.next_step
+    return f"New {screen.one}", f"/{screen.name}/new"
 
 
 async def _found(

@@ -378,7 +378,7 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
         "use": formatting.use_of(row),
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
-        **await _accounts(desk, row),
+        **await accounts_of(desk, row),
     }
 
 
@@ -386,7 +386,7 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
     """`GET /budgets/{id}/use`: what is used alone, asked for every other second."""
     row = await desk.operations["budgets"].show(row_id(request))
     return desk.answer(
-        request, signed, "use.html", row=row, use=formatting.use_of(row), **await _accounts(desk, row)
+        request, signed, "use.html", row=row, use=formatting.use_of(row), **await accounts_of(desk, row)
     )
 
 
@@ -414,21 +414,21 @@ async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) 
     return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
 
-async def _accounts(desk: ConsoleShell, row: Row) -> dict[str, Any]:
+async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
     """Whose accounts of a budget used most, each with its use, and whether there are more."""
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
-    found = await live.most_used_accounts(desk.ports, stored, ACCOUNTS_SHOWN + 1)
+    found = await live.most_used_accounts(desk.ports, stored, most + 1)
     keys = {int(who) for each in found if row["each"] == "key" and (who := str(each["who"])).isdecimal()}
     names = await desk.names({"api-keys": keys})
     called = {str(key_id): name for (_, key_id), name in names.items()}
     shown = [
         (who, ALL_OTHERS if each["shared"] else called.get(who, ""), formatting.use_of(row, each))
-        for each in found[:ACCOUNTS_SHOWN]
+        for each in found[:most]
         for who in (str(each["who"]),)
     ]
-    return {"accounts": shown, "accounts_more": ACCOUNTS_SHOWN if len(found) > ACCOUNTS_SHOWN else 0}
+    return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
 
 
 DAYS = 30

@@ -1,12 +1,14 @@
 """Every collection the console shows: its words, its columns, its filters, its place in the menu.
 
 One row of this table makes a list, a page for each row and its forms, over the resource of the
-same name. What a resource cannot do has no button here.
+same name. What a resource cannot do has no button here. One row of `PAGES` puts any other page in the menu.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Endpoint, Resource
@@ -16,10 +18,11 @@ from gateway.feature import features
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How one resource is shown, and its heading in the menu.
+    """How one resource is shown, and its heading in the menu; one `is_more` is folded under it.
 
     `columns` are fields of its rows, the first one links to the row's page; `filters` are those
-    of the resource that people are offered.
+    of the resource that people are offered. `next_step` is the button of an empty list that has no form: its
+    text and its address.
     """
 
     heading: str
@@ -32,43 +35,33 @@ class Screen:
     newest_first: bool = True
     has_page: bool = True
     spans_time: bool = False
+    is_more: bool = False
+    next_step: tuple[str, str] = ("See the overview", "/")
 
     @property
     def resource(self) -> Resource:
         return RESOURCES[self.name]
 
 
-# In this order, whichever of them somebody may see.
-HEADINGS = ("Customers", "Catalog", "Billing", "Usage", "Operation", "Administration")
+# What people come for, in this order, whichever of it somebody may see.
+HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Health")
 
 SCREENS = {
     screen.name: screen
     for screen in (
         Screen(
-            "Customers", "organizations", "Organizations", "organization",
-            ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
-            empty="No organization yet. Creating a tenant creates one too.",
-            filters=("search", "invoicing_left_reason"), newest_first=False,
+            "Spend", "calls", "Calls", "call",
+            ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
+            empty="No call yet.",
+            filters=(
+                "request_id", "organization_id", "tenant_id", "api_key_id", "user_id", "service_id",
+                "project_id", "model", "response_model", "session", "reason", "content_id",
+            ),
+            spans_time=True,
+            next_step=("See the API keys", "/api-keys"),
         ),
         Screen(
-            "Customers", "tenants", "Tenants", "tenant",
-            ("name", "organization_id", "plan_id", "quota", "state"),
-            empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
-            filters=("search", "organization_id", "plan_id"), newest_first=False,
-        ),
-        Screen(
-            "Customers", "api-keys", "API keys", "API key",
-            ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
-            empty="No key yet.",
-            filters=("tenant_id", "organization_id", "user", "prefix", "issuer", "subject"),
-        ),
-        Screen(
-            "Customers", "users", "Users", "user",
-            ("external_id", "name", "organization_id", "limits", "created_at"),
-            filters=("organization_id", "external_id"),
-        ),
-        Screen(
-            "Customers", "budgets", "Budgets", "budget",
+            "Spend", "budgets", "Budgets", "budget",
             ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
             empty="No budget yet. Limit what a team, user, key or model may spend.",
             filters=(
@@ -78,52 +71,61 @@ SCREENS = {
             newest_first=False,
         ),
         Screen(
-            "Customers", "runs", "Runs", "run",
+            "Spend", "runs", "Runs", "run",
             ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls",
              "expires_at"),
             empty="No run yet. Callers open them with their calls.",
             filters=("organization_id", "tenant_id", "id", "parent_id", "status"), has_page=False,
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Catalog", "services", "Services", "service",
+            "Access", "organizations", "Organizations", "organization",
+            ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
+            empty="No organization yet. Creating a tenant creates one too.",
+            filters=("search", "invoicing_left_reason"), newest_first=False,
+        ),
+        Screen(
+            "Access", "tenants", "Tenants", "tenant",
+            ("name", "organization_id", "plan_id", "quota", "state"),
+            empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
+            filters=("search", "organization_id", "plan_id"), newest_first=False,
+        ),
+        Screen(
+            "Access", "users", "Users", "user",
+            ("external_id", "name", "organization_id", "limits", "created_at"),
+            filters=("organization_id", "external_id"),
+        ),
+        Screen(
+            "Access", "api-keys", "API keys", "API key",
+            ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
+            empty="No key yet.",
+            filters=("tenant_id", "organization_id", "user", "prefix", "issuer", "subject"),
+        ),
+        Screen(
+            "Access", "admin-tokens", "Admin tokens", "admin token",
+            ("name", "role", "organization_id", "tenant_id", "prefix", "subject", "state", "last_used_at",
+             "expires_at"),
+            empty="Only the built-in tokens of the settings are in use.",
+            filters=("organization_id", "tenant_id", "role", "user_id", "issuer", "subject"),
+        ),
+        Screen(
+            "Access", "audit-log", "Audit log", "change",
+            ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
+             "after"),
+            empty="No change yet.",
+            filters=(
+                "actor", "person", "issuer", "identity", "resource", "resource_id", "action",
+                "admin_token_id", "organization_id", "role",
+            ),
+            has_page=False, spans_time=True, is_more=True,
+        ),
+        Screen(
+            "Catalogue", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key", "name"), newest_first=False,
         ),
         Screen(
-            "Catalog", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
-            empty="No model yet: calls go where their paths say.", filters=("organization_id", "name"),
-            newest_first=False,
-        ),
-        Screen(
-            "Catalog", "shares", "Shares of capacity", "share",
-            ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
-            empty="No share yet: callers share an upstream's capacity alike.",
-            filters=("upstream", "organization_id", "tenant_id"), newest_first=False,
-        ),
-        Screen(
-            "Catalog", "prices", "Prices", "price",
-            ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
-            empty="No price yet: calls are counted, and cost nothing.",
-            filters=("model", "provider", "currency", "source", "match"),
-        ),
-        Screen(
-            "Catalog", "exchange-rates", "Exchange rates", "exchange rate",
-            ("currency", "base", "rate", "effective_from", "created_at"),
-            empty="No exchange rate yet. Organizations in other currencies need prices of their own.",
-            filters=("currency", "base"),
-        ),
-        Screen(
-            "Catalog", "organization-services", "Negotiated prices", "negotiated price",
-            ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
-            empty="Everybody pays the list price.",
-            filters=("organization_id", "service_id", "business_model_id"),
-        ),
-        Screen(
-            "Catalog", "business-models", "Business models", "business model",
-            ("name", "display_name", "meter", "description"), filters=("meter", "name"), newest_first=False,
-        ),
-        Screen(
-            "Catalog", "token-plans", "Token plans", "token plan",
+            "Catalogue", "token-plans", "Token plans", "token plan",
             (
                 "name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "weights",
                 "created_at",
@@ -131,9 +133,51 @@ SCREENS = {
             empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
         ),
         Screen(
-            "Catalog", "subscription-plans", "Subscription plans", "subscription plan",
+            "Catalogue", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
             empty="No subscription plan yet.", filters=("name", "token_plan_id"),
+        ),
+        Screen(
+            "Catalogue", "prices", "Prices", "price",
+            ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
+            empty="No price yet: calls are counted, and cost nothing.",
+            filters=("model", "provider", "currency", "source", "match"),
+        ),
+        Screen(
+            "Catalogue", "exchange-rates", "Exchange rates", "exchange rate",
+            ("currency", "base", "rate", "effective_from", "created_at"),
+            empty="No exchange rate yet. Organizations in other currencies need prices of their own.",
+            filters=("currency", "base"),
+        ),
+        Screen(
+            "Catalogue", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
+            empty="No model yet: calls go where their paths say.", filters=("organization_id", "name"),
+            newest_first=False,
+        ),
+        Screen(
+            "Catalogue", "shares", "Shares of capacity", "share",
+            ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
+            empty="No share yet: callers share an upstream's capacity alike.",
+            filters=("upstream", "organization_id", "tenant_id"), newest_first=False,
+        ),
+        Screen(
+            "Catalogue", "business-models", "Business models", "business model",
+            ("name", "display_name", "meter", "description"), filters=("meter", "name"),
+            newest_first=False, is_more=True,
+        ),
+        Screen(
+            "Catalogue", "organization-services", "Negotiated prices", "negotiated price",
+            ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
+            empty="Everybody pays the list price.",
+            filters=("organization_id", "service_id", "business_model_id"), is_more=True,
+        ),
+        Screen(
+            "Billing", "invoices", "Invoices", "invoice",
+            ("number", "organization_id", "kind", "status", "payment_status", "due_date", "period_start",
+             "period_end", "total_amount"),
+            empty="No invoice yet. A draft shows what a period would cost.",
+            filters=("organization_id", "payment_status", "status", "kind", "number", "corrects_id", "source",
+                     "source_id"),
         ),
         Screen(
             "Billing", "credit-additions", "Credits", "grant",
@@ -148,30 +192,24 @@ SCREENS = {
             empty="No subscription yet.", filters=("organization_id", "plan_id", "next_plan_id"),
         ),
         Screen(
-            "Billing", "invoices", "Invoices", "invoice",
-            ("number", "organization_id", "kind", "status", "payment_status", "due_date", "period_start",
-             "period_end", "total_amount"),
-            empty="No invoice yet. A draft shows what a period would cost.",
-            filters=("organization_id", "payment_status", "status", "kind", "number", "corrects_id", "source",
-                     "source_id"),
+            "Billing", "payments", "Payments", "payment",
+            ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
+            empty="No payment yet. Record one on its invoice's page.",
+            filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
+            next_step=("See the invoices", "/invoices"),
         ),
         Screen(
             "Billing", "tax-rates", "Tax rates", "tax rate",
             ("organization_id", "rate", "category", "reason", "effective_from", "created_at"),
             empty="No dated tax rate. Each organization's own rate applies.",
-            filters=("organization_id",),
-        ),
-        Screen(
-            "Billing", "payments", "Payments", "payment",
-            ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
-            empty="No payment yet. Record one on its invoice's page.",
-            filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
+            filters=("organization_id",), is_more=True,
         ),
         Screen(
             "Billing", "note-applications", "Applied credit", "application",
             ("created_at", "organization_id", "note_id", "invoice_id", "amount", "currency", "reason"),
             empty="No credit of a note was applied to an invoice yet.",
-            filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True,
+            filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True, is_more=True,
+            next_step=("See the invoices", "/invoices"),
         ),
         Screen(
             "Billing", "charges", "Charges", "charge",
@@ -182,13 +220,15 @@ SCREENS = {
                 "organization_id", "kind", "billed", "reason", "invoice_id", "tenant_id", "service_id",
                 "source", "source_id", "corrects_id",
             ),
-            spans_time=True,
+            spans_time=True, is_more=True,
+            next_step=("See the invoices", "/invoices"),
         ),
         Screen(
             "Billing", "events", "Events", "event",
             ("used_at", "tenant_id", "service_id", "source", "event_id", "request_id", "created_at"),
             empty="No event yet. Events report use that did not pass the gateway.",
             filters=("organization_id", "tenant_id", "service_id", "source", "event_id", "request_id"),
+            is_more=True, next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Billing", "amendments", "Amendments", "amendment",
@@ -197,13 +237,15 @@ SCREENS = {
                 "amount", "reason",
             ),
             empty="No amendment yet.",
-            filters=("organization_id", "tenant_id", "service_id", "request_id", "direction"),
+            filters=("organization_id", "tenant_id", "service_id", "request_id", "direction"), is_more=True,
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Billing", "reratings", "Re-rated calls", "re-rated call",
             ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
             empty="No call was re-rated yet.",
-            filters=("organization_id", "tenant_id", "service_id", "price_id", "request_id"),
+            filters=("organization_id", "tenant_id", "service_id", "price_id", "request_id"), is_more=True,
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Billing", "credit-transactions", "Credit transactions", "credit transaction",
@@ -214,7 +256,8 @@ SCREENS = {
                 "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
                 "content_id",
             ),
-            has_page=False, spans_time=True,
+            has_page=False, spans_time=True, is_more=True,
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Billing", "feature-usage", "Feature usage", "use",
@@ -224,76 +267,90 @@ SCREENS = {
                 "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
                 "content_id",
             ),
-            has_page=False, spans_time=True,
+            has_page=False, spans_time=True, is_more=True,
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Usage", "calls", "Calls", "call",
-            ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
-            empty="No call yet.",
-            filters=(
-                "request_id", "organization_id", "tenant_id", "api_key_id", "user_id", "service_id",
-                "project_id", "model", "response_model", "session", "reason", "content_id",
-            ),
-            spans_time=True,
-        ),
-        Screen(
-            "Operation", "quarantine", "Quarantine", "quarantined account",
+            "Health", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is in quarantine. All is well.",
             filters=("kind", "organization_id", "tenant_id", "released", "account"),
+            next_step=("See the drift", "/reconciliation"),
         ),
         Screen(
-            "Operation", "dead-letters", "Dead letters", "dead letter",
+            "Health", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="No dead letter. All is well.",
             filters=("organization_id", "tenant_id", "resolved", "partition"),
+            next_step=("See the drift", "/reconciliation"),
         ),
         Screen(
-            "Operation", "webhooks", "Webhooks", "webhook",
+            "Health", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
             empty="No webhook yet.", filters=("organization_id",),
         ),
         Screen(
-            "Operation", "webhook-deliveries", "Deliveries", "delivery",
+            "Health", "webhook-deliveries", "Deliveries", "delivery",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
-            empty="No message was sent yet.", filters=("webhook_id", "event", "state"),
-        ),
-        Screen(
-            "Administration", "admin-tokens", "Admin tokens", "admin token",
-            ("name", "role", "organization_id", "tenant_id", "prefix", "subject", "state", "last_used_at",
-             "expires_at"),
-            empty="Only the built-in tokens of the settings are in use.",
-            filters=("organization_id", "tenant_id", "role", "user_id", "issuer", "subject"),
-        ),
-        Screen(
-            "Administration", "audit-log", "Audit log", "change",
-            ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
-             "after"),
-            empty="No change yet.",
-            filters=(
-                "actor", "person", "issuer", "identity", "resource", "resource_id", "action",
-                "admin_token_id", "organization_id", "role",
-            ),
-            has_page=False, spans_time=True,
+            empty="No message was sent yet.", filters=("webhook_id", "event", "state"), is_more=True,
+            next_step=("See the webhooks", "/webhooks"),
         ),
         *(screen for feature in features() for screen in feature.screens()),
     )
 }  # fmt: skip
 
 
-def menu(actor: Actor) -> dict[str, list[tuple[str, str, str]]]:
-    """What a person finds in the menu: under each heading (name, title, address)."""
-    found = {"": [("overview", "Overview", "/"), ("usage", "Usage and cost", "/usage")]}
-    for name, title in (("reconciliation", "Reconciliation"), ("programs", "Programs")):
-        if _is_read(actor, REPORTS[name]):
-            found.setdefault("Operation", []).append((name, title, f"/{name}"))
-    for name, title in (("balances", "Balances"), ("receivables", "Receivables"), ("unbilled", "Unbilled")):
-        if _is_read(actor, REPORTS[f"reports/{name}"]):
-            found.setdefault("Billing", []).append((name, title, f"/{name}"))
+def _everybody(_: Actor) -> bool:
+    return True
+
+
+def _reader_of(report: str) -> Callable[[Actor], bool]:
+    return lambda actor: _is_read(actor, REPORTS[report])
+
+
+class MenuPage(NamedTuple):
+    """A page in the menu that is no list of a resource; who it `is_for` finds it there."""
+
+    heading: str
+    name: str
+    title: str
+    address: str
+    is_for: Callable[[Actor], bool] = _everybody
+    is_more: bool = False
+
+
+# Before the lists of their headings.
+PAGES = (
+    MenuPage("Spend", "overview", "Overview", "/"),
+    MenuPage("Spend", "usage", "Usage and cost", "/usage"),
+    MenuPage("Billing", "balances", "Balances", "/balances", _reader_of("reports/balances")),
+    MenuPage("Billing", "unbilled", "Unbilled", "/unbilled", _reader_of("reports/unbilled")),
+    MenuPage(
+        "Billing", "receivables", "Receivables", "/receivables", _reader_of("reports/receivables"), True
+    ),
+    MenuPage("Health", "health", "Now", "/health", lambda actor: actor.organization_id is None),
+    MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs")),
+    MenuPage("Health", "reconciliation", "Drift", "/reconciliation", _reader_of("reconciliation")),
+)
+
+
+class MenuPart(NamedTuple):
+    """The entries under a heading, each (name, title, address): those in sight, and those that are folded."""
+
+    shown: list[tuple[str, str, str]]
+    more: list[tuple[str, str, str]]
+
+
+def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
+    """What a person finds in the menu, by heading; lists that are `off` are of features nobody configured."""
+    found = {heading: MenuPart([], []) for heading in HEADINGS}
+    for page in PAGES:
+        if page.is_for(actor):
+            found[page.heading][page.is_more].append((page.name, page.title, page.address))
     for screen in SCREENS.values():
-        if _is_read(actor, screen.resource):
-            found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))
-    return {heading: found[heading] for heading in ("", *HEADINGS) if heading in found}
+        if screen.name not in off and _is_read(actor, screen.resource):
+            found[screen.heading][screen.is_more].append((screen.name, screen.title, f"/{screen.name}"))
+    return {heading: part for heading, part in found.items() if part.shown or part.more}
 
 
 def _is_read(actor: Actor, answered: Endpoint) -> bool:

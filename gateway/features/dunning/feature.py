@@ -40,6 +40,7 @@ def _screens() -> Sequence[Screen]:
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
             empty="No reminder or block yet.",
             filters=("organization_id", "invoice_id", "tenant_id", "action"), spans_time=True,
+            next_step=("See the invoices", "/invoices"),
         ),
     )  # fmt: skip
 
@@ -85,5 +86,6 @@ FEATURE = Feature(
     resources=_resources,
     subjects=_subjects,
     screens=_screens,
+    is_on=lambda settings: bool(settings.dunning_reminder_days or settings.dunning_block_days),
     work=_work,
 )

@@ -50,13 +50,15 @@ def _screens() -> Sequence[Screen]:
              "created_at"),
             empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are synced.",
             filters=("organization_id", "invoice_id", "about_id", "kind", "state", "remote"),
+            next_step=("See the invoices", "/invoices"),
         ),
         Screen(
             "Billing", "handover-events", "Stripe events", "event",
             ("created_at", "organization_id", "invoice_id", "handover_id", "kind", "amount", "currency",
              "remains"),
             empty="Stripe has sent no event yet.",
-            filters=("organization_id", "invoice_id", "handover_id", "kind", "name"),
+            filters=("organization_id", "invoice_id", "handover_id", "kind", "name"), is_more=True,
+            next_step=("See the invoices", "/invoices"),
         ),
     )  # fmt: skip
 
@@ -105,6 +107,7 @@ FEATURE = Feature(
     subjects=_subjects,
     verbs=_verbs,
     screens=_screens,
+    is_on=lambda settings: bool(settings.stripe_api_key),
     invoice_history=_invoice_history,
     invoice_listeners=_invoice_listeners,
     work=_work,

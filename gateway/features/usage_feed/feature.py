@@ -142,6 +142,7 @@ FEATURE = Feature(
     resources=_resources,
     subjects=_subjects,
     screens=_screens,
+    is_on=lambda settings: settings.usage_feed != "off",
     listeners=_listeners,
     work=_work,
     findings=_findings,

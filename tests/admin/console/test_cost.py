@@ -78,6 +78,14 @@ async def test_a_call_is_listed_under_its_model(api: Api, reader: Person) -> Non
 # What the overview says is spent: today, this month, where it leads to, and for what.
 
 
+async def overview_of(person: Person, address: str = "/") -> Page:
+    """The overview, once everything is added up: each page waits for that a while."""
+    page = await person.open(address)
+    while "Spend is being added up" in page.text:
+        page = await person.open(address)
+    return page
+
+
 async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, reader: Person) -> None:
     organization = await api.make("organizations", name="Acme")
     tenant = await api.make("tenants", name=HOSTILE, organization_id=organization["id"])
@@ -88,7 +96,7 @@ async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, rea
     used(api, now, 3 * NANO, **own, model="m2")
     used(api, now, 5 * NANO, **own, currency="EUR")
     used(api, now.replace(day=1) - timedelta(days=40), 9999 * NANO, **own)
-    page = await reader.open("/")
+    page = await overview_of(reader)
     well_formed(page)
     tiles = dict(
         re.findall(r'<p class="label">([^<]*)</p>\s*<p class="figure number" title="([^"]*)"', page.text)
@@ -97,7 +105,7 @@ async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, rea
     assert tiles["Forecast to the month&#39;s end"].startswith("€")
     assert 'title="$3.000354"' in page.text
     assert "9,999" not in page.text
-    parts = page.text.split('aria-label="Spend of this month"')[1]
+    parts = page.text.split('aria-label="Who and what"')[1]
     assert f'href="/tenants/{tenant["id"]}"' in parts
     assert f'href="/api-keys/{key["id"]}"' in parts
     assert re.search(r'title="m2">m2.*?title="\$3.00"', parts, re.DOTALL)
@@ -106,10 +114,61 @@ async def test_it_says_what_is_spent_in_each_currency_and_for_what(api: Api, rea
     assert "€5.00" in fragment.text
 
 
+async def test_it_says_of_a_range_and_an_account_what_was_used_limited_and_refused(
+    api: Api, admin: Person
+) -> None:
+    organization = await api.make("organizations", name="Acme")
+    tenant, other = [
+        await api.make("tenants", name=name, organization_id=organization["id"]) for name in ("Search", "Ads")
+    ]
+    now = datetime.now(UTC)
+    for one, cost in ((tenant, 3), (other, 40)):
+        used(api, now - timedelta(days=2), cost * NANO, organization=organization["id"], tenant=one["id"])
+    await api.make(
+        "budgets", organization_id=organization["id"], tenant_id=tenant["id"], name="Engineers", unit="money",
+        amount="20", interval="day", each="user",
+    )  # fmt: skip
+    for status, reason, count in ((429, "budget_exceeded", 3), (404, "unknown_route", 1), (200, None, 5)):
+        api.rows(
+            "insert into call (request_id, created_at, organization_id, tenant_id, api_key_id, input,"
+            " cache_read, cache_write, cache_write_1h, output, reasoning, audio_input, audio_output,"
+            " image_input, image_output, tokens, credits, units, status, reason, streamed, estimated,"
+            " duration_ms, refused) select gen_random_uuid(), now(), %s, %s, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,"
+            " 0, 0, 0, %s, %s, false, false, 1, %s from generate_series(1, %s)",
+            organization["id"], tenant["id"], status, reason, status >= 400, count,
+        )  # fmt: skip
+    page = await overview_of(admin, f"/?range=7d&tenant_id={tenant['id']}")
+    well_formed(page)
+    said = words_of(page)
+    assert "$3.00" in said
+    assert "$40.00" not in said
+    assert "$20.00 each" in said
+    assert "429 limit reached budget exceeded A budget's amount is used up. 3" in said
+    assert "404 wrong request unknown route" in said
+    assert f'href="/calls?tenant_id={tenant["id"]}&amp;reason=budget_exceeded"' in page.text
+    assert re.search(r'href="/usage\.csv\?[^"]*tenant_id=', page.text)
+    assert "$40.00" in words_of(await overview_of(admin, "/?range=7d"))
+    assert "Nothing was used in this time" in words_of(await overview_of(admin, "/?range=today"))
+    assert [(await admin.open(f"/?{wrong}")).status for wrong in ("range=ever", "tenant_id=x")] == [422, 422]
+    calls = await admin.open("/calls")
+    assert '<span class="mark warn">429 budget exceeded</span>' in calls.text
+    assert '<span class="mark good">200</span>' in calls.text
+
+
+async def test_it_says_what_is_wrong(api: Api, admin: Person) -> None:
+    api.rows(
+        "insert into dead_letter (partition, entry_id, raw, reason) values (1, '1-0', '\\x00', 'unreadable')"
+    )
+    said = words_of(await admin.open("/"), "trouble")
+    assert "redis is away" in said
+    assert "1 calls that could not be stored" in said
+
+
 async def test_without_spend_it_says_so(reader: Person, nobody: Person) -> None:
-    page = await reader.open("/")
-    assert "Spend of this month" not in page.text
+    page = await overview_of(reader)
+    assert "Who and what" not in page.text
     assert '<p class="figure number">0</p>' in page.text
+    assert 'href="/?range=90d">Look at 90 days</a>' in page.text
     assert (await nobody.open("/spend")).status == 303
 
 

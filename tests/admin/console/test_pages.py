@@ -18,7 +18,7 @@ from tests.in_turn import in_turn
 
 HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>{{ 7777*7777 }}{% raw %}&amp;"""
 VOID = frozenset({"meta", "link", "img", "input", "br", "hr", "rect", "circle", "path"})
-ADDRESSES = ["/", "/reconciliation", "/programs", *(f"/{name}" for name in SCREENS)]
+ADDRESSES = ["/", "/health", "/reconciliation", "/programs", *(f"/{name}" for name in SCREENS)]
 NEW = [f"/{name}/new" for name, screen in SCREENS.items() if screen.resource.create is not None]
 
 
@@ -384,7 +384,7 @@ async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> No
         "request_seconds": {"buckets": [90, 10, 0], "sum": 3.0},
         "overhead_seconds": {"buckets": [90, 10, 0], "sum": 3.0},
     }  # fmt: skip
-    page = await admin.open("/")
+    page = await admin.open("/health")
     while "100 in all" not in page.text:  # samples are taken half a second apart
         page = await admin.open("/live")
     for said in ("quota_exceeded", "1,000,000,000,000", "oldest 75.0 s", ">3<", ">7<"):

@@ -11,11 +11,13 @@ from multidict import MultiDict
 
 from gateway.admin.console import formatting
 from gateway.admin.console.reports import Live
-from gateway.admin.console.screens import SCREENS, menu
+from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.core.accounts.administration import Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, DifferenceKind
+from gateway.feature import screens_off
+from gateway.settings.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -89,23 +91,47 @@ def test_spans_of_time(seconds: float, text: str) -> None:
 
 
 def test_every_resource_has_its_place_in_the_menu() -> None:
-    named = {name for entries in menu(Actor("builtin:admin", "admin")).values() for name, _, _ in entries}
+    found = menu(Actor("builtin:admin", "admin"))
+    entries = [entry for part in found.values() for entry in (*part.shown, *part.more)]
+    named = {name for name, _, _ in entries}
+    assert tuple(found) == HEADINGS
+    assert len(entries) == len(named)
     apart = {"token-ledger", "tenant-quotas"}  # on a tenant's page
-    assert {
-        *SCREENS,
-        "overview",
-        "usage",
-        "receivables",
-        "unbilled",
-        "balances",
-        "reconciliation",
-        "programs",
-    } == named
+    assert {*SCREENS, *(page.name for page in PAGES)} == named
     assert RESOURCES.keys() - SCREENS.keys() == apart
     for screen in SCREENS.values():
         known = {*screen.resource.out.model_fields, "state", "quota", "use", "of"}
         assert set(screen.columns) <= known, screen.name
         assert set(screen.filters) <= screen.resource.filters.keys(), screen.name
+
+
+def test_what_nobody_configured_is_not_in_the_menu() -> None:
+    off = screens_off(Settings())
+    assert {"handovers", "handover-events", "usage-feeds", "usage-events", "dunning-steps"} <= off
+    found = menu(Actor("builtin:admin", "admin"), off)
+    named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
+    assert named == {*SCREENS, *(page.name for page in PAGES)} - off
+    assert screens_off(Settings(stripe_api_key="sk", usage_feed="file", dunning_block_days=9)) == frozenset()
+
+
+def test_every_empty_list_has_a_next_step() -> None:
+    for screen in SCREENS.values():
+        text, address = screen.next_step
+        assert text, screen.name
+        known = {"/", *(f"/{name}" for name in SCREENS), *(page.address for page in PAGES)}
+        assert address in known - {f"/{screen.name}"}, screen.name
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "tone"),
+    [
+        (200, "answered", "good"), (400, "wrong request", "calm"), (401, "not allowed", "bad"),
+        (402, "limit reached", "warn"), (403, "not allowed", "bad"), (404, "wrong request", "calm"),
+        (429, "limit reached", "warn"), (502, "failed", "bad"),
+    ],
+)  # fmt: skip
+def test_what_a_call_came_to_is_a_word_and_a_tone(status: int, word: str, tone: str) -> None:
+    assert formatting.outcome_of(status) == (word, tone)
 
 
 @pytest.mark.parametrize("name", ["credit-transactions", "feature-usage"])

@@ -1,0 +1,405 @@
+"""The first page: spend by model and person, budgets with least left, refusals by reason, and faults.
+
+It is at most half a minute old, and is looked up once for all who see the same. The page of the
+gateways' health shows the numbers of this moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from gateway.admin.console import records
+from gateway.admin.console.formatting import (
+    BudgetUse,
+    Chart,
+    Outcome,
+    budget_selector,
+    label_of,
+    outcome_of,
+    references,
+    use_of,
+)
+from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson, query
+from gateway.admin.console.lists import FilterControl
+from gateway.admin.console.reports import (
+    PAGES,
+    RANGES,
+    Live,
+    ReportQuery,
+    SpendSummary,
+    amount_of,
+    part_name,
+    share_of_spend,
+    spent,
+)
+from gateway.admin.console.screens import SCREENS
+from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.administration import Realm, Row, refused_read
+from gateway.core.accounts.budgets import SELECTING
+from gateway.core.accounts.refusals import busiest
+from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
+from gateway.core.billing.outlook import looked_at_since, outlook
+from gateway.core.processes import there
+from gateway.errors import CountersUnavailable, Forbidden, Unprocessable
+
+BUSIEST = 10
+WINDOW_S = 60
+TODAY_FRESH_S = 5.0
+FIRST_WAIT_S = 0.1
+# Spend moves by the minute, and adding it up takes longer.
+SPEND_FRESH_S = 30.0
+SPEND_WAIT_S = 1.0
+SPEND_ROWS_MAX = 1_000
+SPEND_BY = {"model": "By model", "tenant": "By tenant", "user": "By user", "api_key": "By API key"}
+PARTS = 6
+# Answers for different people, ranges and filters.
+KEPT_MAX = 64
+# Budgets that are looked at for those with least left, and of them those with an account for each of many.
+BUDGETS_READ_MAX = 200
+EACH_READ_MAX = 10
+BUDGETS_SHOWN = 6
+# Calls whose outcomes are counted: the newest ones.
+CALLS_READ_MAX = 10_000
+OUTCOMES_SHOWN = 8
+TROUBLE_COUNTED_MAX = 99
+TROUBLE_COUNT_MS_MAX = 200
+OUTBOX_LATE_S = 60
+# Rows that wait for a person: the list, the filter of its open rows, and their name.
+TROUBLE = (
+    ("dead-letters", "resolved", False, "calls that could not be stored"),
+    ("quarantine", "released", False, "accounts in quarantine"),
+    ("webhook-deliveries", "state", "failed", "alerts that could not be delivered"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TightBudget:
+    """A budget with little left; of one with `each`, the account that used most."""
+
+    row: Row
+    of: str
+    use: BudgetUse | None
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalCount:
+    """Calls that failed alike: what an answer's status says, the reason, and how many."""
+
+    outcome: Outcome
+    status: int
+    reason: str
+    calls: int
+
+
+class OverviewQuery:
+    """What the overview's address asks: a range of time, and whose spend."""
+
+    def __init__(self, request: web.Request, realm: Realm | None) -> None:
+        names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
+        self.realm = realm
+        self.asked = {name: text for name in names if (text := request.query.get(name, "").strip())}
+        self._report = ReportQuery(self.asked, ["model"], datetime.now(UTC))
+        self.range = self._report.range
+        # Checked at once: what is kept is asked of the store alone.
+        self.query()
+
+    @property
+    def key(self) -> tuple[Realm | None, tuple[tuple[str, str], ...]]:
+        return self.realm, tuple(sorted(self.asked.items()))
+
+    def query(self) -> UsageQuery:
+        """The report of its range by model, with the interval that shows it best."""
+        return ReportQuery(self.asked, ["model"], datetime.now(UTC)).query()
+
+    def address(self, path: str = "/", **changes: str) -> str:
+        said = {name: text for name, text in (self.asked | changes).items() if text}
+        return f"{path}?{urlencode(said)}" if said else path
+
+    def usage(self, group: str) -> str:
+        """The explorer for the same, by a group."""
+        return self._report.address(group_by=group)
+
+    def calls(self, **filters: str) -> str:
+        """The journal for the same."""
+        said = {name: text for name, text in self.asked.items() if name != "range"} | filters
+        return f"/calls?{urlencode(said)}"
+
+    def file(self) -> str:
+        """The chart's numbers as CSV."""
+        query = self.query()
+        return self._report.file(query, ".csv", query.interval)
+
+    def controls(self) -> list[FilterControl]:
+        targets = {"organization_id": "organizations", "tenant_id": "tenants"}
+        return [
+            FilterControl(name, label_of(name), "named", self.asked.get(name, ""), refers=target)
+            for name, target in targets.items()
+            if self.realm is None or (name == "tenant_id" and self.realm.tenant_id is None)
+        ]
+
+
+class Overview:
+    def __init__(self, ports: AdminPorts, live: Live, clock: Callable[[], float]) -> None:
+        self._ports = ports
+        self._live = live
+        self._clock = clock
+        self._today: CachedAnswer[Sequence[Row]] = CachedAnswer(
+            partial(_busiest, ports), clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S
+        )
+        # By viewer and address; the one that was looked at last is last.
+        self._kept: dict[object, CachedAnswer[dict[str, Any]]] = {}
+
+    async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+        """`GET /?range=7d&tenant_id=5`."""
+        asked = OverviewQuery(request, desk.ports.actor.realm)
+        spend, trouble = await asyncio.gather(self._kept_for(desk, asked).now(), self._trouble(desk))
+        return desk.answer(
+            request, signed, "overview.html", trouble=trouble, **self._said(desk, asked, spend)
+        )
+
+    async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+        """`GET /spend`: what is spent, alone, asked for now and then."""
+        asked = OverviewQuery(request, desk.ports.actor.realm)
+        spend = await self._kept_for(desk, asked).now()
+        return desk.answer(request, signed, "spend.html", **self._said(desk, asked, spend))
+
+    async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+        """`GET /health`: what the gateways do now, and who used most today."""
+        _require_all(desk)
+        return desk.answer(request, signed, "health.html", **await self._facts())
+
+    async def fragment(
+        self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+    ) -> web.Response:
+        """`GET /live`: the numbers alone, asked for every second."""
+        _require_all(desk)
+        return desk.answer(request, signed, "fragment.html", **await self._facts())
+
+    async def history(
+        self, desk: ConsoleShell, _request: web.Request, _signed: SignedInPerson
+    ) -> web.Response:
+        """`GET /live/history`: columns for the chart."""
+        _require_all(desk)
+        columns = await self._live.history()
+        return web.Response(text=json.dumps(columns), content_type="application/json")
+
+    async def _facts(self) -> dict[str, Any]:
+        now, most, (well, dependencies) = await asyncio.gather(
+            self._live.now(), self._today.now(), self._ports.ready()
+        )
+        if now["is_known"] and not now["sees_gateways"]:
+            now = {**now, **await self._elsewhere()}
+        return {
+            "now": now,
+            "busiest": most or (),
+            "well": well,
+            "dependencies": there(dependencies),
+            "at": datetime.now(UTC),
+        }
+
+    async def _trouble(self, desk: ConsoleShell) -> list[tuple[str, str]] | None:
+        """Faults, each with the address of its page; None where its viewer cannot be told."""
+        if desk.ports.actor.realm is not None:
+            return None
+        counting = (
+            desk.operations[name].count(
+                query(1, newest_first=False, **{said: value}), TROUBLE_COUNTED_MAX, TROUBLE_COUNT_MS_MAX
+            )
+            for name, said, value, _ in TROUBLE
+        )
+        (_, dependencies), now, counts = await asyncio.gather(
+            self._ports.ready(), self._live.now(), asyncio.gather(*counting)
+        )
+        facts = now["facts"]
+        found = [(f"{name} is away", "/health") for name, well in there(dependencies).items() if not well]
+        if facts.get("outbox_oldest_seconds", 0) > OUTBOX_LATE_S:
+            found.append(("calls wait to be stored", "/health"))
+        if facts.get("drift_tokens") or facts.get("drift_credits"):
+            found.append(("counters and ledger differ", "/reconciliation"))
+        for (name, said, value, what), count in zip(TROUBLE, counts, strict=True):
+            if count:
+                many = f"more than {TROUBLE_COUNTED_MAX}" if count > TROUBLE_COUNTED_MAX else str(count)
+                found.append((f"{many} {what}", f"/{name}?{said}={str(value).lower()}"))
+        return found
+
+    def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
+        budgets, actor = SCREENS["budgets"].resource, desk.ports.actor
+        return {
+            "spend": spend,
+            "asked": asked,
+            "ranges": RANGES,
+            "reads_budgets": refused_read(actor, budgets.name, budgets.access) is None,
+        }
+
+    def _kept_for(self, desk: ConsoleShell, asked: OverviewQuery) -> CachedAnswer[dict[str, Any]]:
+        """The answer for everybody who sees the same, and asks the same."""
+        kept = self._kept.pop(asked.key, None) or CachedAnswer(
+            partial(_spend, desk, asked), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S
+        )
+        self._kept[asked.key] = kept
+        if len(self._kept) > KEPT_MAX:
+            del self._kept[next(iter(self._kept))]
+        return kept
+
+    async def _elsewhere(self) -> dict[str, Any]:
+        """The last minute of all gateways by Redis, where none runs on this machine."""
+        try:
+            counts, seconds = await self._ports.activity.read(WINDOW_S)
+        except CountersUnavailable:
+            return {}
+        everybody, _ = busiest(counts, 0)
+        refused = sum(everybody.refused.values())
+        if not everybody.requests + refused or seconds <= 0:
+            return {}
+        return {
+            "is_of_all": True,
+            "requests": everybody.requests + refused,
+            "requests_s": (everybody.requests + refused) / seconds,
+            "tokens_s": everybody.tokens / seconds,
+            "refused_s": refused / seconds,
+            "reasons": [
+                (reason, count, None)
+                for reason, count in sorted(everybody.refused.items(), key=lambda each: (-each[1], each[0]))
+            ],
+        }
+
+
+def _require_all(desk: ConsoleShell) -> None:
+    if desk.ports.actor.realm is not None:
+        raise Forbidden("What all gateways do is seen with a token of all organizations.")
+
+
+async def _busiest(ports: AdminPorts) -> Sequence[Row]:
+    return await ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
+
+
+async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
+    """The spend, the budgets and the refusals of a range."""
+    sums, (parts, chart, totals), budgets, failed = await asyncio.gather(
+        _sums(desk.ports, asked),
+        _parts(desk.ports, asked),
+        _tightest(desk, asked),
+        _failed(desk.ports, asked),
+    )
+    return {
+        "sums": sums,
+        "parts": parts,
+        "chart": chart,
+        "requests": sum(int(str(row["requests"])) for row in totals),
+        "refused": sum(int(str(row["refused"])) for row in totals),
+        "budgets": budgets,
+        "failed": failed,
+    }
+
+
+async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, Any]]:
+    """Today, this month and its end, in each currency."""
+    now = datetime.now(UTC)
+    whole = UsageQuery(
+        looked_at_since(now), end_of("day", now), "day", (), asked.query().filters, SPEND_ROWS_MAX
+    )
+    days: dict[str, dict[date, Decimal]] = {}
+    for row in await ports.store.used(whole):
+        start, cost, currency = row["start"], row["cost"], str(row["currency"])
+        assert isinstance(start, datetime)
+        assert isinstance(cost, Decimal)
+        days.setdefault(currency, {})[start.astimezone(UTC).date()] = cost
+    sums = {currency: outlook(each, now) for currency, each in days.items()}
+    return sorted(sums.items(), key=lambda each: each[1].month, reverse=True)
+
+
+async def _parts(
+    ports: AdminPorts, asked: OverviewQuery
+) -> tuple[list[tuple[str, str, list[dict[str, Any]]]], Chart | None, Sequence[Row]]:
+    """For what and by whom the range's spend was, over time by model, and what it comes to by currency."""
+    over_time = asked.query()
+    whole = replace(over_time, interval="none", rows_max=PARTS)
+    asking = (ports.store.used(replace(whole, groups=(group,))) for group in SPEND_BY if group != "model")
+    found, others = await asyncio.gather(_by_model(ports, over_time), asyncio.gather(*asking))
+    # Models without a price are told in tokens.
+    measure = "cost" if any(row["cost"] for row in found.totals) else "tokens"
+    sums = {str(row["currency"]): amount_of(row, measure) for row in found.totals}
+    parts = [
+        (title, group, [_part(row, group, measure, sums) for row in rows])
+        for (group, title), rows in zip(SPEND_BY.items(), (found.groups[:PARTS], *others), strict=True)
+    ]
+    return parts, found.chart, found.totals
+
+
+async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
+    """The range's spend by model; without a chart where there are too many models for one."""
+    try:
+        found = await spent(ports.store, over_time, "cost")
+    except Unprocessable:
+        groups = await ports.store.used(replace(over_time, interval="none", rows_max=PARTS))
+        totals = await ports.store.used(replace(over_time, interval="none", groups=()))
+        return SpendSummary(groups, totals, None)
+    is_free = found.totals and not any(row["cost"] for row in found.totals)
+    return await spent(ports.store, over_time, "tokens") if is_free else found
+
+
+def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the range's spend, with its share of its currency's."""
+    column = GROUPS[group]
+    page = PAGES.get(column) if row[column] is not None else None
+    return {
+        "name": part_name(row, group),
+        "href": f"/{page}/{row[column]}" if page else "",
+        "cost": row["cost"],
+        "tokens": row["tokens"],
+        "currency": row["currency"],
+        "share": share_of_spend(amount_of(row, measure), sums.get(str(row["currency"]), 0)),
+    }
+
+
+async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudget]:
+    """Of the budgets, those with least left."""
+    own = {name: int(text) for name, text in asked.asked.items() if name != "range"}
+    rows, _ = await desk.operations["budgets"].list(query(BUDGETS_READ_MAX, newest_first=False, **own))
+    screen = SCREENS["budgets"]
+    targets = {name: screen.resource.target(name) for name in SELECTING}
+    each = [row for row in rows if row["each"] is not None][:EACH_READ_MAX]
+    names, *most = await asyncio.gather(
+        desk.names(references(screen, rows)), *(records.accounts_of(desk, row, 1) for row in each)
+    )
+    used: list[TightBudget] = []
+    for row, found in zip(each, most, strict=True):
+        who, name, use = next(iter(found["accounts"]), ("", "", None))
+        used.append(TightBudget(row, budget_selector(row, names, targets), use, name or who))
+    used += [
+        TightBudget(row, budget_selector(row, names, targets), use_of(row), "")
+        for row in rows
+        if row["each"] is None
+    ]
+    return sorted(used, key=lambda one: -one.use.used_share if one.use else 1.0)[:BUDGETS_SHOWN]
+
+
+async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[RefusalCount], bool] | None:
+    """Why the newest calls of the range failed, most often first, and whether these are all of them."""
+    span = asked.query()
+    found = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
+    if found is None:
+        return None
+    counts = [
+        RefusalCount(
+            outcome_of(status := int(str(row["status"]))),
+            status,
+            str(row["reason"] or ""),
+            int(str(row["calls"])),
+        )
+        for row in found
+    ]
+    read = sum(one.calls for one in counts)
+    failed = sorted((one for one in counts if one.status >= 400), key=lambda one: -one.calls)
+    return failed[:OUTCOMES_SHOWN], read < CALLS_READ_MAX
