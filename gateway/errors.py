@@ -44,12 +44,14 @@ class Refusal(TollkeeperError):
     request field that is wrong, where one is. `fields` of the answer tell what is left of the
     limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else. `policy` is
     the name that `RateLimit-Policy` has for it, empty for none; `budget` is the `BudgetWindow` that refused.
+    `reply_to` is the id of the message that is refused, where it has one.
     """
 
     scope: str = "gateway"
     fields: tuple[tuple[bytes, bytes], ...] = ()
     policy: str = ""
     budget: object = None
+    reply_to: str | int | None = None
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         call = _read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
         exchange.call = call
         asked, run = exchange.head.attribution.run, None
-        if asked is not None and routed.metered:
+        if asked is not None and routed.metered and not call.free:
             runs = worker.ports.runs
             run = runs.cached(caller, asked)
             if run is None:
@@ -188,18 +188,15 @@ def _priced(
     """
     head, routed, worker = exchange.head, exchange.routed, exchange.worker
     ports, attribution = worker.ports, head.attribution
-    if (
-        routed.metered
-        and caller.user_header == USER_REQUIRED
-        and not caller.acts_for(attribution.user, call.user)
-    ):
+    metered = routed.metered and not call.free
+    if metered and caller.user_header == USER_REQUIRED and not caller.acts_for(attribution.user, call.user):
         raise UserRequired(param="x-tollkeeper-user")
     unread = "this route does not read which one" if routed.any_model else ""
     check_models(call, _lists(exchange, caller, call), unread)
-    if call.model and (table := worker.models.table()).rules:
+    if call.model and not call.tool and (table := worker.models.table()).rules:
         aim(exchange, caller, call, table)
     service, budgets = NO_SERVICE, None
-    if routed.metered:
+    if metered:
         found = ports.directory.resolve(caller, routed.service_key)
         if found is None:
             raise ServiceNotIncluded
@@ -214,9 +211,7 @@ def _priced(
     return service, prices, budgets
 
 
-def check_models(
-    call: CallRequest, lists: Iterable[tuple[str, Collection[str]]], without_model: str
-) -> None:
+def check_models(call: CallRequest, lists: Iterable[tuple[str, Collection[str]]], without_model: str) -> None:
     """`ModelNotAllowed` where a model that may answer is not on every list that the call is held to.
 
     One that names no model is refused by the words `without_model`, and passes where they are empty.
@@ -225,7 +220,8 @@ def check_models(
         if call.model:
             for model in (call.model, *call.models_beside):
                 if model not in listed and not on_list(model, listed):
-                    raise ModelNotAllowed(f"This {whose} may not use the model {model}.")
+                    kind = "tool" if call.tool else "model"
+                    raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
 

@@ -17,6 +17,7 @@ from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import TOLD_MAX
+from gateway.core.families.objects import session_of
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN
@@ -44,6 +45,11 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     call, meter, link, status = admitted.call, admitted.meter, exchange.link, answer.status
     assert meter is not None
     assert link is not None
+    route = exchange.routed.route
+    if answer.session and route is not None and FAMILIES[route.family].session_field:
+        # Whose it is is noted before its id is known.
+        session = session_of(route.upstream, answer.session)
+        await exchange.worker.ports.objects.keep(admitted.caller, [session])
     altered = call.strip_usage and 200 <= status < 300
     outlet = Outlet(exchange, answer, admitted.limits_shown, altered, meter)
     exchange.fail = outlet.fail

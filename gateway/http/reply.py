@@ -154,6 +154,8 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
     exchange.reason = refusal.reason
+    if exchange.call is not None and exchange.call.reply_to is not None:
+        refusal.reply_to = exchange.call.reply_to
     fields, body = render(refusal, exchange.routed.family, exchange.request_id)
     if exchange.routed.allow:
         fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))

@@ -43,6 +43,7 @@ from gateway.core.calls.routes import (
     expression_of,
     read_pattern,
 )
+from gateway.core.families import mcp
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.http_limits import Seconds
 from gateway.core.issuers import (
@@ -496,6 +497,10 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
         routes += DEFAULT_ROUTES if config.include_default_routes else ()
     if config.services:
         routes = _with_services(routes)
+    paths_there = {route.path for route in routes}
+    for target in upstreams.values():
+        if target.family == mcp.NAME:
+            routes += tuple(one for one in mcp.routes_of(target.name) if one.path not in paths_there)
     services = tuple((key, service.upstream) for key, service in config.services.items())
     used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
     for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
@@ -587,9 +592,13 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
     _check_files(place, written)
     path, query = _own_path(written, place)
     headers, keys = _with_keys(written, place, environ)
+    base_url = base_url_of(written.base_url, f"{place}.base_url")
+    if written.family == mcp.NAME and not path:  # its whole address: all messages go there
+        parts = urlsplit(written.base_url)
+        base_url, path = f"{parts.scheme}://{parts.netloc}", parts.path or "/"
     return UpstreamTarget(
         name,
-        base_url_of(written.base_url, f"{place}.base_url"),
+        base_url,
         headers,
         written.ca_file,
         written.limits,

@@ -48,6 +48,17 @@ def test_an_upstream_has_paths_keys_and_time_outs_of_its_own(tmp_path: Path) -> 
     assert from_json(to_json(settings)) == settings
 
 
+def test_an_mcp_server_is_served_by_its_name_and_asked_at_its_whole_address(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "upstreams: {hub: {base_url: 'https://x.example:8443/v2/mcp/', family: mcp}}")
+    target = next(one for one in settings.upstreams if one.name == "hub")
+    assert (target.base_url, target.path) == ("https://x.example:8443", "/v2/mcp/")
+    routes = [one for one in settings.routes if one.upstream == "hub"]
+    assert [(one.methods, one.path, one.meter) for one in routes] == [
+        (("POST",), "/mcp/hub", "mcp"), (("GET", "DELETE"), "/mcp/hub", "none"),
+    ]  # fmt: skip
+    assert from_json(to_json(settings)) == settings
+
+
 @pytest.mark.parametrize(
     ("family", "field"),
     [

@@ -27,6 +27,7 @@ from gateway.core.billing.price_book import (
     read_price,
     vector_in,
 )
+from gateway.core.families.mcp import PREFIX
 
 BUDGETS_MAX = 10_000
 ACCOUNTS_MAX = 10_000
@@ -228,10 +229,12 @@ class Explanation:
         rows = self._items("budgets", BUDGETS_MAX, organization_id=call["organization_id"])
         if rows is None:
             return ExplainedStep("budgets", "This token may not read the organization's budgets.")
+        is_tool = (call["route"] or "").startswith(PREFIX)
+        server, _, tool = (call["model"] or "").partition("/") if is_tool else ("", "", "")
         asked = CallAttributes(
             call["tenant_id"], call["api_key_id"] or 0, call["service_id"] or 0,
             str(self._user.get("external_id") or self._key.get("user") or ""), call["project_id"],
-            tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "",
+            tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "", tool, server,
         )  # fmt: skip
         facts = [fact for row in rows if (fact := self._budget(row, asked))]
         if not facts:

@@ -221,6 +221,9 @@ class Bindings:
             if route.meter not in UNREAD_METERS:
                 metered = True
                 yield template_expression(route.path, prefix)
+                own = self._targets[name].path
+                if own and "{" not in own:
+                    yield re.compile(re.escape(shown(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
             kept = kept or route.objects == "owned"
         if metered:
             yield _METERED

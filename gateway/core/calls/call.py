@@ -443,7 +443,8 @@ class CallRequest:
     see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
     which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
     units beside tokens that the request asks for, by their names in prices: they are charged where an answer
-    does not say others. A call of a `tool` names it, and its `server`.
+    does not say others. A message to a `server` of
+    tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`.
     """
 
     meter: str
@@ -486,6 +487,8 @@ class CallRequest:
     listing: bytes = b""
     tool: str = ""
     server: str = ""
+    free: bool = False
+    reply_to: str | int | None = None
 
     @property
     def has_input(self) -> bool:

@@ -185,6 +185,8 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Whether a model that may answer searches by itself."""
+    if call.tool:
+        return False
     others = call.models_beside
     if call.targets:
         others = (*others, *[one.model for one in call.targets])
@@ -455,8 +457,16 @@ def read_call(
             call.names = names_in(document)
             call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
+    if shape.of_tools and body.lstrip()[:1] == b"[":
+        raise InvalidRequest("A batch is not taken: send each message by itself.")
     document = read_document(body, light)
     call = CallRequest(route.meter, route.family, b"", document=document)
+    if shape.of_tools:
+        call.server = route.upstream
+        shape.read(call, document, path_params, bounds)
+        call.body = write_document(document)
+        check_names(body, call.body, 0)
+        return call
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     # Their objects are priced and held one by one.

@@ -121,7 +121,7 @@ class CallKind:
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
-    pictures, sound and files.
+    pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
     """
 
     read: Reader
@@ -138,6 +138,7 @@ class CallKind:
     operation: str = "chat"
     numbers: frozenset[str] = frozenset()
     media: MediaPlaces = field(default_factory=MediaPlaces)
+    of_tools: bool = False
 
 
 @dataclass(slots=True)
@@ -258,7 +259,9 @@ class ApiFamily:
     `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
     nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
-    of a budget is used, with an answer or with the refusal they are given.
+    of a budget is used, with an answer or with the refusal they are given. `session_field` names a session
+    that an upstream has opened, in requests and answers: it belongs to who opened it. Fields `said_twice` say
+    what a body does as well, and are read with it.
     """
 
     name: Family
@@ -290,6 +293,8 @@ class ApiFamily:
     free_tools: frozenset[str] = frozenset()
     provider: str = ""
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None
+    session_field: bytes = b""
+    said_twice: tuple[bytes, ...] = ()
 
 
 def target(

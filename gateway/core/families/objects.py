@@ -76,6 +76,11 @@ class ObjectPath:
     results: bool = field(default=False, compare=False)
 
 
+def session_of(upstream: str, session: bytes) -> str:
+    """The name of a session that an upstream opened, among the objects that upstreams keep."""
+    return f"session {upstream} {session.decode('latin-1')}"
+
+
 def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     """The places of a path as it is sent, without its query: one in each reading in which objects are there.
 

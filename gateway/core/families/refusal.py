@@ -62,7 +62,10 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     headers += refusal.fields
     if isinstance(refusal.budget, BudgetWindow) and shape.budget_fields is not None:
         headers += shape.budget_fields(refusal.budget, refusal)
-    return headers, msgspec.json.encode(shape.refusal(refusal, request_id))
+    body = shape.refusal(refusal, request_id)
+    if refusal.reply_to is not None and "id" in body:
+        body["id"] = refusal.reply_to
+    return headers, msgspec.json.encode(body)
 
 
 def _wait_s(decision: Decision) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.core.families import anthropic, gemini, generic, openai
+from gateway.core.families import anthropic, gemini, generic, mcp, openai
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
-ALL: tuple[ApiFamily, ...] = (gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, generic.FAMILY)
+ALL: tuple[ApiFamily, ...] = (
+    gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, mcp.FAMILY, generic.FAMILY,
+)  # fmt: skip
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}

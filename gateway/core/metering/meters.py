@@ -320,7 +320,7 @@ class WholeMeter(Meter):
         """Tokens seen so far: nothing is known of the output before the end."""
         if self.reported:
             return self.total
-        if not self._kept_bytes or not 200 <= self.status < 300:
+        if self.call.server or not self._kept_bytes or not 200 <= self.status < 300:
             return 0
         # Who asked for a stream has it as it comes.
         passed = self._kept_bytes if self.call.streamed else 0
@@ -340,7 +340,7 @@ class WholeMeter(Meter):
 
     def _examine(self) -> None:
         """Count the text that came, for an answer that is broken or does not say what it used."""
-        if (self.reported and not self.uncounted) or self._examined == self._kept_bytes:
+        if (self.reported and not self.uncounted) or self._examined == self._kept_bytes or self.call.server:
             return
         self._examined = self._kept_bytes
         document = self._document()

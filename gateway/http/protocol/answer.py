@@ -72,6 +72,7 @@ PLAIN_REQUEST_ID: Final = 8
 USAGE_AMOUNT: Final = 9
 DATE: Final = 10
 LIMITS: Final = 11
+SESSION: Final = 12
 
 _KINDS = {
     b"connection": CONNECTION,
@@ -83,7 +84,7 @@ _KINDS = {
     b"request-id": PLAIN_REQUEST_ID,
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
-}
+} | {one.session_field: SESSION for one in ALL if one.session_field}
 
 
 class AnswerHead:
@@ -96,7 +97,7 @@ class AnswerHead:
 
     __slots__ = (
         "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limits", "lines",
-        "plain_request_id", "request_id", "status", "usage_amount",
+        "plain_request_id", "request_id", "session", "status", "usage_amount",
     )  # fmt: skip
 
     def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
@@ -107,7 +108,7 @@ class AnswerHead:
         self.chunked = self.dated = False
         self.limits: tuple[bytes, ...] = ()
         self.content_type = self.content_encoding = b""
-        self.request_id = self.plain_request_id = self.usage_amount = b""
+        self.request_id = self.plain_request_id = self.usage_amount = self.session = b""
 
 
 def read_answer_head(head: bytes) -> AnswerHead:
@@ -212,6 +213,9 @@ def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) 
         answer.lines.append(line)
     elif kind == USAGE_AMOUNT:
         answer.usage_amount = value
+        answer.lines.append(line)
+    elif kind == SESSION:
+        answer.session = value
         answer.lines.append(line)
     else:
         if answer.chunked or value.lower() != b"chunked" or minor == 0:

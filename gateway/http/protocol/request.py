@@ -129,7 +129,7 @@ NAME_BYTES_MAX = 64
 
 _READ_AND_PASSED = frozenset(
     {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *_SESSIONS}
-) | {one.spoken_by for one in ALL if one.spoken_by}
+).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()
 )
@@ -138,7 +138,13 @@ _ENDED = HOP_BY_HOP | frozenset(
     b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via".split()
 )
 # An underscore must not smuggle in a second spelling of a name that decides something.
-_CONTROLLED = _READ | _ENDED | frozenset({b"content-type", b"content-encoding"})
+_CONTROLLED = (
+    _READ
+    | _ENDED
+    | frozenset({b"content-type", b"content-encoding"}).union(
+        *((one.session_field, *one.said_twice) for one in ALL)
+    )
+)
 
 UNITS_FIELD = OURS_PREFIX + b"units"
 OVERRIDES = frozenset(

@@ -60,6 +60,7 @@ from gateway.http.routing.routes import (
     check_query,
     family_of,
     owned_by,
+    said_twice,
     slashes_decoded,
     withheld,
 )
@@ -205,7 +206,8 @@ class HeadRouter:
     def _accept(
         self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
     ) -> None:
-        routed.route, routed.params, routed.label = route, match.params, route.path
+        routed.route, routed.label = route, route.path
+        routed.params = match.params | said_twice(head, route)
         routed.service_key = match.params.get("service_key") or route.service
         routed.metered = route.meter != "none"
         routed.buffered = route.meter not in UNREAD_METERS or route in READ_ROUTES

@@ -14,7 +14,7 @@ from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily
-from gateway.core.families.objects import ObjectAccess, places_of
+from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound
@@ -337,6 +337,14 @@ def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
     return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
 
 
+def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
+    """What fields of a head say that its body says as well; two of one name are no name that a body says."""
+    names = FAMILIES[route.family].said_twice
+    return {
+        name.decode(): b", ".join(values).decode("latin-1") for name in names if (values := head.all(name))
+    }
+
+
 def is_rewritten(route: Route) -> bool:
     """Whether a call's body is read and written again: then its type and digests are not its caller's."""
     return route.meter not in UNREAD_METERS
@@ -363,6 +371,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         return None
     places = places_of(route.family, head.path.decode("ascii"))
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
+    ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
         return ObjectAccess(ids, None if shape is None else shape.keeps)

@@ -36,6 +36,7 @@ SERVICES = {
     "gemini": "Content generation (Gemini)",
     "images": "Pictures (OpenAI)",
     "speech": "Speech (OpenAI)",
+    "mcp": "Tools of MCP servers",
     "echo": "The demo upstream's echo, one unit a request",
 }
 

@@ -1,0 +1,186 @@
+"""MCP over streamable HTTP: each message is one request, and calls of tools alone cost something.
+
+Sources: modelcontextprotocol.io, revisions 2025-03-26 to 2026-07-28, "Transports". A method that is not
+known here is refused: nobody knows what it would make a server do.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import ControlledNames, Document
+from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import loose_document
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest, Refusal
+
+NAME = Family("mcp")
+PREFIX: Final = "/mcp/"
+SERVICE: Final = "mcp"
+CALL: Final = "tools/call"
+SESSION: Final = b"mcp-session-id"
+METHOD, NAMED, VERSION = "mcp-method", "mcp-name", "mcp-protocol-version"
+
+# What costs nothing; a client that answers its server names no method.
+FREE: Final = frozenset(
+    {
+        "initialize", "ping", "server/discover", "logging/setLevel", "completion/complete", "tools/list",
+        "prompts/list", "prompts/get", "resources/list", "resources/templates/list", "resources/read",
+        "resources/subscribe", "resources/unsubscribe", "subscriptions/listen",
+        "notifications/initialized", "notifications/cancelled", "notifications/progress",
+        "notifications/roots/list_changed",
+    }
+)  # fmt: skip
+_NOTIFIES: Final = "notifications/"
+# The parameter that a head names as well, by method.
+_SUBJECTS: Final = {CALL: "name", "prompts/get": "name", "resources/read": "uri"}
+_MESSAGE = ControlledNames("jsonrpc", "id", "method", "params", "result", "error")
+_PARAMS = ControlledNames("name", "uri", "arguments", "_meta")
+_TOOL = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
+_ENCODED = re.compile(r"=\?base64\?([A-Za-z0-9+/=]*)\?=")
+_META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
+# From this revision on a head says what its body does.
+_BY_HEAD: Final = "2026-07-28"
+
+# JSON-RPC 2.0, 5.1; the last one is MCP's own.
+_INVALID, _NO_METHOD, _REFUSED, _MISMATCH = -32600, -32601, -32000, -32020
+
+
+def routes_of(server: str) -> tuple[Route, ...]:
+    """The routes of an upstream that is an MCP server: messages, the server's own stream, a session's end."""
+    path = PREFIX + server
+    return (
+        Route(("POST",), path, server, SERVICE, NAME, "mcp", on_disconnect="abort"),
+        Route(("GET", "DELETE"), path, server, family=NAME),
+    )
+
+
+def read_message(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """One message; `path_params` has the fields of its head that say the same as its body."""
+    id_ = document.get("id")
+    if isinstance(id_, str | int) and not isinstance(id_, bool):
+        call.reply_to = id_
+    try:
+        _read(call, document, path_params)
+    except InvalidRequest as refusal:
+        refusal.reply_to = call.reply_to
+        raise
+
+
+def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> None:
+    _MESSAGE.check(document)
+    strange = next((name for name in document if name not in _MESSAGE.exact), None)
+    if strange is not None or document.get("jsonrpc") != "2.0":
+        raise _wrong(strange or "jsonrpc", 'a message has jsonrpc "2.0", id, method and params alone')
+    if "id" in document and call.reply_to is None:
+        raise _wrong("id", "must be a text or a whole number")
+    # Its answer may be a stream, and has no tokens.
+    call.streamed, call.output_max = True, 0
+    method, params = document.get("method"), document.get("params", {})
+    if method is None and ("result" in document or "error" in document):
+        call.free = True
+        return
+    if not isinstance(method, str) or (method != CALL and method not in FREE):
+        raise _wrong("method", f"{str(method)[:64]!r} is not a method that passes here")
+    if not isinstance(params, dict):
+        raise _wrong("params", "must be an object")
+    if not method.startswith(_NOTIFIES) and call.reply_to is None:
+        raise _wrong("id", f"{method} is a request, and needs one")
+    _PARAMS.check(params, "params.")
+    subject = params.get(_SUBJECTS.get(method, ""))
+    _check_head(method, subject, params, said)
+    if method != CALL:
+        call.free = True
+    elif not isinstance(subject, str) or _TOOL.fullmatch(subject) is None:
+        raise _wrong("params.name", "a tool's name is of 1 to 128 letters, digits and _ - . / : in ASCII")
+    else:
+        call.tool, call.model = subject, f"{call.server}/{subject}"
+
+
+def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
+    """`InvalidRequest` where head and body of a message say different things, or a head too little."""
+    stated = object_in(params, "_meta").get(_META_VERSION)
+    version = said.get(VERSION)
+    if stated is not None and version is not None and stated != version:
+        raise _wrong(VERSION, f"the head says {version}, and params._meta another revision")
+    by_head = max(version or "", stated if isinstance(stated, str) else "") >= _BY_HEAD
+    for name, wanted in ((METHOD, method), (NAMED, subject)):
+        value = said.get(name)
+        if value is None:
+            if by_head and wanted is not None:
+                raise _wrong(name, f"must be in the head, from revision {_BY_HEAD} on")
+        elif _decoded(value) != wanted:
+            raise _wrong(name, "the head says another one than the body")
+
+
+def _decoded(value: str) -> str:
+    """A field of a head as it is meant; what cannot be read is no name."""
+    found = _ENCODED.fullmatch(value)
+    if found is None:
+        return value
+    try:
+        return base64.b64decode(found[1], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return "\0"
+
+
+def _wrong(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {why}.", param=param)
+
+
+# A tool that ran costs its call, also where its result says `isError`: the server has worked. An error of
+# the protocol costs nothing.
+def _read_whole(meter: Meter, document: bytes) -> None:
+    if not 200 <= meter.status < 300:
+        return
+    if loose_document(document).get("error") is not None:
+        meter.failed = True
+    else:
+        meter.report(0, 0, 0, 0, 0, final=True)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    message = loose_document(data)
+    if "method" not in message and ("result" in message or "error" in message):
+        _read_whole(meter, data)
+        meter.phase = CLOSED
+    return False
+
+
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """A JSON-RPC error; `render` knows the id of its request."""
+    param = refusal.param or ""
+    code = _INVALID if refusal.status == 400 else _REFUSED
+    code = _NO_METHOD if param == "method" else _MISMATCH if param in {METHOD, NAMED, VERSION} else code
+    data: dict[str, object] = {"reason": refusal.reason, "request_id": request_id}
+    if param:
+        data["param"] = param
+    if refusal.retry_after_s is not None:
+        data["retry_after_s"] = refusal.retry_after_s
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": refusal.told, "data": data}}
+
+
+FAMILY = ApiFamily(
+    NAME,
+    _refusal,
+    shapes={
+        "mcp": CallKind(
+            read_message,
+            Dialect(_read_whole, _read_event, lambda meter: b""),
+            operation="execute_tool",
+            of_tools=True,
+        )
+    },
+    prefixes=(PREFIX,),
+    session_field=SESSION,
+    said_twice=(METHOD.encode(), NAMED.encode(), VERSION.encode()),
+)
