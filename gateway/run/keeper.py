@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway.admin.smtp import SmtpMailer
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
-from gateway.background.flushing.late import RefusedDrain
+from gateway.background.flushing.late import JobsDrain, RefusedDrain
 from gateway.background.loops import Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
@@ -27,6 +27,7 @@ from gateway.core.histograms import SECONDS, Histogram
 from gateway.core.integrity.recovery import VerificationResult, summary
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import UnsupportedVersions
+from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
@@ -71,6 +72,7 @@ from gateway.telemetry import logs, metrics
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
+from persistence.jobs import JobRows
 from persistence.keeper import retention, sweeps, verification
 from persistence.keeper.definitions import ClockReports
 from persistence.keeper.news import Deliveries, Notices
@@ -152,6 +154,7 @@ class Keeper:
         self._servers = AllShardLoops(self._wires, shared)
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
+        self._jobs = JobsDrain(ListedJobs(self._counters), JobRows(self._engine), isolation)
         mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead(settings), self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
@@ -237,6 +240,7 @@ class Keeper:
             *invoicing_loops(settings, schedule, self._account_closing, log),
             *(loop for work in self._work for loop in work.loops),
             self._refused.loop(),
+            self._jobs.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
             Loop("moves", 0.1, (call(self._moves.take_up),)),

@@ -65,6 +65,7 @@ SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
 _FORGET_RUNS = text("""
 WITH gone AS (DELETE FROM run WHERE expires_at < now() - make_interval(days => :days) RETURNING id)
 DELETE FROM budget_use WHERE budget_id - budget_id % 2 IN (SELECT id FROM gone)""")
+_FORGET_JOBS = text("DELETE FROM job WHERE expires_at < now() - make_interval(days => :days)")
 _MARK = text("SELECT last_entry_id FROM partition_state WHERE partition = :partition")
 _ASIDE = text("""
 SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(:organizations) LIMIT :n""")
@@ -113,7 +114,8 @@ async def forget_budget_uses(engine: AsyncEngine) -> int:
         values = {"days": KEPT_DAYS, "session_days": SESSIONS_KEPT_DAYS}
         forgotten = await connection.execute(_FORGET, values)
         of_runs = await connection.execute(_FORGET_RUNS, {"days": KEPT_DAYS})
-        return int(forgotten.rowcount + of_runs.rowcount)
+        jobs = await connection.execute(_FORGET_JOBS, {"days": KEPT_DAYS})
+        return int(forgotten.rowcount + of_runs.rowcount + jobs.rowcount)
 
 
 # Credentials that are read at once where all of them are looked through.

@@ -26,7 +26,7 @@ GRANT INSERT, UPDATE ON
     TO :writer;
 GRANT INSERT, UPDATE, DELETE ON
     api_key, applied_row, budget_told, budget_use, business_model, console_session, credit_allocation,
-    gateway_worker, idempotency_key, invoice, invoice_line, keeper, keeper_partition, mail_consent, model,
+    gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
     organization_service, raise_request, recovered_event, refused_batch, rerating_left, run, share, subscription_plan, usage_name,
     usage_outbox, webhook_delivery
     TO :writer;
@@ -39,7 +39,7 @@ GRANT SELECT ON
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,
     credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,
-    invoice_document, invoice_line, invoice_sequence, keeper, keeper_partition, kept_since, known_drift,
+    invoice_document, invoice_line, invoice_sequence, job, keeper, keeper_partition, kept_since, known_drift,
     lost_event, model, note_application, organization, organization_service, organization_subscription,
     partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
     refused_batch, rerating, rerating_left, run, service, service_activation, share, subscription_plan,

@@ -30,6 +30,7 @@ from tests.admin.two_organizations import World, state, traces
 TEAMS: dict[str, dict[str, str]] = {
     "tenants": {"operator": "change"},
     "tenant-quotas": {}, "token-ledger": {}, "services": {}, "prices": {}, "calls": {}, "runs": {},
+    "jobs": {},
     "usage": {},
     "api-keys": dict.fromkeys(("operator", "member"), "create change delete rotate revoke"),
     "budgets": {"operator": "create change delete raise reset"},

@@ -233,6 +233,10 @@ def _of_calls(bravos: Mapping[str, int], shared: Mapping[str, int]) -> Iterator[
         **both, "id": FIRST + 55, "name": "bravo run", "parent_name": "bravo parent", "unit": "money",
         "created_at": NOW, "expires_at": NOW + timedelta(days=1),
     }  # fmt: skip
+    yield "jobs", "job", {
+        **both, "request_id": REQUEST, "name": "bravo job", "kind": "batch", "model": "bravo model",
+        "status": "completed", "lines": 2, "created_at": NOW, "expires_at": NOW + timedelta(days=2),
+    }  # fmt: skip
     for span, (_, whole) in SPANS.items():
         apart = {
             "api_key_id": bravos["api-keys"], "user_id": bravos["users"], "project_id": 7_000_055,

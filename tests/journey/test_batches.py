@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -82,6 +79,13 @@ def live(spender: Spender, budget: dict[str, Any]) -> tuple[Decimal, Decimal]:
     """What a budget has used and holds."""
     found = spender.stack.admin("GET", f"/budgets/{budget['id']}")[1]
     return Decimal(found["used"]), Decimal(found["held"])
+
+
+def settled(stack: Stack, batch: str, status: str) -> dict[str, Any]:
+    """A job as the Admin API has it, once it has this status."""
+    wait_until(lambda: stack.admin("GET", f"/jobs/{batch}")[1].get("status") == status)
+    job: dict[str, Any] = stack.admin("GET", f"/jobs/{batch}")[1]
+    return job
 
 
 def test_a_batch_is_held_for_and_charged_line_by_line_when_its_result_is_told(spender: Spender) -> None:
@@ -199,22 +203,17 @@ def test_many_who_ask_at_once_charge_a_batch_once(spender: Spender) -> None:
     assert len(journal(spender, 40)) == 40
 
 
-def test_a_batch_that_nobody_asks_for_is_charged_once_though_gateways_and_redis_are_killed(
-    tmp_path: Path,
-) -> None:
-    stack = Stack(tmp_path / "data", TOLLKEEPER_WORKERS="2", TOLLKEEPER_JOBS_INTERVAL_S="1")
-    try:
-        spender = Spender(stack)
-        budget = spender.budget(1)
-        spender.known(budget)
-        make(spender, 200, demo_after_s=1).raise_for_status()
-        wait_until(lambda: live(spender, budget)[1] > 0)
-        wait_until(lambda: found(spender))
-        for pid in (*stack.pids["gateway"], stack.pids["redis"]):
-            os.kill(pid, signal.SIGKILL)
-        rows = journal(spender, 200)
-        spent = sum(Decimal(one["cost"]) for one in rows)
-        wait_until(lambda: live(spender, budget) == (spent, NOTHING))
-        assert len(found(spender)) == 200
-    finally:
-        stack.stop()
+def test_a_job_is_told_to_its_organization_and_to_nobody_else(spender: Spender, stack: Stack) -> None:
+    batch = make(spender, 4, demo_after_s=600).raise_for_status().json()["id"]
+    job = settled(stack, batch, "in_progress")
+    assert (job["kind"], job["model"], job["lines"], job["cost"]) == ("batch", MODEL, 4, None)
+    assert Decimal(job["held"]) > 0
+    ask(spender, "POST", f"batches/{batch}/cancel").raise_for_status()
+    job = settled(stack, batch, "cancelled")
+    spent = sum(Decimal(one["cost"]) for one in journal(spender, 2))
+    assert (Decimal(job["cost"]), Decimal(job["held"])) == (spent, 0)
+    assert stack.admin("GET", f"/jobs/{job['number']}")[1] == job
+    for owner, there in ((spender.organization, [batch]), (Spender(stack).organization, [])):
+        listed = stack.admin("GET", f"/jobs?organization_id={owner}&kind=batch&status=cancelled")[1]["items"]
+        assert [one["id"] for one in listed] == there
+    assert stack.admin("GET", "/jobs/batch_unknown")[0] == 404

@@ -112,6 +112,12 @@ class ResourceHandlers:
     async def show(self, request: web.Request) -> web.Response:
         """`GET /<resource>/{id}`."""
         operations = await self._reading(request)
+        name = request.match_info["id"]
+        if "id" in self._resource.filters and not name.isdigit():  # named by callers or upstreams
+            rows, _ = await operations.list(Query({"id": name}, None, None, None, 1))
+            if not rows:
+                raise NotFound
+            return answer(200, rows[0])
         return answer(200, await operations.show(row_id(request)))
 
     async def part(self, request: web.Request, part: SubResource) -> web.Response:

@@ -79,6 +79,13 @@ SCREENS = {
             next_step=("See the calls", "/calls"),
         ),
         Screen(
+            "Spend", "jobs", "Jobs", "job",
+            ("id", "organization_id", "kind", "model", "status", "lines", "held", "cost", "created_at"),
+            empty="No job yet. Callers make batches.",
+            filters=("organization_id", "tenant_id", "id", "kind", "model", "status"), has_page=False,
+            next_step=("See the calls", "/calls"),
+        ),
+        Screen(
             "Access", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",

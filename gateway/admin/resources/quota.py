@@ -61,6 +61,8 @@ from gateway.core.accounts.budgets import (
     THRESHOLDS_MAX,
     UNITS,
 )
+from gateway.core.accounts.jobs import KINDS as JOB_KINDS
+from gateway.core.accounts.jobs import STATUSES as JOB_STATUSES
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.accounts.runs import STATUSES
 from gateway.core.billing.price_book import FALLBACK
@@ -454,12 +456,17 @@ BUDGET_RESOURCES = (
 )
 
 
+# Rows that callers or upstreams name: read by that name, or by a number.
+def _by_name(row: Any) -> Any:
+    return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
+
+
 # Runs: budgets that callers make, read only.
 class RunRow(Amounts):
     """A budget that a call opened, which travels with the calls that name it."""
 
     id: str = Field(description="As its callers name it, within its tenant.")
-    number: int = Field(description="By which `GET runs/{id}` has it.")
+    number: int = Field(description="By which `GET runs/{id}` has it as well.")
     organization_id: Id
     tenant_id: Id
     parent_id: str | None = Field(description="The run it draws from.")
@@ -479,11 +486,50 @@ class RunRow(Amounts):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, row: Any) -> Any:
-        return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
+        return _by_name(row)
+
+
+class JobRow(Out):
+    """Many calls that an upstream works off later, under one hold."""
+
+    id: str = Field(description="As its upstream names it.")
+    number: int = Field(description="By which `GET jobs/{id}` has it as well.")
+    kind: str = Field(description="batch, video or response.")
+    organization_id: Id
+    tenant_id: Id
+    model: str
+    status: str = Field(description="in_progress, completed, failed, expired or cancelled.")
+    held: Money | None = Field(description="What it is likely to cost, until it is settled.")
+    cost: Money | None = Field(description="What its calls cost, once it is settled.")
+    currency: str | None = Field(description="null: its model has no price.")
+    lines: int = Field(description="Its calls.")
+    created_at: Instant
+    expires_at: Instant = Field(description="When its hold ends at the latest.")
+    settled_at: Instant | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, row: Any) -> Any:
+        return _by_name(row)
 
 
 Run = create_model("Run", __base__=RunRow, __doc__=RunRow.__doc__)
+JobAnswer = create_model("Job", __base__=JobRow, __doc__=JobRow.__doc__)
 RUN_RESOURCES = (
+    Resource(
+        name="jobs",
+        access=access(teams={READ: TEAM_ROLES}),
+        description="Batches: many calls that an upstream works off later. Each is in `calls`.",
+        out=JobAnswer,
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "id": Filter("text"),
+            "kind": Filter("text", JOB_KINDS),
+            "model": Filter("text"),
+            "status": Filter("text", JOB_STATUSES),
+        },
+    ),
     Resource(
         name="runs",
         access=access(teams={READ: TEAM_ROLES}),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, Verb
+from gateway.core.accounts.jobs import OPENING, Job
 from gateway.core.accounts.outbox import AccountPosition, stream_place
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
@@ -28,9 +29,11 @@ from gateway.core.text import batched
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
 if TYPE_CHECKING:
+    from gateway.counters.keeper.jobs import ListedJobs
     from gateway.counters.keeper.outbox import Outbox, RefusedStream
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.counters.late import ReclaimClient
+    from persistence.jobs import JobRows
     from persistence.keeper.sweeps import Sweeps
     from persistence.keeper.verification import Accounts
     from persistence.ledger.redrive import RefusedJournal
@@ -176,6 +179,36 @@ class RefusedDrain:
 
 def _name(batch: RefusedBatch) -> str:
     return f"batch {batch.number} of worker {batch.worker}"
+
+
+# Jobs of callers, from the counters to their rows.
+#
+# A settled job is on its list until its row is stored: dying in between stores it again, as it is.
+JOBS_S = 1.0
+
+
+class JobsDrain:
+    """Stores jobs that are other than they were. One that no upstream has heard of yet is none."""
+
+    def __init__(self, listed: ListedJobs, rows: JobRows, isolation: Isolation) -> None:
+        self._listed, self._rows, self._isolation = listed, rows, isolation
+        self._stored: dict[str, Job] = {}
+
+    async def drain(self) -> int:
+        """Store what changed; answers how many jobs that were."""
+        found = await self._listed.read()
+        news = [one for one in found if one.status != OPENING and self._stored.get(one.hold_id) != one]
+        if news:
+            await self._isolation.together("jobs", news, self._rows.store, name=lambda one: one.hold_id)
+        settled = [one for one in found if one.settled_ms]
+        if settled:
+            await self._listed.forget(settled)
+        self._stored = {one.hold_id: one for one in found if not one.settled_ms and one.status != OPENING}
+        return len(news)
+
+    def loop(self) -> Loop:
+        """Drains once a second."""
+        return Loop("jobs", JOBS_S, (call(self.drain),), quiet=(CountersUnavailable,))
 
 
 # Notices a PostgreSQL that is older than it was: one restored from a backup while Redis went on.

@@ -33,6 +33,8 @@ RESULT_BYTES_MAX: Final = 512 << 20
 # What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
 OPENING, RUNNING = "opening", "in_progress"
 ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
+KINDS: Final = (BATCH, "video", "response")
+STATUSES: Final = (RUNNING, *sorted(ENDED))
 
 _BOUNDARY = re.compile(
     rb'multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE

@@ -1,7 +1,8 @@
 """Jobs as they are stored in Redis: any worker finds them, looks at them and charges them.
 
 Each has one key, and a second one that leads there from its upstream's id. Beside them each partition has a
-list of those that are not settled. All stand in the partition's slot.
+list of those that are not settled, or whose row is not stored since: a keeper takes these off. All stand in
+the partition's slot.
 """
 
 from __future__ import annotations
@@ -46,10 +47,7 @@ class StoredJobs:
         sent = [wire.send(encode(b"SET", name, write_job(job), *ends))]
         listed = keys.jobs(job.partition).encode()
         hold_id = job.hold_id.encode()
-        if job.settled_ms:
-            sent.append(wire.send(encode(b"ZREM", listed, hold_id)))
-        else:
-            sent.append(wire.send(encode(b"ZADD", listed, b"%d" % job.created_ms, hold_id)))
+        sent.append(wire.send(encode(b"ZADD", listed, b"%d" % job.created_ms, hold_id)))
         if job.id:
             pointer = keys.job(job.partition, job.id).encode()
             sent.append(wire.send(encode(b"SET", pointer, job.hold_id.encode(), *ends)))

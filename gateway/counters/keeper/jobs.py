@@ -1,0 +1,43 @@
+"""Jobs as a keeper reads them: those that are not settled, or whose row is not stored since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from gateway.core.accounts.jobs import Job, read_job
+from gateway.core.text import batched
+from gateway.counters.keeper.client import Client, are_any_there
+from gateway.counters.redis import keys
+
+# Jobs that are asked for at once.
+_AT_ONCE = 200
+
+
+class ListedJobs:
+    """The lists of all partitions."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def read(self) -> list[Job]:
+        """The jobs that are listed; one that nobody can read is left there."""
+        partitions = list(self._client.partitions)
+        if not await are_any_there(self._client, [keys.jobs(one) for one in partitions]):
+            return []
+        listed = await self._client.ask_all(b"ZRANGE", keys.jobs, b"0", b"-1")
+        found: list[Job] = []
+        for partition, ids in listed.items():
+            for some in batched(cast("list[bytes]", ids or []), _AT_ONCE):
+                names = [keys.job(partition, one.decode()).encode() for one in some]
+                (answers,) = await self._client.ask_each([(b"MGET", *names)])
+                stored = cast("list[bytes | None]", answers or [])
+                jobs = [read_job(raw) for raw in stored if raw is not None]
+                found += [one for one in jobs if one is not None]
+        return found
+
+    async def forget(self, jobs: Sequence[Job]) -> None:
+        """Take settled jobs off their lists."""
+        await self._client.ask_each(
+            (b"ZREM", keys.jobs(one.partition).encode(), one.hold_id.encode()) for one in jobs
+        )

@@ -1,0 +1,72 @@
+"""Jobs as they are stored: one row each, as the counters have them, and what the Admin API reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.jobs import Job
+from gateway.errors import LedgerUnavailable
+from persistence.entity import Entity
+from persistence.error_mapping import complaint, refuses_values
+from persistence.ledger.rows import stored_text
+from persistence.tables import job, money
+
+# A settled job stays as it is. One whose organization nobody knows is left out.
+_STORE = text("""
+INSERT INTO job AS j (request_id, organization_id, tenant_id, name, kind, model, status, held, cost, currency,
+                      lines, created_at, expires_at, settled_at)
+SELECT cast(:request_id AS uuid), t.organization_id, t.id, :name, :kind, :model, :status, :held, :cost,
+       :currency, :lines, to_timestamp(:created_ms / 1000.0), to_timestamp(:expires_ms / 1000.0),
+       to_timestamp(:settled_ms / 1000.0)
+  FROM tenant AS t WHERE t.id = :tenant_id AND t.organization_id = :organization_id
+ON CONFLICT (request_id) DO UPDATE SET name = excluded.name, status = excluded.status, held = excluded.held,
+    cost = excluded.cost, settled_at = excluded.settled_at
+ WHERE j.settled_at IS NULL""")
+
+JOBS = Entity(
+    job,
+    source=select(
+        *(column for column in job.c if column.name not in {"held", "cost", "request_id"}),
+        money(job.c.held).label("held"),
+        money(job.c.cost).label("cost"),
+    ),
+    conditions={"id": lambda value: job.c.name == value},
+)
+
+
+class JobRows:
+    """Where a keeper stores jobs."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def store(self, jobs: Sequence[Job]) -> None:
+        """Store jobs as they are now.
+
+        `LedgerUnavailable` if it cannot; an error of PostgreSQL's own says that it will not have these.
+        """
+        rows = [_row(one) for one in sorted(jobs, key=lambda one: one.hold_id)]
+        try:
+            async with self._engine.begin() as connection:
+                await connection.execute(_STORE, rows)
+        except SQLAlchemyError as error:
+            if refuses_values(error):
+                raise
+            raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+
+def _row(one: Job) -> dict[str, object]:
+    priced = bool(one.currency)
+    held = 0 if one.settled_ms else one.held
+    return {
+        "request_id": one.hold_id, "organization_id": one.organization_id, "tenant_id": one.tenant_id,
+        "name": stored_text(one.id or one.hold_id), "kind": one.kind, "model": stored_text(one.model),
+        "status": one.status, "held": held if priced else None,
+        "cost": one.cost if priced and one.settled_ms else None, "currency": one.currency or None,
+        "lines": one.lines, "created_ms": one.created_ms, "expires_ms": one.expires_ms,
+        "settled_ms": one.settled_ms or None,
+    }  # fmt: skip
