@@ -246,6 +246,9 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
+# Columns that people know rows by, and the newest rows that a name is looked for in.
+FOUND_BY = ("external_id", "url", "number", "name")
+FOUND_READ_MAX = 10_000
 # A page goes without the outcomes of calls where they take longer.
 OUTCOMES_MS_MAX = 500
 
@@ -289,6 +292,21 @@ class ConsoleQueries:
         named = select(table.c.id, name.label("name")).where(table.c.id.in_(ids), *self._own(table))
         rows = await self._rows(named)
         return {id_in(row, "id"): str(row["name"]) for row in rows}
+
+    async def find(self, resource: str, said: str, rows_max: int) -> Sequence[tuple[int, str]]:
+        """Rows whose name has a text, of the newest ones; the name is what people know a row by."""
+        table = SUBJECTS[resource].table
+        name = next(table.c[each] for each in FOUND_BY if each in table.c)
+        there = (table.c.deleted_at.is_(None),) if "deleted_at" in table.c else ()
+        newest = (
+            select(table.c.id, name.label("name"))
+            .where(name.isnot(None), *there, *self._own(table))
+            .order_by(table.c.id.desc())
+            .limit(FOUND_READ_MAX)
+            .subquery()
+        )
+        wanted = select(newest).where(newest.c.name.icontains(said, autoescape=True)).limit(rows_max)
+        return [(id_in(row, "id"), str(row["name"])) for row in await self._rows(wanted)]
 
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
         if not tenant_ids:

@@ -1,9 +1,11 @@
 // A person with a browser: everything is done by keyboard, then looked at on a phone and in the dark.
 // Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice", "budget", "organization"}'; answers one line of JSON.
+import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const asked = JSON.parse(process.argv[2]);
-const found = { errors: [], foreign: [], wide: [] };
+const found = { errors: [], foreign: [], wide: [], violations: [] };
+const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 const context = await chromium.launchPersistentContext(asked.profile, {
   executablePath: asked.browser,
   headless: true,
@@ -88,6 +90,16 @@ await page.waitForURL("**done=raise");
 found.raised = (await page.textContent("#use .notice")).trim();
 found.bar = (await page.$$("#use svg.quota rect.used")).length;
 
+// The form of a budget is a sentence, and says what it means while it is filled in.
+await page.goto(`${asked.url}/budgets/new`);
+await page.selectOption(".sentence select[name=each]", "user");
+await page.fill(".sentence input[name=tenant_id]", String(asked.tenant));
+await page.fill(".sentence input[name=amount]", "20");
+await page.selectOption(".sentence select[name=unit]", "money");
+await page.selectOption(".sentence select[name=interval]", "day");
+await page.waitForSelector(".sentence + div .notice");
+found.meaning = (await page.textContent(".sentence + div .notice")).trim();
+
 // A key, shown once.
 await page.goto(`${asked.url}/api-keys/new?tenant_id=${asked.tenant}`);
 await page.fill("input[name=name]", "browser");
@@ -154,15 +166,23 @@ found.switched = await background();
 await page.reload();
 found.kept = await background();
 
-// A phone: nothing is wider than the screen, the menu opens and leads on.
-await page.setViewportSize({ width: 360, height: 740 });
-for (const path of ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
+// Phone and desk, light and dark: nothing is wider than the screen, and nothing keeps a person out (axe-core).
+const paths = ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
-  "/budgets", "/budgets/new", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {
+  "/budgets", "/budgets/new", "/usage?range=24h", "/?range=7d", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"];
+for (const path of paths) {
+  await page.setViewportSize({ width: 1440, height: 900 });
   await page.goto(asked.url + path);
-  const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  if (wider > 0) found.wide.push(`${path}: ${wider} px`);
+  await page.evaluate(AXE);
+  for (const [width, theme] of [[1440, "dark"], [360, "light"]]) {
+    await page.setViewportSize({ width, height: 740 });
+    await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.dispatchEvent(new Event("theme")); }, theme);
+    const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    if (wider > 0) found.wide.push(`${path}: ${wider} px of ${width}`);
+    const { violations } = await page.evaluate(() => axe.run({ resultTypes: ["violations"] }));
+    for (const each of violations) found.violations.push(`${path} ${width}: ${each.id} ${each.nodes[0].target} ${each.nodes[0].failureSummary}`);
+  }
 }
 await page.click(".bar .menu-button");
 await page.click(".menu a[href='/tenants']");

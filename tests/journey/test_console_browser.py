@@ -15,8 +15,8 @@ from tests.chromium import chromium
 from tests.journey.node import install
 from tests.journey.stack import Stack
 
-PACKAGE = "playwright-core@1.65.1"
-RUN_S_MAX = 120
+PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
+RUN_S_MAX = 300
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm is not installed, and Playwright cannot be had without it")
     folder = tmp_path_factory.mktemp("browser")
     (folder / "package.json").write_text('{"private":true,"type":"module"}')
-    install(npm, folder, PACKAGE)
+    install(npm, folder, *PACKAGES)
     return Path(shutil.copy(Path(__file__).with_name("browser.mjs"), folder))
 
 
@@ -72,6 +72,8 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert [text for text in found["errors"] if "422" not in text] == []
     assert found["foreign"] == []
     assert found["wide"] == []
+    assert found["violations"] == []
+    assert found["meaning"].startswith("Each user of tenant Browserland Quokka may use $20.00 a day.")
     assert (found["before"], found["after"], found["said"]) == ("5,000", "6,000", "Recharged.")
     assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
     assert "greater than or equal to 1" in found["refused"]

@@ -283,7 +283,8 @@ class Exports:
         **fixed: str,
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
-        query = lists.read(screen, request, LIMIT_MAX, fixed)
+        named = await lists.ids_of_names(desk, screen, request)
+        query = lists.read(screen, request, LIMIT_MAX, named | fixed)
         pieces = self._pieces(desk, screen, query)
         return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)
 
@@ -366,6 +367,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         return ports.of((await sessions.signed_in(request)).actor)
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(records.quota))
+    router.add_get("/budgets/meaning", desk.reading(records.budget_meaning))
     router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(records.budget_use))
     for mount in ports.files:
         mount(app, ports, "", signed_in)

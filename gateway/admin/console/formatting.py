@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from multidict import MultiMapping
 
-from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.console.screens import SCREENS, Screen, Slot
 from gateway.admin.resources import resource as typed_as
 from gateway.admin.resources.resource import FormField, words
 from gateway.core.accounts.administration import Row
@@ -576,7 +576,8 @@ class PageForm:
 
     Actions that cannot be taken back are `confirmed` by a tick that says so. `former` are the
     values a change starts from; `once` names this filling-in, so that sending it twice does it
-    once. `choices` lists what an id may refer to, where that is a short list.
+    once. `choices` lists what an id may refer to, where that is a short list. `slots` are its sentence;
+    of the other fields those that are not `main` are folded, if any are.
     """
 
     action: str
@@ -592,12 +593,44 @@ class PageForm:
     is_open: bool = False
     is_dangerous: bool = False
     confirmed: str = ""
+    slots: Sequence[Slot] = ()
+    main: frozenset[str] = frozenset()
     once: str = field(default_factory=lambda: uuid4().hex)
 
     @property
+    def sentence(self) -> list[tuple[Slot, FormField]]:
+        """The fields of the sentence, in its order."""
+        known = {each.name: each for each in self.fields}
+        return [(slot, known[slot.field]) for slot in self.slots if slot.field in known]
+
+    @property
     def groups(self) -> list[tuple[str, list[FormField]]]:
-        """The fields in order, those that stand together under their heading."""
-        return [(group, list(fields)) for group, fields in groupby(self.fields, lambda each: each.group)]
+        """The fields in sight, in order, those that stand together under their heading."""
+        return _grouped(each for each in self._besides if not self.main or each.name in self.main)
+
+    @property
+    def more(self) -> list[tuple[str, list[FormField]]]:
+        """The fields that are folded, likewise."""
+        return _grouped(each for each in self._besides if self.main and each.name not in self.main)
+
+    @property
+    def is_unfolded(self) -> bool:
+        """Whether something of the folded fields is to be seen: an error, or a value that is given."""
+        usual = self.former or defaults(self.fields)
+        folded = [each for _, fields in self.more for each in fields]
+        return any(
+            each.name in self.errors or self.values.get(each.name, "") != usual.get(each.name, "")
+            for each in folded
+        )
+
+    @property
+    def _besides(self) -> list[FormField]:
+        said = {slot.field for slot in self.slots}
+        return [each for each in self.fields if each.name not in said]
+
+
+def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
+    return [(group, list(each)) for group, each in groupby(fields, lambda one: one.group)]
 
 
 def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Pages:
         actions = (action for resource in RESOURCES.values() for action in resource.actions)
         said = {action.name: action.done for action in actions if action.done}
         self._environment.globals.update(
-            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said
+            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND
         )
         self._environment.filters.update(
             number=formatting.number, short=formatting.short, money=formatting.money,
@@ -398,6 +398,12 @@ THEME_COOKIE = "tollkeeper_theme"
 CHOICES_MAX = 200
 # Rows that may be of any length are read without what makes them so.
 SHORT = {"invoices": "invoice-heads"}
+# Where a field refers to one of these, a name may be typed: by a search of words, or of parts of names.
+SEARCHED = frozenset({"organizations", "tenants"})
+FOUND = SEARCHED | {
+    "api-keys", "users", "services", "token-plans", "subscription-plans", "business-models", "invoices",
+    "webhooks",
+}  # fmt: skip
 LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
 
 Posted = MultiMapping[Any]

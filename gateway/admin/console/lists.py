@@ -20,10 +20,20 @@ from yarl import URL
 from gateway.admin import credentials, live
 from gateway.admin.console import formatting
 from gateway.admin.console.formatting import MONEY, Cell, Names, cell, label_of, references
-from gateway.admin.console.home import Choices, ConsoleShell, Posted, SignedInPerson, query, see
+from gateway.admin.console.home import (
+    FOUND,
+    SEARCHED,
+    Choices,
+    ConsoleShell,
+    Posted,
+    SignedInPerson,
+    query,
+    see,
+)
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
-from gateway.core.accounts.administration import CREATE, Query, Row, refused_write
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
 from gateway.errors import Unprocessable
 
 # The order of a list: as its rows came, either way round, or a bounded number of them by another column.
@@ -123,7 +133,6 @@ def _is_sortable(screen: Screen, column: str) -> bool:
 
 
 ROWS_A_PAGE = 50
-FOUND = frozenset({"organizations", "tenants"})
 FOUND_MAX = 20
 KINDS = {"id": "id", "count": "id"}
 # How many rows are counted, of more it is said that there are more; and how long a list waits for it.
@@ -188,7 +197,8 @@ async def page_of(
     errors: Mapping[str, str] = {}
     found = ListPage((), None, None)
     try:
-        found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=fixed)
+        named = await ids_of_names(desk, screen, request)
+        found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=named | fixed)
     except Unprocessable as wrong:
         errors = dict(wrong.errors)
     is_filtered = any(request.query.get(name) for name in (*screen.filters, "from", "to"))
@@ -254,10 +264,26 @@ async def find(desk: ConsoleShell, request: web.Request, signed: SignedInPerson)
     """`GET /find/<resource>?<field>=`: what an id may be, as options of the field."""
     name = request.match_info["resource"]
     text = next(iter(request.query.values()), "").strip()
-    rows: Sequence[Row] = ()
-    if name in FOUND and 0 < len(text) <= FILTER_CHARS_MAX:
+    return desk.answer(request, signed, "options.html", options=await found_by_name(desk, name, text))
+
+
+async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tuple[int, str]]:
+    """Rows that a typed name may mean; none of a resource that may not be read."""
+    if name not in FOUND or not 0 < len(text) <= FILTER_CHARS_MAX:
+        return ()
+    if refused_read(desk.ports.actor, name, RESOURCES[name].access) is not None:
+        return ()
+    if name in SEARCHED:
         rows, _ = await desk.operations[name].list(query(FOUND_MAX, search=text))
-    return desk.answer(request, signed, "options.html", options=[(row["id"], row["name"]) for row in rows])
+        return [(int(str(row["id"])), str(row["name"])) for row in rows]
+    return await desk.ports.figures.find(name, text, FOUND_MAX)
+
+
+async def meant(desk: ConsoleShell, target: str, text: str) -> int | str:
+    """The id of the row that is named; the text where it names none, or more than one."""
+    wanted = text.strip().casefold()
+    ids = [row_id for row_id, name in await found_by_name(desk, target, text) if name.casefold() == wanted]
+    return ids[0] if len(ids) == 1 else text
 
 
 def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
@@ -276,6 +302,18 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
             if text:
                 sent[name] = text if "T" in text else _midnight(name, text, days)
     return read_query(screen.name, screen.resource.filters, sent)
+
+
+async def ids_of_names(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
+    """The ids that a list's filters mean where names are typed into them."""
+    typed = {name: request.query.get(name, "").strip() for name in screen.filters}
+    wanted = [
+        (name, target, text)
+        for name, text in typed.items()
+        if text and not text.isdecimal() and (target := screen.resource.target(name)) in FOUND
+    ]
+    ids = await asyncio.gather(*(meant(desk, target, text) for _, target, text in wanted))
+    return {name: str(row_id) for (name, _, _), row_id in zip(wanted, ids, strict=True)}
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:
@@ -334,7 +372,7 @@ def _controls(
             offered = choices.get(target, [])
         elif wanted.kind == "flag":
             offered = [("true", "yes"), ("false", "no")]
-        kind = "choice" if offered else KINDS.get(wanted.kind, "text")
+        kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         value, error = request.query.get(name, ""), errors.get(name, "")
         shape = "search" if name == "search" else kind
         found.append(FilterControl(name, label_of(name), shape, value, offered, target, error))

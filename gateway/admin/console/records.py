@@ -21,9 +21,9 @@ from aiohttp import web
 
 from gateway.admin import live
 from gateway.admin.api.views import row_id
-from gateway.admin.console import formatting, lists, reports
+from gateway.admin.console import formatting, lists, meaning, reports
 from gateway.admin.console.formatting import PageForm, cell, label_of, references, state_of
-from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
+from gateway.admin.console.home import FOUND, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import Body
 from gateway.admin.operations import WriteResult
@@ -59,10 +59,24 @@ DANGEROUS = frozenset(
     ("revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", "end", "drop", DELETE)
 )
 
+# A form with more fields than these has those in sight that are required, or columns of the list.
+FIELDS_IN_SIGHT_MAX = 8
+NAME_CHARS_MAX = 200
+# Fields that are filled in where a form leaves them empty, and how.
+FILLED = {
+    "budgets": {"name": "Empty: the sentence above.", "organization_id": "Empty: that of the tenant."},
+}
 # A key with one of these has none made in its place.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
-# Ticks before an action of the core that nothing takes back.
+# The consequence that is ticked before an action that refuses calls, or that nothing takes back.
+DELETED = "It is gone from all lists. Its past stays in the ledgers."
 CONFIRMED = {
+    ("budgets", "reset"): "All that was used of it counts no more.",
+    ("tenants", "reset"): "A new cycle begins, and the rest of this one ends.",
+    ("tenants", "block"): "Every call of the tenant is refused (403) until it is unblocked.",
+    ("api-keys", "revoke"): "Every call with the key is refused (401), and the key never works again.",
+    ("admin-tokens", "revoke"): "Who uses the token is out at once, and the token never works again.",
+    ("organization-subscriptions", "cancel"): "It ends with its paid time, and is not renewed.",
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
     ("invoices", "payments"): "The money is there: a payment is given back, never changed.",
@@ -128,14 +142,18 @@ class Records:
             for each in form.fields
             if each.name in request.query and each.kind != "many"
         }
+        usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
-        return await self._form_page(request, signed, replace(form, values={**form.values, **own, **said}))
+        return await self._form_page(
+            request, signed, replace(form, values={**form.values, **usual, **own, **said})
+        )
 
     async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
         try:
+            sent = await self._filled(sent)
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(
@@ -171,7 +189,7 @@ class Records:
 
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`."""
-        form = PageForm(f"{self._address(row_id(request))}/{DELETE}", "Delete", "Delete", is_dangerous=True)
+        form = self._delete_form(self._address(row_id(request)))
         doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
         return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
@@ -192,7 +210,29 @@ class Records:
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
 
+    async def typed_meaning(self, request: web.Request) -> list[str]:
+        """The sentences of the form of a new budget so far."""
+        form = self._blank()
+        try:
+            sent = formatting.body_of(form.fields, request.query, changes=False)
+            return await meaning.typed(self._desk, await self._in_unit(form, sent))
+        except Unprocessable:
+            return []
+
+    async def _filled(self, sent: Body) -> Body:
+        """The body with all fields that may be left empty."""
+        if self._screen.name != "budgets":
+            return sent
+        sent = {**await meaning.with_owner(self._desk, sent)}
+        if "name" not in sent and (said := await meaning.typed(self._desk, sent)):
+            sent["name"] = said[0].partition(". ")[0][:NAME_CHARS_MAX]
+        return sent
+
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
+        """The body with ids for names, and amounts in the unit of their row."""
+        for each in form.fields:
+            if each.refers in FOUND and isinstance(named := sent.get(each.name), str):
+                sent = {**sent, each.name: await lists.meant(self._desk, each.refers, named)}
         names = resources_resource.amounts(form.fields, sent)
         if not names:
             return sent
@@ -241,8 +281,7 @@ class Records:
             and self._may(DELETE)
             and (screen.name != "invoices" or row["status"] == "draft")
         ):
-            note = f"Deletes this {screen.one}. Its records stay in the ledgers."
-            found.append(PageForm(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
+            found.append(self._delete_form(where))
         return [await self._with_choices(each) for each in found]
 
     def _may(self, verb: str) -> bool:
@@ -251,12 +290,24 @@ class Records:
 
     def _blank(self) -> PageForm:
         one, model = self._screen.one, self._screen.resource.create
-        return self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", model, CREATE)
+        form = self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", model, CREATE)
+        filled = FILLED.get(self._screen.name, {})
+        fields = [
+            replace(each, required=False, hint=filled[each.name]) if each.name in filled else each
+            for each in form.fields
+        ]
+        return replace(form, fields=fields, slots=self._screen.sentence)
 
     def _change_form(self, where: str) -> PageForm:
         title = EDITS.get(self._screen.name, "Edit")
         resource = self._screen.resource
         return self._form(f"{where}/{CHANGE}", title, "Save changes", resource.patch, resource.patch_verb)
+
+    def _delete_form(self, where: str) -> PageForm:
+        note = f"Deletes this {self._screen.one}."
+        return PageForm(
+            f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True, confirmed=DELETED
+        )
 
     def _action_form(self, where: str, action: Action) -> PageForm:
         title = action.name.replace("-", " ").capitalize()
@@ -271,7 +322,11 @@ class Records:
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
             fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
-        return PageForm(action, title, submit, fields, formatting.defaults(fields))
+        main = {each.name for each in fields if each.required or each.name in self._screen.columns}
+        folds = len(fields) > FIELDS_IN_SIGHT_MAX
+        return PageForm(
+            action, title, submit, fields, formatting.defaults(fields), main=frozenset(main if folds else ())
+        )
 
     def _address(self, row: object) -> str:
         return f"/{self._screen.name}/{row}"
@@ -376,10 +431,18 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
     names = await desk.names(ids)
     return {
         "use": formatting.use_of(row),
+        "meaning": await meaning.meaning_of(desk, row),
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
         **await accounts_of(desk, row),
     }
+
+
+async def budget_meaning(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /budgets/meaning`: what a form that is being filled in would do."""
+    return desk.answer(
+        request, signed, "meaning.html", meaning=await Records(desk, SCREEN).typed_meaning(request)
+    )
 
 
 async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:

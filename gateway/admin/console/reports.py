@@ -19,7 +19,7 @@ from multidict import MultiDict
 
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
-from gateway.admin.console.home import ConsoleShell, SignedInPerson
+from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
 from gateway.admin.console.lists import FilterControl
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.resource import REFERS
@@ -373,7 +373,7 @@ def _controls(
     for name in FILTERS:
         refers = REFERS.get(name, "")
         offered = choices.get(refers, ())
-        kind = "choice" if offered else "named" if refers in {"organizations", "tenants"} else "id"
+        kind = "choice" if offered else "named" if refers in FOUND else "id"
         kind = kind if name.endswith("_id") else "text"
         value, error = asked.filters.get(name, ""), errors.get(name, "")
         found.append(FilterControl(name, label_of(name), kind, value, offered, refers, error))

@@ -16,13 +16,23 @@ from gateway.core.accounts.administration import Actor, refused_read
 from gateway.feature import features
 
 
+class Slot(NamedTuple):
+    """A field in a form's sentence: the word before it, how its choices and none read, the `usual` one."""
+
+    word: str
+    field: str
+    empty: str = ""
+    says: Mapping[str, str] = {}
+    usual: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Screen:
     """How one resource is shown, and its heading in the menu; one `is_more` is folded under it.
 
     `columns` are fields of its rows, the first one links to the row's page; `filters` are those
     of the resource that people are offered. `next_step` is the button of an empty list that has no form: its
-    text and its address.
+    text and its address. The form of a new row begins with its `sentence`.
     """
 
     heading: str
@@ -37,6 +47,7 @@ class Screen:
     spans_time: bool = False
     is_more: bool = False
     next_step: tuple[str, str] = ("See the overview", "/")
+    sentence: tuple[Slot, ...] = ()
 
     @property
     def resource(self) -> Resource:
@@ -69,6 +80,15 @@ SCREENS = {
                 "each", "mode", "project_id", "service_id", "tool", "server",
             ),
             newest_first=False,
+            sentence=(
+                Slot("Limit", "each", "all calls together", {
+                    "user": "each user", "key": "each API key", "project": "each project",
+                    "session": "each session",
+                }),
+                Slot("of", "tenant_id", "any tenant"), Slot("in", "organization_id", "its organization"),
+                Slot("to", "amount", "20"), Slot("of", "unit", usual="money"),
+                Slot("per", "interval", "", {"total": "life, it never resets"}, "day"),
+            ),
         ),
         Screen(
             "Spend", "runs", "Runs", "run",

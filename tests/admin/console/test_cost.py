@@ -507,3 +507,56 @@ async def test_who_owes_what_since_when(api: Api, admin: Person, reader: Person)
         in (await admin.open(f"/organizations/{ids['organization']}")).text
     )
     assert (await admin.open("/receivables?colour=red")).status == 422
+
+
+async def test_a_sentence_is_a_budget_with_a_name_and_its_tenants_organization(
+    desk: Desk, admin: Person
+) -> None:
+    form = await admin.open("/budgets/new")
+    well_formed(form)
+    sentence = form.text.split('class="sentence"')[1].split("</div>\n  <div hx-get")[0]
+    assert re.findall(r'<(?:select|input)[^>]* name="([^"]+)"', sentence) == [
+        "each", "tenant_id", "organization_id", "amount", "unit", "interval",
+    ]  # fmt: skip
+    assert 'hx-get="/budgets/meaning"' in form.text
+    folded = form.text.split("<summary>More</summary>")[1]
+    assert all(f'name="{name}"' in folded for name in ("model", "mode", "thresholds", "time_zone"))
+    typed = {"each": "user", "tenant_id": "search", "amount": "20", "unit": "money", "interval": "day"}
+    made = await admin.fill("/budgets/new", "/budgets", **typed)
+    assert made.status == 303, words_of(made)
+    [row] = (await desk.api.get("budgets")).json["items"]
+    assert (row["tenant_id"], row["organization_id"]) == (desk.tenant, desk.organization)
+    assert row["name"] == "Each user of tenant Search may use $20.00 a day"
+    shown = words_of(await admin.open(f"/budgets/{row['id']}"))
+    assert f"{row['name']}. A call that does not fit is refused (429) until the next day begins." in shown
+    nobody = await admin.fill("/budgets/new", "/budgets", **(typed | {"tenant_id": "Nobody"}))
+    assert nobody.status == 422
+    assert 'value="Nobody"' in nobody.text
+
+
+MEANINGS = (
+    ("amount=20&interval=day", "All calls together may use $20.00 a day."),
+    ("amount=20&interval=day", "would have been used up 1 time: $10.00 of $48.00 came after that."),
+    ("amount=20&interval=day&each=user", "used up 1 time for 1 of 2 users: $10.00 of $48.00 came"),
+    ("amount=50&interval=week", "it would have refused nothing: the most was $48.00."),
+    ("amount=20&interval=day&model=M1*", "used up 1 time: $10.00 of $48.00 came after that."),
+    ("amount=20&interval=day&model=m2", "In the last 7 days there was no such use."),
+    ("amount=20&interval=day&user=ada", "used up 1 time: $10.00 of $30.00 came after that."),
+    ("amount=20&interval=total&mode=audit", "in all. Alerts are sent, and no call is refused."),
+)
+
+
+async def test_a_form_says_what_it_means_and_what_it_would_have_refused(desk: Desk, admin: Person) -> None:
+    ada, bob = [
+        (await desk.api.make("users", external_id=name, organization_id=desk.organization))["id"]
+        for name in ("ada", "bob")
+    ]
+    own = {"organization": desk.organization, "tenant": desk.tenant}
+    for days, user, cost in ((2, ada, 30), (3, bob, 18)):
+        used(desk.api, datetime.now(UTC) - timedelta(days=days), cost * NANO, user=user, **own)
+    for typed, said in MEANINGS:
+        fragment = await admin.open(
+            f"/budgets/meaning?organization_id={desk.organization}&unit=money&{typed}"
+        )
+        assert said in words_of(fragment), typed
+    assert words_of(await admin.open("/budgets/meaning?unit=money&amount=x&interval=day")).strip() == ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.console.records import address_of
+from gateway.admin.console.records import CONFIRMED, DANGEROUS, address_of
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import CHANGE, DELETE
 from tests.admin.conftest import ADMIN, Api
@@ -38,6 +38,22 @@ async def test_recharge_adjust_reset_block_and_unblock(api: Api, admin: Person) 
     said = api.rows("select action, actor from audit_log where resource = 'tenants' order by id offset 1")
     assert [action for action, _ in said] == ["recharge", "adjust", "reset", "block", "unblock"]
     assert {actor for _, actor in said} == {"builtin:admin"}
+
+
+def test_the_consequence_stands_before_whatever_refuses_calls_or_cannot_be_taken_back() -> None:
+    for screen in SCREENS.values():
+        for action in screen.resource.actions:
+            if action.name in DANGEROUS:
+                assert action.confirmed or (screen.name, action.name) in CONFIRMED, (screen.name, action.name)
+
+
+async def test_a_consequence_is_ticked_first(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    page = (await admin.open(f"/tenants/{made['id']}")).text
+    for verb, said in (("block", "Every call of the tenant is refused"), ("delete", "gone from all lists")):
+        form = page.split(f'action="/tenants/{made["id"]}/{verb}"')[1].split("</form>")[0]
+        assert 'name="confirmed" value="yes" required' in form, verb
+        assert said in form
 
 
 async def test_a_form_that_is_sent_twice_is_done_once(api: Api, admin: Person) -> None:

@@ -358,7 +358,17 @@ async def test_ids_are_found_by_name(api: Api, admin: Person) -> None:
     made = await api.make("organizations", name="Acme <Europe>")
     page = await admin.open("/find/organizations?organization_id=eur")
     assert f'<option value="{made["id"]}">Acme &lt;Europe&gt;</option>' in page.text
+    tenant = await api.make("tenants", name="T", organization_id=made["id"])
+    key = await api.make("api-keys", tenant_id=tenant["id"], name="The batch key")
+    user = await api.make("users", external_id="u_1", organization_id=made["id"])
+    for found, row in (("api-keys?q=BATCH", key), ("users?user_id=u_", user)):
+        assert f'<option value="{row["id"]}">' in (await admin.open(f"/find/{found}")).text, found
+    # A name that is typed out stands for the row, in filters as in files.
+    for address in ("/api-keys?tenant_id=t", "/api-keys.csv?tenant_id=T"):
+        assert "The batch key" in (await admin.open(address)).text, address
+    assert (await admin.open("/calls?api_key_id=another key")).status == 422
     for address in (
+        "/find/users?q=u1",
         "/find/organizations",
         "/find/organizations?q=",
         "/find/admin-tokens?q=a",

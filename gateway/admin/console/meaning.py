@@ -1,0 +1,140 @@
+"""A budget as a sentence, and how much of the last days' use it would have refused.
+
+The past is read from the roll-ups of usage, in a bounded number of rows. It is told in whole UTC days.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from gateway.admin.console.formatting import amount, budget_selector, limit_of, limit_text, references
+from gateway.admin.console.home import ConsoleShell, query
+from gateway.admin.console.screens import SCREENS
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budgets import DAY, ENFORCE, HOUR, MONEY, MONTH, SELECTING, WEEK
+from gateway.core.accounts.usage import UsageQuery, end_of
+from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
+
+# Days that are looked back at, and the interval in which their use is added up.
+LOOKED_BACK = {HOUR: (7, "hour"), DAY: (7, "day"), WEEK: (7, "none"), MONTH: (30, "none")}
+ROWS_MAX = 5_000
+# The groups of usage that have an account of their own.
+GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project"}
+_COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id"}
+_MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
+# Selectors that the roll-ups do not tell apart.
+_UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}
+_EACH = {"key": "API key"}
+
+
+def sentence_of(budget: Row, of: str) -> str:
+    """What a budget allows and what happens then; `of` says whose calls it is of."""
+    each, interval = budget.get("each"), str(budget["interval"])
+    who = f"Each {_EACH.get(str(each), each)}" if each else "All calls together"
+    whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
+    per = "in all" if interval == "total" else f"{'an' if interval == HOUR else 'a'} {interval}"
+    until = "somebody raises or resets it" if interval == "total" else f"the next {interval} begins"
+    then = "Alerts are sent, and no call is refused."
+    if budget.get("mode", ENFORCE) == ENFORCE:
+        then = f"A call that does not fit is refused (429) until {until}."
+    return f"{who}{whose} may use {limit_text(budget)} {per}. {then}"
+
+
+async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
+    """The sentences a page says of a budget, or of one that is being typed."""
+    resource = SCREENS["budgets"].resource
+    names = await desk.names(references(SCREENS["budgets"], [budget]))
+    targets = {name: resource.target(name) for name in SELECTING}
+    whole = {**dict.fromkeys(SELECTING), "each": None, **budget}
+    found = [sentence_of(whole, budget_selector(whole, names, targets))]
+    past = await _past(desk, whole)
+    return [*found, past] if past else found
+
+
+async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
+    """A budget that is typed, with its organization, by its tenant where it is not said, and its currency."""
+    if "organization_id" not in budget and isinstance(budget.get("tenant_id"), int):
+        tenant = await desk.ports.store.get("tenants", int(str(budget["tenant_id"])))
+        budget = {**budget, "organization_id": tenant["organization_id"]}
+    return budget
+
+
+async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
+    """The sentences of a form that is being filled in; none while something is missing or wrong."""
+    try:
+        budget = await with_owner(desk, sent)
+        if not all(budget.get(name) for name in ("organization_id", "amount", "unit", "interval")):
+            return []
+        owner = await desk.ports.store.get("organizations", int(str(budget["organization_id"])))
+        limit = Decimal(str(budget["amount"]))
+        if limit <= 0 or (budget["unit"] != MONEY and limit != int(limit)):
+            return []
+        return await meaning_of(desk, {**budget, "currency": owner["currency"]})
+    except (ArithmeticError, ValueError, TollkeeperError):
+        return []
+
+
+async def _past(desk: ConsoleShell, budget: Row) -> str:
+    """What a budget would have refused lately; empty where usage does not tell."""
+    interval, each = str(budget["interval"]), budget["each"]
+    if interval not in LOOKED_BACK or any(budget.get(name) is not None for name in _UNKNOWN):
+        return ""
+    if each is not None and each not in GROUPS_EACH:
+        return ""
+    days, by = LOOKED_BACK[interval]
+    end = end_of("day", datetime.now(UTC)) - timedelta(days=1)
+    groups = (GROUPS_EACH[str(each)],) if each else ()
+    filters = await _filters(desk, budget)
+    if filters is None:
+        return ""
+    model = str(budget["model"] or "").casefold()
+    asked = UsageQuery(
+        end - timedelta(days=days), end, by, (*groups, *(["model"] if model else [])), filters, ROWS_MAX + 1
+    )
+    try:
+        rows = await desk.ports.store.used(asked)
+    except (Unprocessable, StoreUnavailable):
+        return ""
+    if len(rows) > ROWS_MAX:
+        return ""
+    return _told(budget, rows, days, model)
+
+
+def _told(budget: Row, rows: object, days: int, model: str) -> str:
+    assert isinstance(rows, (list, tuple))
+    each, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
+    used: dict[tuple[object, object], Decimal] = defaultdict(Decimal)
+    for row in rows:
+        who = row[_COLUMNS[str(each)]] if each else ""
+        if who is None or (measure == "cost" and row["currency"] != budget["currency"]):
+            continue
+        name = str(row.get("model") or "").casefold()
+        if model and not (name.startswith(model[:-1]) if model.endswith("*") else name == model):
+            continue
+        used[row["start"], who] += Decimal(str(row[measure]))
+    lately, whole = f"In the last {days} days", sum(used.values(), Decimal(0))
+    if not whole:
+        return f"{lately} there was no such use."
+    beyond = {key: sum_ - limit for key, sum_ in used.items() if sum_ > limit}
+    if not beyond:
+        return f"{lately} it would have refused nothing: the most was {amount(budget, max(used.values()))}."
+    people = len({who for _, who in beyond})
+    whom = f" for {people} of {len({who for _, who in used})} {_EACH.get(str(each), each)}s" if each else ""
+    return (
+        f"{lately} it would have been used up {len(beyond)} {'time' if len(beyond) == 1 else 'times'}{whom}:"
+        f" {amount(budget, sum(beyond.values(), Decimal(0)))} of {amount(budget, whole)} came after that."
+    )
+
+
+async def _filters(desk: ConsoleShell, budget: Row) -> Mapping[str, object] | None:
+    """The filters of usage that a budget's selectors are; None of a user nobody knows."""
+    names = ("organization_id", "tenant_id", "api_key_id", "project_id", "service_id")
+    filters = {name: budget[name] for name in names if budget.get(name) is not None}
+    if budget["user"] is None:
+        return filters
+    own = {"organization_id": budget["organization_id"], "external_id": budget["user"]}
+    users, _ = await desk.operations["users"].list(query(1, newest_first=False, **own))
+    return {**filters, "user_id": users[0]["id"]} if users else None
