@@ -521,6 +521,12 @@ class ArchiveFailed(TollkeeperError):
     reason = "archive_failed"
 
 
+class LedgerProofFailed(TollkeeperError):
+    """The ledger cannot be proven or verified; the message says why, on one line."""
+
+    reason = "ledger_proof_failed"
+
+
 class OutOfRange(TollkeeperError):
     """This would take the account past 9007199254740991, beyond which numbers are not exact."""
 

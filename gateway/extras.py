@@ -17,6 +17,7 @@ LIBRARIES = {
     "documents": ("typst", "facturx"),
     "finance": ("pyarrow",),
     "oidc": ("jwt", "cryptography"),
+    "proof": ("cryptography",),
     "stripe": ("stripe",),
     "tokenizer": ("bpe_openai",),
 }

@@ -173,6 +173,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     archive_feature_usage_after_months: Months = 1
     archive_calls_after_months: Months = 1
     archive_audit_log_after_months: Months = 0
+    ledger_key_file: str = ""
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
@@ -239,6 +240,7 @@ class Settings(Servers, frozen=True, kw_only=True):
             ("issuers", "oidc", "serve", self.issuers),
             (f"{PREFIX}STRIPE_WEBHOOK_SECRET", "stripe", "keeper", self.stripe_webhook_secret),
             (f"{PREFIX}STRIPE_API_KEY", "stripe", "keeper", self.stripe_api_key),
+            (f"{PREFIX}LEDGER_KEY_FILE", "proof", "keeper", self.ledger_key_file),
             (f"{PREFIX}INVOICE_LOGO", "documents", "keeper", self.invoice_logo),
         )
         return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}

@@ -327,7 +327,8 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY[
         'account_checkpoint', 'archived_run', 'audit_log', 'credit_posting', 'credit_transaction',
-        'exchange_rate', 'feature_usage', 'note_application', 'payment', 'price', 'token_ledger'
+        'exchange_rate', 'feature_usage', 'ledger_head', 'ledger_segment', 'note_application', 'payment', 'price',
+        'token_ledger'
     ] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()', name);
     END LOOP;
@@ -341,7 +342,7 @@ BEGIN
         'call_default', 'charge', 'credit_posting', 'credit_posting_default', 'credit_price',
         'credit_transaction', 'credit_transaction_default', 'dunning_step', 'exchange_rate', 'feature_usage',
         'feature_usage_default', 'handover_event', 'invoice', 'invoice_basis', 'invoice_document',
-        'invoice_line', 'note_application', 'payment', 'plan_end', 'price', 'rerating', 'tax_rate',
+        'invoice_line', 'ledger_head', 'ledger_segment', 'note_application', 'payment', 'plan_end', 'price', 'rerating', 'tax_rate',
         'token_ledger', 'token_ledger_default', 'usage_rollup_day_default', 'usage_rollup_hour_default',
         'usage_rollup_team_day_default', 'usage_rollup_team_hour_default', 'use_event'
     ] LOOP

@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT INSERT ON
     token_ledger, credit_posting, credit_transaction, feature_usage, audit_log, lost_event,
     invoice_basis, reconciliation, exchange_rate, price, amendment, invoice_document, payment, tax_rate, credit_price,
-    account_checkpoint, dunning_step, note_application
+    account_checkpoint, dunning_step, ledger_head, ledger_segment, note_application
     TO :writer;
 -- Only added to, and deleted once it is old.
 GRANT INSERT, DELETE ON
@@ -40,6 +40,7 @@ GRANT SELECT ON
     credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,
     invoice_document, invoice_line, invoice_sequence, job, keeper, keeper_partition, kept_since, known_drift,
+    ledger_head, ledger_segment,
     lost_event, model, note_application, organization, organization_service, organization_subscription,
     partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
     refused_batch, rerating, rerating_left, run, service, service_activation, share, subscription_plan,

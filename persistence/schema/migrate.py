@@ -39,7 +39,8 @@ from persistence.schema.database import KNOWN, STATUS, THERE, SchemaStatus, refu
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
 # 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
 # 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
-# 7813 a comparison of everybody, 7814 addresses that are asked.
+# 7813 a comparison of everybody, 7814 addresses that are asked,
+# 7815 heads of the ledger.
 SCHEMA_LOCK = (7801, 1)
 HERE = Path(__file__).parent
 MIGRATIONS = HERE / "migrations"

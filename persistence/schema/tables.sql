@@ -1987,6 +1987,34 @@ CREATE UNIQUE INDEX subscription_plan_price_waits_idx
 CREATE INDEX subscription_plan_price_plan_id_idx ON subscription_plan_price (plan_id);
 
 -- Partitions that no month makes.
+-- Signed heads of the ledger proof: `signature` is by the public `key`, of `body`.
+CREATE TABLE ledger_head (
+    number bigint PRIMARY KEY CHECK (number > 0),
+    body text NOT NULL,
+    key bytea NOT NULL,
+    signature bytea NOT NULL,
+    created_at timestamptz NOT NULL
+);
+
+-- Places of an account whose rows are in the tree of a head, and what the account was signed up to by then. `marks` has
+-- how the hash of each row begins.
+CREATE TABLE ledger_segment (
+    kind text NOT NULL CHECK (kind IN ('tenant', 'credits', 'spend')),
+    owner_id bigint NOT NULL,
+    number bigint NOT NULL,
+    head bigint NOT NULL,
+    first_seq bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    up_to bigint NOT NULL,
+    root bytea NOT NULL,
+    previous bytea NOT NULL,
+    marks bytea NOT NULL,
+    PRIMARY KEY (kind, owner_id, number),
+    CONSTRAINT ledger_segment_seqs_check
+        CHECK ((first_seq > 0) AND (last_seq >= first_seq) AND (up_to >= last_seq))
+);
+CREATE INDEX ledger_segment_head_idx ON ledger_segment (head);
+
 CREATE TABLE token_ledger_default PARTITION OF token_ledger DEFAULT;
 CREATE TABLE credit_posting_default PARTITION OF credit_posting DEFAULT;
 CREATE TABLE credit_transaction_default PARTITION OF credit_transaction DEFAULT;

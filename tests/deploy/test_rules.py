@@ -68,6 +68,7 @@ WELL = {
     "tollkeeper_backup_timestamp_seconds": "0x100",
     "tollkeeper_backup_proof_timestamp_seconds": "0x100",
     "tollkeeper_archive_behind_seconds{ledger='call'}": f"{13 * DAY}x50 0x50",  # archived at last
+    "tollkeeper_ledger_head_age_seconds": "0+60x59 0+60x40",
     "tollkeeper_admin_requests_total{part='api',status='503'}": "3x100",
     "tollkeeper_upstream_cooling_seconds_total{instance='a',upstream='openai'}": "0+20x100",
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
@@ -203,6 +204,7 @@ FAULTS = {
     "ArchiveBehind": Fault(
         30, {"tollkeeper_archive_behind_seconds{ledger='token_ledger'}": f"{15 * DAY}x100"}
     ),
+    "LedgerHeadOld": Fault(30, {"tollkeeper_ledger_head_age_seconds": f"{4 * 3_600}x100"}),
     "NotReconciled": Fault(30, {"tollkeeper_reconciliation_timestamp_seconds": "0x100"}),
     "AdminFailing": Fault(20, {"tollkeeper_admin_requests_total{part='api',status='503'}": "0+2x100"}),
     "UpstreamLimited": Fault(

@@ -1,0 +1,256 @@
+"""`tollkeeper ledger …`: whether rows are what was signed, and the proof of one call."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from gateway.cli.admin.output import AsJson, print_json, waiting
+from gateway.cli.databases import Config, Database, owner_url, settings_of
+from gateway.core.times import AHEAD_MAX, began
+from gateway.errors import LedgerProofFailed
+from gateway.features.ledger_proof.keys import is_signed, read_public
+from gateway.features.ledger_proof.tree import (
+    LEDGERS,
+    NO_MARK,
+    NONE,
+    LedgerSegment,
+    SignedLedger,
+    leaf,
+    path,
+    root,
+    row_text,
+)
+from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
+from gateway.ops.storage import FileStore, told
+from persistence import ledger_proof as stored
+from persistence.schema.database import end_of
+
+NAMED_MAX = 1_000
+ROWS_AT_ONCE = 10_000
+DataDir = Annotated[
+    Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
+]
+KeyFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--key",
+        help="File of the public or private key, else the setting's; repeat it for keys of before.",
+    ),
+]
+Archive = Annotated[
+    str | None,
+    typer.Option("--archive", help="Where archived months are now, if not where they were written."),
+]
+
+
+def add_to_ledger(app: typer.Typer) -> None:
+    """Add the commands to the section of the ledger, beside its list."""
+    sections = {one.name: one.typer_instance for one in app.registered_groups}
+    section = sections.get("ledger")
+    if section is None:
+        section = typer.Typer()
+        app.add_typer(section, name="ledger")
+    for function in (verify, proof, key):
+        section.command(function.__name__)(function)
+
+
+def verify(
+    *, key: KeyFiles = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option("--head", metavar="NUMBER=SHA256", help="A head that was kept elsewhere; repeat it."),
+    ] = None,
+    archive: Archive = None, config: Config = None, data_dir: DataDir = None, database_url: Database = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Compare every row of the database and the archive with what was signed, and name what differs."""
+    keys, kept = _keys(key, config, database_url, data_dir), dict(_kept(one) for one in head or ())
+    with (
+        waiting("Comparing rows with what was signed"),
+        stored.reading(owner_url(config, database_url, data_dir)) as here,
+    ):
+        found = verified(here, keys, kept, archive)
+    _tell(found, as_json=as_json)
+    raise typer.Exit(1 if found.wrong or not found.heads else 0)
+
+
+def verified(
+    here: stored.Connection, keys: Collection[bytes], kept: Mapping[int, str], archive: str | None = None
+) -> LedgerVerification:
+    """Compare all there is; months of an archive are read where they were written, or at `archive`."""
+    found, files = LedgerVerification(), stored.archived_files(here)
+    check_heads(stored.heads(here), stored.segments_by_head(here), keys, found, verifies=is_signed, kept=kept)
+    for kind, ledgers in LEDGERS.items():
+        rows = (ProvenRow(*one[:3], beyond=one[3]) for one in stored.leaves(here, kind))
+        gone = [
+            _of_file(one, each, archive, found)
+            for each in ledgers
+            for one in files
+            if one.ledger == each.name
+        ]
+        check_rows(kind, stored.segments_by_place(here, kind), [rows, *gone], found)
+    return found
+
+
+def proof(
+    request_id: Annotated[UUID, typer.Argument(metavar="REQUEST_ID", help="The id of the call.")],
+    *, archive: Archive = None, config: Config = None, data_dir: DataDir = None,
+    database_url: Database = None,
+) -> None:  # fmt: skip
+    """Print, as JSON, what a call is charged and the way from there to a signed head."""
+    with stored.reading(owner_url(config, database_url, data_dir)) as here:
+        typer.echo(json.dumps(proven(here, str(request_id), archive), indent=1, ensure_ascii=False))
+
+
+def key(
+    *, key: KeyFiles = None, config: Config = None, data_dir: DataDir = None, database_url: Database = None
+) -> None:
+    """Print the public keys that heads are verified by, in hexadecimal: publish them."""
+    for one in _keys(key, config, database_url, data_dir):
+        typer.echo(one.hex())
+
+
+def _keys(
+    files: list[Path] | None, config: Path | None, database_url: str | None, data_dir: Path | None
+) -> list[bytes]:
+    named = [str(one) for one in files or ()] or [settings_of(config, database_url, data_dir).ledger_key_file]
+    if not all(named):
+        raise LedgerProofFailed("no key is named: give --key, or set TOLLKEEPER_LEDGER_KEY_FILE")
+    return [read_public(one) for one in named]
+
+
+def _kept(said: str) -> tuple[int, str]:
+    number, _, digest = said.partition("=")
+    if not number.isascii() or not number.isdigit() or len(digest) != 2 * len(NONE):
+        raise typer.BadParameter(f"--head {said} is not NUMBER=SHA256, such as a keeper's log has it")
+    return int(number), digest.lower()
+
+
+def _tell(found: LedgerVerification, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {name: getattr(found, name) for name in ("heads", "segments", "rows", "unsigned", "last_head")}
+            | {"wrong": [one._asdict() for one in found.wrong]}
+        )
+        return
+    for account, seq, detail in found.wrong[:NAMED_MAX]:
+        typer.echo(f"{account}: {detail}" if seq is None else f"{account} at {seq}: {detail}")
+    if more := len(found.wrong) - NAMED_MAX:
+        typer.echo(f"and {more:,} more" if more > 0 else "", nl=more > 0)
+    if not found.heads:
+        typer.echo("No head is signed: nothing is proven")
+        return
+    said = f"{len(found.wrong):,} do not agree" if found.wrong else "all agree"
+    rows = f"{found.rows:,} rows, {found.unsigned:,} of them not signed yet"
+    typer.echo(f"{found.heads:,} heads, {found.segments:,} segments, {rows}: {said}")
+    typer.echo(f"last head {found.last_head}")
+
+
+# Rows in files of an archive.
+
+_Named = tuple[int, int, str]
+
+
+def _of_file(
+    file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, found: LedgerVerification
+) -> Iterator[ProvenRow]:
+    place = FileStore(archive or file.url)
+    where = place.address(file.file)
+    if not place.has(file.file):
+        found.say("archive", None, f"{where} is missing")
+        return
+    if place.digest(file.file)[1] != file.sha256:
+        found.say("archive", None, f"{where} is not what was archived")
+    try:
+        for owner_id, seq, said in _texts(place, file, ledger):
+            yield ProvenRow(owner_id, seq, leaf(said.encode()), where)
+    except (ArithmeticError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        found.say("archive", None, f"{where} cannot be read ({type(error).__name__})")
+
+
+def _texts(
+    place: FileStore, file: stored.ArchivedFile, ledger: SignedLedger, **wanted: object
+) -> Iterator[_Named]:
+    """Rows of a file, by account and place: owner, place, and the text that is hashed."""
+    arrow: Any = importlib.import_module("pyarrow")
+    dataset: Any = importlib.import_module("pyarrow.dataset")
+    asked = None
+    for name, value in wanted.items():
+        one = (
+            dataset.field(name).isin(list(value))
+            if isinstance(value, range)
+            else dataset.field(name) == value
+        )
+        asked = one if asked is None else asked & one
+    at = ledger.columns.index(ledger.at)
+    with told(place.url):
+        fragment = place.fragment(file.file, dataset.ParquetFileFormat())
+        for batch in fragment.to_batches(
+            columns=list(ledger.columns), filter=asked, batch_size=ROWS_AT_ONCE, use_threads=False
+        ):
+            moments = batch.column(at).cast(arrow.int64())
+            for row, moment in zip(batch.to_pylist(), moments.to_pylist(), strict=True):
+                row[ledger.at] = moment
+                yield row[ledger.owner], row["seq"], row_text(ledger, row)
+
+
+def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
+    """Rows of archived months that have these values."""
+    moment = began(str(wanted.get("request_id", "")))
+    for ledger in LEDGERS[kind]:
+        if wanted.keys() <= set(ledger.columns):
+            for file in stored.archived_files(here):
+                if file.ledger == ledger.name and (
+                    moment is None or end_of(file.month) > (moment - AHEAD_MAX).date()
+                ):
+                    yield from _texts(FileStore(archive or file.url), file, ledger, **wanted)
+
+
+def proven(here: stored.Connection, request_id: str, archive: str | None = None) -> dict[str, Any]:
+    """What the rows of a call say, and the way from each to a signed head."""
+    named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
+    for kind in LEDGERS:
+        for owner_id, seq, said in _gone(here, kind, archive, request_id=request_id):
+            named[kind, owner_id, seq] = said
+    if not named:
+        raise LedgerProofFailed(f"no account was moved by {request_id}: there is no row to prove")
+    heads = {one.number: one for one in stored.heads(here)}
+    rows = []
+    for (kind, owner_id, seq), said in sorted(named.items()):
+        segment = stored.segment_at(here, kind, owner_id, seq)
+        if segment is None or segment.head not in heads:
+            raise LedgerProofFailed(
+                f"{kind}:{owner_id} at {seq} is not signed yet: a head is signed every hour"
+            )
+        head = heads[segment.head]
+        tree = stored.segments_of_head(here, head.number)
+        at = [(one.kind, one.owner_id, one.number) for one in tree].index((kind, owner_id, segment.number))
+        rows.append({
+            "row": said, "path": path(_leaves(here, segment, archive), seq - segment.first_seq),
+            "segment": segment.text(), "segment_path": path([one.leaf() for one in tree], at),
+            "head": head.text, "key": head.key.hex(), "signature": head.signature.hex(),
+        })  # fmt: skip
+    return {"request_id": request_id, "rows": rows}
+
+
+def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
+    """The leaves of a segment; `LedgerProofFailed` where they are not what was signed."""
+    places = range(segment.first_seq, segment.last_seq + 1)
+    found = dict(stored.leaves_between(here, segment))
+    if len(found) < len(places):
+        owner = {LEDGERS[segment.kind][0].owner: segment.owner_id}
+        for _, seq, said in _gone(here, segment.kind, archive, **owner, seq=places):
+            found[seq] = leaf(said.encode())
+    leaves = [found.get(seq, NONE) if segment.mark(seq) != NO_MARK else NONE for seq in places]
+    if root(leaves) != segment.root:
+        raise LedgerProofFailed(
+            f"rows of {segment.account} are not what was signed: see tollkeeper ledger verify"
+        )
+    return leaves

@@ -1,0 +1,48 @@
+"""Ledger proof: rows of accounts are hashed into trees, whose heads a keeper signs every hour."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    import typer
+
+    from gateway.run.keeper_doors import KeeperParts, Work
+
+LOOK_S = 60.0
+
+
+def _commands(app: typer.Typer) -> None:
+    from gateway.features.ledger_proof.command import add_to_ledger  # noqa: PLC0415  # of the command line alone
+
+    add_to_ledger(app)
+
+
+def _work(parts: KeeperParts) -> Work | None:
+    if not parts.settings.ledger_key_file:
+        return None
+    from gateway.background.loops import Loop, call  # noqa: PLC0415  # of keepers that sign alone
+    from gateway.features.ledger_proof.keys import read_key  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
+    from persistence.ledger_proof import LedgerSigner, age_of_head  # noqa: PLC0415  # as above
+
+    signer = LedgerSigner(parts.engine, read_key(parts.settings.ledger_key_file), parts.log)
+    return Work(
+        loops=(Loop("ledger heads", LOOK_S, (call(signer.sign_if_due),)),),
+        gauges=(partial(age_of_head, parts.engine),),
+    )
+
+
+FEATURE = Feature(
+    name="ledger_proof",
+    tables=("ledger_head", "ledger_segment"),
+    settings=("ledger_key_file",),
+    metrics=(
+        ("ledger_head_age_seconds", "gauge", "For how long no head of the ledger proof was signed.", ()),
+    ),
+    admin_commands=_commands,
+    work=_work,
+)

@@ -1,0 +1,193 @@
+"""The trees over rows of accounts, and the texts that are hashed and signed. Pure.
+
+Every row is a leaf. A segment is the tree over places of one account that follow each other; it names the
+account's segment before it by hash. A head is the tree over all new segments, and names the head before it.
+Source of the tree: RFC 6962, section 2.1. It must never know where rows are stored, nor who signs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+
+FORMAT: Final = 1
+# A segment has so many places at most: a proof reads the rows of one.
+SEGMENT_PLACES_MAX: Final = 8_192
+# A place that no row has, and what the first text names as the one before.
+NONE: Final = bytes(32)
+# So much of a leaf is stored by place, to name the row that was changed; what proves it is the root.
+MARK_BYTES: Final = 4
+NO_MARK: Final = bytes(MARK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedLedger:
+    """A table whose rows are proven: whose they are, when they were, and the columns of `FORMAT`."""
+
+    name: str
+    owner: str
+    at: str
+    columns: tuple[str, ...]
+    # Columns that are hashed as texts.
+    texts: frozenset[str] = frozenset({"request_id", "control_write_id", "metadata", "unit_prices"})
+
+
+_USE = ("organization_id", "feature_id", "tenant_id", "api_key_id", "user_id", "content_id", "project_id")
+# By kind of account, as in `account_checkpoint`.
+LEDGERS: Final[Mapping[str, tuple[SignedLedger, ...]]] = {
+    "tenant": (
+        SignedLedger("token_ledger", "tenant_id", "created_at", (
+            "id", "tenant_id", "transaction_type", "amount", "total_remaining", "direction", "created_at",
+            "epoch", "seq", "cycle", "request_id", "control_write_id", "service_id", "api_key_id", "user_id",
+            "metadata", "content_id", "project_id", "feature_version",
+        )),
+    ),
+    "credits": (
+        SignedLedger("credit_transaction", "organization_id", "timestamp", (
+            "id", *_USE, "timestamp", "credits_used", "feature_version", "metadata", "request_id",
+            "balance_after", "epoch", "seq", "carried",
+        )),
+        SignedLedger("credit_posting", "organization_id", "created_at", (
+            "id", "organization_id", "kind", "credit_addition_id", "amount", "balance_after", "created_at",
+            "epoch", "seq", "control_write_id", "metadata",
+        )),
+    ),
+    "spend": (
+        SignedLedger("feature_usage", "organization_id", "timestamp", (
+            "id", *_USE, "timestamp", "usage_amount", "feature_version", "metadata", "request_id", "spend",
+            "spent_after", "epoch", "seq", "in_money", "unit_prices",
+        )),
+    ),
+}  # fmt: skip
+
+
+def row_text(ledger: SignedLedger, cells: Mapping[str, Any]) -> str:
+    """A row as it is hashed; its moment is in microseconds. PostgreSQL's `row_to_json` writes the same."""
+    named = {"ledger": ledger.name} | {name: cells[name] for name in ledger.columns}
+    return json.dumps(named, ensure_ascii=False, separators=(",", ":"))
+
+
+def leaf(content: bytes) -> bytes:
+    return sha256(b"\0" + content).digest()
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """The hash of a tree; that of no leaf is the hash of nothing."""
+    *_, top = _levels(leaves)
+    return top[0] if top else sha256().digest()
+
+
+def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, str]]:
+    """What a leaf is hashed with on its way to the root: the side of the other one, and its hash."""
+    found = []
+    for level in _levels(leaves):
+        other = index ^ 1
+        if other < len(level):
+            found.append(("left" if other < index else "right", level[other].hex()))
+        index //= 2
+    return found
+
+
+def _levels(leaves: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    level = leaves
+    yield level
+    while len(level) > 1:
+        above = [
+            sha256(b"\1" + one + two).digest() for one, two in zip(level[::2], level[1::2], strict=False)
+        ]
+        level = [*above, level[-1]] if len(level) % 2 else above
+        yield level
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSegment:
+    """Places of an account from `first_seq` to `last_seq`, in the tree of a head.
+
+    `number` counts the account's segments; places up to `up_to` are signed by then. A row that took the
+    place it had left has a later segment of its own. `previous` is the hash of the segment before.
+    """
+
+    kind: str
+    owner_id: int
+    number: int
+    head: int
+    first_seq: int
+    last_seq: int
+    up_to: int
+    root: bytes
+    previous: bytes
+    marks: bytes = b""
+
+    @property
+    def account(self) -> str:
+        return f"{self.kind}:{self.owner_id}"
+
+    def text(self) -> str:
+        return _text(
+            account=self.account, number=self.number, first=self.first_seq, last=self.last_seq,
+            root=self.root.hex(), previous=self.previous.hex(),
+        )  # fmt: skip
+
+    def leaf(self) -> bytes:
+        return leaf(self.text().encode())
+
+    def mark(self, seq: int) -> bytes:
+        at = (seq - self.first_seq) * MARK_BYTES
+        return self.marks[at : at + MARK_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHead:
+    """A signed text: `text_of_head` says which."""
+
+    number: int
+    text: str
+    key: bytes
+    signature: bytes
+    created_at: datetime
+
+    def digest(self) -> bytes:
+        return sha256(self.text.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerKey:
+    """What signs a text, and by which public key that is verified."""
+
+    public: bytes
+    sign: Callable[[bytes], bytes]
+
+
+def text_of_head(number: int, at: str, segments: Sequence[bytes], previous: bytes) -> str:
+    """The text of a head: how many segments are new, the root of their tree, the hash of the head before."""
+    return _text(
+        format=FORMAT,
+        number=number,
+        at=at,
+        segments=len(segments),
+        root=root(segments).hex(),
+        previous=previous.hex(),
+    )
+
+
+def _text(**said: object) -> str:
+    return json.dumps(said, separators=(",", ":"))
+
+
+def cut(
+    before: LedgerSegment, head: int, first_seq: int, last_seq: int, found: Mapping[int, bytes]
+) -> Iterator[LedgerSegment]:
+    """The segments behind an account's last one, `before`, for places whose leaves were `found`."""
+    for first in range(first_seq, last_seq + 1, SEGMENT_PLACES_MAX):
+        last = min(first + SEGMENT_PLACES_MAX - 1, last_seq)
+        leaves = [found.get(seq, NONE) for seq in range(first, last + 1)]
+        before = LedgerSegment(
+            before.kind, before.owner_id, before.number + 1, head, first, last, max(before.up_to, last),
+            root(leaves), before.leaf() if before.number else NONE,
+            b"".join(one[:MARK_BYTES] for one in leaves),
+        )  # fmt: skip
+        yield before

@@ -1,0 +1,209 @@
+"""Compares rows with what was signed of them, and names what was changed, is missing or was added. Pure.
+
+Rows come from the database and from files of an archive, each in the order of accounts and places. What
+proves a row is the root of its segment, and what proves a segment is its head. Marks only name the row.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
+
+from gateway.features.ledger_proof.tree import (
+    MARK_BYTES,
+    NO_MARK,
+    NONE,
+    LedgerHead,
+    LedgerSegment,
+    root,
+    text_of_head,
+)
+
+DATABASE = "the database"
+
+
+class ProvenRow(NamedTuple):
+    """A row as it was found: whose, its place, its leaf, where, and whether its account stands before it."""
+
+    owner_id: int
+    seq: int
+    leaf: bytes
+    where: str = DATABASE
+    beyond: bool = False
+
+
+class LedgerForgery(NamedTuple):
+    """A difference from what was signed: the account or the head it is of, the place there, the fault."""
+
+    account: str
+    seq: int | None
+    detail: str
+
+
+@dataclass(slots=True)
+class LedgerVerification:
+    """How much was compared, how many rows no head has signed yet, and all faults."""
+
+    heads: int = 0
+    segments: int = 0
+    rows: int = 0
+    unsigned: int = 0
+    last_head: str = ""
+    wrong: list[LedgerForgery] = field(default_factory=list)
+
+    def say(self, account: str, seq: int | None, detail: str) -> None:
+        self.wrong.append(LedgerForgery(account, seq, detail))
+
+
+# Whether a key signed a text: the key, the signature, the text.
+Verifies = Callable[[bytes, bytes, bytes], bool]
+
+
+def check_heads(
+    heads: Sequence[LedgerHead], segments: Iterable[LedgerSegment], keys: Collection[bytes],
+    found: LedgerVerification, *, verifies: Verifies, kept: Mapping[int, str],
+) -> None:  # fmt: skip
+    """Check that each head is signed by one of `keys`, follows the one before it, and has its segments.
+
+    `kept` are hashes of heads that somebody noted elsewhere. Segments come in the order of heads and trees.
+    """
+    trees = _trees(segments, found)
+    expected, previous = 1, NONE
+    for head in heads:
+        name = f"head {head.number}"
+        for number in range(expected, head.number):
+            found.say(f"head {number}", None, "is missing")
+        if head.key not in keys:
+            found.say(name, None, "is signed by another key than those that were named")
+        elif not verifies(head.key, head.signature, head.text.encode()):
+            found.say(name, None, "has a signature that is not of its text")
+        if head.text != text_of_head(head.number, _at(head), trees.pop(head.number, ()), previous):
+            found.say(name, None, "was changed, or its segments or the head before it were")
+        if (noted := kept.get(head.number)) and noted != head.digest().hex():
+            found.say(name, None, "is another one than was kept")
+        expected, previous = head.number + 1, head.digest()
+        found.heads, found.last_head = found.heads + 1, f"{head.number}={previous.hex()}"
+    for number in sorted({*kept, *trees}):
+        # Segments of the next head wait for it.
+        if number > expected or (number == expected and number in kept):
+            found.say(f"head {number}", None, "is missing")
+
+
+def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, Sequence[bytes]]:
+    """The leaves of each head's tree; each segment must name the one before it of its account."""
+    trees, last = dict[int, Sequence[bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
+    for number, of in groupby(segments, key=attrgetter("head")):
+        leaves = list[bytes]()
+        for one in of:
+            account = (one.kind, one.owner_id)
+            if last.get(account, (0, NONE)) != (one.number - 1, one.previous):
+                found.say(
+                    one.account, one.first_seq, f"segment {one.number} does not follow the one before it"
+                )
+            leaves.append(one.leaf())
+            last[account] = one.number, leaves[-1]
+        found.segments += len(leaves)
+        trees[number] = leaves
+    return trees
+
+
+def _at(head: LedgerHead) -> str:
+    try:
+        return str(json.loads(head.text)["at"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def check_rows(
+    kind: str, segments: Iterable[LedgerSegment], streams: Sequence[Iterable[ProvenRow]],
+    found: LedgerVerification,
+) -> None:  # fmt: skip
+    """Check every row of a kind of accounts; all come in the order of accounts and places."""
+    items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
+    for owner_id, of in groupby(items, key=attrgetter("owner_id")):
+        _check_account(f"{kind}:{owner_id}", of, found)
+
+
+def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
+    """A segment comes before the rows of its places, and later ones of the same places behind it."""
+    if isinstance(one, LedgerSegment):
+        return one.owner_id, one.first_seq, 0, one.number
+    return one.owner_id, one.seq, 1, 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A segment whose rows come; those that came late have one place each."""
+
+    segment: LedgerSegment
+    late: dict[int, LedgerSegment] = field(default_factory=dict)
+    rows: dict[int, list[ProvenRow]] = field(default_factory=dict)
+
+
+def _check_account(
+    account: str, items: Iterator[LedgerSegment | ProvenRow], found: LedgerVerification
+) -> None:
+    now: _Open | None = None
+    behind: ProvenRow | None = None
+    for one in items:
+        if isinstance(one, ProvenRow):
+            found.rows += 1
+            if now is not None and one.seq <= now.segment.last_seq:
+                same = now.rows.setdefault(one.seq, [])
+                # A row that stayed when its month was archived is there, and in the file.
+                if not any(other.leaf == one.leaf and other.where != one.where for other in same):
+                    same.append(one)
+                continue
+            found.unsigned += 1
+            if one.beyond:
+                found.say(account, one.seq, f"was added to {one.where}: the account stands before it")
+            elif behind is not None and (behind.seq, behind.where) == (one.seq, one.where):
+                found.say(
+                    account, one.seq, f"two rows have this place in {one.where}, and no head signed either"
+                )
+            behind = one
+        elif now is not None and one.last_seq <= now.segment.last_seq:
+            now.late[one.first_seq] = one
+        else:
+            if now is not None:
+                _check_segment(account, now, found)
+                if one.first_seq != now.segment.last_seq + 1:
+                    places = f"no segment has the places up to {one.first_seq - 1}"
+                    found.say(account, now.segment.last_seq + 1, places)
+            now, behind = _Open(one), None
+    if now is not None:
+        _check_segment(account, now, found)
+
+
+def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
+    """Compare the rows of a segment with its root, and name them by its marks where they differ."""
+    segment, late, rows = now.segment, now.late, now.rows
+    places = range(segment.first_seq, segment.last_seq + 1)
+    leaves = [rows[seq][0].leaf if seq in rows and seq not in late else NONE for seq in places]
+    named = [one for seq, due in late.items() for one in _compared(account, seq, rows.get(seq, ()), due.root)]
+    if all(len(of) == 1 for seq, of in rows.items() if seq not in late) and root(leaves) == segment.root:
+        if b"".join(one[:MARK_BYTES] for one in leaves) != segment.marks:
+            found.say(account, segment.first_seq, f"the marks up to {segment.last_seq} were changed")
+    else:
+        for seq in (one for one in places if one not in late):
+            named += _compared(account, seq, rows.get(seq, ()), segment.mark(seq))
+        if not named:
+            found.say(account, segment.first_seq, f"some row up to {segment.last_seq} is not what was signed")
+    found.wrong += named
+
+
+def _compared(account: str, seq: int, rows: Sequence[ProvenRow], due: bytes) -> Iterator[LedgerForgery]:
+    """Faults of the rows of a place; `due` is the leaf that was signed, or how it begins."""
+    right = [row for row in rows if due != NO_MARK and row.leaf.startswith(due)]
+    if not rows and due != NO_MARK:
+        yield LedgerForgery(account, seq, "is missing")
+    elif rows and not right and due != NO_MARK:
+        yield LedgerForgery(account, seq, f"was changed in {rows[0].where}")
+    else:
+        for row in [one for one in rows if one not in right] + right[1:]:
+            yield LedgerForgery(account, seq, f"was added to {row.where}")
