@@ -53,6 +53,7 @@ from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.tables import (
+    api_key,
     budget,
     business_model,
     control_write,
@@ -93,9 +94,20 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
 def _of_tenant(table: Table, realm: Realm) -> ColumnElement[bool]:
     if table is tenant:
         return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
+    if realm.api_key_id is not None and table not in EVERYBODYS:
+        return _of_key(table, realm.api_key_id)
     if TENANT in table.c:
         return table.c[TENANT] == realm.tenant_id
     return false() if table is organization else _led(table, realm)
+
+
+def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
+    """What names the key; the key itself, and the one in its place."""
+    if table is api_key:
+        successor = api_key.alias()
+        place = select(successor.c.replaced_by_id).where(successor.c.id == key_id).scalar_subquery()
+        return (api_key.c.id == key_id) | (api_key.c.id == place)
+    return table.c["api_key_id"] == key_id if "api_key_id" in table.c else false()
 
 
 def _led(table: Table, realm: Realm) -> ColumnElement[bool]:

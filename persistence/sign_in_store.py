@@ -25,6 +25,10 @@ class SignInStore(ABC):
         """Find a named admin token that is neither expired nor revoked."""
         return await self.run(lambda connection: access.find_admin_token(connection, digest))
 
+    async def key_holder(self, digest: str) -> Actor | None:
+        """Find who holds an API key that is neither expired nor revoked."""
+        return await self.run(lambda connection: access.find_key_holder(connection, digest))
+
     async def mail_consent(self, digest: str) -> Row | None:
         """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
         return await self.run(lambda connection: webhooks.consent_by(connection, digest))

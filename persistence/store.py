@@ -245,6 +245,8 @@ class Store(SignInStore):
                 if asked.filters.get("tenant_id") not in {None, team}:
                     team = NOBODYS
                 asked = replace(asked, filters={**asked.filters, "tenant_id": team})
+            if (key := self._within.api_key_id) is not None:
+                asked = replace(asked, filters={**asked.filters, "api_key_id": key})
         return await self._read(lambda connection: usage.used(connection, asked))
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:

@@ -77,7 +77,8 @@ class AdminPorts:
     `peppers` are what credentials are digested under. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `failures`
-    counts wrong credentials. `programs` says who runs. A token that is None does not exist. `routes` are
+    counts wrong credentials. `programs` says who runs. `gateway_url` is where people send calls, empty where
+    nobody says it. A token that is None does not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
     The console's lists of features that no setting wants are `off`.
 
@@ -106,6 +107,7 @@ class AdminPorts:
     off: frozenset[str] = frozenset()
     actor: Actor = NOBODY
     version: str = "0"
+    gateway_url: str = ""
     body_bytes_max: int = BODY_BYTES_MAX
     request_timeout_s: float = REQUEST_TIMEOUT_S
     push_timeout_s: float = PUSH_TIMEOUT_S

@@ -261,6 +261,7 @@ class Administration:
             off=screens_off(settings),
             sign_ins=self._sign_ins.now,
             version=version("tollkeeper"),
+            gateway_url=settings.calls_url,
             budget=HourlyBudget(
                 settings.organization_cpu_s_an_hour,
                 settings.organization_rows_an_hour,

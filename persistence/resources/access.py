@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import (
+    KEY_HOLDER,
     MEMBER,
     OVERLAP_S,
     OWNER,
@@ -548,6 +549,30 @@ def delete(change: EntityWrite) -> Row:
 
 def define(change: EntityWrite, row: Row) -> None:
     change.define(f"key:{row['id']}", row["organization_id"])
+
+
+def find_key_holder(connection: Connection, digest: str) -> Actor | None:
+    """Find who holds a key that is neither expired nor revoked; tokens of an issuer are no key."""
+    here = api_key.c
+    row = connection.execute(
+        select(here.id, here.tenant_id, tenant.c.organization_id)
+        .join(tenant, tenant.c.id == here.tenant_id)
+        .join(organization, organization.c.id == tenant.c.organization_id)
+        .where(
+            here.digest == digest,
+            here.issuer.is_(None),
+            here.revoked_at.is_(None),
+            or_(here.expires_at.is_(None), here.expires_at > func.now()),
+            organization.c.deleted_at.is_(None),
+            tenant.c.deleted_at.is_(None),
+        )
+    ).first()
+    if row is None:
+        return None
+    return Actor(
+        f"key:{row.id}", KEY_HOLDER, organization_id=row.organization_id, tenant_id=row.tenant_id,
+        api_key_id=row.id,
+    )  # fmt: skip
 
 
 KEY_SUBJECT = Entity(

@@ -176,7 +176,7 @@ async def test_no_page_of_the_console_shows_what_is_another_tenants(
 ) -> None:
     for role, team in teams.items():
         person = Person(team.client)
-        await person.sign_in(team.token)
+        assert (await person.sign_in(team.token)).headers["Location"] == "/"
         for route in app_of(team.client).router.routes():
             path = route.resource.canonical
             if path in {"/readyz", "/livez", "/metrics"}:

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import checked, period_of
-from gateway.admin.console import lists, records, reports
+from gateway.admin.console import lists, own_pages, records, reports
 from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
@@ -343,7 +343,12 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     _mount_sign_ins(app, desk, signing, leaving)
     live = Live(ports.snapshot, time.time)
     overview = Overview(ports, live, time.monotonic)
-    router.add_get("/", desk.reading(overview.show))
+    router.add_get("/", desk.reading(own_pages.or_home(overview.show), by_key=True))
+    router.add_get("/me", desk.reading(own_pages.show_me, by_key=True))
+    router.add_get("/team", desk.reading(own_pages.show_team))
+    router.add_get("/account", desk.reading(own_pages.show_account))
+    router.add_post("/me/keys/{id:[0-9]+}/rotate", desk.asking(own_pages.rotate, by_key=True))
+    router.add_post("/me/budgets/{id:[0-9]+}/ask", desk.asking(own_pages.ask, by_key=True))
     router.add_get("/health", desk.reading(overview.health))
     router.add_get("/live", desk.reading(overview.fragment))
     router.add_get("/spend", desk.reading(overview.spend))

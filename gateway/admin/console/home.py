@@ -23,6 +23,7 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from multidict import MultiMapping
 
+from gateway.admin import credentials
 from gateway.admin.console import formatting
 from gateway.admin.console.formatting import EXAMPLES
 from gateway.admin.console.screens import menu
@@ -34,6 +35,7 @@ from gateway.admin.ports import NOBODY, AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Endpoint, words
 from gateway.core.accounts.administration import (
+    KEY_HOLDER,
     Actor,
     Claim,
     Command,
@@ -46,6 +48,7 @@ from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Pers
 from gateway.core.text import visible
 from gateway.errors import (
     AdminRefusal,
+    Forbidden,
     Forged,
     IssuerUnavailable,
     SignInRefused,
@@ -196,6 +199,7 @@ OVER_TLS = web.AppKey("over_tls", bool)
 
 _NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask an administrator."
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
+_KEY = re.compile(rf"{credentials.API_KEY}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +229,9 @@ class Sessions:
         self._asking: set[asyncio.Task[None]] = set()
 
     async def begin(self, request: web.Request, token: str) -> SessionCookie:
-        """Begin a session for who holds the token; `Unauthorized` if nobody does."""
-        actor, digest = await requests.known_token(self._ports, token)
+        """Begin a session for who holds the token or the API key; `Unauthorized` if nobody does."""
+        known = requests.known_key if _KEY.fullmatch(token) else requests.known_token
+        actor, digest = await known(self._ports, token)
         await requests.take_place(request, actor.organization_id)
         name = secrets.token_urlsafe(SESSION_BYTES)
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
@@ -270,12 +275,15 @@ class Sessions:
             "expires_at": ends,
         }
         await self._ports.store.write(
-            Command("console-sessions", "create", actor, request[REQUEST_ID], _public, None, kept)
+            Command("console-sessions", "create", _begins(actor), request[REQUEST_ID], _public, None, kept)
         )
         return SessionCookie(name, seconds)
 
-    async def signed_in(self, request: web.Request) -> SignedInPerson:
-        """Who sent the request; `Unauthorized` if nobody is signed in."""
+    async def signed_in(self, request: web.Request, *, by_key: bool = False) -> SignedInPerson:
+        """Who sent the request; `Unauthorized` if nobody is signed in.
+
+        Who signed in with an API key comes to what is there for them alone: `Forbidden` unless `by_key`.
+        """
         name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
             raise Unauthorized
@@ -284,6 +292,8 @@ class Sessions:
             raise Unauthorized
         actor = await requests.actor_of_digest(self._ports, session.token_digest)
         await requests.take_place(request, actor.organization_id)
+        if actor.role == KEY_HOLDER and not by_key:
+            raise Forbidden("Who signs in with an API key sees the page of that key alone.")
         actor = replace(actor, person=session.person)
         if session.is_due:
             await self._ask_again(request, session, actor, name)
@@ -295,7 +305,7 @@ class Sessions:
 
     async def _end(self, request: web.Request, actor: Actor, session_id: int) -> None:
         await self._ports.store.write(
-            Command("console-sessions", "end", actor, request[REQUEST_ID], _public, session_id)
+            Command("console-sessions", "end", _begins(actor), request[REQUEST_ID], _public, session_id)
         )
 
     async def _ask_again(
@@ -342,6 +352,11 @@ class Sessions:
 
     def _digest(self, name: str) -> str:
         return self._ports.peppers.digest(f"session {name}")
+
+
+def _begins(actor: Actor) -> Actor:
+    """Who begins and ends a session: it is a row of the organization, not of a tenant or a key."""
+    return replace(actor, tenant_id=None, api_key_id=None)
 
 
 def set_cookie(request: web.Request, response: web.StreamResponse, session: SessionCookie) -> None:
@@ -428,11 +443,13 @@ class ConsoleShell:
         """The desk of who is signed in: what its role and organization let it see and do."""
         return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
-    def reading(self, page: Reading) -> Handler:
+    def reading(self, page: Reading, *, by_key: bool = False) -> Handler:
+        """A page of who is signed in; `by_key`: with an API key, too."""
+
         async def handle(request: web.Request) -> web.StreamResponse:
             signed = None
             try:
-                signed = await self.sessions.signed_in(request)
+                signed = await self.sessions.signed_in(request, by_key=by_key)
                 return await page(self.of(signed.actor), request, signed)
             except TollkeeperError as error:
                 return self.refused(request, signed, error)
@@ -450,7 +467,7 @@ class ConsoleShell:
 
         return self.asking(posted)
 
-    def asking(self, page: Writing) -> Handler:
+    def asking(self, page: Writing, *, by_key: bool = False) -> Handler:
         """A form that was sent by a page of ours."""
 
         async def posted(
@@ -460,7 +477,7 @@ class ConsoleShell:
             require_form_token(signed, form)
             return await page(desk, request, signed, form)
 
-        return self.reading(posted)
+        return self.reading(posted, by_key=by_key)
 
     def answer(
         self,

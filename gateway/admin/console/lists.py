@@ -34,7 +34,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
-from gateway.errors import Unprocessable
+from gateway.errors import Forbidden, Unprocessable
 
 # The order of a list: as its rows came, either way round, or a bounded number of them by another column.
 
@@ -504,7 +504,7 @@ async def _hits(desk: ConsoleShell, name: str, by: str, wanted: str, notes: Sequ
     sent = MultiDict({by: wanted, "limit": str(FOUND_MAX)})
     try:
         rows, _ = await operations.list(read_query(name, screen.resource.filters, sent))
-    except Unprocessable:
+    except (Unprocessable, Forbidden):
         return []
     names = await desk.names(references(screen, rows))
     return [

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Endpoint, Resource
-from gateway.core.accounts.administration import Actor, refused_read
+from gateway.core.accounts.administration import CREATE, Actor, refused_read, refused_write
 from gateway.feature import features
 
 
@@ -331,6 +331,17 @@ def _everybody(_: Actor) -> bool:
     return True
 
 
+def leads(actor: Actor) -> bool:
+    """Whether somebody is the lead of one tenant."""
+    budgets = RESOURCES["budgets"]
+    return actor.tenant_id is not None and refused_write(actor, budgets.name, budgets.access, CREATE) is None
+
+
+def is_customer(actor: Actor) -> bool:
+    """Whether somebody is of one organization, and of no tenant alone."""
+    return actor.organization_id is not None and actor.tenant_id is None
+
+
 def _reader_of(report: str) -> Callable[[Actor], bool]:
     return lambda actor: _is_read(actor, REPORTS[report])
 
@@ -348,8 +359,11 @@ class MenuPage(NamedTuple):
 
 # Before the lists of their headings.
 PAGES = (
-    MenuPage("Spend", "overview", "Overview", "/"),
-    MenuPage("Spend", "usage", "Usage and cost", "/usage"),
+    MenuPage("Spend", "overview", "Overview", "/", lambda actor: actor.tenant_id is None),
+    MenuPage("Spend", "me", "My page", "/me", lambda actor: actor.tenant_id is not None),
+    MenuPage("Spend", "team", "Team", "/team", leads),
+    MenuPage("Spend", "account", "Account", "/account", is_customer),
+    MenuPage("Spend", "usage", "Usage and cost", "/usage", lambda actor: actor.api_key_id is None),
     MenuPage("Billing", "balances", "Balances", "/balances", _reader_of("reports/balances")),
     MenuPage("Billing", "unbilled", "Unbilled", "/unbilled", _reader_of("reports/unbilled")),
     MenuPage(

@@ -51,7 +51,7 @@ class SignInPages:
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in`; who is signed in already goes on."""
         try:
-            await self._desk.sessions.signed_in(request)
+            await self._desk.sessions.signed_in(request, by_key=True)
         except Unauthorized:
             return self.door(request)
         except TollkeeperError as error:
@@ -65,7 +65,7 @@ class SignInPages:
             session = await self._desk.sessions.begin(request, _token(posted))
         except Unauthorized as error:
             await slow_down(self._failures, request, error.failure)
-            return self.door(request, 401, "This token is not known, or no longer valid.")
+            return self.door(request, 401, "This token or key is not known, or no longer valid.")
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
         response = see(wanted_of(request))
@@ -288,7 +288,7 @@ class SignOutPages:
         """`POST /sign-out`."""
         response: web.Response = see(HERE)
         try:
-            signed = await self._desk.sessions.signed_in(request)
+            signed = await self._desk.sessions.signed_in(request, by_key=True)
             require_form_token(signed, await read_form(request))
             await self._desk.sessions.end(request, signed)
             response = await self._leave(request, signed) or response

@@ -146,6 +146,15 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
     raise Unauthorized
 
 
+async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
+    """Name who holds an API key, and by which of its digests; `Unauthorized` if nobody does."""
+    for digest in ports.peppers.digests(key):
+        actor = await ports.store.key_holder(digest)
+        if actor is not None:
+            return actor, digest
+    raise Unauthorized
+
+
 async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
     """Name whose role a person has, and by which digest; None where no admin token stands for them.
 
@@ -164,8 +173,9 @@ async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] |
 
 
 async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
-    """Name who holds the token of this digest; `Unauthorized` once nobody does any more."""
+    """Name who holds the token or key of this digest; `Unauthorized` once nobody does any more."""
     actor = _built_in(ports, digest) or await ports.store.staff_token(digest)
+    actor = actor or await ports.store.key_holder(digest)
     if actor is None:
         raise Unauthorized
     return actor

@@ -38,10 +38,11 @@ TENANT = "tenant_id"
 
 @dataclass(frozen=True, slots=True)
 class Realm:
-    """All that a caller sees: what is of one organization, or of one tenant of it."""
+    """All that a caller sees: what is of one organization, of one tenant of it, or of one API key."""
 
     organization_id: int
     tenant_id: int | None = None
+    api_key_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,9 @@ class Actor:
     """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
 
     Of one organization alone it sees and changes nothing of any other; None is of all. `tenant_id` narrows
-    it to one tenant of that organization. One that `is_ours` was given by staff to staff. A person of a
-    provider of identities is a `person`, even if the same token stands for others.
+    it to one tenant of that organization, and `api_key_id` to one key of that. One that `is_ours` was given
+    by staff to staff. A person of a provider of identities is a `person`, even if the same token stands for
+    others.
     """
 
     scope: str
@@ -61,11 +63,14 @@ class Actor:
     person: PersonIdentity | None = None
     is_ours: bool = False
     tenant_id: int | None = None
+    api_key_id: int | None = None
 
     @property
     def realm(self) -> Realm | None:
         """What it sees; None is everything."""
-        return None if self.organization_id is None else Realm(self.organization_id, self.tenant_id)
+        if self.organization_id is None:
+            return None
+        return Realm(self.organization_id, self.tenant_id, self.api_key_id)
 
     @property
     def claims_as(self) -> str:
@@ -188,6 +193,8 @@ OPERATOR = "operator"
 MEMBER = "member"
 READONLY = "readonly"
 ROLES = (ADMIN, BILLING, OPERATOR, MEMBER, READONLY)
+# Of who signed in to the console with an API key: no resource names it, so the page of the key is all it has.
+KEY_HOLDER = "key"
 # Those a token of one tenant may have: of its lead, of an engineer, of who looks on.
 TEAM_ROLES = (OPERATOR, MEMBER, READONLY)
 

@@ -240,6 +240,21 @@ class BatchPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class SdkExample:
+    """How people call a family: a program for its SDK, and the path and body of a call by hand.
+
+    `{base}` and `{model}` stand in them. `model` is one of the vendor's, `begins` how names of these begin.
+    """
+
+    sdk: str
+    model: str
+    begins: tuple[str, ...]
+    program: str
+    path: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApiFamily:
     """One family; what it leaves out it has like any other API.
 
@@ -261,7 +276,7 @@ class ApiFamily:
     nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
     of a budget is used, with an answer or with the refusal they are given. `session_field` names a session
     that an upstream has opened, in requests and answers: it belongs to who opened it. Fields `said_twice` say
-    what a body does as well, and are read with it.
+    what a body does as well, and are read with it. `example` shows how to call it.
     """
 
     name: Family
@@ -295,6 +310,7 @@ class ApiFamily:
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None
     session_field: bytes = b""
     said_twice: tuple[bytes, ...] = ()
+    example: SdkExample | None = None
 
 
 def target(

@@ -9,7 +9,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
-from gateway.core.families.family import ApiFamily, CallKind, Listing, target
+from gateway.core.families.family import ApiFamily, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
 
@@ -121,6 +121,22 @@ FAMILY = ApiFamily(
         around=(("has_more", False),), ends=("first_id", "last_id"),
     ),
     provider="anthropic",
+    example=SdkExample(
+        "anthropic", "claude-sonnet-4-5", ("claude",),
+        """\
+from anthropic import Anthropic
+
+client = Anthropic(base_url="{base}", api_key="tk_…")
+answer = client.messages.create(
+    model="{model}",
+    max_tokens=256,
+    messages=[{"role": "user", "content": "Hello"}],
+)
+print(answer.content[0].text)
+""",
+        "/v1/messages",
+        '{"model": "{model}", "max_tokens": 256, "messages": [{"role": "user", "content": "Hello"}]}',
+    ),
     budget_fields=_budget_fields,
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,

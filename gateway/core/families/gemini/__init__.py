@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, CallKind, Listing, target
+from gateway.core.families.family import ApiFamily, CallKind, Listing, SdkExample, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
@@ -109,5 +109,16 @@ FAMILY = ApiFamily(
         each=(("supportedGenerationMethods", ["generateContent", "countTokens"]),),
     ),
     provider="gcp.gemini",
+    example=SdkExample(
+        "google-genai", "gemini-2.5-flash", ("gemini",),
+        """\
+from google import genai
+
+client = genai.Client(api_key="tk_…", http_options={"base_url": "{base}"})
+answer = client.models.generate_content(model="{model}", contents="Hello")
+print(answer.text)
+""",
+        "/v1beta/models/{model}:generateContent", '{"contents": [{"parts": [{"text": "Hello"}]}]}',
+    ),
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, target
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.families.openai import calls, chat, media, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.metering.stream import OpaqueMeter
@@ -136,6 +136,20 @@ FAMILY = ApiFamily(
         each=(("object", "model"), ("created", 0), ("owned_by", "tollkeeper")), around=(("object", "list"),)
     ),
     provider="openai",
+    example=SdkExample(
+        "openai", "gpt-4o-mini", ("gpt", "o1", "o3", "o4"),
+        """\
+from openai import OpenAI
+
+client = OpenAI(base_url="{base}/v1", api_key="tk_…")
+answer = client.chat.completions.create(
+    model="{model}",
+    messages=[{"role": "user", "content": "Hello"}],
+)
+print(answer.choices[0].message.content)
+""",
+        "/v1/chat/completions", '{"model": "{model}", "messages": [{"role": "user", "content": "Hello"}]}',
+    ),
     # Base and tiles at most; patches at most, times the model's factor.
     pictures={
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,

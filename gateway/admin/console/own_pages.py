@@ -1,0 +1,386 @@
+"""Pages of people who are not staff: an engineer's own page, a lead's team, a customer's account.
+
+An engineer may come with the API key alone. They read their tenant's rows, and of keys that name a user their
+own. Budgets of the whole organization are told as far as their calls take from them,
+as the gateway tells them at `/.tollkeeper/usage`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from gateway.admin import live
+from gateway.admin.api.views import row_id
+from gateway.admin.console import formatting, lists, records, reports
+from gateway.admin.console.formatting import BudgetUse
+from gateway.admin.console.home import ConsoleShell, Posted, Reading, SignedInPerson, query, see
+from gateway.admin.console.screens import SCREENS, is_customer, leads
+from gateway.admin.http.requests import may_write
+from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import CREATE, KEY_HOLDER, MEMBER, Actor, Row
+from gateway.core.accounts.budgets import BUDGETS_MAX, KEY, OPEN, SELECTING, USER, is_of, read_budget
+from gateway.core.accounts.usage import UsageQuery, end_of
+from gateway.core.families.registry import ALL
+from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
+
+KEYS_SHOWN = 20
+CALLS_SHOWN = 20
+REQUESTS_SHOWN = 20
+PARTS_SHOWN = 8
+REQUESTS = "raise-requests"
+_DAY = timedelta(days=1)
+# A key with one of these is not changed for another.
+_DONE = ("revoked_at", "replaced_by_id", "issuer")
+
+
+class OwnScope(NamedTuple):
+    """Whose page it is: their tenant, the user they are, their keys, and the filter of their calls."""
+
+    tenant: Row
+    user: str
+    keys: Sequence[Row]
+    calls: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBudget:
+    """A budget that somebody's calls take from: its calls, and their use, None where they have many."""
+
+    row: Row
+    of: str
+    use: BudgetUse | None
+    state: str
+
+
+def or_home(page: Reading) -> Reading:
+    """A first page of all, and of who is narrowed to one tenant or key their own."""
+
+    async def shown(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
+        return await page(desk, request, signed) if signed.actor.tenant_id is None else see("/me")
+
+    return shown
+
+
+# My page: the keys, what is left of budgets, the last calls, and how to call.
+
+
+async def show_me(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /me`."""
+    return await _me(desk, request, signed)
+
+
+async def _me(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, refused: str = "", status: int = 200
+) -> web.Response:
+    scope = await _scope(desk, signed.actor)
+    wide = _of_organization(desk, signed.actor)
+    store = desk.ports.store
+    budgets, calls, spent, asked, allowed, [tenant] = await asyncio.gather(
+        _budgets(wide, scope),
+        store.page("calls", query(CALLS_SHOWN, newest_first=True, **scope.calls)),
+        reports.spent(store, _month(scope.calls, "model"), "cost"),
+        _requests(wide, requested_by=signed.actor.scope),
+        _model_lists(wide, scope),
+        lists.with_quotas(wide, [scope.tenant]),
+    )
+    return desk.answer(
+        request, signed, "me.html", status,
+        tenant=tenant, user=scope.user, keys=[_key(row) for row in scope.keys], budgets=budgets,
+        calls=[RESOURCES["calls"].render(row) for row in calls.rows], month=spent, parts_max=PARTS_SHOWN,
+        asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
+        snippets=snippets(desk.ports.gateway_url, _models(calls.rows, allowed)),
+    )  # fmt: skip
+
+
+async def rotate(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+) -> web.Response:
+    """`POST /me/keys/{id}/rotate`: a key in the place of one's own, shown once."""
+    key_id, actor, scope = row_id(request), signed.actor, await _scope(desk, signed.actor)
+    if not _may_rotate(actor):
+        raise Forbidden("Who reads alone rotates no key.")
+    is_own = actor.api_key_id in {None, key_id}  # not the key in its place: who holds that is another
+    if not is_own or all(row["id"] != key_id for row in scope.keys):
+        raise NotFound
+    keys = desk.of(_acting(actor)).operations["api-keys"]
+    [action] = [each for each in keys.resource.actions if each.name == "rotate"]
+    try:
+        done = await keys.act(action, desk.asked(request, signed, posted, {"id": key_id}), key_id, {})
+    except Conflict as error:
+        return await _me(desk, request, signed, error.message, error.status)
+    return desk.answer(
+        request, signed, "secret.html", 201, screen=SCREENS["api-keys"], row=done.content, back="/me",
+        secret=str(done.content.get("key", "")),
+    )  # fmt: skip
+
+
+async def ask(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+) -> web.Response:
+    """`POST /me/budgets/{id}/ask`: ask for more of a budget that one's calls take from."""
+    scope, wide = await _scope(desk, signed.actor), _of_organization(desk, signed.actor)
+    if not _may_ask(signed.actor):
+        raise Forbidden("This token may not ask for more of a budget.")
+    budget_id = row_id(request)
+    mine = {int(str(each.row["id"])): each.row for each in await _budgets(wide, scope)}
+    if budget_id not in mine:
+        raise NotFound
+    amount, reason, until = (str(posted.get(name, "")).strip() for name in ("amount", "reason", "until"))
+    sent: dict[str, object] = {"budget_id": budget_id, "reason": reason}
+    sent["amount"] = resources_resource.amount(str(mine[budget_id]["unit"]), amount)
+    if until:
+        sent["until"] = f"{until}T00:00:00Z"
+    try:
+        await wide.operations[REQUESTS].create(desk.asked(request, signed, posted, sent), sent)
+    except (Unprocessable, Conflict) as error:
+        wrong = "; ".join(f"{name} {said}" for name, said in getattr(error, "errors", ()))
+        return await _me(desk, request, signed, wrong or error.message, error.status)
+    return see("/me?done=asked")
+
+
+async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
+    """The rows of a person; `Forbidden` for who is of no one tenant."""
+    if actor.tenant_id is None:
+        raise Forbidden("This page is for people of one tenant, and for who signs in with an API key.")
+    wide = _of_organization(desk, actor).ports.store
+    tenant = RESOURCES["tenants"].render(await wide.get("tenants", actor.tenant_id))
+    own: dict[str, Any] = {"tenant_id": actor.tenant_id}
+    calls = own
+    user = ""
+    if actor.user_id is not None:
+        user = str((await wide.get("users", actor.user_id))["external_id"])
+        calls = {"user_id": actor.user_id}
+    if actor.api_key_id is not None:
+        calls = {"api_key_id": actor.api_key_id}
+    # The keys of a user, and those that all of the tenant share.
+    filters = [{**own, "user": user}, {**own, "user": None}] if user else [own]
+    pages = await asyncio.gather(
+        *(desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **each)) for each in filters)
+    )
+    keys = [row for page in pages for row in page.rows]
+    if actor.api_key_id is not None:
+        user = str(next((row["user"] for row in keys if row["id"] == actor.api_key_id), None) or "")
+    return OwnScope(tenant, user, keys, calls)
+
+
+def _acting(actor: Actor) -> Actor:
+    """What a person does as: who holds a key looks after it as a member does."""
+    return replace(actor, role=MEMBER) if actor.role == KEY_HOLDER else actor
+
+
+def _of_organization(desk: ConsoleShell, actor: Actor) -> ConsoleShell:
+    """The desk of the organization: for what was looked up and found to be of this person alone."""
+    return desk.of(replace(_acting(actor), tenant_id=None, api_key_id=None))
+
+
+def _may_rotate(actor: Actor) -> bool:
+    return may_write(_acting(actor), RESOURCES["api-keys"], "rotate")
+
+
+def _may_ask(actor: Actor) -> bool:
+    return REQUESTS in RESOURCES and may_write(_acting(actor), RESOURCES[REQUESTS], CREATE)
+
+
+def _key(row: Row) -> Row:
+    """A key as it is shown, and whether another can be made in its place."""
+    key = RESOURCES["api-keys"].render(row)
+    state = formatting.state_of("api-keys", key)
+    return {**key, "state": state, "rotates": state == "active" and all(key[name] is None for name in _DONE)}
+
+
+async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
+    """The budgets that somebody's calls take from, each with their own account where each has one."""
+    found = await wide.ports.store.page(
+        "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
+    )
+    mine = [row for row in found.rows if _takes_from(row, scope)]
+    accounts = {KEY: {str(row["id"]): str(row["name"]) for row in scope.keys}}
+    if scope.user:
+        accounts[USER] = {scope.user: scope.user}
+    plain = await live.overlay_budgets(wide.ports, [row for row in mine if row["each"] not in accounts])
+    for each, named in accounts.items():
+        rows = [row for row in mine if row["each"] == each]
+        for value, whose in named.items() if rows else ():
+            plain += [{**row, "whose": whose} for row in await live.own_budgets(wide.ports, rows, value)]
+    targets = {name: SCREENS["budgets"].resource.target(name) for name in SELECTING}
+    names = await wide.names(
+        {
+            targets[name]: {int(str(row[name])) for row in plain if row[name] is not None}
+            for name in SELECTING
+            if targets[name]
+        }
+    )
+    return [_own_budget(row, names, targets) for row in plain]
+
+
+def _own_budget(row: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> OwnBudget:
+    told = {**RESOURCES["budgets"].render(row)}
+    of = formatting.budget_selector(told, names, targets)
+    of += f": {row['whose']}" if "whose" in row else ""
+    return OwnBudget(told, of, formatting.use_of(told), formatting.budget_state_of(told))
+
+
+def _takes_from(row: Row, scope: OwnScope) -> bool:
+    budget = read_budget(row)
+    keys = {0, *(int(str(key["id"])) for key in scope.keys)}
+    return (
+        budget.tenant_id in {0, scope.tenant["id"]}
+        and budget.api_key_id in keys
+        and budget.user in {"", scope.user}
+    )
+
+
+async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
+    """The latest raise requests; nothing where that feature is not there."""
+    if REQUESTS not in RESOURCES:
+        return []
+    page = await wide.ports.store.page(REQUESTS, query(REQUESTS_SHOWN, newest_first=True, **filters))
+    return [RESOURCES[REQUESTS].render(row) for row in page.rows]
+
+
+# Snippets: one for each SDK, with a model that somebody may use.
+
+_EXAMPLES = [family.example for family in reversed(ALL) if family.example is not None]
+# A name that means nothing but itself to Python, to JSON and to a shell.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}", re.ASCII)
+ANYWHERE = "https://YOUR-GATEWAY"
+
+Lists = Sequence[Sequence[str]]
+
+
+async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
+    """The lists that a model has to be on, of the organization, the tenant, the user and the newest key."""
+    store, owner = wide.ports.store, int(str(scope.tenant["organization_id"]))
+    said: list[Any] = [(await store.get("organizations", owner))["models"], scope.tenant["models"]]
+    if scope.user:
+        users = await store.page("users", query(1, organization_id=owner, external_id=scope.user))
+        said += [row["models"] for row in users.rows]
+    said += [row["models"] for row in scope.keys[:1]]
+    return [models for models in said if models is not None]
+
+
+def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
+    """A model for each SDK that somebody may use, the one they used last first; none where there is none."""
+    used = [str(row["model"]) for row in calls if row["model"] and int(str(row["status"])) < 400]
+    listed = [name for each in allowed for name in each if not name.endswith("*")]
+    known = [example.model for example in _EXAMPLES]
+    may = [
+        name
+        for name in (*used, *listed, *known)
+        if _PLAIN_NAME.fullmatch(name) and all(any(is_of(name, one) for one in each) for each in allowed)
+    ]
+    found = {
+        example.sdk: next((name for name in may if name.lower().startswith(example.begins)), "")
+        for example in _EXAMPLES
+    }
+    # The API of the first one is what most other models are called by.
+    if not any(found.values()) and may:
+        found[_EXAMPLES[0].sdk] = may[0]
+    return {sdk: name for sdk, name in found.items() if name}
+
+
+def snippets(url: str, models: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Programs that call a model each, by the name of their SDK, and a call by hand."""
+    base, found, by_hand = url or ANYWHERE, [], ""
+    for example in _EXAMPLES:
+        if model := models.get(example.sdk):
+            found.append((example.sdk, _filled(example.program, base, model)))
+            by_hand = by_hand or _filled(_CURL, base, model, example.path, example.body)
+    return [*found, ("curl", by_hand)] if found else []
+
+
+_CURL = """\
+curl {base}{path} \\
+  -H 'Authorization: Bearer tk_…' \\
+  -H 'Content-Type: application/json' \\
+  -d '{body}'
+"""
+
+
+def _filled(text: str, base: str, model: str, path: str = "", body: str = "") -> str:
+    text = text.replace("{path}", path).replace("{body}", body)
+    return text.replace("{base}", base).replace("{model}", model)
+
+
+# The page of a team's lead: people and keys, who spends what, the budgets they set, and who asks for more.
+
+MEMBERS_SHOWN = 50
+
+
+async def show_team(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /team`."""
+    actor = signed.actor
+    if not leads(actor) or actor.tenant_id is None:
+        raise Forbidden("This page is for the lead of one tenant.")
+    wide, store = _of_organization(desk, actor), desk.ports.store
+    own: dict[str, Any] = {"tenant_id": actor.tenant_id}
+    tenant = RESOURCES["tenants"].render(await store.get("tenants", actor.tenant_id))
+    month = _month(own, "user")
+    by_user, by_model, members, keys, budgets, asked = await asyncio.gather(
+        reports.spent(store, month, "cost"),
+        reports.spent(store, replace(month, groups=("model",)), "cost"),
+        wide.ports.store.page(
+            "admin-tokens", query(MEMBERS_SHOWN, newest_first=True, revoked_at=None, **own)
+        ),
+        records.preview(desk, "api-keys", **own),
+        records.of_account(desk, int(str(tenant["organization_id"])), own),
+        _requests(desk, status=OPEN),
+    )
+    [with_quota] = await lists.with_quotas(desk, [tenant])
+    theirs, _ = await desk.operations["budgets"].list(query(BUDGETS_MAX, **own))
+    of_team = {row["id"] for row in theirs if row["of_team"]}
+    return desk.answer(
+        request, signed, "team.html",
+        tenant=with_quota, members=[RESOURCES["admin-tokens"].render(row) for row in members.rows], keys=keys,
+        spent=(("By person", "user", by_user), ("By model", "model", by_model)), parts_max=PARTS_SHOWN,
+        name_of=reports.name_of, budgets=budgets,
+        asked=[{**row, "decides": row["budget_id"] in of_team} for row in asked],
+    )  # fmt: skip
+
+
+# The page of a customer: the plan, the use, credits, and invoices.
+
+DOCUMENTS_SHOWN = 12
+
+
+async def show_account(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /account`."""
+    actor = signed.actor
+    if not is_customer(actor) or actor.organization_id is None:
+        raise Forbidden("This page is for people of one organization.")
+    owner: dict[str, Any] = {"organization_id": actor.organization_id}
+    month = _month(owner, "service")
+    row, subscribed, grants, invoices, by_service, by_model = await asyncio.gather(
+        desk.operations["organizations"].show(actor.organization_id),
+        desk.operations["organization-subscriptions"].list(query(1, **owner)),
+        desk.operations["credit-additions"].list(query(DOCUMENTS_SHOWN, newest_first=True, **owner)),
+        desk.operations["invoices"].list(query(DOCUMENTS_SHOWN, newest_first=True, **owner)),
+        reports.spent(desk.ports.store, month, "cost"),
+        reports.spent(desk.ports.store, replace(month, groups=("model",)), "cost"),
+    )
+    subscription: Row | None = next(iter(subscribed[0]), None)
+    plan = subscription and await desk.operations["subscription-plans"].show(
+        int(str(subscription["plan_id"]))
+    )
+    seller = desk.ports.store.letterhead.seller
+    return desk.answer(
+        request, signed, "account.html",
+        row=row, subscription=subscription, plan=plan, grants=grants[0], invoices=invoices[0],
+        spent=(("By service", "service", by_service), ("By model", "model", by_model)), parts_max=PARTS_SHOWN,
+        name_of=reports.name_of, seller=seller.name if seller is not None else "",
+        files=[document.suffix for document in RESOURCES["invoices"].documents],
+    )  # fmt: skip
+
+
+def _month(owner: Mapping[str, object], group: str) -> UsageQuery:
+    """What calls of somebody came to since the first of the month, by a group."""
+    until = end_of("day", datetime.now(UTC))
+    return UsageQuery((until - _DAY).replace(day=1), until, "none", (group,), owner, 0)

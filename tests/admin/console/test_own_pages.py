@@ -1,0 +1,260 @@
+"""Pages of people who are not staff: each sees what is theirs, and does what is theirs to do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from gateway.admin.console.own_pages import snippets
+from tests.admin.conftest import ADMIN, Api
+from tests.admin.console.conftest import Person
+from tests.admin.console.usage_rows import NANO, call, used
+from tests.admin.test_roles import app_of
+
+BAD = "<script>alert(1)</script>"
+# What is there for who holds a key: the way in and out, and links of mails.
+BY_KEY = {"/", "/me", "/sign-in", "/sign-out", "/mail/{token}"}
+# Those of the key's page, tried one by one; and what programs ask, who are known otherwise.
+PROGRAMS = ("/me/", "/admin", "/static", "/livez", "/readyz", "/metrics", "/stripe/events", "/v1/")
+
+
+@dataclass
+class Team:
+    """One organization with two tenants; of ours two users, with a key each, and a call by each."""
+
+    api: Api
+    organization: int
+    tenant: int
+    users: dict[str, int]
+    keys: dict[str, dict[str, Any]]
+    budgets: dict[str, int]
+
+    async def person(self, role: str = "member", user: str = "") -> Person:
+        who = {"user_id": self.users[user]} if user else {}
+        made = await self.api.make("admin-tokens", name=role, role=role, tenant_id=self.tenant, **who)
+        return await signed_in(self.api, made["token"])
+
+    async def holder(self, name: str = "ann") -> Person:
+        return await signed_in(self.api, self.keys[name]["key"])
+
+
+async def signed_in(api: Api, secret: str) -> Person:
+    person = Person(api.client)
+    assert (await person.sign_in(secret)).status == 303
+    return person
+
+
+@pytest.fixture
+async def team(api: Api) -> Team:
+    organization = (await api.make("organizations", name="acme"))["id"]
+    tenants = [
+        (await api.make("tenants", name=name, organization_id=organization))["id"]
+        for name in ("search", "secret-tenant")
+    ]
+    users = {
+        name: (await api.make("users", external_id=name, organization_id=organization))["id"]
+        for name in ("ann", "bob")
+    }
+    keys = {
+        name: await api.make("api-keys", tenant_id=tenants[0], name=f"{name}'s {BAD}", user=name)
+        for name in users
+    }
+    keys["other"] = await api.make("api-keys", tenant_id=tenants[1], name="secret-key")
+    for number, (name, key) in enumerate(keys.items()):
+        tenant, user = key["tenant_id"], users.get(name, 0)
+        model = f"gpt-{name}"
+        call(
+            api, str(UUID(int=number + 1)), organization=organization, tenant=tenant, api_key_id=key["id"],
+            user_id=user or None, model=model, status=429 if name == "ann" else 200,
+            reason="budget_exceeded" if name == "ann" else None,
+        )  # fmt: skip
+        used(
+            api, datetime.now(UTC), (number + 1) * NANO, organization=organization, tenant=tenant,
+            key=key["id"], user=user, model=model,
+        )  # fmt: skip
+    day = {"organization_id": organization, "unit": "money", "interval": "day"}
+    budgets = {
+        name: (await api.make("budgets", name=name, **day, **more))["id"]
+        for name, more in {
+            f"each {BAD}": {"amount": "20", "each": "user"},
+            "the team": {"amount": "50", "tenant_id": tenants[0]},
+            "bob alone": {"amount": "5", "user": "bob"},
+            "secret-budget": {"amount": "7", "tenant_id": tenants[1]},
+        }.items()
+    }
+    return Team(api, organization, tenants[0], users, keys, budgets)
+
+
+async def test_an_engineer_sees_own_keys_calls_and_what_is_left(team: Team) -> None:
+    for person in (await team.person(user="ann"), await team.holder("ann")):
+        assert (await person.open("/")).headers["Location"] == "/me"
+        page = await person.open("/me")
+        text = unescape(page.text)
+        assert page.status == 200
+        assert "ann's" in text
+        assert "budget exceeded" in text
+        assert "gpt-ann" in text
+        for name in ("bob", "secret", "gpt-other"):
+            assert name not in text.replace("bob alone", ""), name
+        assert ("the team" in text, "bob alone" in text) == (True, False)
+        assert "$20.00" in text
+        assert "each user: ann" in text
+        assert "$1.00" in text.partition("Left of each budget")[0]
+        assert BAD not in page.text
+
+
+async def test_who_is_no_user_sees_the_team_and_who_reads_alone_has_no_button(team: Team) -> None:
+    page = unescape((await (await team.person("readonly")).open("/me")).text)
+    assert ("ann's" in page, "bob's" in page, "secret" in page) == (True, True, False)
+    assert 'action="/me/' not in page
+    reader = await team.person("readonly")
+    form = {"form_token": (await reader.open("/me")).form_token, "amount": "60", "reason": "x"}
+    key, budget = team.keys["ann"]["id"], team.budgets["the team"]
+    for address in (f"/me/keys/{key}/rotate", f"/me/budgets/{budget}/ask"):
+        assert (await reader.post(address, form)).status == 403, address
+
+
+async def test_a_key_opens_its_page_and_nothing_else(team: Team) -> None:
+    person = await team.holder()
+    form = {"form_token": (await person.open("/me")).form_token}
+    seen = 0
+    for route in app_of(team.api.client).router.routes():
+        path = route.resource.canonical if route.resource is not None else ""
+        if path in BY_KEY or path.startswith(PROGRAMS) or route.method not in {"GET", "POST"}:
+            continue
+        address = re.sub(r"\{[^}]*\}", "1", path)
+        answer = await (person.open(address) if route.method == "GET" else person.post(address, form))
+        assert answer.status in {403, 404}, (route.method, path, answer.status)
+        assert "secret" not in answer.text
+        seen += answer.status == 403
+    assert seen > 100
+    bearer = team.api.acting_as(team.keys["ann"]["key"])
+    assert (await bearer.get("api-keys")).status == 401
+
+
+async def test_a_key_is_rotated_with_one_click_and_shown_once(team: Team) -> None:
+    person, own, others = await team.holder(), team.keys["ann"]["id"], team.keys["bob"]["id"]
+    page = await person.open("/me")
+    form = {"form_token": page.form_token}
+    assert (await person.post(f"/me/keys/{own}/rotate", {})).status == 403
+    assert (await person.post(f"/me/keys/{others}/rotate", form)).status == 404
+    made = await person.post(f"/me/keys/{own}/rotate", form)
+    [new] = re.findall(r'id="secret">(tk_\w+)<', made.text)
+    assert made.status == 201
+    old = (await team.api.get(f"api-keys/{own}")).json
+    assert old["replaced_by_id"] not in {None, own}
+    again = await person.post(f"/me/keys/{own}/rotate", form)
+    assert (again.status, "stands in its place already" in again.text) == (409, True)
+    # Who holds the old key alone does not get the one that follows the new one.
+    assert (await person.post(f"/me/keys/{old['replaced_by_id']}/rotate", form)).status == 404
+    assert new[:8] in (await (await signed_in(team.api, new)).open("/me")).text
+    [entry] = (await team.api.get("audit-log?resource=api-keys&action=rotate")).json["items"]
+    assert (entry["actor"], new in str(entry)) == (f"key:{own}", False)
+
+
+async def test_a_member_rotates_own_keys_alone(team: Team) -> None:
+    person = await team.person(user="ann")
+    form = {"form_token": (await person.open("/me")).form_token}
+    made = await person.post(f"/me/keys/{team.keys['ann']['id']}/rotate", form)
+    assert (made.status, "tk_" in made.text) == (201, True)
+    for name in ("bob", "other"):
+        assert (await person.post(f"/me/keys/{team.keys[name]['id']}/rotate", form)).status == 404
+
+
+async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> None:
+    asking = {"amount": "80", "reason": f"release {BAD}"}
+    for person, scope in ((await team.person(user="ann"), "token:"), (await team.holder(), "key:")):
+        budget = team.budgets[f"each {BAD}"]
+        form = {"form_token": (await person.open("/me")).form_token, **asking}
+        assert (await person.post(f"/me/budgets/{budget}/ask", form)).headers["Location"] == "/me?done=asked"
+        [made, *_] = (await team.api.get("raise-requests?order=desc")).json["items"]
+        assert (made["amount"], made["status"]) == ("80", "open")
+        assert made["requested_by"].startswith(scope)
+        page = await person.open("/me?done=asked")
+        assert ("release" in page.text, BAD in page.text) == (True, False)
+        for name in ("bob alone", "secret-budget"):
+            refused = await person.post(f"/me/budgets/{team.budgets[name]}/ask", form)
+            assert refused.status == 404, name
+        low = await person.post(f"/me/budgets/{budget}/ask", {**form, "amount": "1"})
+        assert (low.status, "amount" in low.text) == (422, True)
+
+
+async def test_a_key_that_has_ended_opens_nothing(team: Team) -> None:
+    person, key = await team.holder(), team.keys["ann"]
+    assert (await team.api.post(f"api-keys/{key['id']}/revoke")).status == 200
+    assert (await person.open("/me")).headers["Location"].startswith("/sign-in")
+    door = await Person(team.api.client).sign_in(key["key"])
+    assert (door.status, "not known" in door.text) == (401, True)
+
+
+async def test_who_is_of_no_tenant_has_no_page_of_this_kind(team: Team) -> None:
+    page = await (await signed_in(team.api, ADMIN)).open("/me")
+    assert (page.status, "people of one tenant" in page.text) == (403, True)
+
+
+def test_a_snippet_for_each_sdk_is_a_program() -> None:
+    models = {"openai": "gpt-4o-mini", "anthropic": "claude-x", "google-genai": "gemini-x"}
+    found = dict(snippets("https://ai.example", models))
+    assert found.keys() == {*models, "curl"}
+    for sdk, model in models.items():
+        compile(found[sdk], sdk, "exec")
+        assert f'"{model}"' in found[sdk]
+        assert "https://ai.example" in found[sdk]
+    assert snippets("", {}) == []
+
+
+async def test_a_lead_sees_the_team_and_decides_what_is_the_teams(team: Team) -> None:
+    lead = await team.person("operator")
+    own = await lead.fill(
+        "/budgets/new", "/budgets", name="ours", amount="9", unit="money", interval="day",
+        organization_id=str(team.organization), tenant_id=str(team.tenant),
+    )  # fmt: skip
+    [budget] = [int(own.headers["Location"].split("/")[2].partition("?")[0])]
+    for each in (budget, team.budgets["the team"]):
+        await team.api.make("raise-requests", budget_id=each, amount="90", reason=f"demo {BAD}")
+    page = await lead.open("/team")
+    text = unescape(page.text)
+    assert page.status == 200
+    for said in ("By person", "ann", "bob", "$1.00", "$2.00", "ours", "the team", "operator", "gpt-ann"):
+        assert said in text, said
+    for hidden in ("secret", "gpt-other"):
+        assert hidden not in text, hidden
+    assert BAD not in page.text
+    actions = re.findall(r'action="(/raise-requests/[^"]+)"', page.text)
+    assert len(actions) == 2, "of the team's own budget alone"
+    answer = await lead.post(actions[0], {"form_token": page.form_token})
+    assert (answer.status, actions[0].endswith("approve")) == (303, True)
+    assert (await team.api.get(f"budgets/{budget}")).json["raised_to"] == "90"
+    for role in ("member", "readonly"):
+        assert (await (await team.person(role)).open("/team")).status == 403
+    menu = (await (await team.person()).open("/me")).text
+    assert ('href="/me"' in menu, 'href="/team"' in menu) == (True, False)
+
+
+async def test_a_customer_sees_plan_use_credits_and_invoices(team: Team) -> None:
+    api, own = team.api, {"organization_id": team.organization}
+    plan = await api.make(
+        "subscription-plans", name="Gold", monthly_cost="10", annual_cost="100", feature_access=[]
+    )
+    today = str(datetime.now(UTC).date())
+    await api.make("organization-subscriptions", **own, plan_id=plan["id"], start_date=today)
+    await api.make("credit-additions", **own, credits_added=1234, unit_cost="0.01")
+    invoice = await api.make(
+        "invoices", **own, period_start=today, period_end=str(datetime.now(UTC).date() + timedelta(days=2))
+    )
+    for role in ("admin", "billing", "operator", "member", "readonly"):
+        token = await api.make("admin-tokens", name="c", role=role, **own)
+        person = await signed_in(api, token["token"])
+        page = await person.open("/account")
+        assert page.status == 200
+        for said in ("Gold", "1,234", "To buy credits", f'href="/invoices/{invoice["id"]}.csv"', "gpt-other"):
+            assert said in page.text, (role, said)
+        assert 'href="/account"' in page.text
+    assert (await (await team.person()).open("/account")).status == 403
+    assert (await (await signed_in(api, ADMIN)).open("/account")).status == 403
