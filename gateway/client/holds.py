@@ -84,6 +84,10 @@ class _Connections:
             self._pause(PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
+    def settle(self, id_: str, **said: Any) -> dict[str, Any]:
+        """Settle a hold by its id."""
+        return self.ask("POST", f"/{id_}/settle", _said(said))
+
     def _once(
         self, method: str, path: str, body: bytes | None, fields: Mapping[str, str], *, new: bool
     ) -> HoldAnswer:
@@ -141,7 +145,7 @@ class Hold:
     ) -> dict[str, Any]:
         """Charge what was used; what it came to."""
         said = {"usage": usage, "cost": cost, "units": units, "status": status}
-        told = self._connections.ask("POST", f"/{self.id}/settle", _said(said))
+        told = self._connections.settle(self.id, **said)
         self.is_over = True
         return told
 
@@ -179,6 +183,10 @@ class Holds:
         body = _said({"service": service} | said)
         fields = {"idempotency-key": key}
         return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
+
+    def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+        """Settle a hold that was taken elsewhere, by its id; `said` is as of `Hold.settle`."""
+        return self._connections.settle(id_, usage=usage, **said)
 
     def close(self) -> None:
         """Close the connections that wait."""
@@ -242,6 +250,10 @@ class AsyncHolds:
     async def take(self, service: str, **said: Any) -> AsyncHold:
         """As `Holds.take`."""
         return AsyncHold(await asyncio.to_thread(self._holds.take, service, **said))
+
+    async def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+        """As `Holds.settle`."""
+        return await asyncio.to_thread(self._holds.settle, id_, usage, **said)
 
     def close(self) -> None:
         """Close the connections that wait."""

@@ -6,7 +6,7 @@ belongs to no worker: all that settles it stands in Redis. Its client may leave:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -15,13 +15,16 @@ from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
     LIFE_S_MAX,
+    TTL_S_MAX,
     UNITS,
     CallerHold,
     ExtendBody,
     HeldAmounts,
+    HeldCall,
     HoldBody,
     HoldEnd,
     SettleBody,
+    answered,
     idempotency_key,
     money_of,
     read_body,
@@ -29,6 +32,7 @@ from gateway.core.accounts.caller_holds import (
     settled_by,
     unit_of,
     used_by,
+    whole_in,
 )
 from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.outbox import read_facts
@@ -38,6 +42,7 @@ from gateway.core.billing.price_book import charged
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money, vectors_of
 from gateway.core.model import (
     GENERIC,
@@ -101,14 +106,46 @@ async def take_hold(exchange: Exchange) -> None:
                 await holds.forget(caller, key)
             raise
         told = hold.told(remaining)
-        try:
-            await holds.keep(hold, key, body, told)
-        except CountersUnavailable:
-            await _give_back(exchange, hold)
-            raise
-        if exchange.gone and not key:  # nobody will know its id
-            await _give_back(exchange, hold)
+        await _keep(exchange, hold, key, body, told)
     own_answer(exchange, 201, [*_JSON, *limit_headers(decision)], told)
+
+
+async def authorize(exchange: Exchange) -> None:
+    """Hold what the call may use that another gateway asks for: 200 with its id, or the refusal it earns.
+
+    Only the path and the body say what is held, which the other gateway writes: no field of its client can.
+    """
+    caller = known(exchange) or await identify(exchange)
+    asked = exchange.routed.asked
+    assert asked is not None
+    assert asked.route is not None
+    fields: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
+    with _uninterrupted(exchange):
+        if asked.route.meter == "none":  # it costs nothing
+            free = await by_head(exchange, caller)
+            await free.settle(0, False, False, (0, ""))
+            exchange.charge = None
+        else:
+            try:
+                body = await _body(exchange, caller)
+                said = HoldBody(
+                    asked.params.get("service_key") or asked.route.service,
+                    ttl_s=whole_in(exchange.routed.params["ttl_s"], 1, TTL_S_MAX, "ttl_s"),
+                )
+                if exchange.routed.buffered:
+                    call = read_call(asked.route, asked.params, body, exchange.worker.bounds)
+                else:
+                    said.amount = exchange.routed.units
+                    call = read_call(asked.route, asked.params, b"")
+            except Refusal:
+                await by_head(exchange, caller)
+                raise
+            hold, decision, _ = await _taken(
+                exchange, caller, said, exchange.request_id, authorized=(asked.route, call)
+            )
+            await _keep(exchange, hold, "", b"", b"")
+            fields += [(b"x-tollkeeper-hold", hold.id.encode()), *limit_headers(decision)]
+    own_answer(exchange, 200, fields, b"")
 
 
 async def extend_hold(exchange: Exchange) -> None:
@@ -141,11 +178,31 @@ async def extend_hold(exchange: Exchange) -> None:
 
 async def settle_hold(exchange: Exchange) -> None:
     """Replace a hold by what its caller says was used, once; settled again it is answered the same."""
+    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), False))
+
+
+async def settle_by_answer(exchange: Exchange) -> None:
+    """The same by the answer itself: it is metered as if it passed here."""
+    params, worker = exchange.routed.params, exchange.worker
+
+    def read(hold: CallerHold, body: bytes) -> tuple[SettleBody, bool]:
+        status = whole_in(params["status"], 100, 599, "status")
+        kind, coding = (params[name].encode("latin-1") for name in ("content-type", "content-encoding"))
+        return answered(hold, status, kind, coding.lower(), body, worker.bounds)
+
+    await _settle_by(exchange, worker.limits.body_bytes_max, read)
+
+
+async def _settle_by(
+    exchange: Exchange, bytes_max: int, read: Callable[[CallerHold, bytes], tuple[SettleBody, bool]]
+) -> None:
+    """Settle a hold by what a body says, which `read` reads for it."""
     caller = known(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     with _uninterrupted(exchange):
-        said = read_body(SettleBody, await _body(exchange, caller))
+        body = await _body(exchange, caller, bytes_max)
         hold = await ports.holds.find(caller, exchange.routed.params["id"])
+        said, estimated = read(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
             now_ms = ports.holds.now_ms()
@@ -154,7 +211,8 @@ async def settle_hold(exchange: Exchange) -> None:
                 price = ports.directory.price(hold.caller, hold.model, ago_s, hold.own)
                 price = price or ports.directory.price_as(hold.caller, hold.model, ago_s, hold.own)
             vectors = vectors_of(service, (hold.model,), lambda _: price) if _by_token(service, said) else ()
-            end = settled_by(hold, said, vectors, price, exchange.routed.label, now_ms)
+            label = exchange.routed.label if hold.call is None else hold.call.route
+            end = settled_by(hold, said, vectors, price, label, now_ms, estimated)
             end = await ports.holds.decide(hold, end)
         if end.released:
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
@@ -205,7 +263,18 @@ def _shield(exchange: Exchange) -> None:
     exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
 
 
-async def _body(exchange: Exchange, caller: Caller) -> bytes:
+async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, told: bytes) -> None:
+    """Store a hold that was taken; one whose id nobody will know is given back."""
+    try:
+        await exchange.worker.ports.holds.keep(hold, key, body, told)
+    except CountersUnavailable:
+        await _give_back(exchange, hold)
+        raise
+    if exchange.gone and not key:
+        await _give_back(exchange, hold)
+
+
+async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The whole body; its client may still leave before that."""
     worker = exchange.worker
     if worker.buffers.pressed:
@@ -214,11 +283,11 @@ async def _body(exchange: Exchange, caller: Caller) -> bytes:
         raise exchange.body_failure
     if not exchange.connection.body_complete:
         exchange.shielded, exchange.deadline = False, NEVER
-        await exchange.late_body(BODY_BYTES_MAX)
+        await exchange.late_body(bytes_max)
         _shield(exchange)
     body = exchange.connection.body.take_parts()
-    if len(body) > BODY_BYTES_MAX:
-        raise RequestTooLarge(f"A body here may have {BODY_BYTES_MAX} bytes.")
+    if len(body) > bytes_max:
+        raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
     return body
@@ -228,12 +297,16 @@ async def _body(exchange: Exchange, caller: Caller) -> bytes:
 
 
 async def _taken(
-    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool
-) -> tuple[CallerHold, Decision, int | None]:
-    """Take a hold; what is stored of it, what was decided, and what remains in its unit."""
+    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
+    authorized: tuple[Route, CallRequest] | None = None,
+) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
+    """Take a hold; what is stored of it, what was decided, and what remains in its unit.
+
+    One of an `authorized` call is for as much as that may use: nobody here can write a maximum into it.
+    """
     ports = exchange.worker.ports
     try:
-        call, attribution, unit = _call(exchange, caller, said)
+        route, call, attribution, unit = _call(exchange, caller, said, authorized)
         exchange.call = call
         run = attribution.run
         opened = None
@@ -247,6 +320,9 @@ async def _taken(
         budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
         prices = prices_of(ports, caller, service, call, budgets)
         estimate = _estimate(exchange, caller, service, said, call)
+        if authorized is not None:
+            most = estimate.need if call.output_max is None else estimate.ceiling
+            estimate = replace(estimate, need=most, least=0)
         request, asked = _asked(
             caller, id_, attribution.user, service, call, estimate, prices, budgets, said.amount, again
         )
@@ -257,7 +333,7 @@ async def _taken(
     if said.amount is None:
         asked = estimate.need if unit == TOKENS else request.units
     request.ttl_ms = 1000 * said.ttl_s
-    request.whole = said.max_tokens is not None
+    request.whole = call.output_max is not None and said.request is None
     request.raises = again or exchange.charge is not None
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports.tally)
@@ -277,19 +353,29 @@ async def _taken(
         prices.own, decision.weights, exchange.head.said.columns, attribution.session,
         attribution.metadata.decode(),
     )  # fmt: skip
+    if route is not None:
+        hold.call = HeldCall(
+            route.path, call.meter, call.family, call.streamed, call.input_estimate,
+            call.output_bytes_per_token, call.units_pointer,
+        )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
     return hold, decision, _remaining(decision, service, unit)
 
 
-def _call(exchange: Exchange, caller: Caller, said: HoldBody) -> tuple[CallRequest, Attribution, str]:
-    """The call that a hold is for, what is said of it, and what it is counted in."""
+def _call(
+    exchange: Exchange, caller: Caller, said: HoldBody, authorized: tuple[Route, CallRequest] | None
+) -> tuple[Route | None, CallRequest, Attribution, str]:
+    """The call that a hold is for, its route if it has one, what is said of it, and what it is counted in."""
     ports = exchange.worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
     if ports.directory.service(said.service) is None:
         raise ServiceNotIncluded(f"There is no service {said.service}.")
-    call = CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens)
+    route, call = authorized or (
+        None,
+        CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens),
+    )
     if said.request is not None:
         route = exchange.worker.heads.bindings.read_by(said.service)
         if route is None:
@@ -310,7 +396,8 @@ def _call(exchange: Exchange, caller: Caller, said: HoldBody) -> tuple[CallReque
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="user")
     check_models(call, lists_of(exchange, caller, user), "this hold names none")
-    return call, replace(attribution, user=user), unit_of(said)
+    unit = TOKENS if call.has_input else unit_of(said)
+    return route, call, replace(attribution, user=user), unit
 
 
 def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
@@ -324,7 +411,7 @@ def _estimate(
     exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
 ) -> Estimate:
     """What it holds in tokens: what it states, all of it as output; or by its request as of a call."""
-    if said.request is not None:
+    if call.has_input:
         return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
     if said.max_tokens is not None:
         return Estimate(said.max_tokens, said.max_tokens, answers=1)

@@ -29,9 +29,10 @@ from gateway.core.billing.price_book import (
     unpriced,
 )
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import read_document
+from gateway.core.calls.call import CallRequest, UsageBounds, read_document
 from gateway.core.calls.tariff import CONSUMPTION, Vectors, charge_of, factor_of, is_in_money
-from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement, TokenUsage
+from gateway.core.metering.meters import make_meter
+from gateway.core.model import INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
 from gateway.core.times import moment_of, rfc3339
 from gateway.errors import InvalidRequest
 
@@ -43,6 +44,7 @@ LIFE_S_MAX: Final = 86_400
 UNITS_MAX: Final = 10**12
 TOKENS_MAX: Final = 100_000_000
 TOOLS_MAX: Final = 16
+TIER_CHARACTERS_MAX: Final = 64
 IDEMPOTENCY_CHARACTERS_MAX: Final = 255
 UNITS: Final = "units"
 # Why a call came to nothing whose hold was released.
@@ -98,11 +100,31 @@ class HeldAmounts(msgspec.Struct, array_like=True):
     raw_tokens: int = 0
 
 
+class HeldCall(msgspec.Struct, array_like=True):
+    """The call that a hold was taken for: its route, and by what its answer is metered."""
+
+    route: str
+    meter: str
+    family: str
+    streamed: bool
+    input_estimate: int
+    output_bytes_per_token: float
+    units_pointer: str
+
+    def request(self, model: str) -> CallRequest:
+        """It as a meter knows it."""
+        return CallRequest(
+            self.meter, Family(self.family), b"", model, self.streamed, blob_tokens=self.input_estimate,
+            output_bytes_per_token=self.output_bytes_per_token, units_pointer=self.units_pointer,
+        )  # fmt: skip
+
+
 class CallerHold(msgspec.Struct):
     """A hold as it is stored. It asked for `asked` of its `unit`, and holds `held`.
 
     `weights` are those of its plan, `budgets` the names of its accounts, `own` says that no price in another
     currency than the organization's counts. `columns`, `session` and `metadata` are what its request said.
+    `call` is the one it was taken for, None where it states an amount alone.
     """
 
     id: str
@@ -126,6 +148,7 @@ class CallerHold(msgspec.Struct):
     columns: str = ""
     session: str = ""
     metadata: str = ""
+    call: HeldCall | None = None
 
     @property
     def caller(self) -> Caller:
@@ -191,6 +214,13 @@ def read_body(kind: type[_B], body: bytes) -> _B:
         ) from error
 
 
+def whole_in(said: str, least: int, most: int, param: str) -> int:
+    """A whole number of a path, within bounds."""
+    if not (said.isascii() and said.isdigit()) or len(said) > 9 or not least <= int(said) <= most:
+        raise InvalidRequest(f"{param} must be a whole number from {least} to {most}.", param=param)
+    return int(said)
+
+
 def money_of(said: str, param: str) -> int:
     """An amount of money in nano-units."""
     if _MONEY.fullmatch(said) is None or (nano := int(Decimal(said).scaleb(NANO_DIGITS))) > INTEGER_MAX:
@@ -227,11 +257,13 @@ def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
 
 
 def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
-    hold: CallerHold, said: SettleBody, vectors: Vectors, price: Vector | None, route: str, now_ms: int
-) -> HoldEnd:
+    hold: CallerHold, said: SettleBody, vectors: Vectors, price: Vector | None, route: str, now_ms: int,
+    estimated: bool = False,
+) -> HoldEnd:  # fmt: skip
     """The end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
 
-    `vectors` set the price of its service, `price` is the price book's of its model.
+    `vectors` set the price of its service, `price` is the price book's of its model. The use is `estimated`
+    where no provider told it.
     """
     service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
     counts, tools, tier = _usage(said.usage or {})
@@ -253,7 +285,7 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
         cost, facts.currency = money_of(said.cost, "cost"), hold.currency or facts.currency
         facts.price_id, facts.unpriced, facts.exchange_rate = 0, "", ""
     facts.counts, facts.total, facts.units, facts.tools = counts, total, units, tools
-    facts.service_tier, facts.cost = tier, cost
+    facts.service_tier, facts.cost, facts.estimated = tier, cost, estimated
     at_cost = service.pricing.at_cost is not None
     if said.cost is not None and at_cost and service.meter == CONSUMPTION:
         credits_, over = whole_credits(charged(cost or 0, factor_of(service)))
@@ -279,6 +311,31 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     return end
 
 
+def answered(  # noqa: PLR0917  # an answer, and how it is read
+    hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
+) -> tuple[SettleBody, bool]:
+    """What the answer to a hold's call says was used, read as one that passes here; whether it is estimated.
+
+    One in a coding is not decoded: it counts by its size.
+    """
+    if hold.call is None:
+        raise InvalidRequest("This hold was taken for no request: settle it by usage, cost or units.")
+    call = hold.call.request(hold.model)
+    coding = b"" if coding in {b"", b"identity"} else b"unread"
+    meter = make_meter(call, status, content_type, coding, bounds)
+    meter.whole(answer)
+    usage, detail, used = meter.usage(), meter.detail, None
+    if not usage.total and not usage.reported and call.has_input and 200 <= status < 300:
+        tokens = call.input_estimate  # an upstream that took it has read it
+        usage = TokenUsage(tokens, total=tokens, estimated=True)
+    if usage.total or (status < 400 and call.has_input):
+        used = dict[str, Any](zip(KINDS, detail.counts(usage), strict=True))
+        used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
+        used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
+    units = None if call.has_input or status >= 400 else usage.units
+    return SettleBody(used, units=units, status=status), usage.estimated
+
+
 def used_by(end: HoldEnd) -> TokenUsage:
     """What the worker's numbers count of it."""
     return TokenUsage(total=end.tokens, units=end.units)
@@ -302,7 +359,7 @@ def _usage(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
     tools, tier = said.get("tools") or {}, said.get("service_tier") or ""
     if not isinstance(tools, dict) or len(tools) > TOOLS_MAX:
         raise InvalidRequest(f"usage.tools must count uses of up to {TOOLS_MAX} tools.", param="usage.tools")
-    if not isinstance(tier, str) or len(tier) > 64:  # of any tier's name
+    if not isinstance(tier, str) or len(tier) > TIER_CHARACTERS_MAX:
         raise InvalidRequest("usage.service_tier must be a name.", param="usage.service_tier")
     parts = dict(zip(KINDS, counts, strict=True))
     for whole, within in PARTS_OF.items():

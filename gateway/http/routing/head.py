@@ -51,6 +51,7 @@ from gateway.http.protocol.request import (
 )
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
+    HOLD_ANSWER_PATH,
     MODELS,
     READ_ROUTES,
     Match,
@@ -96,7 +97,7 @@ class RoutedHead(LruEntry):
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
-    form that may bring calls of a batch.
+    form that may bring calls of a batch, `asked` the call that another gateway asks for.
     """
 
     family: Family
@@ -135,6 +136,7 @@ class RoutedHead(LruEntry):
     query: str = ""
     varies: bool = False
     form: bytes = b""
+    asked: Match | None = None
 
 
 class HeadRouter:
@@ -210,14 +212,16 @@ class HeadRouter:
         routed.params = match.params | said_twice(head, route)
         routed.service_key = match.params.get("service_key") or route.service
         routed.metered = route.meter != "none"
-        routed.buffered = route.meter not in UNREAD_METERS or route in READ_ROUTES
+        charges = route if match.asked is None else match.asked.route or route
+        routed.asked = match.asked
+        routed.buffered = charges.meter not in UNREAD_METERS or route in READ_ROUTES
         path = head.path if match.rest is None else b"/" + match.rest
         if is_bound(route):
             upstream = self._bind(routed, route, path)
         else:
             upstream = self.bindings.upstreams.get(routed.service_key, route.upstream)
         if spoken is None or not FAMILIES[route.family].shares_paths or route.meter != "none":
-            routed.family = route.family
+            routed.family = charges.family
         else:
             upstream = self._table.upstreams.get(spoken, upstream)
         routed.upstream = upstream
@@ -241,14 +245,21 @@ class HeadRouter:
         except Refusal as refusal:
             routed.object_refusal = bare(refusal)
         try:
-            routed.units = read_units(head.read, route)
+            routed.units = read_units(head.read, charges)
             check_query(head.query, route)
-            if routed.buffered and not routed.form:
-                check_content_type(head)
+            self._take_type(routed, head, route)
         except Refusal as refusal:
             routed.field_refusal = bare(refusal)
         if upstream in self._targets:
             self._prepare(routed, head, self._targets[upstream], path, route)
+
+    def _take_type(self, routed: RoutedHead, head: RequestHead, route: Route) -> None:
+        """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type."""
+        if route.path == HOLD_ANSWER_PATH:
+            for name in ("content-type", "content-encoding"):
+                routed.params[name] = b", ".join(head.all(name.encode())).decode("latin-1")
+        elif routed.buffered and not routed.form:
+            check_content_type(head)
 
     def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
         """Whether a route charges for calls where models are, and does not read which one is asked for."""

