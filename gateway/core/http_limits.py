@@ -109,6 +109,10 @@ class HttpLimits:
     drain_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
     # Not a bound: whether an answer names its upstream.
     show_upstream: bool = _setting(default=False, valid=bool)
+    # Nor this: what clients call the gateway; empty is as each of them does.
+    public_url: str = _setting(
+        "", Annotated[str, msgspec.Meta(pattern=r'^(https?://[^\s"?#@]+[^\s"?#@/])?$')]
+    )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:
         """The same for a worker that may have so many open files, with so many upstreams.

@@ -93,9 +93,10 @@ class DirectoryPort(Protocol):
 
 
 class Tokens(Protocol):
-    """Who calls with a signed token of an issuer; `accepts` says whether there is any issuer."""
+    """Who calls with a signed token of one of `issuers`; `accepts` says whether there is any."""
 
     accepts: bool
+    issuers: tuple[str, ...]
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a token's digest, if it was verified before and all it was found by is fresh."""

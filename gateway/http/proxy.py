@@ -6,10 +6,15 @@ driven straight from socket callbacks (`server/buffers.py`), so what needs no wa
 
 from __future__ import annotations
 
+import msgspec
+
+from gateway.core.families.registry import FAMILIES
 from gateway.core.wait import OVER
+from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
 from gateway.http.relay import own_answer, relay
+from gateway.http.reply import origin_of
 from gateway.http.server.exchange import Exchange
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
@@ -33,6 +38,21 @@ async def usage(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)
+
+
+async def resource(exchange: Exchange) -> None:
+    """Tell from whom a caller gets a token (RFC 9728), of the gateway or of a server of tools behind it."""
+    worker = exchange.worker
+    issuers, path = worker.ports.tokens.issuers, exchange.routed.params.get("resource", "")
+    route = worker.heads.router.route_of("POST", f"/{path}") if path else None
+    if not issuers or (path and (route is None or not FAMILIES[route.family].session_field)):
+        raise UnknownRoute
+    said = {
+        "resource": origin_of(exchange) + (f"/{path}" if path else ""),
+        "authorization_servers": issuers,
+        "bearer_methods_supported": ("header",),
+    }
+    own_answer(exchange, 200, _JSON, msgspec.json.encode(said))
 
 
 async def run(exchange: Exchange) -> None:

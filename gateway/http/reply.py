@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gateway.core.accounts.refusals import RefusedCall
 from gateway.core.families.refusal import render
+from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import (
@@ -24,7 +25,7 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Log
 from gateway.http.relay import CLIENT_GONE, own_answer
 from gateway.http.routing.head import CallHead, Preflight, RoutedHead
-from gateway.http.routing.routes import OWN_PATHS
+from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 
@@ -157,9 +158,29 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     if exchange.call is not None and exchange.call.reply_to is not None:
         refusal.reply_to = exchange.call.reply_to
     fields, body = render(refusal, exchange.routed.family, exchange.request_id)
+    if isinstance(refusal, InvalidApiKey) and FAMILIES[exchange.routed.family].session_field:
+        fields += _challenge(exchange)
     if exchange.routed.allow:
         fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))
     own_answer(exchange, refusal.status, fields, body)
+
+
+def origin_of(exchange: Exchange) -> str:
+    """What this gateway is called by its clients: as settings say, else as this one does."""
+    public = exchange.worker.limits.public_url
+    if public:
+        return public
+    tls = exchange.connection.transport.get_extra_info("sslcontext") is not None
+    return f"http{'s' if tls else ''}://{exchange.routed.host.decode('latin-1')}"
+
+
+def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """Where it is said from whom a caller gets a token (RFC 9728, 5.1); nothing where no issuer is known."""
+    if not exchange.worker.ports.tokens.issuers:
+        return []
+    label = exchange.routed.label
+    path = METADATA_PATH + ("" if "{" in label else label)
+    return [(b"www-authenticate", f'Bearer resource_metadata="{origin_of(exchange)}{path}"'.encode())]
 
 
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
@@ -174,7 +195,9 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
     routed = exchange.routed
     exchange.connection.body.take_parts()
-    routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
+    routed = RoutedHead(
+        routed.family, routed.label, method=routed.method, minor=routed.minor, host=routed.host
+    )
     cors = exchange.head.cors
     exchange.head, exchange.routed = CallHead(routed), routed
     exchange.head.cors = cors

@@ -87,6 +87,7 @@ class TokenCallers:
         again_s: float = AGAIN_S,
     ) -> None:
         self.accepts = False
+        self.issuers: tuple[str, ...] = ()
         self._keys, self._directory, self._digests_of, self._wall = keys, directory, digests_of, wall
         self._bytes_max, self._again_s = bytes_max, again_s
         # By digest; those that were asked for longest ago come first.
@@ -96,7 +97,7 @@ class TokenCallers:
     def renew(self, issuers: Iterable[Issuer]) -> None:
         """Go by these issuers from now on; every token is verified by their rules again."""
         named = tuple(issuers)
-        self.accepts = bool(named)
+        self.accepts, self.issuers = bool(named), tuple(one.issuer for one in named)
         self._keys.renew(named)
         self._known.clear()
         self._bytes = 0

@@ -259,6 +259,7 @@ class NoTokens:
     """No issuer is known: whatever comes is a key."""
 
     accepts = False
+    issuers: tuple[str, ...] = ()
 
     def __init__(self, _: object = None) -> None:
         """It asks no directory."""

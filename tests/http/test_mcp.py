@@ -39,8 +39,9 @@ def head(version: str = "2026-07-28", **fields: str) -> bytes:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Stage]:
-    async with staged(routes=MCP, of_target={"family": "mcp", "path": "/v2/mcp"}) as stage:
+async def served(**limits: Any) -> AsyncIterator[Stage]:
+    of_target: dict[str, object] = {"family": "mcp", "path": "/v2/mcp"}
+    async with staged(routes=MCP, of_target=of_target, **limits) as stage:
         stage.directory.services["mcp"] = replace(stage.directory.services["chat"], key="mcp")
         yield stage
 
@@ -222,3 +223,26 @@ async def test_a_servers_own_stream_passes_and_other_paths_are_nobodys() -> None
         assert (got.status, error_of(got.body)["code"]) == (404, -32000)
         got = await stage.ask(post(message(), b"/mcp/up").replace(b"POST", b"PUT", 1))
         assert got.status == 405
+
+
+@pytest.mark.parametrize(("public", "origin"), [("", "http://gateway"), ("https://llm.example.com",) * 2])
+async def test_a_client_without_a_key_is_told_who_issues_one(public: str, origin: str) -> None:
+    async with served(public_url=public) as stage:
+        metadata = b"/.well-known/oauth-protected-resource"
+        nobody = post(message(), b"/mcp/up").replace(b"authorization", b"x-other")
+        assert (await stage.ask(get(metadata, b""))).status == 404
+        assert dict((await stage.ask(nobody)).headers)[b"www-authenticate"] == b'Bearer realm="tollkeeper"'
+        stage.tokens.issuers = ("https://login.example.com",)
+        told = [value for name, value in (await stage.ask(nobody)).headers if name == b"www-authenticate"]
+        where = f"{origin}/.well-known/oauth-protected-resource/mcp/up"
+        assert told[-1] == f'Bearer resource_metadata="{where}"'.encode()
+        got = await stage.ask(get(metadata + b"/mcp/up", b""))
+        assert json.loads(got.body) == {
+            "resource": f"{origin}/mcp/up", "authorization_servers": ["https://login.example.com"],
+            "bearer_methods_supported": ["header"],
+        }  # fmt: skip
+        got = await stage.ask(get(metadata, b""))
+        assert json.loads(got.body)["resource"] == origin
+        for path in (b"/mcp/other", b"/v1/chat/completions"):
+            assert (await stage.ask(get(metadata + path, b""))).status == 404
+        assert stage.upstream.received == []

@@ -181,6 +181,7 @@ FAMILY = ApiFamily(
         )
     },
     prefixes=(PREFIX,),
+    provider="mcp",
     session_field=SESSION,
     said_twice=(METHOD.encode(), NAMED.encode(), VERSION.encode()),
 )

@@ -97,7 +97,8 @@ class RoutedHead(LruEntry):
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
-    form that may bring calls of a batch, `asked` the call that another gateway asks for.
+    form that may bring calls of a batch, `asked` the call that another gateway asks for, `host` what the
+    client calls this gateway.
     """
 
     family: Family
@@ -137,6 +138,7 @@ class RoutedHead(LruEntry):
     varies: bool = False
     form: bytes = b""
     asked: Match | None = None
+    host: bytes = b""
 
 
 class HeadRouter:
@@ -196,6 +198,7 @@ class HeadRouter:
             chunked=head.chunked,
             keep_alive=head.keep_alive,
             expects=head.expects,
+            host=b"".join(head.all(b"host")),
         )
         if match is None:
             routed.refusal = _unknown(path, self._table.nearest(path))

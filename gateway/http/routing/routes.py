@@ -32,6 +32,9 @@ HOLD_EXTEND_PATH, HOLD_SETTLE_PATH = HOLD_PATH + "/extend", HOLD_PATH + "/settle
 HOLD_ANSWER_PATH = HOLD_PATH + "/answers/{status}"
 # Another gateway asks whether a call with the path behind it may pass.
 AUTHORIZE_PATH = "/.tollkeeper/authorize/{ttl_s}/{+path}"
+# Whom callers get a token from (RFC 9728): of the whole gateway, and of one resource of it.
+METADATA_PATH = "/.well-known/oauth-protected-resource"
+RESOURCE_PATH = METADATA_PATH + "/{+resource}"
 # What the gateway answers itself; of some it reads a body.
 READ_ROUTES = tuple(
     Route(("POST",), path, "") for path in (HOLDS_PATH, HOLD_EXTEND_PATH, HOLD_SETTLE_PATH, HOLD_ANSWER_PATH)
@@ -39,6 +42,7 @@ READ_ROUTES = tuple(
 OWN_ROUTES = (
     Route(("GET",), USAGE_PATH, ""), Route(("GET", "DELETE"), RUN_PATH, ""), *READ_ROUTES,
     Route(("DELETE",), HOLD_PATH, ""), Route(("ANY",), AUTHORIZE_PATH, ""),
+    Route(("GET",), METADATA_PATH, ""), Route(("GET",), RESOURCE_PATH, ""),
 )  # fmt: skip
 # Calls there are in no journal, but for holds that are refused.
 OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}

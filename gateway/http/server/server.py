@@ -22,7 +22,7 @@ from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, tell_batch
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
-from gateway.http.proxy import proxy, run, usage
+from gateway.http.proxy import proxy, resource, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
 from gateway.http.routing.routes import (
@@ -32,6 +32,8 @@ from gateway.http.routing.routes import (
     HOLD_PATH,
     HOLD_SETTLE_PATH,
     HOLDS_PATH,
+    METADATA_PATH,
+    RESOURCE_PATH,
     RUN_PATH,
     USAGE_PATH,
     WorkerBindings,
@@ -257,6 +259,7 @@ HANDLERS = {
     USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
     HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
     AUTHORIZE_PATH: authorize,
+    METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{one.batches: create_batch for one in BATCHES},
     **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel)},
 }  # fmt: skip
