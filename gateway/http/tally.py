@@ -13,7 +13,7 @@ from gateway.core.billing.money import NANO
 from gateway.core.circuit_breaker import CAUSES
 from gateway.core.families.registry import ALL
 from gateway.core.histograms import SECONDS, Histogram
-from gateway.core.model import GENERIC, TokenUsage
+from gateway.core.model import TokenUsage
 from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
@@ -21,7 +21,7 @@ TENANTS_MAX = 4096
 COSTS_MAX = 256
 OTHER_MODELS = "other"
 # Whose answers report their use in a form that is known here.
-_REPORTING = tuple(one.name for one in ALL if one.name != GENERIC)
+_REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
 
 
 @dataclass(slots=True)
