@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,28 @@ RUN_S_MAX = 120
 CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
 CODEX = "@openai/codex@0.169.0"
 AI_SDK = ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/anthropic@3.0.139")
+TYPESCRIPT = "typescript@5.9.3"
+HOLDS = ROOT / "deploy" / "clients" / "typescript" / "holds.ts"
+# Answers of a gateway that are lost, and how often each request is sent.
+LOST = """
+import { Holds } from "./holds.ts";
+
+const sent: string[] = [];
+const taken = { id: "1", unit: "tokens", held: 5, remaining: 7, expires_at: "2026-01-01T00:00:00Z" };
+const lossy = async (_: unknown, init: RequestInit = {}): Promise<Response> => {
+  const key = new Headers(init.headers).get("idempotency-key") ?? "";
+  sent.push(`${init.method} ${key}`);
+  if (sent.length === 1 || String(init.body).includes("more")) throw new TypeError("fetch failed");
+  if (sent.length === 2) return new Response("away", { status: 503 });
+  if (init.method === "DELETE") return new Response(null, { status: 204 });
+  return Response.json(taken, { status: 201 });
+};
+const holds = new Holds("http://127.0.0.1:1/", "tk_1", { fetch: lossy, pauseMs: 0 });
+const extended = holds.with("chat", {}, (hold) => hold.extend(60, 5));
+const lost = await extended.then(() => "", (error: Error) => error.message);
+const methods = sent.map((one) => one.split(" ")[0]);
+console.log(JSON.stringify({ lost, sent: methods, keys: new Set(sent.slice(0, 3)).size }));
+"""
 WEATHER = 'weather {"city":"Oslo"}'
 
 
@@ -157,6 +180,39 @@ def test_the_ai_sdk(stack: Stack, spent: Account, tmp_path: Path, tool: str) -> 
     code, said = program(spent)
     assert code == 0, said
     assert_said("ai-sdk", said)
+
+
+def typescript(place: Path, **programs: str) -> dict[str, str]:
+    """What programs beside the client say, translated under all rules; by name."""
+    folder = node_with(TYPESCRIPT)
+    (place / "package.json").write_text('{"type":"module"}')
+    for name, text in (programs | {"holds": HOLDS.read_text()}).items():
+        (place / f"{name}.ts").write_text(text)
+    options = ["--strict", "--erasableSyntaxOnly", "--rewriteRelativeImportExtensions", "--target", "es2022"]
+    options += ["--module", "nodenext", "--lib", "es2022,dom", "--noUnusedLocals"]
+    tsc = str(folder / "node_modules" / "typescript" / "bin" / "tsc")
+    code, said = run(["node", tsc, *options, *(f"{name}.ts" for name in programs)], place)
+    assert code == 0, said
+    found = {}
+    for name in programs:
+        code, found[name] = run(["node", f"{name}.js"], place)
+        assert code == 0, found[name]
+    return found
+
+
+def test_holds_from_typescript(stack: Stack, spent: Account, tmp_path: Path) -> None:
+    a = account(stack, 1000, reset_interval="daily")
+    said = typescript(
+        tmp_path, page=page("typescript", "ts", a), refused=page("typescript", "ts", spent), lost=LOST
+    )
+    assert said["page"].splitlines() == ["held 50 tokens", "charged 10"]
+    (row,) = calls(a, 1)
+    assert (row["model"], row["tokens"], user_of(stack, row)) == ("gpt-4o-mini", 10, "alice")
+    assert stack.quota(a.tenant)["tokens_held"] == 0
+    assert_said("typescript", said["refused"])
+    assert json.loads(said["lost"]) == {
+        "lost": "fetch failed", "sent": ["POST"] * 4 + ["DELETE"], "keys": 1,
+    }  # fmt: skip
 
 
 def claude(a: Account, place: Path, **more: str) -> tuple[int, str]:
