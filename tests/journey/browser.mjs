@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const asked = JSON.parse(process.argv[2]);
-const found = { errors: [], foreign: [], wide: [], violations: [] };
+const found = { errors: [], foreign: [], wide: [], landed: [], violations: [] };
 const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 const context = await chromium.launchPersistentContext(asked.profile, {
   executablePath: asked.browser,
@@ -171,19 +171,22 @@ const paths = ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organiz
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
   "/budgets", "/budgets/new", "/usage?range=24h", "/?range=7d", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"];
-for (const path of paths) {
-  await page.setViewportSize({ width: 1440, height: 900 });
-  await page.goto(asked.url + path);
-  await page.evaluate(AXE);
-  for (const [width, theme] of [[1440, "dark"], [360, "light"]]) {
-    await page.setViewportSize({ width, height: 740 });
-    await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.dispatchEvent(new Event("theme")); }, theme);
-    const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-    if (wider > 0) found.wide.push(`${path}: ${wider} px of ${width}`);
-    const { violations } = await page.evaluate(() => axe.run({ resultTypes: ["violations"] }));
-    for (const each of violations) found.violations.push(`${path} ${width}: ${each.id} ${each.nodes[0].target} ${each.nodes[0].failureSummary}`);
+async function looked(paths) {
+  for (const path of paths) {
+    await page.setViewportSize({ width: 1440, height: 900 });
+    await page.goto(asked.url + path);
+    await page.evaluate(AXE);
+    for (const [width, theme] of [[1440, "dark"], [360, "light"]]) {
+      await page.setViewportSize({ width, height: 740 });
+      await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.dispatchEvent(new Event("theme")); }, theme);
+      const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      if (wider > 0) found.wide.push(`${path}: ${wider} px of ${width}`);
+      const { violations } = await page.evaluate(() => axe.run({ resultTypes: ["violations"] }));
+      for (const each of violations) found.violations.push(`${path} ${width}: ${each.id} ${each.nodes[0].target} ${each.nodes[0].failureSummary}`);
+    }
   }
 }
+await looked(paths);
 await page.click(".bar .menu-button");
 await page.click(".menu a[href='/tenants']");
 await page.waitForURL("**/tenants");
@@ -192,5 +195,35 @@ found.menu = await page.isHidden("#menu");
 await page.setViewportSize({ width: 1280, height: 900 });
 await page.click("button:text-is('Sign out')");
 await page.waitForURL("**/sign-in**");
+
+// People who are not staff, by keyboard: each lands on the own page. Who has a key asks for more, and rotates it.
+for (const [secret, paths] of asked.people) {
+  await page.setViewportSize({ width: 1280, height: 900 });
+  await page.goto(`${asked.url}/sign-in`);
+  await tabTo("#token");
+  await keys.type(secret);
+  await keys.press("Enter");
+  await page.waitForURL((url) => url.pathname !== "/sign-in");
+  found.landed.push(new URL(page.url()).pathname);
+  await looked(paths);
+  await page.setViewportSize({ width: 1280, height: 900 });
+  if (secret.startsWith("tk_")) {
+    await tabTo("#budgets summary");
+    await keys.press("Enter");
+    await tabTo("input[name=amount]");
+    await keys.type("30");
+    await tabTo("input[name=reason]");
+    await keys.type("a fair");
+    await keys.press("Enter");
+    await page.waitForURL("**done=asked");
+    found.asked = (await page.textContent("#asked .mark")).trim();
+    await tabTo("form[action$=rotate] button");
+    await keys.press("Enter");
+    await page.waitForSelector("#secret");
+    found.rotated = await page.textContent("#secret");
+  }
+  await page.click("button:text-is('Sign out')");
+  await page.waitForURL("**/sign-in**");
+}
 console.log(JSON.stringify(found));
 await context.close();

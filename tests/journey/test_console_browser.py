@@ -16,7 +16,7 @@ from tests.journey.node import install
 from tests.journey.stack import Stack
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
-RUN_S_MAX = 300
+RUN_S_MAX = 600
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,11 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
         mode="audit",  # its key calls models that have no price
     )
     stack.chat(stack.api_key)
+    key = stack.make("api-keys", tenant_id=tenant["id"], name="own")["key"]
+    lead = stack.make("admin-tokens", name="lead", role="operator", tenant_id=tenant["id"])["token"]
+    buyer = stack.make("admin-tokens", name="buyer", role="readonly", organization_id=whose)["token"]
     asked = {
+        "people": [(key, ["/me"]), (lead, ["/me", "/team"]), (buyer, ["/account"])],
         "browser": browser, "profile": str(script.parent / "profile"), "url": stack.admin_url,
         "token": stack.admin_token, "name": "quok", "tenant": tenant["id"], "invoice": invoice["id"],
         "budget": budget["id"], "organization": whose,
@@ -86,3 +90,5 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["switched"], found["kept"]) == (found["light"], found["light"])
     assert found["dark"] != found["light"]
     assert stack.chat(found["key"]).status_code == 200
+    assert (found["landed"], found["asked"]) == (["/me", "/me", "/"], "open")
+    assert stack.chat(found["rotated"]).status_code == 200
