@@ -159,7 +159,8 @@ def _read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
         if content is not None and paths is not None:
             lines, caller = batch_lines(content, paths.calls), exchange.caller
             if caller is not None:
-                check_batch_models(exchange, caller, model_of(lines[0]))
+                call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
+                check_batch_models(exchange, caller, call_of_all)
     if owned is not None:
         if owned.bare and (exchange.body_length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
@@ -226,13 +227,12 @@ def check_models(call: CallRequest, lists: Iterable[tuple[str, Collection[str]]]
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
 
 
-def check_batch_models(exchange: Exchange, caller: Caller, model: str) -> None:
-    """The same of the model that all lines of a batch are for."""
-    call = CallRequest("none", exchange.routed.family, b"", model=model)
+def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
+    """The same of a call of a batch, in its line of this number."""
     try:
         check_models(call, _lists(exchange, caller, call), "")
     except ModelNotAllowed as error:
-        raise ModelNotAllowed(f"Line 1: {error.told}") from error
+        raise ModelNotAllowed(f"Line {number}: {error.told}") from error
 
 
 def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:

@@ -7,7 +7,7 @@ look. The hold is given back behind the last line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -17,7 +17,6 @@ import msgspec
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
-    ENDED,
     JOB_S_MAX,
     RUNNING,
     SERVICE_TIER,
@@ -26,36 +25,41 @@ from gateway.core.accounts.jobs import (
     Job,
     batch_lines,
     id_of,
+    inline_lines,
     model_of,
 )
 from gateway.core.accounts.outbox import NONE, TEXT_CHARACTERS_MAX, CallFacts, write_facts
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CallPrices, PriceMatch, charge_of, vectors_of
+from gateway.core.families.family import BatchPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meters import make_meter
+from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
     INTEGER_MAX,
+    USER_REQUIRED,
     Caller,
     HoldRequest,
     Service,
     Settlement,
 )
 from gateway.core.wait import OVER, begin
-from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute
+from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute, UserRequired
 from gateway.http.admission import admit, check_batch_models, identify, known, prices_of
-from gateway.http.charge import check_admitted, cost_of, hold_request, price_of
+from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.proxy import proxy
-from gateway.http.relay import relay
+from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
+_JSON: Final = [(b"content-type", b"application/json")]
 # Lines that are read in one turn of the loop.
 _AT_ONCE: Final = 100
 # What a hold takes of each account, and so what the lines of a batch sum up to.
@@ -91,12 +95,29 @@ async def tell_batch(exchange: Exchange) -> None:
     """Pass on what a batch is, or cancel it; nobody is told of a result that is not charged."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    jobs = exchange.worker.ports.jobs
+    jobs, paths = exchange.worker.ports.jobs, FAMILIES[exchange.routed.family].batches
     if admitted.call.named and jobs is not None:
         exchange.before_end = partial(_looked, jobs, caller, admitted.call.named[0])
+        if paths is not None and exchange.routed.label == paths.results:
+            await _looked(jobs, caller, admitted.call.named[0], [])
+        elif paths is not None and paths.results and exchange.routed.method == b"GET":
+            await _told(exchange, admitted, jobs, paths)
+            return
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)
     await OVER
+
+
+async def _told(exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> None:
+    """Say what a batch is whose results have an address: they are read here, where they were charged."""
+    status, said = await jobs.ask(exchange.routed.upstream, exchange.routed.sent, paths.headers)
+    await _looked(jobs, admitted.caller, admitted.call.named[0], [])
+    document = loose_document(said)
+    if document.get("results_url"):
+        document["results_url"] = paths.results.replace("{id}", quote(str(document.get("id")), safe=""))
+        said = write_document(document)
+    await admitted.settle(status, True)
+    own_answer(exchange, status, _JSON, said)
 
 
 def _jobs(exchange: Exchange) -> JobsPort:
@@ -129,26 +150,36 @@ async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
 
 
 # What a batch holds: its lines at the batch price, each as a call of its own is held.
-async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort) -> Job:
-    """Read the input of a batch where its upstream has it, and take the hold of all lines, or none."""
-    worker, attribution = exchange.worker, exchange.head.attribution
-    ports, document = worker.ports, call.document or {}
+async def _lines(
+    exchange: Exchange, document: Mapping[str, object], jobs: JobsPort
+) -> tuple[str, Route, list[BatchLine]]:
+    """The input of a batch, the route its calls would take, and these, where they stand."""
+    paths, upstream = FAMILIES[exchange.routed.family].batches, exchange.routed.upstream
+    if paths is None:
+        raise UnknownRoute
     input_id, endpoint = document.get("input_file_id"), document.get("endpoint")
-    if not isinstance(input_id, str) or not input_id:
+    if paths.inline:
+        input_id, endpoint = "", next(iter(paths.calls))
+    elif not isinstance(input_id, str) or not input_id:
         raise InvalidRequest("input_file_id must name a file.", param="input_file_id")
-    paths = FAMILIES[exchange.routed.family].batches
-    if paths is None or endpoint not in paths.calls:
-        names = "" if paths is None else ", ".join(paths.calls)
-        raise InvalidRequest(f"endpoint must be one of {names}.", param="endpoint")
-    endpoint = str(endpoint)
-    upstream = exchange.routed.upstream
-    route = worker.heads.router.route_of("POST", endpoint)
-    if route is None or route.meter != paths.calls[endpoint]:
+    if endpoint not in paths.calls:
+        raise InvalidRequest(f"endpoint must be one of {', '.join(paths.calls)}.", param="endpoint")
+    route = exchange.worker.heads.router.route_of("POST", str(endpoint))
+    if route is None or route.meter != paths.calls[route.path]:
         raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
-    content = await jobs.fetch(upstream, f"{paths.files}/{quote(input_id, safe='')}/content")
-    read = partial(batch_lines, content, (endpoint,))
-    lines = await asyncio.get_running_loop().run_in_executor(None, read)
-    check_batch_models(exchange, caller, model_of(lines[0]))
+    if paths.inline:
+        read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
+    else:
+        content = await jobs.fetch(upstream, f"{paths.files}/{quote(input_id, safe='')}/content")
+        read = partial(batch_lines, content, (route.path,))
+    return input_id, route, await asyncio.get_running_loop().run_in_executor(None, read)
+
+
+async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort) -> Job:
+    """Take the hold of all lines of a batch, or none."""
+    worker, attribution = exchange.worker, exchange.head.attribution
+    ports, upstream = worker.ports, exchange.routed.upstream
+    input_id, route, lines = await _lines(exchange, call.document or {}, jobs)
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
@@ -157,6 +188,8 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     prices = prices_of(ports, caller, service, first, budgets)
     user = caller.acts_for(attribution.user, "")
+    if caller.user_header == USER_REQUIRED and not user:
+        raise UserRequired(param="x-tollkeeper-user")
     created_ms = ports.refusals.now_ms()
     hold_id = id_of("hold", created_ms, of=exchange.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * JOB_S_MAX, whole=True)
@@ -167,10 +200,11 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
         if number % _AT_ONCE == 0:
             await _turn()
         one = _call_of(route, line, number, worker.bounds)
+        check_batch_models(exchange, caller, one, number)
         read_objects(_NAMES, one)
         if one.named and not await ports.objects.owned(caller, one.named):
             raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
-        if one.tools:
+        if one.tools or one.models_beside:
             prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
         likely += _add(ports, request, one, prices, budgets)
     decision = await ports.counters.reserve(request)
@@ -179,7 +213,7 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     said = exchange.head.said.columns
     job = Job(
         hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
-        upstream, endpoint, model_of(lines[0]), input_id, len(lines), created_ms,
+        upstream, route.path, model_of(lines[0]), input_id, len(lines), created_ms,
         created_ms + request.ttl_ms, held=likely, tokens=decision.held_tokens, credits=decision.held_credits,
         units=request.units, money=decision.money_held, raw_tokens=decision.raw_held,
         currency="" if vector is None else vector.currency, accounts=request.names, columns=said,
@@ -276,7 +310,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     now_s = ports.seconds()
     prices = _prices_then(ports, job, service, now_s)
     for line in found:
-        response = line.response
+        response = line.answer
         if response is None:
             continue
         call = CallRequest(route.meter, route.family, b"", model=job.model)
@@ -346,8 +380,3 @@ def _prices_then(ports: Ports, job: Job, service: Service, now_s: float) -> Call
     named = (PriceMatch(job.model, vector, vector is not None and stands_in),)
     vectors = vectors_of(service, (job.model,), {job.model: vector}.get)
     return CallPrices(vectors, named, now_s - ago_s, job.own)
-
-
-def is_over(status: str) -> bool:
-    """Whether nothing comes behind this status of a job."""
-    return status in ENDED

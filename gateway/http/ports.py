@@ -179,6 +179,11 @@ class JobsPort(Protocol):
     def fetch(self, upstream: str, path: str) -> Awaitable[bytes]:
         """What an upstream has there. Fails with the `Refusal` that says why not."""
 
+    def ask(
+        self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
+    ) -> Awaitable[tuple[int, bytes]]:
+        """A status and a body, as an upstream answers there. Fails with `UpstreamUnreachable`."""
+
     def keep(self, job: Job) -> Awaitable[None]:
         """Store a job as it is now. Fails with `CountersUnavailable`."""
 

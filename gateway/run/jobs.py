@@ -26,13 +26,14 @@ from gateway.core.accounts.jobs import (
     results,
 )
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.core.families.openai import BATCHES
+from gateway.core.families.family import BatchPaths
+from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
-from gateway.http.jobs import is_over, line_charges, release_of, service_of, unread_charge
+from gateway.http.jobs import line_charges, release_of, service_of, unread_charge
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.settings.settings import Settings
@@ -71,6 +72,12 @@ class Jobs:
         """What an upstream has there, as it is. Fails with the `Refusal` it earns."""
         return asyncio.create_task(self._fetched(upstream, path))
 
+    def ask(
+        self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
+    ) -> asyncio.Task[tuple[int, bytes]]:
+        """What an upstream answers there."""
+        return asyncio.create_task(self._ask(upstream, path, headers))
+
     def look(self, job: Job) -> asyncio.Future[None]:
         """Ask what became of a job, and charge it where it is over; who asks together waits for one look."""
         task = self._looking.get(job.hold_id)
@@ -101,12 +108,14 @@ class Jobs:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a file.")
         return content
 
-    async def _ask(self, upstream: str, path: str) -> tuple[int, bytes]:
+    async def _ask(
+        self, upstream: str, path: str, more: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[int, bytes]:
         """A status and its body; 413 in place of one that is longer than is read."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)
-        headers = dict(target.headers) | dict(target.keys[0] if target.keys else ())
+        headers = dict(more) | dict(target.headers) | dict(target.keys[0] if target.keys else ())
         proxies = self._settings.proxies if target.proxies is None else target.proxies
         try:
             return await ask(
@@ -137,26 +146,33 @@ class Jobs:
     # A look at one job.
 
     async def _look(self, job: Job) -> None:
-        assert self._ports is not None
-        if not job.id and not await self._was_made(job):
+        assert self._plane is not None
+        route = self._plane.route_of("POST", job.endpoint)
+        paths = None if route is None else FAMILIES[route.family].batches
+        if paths is None:
+            raise CountersUnavailable
+        if not job.id and not await self._was_made(job, paths):
             return
-        status, said = await self._ask(job.upstream, f"{BATCHES.batches}/{quote(job.id, safe='')}")
+        id_ = quote(job.id, safe="")
+        status, said = await self._ask(job.upstream, f"{paths.batches}/{id_}", paths.headers)
         if status in _GONE:
             await self._settle(job, "failed", None)
             return
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
         state = self._read(said)
-        if not is_over(state.status):
+        ended, path = state.ended_as, paths.results.replace("{id}", id_)
+        if not ended:
             return
-        if not state.output_file_id:
-            await self._settle(job, state.status, b"")
-            return
-        path = f"{BATCHES.files}/{quote(state.output_file_id, safe='')}/content"
-        status, content = await self._ask(job.upstream, path)
+        if not paths.results:
+            if not state.output_file_id:
+                await self._settle(job, ended, b"")
+                return
+            path = f"{paths.files}/{quote(state.output_file_id, safe='')}/content"
+        status, content = await self._ask(job.upstream, path, paths.headers)
         if status not in _GONE and status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
-        await self._settle(job, state.status, None if status in _GONE else content)
+        await self._settle(job, ended, None if status in _GONE else content)
 
     def _read(self, said: bytes) -> BatchState:
         try:
@@ -164,19 +180,18 @@ class Jobs:
         except msgspec.MsgspecError as error:
             raise UpstreamUnreachable("The upstream tells of a batch in a way nobody can read.") from error
 
-    async def _was_made(self, job: Job) -> bool:
+    async def _was_made(self, job: Job, paths: BatchPaths) -> bool:
         """Whether the upstream made a batch whose answer nobody has read; it has its id then."""
         assert self._ports is not None
         age_s = (self._ports.refusals.now_ms() - job.created_ms) / 1000
-        status, said = await self._ask(job.upstream, f"{BATCHES.batches}?limit=100")
+        status, said = await self._ask(job.upstream, f"{paths.batches}?limit=100", paths.headers)
         if status == 200:
             try:
                 found = read_list(said).data
             except msgspec.MsgspecError:
                 found = []
             for one in found:
-                is_later = one.created_at >= job.created_ms // 1000 - 60
-                if one.input_file_id == job.input_id and is_later and not await self._known(job, one.id):
+                if one.is_of(job) and not await self._known(job, one.id):
                     job.id, job.status = one.id, RUNNING
                     await run_in_task(self._kept(job))
                     return True

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+import anthropic
 import httpx2 as httpx
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_batch_is_held_for_and_charged_line_by_line_when_its_result_is_told(sp
         ([line(1, url="/v1/images/generations")], "Line 1: method must be POST, and url one of"),
         ([line(1), line(2, body={"messages": []})], "Line 2: it cannot be read"),
         ([line(1), line(2, body={"model": "another"})], f"Line 2: body.model must be {MODEL}"),
-        ([], "The file has no line"),
+        ([], "There is no line in file"),
     ],
 )
 def test_a_file_that_is_no_batch_is_refused_by_its_line(
@@ -217,3 +218,62 @@ def test_a_job_is_told_to_its_organization_and_to_nobody_else(spender: Spender, 
         listed = stack.admin("GET", f"/jobs?organization_id={owner}&kind=batch&status=cancelled")[1]["items"]
         assert [one["id"] for one in listed] == there
     assert stack.admin("GET", "/jobs/batch_unknown")[0] == 404
+
+
+def messages_of(lines: int, **wishes: Any) -> list[Any]:
+    """Calls of a batch of messages; the first one's metadata says what the demo upstream makes of it."""
+    said = [{"role": "user", "content": "hello there"}]
+    wished = {name: str(value) for name, value in wishes.items()}
+    params: dict[str, Any] = {"model": MODEL, "max_tokens": 16, "messages": said}
+    return [
+        {"custom_id": f"line-{one}", "params": params | ({} if one else {"metadata": wished})}
+        for one in range(lines)
+    ]
+
+
+def test_a_batch_of_messages_is_held_for_and_charged_by_anthropics_own_client(spender: Spender) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    client = anthropic.Anthropic(base_url=spender.stack.gateway_url, api_key=spender.key, max_retries=0)
+    with client:
+        made = client.messages.batches.create(requests=messages_of(4, demo_after_s=600))
+        wait_until(lambda: live(spender, budget)[1] > 0)
+        assert client.messages.batches.retrieve(made.id).processing_status == "in_progress"
+        client.messages.batches.cancel(made.id)
+        told = client.messages.batches.retrieve(made.id)
+        assert (told.processing_status, told.request_counts.succeeded) == ("ended", 2)
+        kinds = [one.result.type for one in client.messages.batches.results(made.id)]
+        assert kinds == ["succeeded"] * 2 + ["canceled"] * 2
+        rows = journal(spender, 2)
+        assert {(one["service_tier"], one["route"]) for one in rows} == {("batch", "/v1/messages")}
+        spent = sum(Decimal(one["cost"]) for one in rows)
+        wait_until(lambda: live(spender, budget) == (spent, NOTHING))
+        job = settled(spender.stack, made.id, "cancelled")
+        assert (Decimal(job["cost"]), Decimal(job["held"]), job["lines"]) == (spent, 0, 4)
+        spender.known(spender.budget("0.00001"))
+        with pytest.raises(anthropic.RateLimitError):
+            client.messages.batches.create(requests=messages_of(20))
+
+
+def test_results_of_messages_are_charged_before_they_are_told(spender: Spender) -> None:
+    batch = ask(spender, "POST", "messages/batches", json={"requests": messages_of(3)})
+    path = f"messages/batches/{batch.raise_for_status().json()['id']}"
+    assert ask(Spender(spender.stack), "GET", f"{path}/results").status_code == 404
+    assert len(ask(spender, "GET", f"{path}/results").raise_for_status().text.splitlines()) == 3
+    assert len(journal(spender, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"),
+    [
+        ([], "There is no line in requests"),
+        ([{"custom_id": "a"}], "Line 1: it cannot be read"),
+        (messages_of(1) * 2, "Line 2: custom_id must be there"),
+    ],
+)
+def test_a_body_that_is_no_batch_is_refused_by_its_line(
+    spender: Spender, calls: list[Any], told: str
+) -> None:
+    refused = ask(spender, "POST", "messages/batches", json={"requests": calls})
+    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
+    assert told in refused.json()["error"]["message"]

@@ -7,9 +7,10 @@ often it is charged.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import datetime
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -126,6 +127,13 @@ class BatchLine(msgspec.Struct):
     body: msgspec.Raw
 
 
+class _InlineCall(msgspec.Struct):
+    """The same where it stands in the body that makes its batch."""
+
+    custom_id: str
+    params: dict[str, Any]
+
+
 class _NamedModel(msgspec.Struct):
     model: str
 
@@ -167,32 +175,49 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
 
     The refusal names the line.
     """
+    return _checked(((number, raw, _line) for number, raw in _numbered(content)), endpoints, "file")
+
+
+def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
+    """The same of calls that stand in a body."""
+
+    def read(call: object) -> BatchLine:
+        one = msgspec.convert(call, _InlineCall)
+        return BatchLine(one.custom_id, "POST", endpoint, msgspec.Raw(msgspec.json.encode(one.params)))
+
+    listed = calls if isinstance(calls, list) else []
+    return _checked(((number, call, read) for number, call in enumerate(listed, 1)), (endpoint,), field)
+
+
+def _checked(
+    found: Iterable[tuple[int, Any, Callable[[Any], BatchLine]]], endpoints: Collection[str], field: str
+) -> list[BatchLine]:
     lines: list[BatchLine] = []
     seen: set[str] = set()
     first = ""
-    for number, raw in _numbered(content):
+    for number, raw, read in found:
         if len(lines) == LINES_MAX:
-            raise InvalidRequest(f"Line {number}: a batch has at most {LINES_MAX} lines.", param="file")
+            raise InvalidRequest(f"Line {number}: a batch has at most {LINES_MAX} lines.", param=field)
         try:
-            line = _line(raw)
+            line = read(raw)
             model = _model(line.body).model
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise _wrong(number, f"it cannot be read: {error}") from error
+            raise _wrong(field, number, f"it cannot be read: {error}") from error
         if not 0 < len(line.custom_id) <= LINE_ID_CHARACTERS_MAX or line.custom_id in seen:
-            raise _wrong(number, "custom_id must be there, and be another one on each line")
+            raise _wrong(field, number, "custom_id must be there, and be another one on each line")
         if line.method != "POST" or line.url not in endpoints:
-            raise _wrong(number, f"method must be POST, and url one of {', '.join(sorted(endpoints))}")
+            raise _wrong(field, number, f"method must be POST, and url one of {', '.join(sorted(endpoints))}")
         if not model:
-            raise _wrong(number, "body.model must name a model")
+            raise _wrong(field, number, "body.model must name a model")
         if lines and line.url != lines[0].url:
-            raise _wrong(number, f"url must be {lines[0].url}, as on the first line")
+            raise _wrong(field, number, f"url must be {lines[0].url}, as on the first line")
         first = first or model
         if model != first:
-            raise _wrong(number, f"body.model must be {first}, as on the first line")
+            raise _wrong(field, number, f"body.model must be {first}, as on the first line")
         seen.add(line.custom_id)
         lines.append(line)
     if not lines:
-        raise InvalidRequest("The file has no line.", param="file")
+        raise InvalidRequest(f"There is no line in {field}.", param=field)
     return lines
 
 
@@ -206,8 +231,8 @@ def _numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _wrong(number: int, why: str) -> InvalidRequest:
-    return InvalidRequest(f"Line {number}: {why}."[:500], param="file")
+def _wrong(field: str, number: int, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Line {number}: {why}."[:500], param=field)
 
 
 # The result of a batch.
@@ -219,21 +244,60 @@ class BatchResponse(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class MessageResult(msgspec.Struct):
+    """The same in Anthropic's API, where only what succeeded has a message."""
+
+    type: str
+    message: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class BatchResult(msgspec.Struct):
     """One line of a result."""
 
     custom_id: str
     response: BatchResponse | None = None
+    result: MessageResult | None = None
+
+    @property
+    def answer(self) -> BatchResponse | None:
+        """The answer; None where there is none."""
+        if self.result is not None and self.result.type == "succeeded":
+            return BatchResponse(200, "", self.result.message)
+        return self.response
 
 
 class BatchState(msgspec.Struct):
-    """A batch as its upstream tells of it."""
+    """A batch as its upstream tells of it: OpenAI's by its status, Anthropic's by its counts of calls."""
 
-    status: str
     id: str = ""
+    status: str = ""
+    processing_status: str = ""
     input_file_id: str = ""
     output_file_id: str | None = None
-    created_at: int = 0
+    created_at: int | datetime = 0
+    request_counts: dict[str, int] | None = None
+
+    @property
+    def ended_as(self) -> str:
+        """The status of a job whose batch is over; empty while it is not."""
+        if not self.processing_status:
+            return self.status if self.status in ENDED else ""
+        counts = self.request_counts or {}
+        if self.processing_status != "ended":
+            return ""
+        if counts.get("canceled"):
+            return "cancelled"
+        return "expired" if counts.get("expired") else "completed"
+
+    def is_of(self, job: Job) -> bool:
+        """Whether it may be what came of a job whose upstream was asked for it, and not heard any more."""
+        at = self.created_at
+        at_s = at if isinstance(at, int) else at.timestamp()
+        if not -60 <= at_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
+            return False
+        if job.input_id:
+            return self.input_file_id == job.input_id
+        return sum((self.request_counts or {}).values()) == job.lines
 
 
 class BatchList(msgspec.Struct):

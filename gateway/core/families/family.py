@@ -221,12 +221,15 @@ class Listing:
 class BatchPaths:
     """Where an API takes batches of calls: their files, themselves, and the paths that calls may be of.
 
-    `calls` has the meter of each.
+    `calls` has the meter of each. An API without files has the calls in the body that makes a batch, in its
+    field `inline`, and a path of the results. `headers` are sent where a batch is asked for.
     """
 
     files: str
     batches: str
     calls: Mapping[str, str]
+    inline: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def one(self) -> str:
@@ -237,6 +240,11 @@ class BatchPaths:
     def cancel(self) -> str:
         """The template that cancels it."""
         return f"{self.one}/cancel"
+
+    @property
+    def results(self) -> str:
+        """The template of its results, where these are no file."""
+        return f"{self.one}/results" if self.inline else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +416,7 @@ _NAMES = frozenset({"conversation", "container", "training_file", "validation_fi
 # Names that end like the name of an object and are none: callers' own numbers, and public values.
 _OTHER_IDS = frozenset(
     {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
+    | {"custom_id"}
 )
 # An object that stands whole in a request has an id of its own that names nothing. It is an element of such
 # a list, of a type that the list's API documents: by both, the member that makes it whole.

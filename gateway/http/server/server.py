@@ -261,7 +261,7 @@ HANDLERS = {
     AUTHORIZE_PATH: authorize,
     METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{one.batches: create_batch for one in BATCHES},
-    **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel)},
+    **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
 }  # fmt: skip
 
 

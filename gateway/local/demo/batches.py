@@ -1,7 +1,8 @@
-"""Files and batches of the demo upstream, as OpenAI has them: kept in memory, for demonstrations and tests.
+"""Files and batches of the demo upstream, as OpenAI and Anthropic have them: kept in memory, for tests.
 
-A batch's `metadata` may dictate what becomes of it: `demo_status` (`completed`, `failed`, `expired`) at its
-end, `demo_after_s` seconds until then, `demo_lines` that are worked off (of a cancelled one half).
+A batch's `metadata`, of Anthropic's the `metadata` of its first call, may dictate what becomes of it:
+`demo_status` (`completed`, `failed`, `expired`) at its end, `demo_after_s` seconds until then, `demo_lines`
+that are worked off (of a cancelled one half).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
 # Kept of each kind; the oldest go.
 KEPT_MAX: Final = 1_000
-_PATH = re.compile(r"/v1/(files|batches)(?:/([^/]+))?(?:/(content|cancel))?")
+_PATH = re.compile(r"/v1/(files|batches|messages/batches)(?:/([^/]+))?(?:/(content|cancel|results))?")
 _NAME = re.compile(rb'name="?([a-z_]+)"?', re.IGNORECASE)
+
+_MESSAGES = "https://api.anthropic.com/v1/messages/batches"
 
 # Answers one call of a batch: its path and body; the status and the answer.
 Work = Callable[[str, bytes], tuple[int, Any]]
@@ -48,6 +52,8 @@ class Batches:
         if place is None:
             return None
         kind, id_, more = place.groups()
+        if kind == "messages/batches":
+            return self._messages(method, id_ or "", more, content, work)
         if method == "POST" and not id_:
             return self._store(content) if kind == "files" else self._create(json.loads(content))
         if kind == "files":
@@ -60,6 +66,32 @@ class Batches:
         if more == "cancel" and batch.said["status"] == "in_progress":
             self._finish(batch, work, "cancelled", len(batch.lines) // 2)
         return 200, self._now(batch, work)
+
+    def _messages(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told:
+        if method == "POST" and not id_:
+            calls = json.loads(content)["requests"]
+            lines = [{**one, "url": "/v1/messages", "body": one["params"]} for one in calls]
+            return 200, _as_messages(self._made(lines, calls[0]["params"].get("metadata") or {}))
+        if not id_:
+            return 200, {"data": [_as_messages(self._now(one, work)) for one in self.batches.values()]}
+        batch = self.batches.get(id_)
+        if batch is None:
+            return _missing()
+        if more == "cancel" and batch.said["status"] == "in_progress":
+            self._finish(batch, work, "cancelled", len(batch.lines) // 2)
+        said = self._now(batch, work)
+        if more != "results":
+            return 200, _as_messages(said)
+        if said["status"] == "in_progress":
+            return _missing()
+        done = map(json.loads, self.files.get(said["output_file_id"] or "", b"").splitlines())
+        results = [
+            (one["custom_id"], {"type": "succeeded", "message": one["response"]["body"]}) for one in done
+        ]
+        left = "canceled" if said["status"] == "cancelled" else "expired"
+        results += [(one["custom_id"], {"type": left}) for one in batch.lines[len(results) :]]
+        told = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
+        return 200, "\n".join(told).encode()
 
     def _store(self, form: bytes) -> Told:
         delimiter = form.partition(b"\r\n")[0]
@@ -92,19 +124,24 @@ class Batches:
         if content is None:
             return 400, {"error": {"message": "no such file", "type": "invalid_request_error"}}
         lines = [json.loads(one) for one in content.splitlines() if one.strip()]
-        wishes, now = asked.get("metadata") or {}, time.time()
-        said = {
-            "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress",
+        more = {
             "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
-            "completion_window": asked.get("completion_window", "24h"), "created_at": int(now),
-            "expires_at": int(now) + 86_400, "output_file_id": None, "error_file_id": None,
+            "completion_window": asked.get("completion_window", "24h"), "error_file_id": None,
+        }  # fmt: skip
+        return 200, self._made(lines, asked.get("metadata") or {}, **more)
+
+    def _made(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
+        now = time.time()
+        said = more | {
+            "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress", "created_at": int(now),
+            "expires_at": int(now) + 86_400, "output_file_id": None,
             "metadata": wishes, "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         }  # fmt: skip
         ends_at = now + float(wishes.get("demo_after_s", 0))
         self.batches[said["id"]] = _DemoBatch(said, lines, ends_at, wishes.get("demo_status", "completed"))
         while len(self.batches) > KEPT_MAX:
             del self.batches[next(iter(self.batches))]
-        return 200, said
+        return said
 
     def _now(self, batch: _DemoBatch, work: Work) -> dict[str, Any]:
         if batch.said["status"] == "in_progress" and time.time() >= batch.ends_at:
@@ -124,6 +161,22 @@ class Batches:
         if written:
             kept = self._kept("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
+
+
+def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
+    """A batch as Anthropic tells of it."""
+    total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+    counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+    counts["succeeded"] = done
+    counts[{"in_progress": "processing", "cancelled": "canceled"}.get(over, "expired")] = total - done
+    return {
+        "id": said["id"], "type": "message_batch", "request_counts": counts,
+        "processing_status": over if over == "in_progress" else "ended",
+        "created_at": datetime.fromtimestamp(said["created_at"], UTC).isoformat(),
+        "expires_at": datetime.fromtimestamp(said["expires_at"], UTC).isoformat(), "ended_at": None,
+        "archived_at": None, "cancel_initiated_at": None,
+        "results_url": None if over == "in_progress" else f"{_MESSAGES}/{said['id']}/results",
+    }  # fmt: skip
 
 
 def _missing() -> Told:

@@ -9,7 +9,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
-from gateway.core.families.family import ApiFamily, CallKind, Listing, SdkExample, target
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
 
@@ -82,6 +82,10 @@ def _hundredths(percent: int) -> bytes:
     return b"1" if percent == 100 else b"0.%02d" % percent
 
 
+BATCHES = BatchPaths(
+    "", "/v1/messages/batches", {"/v1/messages": "anthropic_messages"}, "requests",
+    (("anthropic-version", "2023-06-01"),),
+)  # fmt: skip
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -97,6 +101,10 @@ FAMILY = ApiFamily(
     routes=(
         Route(("POST",), "/v1/messages", NAME, "messages", NAME, "anthropic_messages"),
         Route(("POST",), "/v1/messages/count_tokens", NAME, family=NAME),
+        Route(("POST",), BATCHES.batches, NAME, family=NAME),
+        Route(("GET",), BATCHES.one, NAME, family=NAME),
+        Route(("POST",), BATCHES.cancel, NAME, family=NAME),
+        Route(("GET",), BATCHES.results, NAME, family=NAME),
     ),
     key_field=("x-api-key", ""),
     target=target(NAME, "https://api.anthropic.com", "ANTHROPIC_API_KEY", "x-api-key"),
@@ -108,6 +116,7 @@ FAMILY = ApiFamily(
     names_requests=True,
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
+    batches=BATCHES,
     exclusions=EXCLUSIONS,
     # The first five its clients run; an advisor is charged by its tokens.
     free_tools=frozenset(
