@@ -163,6 +163,9 @@ HINTS = {
     "concurrency_limited": "Send fewer at once, or raise `concurrency` of the scope the message names.",
     "budget_exceeded": "Wait for `Retry-After`, or raise the budget; "
     "[budgets](../budgets.md) says what each is about.",
+    "capacity_exceeded": "Wait for `retry-after`, or ask for a larger share; [capacity](../capacity.md).",
+    "priority_not_allowed": "Claim `batch`, or have the API key's `priority` changed; "
+    "[priorities](../capacity.md#priorities).",
     "run_exceeded": "Open another run, or ask its parent for less; [runs](../runs.md).",
     "run_ended": "Open another run; [runs](../runs.md).",
     "run_conflict": "Name the run by its id alone, or open another one.",

@@ -27,6 +27,7 @@ from gateway.core.credentials import Failures, peppers_of
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.capacity import CapacityAccounts
 from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
@@ -218,6 +219,7 @@ def _ports(
         objects=door.objects,
         runs=door.runs,
         holds=door.holds,
+        capacity=CapacityAccounts(wires),
         jobs=Jobs(door.jobs, settings, log),
         estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
         tally=tally,

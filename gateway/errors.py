@@ -264,6 +264,19 @@ class UpstreamLimited(RateLimited):
     scope = "upstream"
 
 
+class UpstreamFull(UpstreamLimited):
+    """The upstream's capacity is used up, and the call could not wait for its part of it any longer."""
+
+    reason = "capacity_exceeded"
+
+
+class PriorityNotAllowed(Refusal):
+    """This API key may not claim the priority that its call asks for."""
+
+    reason = "priority_not_allowed"
+    status = 403
+
+
 class ConcurrencyLimited(Refusal):
     """Too many requests at once."""
 

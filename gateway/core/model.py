@@ -123,7 +123,7 @@ USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = ("accept", "require", "ignore")
 # What a hold costs that a caller took by the API and nobody settled: all it held, or nothing.
 UNSETTLED_CHARGED, UNSETTLED_RELEASED = ("charge", "release")
 # Which of two calls goes first where an upstream's capacity is short.
-INTERACTIVE, BATCH = ("interactive", "batch")
+INTERACTIVE, BATCH = PRIORITIES = ("interactive", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,7 @@ class Attribution:
     metadata: bytes = b""
     session: str = ""
     run: RunRequest | None = None
+    priority: str = ""
 
 
 @dataclass(slots=True)

@@ -23,13 +23,23 @@ from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import FAMILIES, SHAPES
-from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Patterns, Service, on_list
+from gateway.core.model import (
+    GENERIC,
+    INTERACTIVE,
+    NO_SERVICE,
+    USER_REQUIRED,
+    Caller,
+    Patterns,
+    Service,
+    on_list,
+)
 from gateway.errors import (
     InvalidApiKey,
     InvalidRequest,
     ModelNotAllowed,
     ModelNotPriced,
     ObjectNotFound,
+    PriorityNotAllowed,
     Refusal,
     ServiceNotIncluded,
     TooManyBudgets,
@@ -192,6 +202,10 @@ def _priced(
     metered = routed.metered and not call.free
     if metered and caller.user_header == USER_REQUIRED and not caller.acts_for(attribution.user, call.user):
         raise UserRequired(param="x-tollkeeper-user")
+    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
+        raise PriorityNotAllowed(
+            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
+        )
     unread = "this route does not read which one" if routed.any_model else ""
     check_models(call, _lists(exchange, caller, call), unread)
     if call.model and not call.tool and (table := worker.models.table()).rules:

@@ -6,6 +6,7 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -79,6 +80,8 @@ _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = SettleResult.UNVERIFIED
 # The status a client is told, 0 for its upstream's, and why.
 Failed = tuple[int, str]
+# Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
+Room = Callable[[int, bool], None]
 _NOT: Failed = (0, "")
 
 
@@ -95,7 +98,7 @@ class AdmittedCall:
     __slots__ = (
         "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_stands_in",
         "_worker", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices",
-        "service", "upstream_id", "user",
+        "room", "service", "upstream_id", "user",
     )  # fmt: skip
 
     claim: CallClaim
@@ -123,6 +126,7 @@ class AdmittedCall:
         self._rate: TokenRate | None = None
         self._money_rate: TokenRate | None = None
         self.meter: AnswerMeter | None = None
+        self.room: Room | None = None
         self.upstream_id = b""
         self.first_token = 0.0
         self.due = False
@@ -281,6 +285,8 @@ class AdmittedCall:
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts, used)
         self.let_go()
+        if self.room is not None:
+            self.leave_room(usage.total)
         exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
         try:
             settled = await ports.counters.settle(settlement)
@@ -295,6 +301,12 @@ class AdmittedCall:
         if used and facts is not None:
             self._count(usage, facts, settlement.credits, complete)
         return True
+
+    def leave_room(self, tokens: int) -> None:
+        """Give back what its upstream's capacity has of it beyond so many tokens."""
+        room, self.room = self.room, None
+        if room is not None:
+            room(tokens, self._exchange.forwarded)
 
     def let_go(self) -> None:
         """Nothing is held any more, or another holds it."""

@@ -26,6 +26,7 @@ from gateway.errors import (
     Refusal,
     UnknownRoute,
     UpstreamFailure,
+    UpstreamFull,
     UpstreamLimited,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -65,6 +66,9 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
         raise ClientGone
     if exchange.body_failure is not None:
         raise exchange.body_failure
+    if upstream.capacity is not None and admitted.charges:
+        waits = last or FALLBACK_LIMITED not in call.fallback
+        await worker.capacity.take(exchange, admitted, upstream, waits)
     upstream.admit(admitted.caller.organization_id)
     exchange.upstream = upstream
     if not exchange.began_upstream:
@@ -151,13 +155,13 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         else:
             try:
                 answer = await _ask(exchange, admitted, last)
-            except UpstreamFailure as error:
+            except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
             except Overloaded as error:  # it has no connection to spare; any other one is of this gateway
                 if exchange.upstream is not None:
                     raise
                 failure = bare(error)
-            cause = _cause_of(answer)
+            cause = FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer)
         passes = not last and not exchange.gone and cause in call.fallback
         passes = passes and _may_ask_again(exchange, call, cause)
         if answer is not None and not passes:
@@ -205,6 +209,8 @@ def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: 
     if isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.connection.body_complete:
         exchange.read = True
     exchange.leave_upstream()
+    if admitted.room is not None:
+        admitted.leave_room(0)
     exchange.forwarded, exchange.status = False, 0
     admitted.meter, admitted.upstream_id = None, b""
 

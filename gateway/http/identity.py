@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from gateway.core.accounts.runs import FIELD_BYTES_MAX, read_run
 from gateway.core.calls.routes import Route
 from gateway.core.issuers import is_token, may_be_read
-from gateway.core.model import INTEGER_MAX, Attribution, Family, RunRequest
+from gateway.core.model import INTEGER_MAX, PRIORITIES, Attribution, Family, RunRequest
 from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.protocol.request import CREDENTIAL_FIELDS, OURS_PREFIX, SESSION_FIELDS, Values
 
@@ -86,6 +86,7 @@ def _bearer(value: bytes) -> bytes:
 
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
+PRIORITY_CHARACTERS_MAX = 16
 SESSION_CHARACTERS_MAX = 128
 METADATA_BYTES_MAX = 2048
 METADATA_DEPTH_MAX = 32
@@ -110,8 +111,12 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     columns = (
         "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
     )
-    run = _run(said)
-    return Attribution(user, content_id, project_id, feature_version, metadata, session, run), columns
+    run, priority = _run(said), _text(said, "priority", PRIORITY_CHARACTERS_MAX)
+    if priority and priority not in PRIORITIES:
+        name = "x-tollkeeper-priority"
+        raise InvalidRequest(f"{name} must be {' or '.join(PRIORITIES)}.", param=name)
+    said_of = (user, content_id, project_id, feature_version, metadata, session, run, priority)
+    return Attribution(*said_of), columns
 
 
 def _run(said: Values) -> RunRequest | None:

@@ -14,7 +14,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.capacity import Share
+from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
@@ -197,6 +197,26 @@ class JobsPort(Protocol):
         """Ask what became of it, and charge it where it is over. Fails with a `Refusal`."""
 
 
+class CapacityPort(Protocol):
+    """The accounts of upstreams' capacity."""
+
+    def ask(  # noqa: PLR0917  # whose account, who asks, and what changed since it was asked last
+        self,
+        account: tuple[str, str],
+        limits: CapacityLimits,
+        asks: Sequence[CapacityAsk],
+        ended: Sequence[CapacityEnd],
+        over: Sequence[str],
+        going: Sequence[str],
+    ) -> Awaitable[list[int]]:
+        """Milliseconds until the next one may have room; then for each that asks 0: it waits, 1: it is let
+        in, 2: it is by what its share is guaranteed. An account is an upstream's, by its name and a model.
+
+        Of calls at once, those are told that are `over`, and now and then those that are `going` on. Fails
+        with `CountersUnavailable`.
+        """
+
+
 class CountersPort(Protocol):
     """The limits and the ledger."""
 
@@ -253,6 +273,7 @@ class Ports:
     holds: HoldsPort
     jobs: JobsPort | None = None
     access_log: bool = False
+    capacity: CapacityPort | None = None
     failing: UnreportedFailures = field(default_factory=UnreportedFailures)
     refuse_unpriced: bool = False
     tracer: Tracer | None = None

@@ -291,6 +291,8 @@ def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes
         lines.append(b"request-id: " + request_id)
     if cors:
         lines.append(cors)
+    if exchange.waited_ms:
+        lines.append(b"x-tollkeeper-waited-ms: %d" % exchange.waited_ms)
     if not keep_alive:
         lines.append(b"connection: close")
     elif routed.minor == 0:

@@ -59,6 +59,9 @@ class Tally:
     # By the upstream's name: seconds for which it is left alone, model by model, and calls refused meanwhile.
     cooling_seconds: dict[str, float] = field(default_factory=dict)
     cooled_calls: dict[str, int] = field(default_factory=dict)
+    # By the upstream's name: how long calls waited for its capacity, and those that waited in vain.
+    capacity_wait_seconds: dict[str, Histogram] = field(default_factory=dict)
+    capacity_refused_calls: dict[str, int] = field(default_factory=dict)
     # By the upstream's name and the cause: calls that another one was asked for.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -93,6 +96,13 @@ class Tally:
         """Count a failure of an upstream."""
         series = upstream, cause
         self.upstream_failures[series] = self.upstream_failures.get(series, 0) + 1
+
+    def capacity_waited(self, upstream: str, seconds: float) -> None:
+        """Observe how long a call waited for its upstream's capacity."""
+        waits = self.capacity_wait_seconds.get(upstream)
+        if waits is None:
+            waits = self.capacity_wait_seconds[upstream] = Histogram()
+        waits.observe(seconds)
 
     def passed_over(self, upstream: str, cause: str) -> None:
         """Count a call that another upstream was asked for."""
@@ -181,6 +191,10 @@ class Tally:
             "upstream_connections": self.upstream_connections,
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
+            "capacity_wait_seconds": {
+                name: each.snapshot() for name, each in self.capacity_wait_seconds.items()
+            },
+            "capacity_refused_calls": list(self.capacity_refused_calls.items()),
             "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_lookup_failures": self.upstream_lookup_failures,

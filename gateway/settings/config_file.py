@@ -26,6 +26,8 @@ from gateway.core.calls.binding import (
     makes_batches,
     reach_of,
 )
+from gateway.core.calls.capacity import MODELS_MAX as OWN_LIMITS_MAX
+from gateway.core.calls.capacity import Capacity, CapacityLimits
 from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
     EVERYBODY,
@@ -45,7 +47,7 @@ from gateway.core.calls.routes import (
 )
 from gateway.core.families import mcp
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
-from gateway.core.http_limits import Seconds
+from gateway.core.http_limits import Count, Seconds
 from gateway.core.issuers import (
     LEEWAY_S,
     SUBJECT,
@@ -317,6 +319,7 @@ ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}$"
 # A workload by the URI of its certificate, and the API key that it uses.
 Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
+PerMinute = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -392,6 +395,16 @@ class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str = ""
 
 
+class _Capacity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
+    concurrency: Count | None = None
+
+
+class _UpstreamCapacity(_Capacity, frozen=True, forbid_unknown_fields=True):
+    models: Annotated[dict[ModelName, _Capacity], msgspec.Meta(max_length=OWN_LIMITS_MAX)] = {}
+
+
 class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str
     headers: dict[str, str] = {}
@@ -410,6 +423,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Literal["account", "caller"] = "account"
     proxy: str = ""
     fields: Annotated[tuple[FieldName, ...], msgspec.Meta(max_length=FIELDS_MAX)] = ()
+    capacity: _UpstreamCapacity | None = None
 
 
 class _Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -614,6 +628,21 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         project=written.project,
         first_byte_s=written.first_byte_s,
         idle_s=written.idle_s,
+        capacity=None if written.capacity is None else _capacity(written.capacity, place),
+    )
+
+
+def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
+    """What an upstream can take; `SettingError` where that says nothing."""
+    if not any(msgspec.structs.asdict(written).values()):
+        names = ", ".join(_UpstreamCapacity.__struct_fields__)
+        raise SettingError(f"{place}.capacity: expected one of {names}")
+    return Capacity(_limits(written), tuple((name, _limits(one)) for name, one in written.models.items()))
+
+
+def _limits(written: _Capacity) -> CapacityLimits:
+    return CapacityLimits(
+        written.requests_per_minute or 0, written.tokens_per_minute or 0, written.concurrency or 0
     )
 
 

@@ -27,7 +27,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
+from gateway.http.ports import CapacityPort, HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -411,6 +411,7 @@ async def staged(
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
+    capacity: CapacityPort | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the
@@ -435,6 +436,7 @@ async def staged(
             refuse_unpriced=refuses_unpriced,
             look_up=look_up,
             earlier_peppers=earlier_peppers,
+            capacity=capacity,
         ),
         routes,
         [target, *others],

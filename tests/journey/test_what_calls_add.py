@@ -234,6 +234,7 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
             # Nothing is billed by the unit, no call names a run or is a batch, and nobody takes a hold.
             elif family in {
                 "a:", "run:", "runs:", "children:", "hold:", "end:", "idem:", "job:", "jobs", "look:",
+                "cap:", "caps:",
             }:  # fmt: skip
                 assert keys == {}
             else:

@@ -84,6 +84,9 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["lease give back"] = allowance.lease(world.run_id, world.caller, held, allowance.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
     made["run"] = packing.run(world.run_id, packing.RUN_LOOK, world.caller, "job")
+    limits = b'{"requests":60,"tokens":60,"concurrency":2}'
+    asks = b'[{"id":"a","share":"o1","weight":1,"requests":0,"tokens":0,"batch":0,"need":5,"more":0}]'
+    made["share"] = (keys.capacity("openai", "")[1], (limits, asks, b"[]", b"[]", b"[]"))
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
     (entry_id, _), *_ = world.entries(keys.outbox(world.p))
     made["park"] = outbox.park(world.run_id, (world.p, 1), moved=[entry_id])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.calls.capacity import Capacity, CapacityLimits
 from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamTarget
 from gateway.errors import SettingError
 from gateway.settings.settings import Settings, from_json, load, to_json
@@ -30,6 +31,13 @@ def loaded(folder: Path, text: str, **environ: str) -> Settings:
     file = folder / "t.yaml"
     file.write_text(textwrap.dedent(text))
     return load(environ, file)
+
+
+def test_an_upstream_says_what_it_can_take_and_so_do_models_of_it(tmp_path: Path) -> None:
+    stated = "capacity: {tokens_per_minute: 9, models: {own: {concurrency: 2}}}"
+    settings = loaded(tmp_path, f"upstreams: {{azure: {{base_url: 'http://u', {stated}}}}}")
+    assert azure(settings).capacity == Capacity(CapacityLimits(0, 9, 0), (("own", CapacityLimits(0, 0, 2)),))
+    assert azure(from_json(to_json(settings))) == azure(settings)
 
 
 def azure(settings: Settings) -> UpstreamTarget:
@@ -135,6 +143,8 @@ MODEL = "targets: [{upstream: openai}]"
             "upstreams: {u: {base_url: 'http://u', headers: {authorization: x}, keys: [{env: K}]}}",
             "its value comes from `keys`",
         ),
+        ("upstreams: {u: {base_url: 'http://u', capacity: {}}}", "upstreams.u.capacity: expected one of"),
+        ("upstreams: {u: {base_url: 'http://u', capacity: {concurrency: 0}}}", "concurrency"),
         (
             "{upstreams: {u: {base_url: 'http://u', path: '/x/{operation}'}}, services: {s: {upstream: u}}}",
             "services.s: the upstream u has a path of its own",

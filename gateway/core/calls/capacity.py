@@ -5,13 +5,39 @@ An account is an upstream, or one model of it that has limits of its own there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.model import INTERACTIVE
+from gateway.core.model import BATCH, INTERACTIVE, Caller
 
 SHARES_MAX: Final = 2_000
 WEIGHT_MAX: Final = 1_000
+MODELS_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityLimits:
+    """What all calls of an account may use together; 0 is no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The limits of an upstream, and of models that have their own: calls of these count there alone."""
+
+    limits: CapacityLimits = CapacityLimits()
+    models: tuple[tuple[str, CapacityLimits], ...] = ()
+
+    def of(self, model: str) -> tuple[str, CapacityLimits]:
+        """The model whose account a call takes from, empty for the upstream's own, and its limits."""
+        for name, limits in self.models:
+            if name == model:
+                return name, limits
+        return "", self.limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +56,60 @@ class Share:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     priority: str = INTERACTIVE
+
+    @property
+    def name(self) -> str:
+        """What it is called in its account."""
+        return f"t{self.tenant_id}" if self.tenant_id else f"o{self.organization_id}"
+
+    def is_batch(self, caller: Caller, claimed: str) -> bool:
+        """Whether a call is one of a batch: by what it claims, by its key, or by its share."""
+        return BATCH in {claimed or caller.priority, self.priority}
+
+
+class ShareTable:
+    """Whose share a call is of: its tenant's before its organization's, its model's before one of all models.
+
+    Who has none shares with weight 1, organization by organization.
+    """
+
+    __slots__ = ("_shares", "known")
+
+    def __init__(self, shares: Sequence[Share] = ()) -> None:
+        self.known = shares
+        self._shares = {(one.upstream, one.model, one.organization_id, one.tenant_id): one for one in shares}
+
+    def of(self, upstream: str, model: str, caller: Caller) -> Share:
+        """The share of a call."""
+        for tenant_id in (caller.tenant_id, 0):
+            for of_model in (model, ""):
+                found = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))
+                if found is not None:
+                    return found
+        return Share(upstream, model, caller.organization_id)
+
+
+# Questions to an account, and news for it, as `share` reads them.
+@dataclass(frozen=True, slots=True)
+class CapacityAsk:
+    """One call that asks: its share, `need` of tokens, and whether `more` of its share wait behind it."""
+
+    id: str
+    share: str
+    weight: int
+    requests: int
+    tokens: int
+    batch: int
+    need: int
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityEnd:
+    """The part of its hold that a call did not use, let in `by` 1 or 2 as answered; below 0 it used more."""
+
+    share: str
+    by: int
+    weight: int
+    requests: int
+    tokens: int

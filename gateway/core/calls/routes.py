@@ -13,6 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import quote, unquote, urlsplit
 
+from gateway.core.calls.capacity import Capacity
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import Proxies, Proxy
 
@@ -71,7 +72,8 @@ class UpstreamTarget:
     bodies that may go there unread. `family` is the API it speaks, empty where it may speak any. `path` is
     the template of its own paths, empty where they are the caller's; `query` goes with each call. `keys` are
     its credentials where it has several, each the header fields of one: they come after `headers`.
-    `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones.
+    `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones. `capacity` is what it
+    can take, None where nobody states that.
     """
 
     name: str
@@ -92,6 +94,7 @@ class UpstreamTarget:
     project: str = ""
     first_byte_s: float | None = None
     idle_s: float | None = None
+    capacity: Capacity | None = None
 
     @property
     def by_model(self) -> bool:

@@ -40,8 +40,11 @@ from gateway.counters.layouts import accounts, packing, states
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
-# Types with fields that are no opened layouts.
-_TABLES = frozenset({"facts", "math", "redis", "string", "struct", "table"})
+# Tables with fields that are no opened layouts: libraries, and what `share` reads of JSON.
+_TABLES = frozenset({
+    "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
+    "share", "asked", "other", "left",
+})  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # Of an account what comes before is as it was defined.
 FIRST_MOVED = "requests_used"

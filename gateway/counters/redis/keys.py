@@ -164,6 +164,13 @@ def job_look(partition: int, hold_id: str) -> str:
     return f"tk:{{p{partition:02d}}}:look:{hold_id}"
 
 
+def capacity(upstream: str, model: str) -> tuple[int, tuple[str, str]]:
+    """Which partition has an account of an upstream's capacity; its name, and that of its calls at once."""
+    partition = partition_of_digest(upstream)
+    digest = sha256(f"{upstream} {model}".encode()).hexdigest()[:24]
+    return partition, (f"tk:{{p{partition:02d}}}:cap:{digest}", f"tk:{{p{partition:02d}}}:caps:{digest}")
+
+
 def user_state(partition: int, tenant_id: int, user: str) -> str:
     """State of a tenant's user; the caller's own id is hashed, since it is any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"

@@ -19,7 +19,7 @@ from gateway.core.layout import Layout
 from gateway.counters.layouts import lua
 from gateway.counters.layouts.packing import LAYOUTS
 
-VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run")
+VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run", "share")
 DIGEST_LENGTH = 12
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
 _ALLOWS = re.compile(r"^-- allows: (\w+)", re.MULTILINE)

@@ -740,6 +740,8 @@ class HeadReader:
                 known.feature_version,
                 known.metadata,
                 trace_id,
+                known.run,
+                known.priority,
             )
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:

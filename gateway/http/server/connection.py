@@ -190,11 +190,16 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SUCCESSOR)  # nothing after this is read
 
     def eof_received(self) -> bool:
-        """The client has said everything; it may still read, unless the route says that is leaving."""
+        """The client has said everything; it may still read, unless the route says that is leaving.
+
+        Who waits for an upstream's capacity leaves by that.
+        """
         exchange = self.exchange
         if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
+        if exchange.waits:
+            return False
         return exchange.routed.route is None or exchange.routed.route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -136,6 +136,12 @@ class RequestBody:
         return wait
 
 
+class _CapacityTurns(Protocol):
+    """What a call asks of the queues for what its upstream can take; `admitted` is its `AdmittedCall`."""
+
+    async def take(self, exchange: Exchange, admitted: Any, upstream: Upstream, waits: bool) -> None: ...
+
+
 # What all requests of one worker share.
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -143,7 +149,8 @@ class Worker:
 
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
     what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
-    workload's key by the URI of its certificate, `models` are those that somebody configured.
+    workload's key by the URI of its certificate, `models` are those that somebody configured,
+    `capacity` has those who wait for what upstreams can take.
     """
 
     ports: Ports
@@ -156,6 +163,7 @@ class Worker:
     bodies: LargeBodies[CallRequest]
     workloads: Mapping[str, tuple[str, ...]]
     models: ConfiguredModels
+    capacity: _CapacityTurns
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""
@@ -217,7 +225,8 @@ class Exchange(RequestDriver):
     goes, `model_sent` the model that is asked for there, empty where that is the call's own; `key` numbers
     the credential, and `begins` is how the request begins where its head alone does not say that.
     `passed_over` are the upstreams that failed it before, each with the cause; `read` says that one of them
-    took the whole request, and did not answer in time.
+    took the whole request, and did not answer in time. It `waits` for its upstream's
+    capacity, or has done so for `waited_ms`.
     """
 
     __slots__ = (
@@ -225,7 +234,8 @@ class Exchange(RequestDriver):
         "call", "caller", "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded",
         "gone", "head", "invited", "keep_alive", "key", "link", "model_sent", "opened", "passed_over",
         "read", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
-        "upstream_name", "worker",
+        "upstream_name", "waited_ms", "waits",
+        "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -248,7 +258,8 @@ class Exchange(RequestDriver):
         self.deadline = NEVER
         self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
         self.forwarded = self.invited = False
-        self.status = 0
+        self.status = self.waited_ms = 0
+        self.waits = False
         self.reason = ""
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None

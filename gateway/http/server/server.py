@@ -16,6 +16,7 @@ from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTa
 from gateway.core.families.registry import BATCHES
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
+from gateway.http.capacity import CapacityQueues
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
@@ -294,6 +295,7 @@ class DataPlane:
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
         self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
+        self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
@@ -355,6 +357,7 @@ class DataPlane:
                 upstream.leave()
                 self._left.append(upstream)
         self.buffers.renew(limits)
+        self.capacity.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
@@ -369,6 +372,7 @@ class DataPlane:
             self.bodies,
             digests,
             configured,
+            self.capacity,
         )
 
     @property
@@ -401,6 +405,7 @@ class DataPlane:
             "requests_in_flight": self.calls,
             "client_connections": len(self._connections),
             "upstream_connections_open": rows,
+            "capacity_waiting": self.capacity.waiting(),
         }
 
     @property

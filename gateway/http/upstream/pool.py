@@ -133,7 +133,7 @@ class Upstream:
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "accounts", "certificate_end", "name", "target",
+        "_tally", "_turns", "accounts", "capacity", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -148,7 +148,7 @@ class Upstream:
                 upstream_first_byte_s=target.first_byte_s or limits.upstream_first_byte_s,
                 upstream_idle_s=target.idle_s or limits.upstream_idle_s,
             )
-        self.target = target
+        self.target, self.capacity = target, target.capacity
         self._left = False
         most = limits.upstream_connections_max
         self._shares = FairShares(most, max(1, int(most * limits.upstream_connections_share)))

@@ -1,0 +1,321 @@
+"""Calls that wait until what their upstream can take has room for them: the queues of one worker.
+
+An account in Redis decides who is next, among the calls of all workers (`share.lua`). A worker asks for the
+first calls of each share together, one question of an account at a time, and asks again when the answer says
+so. A call that is asked for for the first time is let in at once where there is room.
+
+While Redis is away nobody waits: the upstream's own limits still hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice, zip_longest
+from typing import Final
+
+from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share, ShareTable
+from gateway.core.families.refusal import RETRY_HELPS_S
+from gateway.core.http_limits import HttpLimits
+from gateway.core.wait import Wait, begin
+from gateway.errors import CountersUnavailable, UpstreamFull
+from gateway.http.charge import AdmittedCall
+from gateway.http.fair_share import FairShares
+from gateway.http.ports import Ports
+from gateway.http.server.exchange import Exchange
+from gateway.http.upstream.pool import Upstream
+
+# Bytes of a waiting call beside its body.
+CALL_BYTES: Final = 4_096
+# So many calls are asked for together, so many of them of batches; of one share at most so many.
+ASKS_MAX: Final = 40
+BATCH_ASKS: Final = 8
+SHARE_ASKS_MAX: Final = 16
+# Until an account is asked again: the least, the most, and where nobody waits and something ended.
+AGAIN_S_MIN, AGAIN_S_MAX, TOLD_S = 0.005, 0.2, 0.25
+# How often those at once are told that go on, which a dead worker's do not.
+GOING_S: Final = 10.0
+# How a call was let in where the account could not be asked.
+UNASKED: Final = 3
+
+
+class WaitingCall:
+    """One call: its share, what it needs, until when it waits, and how it is let in once it is."""
+
+    __slots__ = ("asked", "batch", "id", "let_in", "need", "organization_id", "share", "size", "until")
+
+    def __init__(  # noqa: PLR0917  # what it is made of
+        self, id_: str, share: Share, organization_id: int, batch: int, need: int, size: int, until: float
+    ) -> None:
+        self.id, self.share, self.organization_id = id_, share, organization_id
+        self.batch, self.need, self.size, self.until = batch, need, size, until
+        self.asked = 0
+        self.let_in: Wait[int] = Wait()
+
+
+class CapacityQueues:
+    """The queues of a worker, by upstream and model."""
+
+    def __init__(self, ports: Ports, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
+        self.ports, self.loop = ports, loop
+        self.kept = FairShares(0, 0), FairShares(0, 0)
+        self._accounts: dict[tuple[str, str], CapacityQueue] = {}
+        self._table = ShareTable()
+        self._wait_s = 0.0
+        self.renew(limits)
+
+    def renew(self, limits: HttpLimits) -> None:
+        """Go by these limits from the next call on."""
+        self._wait_s = limits.capacity_wait_s
+        for kept in self.kept:
+            largest = limits.body_bytes_max + CALL_BYTES  # it must fit into every part
+            kept.most = max(limits.capacity_waiting_bytes_max // 2, largest)
+            kept.each = max(int(kept.most * limits.capacity_waiting_share), largest)
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """How many calls wait for each upstream."""
+        found: dict[str, int] = {}
+        for (upstream, _), one in self._accounts.items():
+            found[upstream] = found.get(upstream, 0) + one.length
+        return list(found.items())
+
+    async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
+        """Let a call have what it needs of its upstream's capacity, or wait for that.
+
+        `UpstreamFull` where it has to wait too long, or at all where it never `waits`.
+        """
+        capacity, ports, call = upstream.capacity, self.ports, admitted.call
+        assert capacity is not None
+        model, limits = capacity.of(exchange.model_sent or call.model)
+        if limits == _UNLIMITED or ports.capacity is None:
+            return
+        queue = self._accounts.get((upstream.name, model))
+        if queue is None:
+            queue = self._accounts[upstream.name, model] = CapacityQueue(self, upstream.name, model)
+        queue.limits = limits
+        shares = ports.directory.shares()
+        if shares is not self._table.known:
+            self._table = ShareTable(shares)
+        caller = admitted.caller
+        share = self._table.of(upstream.name, exchange.model_sent or call.model, caller)
+        batch = int(share.is_batch(caller, exchange.head.attribution.priority))
+        need = ports.estimator.hold(call, caller.organization_id, admitted.service.key).need
+        began = ports.seconds()
+        one = WaitingCall(
+            exchange.request_id, share, caller.organization_id, batch, need,
+            len(call.body) + CALL_BYTES, began + self._wait_s if waits else began,
+        )  # fmt: skip
+        if not self.kept[batch].acquire(one.organization_id, one.size):
+            raise queue.refusal(one)
+        exchange.waits = True
+        try:
+            queue.enter(one)
+            by = await one.let_in
+        except BaseException:
+            queue.leave(one)
+            raise
+        finally:
+            exchange.waits = False
+            self.kept[batch].release(one.organization_id, one.size)
+        if one.asked > 1:
+            waited = ports.seconds() - began
+            exchange.waited_ms = max(1, round(waited * 1000))
+            ports.tally.capacity_waited(upstream.name, waited)
+        admitted.room = partial(queue.end, one, by)
+
+
+class CapacityQueue:
+    """Those who wait for one account: interactive calls and those of batches, each by their shares."""
+
+    def __init__(self, queues: CapacityQueues, upstream: str, model: str) -> None:
+        self.limits = CapacityLimits()
+        self._queues, self._upstream, self._model = queues, upstream, model
+        self._waiting: tuple[dict[str, deque[WaitingCall]], ...] = ({}, {})
+        self._asking = self._asks_anew = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait_ms = 0
+        self._ended: list[CapacityEnd] = []
+        self._over: list[str] = []
+        self._going: dict[str, None] = {}
+        self._told_at = 0.0
+
+    @property
+    def length(self) -> int:
+        """How many wait."""
+        return sum(len(each) for calls in self._waiting for each in calls.values())
+
+    def enter(self, one: WaitingCall) -> None:
+        """Wait from now on; ask at once where nobody of the same share waits before."""
+        calls = self._waiting[one.batch].setdefault(one.share.name, deque())
+        calls.append(one)
+        if len(calls) > 1:
+            one.asked = 1  # in vain, as those before it
+        elif self._asking:
+            self._asks_anew = True
+        else:
+            self._ask()
+
+    def leave(self, one: WaitingCall) -> None:
+        """Wait no more; what it is let in with meanwhile is given back."""
+        self._remove(one)
+        one.until = 0.0
+
+    def end(self, one: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
+        """A call is over that was let in: give back what it did not use."""
+        if self._going.pop(one.id, _NOT_THERE) is None:
+            self._over.append(one.id)
+        requests, left = int(not forwarded), one.need - tokens
+        if by != UNASKED and (requests or left):
+            self._ended.append(CapacityEnd(one.share.name, by, one.share.weight, requests, left))
+        if self._over or self._ended:
+            self._again(AGAIN_S_MIN if self.length else TOLD_S)
+
+    def refusal(self, one: WaitingCall) -> UpstreamFull:
+        """What a call is told that cannot wait any longer: when its share had room for all of its calls."""
+        ports, limits, name = self._queues.ports, self.limits, one.share.name
+        rows = [row for calls in self._waiting[: one.batch + 1] for row in calls.values()]
+        before = len(self._waiting[one.batch].get(name, ()))
+        others = sum(row[0].share.weight for row in rows if row[0].share.name != name)
+        turns = max(1, before) * (others + one.share.weight) / one.share.weight
+        minutes = max(
+            turns / limits.requests_per_minute if limits.requests_per_minute else 0.0,
+            turns * one.need / limits.tokens_per_minute if limits.tokens_per_minute else 0.0,
+        )
+        wait_s = max(1, math.ceil(minutes * 60), math.ceil(self._wait_ms / 1000))
+        until = datetime.fromtimestamp(ports.refusals.now_ms() // 1000 + wait_s, UTC)
+        refused, upstream = ports.tally.capacity_refused_calls, self._upstream
+        refused[upstream] = refused.get(upstream, 0) + 1
+        return UpstreamFull(
+            f"The capacity of the upstream {upstream} is used up. There is room for this call at "
+            f"{until:%Y-%m-%dT%H:%M:%SZ}. Try again in {wait_s} s.",
+            retry_after_s=wait_s,
+            retry_helps=wait_s <= RETRY_HELPS_S,
+        )
+
+    # one question after the other
+
+    def _ask(self) -> None:
+        if not self._asking:
+            self._asking = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            begin(self._round())
+
+    def _again(self, seconds: float) -> None:
+        """Ask in so many seconds, unless that is done before."""
+        loop = self._queues.loop
+        if self._asking:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Refuse those who waited for too long, and ask for the others."""
+        self._timer = None
+        now = self._queues.ports.seconds()
+        late = [one for calls in self._waiting for row in calls.values() for one in row if one.until <= now]
+        refused = [(one, self.refusal(one)) for one in late]
+        for one in late:
+            self._remove(one)
+        if self.length or self._ended or self._over or self._going:
+            self._ask()
+        for one, refusal in refused:
+            one.let_in.fail(refusal)
+
+    async def _round(self) -> None:
+        ports = self._queues.ports
+        assert ports.capacity is not None
+        calls = self._next()
+        ended, over, now, going = self._ended, self._over, ports.seconds(), list[str]()
+        self._ended, self._over = [], []
+        if self._going and now - self._told_at >= GOING_S:
+            self._told_at, going = now, list(self._going)
+        try:
+            answer = await ports.capacity.ask(
+                (self._upstream, self._model), self.limits, self._asks(calls), ended, over, going
+            )
+        except CountersUnavailable:
+            answer = [0] + [UNASKED] * len(calls)
+        self._asking = False
+        self._wait_ms = answer[0]
+        self._take(calls, answer[1:], 0.0 if all(answer[1:]) else answer[0] / 1000)
+
+    def _take(self, calls: list[WaitingCall], answers: list[int], again_s: float) -> None:
+        """Let in whom the account lets in; ask for the others again. Those that never wait are refused."""
+        let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
+        for one, by in let_in:
+            if self.limits.concurrency and by != UNASKED:
+                self._going[one.id] = None
+            if one.until == 0.0:  # its client left meanwhile
+                self.end(one, by, 0, False)
+            else:
+                self._remove(one)
+        now = self._queues.ports.seconds()
+        late = [one for one, by in zip(calls, answers, strict=True) if not by and 0.0 < one.until <= now]
+        refused = [(one, self.refusal(one)) for one in late]
+        for one in late:
+            self._remove(one)
+        anew, self._asks_anew = self._asks_anew, False
+        if self.length:
+            self._again(0.0 if anew or not again_s else min(max(again_s, AGAIN_S_MIN), AGAIN_S_MAX))
+        elif self._ended or self._over:
+            self._again(TOLD_S)
+        elif self._going:
+            self._again(GOING_S)
+        for one, by in let_in:
+            if one.until:
+                one.let_in.set(by)
+        for one, refusal in refused:
+            one.let_in.fail(refusal)
+
+    def _next(self) -> list[WaitingCall]:
+        """The first calls of each share, by turns; those of batches have some places of their own."""
+        interactive, batch = self._waiting
+        found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
+        found += islice(_by_turns(batch), ASKS_MAX - len(found))
+        return found
+
+    def _asks(self, calls: list[WaitingCall]) -> list[CapacityAsk]:
+        asked: dict[tuple[int, str], int] = {}
+        for one in calls:
+            one.asked += 1
+            asked[one.batch, one.share.name] = asked.get((one.batch, one.share.name), 0) + 1
+        found: list[CapacityAsk] = []
+        for one in calls:
+            share, name = one.share, one.share.name
+            more = len(self._waiting[one.batch][name]) > asked[one.batch, name]
+            guaranteed = share.requests_per_minute, share.tokens_per_minute
+            found.append(CapacityAsk(one.id, name, share.weight, *guaranteed, one.batch, one.need, int(more)))
+        return found
+
+    def _remove(self, one: WaitingCall) -> None:
+        calls, name = self._waiting[one.batch], one.share.name
+        row = calls.get(name)
+        if row is not None and one in row:
+            row.remove(one)
+            if not row:
+                del calls[name]
+
+
+_UNLIMITED: Final = CapacityLimits()
+_NOT_THERE: Final = object()
+
+
+def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
+    """The first of each share, then the second of each; another share begins the next time."""
+    rows = [islice(row, SHARE_ASKS_MAX) for row in islice(calls.values(), ASKS_MAX)]
+    if len(calls) > ASKS_MAX:
+        for name in list(islice(calls, ASKS_MAX)):
+            calls[name] = calls.pop(name)
+    for turn in zip_longest(*rows):
+        for one in turn:
+            if one is not None:
+                yield one

@@ -1,0 +1,184 @@
+"""Calls that wait for what their upstream can take, by an account that says whom it lets in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.calls.capacity import Capacity, CapacityAsk, CapacityEnd, CapacityLimits, Share
+from gateway.core.calls.routes import ModelRule, ModelTarget
+from gateway.core.model import BATCH
+from gateway.errors import CountersUnavailable
+from tests.http.fakes import CALLER, post
+from tests.http.stage import Answer, Stage, staged
+from tests.http.test_models import chat, paired
+from tests.waiting import eventually
+
+CAPACITY = Capacity(CapacityLimits(600, 60_000, 0), (("own", CapacityLimits(concurrency=3)),))
+
+
+class FakeCapacity:
+    """Lets in as many as it has `room` for, the first that ask; `down` it does not answer."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.room, self.down = room, False
+        self.accounts: list[tuple[str, str]] = []
+        self.asked: list[CapacityAsk] = []
+        self.ended: list[CapacityEnd] = []
+        self.over: list[str] = []
+
+    async def ask(  # noqa: PLR0917  # as the port has it
+        self,
+        account: tuple[str, str],
+        limits: CapacityLimits,
+        asks: Sequence[CapacityAsk],
+        ended: Sequence[CapacityEnd],
+        over: Sequence[str],
+        going: Sequence[str],
+    ) -> list[int]:
+        if self.down:
+            raise CountersUnavailable
+        self.accounts.append(account)
+        self.asked += asks
+        self.ended += ended
+        self.over += over
+        answers = []
+        for _ in asks:
+            answers.append(int(self.room > 0))
+            self.room -= answers[-1]
+        return [5, *answers]
+
+
+@pytest.fixture
+def capacity() -> FakeCapacity:
+    return FakeCapacity()
+
+
+@pytest.fixture
+async def stage(capacity: FakeCapacity) -> AsyncIterator[Stage]:
+    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity) as made:
+        yield made
+
+
+async def asking(stage: Stage, *requests: bytes) -> list[asyncio.Task[Answer]]:
+    return [asyncio.ensure_future(stage.ask(one)) for one in requests]
+
+
+async def test_a_call_is_let_in_at_once_and_gives_back_what_it_did_not_use(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
+    answer = await stage.ask(post(chat("gpt")))
+    assert (answer.status, answer.all(b"x-tollkeeper-waited-ms")) == (200, [])
+    [one] = capacity.asked
+    assert (one.share, one.weight, one.batch, one.need > 0) == ("o1", 1, 0, True)
+    [ended] = await eventually(lambda: capacity.ended)
+    assert (ended.by, ended.requests, ended.tokens) == (1, 0, one.need - 12)
+
+
+async def test_a_call_that_finds_no_room_waits_and_says_how_long(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
+    capacity.room = 0
+    [call] = await asking(stage, post(chat("gpt")))
+    await eventually(lambda: len(capacity.asked) > 2)
+    assert stage.plane.snapshot()["capacity_waiting"] == [("up", 1)]
+    assert not stage.upstream.received
+    capacity.room = 1
+    answer = await call
+    assert (answer.status, int(answer.one(b"x-tollkeeper-waited-ms")) > 0) == (200, True)
+    assert stage.plane.snapshot()["capacity_waiting"] == [("up", 0)]
+
+
+async def test_who_waits_for_too_long_is_told_when_there_is_room_and_its_hold_is_released(
+    capacity: FakeCapacity,
+) -> None:
+    capacity.room = 0
+    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity, capacity_wait_s=0.02) as stage:
+        answer = await stage.ask(post(chat("gpt")))
+        assert (answer.status, answer.one(b"x-tollkeeper-reason")) == (429, b"capacity_exceeded")
+        assert answer.one(b"x-tollkeeper-refused-by") == b"upstream"
+        assert int(answer.one(b"retry-after")) >= 1
+        assert not stage.upstream.received
+        assert stage.tally.capacity_refused_calls == {"up": 1}
+
+
+async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
+    capacity.room = 0
+    left = await stage.client()
+    await left.send(post(chat("gpt")))
+    [stays] = await asking(stage, post(chat("gpt")))
+    await eventually(lambda: stage.plane.snapshot()["capacity_waiting"] == [("up", 2)])
+    left.writer.close()
+    await eventually(lambda: stage.plane.snapshot()["capacity_waiting"] == [("up", 1)])
+    capacity.room = 1
+    assert (await stays).status == 200
+    assert [kept.used for kept in stage.plane.capacity.kept] == [0, 0]
+
+
+async def test_one_organization_keeps_its_part_of_the_bytes_and_no_more(capacity: FakeCapacity) -> None:
+    capacity.room = 0
+    bounds = {"capacity_waiting_bytes_max": 4096, "body_bytes_max": 4096, "capacity_waiting_share": 1.0}
+    async with staged(of_target={"capacity": CAPACITY}, capacity=capacity, **bounds) as stage:
+        [first] = await asking(stage, post(chat("gpt")))
+        await eventually(lambda: capacity.asked)
+        answer = await stage.ask(post(chat("gpt")))
+        assert (answer.status, answer.one(b"x-tollkeeper-reason")) == (429, b"capacity_exceeded")
+        batch = (b"x-tollkeeper-priority: batch\r\n",)
+        [other] = await asking(stage, *(post(chat("gpt"), fields=one) for one in batch))
+        await eventually(lambda: capacity.asked[-1].batch)  # a batch has bytes of its own
+        capacity.room = 9
+        assert [(await one).status for one in (first, other)] == [200, 200]
+
+
+async def test_the_share_and_priority_of_a_call_are_told(stage: Stage, capacity: FakeCapacity) -> None:
+    mine = Share("up", "", CALLER.organization_id, CALLER.tenant_id, 3, 60, 900)
+    stage.directory.shares_there = (Share("up", "", CALLER.organization_id), mine, replace(mine, model="x"))
+    assert (await stage.ask(post(chat("gpt")))).status == 200
+    one = capacity.asked[-1]
+    assert (one.share, one.weight, one.requests, one.tokens, one.batch) == ("t2", 3, 60, 900, 0)
+    parent = b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
+    claimed = post(chat("gpt"), fields=parent + b"x-tollkeeper-priority: batch\r\n")
+    assert (await stage.ask(claimed)).status == 200
+    assert capacity.asked[-1].batch == 1
+    stage.directory.shares_there = (replace(mine, priority=BATCH),)
+    assert (await stage.ask(post(chat("gpt")))).status == 200
+    assert capacity.asked[-1].batch == 1
+
+
+async def test_a_priority_above_that_of_the_key_is_refused(stage: Stage, capacity: FakeCapacity) -> None:
+    stage.directory.caller = replace(CALLER, priority=BATCH)
+    refused = await stage.ask(post(chat("gpt"), fields=b"x-tollkeeper-priority: interactive\r\n"))
+    assert (refused.status, refused.one(b"x-tollkeeper-reason")) == (403, b"priority_not_allowed")
+    unknown = await stage.ask(post(chat("gpt"), fields=b"x-tollkeeper-priority: urgent\r\n"))
+    assert unknown.status == 400
+    assert (await stage.ask(post(chat("gpt")))).status == 200
+    assert [one.batch for one in capacity.asked] == [1]
+
+
+async def test_a_model_with_limits_of_its_own_is_another_account(
+    stage: Stage, capacity: FakeCapacity
+) -> None:
+    for model in ("gpt", "own"):
+        assert (await stage.ask(post(chat(model)))).status == 200
+    assert capacity.accounts[:2] == [("up", ""), ("up", "own")]
+    await eventually(lambda: capacity.over)
+
+
+async def test_while_accounts_cannot_be_asked_nobody_waits(stage: Stage, capacity: FakeCapacity) -> None:
+    capacity.down = True
+    assert (await stage.ask(post(chat("gpt")))).status == 200
+
+
+async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capacity: FakeCapacity) -> None:
+    capacity.room = 0
+    rule = ModelRule("fast", False, (ModelTarget("up", "first"), ModelTarget("other", "second")))
+    of_target: dict[str, object] = {"capacity": CAPACITY}
+    async with paired(rule, of_target=of_target, capacity=capacity) as pair:
+        assert (await pair.ask(chat("fast"))).status == 200
+        assert pair.asked == (0, 1)
+        assert pair.stage.tally.fallbacks == {("up", "429"): 1}
