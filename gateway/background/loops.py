@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -151,11 +151,64 @@ Step = Callable[[Isolation, str], Awaitable[int]]
 Due = Callable[[int, int], Awaitable[Sequence[T]]]
 
 
+# How long work waits until it is seen, and how soon after a look there is another one.
+AGENDA_S = 1.0
+AGENDA_S_MIN = 0.25
+
+
+class Agenda:
+    """Which loops have something to do: `ask` is one question for all of them, while any waits.
+
+    An answer is good for those who waited when it was asked for. What `ask` raises, each of them raises.
+    """
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[Collection[str]]], *, look_s: float = AGENDA_S,
+        look_s_min: float = AGENDA_S_MIN,
+    ) -> None:  # fmt: skip
+        self._ask, self._look_s, self._look_s_min = ask, look_s, look_s_min
+        self._hurried = asyncio.Event()
+        self._looking: asyncio.Task[Collection[str]] | None = None
+        self._last: Collection[str] | None = None
+        self._asked_at = -look_s
+
+    def hurry(self) -> None:
+        """Something was done that may give others something to do."""
+        self._hurried.set()
+
+    def has(self, name: str) -> bool:
+        """Whether a loop had something to do at the last look; also before there is one."""
+        return self._last is None or name in self._last
+
+    async def until(self, name: str) -> None:
+        """Wait until a loop has something to do."""
+        found: Collection[str] = ()
+        while name not in found:
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._look())
+            found = await asyncio.shield(self._looking)
+
+    async def _look(self) -> Collection[str]:
+        clock = asyncio.get_running_loop().time
+        try:
+            await asyncio.sleep(self._asked_at + self._look_s_min - clock())
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._asked_at + self._look_s):
+                    await self._hurried.wait()
+        finally:
+            self._looking = None  # who comes from now on waits for the next one
+        self._hurried.clear()
+        self._asked_at = clock()
+        self._last = await self._ask()
+        return self._last
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """`again`: at once, after a pass that did something. `quiet`: errors that end a pass and are no failure.
 
-    A pause is `rest` times as long as the pass before it, and the interval at least.
+    A pause is `rest` times as long as the pass before it, and the interval at least. Behind a pass that did
+    nothing the loop waits until it is on the `agenda`, where there is one.
     """
 
     name: str
@@ -164,6 +217,7 @@ class Loop:
     again: bool = False
     quiet: tuple[type[Exception], ...] = ()
     rest: float = 0.0
+    agenda: Agenda | None = None
 
     async def turn(self, isolation: Isolation | None = None) -> int:
         """Make one pass; answers with how many items something was done."""
@@ -177,6 +231,11 @@ class Loop:
             with suppress(*self.quiet):
                 done = await self.turn(isolation)
             await asyncio.sleep(0 if self.again and done else self.pause_s(clock() - began))
+            if self.agenda is not None:
+                if done:
+                    self.agenda.hurry()
+                else:
+                    await self.agenda.until(self.name)
 
     def pause_s(self, took_s: float) -> float:
         return max(self.interval_s, self.rest * took_s)

@@ -17,7 +17,7 @@ from typing import Any
 from gateway.admin.smtp import SmtpMailer
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
 from gateway.background.flushing.late import JobsDrain, RefusedDrain
-from gateway.background.loops import Gauges, Loop, call
+from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
 from gateway.background.verifying.reconciler import LossCounter
@@ -74,6 +74,7 @@ from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
 from persistence.jobs import JobRows
 from persistence.keeper import retention, sweeps, verification
+from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports
 from persistence.keeper.news import Deliveries, Notices
 from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
@@ -144,10 +145,13 @@ class Keeper:
         isolation = self._isolation = doors.isolation
         self._moves, accounts = SlotMoves(self._wires), Accounts(self._engine)
         self._quarantines, moved = Quarantines(self._engine), self._counters.moved
+        self._sweeps = Sweeps(self._engine)
+        now = partial(datetime.now, UTC)
+        self._agenda = agenda = Agenda(AgendaReader(self._engine, self._sweeps.since, now).read)
         shared = LoopContext(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
-            went_back=self._went_back, refuse=self._refuse, isolation=isolation,
+            went_back=self._went_back, refuse=self._refuse, isolation=isolation, agenda=agenda,
             share=KeeperShare(KeeperShares(self._pools.share, settings.admin_port)),
             takes_up=lambda: self.programs.takes_up_layout,
         )  # fmt: skip
@@ -158,10 +162,10 @@ class Keeper:
         mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead(settings), self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
-        now, link = partial(datetime.now, UTC), f"{settings.links_url}/mail/{{}}".format
+        link = f"{settings.links_url}/mail/{{}}".format
         waiting = Deliveries(self._engine, link)
         self._webhook_deliveries = WebhookDeliveries(
-            waiting, self._outgoing, now, mailer=mailer, isolation=isolation
+            waiting, self._outgoing, now, mailer=mailer, isolation=isolation, agenda=agenda
         )
         self._reconciler, self._account_closing = doors.comparers(
             accounts, ReconciliationResults(self._engine, partition_of)
@@ -228,14 +232,14 @@ class Keeper:
 
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
-        now, away = partial(datetime.now, UTC), (CountersUnavailable,)
+        now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         return (
-            sweeper(Sweeps(engine), self._counters),
-            expirer(Allocations(billing), self._counters, partition_of),
+            sweeper(self._sweeps, self._counters, agenda),
+            expirer(Allocations(billing), self._counters, partition_of, agenda),
             clock_changes(ClockReports(engine, partition_of), now),
-            *news_loops(Notices(engine), now),
-            *billing_loops(self._store, now).values(),
+            *news_loops(Notices(engine), now, agenda),
+            *billing_loops(self._store, now, agenda=agenda).values(),
             month_ends(Checkpoints(billing), now),
             *invoicing_loops(settings, schedule, self._account_closing, log),
             *(loop for work in self._work for loop in work.loops),
@@ -283,6 +287,7 @@ class Keeper:
             if outcome.is_news:
                 self._log("flush failed", level="warning", **said)
             return
+        self._agenda.hurry()
         self._flush_seconds.observe(outcome.seconds)
         report = outcome.report
         for table, rows in report.rows.items():

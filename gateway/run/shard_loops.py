@@ -16,7 +16,7 @@ from functools import partial
 
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
 from gateway.background.flushing.late import LateSettlements, Rollbacks
-from gateway.background.loops import Isolation, Loop, call
+from gateway.background.loops import Agenda, Isolation, Loop, call
 from gateway.background.timed.pusher import Pusher, Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
 from gateway.background.verifying.verifier import Verifier
@@ -64,6 +64,7 @@ class LoopContext:
     went_back: Callable[[list[str]], None]
     refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[None]]
     isolation: Isolation
+    agenda: Agenda
     share: KeeperShare
     takes_up: Callable[[], bool]
 
@@ -110,7 +111,7 @@ class ShardLoops:
             say=shared.log,
         )  # fmt: skip
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
-        self._isolation = shared.isolation
+        self._isolation, self._agenda = shared.isolation, shared.agenda
         self._pusher = Pusher(Pushes(engine), shared.counters, partitions, isolation=shared.isolation)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -124,11 +125,11 @@ class ShardLoops:
             "verifier": self.verifier.run,
             "late": self._late.run,
         }
-        away, stop_accounts = (CountersUnavailable,), partial(self.rollbacks.stop_accounts, anew=False)
+        away = (CountersUnavailable,)
         rows = (
-            Loop("pusher", 0.25, (call(self._pusher.push_more),), again=True),
+            Loop("pusher", 0.25, (call(self._pusher.push_more),), again=True, agenda=self._agenda),
             Loop("reclaimer", 1.0, (call(self.reclaimer.sweep),), quiet=away),
-            Loop("rollbacks", 1.0, (call(stop_accounts),), quiet=away),
+            Loop("rollbacks", 1.0, (call(self.rollbacks.look),), quiet=away),
         )
         self._flushing = asyncio.create_task(self._flusher.run())
         self._loops = keep_going(loops, self._log, self._isolation, rows)

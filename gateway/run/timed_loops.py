@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from gateway.background.loops import Due, Isolation, Loop, batches, call, each
+from gateway.background.loops import Agenda, Due, Isolation, Loop, batches, call, each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.core.billing.charges import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
@@ -49,7 +49,9 @@ LOOK_BACK = timedelta(hours=1)
 STORED_BY = timedelta(hours=1)
 
 
-def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop]:
+def billing_loops(
+    store: Store, clock: Clock, page: int = 200, agenda: Agenda | None = None
+) -> dict[str, Loop]:
     """Each loop by its name; `page` is how many organizations, additions or invoices are read together."""
 
     def today() -> date:
@@ -91,7 +93,7 @@ def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop
                 sql(lambda connection, _, count: subscriptions.due(connection, today(), count)),
                 write("organization-subscriptions", "advance"), count=SUBSCRIPTIONS_MAX,
             ),
-        )),
+        ), agenda=agenda),
         Loop("charging", HOUR_S, (
             batches(
                 sql(lambda connection, *page: charges.charges_due(connection, today(), *page)),
@@ -123,7 +125,7 @@ def billing_loops(store: Store, clock: Clock, page: int = 200) -> dict[str, Loop
                 sql(top_ups.due), bill_top_up, count=page, place=lambda one: one.addition_id, leaves=not_now,
                 name=lambda one: f"addition {one.addition_id}",
             ),
-        )),
+        ), agenda=agenda),
     )  # fmt: skip
     return {one.name: one for one in loops}
 
@@ -169,7 +171,10 @@ def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
     return Loop("checkpoints", HOUR_S, (close,))
 
 
-def expirer(ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int]) -> Loop:
+def expirer(
+    ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int],
+    agenda: Agenda | None = None,
+) -> Loop:  # fmt: skip
     """Takes what is left of credits when they expire: exactly the rest, nothing that was used in time.
 
     Uses are allocated to grants as they are stored. Once everything that happened before a grant's moment of
@@ -194,10 +199,10 @@ def expirer(ledger: Allocations, counters: KeeperCounters, partition_of: Callabl
     return Loop("expirer", 0.5, (
         each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
         each(expired, expire, count=EXPIRED_MAX, leaves=away, name=lambda one: f"addition {one.id}"),
-    ), quiet=away)  # fmt: skip
+    ), quiet=away, agenda=agenda)  # fmt: skip
 
 
-def sweeper(sweeps: Sweeps, counters: KeeperCounters) -> Loop:
+def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = None) -> Loop:
     """Resets tenants that nobody calls, so that ledger and invoices have their cycles on time.
 
     A reset that is due runs in every script that touches a tenant as well. The counters decide whether it is.
@@ -207,7 +212,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters) -> Loop:
         lambda _, count: sweeps.due(count), lambda one: counters.sweep(*one), count=1_000, leaves=away,
         name=lambda one: f"tenant {one[0]}",
     )  # fmt: skip
-    return Loop("sweeper", 1.0, (sweep,), quiet=away)
+    return Loop("sweeper", 1.0, (sweep,), quiet=away, agenda=agenda)
 
 
 def clock_changes(told: ClockReports, clock: Clock) -> Loop:
@@ -219,14 +224,18 @@ def clock_changes(told: ClockReports, clock: Clock) -> Loop:
     return Loop("clock changes", 10.0, (each(lambda _, __: told.zones(), tell),))
 
 
-def news_loops(notices: Notices, clock: Clock) -> Sequence[Loop]:
-    """Looks for events each second and for forecasts each minute, a tenth of the time at most."""
+def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:
+    """Looks for events each second and for forecasts each minute, a tenth of the time at most.
+
+    While nobody wants to know, what happens is told to nobody later.
+    """
     since = clock() - LOOK_BACK
 
     async def look() -> None:
         nonlocal since
         now = clock()
-        await notices.notice(since, now)
+        if agenda is None or agenda.has("news"):
+            await notices.notice(since, now)
         since = now
 
     return (

@@ -175,7 +175,7 @@ MOVEMENTS_A_PAGE = 20_000
 
 # Advisory lock class 7802: allocation of one organization's credits.
 _LOCK = text("SELECT pg_advisory_xact_lock(7802, hashint8(:organization))")
-_BEHIND = text("""
+BEHIND = text("""
 SELECT id FROM organization WHERE credit_last_seq > allocated_seq ORDER BY id LIMIT :n""")
 _CURSOR = text("SELECT allocated_seq, credit_last_seq FROM organization WHERE id = :organization")
 _GRANTS = text("""
@@ -222,7 +222,7 @@ _SPENT = text("""
 UPDATE credit_addition AS a SET spent = a.spent + k.n
   FROM unnest(cast(:grants AS bigint[]), cast(:amounts AS bigint[])) AS k (g, n) WHERE a.id = k.g""")
 _MOVE = text("UPDATE organization SET allocated_seq = :until WHERE id = :organization")
-_EXPIRED = text("""
+EXPIRED = text("""
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.expires_at <= :now AND a.expiry_write_id IS NULL AND a.credits_added > 0
    AND EXISTS (SELECT FROM credit_posting AS p WHERE p.organization_id = a.organization_id
@@ -248,7 +248,7 @@ class Allocations:
     async def behind(self, count: int) -> Sequence[int]:
         """Organizations with movements that are not allocated yet."""
         async with self._engine.connect() as connection:
-            return list((await connection.execute(_BEHIND, {"n": count})).scalars())
+            return list((await connection.execute(BEHIND, {"n": count})).scalars())
 
     async def allocate(self, organization_id: int) -> bool:
         """Allocate one page of an account; False where there is more."""
@@ -260,7 +260,7 @@ class Allocations:
         """Additions whose expiry has come and is not taken yet."""
         now = moment_of(now_ms)
         async with self._engine.connect() as connection:
-            rows = await connection.execute(_EXPIRED, {"now": now, "n": count})
+            rows = await connection.execute(EXPIRED, {"now": now, "n": count})
             return [ExpiredGrant(row.id, row.organization_id) for row in rows]
 
     async def expire(self, expired: ExpiredGrant, partition: int, seq: int) -> bool:

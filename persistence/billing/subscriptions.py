@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, exists, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Text, cast, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
@@ -44,9 +44,18 @@ from persistence.tables import (
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
 _NAMES = ("monthly_cost", "annual_cost")
 _plan, _price = subscription_plan, subscription_plan_price
-_DUE = text("""
+PLAN_PRICES_DUE = text("""
 SELECT DISTINCT plan_id FROM subscription_plan_price
  WHERE number IS NULL AND effective_from <= :today ORDER BY 1 LIMIT :count""")
+DUE = text("""
+SELECT s.id FROM organization_subscription AS s
+ WHERE s.change_at <= :today OR s.status = 'future' AND s.start_date <= :today
+    OR s.status <> 'over' AND (s.end_date <= :today
+       OR EXISTS (SELECT FROM subscription_term AS t
+                   WHERE t.subscription_id = s.id AND t.anchor_date = s.start_date AND NOT t.in_force
+                     AND t.starts_on <= :today AND t.starts_on < s.end_date)
+       OR EXISTS (SELECT FROM subscription_plan AS p WHERE p.id = s.plan_id AND p.reprices > s.reprices))
+ ORDER BY s.id LIMIT :count""")
 
 
 def reprice(change: EntityWrite) -> Row:
@@ -96,7 +105,7 @@ def advance_plan_price(change: EntityWrite) -> Row:
 
 
 def plan_prices_due(connection: Connection, today: date, count: int) -> Sequence[int]:
-    return connection.execute(_DUE, {"today": today, "count": count}).scalars().all()
+    return connection.execute(PLAN_PRICES_DUE, {"today": today, "count": count}).scalars().all()
 
 
 def plan_prices_since(
@@ -254,21 +263,7 @@ def tell(change: EntityWrite, plan: Row) -> None:
 
 def due(connection: Connection, today: date, count: int) -> Sequence[int]:
     """Subscriptions that begin, change or end today or should have before."""
-    here, term, plan = organization_subscription.c, subscription_term.c, subscription_plan.c
-    waits = (
-        term.subscription_id == here.id, term.anchor_date == here.start_date, ~term.in_force,
-        term.starts_on <= today, term.starts_on < here.end_date,
-    )  # fmt: skip
-    wanted = select(here.id).where(
-        or_(
-            here.change_at <= today,
-            (here.status == "future") & (here.start_date <= today),
-            (here.status != "over") & (here.end_date <= today),
-            (here.status != "over") & exists().where(*waits),
-            (here.status != "over") & exists().where(plan.id == here.plan_id, plan.reprices > here.reprices),
-        )
-    )
-    return connection.execute(wanted.order_by(here.id).limit(count)).scalars().all()
+    return connection.execute(DUE, {"today": today, "count": count}).scalars().all()
 
 
 def _hold_organization(change: EntityWrite, organization_id: int) -> None:

@@ -15,7 +15,7 @@ from persistence.billing.charges import PREPAID, driver_level, insert_of
 from persistence.entity import EntityWrite
 from persistence.keeper.news import told
 
-_DUE = text("""
+ADDITIONS_DUE = text("""
 SELECT a.id, a.organization_id FROM credit_addition AS a
  WHERE a.invoicing <> 'next' AND a.invoice_id IS NULL AND a.id > :after
    AND (a.invoicing = 'prepaid' OR EXISTS (SELECT FROM charge AS c WHERE c.fact = 'addition:' || a.id))
@@ -44,7 +44,7 @@ class TopUp(NamedTuple):
 
 def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
     """Additions that are to have an invoice of their own and have none, those behind `after`, by id."""
-    return [TopUp(*row) for row in connection.execute(_DUE, {"after": after, "count": count})]
+    return [TopUp(*row) for row in connection.execute(ADDITIONS_DUE, {"after": after, "count": count})]
 
 
 def billed_by(connection: Connection, addition_id: int) -> int | None:
@@ -123,6 +123,11 @@ UPDATE top_up_order AS t SET closed_at = now()
           LEFT JOIN invoice AS i ON i.id = a.invoice_id
          WHERE a.id = t.credit_addition_id
            AND (w.state = 'refused' OR w.id IS NULL AND i.payment_status = 'paid')))""")
+# An order that is open is looked at again and again, and so is a balance that is low.
+ORDERS_WAIT = """
+SELECT FROM top_up_order WHERE closed_at IS NULL
+ UNION ALL SELECT FROM organization WHERE auto_top_up IS NOT NULL AND deleted_at IS NULL
+   AND credit_balance <= (auto_top_up->>'threshold')::bigint"""
 _ORDERS_DUE = text("""
 SELECT id FROM top_up_order WHERE closed_at IS NULL AND credit_addition_id IS NULL AND id > :after
  ORDER BY id LIMIT :count""")

@@ -436,6 +436,7 @@ PUSHES_AT_ONCE_MAX = 4
 # How soon an account is asked for again that another keeper pushes.
 BUSY_S = 0.05
 
+PENDING = "SELECT FROM control_write WHERE state = 'pending'"
 # The catalogue and the prices are of no partition: the first keeper writes them.
 _WAITING = text("""
 SELECT account FROM control_write

@@ -517,7 +517,8 @@ WITH news AS (
       FROM invoice AS i JOIN organization AS o ON o.id = i.organization_id
      WHERE i.id = ANY(:ids) AND i.payment_status <> 'open'
 )""")
-_NOBODY = text("SELECT NOT EXISTS (SELECT FROM webhook WHERE enabled AND deleted_at IS NULL)")
+LISTENING = "SELECT FROM webhook WHERE enabled AND deleted_at IS NULL"
+_NOBODY = text(f"SELECT NOT EXISTS ({LISTENING})")
 _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
@@ -565,6 +566,10 @@ class Notices:
 
 LEASE_S = 60
 
+DELIVERIES_DUE = """
+SELECT FROM webhook AS w CROSS JOIN LATERAL (
+    SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending' AND next_attempt_at <= now()
+     LIMIT 1) AS d"""
 # Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
 # Materialized: else PostgreSQL may look for due ones again for each row it joins, and find more each time.
 _TAKE = text("""

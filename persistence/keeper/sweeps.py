@@ -377,7 +377,7 @@ class Losses:
 # Tenants that were deleted keep the reset that they had come to. So one look in this many goes through all of
 # them; the others begin where the last found nobody but them.
 LOOKS_A_ROUND = 60
-_DUE = text("""
+RESETS_DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE q.next_reset_at > cast(:since AS timestamptz) AND q.next_reset_at <= cast(:until AS timestamptz)
    AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
@@ -435,7 +435,15 @@ class Sweeps:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._looks, self._since = 0, _FIRST
+        self._looks, self._since, self._asks = 0, _FIRST, 0
+
+    def since(self) -> datetime:
+        """From when on resets are asked for that are due; a look at them begins there too."""
+        self._asks += 1
+        if self._asks % LOOKS_A_ROUND:
+            return self._since
+        self._looks = 0
+        return _FIRST
 
     async def due(self, count: int) -> Sequence[tuple[int, int]]:
         """(tenant, organization) of tenants whose next reset has come, by the last flushed row.
@@ -445,7 +453,7 @@ class Sweeps:
         since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
         async with self._engine.connect() as connection:
             until = (await connection.execute(_NOW)).scalar_one()
-            rows = await connection.execute(_DUE, {"n": count, "since": since, "until": until})
+            rows = await connection.execute(RESETS_DUE, {"n": count, "since": since, "until": until})
             found = [(row.tenant_id, row.organization_id) for row in rows]
         self._looks += 1
         self._since = since if found else until

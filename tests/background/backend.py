@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.builders import World
 from tests.letterhead import LETTERHEAD
+from tests.persistence.keeper.agenda import on_agenda
 from tests.waiting import eventually
 
 STAFF = Actor("builtin:admin", "admin")
@@ -75,7 +77,9 @@ class Backend:
         self.pusher = Pusher(Pushes(self.engine), self.counters)
         self.verifier = Verifier(LedgerReader(self.engine, partition_of), self.counters)
         self.reclaimer = Reclaimer(self.keeping)
-        self.sweeper = sweeper(sweeps, self.counters)
+        self.sweeper = on_agenda(
+            sweeper(sweeps, self.counters), self.engine, lambda: datetime.now(UTC), sweeps.since
+        )
         self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(self.engine, partition_of, letterhead=LETTERHEAD)
 

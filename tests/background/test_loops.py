@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from gateway.background.loops import Isolation, Loop, batches, call, each
+from gateway.background.loops import Agenda, Isolation, Loop, batches, call, each
 from gateway.errors import Conflict, CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import LOOK_BACK, news_loops
 from persistence.keeper.news import Notices
@@ -142,3 +142,58 @@ async def test_each_look_at_news_begins_where_the_last_one_that_was_kept_ended()
             await news.turn()
     moments = [begun - LOOK_BACK, *(begun + timedelta(seconds=at) for at in (0, 1, 2, 5))]
     assert noticed == list(pairwise(moments))
+
+
+async def test_a_loop_that_has_nothing_to_do_waits_until_it_is_on_the_agenda() -> None:
+    due, asked, passes = set[str](), list[int](), list[int]()
+
+    async def ask() -> set[str]:
+        asked.append(len(passes))
+        return set(due)
+
+    async def work() -> int:
+        passes.append(len(asked))
+        due.discard("one")
+        return len(passes) == 2
+
+    agenda = Agenda(ask, look_s=0.01, look_s_min=0.0)
+    loops = [Loop(name, 0.0, (call(work),), agenda=agenda) for name in ("one", "other")]
+    running = [asyncio.create_task(one.run()) for one in loops]
+    try:
+        await eventually(lambda: len(asked) > 3)
+        assert len(passes) == 3, "each once, and once more behind the one that did something"
+        assert agenda.has("one") is agenda.has("other") is False
+        due.add("one")
+        await eventually(lambda: len(passes) == 4)
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_one_question_is_asked_for_all_who_wait_and_what_it_raises_they_raise() -> None:
+    asked = list[int]()
+
+    async def ask() -> set[str]:
+        asked.append(1)
+        if len(asked) == 1:
+            raise StoreUnavailable
+        return {"a", "b"}
+
+    agenda = Agenda(ask, look_s=0.0, look_s_min=0.0)
+    assert agenda.has("a"), "before it is known it may be"
+    failed = await asyncio.gather(agenda.until("a"), agenda.until("b"), return_exceptions=True)
+    assert [type(one) for one in failed] == [StoreUnavailable, StoreUnavailable]
+    await asyncio.gather(agenda.until("a"), agenda.until("b"))
+    assert len(asked) == 2
+
+
+async def test_an_agenda_is_looked_at_sooner_where_something_was_done() -> None:
+    async def ask() -> set[str]:
+        return {"a"}
+
+    agenda = Agenda(ask, look_s=3_600.0, look_s_min=0.0)
+    await agenda.until("a")
+    waiting = asyncio.create_task(agenda.until("a"))
+    agenda.hurry()
+    await asyncio.wait_for(waiting, 30)

@@ -32,6 +32,7 @@ from tests.builders import Call as RealCall
 from tests.builders import World, credits_of, driven, prices_of
 from tests.conftest import ValkeyServer
 from tests.model.domain import NEVER, Call, Grant, Organization, Plan, Price, Tenant
+from tests.persistence.keeper.agenda import on_agenda
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import broken
 
@@ -603,7 +604,8 @@ async def _part(backend: Backend, part: str) -> None:
 
 
 async def _allocate(backend: Backend) -> None:
-    await expirer(Allocations(backend.engine), backend.counters, partition_of).turn()
+    loop = expirer(Allocations(backend.engine), backend.counters, partition_of)
+    await on_agenda(loop, backend.engine, lambda: datetime.now(UTC)).turn()
 
 
 def _apply(tenant: Tenant, verb: str, amount: int) -> None:

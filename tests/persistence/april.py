@@ -29,6 +29,7 @@ from persistence.ledger import checkpoints
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
+from tests.persistence.keeper.agenda import on_agenda
 from tests.persistence.scenario import Account, batch_of, document, rows_of
 
 ACTOR = Actor("builtin:admin", "admin")
@@ -85,7 +86,9 @@ class April:
 
     def loop(self, name: str, page: int = 200) -> Loop:
         """A loop of the keeper, under this clock."""
-        return billing_loops(self.store, lambda: self.now, page)[name]
+        return on_agenda(
+            billing_loops(self.store, lambda: self.now, page)[name], self.pool, lambda: self.now
+        )
 
     async def dun(self, schedule: DunningSchedule = DunningSchedule()) -> None:  # noqa: B008  # frozen
         """Have both loops come round, dunning before payments as well as after them: neither waits."""

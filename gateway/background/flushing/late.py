@@ -10,6 +10,7 @@ entry is the token: posting and correcting delete it in the same step.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -221,6 +222,8 @@ class JobsDrain:
 # what is stored outlives that, and the keeper that noticed.
 
 OWNERS_A_BATCH = 500
+# A look follows another one that soon at the latest.
+QUIET_LOOK_S = 5.0
 
 
 class OlderDataCheck(Protocol):
@@ -229,7 +232,9 @@ class OlderDataCheck(Protocol):
 
 
 class Rollbacks:
-    """Looks every second. `quarantined` is how many accounts are in quarantine, None before the first look.
+    """Looks each second while entries are removed here, else each five.
+
+    `quarantined` is how many accounts are in quarantine, None before the first look.
 
     `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
     """
@@ -246,7 +251,9 @@ class Rollbacks:
         first: OlderDataCheck | None = None,
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         owners_a_batch: int = OWNERS_A_BATCH,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock, self._looked = clock, (-1, 0.0)
         self._first, self._partitions = first, partitions
         self._owners_a_batch = owners_a_batch
         self._outbox = outbox
@@ -256,6 +263,15 @@ class Rollbacks:
         self._partition_of = partition_of
         self._observe = observe
         self.quarantined: int | None = None
+
+    async def look(self) -> list[str]:
+        """Look where entries were removed here since the last look, or that is a while ago."""
+        removals, now = self._outbox.removals, self._clock()
+        if removals == self._looked[0] and now - self._looked[1] < QUIET_LOOK_S:
+            return []
+        stopped = await self.stop_accounts(anew=False)
+        self._looked = (removals, now)
+        return stopped
 
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:
         """Compare the partitions PostgreSQL went back in; answers the accounts it stopped.

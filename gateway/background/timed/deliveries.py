@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.background.loops import Isolation
+from gateway.background.loops import Agenda, Isolation
 from gateway.core.alerts.messages import (
     Delivery,
     DeliveryOutcome,
@@ -28,7 +28,7 @@ from gateway.core.alerts.messages import (
 if TYPE_CHECKING:
     from persistence.keeper.news import Deliveries
 
-INTERVAL_S = 1.0
+LOOP, INTERVAL_S = "webhooks", 1.0
 DELIVERIES_AT_ONCE = 32
 DELIVERIES_EACH = 4
 DELIVERED, FAILED = "delivered", "failed"
@@ -59,7 +59,9 @@ class WebhookDeliveries:
         *,
         mailer: MailerPort | None = None,
         isolation: Isolation | None = None,
+        agenda: Agenda | None = None,
     ) -> None:
+        self._agenda = agenda
         self._isolation = isolation or Isolation()
         self._queue = queue
         self._sender = sender
@@ -76,8 +78,12 @@ class WebhookDeliveries:
         async with asyncio.TaskGroup() as attempts:
             while True:
                 self._ended.clear()
-                for delivery in await self.claim():
+                claimed = await self.claim()
+                for delivery in claimed:
                     attempts.create_task(self.attempt(delivery))
+                if self._agenda is not None and not claimed and not self._under_way.total():
+                    await self._agenda.until(LOOP)
+                    continue
                 # More may be due as soon as one is done.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL_S):
@@ -94,9 +100,7 @@ class WebhookDeliveries:
     async def attempt(self, delivery: Delivery) -> None:
         """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
         try:
-            await self._isolation.tried(
-                "webhooks", delivery, self._attempt, name=lambda one: f"delivery {one.id}"
-            )
+            await self._isolation.tried(LOOP, delivery, self._attempt, name=lambda one: f"delivery {one.id}")
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()

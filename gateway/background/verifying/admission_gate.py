@@ -10,6 +10,7 @@ keeper may open what another one closed, since all of them look at the same repo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -197,6 +198,8 @@ class AdmissionGate:
 # dropped when it is verified: who was charged by it is charged again, by the workers' settlement logs and by
 # the control writes that wait again.
 
+# A look at this history is good for so long, where that is good enough.
+LOOKED_S_MAX = 5.0
 TROUBLE = "PostgreSQL has rows that this data never had"
 
 
@@ -214,8 +217,10 @@ class Rewinds:
         marks: Quarantines,
         *,
         first: Callable[[], Awaitable[object]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._first = first
+        self._first, self._clock = first, clock
+        self._looked_under, self._looked_at = b"", 0.0
         self._fence, self._target, self._streams, self._marks = fence, target, streams, marks
         self._said: dict[int, bytes] = {}
 
@@ -227,6 +232,9 @@ class Rewinds:
         if self._first is not None:
             await self._first()
         await self._fence.check_history()
+        now, run_id = self._clock(), self._target.run_id
+        if not anew and run_id == self._looked_under and now - self._looked_at < LOOKED_S_MAX:
+            return
         markers = await self._target.markers()
         marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
         found = await self._streams.behind(marks, anew=anew)
@@ -234,6 +242,7 @@ class Rewinds:
         if behind and self._target.run_id == markers.run_id:
             await self._fence.announce(TROUBLE)
             self._said |= {one: marks[one] for one in behind}
+        self._looked_under, self._looked_at = run_id, now
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
         """The entries that wait in these partitions, where the stream never had the newest stored entry."""

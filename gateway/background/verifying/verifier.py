@@ -287,6 +287,8 @@ INTERVAL_S = 0.2
 PARTITIONS_AT_ONCE_MAX = 16
 CREDENTIALS_MAX = 1_000
 WATCH_S = 1.0
+# While nothing changes, PostgreSQL is asked that often what it knows of epochs.
+CAUGHT_UP_S_MAX = 5.0
 # How soon it is tried again where a partition was left: all that is known of it is read for that.
 LEFT_S = 5.0
 assert WATCH_S < AWAY_S, "who watches is there"
@@ -330,6 +332,7 @@ class Verifier:
         self._watch_s, self._clock, self._say = watch_s, clock, say
         self._overtaken = overtaken or SupersededPartitions()
         self._begun_at: float | None = None
+        self._caught_up: tuple[tuple[bytes, Mapping[int, int]], float] = (b"", {}), 0.0
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
@@ -366,7 +369,10 @@ class Verifier:
         if serves_all and (self._vouched == run_id or markers.others):
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
-            await self._catch_up(markers)
+            stands, now = (run_id, markers.verified), self._clock()
+            if stands != self._caught_up[0] or now - self._caught_up[1] >= CAUGHT_UP_S_MAX:
+                await self._catch_up(markers)
+                self._caught_up = stands, now
             self._watched = run_id
             return []
         self._vouched = b""

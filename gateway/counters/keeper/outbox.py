@@ -139,6 +139,11 @@ class DeletedEntries:
             self._removals[partition] += 1
             self._kept.pop(partition, None)
 
+    @property
+    def removals(self) -> int:
+        """How often this was told."""
+        return self._removals.total()
+
     async def newest(self, partitions: Sequence[int], *, anew: bool = True) -> dict[int, bytes]:
         """By partition, the id; unless `anew`, as of up to `KEPT_S` ago. None where there is no stream."""
         now, run_id = self._clock(), self._client.run_id
@@ -349,6 +354,11 @@ class Outbox:
         if refused:
             raise refused[-1]  # of one partition: what the others had is acknowledged
 
+    @property
+    def removals(self) -> int:
+        """How often entries were removed here, or may have been."""
+        return self._deleted.removals
+
     async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
         """The newest entry that was ever deleted of each partition's stream, by its id.
 
@@ -390,11 +400,13 @@ class Outbox:
 
     async def depth(self) -> tuple[int, int]:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
-        lengths = await self._client.ask_all(b"XLEN", keys.outbox)
-        firsts = await self._client.ask_all(b"XRANGE", keys.outbox, b"-", b"+", b"COUNT", b"1")
-        there = [one[0] for one in firsts.values() if isinstance(one, list) and one]
-        times = [stream_place(entry_of(one)[0])[0] for one in there]
-        return sum(one for one in lengths.values() if isinstance(one, int)), min(times, default=0)
+        names = [keys.outbox(one) for one in self._client.partitions]
+        firsts = await entries_of(self._client, dict.fromkeys(names, b""), 1)
+        read = zip(names, firsts, strict=True)
+        waiting = [(name, one[0][0]) for name, one in read if isinstance(one, list) and one]
+        lengths = await self._client.ask_each((b"XLEN", name.encode()) for name, _ in waiting)
+        times = [stream_place(first)[0] for _, first in waiting]
+        return sum(one for one in lengths if isinstance(one, int)), min(times, default=0)
 
 
 # Finds and drops what waits in older data's outbox: PostgreSQL's rows do not lead to it.

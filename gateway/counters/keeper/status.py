@@ -20,7 +20,7 @@ from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import Program, ProgramReport
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.client import Client, is_readable
+from gateway.counters.keeper.client import Client, are_any_there, is_readable
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
@@ -109,6 +109,8 @@ class AccountHeads(Client):
 
     async def holds(self) -> int:
         """Holds of calls in flight, over all partitions."""
+        if not await are_any_there(self, [keys.deadlines(one) for one in self.partitions]):
+            return 0
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
         return sum(count for count in counts.values() if isinstance(count, int))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.verifying.admission_gate import Rewinds
+from gateway.background.verifying.admission_gate import LOOKED_S_MAX, Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.counters.history_guard import HistoryGuard
 from gateway.counters.keeper.outbox import OrphanReader, Outbox
@@ -25,7 +26,9 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     backend = Backend(valkey, database)
     fence = HistoryGuard(backend.wire, "keeper", time.monotonic)
     streams = OrphanReader(backend.counters, fence.check_history)
-    rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
+    rewinds = Rewinds(  # whose looks are a while apart
+        fence, backend.counters, streams, Quarantines(backend.engine), clock=count(step=LOOKED_S_MAX).__next__
+    )
     backend.verifier = Verifier(LedgerReader(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
         Outbox(backend.counters, check_history=fence.check_history),

@@ -55,6 +55,7 @@ def watched(april: April) -> Counter[str]:
         for name, value in (more | {"nested_statements": "on"}).items():
             cursor.execute(f"SET auto_explain.log_{name} = {value}")
         cursor.close()
+        connection.commit()  # else a first use that only reads takes it back
 
     event.listen(april.pool.sync_engine, "connect", connected)
     return work

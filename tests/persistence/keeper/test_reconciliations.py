@@ -85,7 +85,7 @@ async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_in
     """Whatever the planner takes for so few rows: it may take that one."""
     asked = {
         "tenant_quota_next_reset_at_idx": (
-            sweeps._DUE,
+            sweeps.RESETS_DUE,
             {"n": 10, "since": sweeps._FIRST, "until": sweeps._FIRST},
         ),
         "control_write_defined_idx": (verification._CHANGES, {"position": 7, "n": 10}),
