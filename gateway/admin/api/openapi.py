@@ -532,7 +532,7 @@ def _paged(operation: Json, title: str) -> Json:
 def _create(resource: Resource) -> Json:
     title = f"{resource.title}Created" if resource.secret else resource.title
     operation = _operation(
-        resource, "create", f"Make one of {resource.name}", resource.create, title=title, later=True
+        resource, "create", f"Create one of {resource.name}", resource.create, title=title, later=True
     )
     operation["responses"]["201"] = operation["responses"].pop("200")
     operation["parameters"] = [KEY_PARAMETER]

@@ -79,11 +79,11 @@ CONFIRMED = {
     ("organization-subscriptions", "cancel"): "It ends with its paid time, and is not renewed.",
     ("invoices", "finalize"): "It gets its number, and nothing changes it any more.",
     ("invoices", "void"): "It keeps its number, and what it billed is owed again.",
-    ("invoices", "payments"): "The money is there: a payment is given back, never changed.",
-    ("invoices", "apply"): "The invoice has it: nothing but its end, or that of the note, takes it back.",
-    ("invoices", "refund"): "The money went out: a refund is taken back, never changed.",
-    ("invoices", "uncollectible"): "Nobody hopes for what is left to pay.",
-    ("payments", "reverse"): "The money went back: an invoice is to be paid again, a note has credit again.",
+    ("invoices", "payments"): "The money has arrived. A payment can be reversed, and not edited.",
+    ("invoices", "apply"): "The credit goes to that invoice. Only a void of one of them takes it back.",
+    ("invoices", "refund"): "The money has been sent. A refund can be reversed, and not edited.",
+    ("invoices", "uncollectible"): "The rest is written off, and reminders end.",
+    ("payments", "reverse"): "The payment is undone: its invoice is due again, or its note has credit again.",
 }
 
 # What a page of a certain resource shows beyond its fields.
@@ -290,7 +290,7 @@ class Records:
 
     def _blank(self) -> PageForm:
         one, model = self._screen.one, self._screen.resource.create
-        form = self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", model, CREATE)
+        form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
         filled = FILLED.get(self._screen.name, {})
         fields = [
             replace(each, required=False, hint=filled[each.name]) if each.name in filled else each

@@ -313,7 +313,7 @@ Thresholds = Annotated[
 
 
 class BudgetCreate(In):
-    """A new budget; what it does not name, such as a tenant, may be any."""
+    """A new budget. A selector that is left out, such as a tenant, takes every call."""
 
     organization_id: Id
     name: Text

@@ -66,7 +66,7 @@ def option_of(field: FormField) -> Any:
         f"By default {field.default}." if field.default else "",
         "NAME=VALUE or JSON." if field.kind == "json" else "",
     ]
-    says += ["'none' is none." if field.nullable and not inner else ""]
+    says += ["'none' clears it." if field.nullable and not inner else ""]
     told = typer.Option(
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
@@ -256,13 +256,15 @@ class CliCommand:
         left = [name for name in self.positional if name not in given]
         words = typed.get("words") or []
         if len(words) > len(left):
-            raise CommandFailed(f"{words[len(left)]!r} is one word too many; --help says what is taken.")
+            raise CommandFailed(f"Unexpected argument {words[len(left)]!r}. Try --help.")
         given |= dict(zip(left, words, strict=False))
         if self.does == "create":
             given = client.defaults(self.resource.name, given) | given
         missing = [field.name for field in self.fields if field.required and field.name not in given]
         if missing:
-            raise CommandFailed(f"Missing: {', '.join(f'--{spelled(name)}' for name in missing)}.")
+            one = "argument" if len(missing) == 1 else "arguments"
+            said = (f"{spelled(name).upper()} (--{spelled(name)})" for name in missing)
+            raise CommandFailed(f"Missing {one} {', '.join(said)}.")
         body: Json = {}
         for field in self.fields:
             if field.name in given:
@@ -318,7 +320,7 @@ def commands_of(resource: Resource) -> dict[str, CliCommand]:
         fields = fields_of(resource, resource.create)
         positional = client.POSITIONAL.get(resource.name) or _required(fields)
         doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
-        summary = f"Make {doc[:1].lower()}{doc[1:]}"
+        summary = f"Create {doc[:1].lower()}{doc[1:]}"
         made["create"] = CliCommand(resource, "create", summary, fields, positional)
     made["show"] = CliCommand(resource, "show", f"Show one {title}.")
     for each in resource.questions:

@@ -112,7 +112,7 @@ def vectors_of(
     for name in models:
         vector = book(name) if pricing.per_million is None else token_price(pricing, name)
         if vector is None:
-            raise ModelNotPriced(f"The model {name} has no price here, by which its service is priced.")
+            raise ModelNotPriced(f"The model {name} has no price, and its service is charged by that price.")
         found.append(vector)
     if pricing.per_million is None:
         return tuple(found)

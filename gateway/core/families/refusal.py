@@ -198,10 +198,11 @@ def _insufficient_credits(decision: Decision) -> Refusal:
 
 
 def _spend_cap_reached(decision: Decision) -> Refusal:
+    left, until = _amount(decision, max(0, decision.limit - decision.used)), _until(decision)
+    resets = until.replace(" until", " It resets at") + "." if until else ""
     return errors.SpendCapReached(
-        f"Spend cap of this organization: {_amount(decision, decision.used)} of "
-        f"{_amount(decision, decision.limit)} are spent. Too little is left for this request"
-        f"{_until(decision)}.",
+        f"Spend cap of this organization: {left} of {_amount(decision, decision.limit)} left. "
+        f"This request may need more.{resets}",
         retry_helps=False,
     )
 
