@@ -32,6 +32,7 @@ from gateway.features.ledger_proof.tree import (
     LedgerSegment,
     SignedLedger,
     cut,
+    root,
     text_of_head,
 )
 from persistence.engine import CONNECT, plain_url
@@ -218,7 +219,8 @@ class LedgerSigner:
             number, previous = (1, NONE) if last is None else (last.number + 1, LedgerHead(*last).digest())
             rows = await connection.execute(text(f"{_SEGMENTS}:head ORDER BY {_IN_ORDER}"), {"head": number})
             leaves = [LedgerSegment(*row).leaf() for row in rows]
-            said = await asyncio.to_thread(text_of_head, number, rfc3339(at), leaves, previous)
+            top = await asyncio.to_thread(root, leaves)
+            said = text_of_head(number, rfc3339(at), len(leaves), top, previous)
             head = LedgerHead(number, said, self._key.public, self._key.sign(said.encode()), at)
             here = {"number": number, "text": said, "key": head.key, "signature": head.signature, "at": at}
             await connection.execute(_PUT_HEAD, here)

@@ -162,15 +162,10 @@ class LedgerKey:
     sign: Callable[[bytes], bytes]
 
 
-def text_of_head(number: int, at: str, segments: Sequence[bytes], previous: bytes) -> str:
+def text_of_head(number: int, at: str, segments: int, top: bytes, previous: bytes) -> str:
     """The text of a head: how many segments are new, the root of their tree, the hash of the head before."""
     return _text(
-        format=FORMAT,
-        number=number,
-        at=at,
-        segments=len(segments),
-        root=root(segments).hex(),
-        previous=previous.hex(),
+        format=FORMAT, number=number, at=at, segments=segments, root=top.hex(), previous=previous.hex()
     )
 
 

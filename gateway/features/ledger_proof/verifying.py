@@ -82,7 +82,9 @@ def check_heads(
             found.say(name, None, "is signed by another key than those that were named")
         elif not verifies(head.key, head.signature, head.text.encode()):
             found.say(name, None, "has a signature that is not of its text")
-        if head.text != text_of_head(head.number, _at(head), trees.pop(head.number, ()), previous):
+        if head.text != text_of_head(
+            head.number, _at(head), *trees.pop(head.number, (0, root(()))), previous
+        ):
             found.say(name, None, "was changed, or its segments or the head before it were")
         if (noted := kept.get(head.number)) and noted != head.digest().hex():
             found.say(name, None, "is another one than was kept")
@@ -94,9 +96,9 @@ def check_heads(
             found.say(f"head {number}", None, "is missing")
 
 
-def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, Sequence[bytes]]:
-    """The leaves of each head's tree; each segment must name the one before it of its account."""
-    trees, last = dict[int, Sequence[bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
+def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, tuple[int, bytes]]:
+    """How many leaves each head's tree has, and its root; each segment must name its account's one before."""
+    trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
     for number, of in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
         for one in of:
@@ -108,7 +110,7 @@ def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict
             leaves.append(one.leaf())
             last[account] = one.number, leaves[-1]
         found.segments += len(leaves)
-        trees[number] = leaves
+        trees[number] = len(leaves), root(leaves)
     return trees
 
 

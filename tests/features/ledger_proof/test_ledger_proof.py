@@ -30,6 +30,7 @@ from gateway.features.ledger_proof.tree import (
     LedgerSegment,
     cut,
     leaf,
+    root,
     text_of_head,
 )
 from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
@@ -63,7 +64,9 @@ def signed(rows: list[ProvenRow], heads: int) -> tuple[list[LedgerSegment], list
             up_to = max(mine) * number // heads
             new += cut(before, number, before.up_to + 1, up_to, mine)
             last[owner] = new[-1]
-        text = text_of_head(number, "2026-01-01T00:00:00Z", [one.leaf() for one in new], previous)
+        text = text_of_head(
+            number, "2026-01-01T00:00:00Z", len(new), root([one.leaf() for one in new]), previous
+        )
         made.append(LedgerHead(number, text, KEY.public, KEY.sign(text.encode()), None))  # type: ignore[arg-type]  # when it was stored is not checked
         previous = made[-1].digest()
         segments += new
