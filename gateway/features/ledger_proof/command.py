@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -29,8 +29,9 @@ from gateway.features.ledger_proof.tree import (
 )
 from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
 from gateway.ops.storage import FileStore, told
-from persistence import ledger_proof as stored
-from persistence.schema.database import end_of
+
+if TYPE_CHECKING:
+    from persistence import ledger_proof as stored
 
 NAMED_MAX = 1_000
 ROWS_AT_ONCE = 10_000
@@ -71,6 +72,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare every row of the database and the archive with what was signed, and name what differs."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+
     keys, kept = _keys(key, config, database_url, data_dir), dict(_kept(one) for one in head or ())
     with (
         waiting("Comparing rows with what was signed"),
@@ -85,6 +88,8 @@ def verified(
     here: stored.Connection, keys: Collection[bytes], kept: Mapping[int, str], archive: str | None = None
 ) -> LedgerVerification:
     """Compare all there is; months of an archive are read where they were written, or at `archive`."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+
     found, files = LedgerVerification(), stored.archived_files(here)
     check_heads(stored.heads(here), stored.segments_by_head(here), keys, found, verifies=is_signed, kept=kept)
     for kind, ledgers in LEDGERS.items():
@@ -105,6 +110,8 @@ def proof(
     database_url: Database = None,
 ) -> None:  # fmt: skip
     """Print, as JSON, what a call is charged and the way from there to a signed head."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+
     with stored.reading(owner_url(config, database_url, data_dir)) as here:
         typer.echo(json.dumps(proven(here, str(request_id), archive), indent=1, ensure_ascii=False))
 
@@ -203,6 +210,9 @@ def _texts(
 
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
     """Rows of archived months that have these values."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+    from persistence.schema.database import end_of  # noqa: PLC0415  # as above
+
     moment = began(str(wanted.get("request_id", "")))
     for ledger in LEDGERS[kind]:
         if wanted.keys() <= set(ledger.columns):
@@ -215,6 +225,8 @@ def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: obj
 
 def proven(here: stored.Connection, request_id: str, archive: str | None = None) -> dict[str, Any]:
     """What the rows of a call say, and the way from each to a signed head."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+
     named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
     for kind in LEDGERS:
         for owner_id, seq, said in _gone(here, kind, archive, request_id=request_id):
@@ -242,6 +254,8 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
 def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
     """The leaves of a segment; `LedgerProofFailed` where they are not what was signed."""
+    from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
+
     places = range(segment.first_seq, segment.last_seq + 1)
     found = dict(stored.leaves_between(here, segment))
     if len(found) < len(places):
