@@ -208,7 +208,6 @@ class Settings(Servers, frozen=True, kw_only=True):
     proxy_ca_file: str = ""
     smtp_from: str = ""
     console_url: str = ""
-    gateway_url: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
@@ -294,7 +293,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         """Where people send calls; empty where nobody says it."""
         here = self.gateway_host in {"localhost", "127.0.0.1", "::1"}
         own = self.url_of("gateway", self.gateway_host, self.gateway_port) if here else ""
-        return self.gateway_url.rstrip("/") or own
+        return self.http.public_url.rstrip("/") or own
 
     @property
     def of_gateways(self) -> Settings:
