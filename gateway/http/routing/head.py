@@ -734,15 +734,9 @@ class HeadReader:
         known = call.attribution
         if trace_id and not known.session and said.refusal is None:
             call.attribution = Attribution(
-                known.user,
-                known.content_id,
-                known.project_id,
-                known.feature_version,
-                known.metadata,
-                trace_id,
-                known.run,
-                known.priority,
-            )
+                known.user, known.content_id, known.project_id, known.feature_version, known.metadata,
+                trace_id, known.run, known.priority,
+            )  # fmt: skip
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """The same of an unusual line, or one that is not passed on as it came."""

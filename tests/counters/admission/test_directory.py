@@ -14,8 +14,9 @@ from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule, ModelTarget
-from gateway.core.model import GENERIC, Attribution, Caller, Service
+from gateway.core.model import BATCH, GENERIC, Attribution, Caller, Service
 from gateway.counters.admission.cache import CacheLimits, known_bytes
 from gateway.counters.admission.callers import IDENTITY_S, Directory
 from gateway.counters.admission.catalogue import TERMS_BYTES
@@ -263,6 +264,16 @@ async def test_models_are_followed_and_stay_the_same_object_until_they_are_other
     desk.client.set(keys.CATALOGUE, encode_catalogue(6, [CHAT], None, [fast, more]))
     await driven(desk.directory.refresh())
     assert desk.directory.models() == (fast, more)
+
+
+async def test_shares_are_followed_and_stay_the_same_object_until_they_are_others(desk: Desk) -> None:
+    mine = Share("openai", "", 7, 3, 2, 60, 900, BATCH)
+    for version in (4, 5):
+        desk.client.set(keys.CATALOGUE, encode_catalogue(version, [CHAT], None, (), [mine]))
+        before = desk.directory.shares()
+        await driven(desk.directory.refresh())
+    assert desk.directory.shares() is before
+    assert before == (mine,)
 
 
 # --- terms ------------------------------------------------------------------------------
