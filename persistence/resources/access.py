@@ -44,6 +44,7 @@ from gateway.core.accounts.administration import (
     Replay,
     Row,
 )
+from gateway.core.accounts.budgets import KEY
 from gateway.core.credentials import FailureReport
 from gateway.core.issuers import LIFE_MAX, VOUCHED, PersonIdentity
 from gateway.errors import Conflict, Forbidden, Unprocessable
@@ -517,6 +518,22 @@ def _refuse_rotation(change: EntityWrite, old: Row) -> None:
         raise Conflict(
             "A budget is of this key, and would not be of the new one. Make another key and a budget of it."
         )
+    if change.command.actor.api_key_id is not None:
+        _refuse_multiplying(change, old)
+
+
+def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
+    """Raise `Conflict` where a key's own holder would have its limits once more by another key."""
+    before = live(api_key).where(api_key.c.replaced_by_id == old["id"], api_key.c.revoked_at.is_(None))
+    ends = change.connection.execute(before.with_only_columns(func.max(api_key.c.expires_at))).scalar()
+    if ends is not None and ends > change.now:
+        raise Conflict(
+            f"This key stands in the place of one that works until {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}."
+            " Rotate it then, or ask who manages keys."
+        )
+    each = live(budget).where(budget.c.each == KEY, budget.c.organization_id == change.within).limit(1)
+    if change.connection.execute(each).first() is not None:
+        raise Conflict("A budget counts each key by itself: ask who manages keys for another one.")
 
 
 def change_key(change: EntityWrite) -> Row:

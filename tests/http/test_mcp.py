@@ -46,6 +46,11 @@ async def served(**limits: Any) -> AsyncIterator[Stage]:
         yield stage
 
 
+def streamed(*messages: dict[str, object]) -> bytes:
+    events = [f"data: {json.dumps({'jsonrpc': '2.0', **one})}\n\n".encode() for one in messages]
+    return STREAM_HEAD + chunks(*events)
+
+
 def error_of(body: bytes) -> dict[str, Any]:
     said = json.loads(body)
     assert said["jsonrpc"] == "2.0"
@@ -91,7 +96,11 @@ async def test_other_messages_cost_nothing_and_are_limited_all_the_same(body: by
     [
         (answer(RESULT.replace(b'"content"', b'"isError":true,"content"')), 1),
         (answer(b'{"jsonrpc":"2.0","id":7,"error":{"code":-32602,"message":"no such tool"}}'), 0),
+        (answer(b'{"jsonrpc":"2.0","id":7,"error":{"code":0,"message":"Request cancelled"}}'), 1),
         (answer(RESULT, status=b"500 Oops"), 0),
+        (streamed({"id": [8], "error": {"code": -32602}}, {"id": 7, "result": {}}), 1),
+        (streamed({"id": 7, "error": {"code": -32603}}), 0),
+        (streamed({"method": "notifications/progress"}, {"id": 7, "error": {"code": -32603}}), 1),
     ],
 )
 async def test_a_tool_that_ran_is_charged_and_an_error_of_the_protocol_is_not(

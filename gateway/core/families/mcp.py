@@ -137,12 +137,22 @@ def _wrong(param: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{param}: {why}.", param=param)
 
 
-# A tool that ran costs its call, also where its result says `isError`: the server has worked. An error of
-# the protocol costs nothing.
+# A tool that ran costs its call, also where its result says `isError`, or where its client cancelled it: the
+# server has worked. Free is an error that says that nothing ran, before anything else of the call came.
+_NOTHING_RAN: Final = frozenset({
+    -32700, -32600, -32601, -32602, -32603, -32020, -32021, -32022, -32042,
+})  # fmt: skip
+_EVENTS: Final = (0, "events")
+
+
 def _read_whole(meter: Meter, document: bytes) -> None:
-    if not 200 <= meter.status < 300:
-        return
-    if loose_document(document).get("error") is not None:
+    if 200 <= meter.status < 300:
+        _end(meter, loose_document(document))
+
+
+def _end(meter: Meter, message: Document) -> None:
+    code = object_in(message, "error").get("code")
+    if isinstance(code, int) and code in _NOTHING_RAN and not meter.said.get(_EVENTS):
         meter.failed = True
     else:
         meter.report(0, 0, 0, 0, 0, final=True)
@@ -150,7 +160,11 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 def _read_event(meter: Meter, data: bytes) -> bool:
     message = loose_document(data)
-    if "method" not in message and ("result" in message or "error" in message):
+    if "method" in message:
+        meter.said[_EVENTS] = 1
+        return False
+    answers, is_end = message.get("id"), "result" in message or "error" in message
+    if is_end and (answers is None or answers == meter.call.reply_to):
         _read_whole(meter, data)
         meter.phase = CLOSED
     return False

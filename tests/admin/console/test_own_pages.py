@@ -158,6 +158,26 @@ async def test_a_key_is_rotated_with_one_click_and_shown_once(team: Team) -> Non
     assert (entry["actor"], new in str(entry)) == (f"key:{own}", False)
 
 
+async def test_who_holds_a_key_has_no_limits_twice_by_rotating_it(team: Team) -> None:
+    person, own = await team.holder(), team.keys["ann"]["id"]
+    form = {"form_token": (await person.open("/me")).form_token}
+    made = await person.post(f"/me/keys/{own}/rotate", form)
+    [new] = re.findall(r'id="secret">(tk_\w+)<', made.text)
+    next_id = (await team.api.get(f"api-keys/{own}")).json["replaced_by_id"]
+    holder = await signed_in(team.api, new)
+    form = {"form_token": (await holder.open("/me")).form_token}
+    again = await holder.post(f"/me/keys/{next_id}/rotate", form)
+    assert (again.status, "works until" in again.text) == (409, True)
+    other = await team.holder("bob")
+    day = {"unit": "money", "interval": "day", "organization_id": team.organization}
+    await team.api.make("budgets", name="of each key", amount="20", each="key", **day)
+    form = {"form_token": (await other.open("/me")).form_token}
+    refused = await other.post(f"/me/keys/{team.keys['bob']['id']}/rotate", form)
+    assert (refused.status, "counts each key by itself" in refused.text) == (409, True)
+    # Who manages keys may.
+    assert (await team.api.post(f"api-keys/{team.keys['bob']['id']}/rotate", {})).status == 200
+
+
 async def test_a_member_rotates_own_keys_alone(team: Team) -> None:
     person = await team.person(user="ann")
     form = {"form_token": (await person.open("/me")).form_token}
