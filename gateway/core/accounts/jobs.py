@@ -245,7 +245,7 @@ class BatchResponse(msgspec.Struct):
 
 
 class MessageResult(msgspec.Struct):
-    """The same in Anthropic's API, where only what succeeded has a message."""
+    """The same in an API where only what succeeded has a message."""
 
     type: str
     message: msgspec.Raw = msgspec.Raw(b"null")
@@ -267,7 +267,7 @@ class BatchResult(msgspec.Struct):
 
 
 class BatchState(msgspec.Struct):
-    """A batch as its upstream tells of it: OpenAI's by its status, Anthropic's by its counts of calls."""
+    """A batch as its upstream tells of it: by its status, or by its counts of calls."""
 
     id: str = ""
     status: str = ""
