@@ -67,11 +67,8 @@ from gateway.http.routing.routes import (
 )
 from gateway.http.server.buffers import bare
 
-# What one request head asks for, by the lines of it that decide something.
-#
-# Its route, the rules of that route, and where it goes are worked out here; who sends it and which lines only
-# pass is decided further below. A head of the deciding lines alone says all of this: clients
-# of one kind have it in common.
+# A request head by the lines that decide what it asks for: its route, that route's rules, where it goes.
+# Clients of one kind have these in common. Who sends it and which lines only pass is decided further below.
 
 # Of a path nobody serves, in what is said of it.
 PATH_CHARS_SHOWN = 200
@@ -467,10 +464,8 @@ def unreadable(head: bytes, refusal: Refusal) -> CallHead:
     return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
 
 
-# Pages of other origins that may call (CORS): what their browsers are told, as far as settings name them.
-#
-# Sources: the Fetch standard, "CORS protocol"; RFC 6454 (origins). A browser is never asked for credentials
-# of its own: an API key is sent by the page itself.
+# Pages of other origins that may call (CORS), as far as settings name them. Sources: the Fetch standard, RFC
+# 6454. A browser is never asked for credentials of its own: a page sends its API key itself.
 
 PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
 ANY_ORIGIN = b"*"
