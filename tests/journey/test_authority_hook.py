@@ -63,7 +63,7 @@ async def test_the_hook_holds_before_a_call_and_settles_after_it(stack: Stack, h
     assert stack.quota(holder.tenant)["tokens_held"] == 2 * HOLD
     with pytest.raises(sys.modules["fastapi"].HTTPException) as refused:
         await ask()
-    assert (refused.value.status_code, refused.value.detail) == (429, {"error": "quota_held"})  # type: ignore[attr-defined]
+    assert (refused.value.status_code, refused.value.detail) == (429, {"error": "quota_held"})  # type: ignore[attr-defined]  # of a module that is made up
     used = SimpleNamespace(
         prompt_tokens=9,
         completion_tokens=7,
