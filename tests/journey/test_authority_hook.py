@@ -75,7 +75,7 @@ async def test_the_hook_holds_before_a_call_and_settles_after_it(stack: Stack, h
         await hook.async_log_success_event(said, SimpleNamespace(usage=used), None, None)
     error = Exception()
     error.status_code = 429  # type: ignore[attr-defined]  # as LiteLLM's have
-    await hook.async_post_call_failure_hook(failed, error, caller)
+    await hook.async_post_call_failure_hook(failed, error, caller, traceback_str="")
     wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
     stack.settled(holder.tenant, 2)
     assert holder.consumed() == [16]

@@ -66,7 +66,11 @@ class TollkeeperHook(CustomLogger):
             await self._settle(id_, _kinds(usage))
 
     async def async_post_call_failure_hook(
-        self, request_data: dict[str, Any], original_exception: Exception, user_api_key_dict: Any, *_: Any
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: Any,
+        traceback_str: str | None = None,
     ) -> None:
         """A call that failed for good, after its retries and fallbacks, costs nothing."""
         status = int(getattr(original_exception, "status_code", None) or 500)
