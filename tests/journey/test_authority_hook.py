@@ -74,7 +74,7 @@ async def test_the_hook_holds_before_a_call_and_settles_after_it(stack: Stack, h
         said = {"litellm_params": {"metadata": answered["metadata"]}}
         await hook.async_log_success_event(said, SimpleNamespace(usage=used), None, None)
     error = Exception()
-    error.status_code = 429  # type: ignore[attr-defined]  # as LiteLLM's have
+    error.status_code = 429
     await hook.async_post_call_failure_hook(failed, error, caller, traceback_str="")
     wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
     stack.settled(holder.tenant, 2)
@@ -93,4 +93,4 @@ async def test_the_hook_refuses_a_key_that_nobody_knows(hook: Any) -> None:
         await hook.async_pre_call_hook(
             SimpleNamespace(metadata={}, user_id=None), None, dict(CHAT), "acompletion"
         )
-    assert refused.value.status_code == 401  # type: ignore[attr-defined]
+    assert refused.value.status_code == 401

@@ -51,18 +51,17 @@ from gateway.http.protocol.request import (
 )
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
-    HOLD_ANSWER_PATH,
     MODELS,
     READ_ROUTES,
     Match,
     RouteTable,
     WorkerBindings,
-    check_content_type,
     check_query,
     family_of,
     owned_by,
     said_twice,
     slashes_decoded,
+    take_type,
     withheld,
 )
 from gateway.http.server.buffers import bare
@@ -247,19 +246,11 @@ class HeadRouter:
         try:
             routed.units = read_units(head.read, charges)
             check_query(head.query, route)
-            self._take_type(routed, head, route)
+            take_type(routed.params, head, route, reads=routed.buffered and not routed.form)
         except Refusal as refusal:
             routed.field_refusal = bare(refusal)
         if upstream in self._targets:
             self._prepare(routed, head, self._targets[upstream], path, route)
-
-    def _take_type(self, routed: RoutedHead, head: RequestHead, route: Route) -> None:
-        """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type."""
-        if route.path == HOLD_ANSWER_PATH:
-            for name in ("content-type", "content-encoding"):
-                routed.params[name] = b", ".join(head.all(name.encode())).decode("latin-1")
-        elif routed.buffered and not routed.form:
-            check_content_type(head)
 
     def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
         """Whether a route charges for calls where models are, and does not read which one is asked for."""

@@ -328,6 +328,15 @@ def check_content_type(head: RequestHead) -> None:
         raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
 
 
+def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads: bool) -> None:
+    """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type."""
+    if route.path == HOLD_ANSWER_PATH:
+        for name in ("content-type", "content-encoding"):
+            params[name] = b", ".join(head.all(name.encode())).decode("latin-1")
+    elif reads:
+        check_content_type(head)
+
+
 def check_query(query: bytes, route: Route) -> None:
     """Refuse a parameter that its family does not document on such a route, nor the route names."""
     family = _family(route)
