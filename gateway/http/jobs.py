@@ -7,7 +7,7 @@ look. The hold is given back behind the last line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
+    HOLD_S_MAX,
     JOB_S_MAX,
     RUNNING,
     SERVICE_TIER,
@@ -50,7 +51,14 @@ from gateway.core.model import (
     Settlement,
 )
 from gateway.core.wait import OVER, begin
-from gateway.errors import InvalidRequest, ObjectNotFound, ServiceNotIncluded, UnknownRoute, UserRequired
+from gateway.errors import (
+    InvalidRequest,
+    ObjectNotFound,
+    Overloaded,
+    ServiceNotIncluded,
+    UnknownRoute,
+    UserRequired,
+)
 from gateway.http.admission import admit, check_batch_models, identify, known, prices_of
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
@@ -60,8 +68,10 @@ from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
 _JSON: Final = [(b"content-type", b"application/json")]
-# Lines that are read in one turn of the loop.
-_AT_ONCE: Final = 100
+# Bytes of lines that are read in one turn of the loop.
+_AT_ONCE: Final = 64 << 10
+# What a line counts for beside its body.
+_LINE_BYTES: Final = 512
 # What a hold takes of each account, and so what the lines of a batch sum up to.
 _SUMMED: Final = (
     "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
@@ -79,7 +89,17 @@ async def create_batch(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)
-    job = await _taken(exchange, caller, admitted.call, jobs)
+    buffers = exchange.worker.buffers
+    # The lines of a file are kept until they are held for, beside the body that names it.
+    kept = exchange.worker.limits.body_bytes_max - exchange.connection.body.kept
+    fetches = "input_file_id" in (admitted.call.document or {})
+    if fetches and not buffers.acquire(caller, kept):
+        raise Overloaded("The gateway reads other batches of this caller.", retry_after_s=1)
+    try:
+        job = await _taken(exchange, caller, admitted.call, jobs)
+    finally:
+        if fetches:
+            buffers.release(caller, kept)
     exchange.before_end = partial(_opened, exchange, job, jobs)
     try:
         answer = await forward(exchange, admitted)
@@ -97,9 +117,10 @@ async def tell_batch(exchange: Exchange) -> None:
     admitted = await admit(exchange, caller)
     jobs, paths = exchange.worker.ports.jobs, FAMILIES[exchange.routed.family].batches
     if admitted.call.named and jobs is not None:
-        exchange.before_end = partial(_looked, jobs, caller, admitted.call.named[0])
+        exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, admitted.call.named[0])
         if paths is not None and exchange.routed.label == paths.results:
-            await _looked(jobs, caller, admitted.call.named[0], [])
+            if not await _looked(jobs, caller, admitted.call.named[0], []):
+                raise InvalidRequest("This batch is not over, so it has no results.")
         elif paths is not None and paths.results and exchange.routed.method == b"GET":
             await _told(exchange, admitted, jobs, paths)
             return
@@ -136,10 +157,17 @@ async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str])
         await _given_back(exchange.worker.ports, job, jobs)
 
 
-async def _looked(jobs: JobsPort, caller: Caller, id_: str, _: list[str]) -> None:
+async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
+    """Look at a job; whether it is charged. Ids of results are nobody's before that: they are not `told`."""
     job = await jobs.find(caller, id_)
-    if job is not None and not job.settled_ms:
-        await jobs.look(job)
+    if job is None or job.is_charged or await jobs.look(job):
+        return True
+    told.clear()
+    return False
+
+
+async def _tell_nothing_uncharged(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> None:
+    await _looked(jobs, caller, id_, told)
 
 
 async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
@@ -170,7 +198,10 @@ async def _lines(
     if paths.inline:
         read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
     else:
-        content = await jobs.fetch(upstream, f"{paths.files}/{quote(input_id, safe='')}/content")
+        content = await jobs.fetch(
+            upstream, f"{paths.files}/{quote(input_id, safe='')}/content",
+            exchange.worker.limits.body_bytes_max,
+        )  # fmt: skip
         read = partial(batch_lines, content, (route.path,))
     return input_id, route, await asyncio.get_running_loop().run_in_executor(None, read)
 
@@ -191,13 +222,16 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     created_ms = ports.refusals.now_ms()
+    expires_ms = created_ms + 1000 * JOB_S_MAX
     hold_id = id_of("hold", created_ms, of=exchange.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * JOB_S_MAX, whole=True)
+    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * HOLD_S_MAX, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
-    likely, prices = 0, at_batch_prices(prices)
+    likely, prices, read = 0, at_batch_prices(prices), 0
     for number, line in enumerate(lines, 1):
-        if number % _AT_ONCE == 0:
+        read += len(bytes(line.body)) + _LINE_BYTES
+        if read >= _AT_ONCE:
+            read = 0
             await _turn()
         one = _call_of(route, line, number, worker.bounds)
         check_batch_models(exchange, caller, one, number)
@@ -213,9 +247,9 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     said = exchange.head.said.columns
     job = Job(
         hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
-        upstream, route.path, model_of(lines[0]), input_id, len(lines), created_ms,
-        created_ms + request.ttl_ms, held=likely, tokens=decision.held_tokens, credits=decision.held_credits,
-        units=request.units, money=decision.money_held, raw_tokens=decision.raw_held,
+        upstream, route.path, model_of(lines[0]), input_id, len(lines), created_ms, expires_ms,
+        held=likely, tokens=decision.held_tokens, credits=decision.held_credits, units=request.units,
+        money=decision.money_held, raw_tokens=decision.raw_held,
         currency="" if vector is None else vector.currency, accounts=request.names, columns=said,
         session=attribution.session, metadata=attribution.metadata.decode(), own=prices.own,
         weights=_packed(decision.weights),
@@ -304,33 +338,42 @@ def release_of(job: Job, service: Service) -> Settlement:
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
-    ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], bounds: UsageBounds
-) -> Iterable[tuple[Settlement, int]]:
-    """What charges each line of a result that used anything, and what it costs."""
+    ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
+    bounds: UsageBounds,
+) -> Iterator[tuple[Settlement | None, int]]:  # fmt: skip
+    """What charges each line of a result, and what it costs; None of one that used nothing.
+
+    A line whose use nobody can read costs its share of the hold, and so does each that is missing of those
+    that were `answered`.
+    """
     now_s = ports.seconds()
     prices = _prices_then(ports, job, service, now_s)
-    for line in found:
-        response = line.answer
-        if response is None:
-            continue
+    there = 0
+    for number, line in enumerate(found, 1):
         call = CallRequest(route.meter, route.family, b"", model=job.model)
         call.reports = True
-        meter = make_meter(call, response.status_code, b"application/json", bounds=bounds)
-        meter.whole(bytes(response.body))
+        meter = make_meter(call, line.status, b"application/json", bounds=bounds)
+        meter.whole(line.body)
         usage, detail = meter.usage(), meter.detail
-        if not (usage.reported and usage.total):
+        is_read = usage.reported and usage.total > 0
+        there += is_read or not line.free
+        of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
+        id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
+        if not is_read:
+            yield (None, 0) if line.free else _share(job, id_, service, line.status)
             continue
         detail.service_tier = SERVICE_TIER
         counts = detail.counts(usage)
         price = price_of(ports.directory.price, job.caller, prices, detail, counts, now_s)
         cost = cost_of(ports.directory.price, job.caller, prices, price, detail, counts, now_s)
-        facts = _facts(job, route, response.status_code)
+        facts = _facts(job, line.status)
         facts.response_model, facts.counts, facts.total, facts.units = detail.model, counts, usage.total, 1
-        facts.tools, facts.cost, facts.upstream_request_id = detail.tools, cost, response.request_id
+        facts.tools, facts.cost = detail.tools, cost
+        facts.upstream_request_id = line.request_id[:TEXT_CHARACTERS_MAX]
         if price.vector is not None:
             facts.currency, facts.price_id = price.vector.currency, price.vector.price_id
             facts.exchange_rate = price.vector.rate
-        one = _settlement(job, id_of(line.custom_id, job.created_ms, of=job.hold_id), service, facts)
+        one = _settlement(job, id_, service, facts)
         one.credits, one.over, one.units = charge_of(service, prices.vectors, counts, cost, 1)
         weights = job.weighing
         one.tokens = usage.total if service.counts_tokens else 0
@@ -340,14 +383,34 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
             if cost is not None and facts.currency == job.currency:
                 one.money = min(cost, INTEGER_MAX)
         yield one, cost or 0
+    for number in range(there, min(answered, job.lines)):
+        id_ = id_of(str(number), job.created_ms, of=f"{job.hold_id} missing")
+        yield _share(job, id_, service, 0)
 
 
-def unread_charge(job: Job, service: Service, route: Route) -> tuple[Settlement, int]:
+def _share(job: Job, id_: str, service: Service, status: int) -> tuple[Settlement, int]:
+    """What a line costs whose use nobody can read: what it held."""
+
+    def share(whole: int) -> int:
+        return -(-whole // job.lines)
+
+    one = msgspec.structs.replace(
+        job, tokens=share(job.tokens), credits=share(job.credits), units=share(job.units),
+        money=share(job.money), raw_tokens=share(job.raw_tokens), held=share(job.held),
+    )  # fmt: skip
+    return _as_held(one, id_, service, status)
+
+
+def unread_charge(job: Job, service: Service) -> tuple[Settlement, int]:
     """What a job costs whose result nobody can read: all that it held, marked estimated."""
-    facts = _facts(job, route, 0)
+    return _as_held(job, job.hold_id, service, 0)
+
+
+def _as_held(job: Job, id_: str, service: Service, status: int) -> tuple[Settlement, int]:
+    facts = _facts(job, status)
     facts.estimated, facts.total, facts.units = True, job.raw_tokens or job.tokens, job.units
     facts.cost, facts.currency, facts.counts = job.held, job.currency, NO_COUNTS
-    one = _settlement(job, job.hold_id, service, facts)
+    one = _settlement(job, id_, service, facts)
     one.tokens = job.tokens if service.counts_tokens else 0
     one.credits, one.units = job.credits, job.units
     one.money, one.raw_tokens = job.money, job.raw_tokens
@@ -361,9 +424,9 @@ def _settlement(job: Job, request_id: str, service: Service, facts: CallFacts) -
     )  # fmt: skip
 
 
-def _facts(job: Job, route: Route, status: int) -> CallFacts:
+def _facts(job: Job, status: int) -> CallFacts:
     return CallFacts(
-        model=job.model[:TEXT_CHARACTERS_MAX], status=status, service_tier=SERVICE_TIER, route=route.path,
+        model=job.model[:TEXT_CHARACTERS_MAX], status=status, service_tier=SERVICE_TIER, route=job.endpoint,
         session=job.session, metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE,
     )  # fmt: skip
 

@@ -176,7 +176,7 @@ class HoldsPort(Protocol):
 class JobsPort(Protocol):
     """Jobs of callers, which upstreams work off later."""
 
-    def fetch(self, upstream: str, path: str) -> Awaitable[bytes]:
+    def fetch(self, upstream: str, path: str, bytes_max: int) -> Awaitable[bytes]:
         """What an upstream has there. Fails with the `Refusal` that says why not."""
 
     def ask(
@@ -193,8 +193,8 @@ class JobsPort(Protocol):
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
         """The organization's job of this upstream's id."""
 
-    def look(self, job: Job) -> Awaitable[None]:
-        """Ask what became of it, and charge it where it is over. Fails with a `Refusal`."""
+    def look(self, job: Job) -> Awaitable[bool]:
+        """Ask what became of it, and charge it where it is over; whether it is. Fails with a `Refusal`."""
 
 
 class CapacityPort(Protocol):

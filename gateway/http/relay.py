@@ -28,7 +28,7 @@ from gateway.http.charge import AdmittedCall
 from gateway.http.forward import leave_alone
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
-from gateway.http.server.exchange import ClientGone, Exchange, Worker
+from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Link
 
 CLIENT_GONE: Final = "client_gone"
@@ -62,14 +62,14 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     if status in LIMITED:
         leave_alone(exchange, call, answer, meter.detail.retry_s)
     told = _take_ids(meter, call) if meter.told else []
+    exchange.ended_upstream = exchange.worker.ports.seconds()
+    if exchange.before_end is not None:
+        await exchange.before_end(told)
     if told:
         # Whose the objects are is noted before their ids are known.
         kept = exchange.worker.ports.objects.keep(admitted.caller, told)
         if not admitted.charges:  # what was charged is delivered all the same
             await kept
-    exchange.ended_upstream = exchange.worker.ports.seconds()
-    if exchange.before_end is not None:
-        await exchange.before_end(told)
     if admitted.settles_after_reply:
         outlet.end(tail)
     charged = await admitted.settle(status, True, False, _LEFT if exchange.gone else _TOLD)
@@ -98,12 +98,12 @@ async def _relay_body(
     drained, tokens_max = 0, -1
     while True:
         data, complete = link.take_payload(), link.complete
-        passed = _metered(worker, admitted, meter, data)
+        passed = _metered(exchange, admitted, meter, data)
         if meter.behind:
-            passed += await _caught_up(worker, admitted, link, meter)
+            passed += await _catch_up(exchange, admitted, link, meter)
         if complete:
             passed += meter.finish()
-            return held + passed + (await _caught_up(worker, admitted, link, meter) if meter.behind else b"")
+            return held + passed + (await _catch_up(exchange, admitted, link, meter) if meter.behind else b"")
         _check_unbroken(link, meter)
         passed = held + passed
         if len(passed) < held_max:
@@ -144,20 +144,20 @@ def _check_unbroken(link: Link, meter: AnswerMeter) -> None:
         raise UpstreamUnreachable("The upstream's answer continues after its end.")
 
 
-async def _caught_up(worker: Worker, admitted: AdmittedCall, link: Link, meter: AnswerMeter) -> bytes:
+async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: AnswerMeter) -> bytes:
     """A little that came may be much to read: others have their turns meanwhile."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
-        passed.append(_metered(worker, admitted, meter, b""))
+        passed.append(_metered(exchange, admitted, meter, b""))
     return b"".join(passed)
 
 
-def _metered(worker: Worker, admitted: AdmittedCall, meter: AnswerMeter, data: bytes) -> bytes:
-    """What of the data may pass; objects that it names are the caller's from now on."""
+def _metered(exchange: Exchange, admitted: AdmittedCall, meter: AnswerMeter, data: bytes) -> bytes:
+    """What of the data may pass; objects that it names are the caller's from now on, or once it is over."""
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told and (told := _take_ids(meter, admitted.call)):
-        worker.ports.objects.keep(admitted.caller, told)
+    if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
+        exchange.worker.ports.objects.keep(admitted.caller, told)
     return passed
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
 from gateway.core.accounts.jobs import (
+    HOLD_S_MAX,
+    JOB_S_MAX,
     OPENING,
     RESULT_BYTES_MAX,
     RUNNING,
@@ -28,7 +31,7 @@ from gateway.core.accounts.jobs import (
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import Caller, Settlement
+from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
@@ -40,8 +43,12 @@ from gateway.settings.settings import Settings
 
 CONNECT_S: Final = 10.0
 WITHIN_S: Final = 300.0
-# Lines that are charged in one turn of the loop, and jobs that are looked at once.
-_AT_ONCE: Final = 50
+# The most that is read of an answer about batches: a list of 100 has some 100 KiB.
+SAID_BYTES_MAX: Final = 4 << 20
+# Results that are fetched and charged at once, of all organizations; the others wait.
+FETCHES_MAX: Final = 2
+# How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.
+FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX = 0.5, 120, 200
 # Statuses of things that are gone, or too long to be read.
 _GONE: Final = frozenset({404, 410, 413})
 
@@ -53,7 +60,9 @@ class Jobs:
         self._stored, self._settings, self._log = stored, settings, log
         self._plane: DataPlane | None = None
         self._ports: Ports | None = None
-        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._looking: dict[str, asyncio.Task[bool]] = {}
+        self._followed: dict[str, asyncio.Task[None]] = {}
+        self._fetches = asyncio.Semaphore(FETCHES_MAX)
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
         """Look by the upstreams of this plane."""
@@ -68,9 +77,9 @@ class Jobs:
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return self._stored.find(caller, id_)
 
-    def fetch(self, upstream: str, path: str) -> asyncio.Task[bytes]:
+    def fetch(self, upstream: str, path: str, bytes_max: int) -> asyncio.Task[bytes]:
         """What an upstream has there, as it is. Fails with the `Refusal` it earns."""
-        return asyncio.create_task(self._fetched(upstream, path))
+        return asyncio.create_task(self._fetched(upstream, path, bytes_max))
 
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
@@ -78,8 +87,11 @@ class Jobs:
         """What an upstream answers there."""
         return asyncio.create_task(self._ask(upstream, path, headers))
 
-    def look(self, job: Job) -> asyncio.Future[None]:
-        """Ask what became of a job, and charge it where it is over; who asks together waits for one look."""
+    def look(self, job: Job) -> asyncio.Future[bool]:
+        """Ask what became of a job, and charge it where it is over; whether it is charged.
+
+        Who asks together waits for one look.
+        """
         task = self._looking.get(job.hold_id)
         if task is None:
             task = self._looking[job.hold_id] = asyncio.create_task(self._look(job))
@@ -93,24 +105,21 @@ class Jobs:
             await asyncio.sleep(interval_s)
             for job in await self._stored.open():
                 if await self._stored.claim(job, max(1, int(interval_s))):
-                    try:
+                    with suppress(Refusal):  # a look says why it failed
                         await self.look(job)
-                    except Refusal as error:
-                        self._log("job not looked at", job=job.id, why=error.reason, level="warning")
 
-    async def _fetched(self, upstream: str, path: str) -> bytes:
-        status, content = await self._ask(upstream, path)
+    async def _fetched(self, upstream: str, path: str, bytes_max: int) -> bytes:
+        status, content = await self._ask(upstream, path, bytes_max=bytes_max)
         if status in _GONE:
-            raise InvalidRequest(
-                "The upstream has no such file, or it is too long.", param="input_file_id"
-            )
+            raise InvalidRequest("The upstream has no such file, or it is too long.", param="input_file_id")
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a file.")
         return content
 
     async def _ask(
-        self, upstream: str, path: str, more: tuple[tuple[str, str], ...] = ()
-    ) -> tuple[int, bytes]:
+        self, upstream: str, path: str, more: tuple[tuple[str, str], ...] = (),
+        bytes_max: int = SAID_BYTES_MAX,
+    ) -> tuple[int, bytes]:  # fmt: skip
         """A status and its body; 413 in place of one that is longer than is read."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
@@ -121,7 +130,7 @@ class Jobs:
             return await ask(
                 "GET", target.base_url + path, headers, None, proxies=lambda: proxies,
                 context=self._context(target), connect_s=CONNECT_S, within_s=WITHIN_S,
-                bytes_max=RESULT_BYTES_MAX,
+                bytes_max=bytes_max,
             )  # fmt: skip
         except TooLarge:
             return 413, b""
@@ -145,8 +154,37 @@ class Jobs:
 
     # A look at one job.
 
-    async def _look(self, job: Job) -> None:
+    async def _look(self, job: Job) -> bool:
+        """Look at a job, whatever comes of that; one that is not over in its time is charged as held."""
+        failure: Exception | None = None
+        try:
+            await self._look_up(job)
+        except Exception as error:  # noqa: BLE001  # whatever is told of one job ends no look at another
+            failure = error
+            why = error.reason if isinstance(error, Refusal) else repr(error)
+            self._log("job not looked at", job=job.id, why=why[:200], level="warning")
+        if job.is_charged:
+            return True
+        if self._age_s(job) > JOB_S_MAX and not job.lines_after:
+            await self._charge_as_held(job, "expired")
+        elif isinstance(failure, Refusal):
+            raise failure
+        elif failure is not None:
+            raise UpstreamUnreachable("Nobody can read what the upstream tells of a batch.") from failure
+        return job.is_charged
+
+    def _age_s(self, job: Job) -> float:
+        assert self._ports is not None
+        return (self._ports.refusals.now_ms() - job.created_ms) / 1000
+
+    async def _look_up(self, job: Job) -> None:
         assert self._plane is not None
+        if job.lines_until:
+            await self._release(job)
+            return
+        if self._age_s(job) > HOLD_S_MAX:  # its hold was reclaimed, and may have been charged
+            await self._charge_as_held(job, "expired")
+            return
         route = self._plane.route_of("POST", job.endpoint)
         paths = None if route is None else FAMILIES[route.family].batches
         if paths is None:
@@ -156,7 +194,7 @@ class Jobs:
         id_ = quote(job.id, safe="")
         status, said = await self._ask(job.upstream, f"{paths.batches}/{id_}", paths.headers)
         if status in _GONE:
-            await self._settle(job, "failed", None)
+            await self._charge_as_held(job, "failed")
             return
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
@@ -166,13 +204,17 @@ class Jobs:
             return
         if not paths.results:
             if not state.output_file_id:
-                await self._settle(job, ended, b"")
+                await self._settle(job, ended, b"", state.answered)
                 return
             path = f"{paths.files}/{quote(state.output_file_id, safe='')}/content"
-        status, content = await self._ask(job.upstream, path, paths.headers)
-        if status not in _GONE and status != 200:
-            raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
-        await self._settle(job, ended, None if status in _GONE else content)
+        async with self._fetches:  # a result is kept until its lines are charged
+            status, content = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
+            if status not in _GONE and status != 200:
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
+            if status in _GONE:
+                await self._charge_as_held(job, ended)
+            else:
+                await self._settle(job, ended, content, state.answered)
 
     def _read(self, said: bytes) -> BatchState:
         try:
@@ -182,8 +224,6 @@ class Jobs:
 
     async def _was_made(self, job: Job, paths: BatchPaths) -> bool:
         """Whether the upstream made a batch whose answer nobody has read; it has its id then."""
-        assert self._ports is not None
-        age_s = (self._ports.refusals.now_ms() - job.created_ms) / 1000
         status, said = await self._ask(job.upstream, f"{paths.batches}?limit=100", paths.headers)
         if status == 200:
             try:
@@ -195,8 +235,8 @@ class Jobs:
                     job.id, job.status = one.id, RUNNING
                     await run_in_task(self._kept(job))
                     return True
-        if age_s > UNANSWERED_S_MAX:
-            await self._settle(job, "failed", b"")
+        if self._age_s(job) > UNANSWERED_S_MAX:
+            await self._settle(job, "failed", b"", 0)
         return False
 
     async def _known(self, job: Job, id_: str) -> bool:
@@ -208,31 +248,77 @@ class Jobs:
     async def _kept(self, job: Job) -> None:
         await self._stored.keep(job)
 
-    async def _settle(self, job: Job, status: str, content: bytes | None) -> None:
-        """Charge the lines of a result, or all that was held where nobody can read it; then end the hold."""
+    async def _settle(self, job: Job, status: str, content: bytes, answered: int) -> None:
+        """Charge the lines of a result; the hold ends behind them."""
         ports, plane = self._ports, self._plane
         assert ports is not None
         assert plane is not None
         service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
         if service is None or route is None:
             raise CountersUnavailable
+        if not job.lines_after:
+            job.lines_after = await self._stored.place(job.partition)
+            await run_in_task(self._kept(job))
         cost = 0
-        if content is None:
-            settlement, cost = unread_charge(job, service, route)
+        lines = line_charges(ports, job, service, route, results(content), answered, plane.bounds)
+        for settlement, each in lines:
+            cost += each
+            if settlement is None:
+                await asyncio.sleep(0)
+            elif await run_in_task(_settled(ports, settlement)) is SettleResult.SPOOLED:
+                raise CountersUnavailable  # who looks next charges it again, and it counts once
+        job.cost, job.ended = cost, "failed" if job.status == OPENING else status
+        job.lines_until = await self._stored.place(job.partition)
+        await run_in_task(self._kept(job))
+        if not await self._release(job) and len(self._followed) < FOLLOWED_MAX:
+            follows = self._followed[job.hold_id] = asyncio.create_task(self._follow(job))
+            follows.add_done_callback(lambda _: self._followed.pop(job.hold_id, None))
+
+    async def _follow(self, job: Job) -> None:
+        """End a hold soon after its lines are charged; where this fails, the next look does."""
+        for _ in range(FOLLOWS_MAX):
+            await asyncio.sleep(FOLLOW_S)
+            with suppress(Refusal):
+                if await self._release(job):
+                    return
+
+    async def _release(self, job: Job) -> bool:
+        """End a hold whose lines a keeper has charged; whether it has."""
+        ports = self._ports
+        assert ports is not None
+        if job.settled_ms:
+            return True
+        if await self._stored.waits(job):
+            return False
+        service = service_of(ports, job)
+        if service is None:
+            raise CountersUnavailable
+        await run_in_task(_settled(ports, release_of(job, service)))
+        await self._end(job, job.ended)
+        return True
+
+    async def _charge_as_held(self, job: Job, status: str) -> None:
+        """Charge all that was held; of a job whose lines may be charged, no more than these."""
+        ports = self._ports
+        assert ports is not None
+        service = service_of(ports, job)
+        if job.lines_after:
+            job.ended, job.lines_until = status, await self._stored.place(job.partition)
+            await self._release(job)
+            return
+        if service is not None:
+            settlement, job.cost = unread_charge(job, service)
             await run_in_task(_settled(ports, settlement))
-        else:
-            found = line_charges(ports, job, service, route, results(content), plane.bounds)
-            for number, (settlement, each) in enumerate(found):
-                await run_in_task(_settled(ports, settlement))
-                cost += each
-                if number % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            await run_in_task(_settled(ports, release_of(job, service)))
-        job.status = "failed" if job.status == OPENING else status
-        job.cost, job.settled_ms = cost, ports.refusals.now_ms()
+        elif self._age_s(job) <= HOLD_S_MAX:
+            raise CountersUnavailable
+        await self._end(job, status)
+
+    async def _end(self, job: Job, status: str) -> None:
+        assert self._ports is not None
+        job.status, job.settled_ms = status, self._ports.refusals.now_ms()
         await run_in_task(self._kept(job))
         self._log("job settled", job=job.id, status=job.status, lines=job.lines, level="info")
 
 
-async def _settled(ports: Ports, settlement: Settlement) -> None:
-    await ports.counters.settle(settlement)
+async def _settled(ports: Ports, settlement: Settlement) -> SettleResult:
+    return await ports.counters.settle(settlement)

@@ -107,6 +107,26 @@ def test_a_batch_is_held_for_and_charged_line_by_line_when_its_result_is_told(sp
     wait_until(lambda: live(spender, budget)[0] == spent)
 
 
+def test_a_hold_ends_only_behind_the_charges_of_its_lines(spender: Spender) -> None:
+    budget = spender.budget(1)
+    spender.known(budget)
+    batch = make(spender, 40, demo_after_s=600).raise_for_status().json()["id"]
+    wait_until(lambda: live(spender, budget)[1] > 0)
+    held = live(spender, budget)[1]
+    ask(spender, "POST", f"batches/{batch}/cancel").raise_for_status()
+    ask(spender, "GET", f"batches/{batch}").raise_for_status()
+    seen = [live(spender, budget)]
+
+    def is_over() -> bool:
+        seen.append(live(spender, budget))
+        return seen[-1][1] == 0
+
+    wait_until(is_over)
+    spent = sum(Decimal(one["cost"]) for one in journal(spender, 20))
+    assert seen[-1] == (spent, NOTHING)
+    assert all(used + kept >= min(spent, held) for used, kept in seen)
+
+
 @pytest.mark.parametrize(
     ("lines", "told"),
     [

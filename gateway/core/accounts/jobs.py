@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from hashlib import sha256
+from io import BytesIO
 from typing import Any, Final
 
 import msgspec
 
 from gateway.core.accounts.plans import Weights
+from gateway.core.metering.reading import UNREADABLE, decoded, integer
 from gateway.core.model import Caller
 from gateway.errors import InvalidRequest
 
@@ -24,12 +26,14 @@ SERVICE_TIER: Final = "batch"
 # What a batch may have.
 LINES_MAX: Final = 50_000
 LINE_ID_CHARACTERS_MAX: Final = 512
-# The hold of a job ends so long after it was made at the latest: providers give one a day, and settle late.
+# A job ends so long after it was made at the latest: providers give one a day, and settle late.
 JOB_S_MAX: Final = 48 * 3600
+# Its hold lasts longer, so that the last look charges it, and no reclaim does.
+HOLD_S_MAX: Final = JOB_S_MAX + 3600
 # An upstream that was asked for a job and never answered is looked for so long, before it is given up.
 UNANSWERED_S_MAX: Final = 900.0
 # The most that is read of a result.
-RESULT_BYTES_MAX: Final = 512 << 20
+RESULT_BYTES_MAX: Final = 256 << 20
 
 # What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
 OPENING, RUNNING = "opening", "in_progress"
@@ -47,7 +51,9 @@ class Job(msgspec.Struct):
     """One job as it is stored, from before its upstream hears of it until its row is written.
 
     `hold_id` is the request id of its hold. `held` and `cost` are in nano-units of `currency`; the other
-    amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled.
+    amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled. The charges of
+    its lines stand in the late queue between two places, `lines_after` and `lines_until`: the first is there
+    once a line may be charged, the second once all are. Then it ends as `ended`.
     """
 
     hold_id: str
@@ -82,6 +88,14 @@ class Job(msgspec.Struct):
     metadata: str = ""
     own: bool = False
     weights: tuple[tuple[int, ...], int, int] | None = None
+    lines_after: str = ""
+    lines_until: str = ""
+    ended: str = ""
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether what its lines used is charged, or will be without anybody's doing."""
+        return bool(self.lines_until or self.settled_ms)
 
     @property
     def caller(self) -> Caller:
@@ -226,7 +240,7 @@ def model_of(line: BatchLine) -> str:
 
 
 def _numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
-    for number, raw in enumerate(content.split(b"\n"), 1):
+    for number, raw in enumerate(BytesIO(content), 1):
         if raw.strip():
             yield number, raw
 
@@ -236,34 +250,14 @@ def _wrong(field: str, number: int, why: str) -> InvalidRequest:
 
 
 # The result of a batch.
-class BatchResponse(msgspec.Struct):
-    """What one call of a batch was answered."""
-
-    status_code: int = 0
-    request_id: str = ""
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class MessageResult(msgspec.Struct):
-    """The same in an API where only what succeeded has a message."""
-
-    type: str
-    message: msgspec.Raw = msgspec.Raw(b"null")
-
-
 class BatchResult(msgspec.Struct):
-    """One line of a result."""
+    """One line of a result: whose, and the body of its answer. One that is `free` came to nothing."""
 
     custom_id: str
-    response: BatchResponse | None = None
-    result: MessageResult | None = None
-
-    @property
-    def answer(self) -> BatchResponse | None:
-        """The answer; None where there is none."""
-        if self.result is not None and self.result.type == "succeeded":
-            return BatchResponse(200, "", self.result.message)
-        return self.response
+    status: int
+    request_id: str
+    body: bytes
+    free: bool
 
 
 class BatchState(msgspec.Struct):
@@ -289,6 +283,12 @@ class BatchState(msgspec.Struct):
             return "cancelled"
         return "expired" if counts.get("expired") else "completed"
 
+    @property
+    def answered(self) -> int:
+        """How many of its calls were answered."""
+        counts = self.request_counts or {}
+        return counts.get("completed", 0) + counts.get("succeeded", 0)
+
     def is_of(self, job: Job) -> bool:
         """Whether it may be what came of a job whose upstream was asked for it, and not heard any more."""
         at = self.created_at
@@ -306,15 +306,42 @@ class BatchList(msgspec.Struct):
     data: list[BatchState] = []
 
 
-_result = msgspec.json.Decoder(BatchResult).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# What a line is that an upstream did not work off, where it says so by a type.
+_UNDONE: Final = frozenset({"errored", "canceled", "expired"})
 read_state = msgspec.json.Decoder(BatchState).decode
 read_list = msgspec.json.Decoder(BatchList).decode
 
 
 def results(content: bytes) -> Iterator[BatchResult]:
-    """The lines of a result; those that nobody can read are passed over."""
+    """The lines of a result, each with what of it can be read."""
     for _, raw in _numbered(content):
-        try:
-            yield _result(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            continue
+        line = _members_of(raw)
+        response, result = _members_of(line.get("response", b"")), _members_of(line.get("result", b""))
+        status = integer(_value(response.get("status_code", b""))) or 200
+        body = result.get("message", response.get("body", b""))
+        failed = not body and line.get("error", b"null") != b"null"
+        free = failed or status >= 400 or _text(result.get("type", b"")) in _UNDONE
+        yield BatchResult(
+            _text(line.get("custom_id", b"")), status, _text(response.get("request_id", b"")), body, free
+        )
+
+
+def _members_of(raw: bytes) -> dict[str, bytes]:
+    """The members of an object, none of anything else."""
+    try:
+        return {name: bytes(value) for name, value in decoded(_members, raw).items()}
+    except UNREADABLE:
+        return {}
+
+
+def _value(raw: bytes) -> object:
+    try:
+        return decoded(msgspec.json.decode, raw)
+    except UNREADABLE:
+        return None
+
+
+def _text(raw: bytes) -> str:
+    found = _value(raw)
+    return found if isinstance(found, str) else ""

@@ -19,6 +19,8 @@ from gateway.counters.redis.connection import encode
 
 # So long a settled job is remembered: a look at it charges nothing.
 SETTLED_S: Final = 7 * 86_400
+# Before all places of a queue.
+NO_PLACE: Final = "0-0"
 # Jobs of one partition that one look brings.
 LOOK_MAX: Final = 1_000
 
@@ -81,6 +83,22 @@ class StoredJobs:
         name = keys.job_look(job.partition, job.hold_id).encode()
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"EX", b"%d" % within_s))
         return await in_task(asked) is not None
+
+    async def place(self, partition: int) -> str:
+        """Behind which place of the late queue stands what is written from now on; from an asyncio task."""
+        wire, name = self._wires.of(partition), keys.late(partition).encode()
+        length = await in_task(wire.send(encode(b"XLEN", name)))
+        if not length:
+            return NO_PLACE
+        said = await in_task(wire.send(encode(b"XINFO", b"STREAM", name)))
+        return cast("dict[bytes, bytes]", said)[b"last-generated-id"].decode()
+
+    async def waits(self, job: Job) -> bool:
+        """Whether charges of its lines wait in the late queue still; from an asyncio task."""
+        name, after = keys.late(job.partition).encode(), b"(" + job.lines_after.encode()
+        asked = encode(b"XRANGE", name, after, job.lines_until.encode(), b"COUNT", b"1")
+        found = await in_task(self._wires.of(job.partition).send(asked))
+        return bool(found)
 
     async def _listed(self, partition: int) -> Iterable[Job]:
         wire = self._wires.of(partition)
