@@ -19,6 +19,8 @@ from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
     HOLD_S_MAX,
     JOB_S_MAX,
+    MARK,
+    METADATA_MAX,
     RUNNING,
     SERVICE_TIER,
     BatchLine,
@@ -70,6 +72,8 @@ from gateway.http.server.exchange import Exchange
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of the loop.
 _AT_ONCE: Final = 64 << 10
+# The status of an upstream that has taken nothing, as it has too much to do.
+_BUSY: Final = 529
 # What a line counts for beside its body.
 _LINE_BYTES: Final = 512
 # What a hold takes of each account, and so what the lines of a batch sum up to.
@@ -89,10 +93,13 @@ async def create_batch(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)
+    paths = FAMILIES[exchange.routed.family].batches
+    fetches = paths is not None and not paths.inline
+    if fetches:
+        _check_metadata(admitted.call)
     buffers = exchange.worker.buffers
     # The lines of a file are kept until they are held for, beside the body that names it.
     kept = exchange.worker.limits.body_bytes_max - exchange.connection.body.kept
-    fetches = "input_file_id" in (admitted.call.document or {})
     if fetches and not buffers.acquire(caller, kept):
         raise Overloaded("The gateway reads other batches of this caller.", retry_after_s=1)
     try:
@@ -100,6 +107,8 @@ async def create_batch(exchange: Exchange) -> None:
     finally:
         if fetches:
             buffers.release(caller, kept)
+    if fetches:
+        _mark(admitted.call, job)
     exchange.before_end = partial(_opened, exchange, job, jobs)
     try:
         answer = await forward(exchange, admitted)
@@ -148,13 +157,36 @@ def _jobs(exchange: Exchange) -> JobsPort:
     return jobs
 
 
+def _check_metadata(call: CallRequest) -> None:
+    """What a batch is marked by has room."""
+    found = (call.document or {}).get("metadata")
+    if found is not None and (not isinstance(found, dict) or len(found) > METADATA_MAX):
+        raise InvalidRequest(f"metadata may have {METADATA_MAX} names.", param="metadata")
+
+
+def _mark(call: CallRequest, job: Job) -> None:
+    """Have a batch say whose hold it is, should nobody hear of it."""
+    document = call.document or {}
+    said = document.get("metadata")
+    document["metadata"] = {**(said if isinstance(said, dict) else {}), MARK: job.hold_id}
+    call.changed = True
+
+
 async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
-    """The upstream has answered: note the batch's id before anybody knows it, or give the hold back."""
-    if 200 <= exchange.status < 300 and told:
-        job.id, job.status = told[0], RUNNING
-        await jobs.keep(job)
-    else:
-        await _given_back(exchange.worker.ports, job, jobs)
+    """The upstream has answered: note the batch's id before anybody knows it, or give the hold back.
+
+    What an upstream fails in it may have made all the same: a look finds out.
+    """
+    status = exchange.status
+    if 200 <= status < 300 and told:
+        if await jobs.own(job, told[0]):
+            job.id, job.status = told[0], RUNNING
+            await jobs.keep(job)
+            return
+        told.clear()  # a batch that was there before, and is held for and charged as such
+    elif not (400 <= status < 500 or status == _BUSY):
+        return
+    await _given_back(exchange.worker.ports, job, jobs)
 
 
 async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
@@ -218,7 +250,7 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     run = None if attribution.run is None else await ports.runs.find(caller, attribution.run)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     prices = prices_of(ports, caller, service, first, budgets)
-    user = caller.acts_for(attribution.user, "")
+    user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     created_ms = ports.refusals.now_ms()
@@ -235,6 +267,8 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
             await _turn()
         one = _call_of(route, line, number, worker.bounds)
         check_batch_models(exchange, caller, one, number)
+        if caller.acts_for(attribution.user, one.user) != user:
+            raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
         read_objects(_NAMES, one)
         if one.named and not await ports.objects.owned(caller, one.named):
             raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")

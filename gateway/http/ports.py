@@ -190,6 +190,9 @@ class JobsPort(Protocol):
     def drop(self, job: Job) -> Awaitable[None]:
         """Forget a job that was never made."""
 
+    def own(self, job: Job, id_: str) -> Awaitable[bool]:
+        """Whether a batch of its upstream is this job's, and no other one's."""
+
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
         """The organization's job of this upstream's id."""
 

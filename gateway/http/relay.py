@@ -123,7 +123,7 @@ async def _relay_body(
             if not exchange.connection.keep_untaken(kept):  # memory is short
                 meter.slim()
                 held_max = 0
-        if exchange.gone:
+        if exchange.gone and exchange.before_end is None:  # else it is wanted whole
             drained += size
             tokens = meter.observed() if call.streamed else 0
             tokens_max = tokens_max if tokens_max >= 0 else tokens + limits.drain_tokens_max

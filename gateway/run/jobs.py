@@ -16,9 +16,11 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.core.accounts.jobs import (
+    EARLY_S_MAX,
     HOLD_S_MAX,
     JOB_S_MAX,
     OPENING,
+    PAGES_MAX,
     RESULT_BYTES_MAX,
     RUNNING,
     UNANSWERED_S_MAX,
@@ -73,6 +75,9 @@ class Jobs:
 
     def drop(self, job: Job) -> Wait[None]:
         return self._stored.drop(job)
+
+    def own(self, job: Job, id_: str) -> Wait[bool]:
+        return self._stored.own(job, id_)
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return self._stored.find(caller, id_)
@@ -223,27 +228,37 @@ class Jobs:
             raise UpstreamUnreachable("The upstream tells of a batch in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, paths: BatchPaths) -> bool:
-        """Whether the upstream made a batch whose answer nobody has read; it has its id then."""
-        status, said = await self._ask(job.upstream, f"{paths.batches}?limit=100", paths.headers)
-        if status == 200:
-            try:
-                found = read_list(said).data
-            except msgspec.MsgspecError:
-                found = []
-            for one in found:
-                if one.is_of(job) and not await self._known(job, one.id):
+        """Whether the upstream made a batch whose answer nobody has read; it has its id then.
+
+        It is the one that bears the job's mark. Where there is one that may be it, nobody knows: only an
+        account without any of these never had it.
+        """
+        after, may_be = "", False
+        for _ in range(PAGES_MAX):
+            path = f"{paths.batches}?limit=100{after}"
+            status, said = await self._ask(job.upstream, path, paths.headers)
+            if status != 200:
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for batches.")
+            page = read_list(said)
+            for one in page.data:
+                if one.is_marked(job) and await self._is_own(job, one.id):
                     job.id, job.status = one.id, RUNNING
                     await run_in_task(self._kept(job))
                     return True
-        if self._age_s(job) > UNANSWERED_S_MAX:
-            await self._settle(job, "failed", b"", 0)
+                may_be = may_be or (one.may_be_of(job) and not await self._stored.is_owned(job, one.id))
+            oldest_s = min((one.made_s for one in page.data), default=0)
+            if not page.has_more or oldest_s < job.created_ms / 1000 - EARLY_S_MAX:
+                if not may_be and self._age_s(job) > UNANSWERED_S_MAX:
+                    await self._settle(job, "failed", b"", 0)
+                return False
+            after = f"&{paths.after}={quote(page.data[-1].id, safe='')}"
         return False
 
-    async def _known(self, job: Job, id_: str) -> bool:
-        async def found() -> Job | None:
-            return await self._stored.find(job.caller, id_)
+    async def _is_own(self, job: Job, id_: str) -> bool:
+        async def own() -> bool:
+            return await self._stored.own(job, id_)
 
-        return await run_in_task(found()) is not None
+        return await run_in_task(own())
 
     async def _kept(self, job: Job) -> None:
         await self._stored.keep(job)

@@ -211,6 +211,22 @@ def test_a_result_that_is_gone_is_charged_as_held(spender: Spender) -> None:
     wait_until(lambda: live(spender, budget) == (held, NOTHING))
 
 
+def test_a_batch_bears_the_mark_of_its_hold_beside_15_names(spender: Spender) -> None:
+    told = make(spender, demo_after_s=600).raise_for_status().json()
+    assert set(told["metadata"]) == {"demo_after_s", "tollkeeper_hold"}
+    refused = make(spender, **{f"name_{number}": number for number in range(16)})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
+
+
+def test_a_batch_is_of_one_user(spender: Spender) -> None:
+    bodies = [line(number)["body"] | {"user": f"user-{number}"} for number in range(2)]
+    lines = [line(number, body=body) for number, body in enumerate(bodies)]
+    file = upload(spender, lines).raise_for_status().json()["id"]
+    refused = ask(spender, "POST", "batches", json={"input_file_id": file, "endpoint": ENDPOINT})
+    assert refused.status_code == 400
+    assert "Line 2: it must be of the first line's user" in refused.json()["error"]["message"]
+
+
 def test_many_who_ask_at_once_charge_a_batch_once(spender: Spender) -> None:
     budget = spender.budget(1)
     spender.known(budget)

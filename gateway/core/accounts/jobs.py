@@ -32,6 +32,13 @@ JOB_S_MAX: Final = 48 * 3600
 HOLD_S_MAX: Final = JOB_S_MAX + 3600
 # An upstream that was asked for a job and never answered is looked for so long, before it is given up.
 UNANSWERED_S_MAX: Final = 900.0
+# So much may the clock of an upstream be behind.
+EARLY_S_MAX: Final = 60
+# A batch says by this name of its metadata whose hold it is, where its API has metadata; and so much of that.
+MARK: Final = "tollkeeper_hold"
+METADATA_MAX: Final = 15
+# Pages of an account's batches that are searched for one.
+PAGES_MAX: Final = 20
 # The most that is read of a result.
 RESULT_BYTES_MAX: Final = 256 << 20
 
@@ -270,6 +277,16 @@ class BatchState(msgspec.Struct):
     output_file_id: str | None = None
     created_at: int | datetime = 0
     request_counts: dict[str, int] | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def made_s(self) -> float:
+        """When its upstream made it."""
+        return self.created_at if isinstance(self.created_at, int) else self.created_at.timestamp()
+
+    def is_marked(self, job: Job) -> bool:
+        """Whether it says itself that it came of a job."""
+        return (self.metadata or {}).get(MARK) == job.hold_id
 
     @property
     def ended_as(self) -> str:
@@ -289,11 +306,9 @@ class BatchState(msgspec.Struct):
         counts = self.request_counts or {}
         return counts.get("completed", 0) + counts.get("succeeded", 0)
 
-    def is_of(self, job: Job) -> bool:
+    def may_be_of(self, job: Job) -> bool:
         """Whether it may be what came of a job whose upstream was asked for it, and not heard any more."""
-        at = self.created_at
-        at_s = at if isinstance(at, int) else at.timestamp()
-        if not -60 <= at_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
+        if not -EARLY_S_MAX <= self.made_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
             return False
         if job.input_id:
             return self.input_file_id == job.input_id
@@ -301,9 +316,10 @@ class BatchState(msgspec.Struct):
 
 
 class BatchList(msgspec.Struct):
-    """Some of an account's batches."""
+    """A page of an account's batches, the newest first."""
 
     data: list[BatchState] = []
+    has_more: bool = False
 
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -222,7 +222,8 @@ class BatchPaths:
     """Where an API takes batches of calls: their files, themselves, and the paths that calls may be of.
 
     `calls` has the meter of each. An API without files has the calls in the body that makes a batch, in its
-    field `inline`, and a path of the results. `headers` are sent where a batch is asked for.
+    field `inline`, and a path of the results. `headers` are sent where a batch is asked for, and `after`
+    names the batch that a page of a list begins behind.
     """
 
     files: str
@@ -230,6 +231,7 @@ class BatchPaths:
     calls: Mapping[str, str]
     inline: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    after: str = "after"
 
     @property
     def one(self) -> str:

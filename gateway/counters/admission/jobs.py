@@ -7,10 +7,10 @@ the partition's slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from hashlib import sha256
 from typing import Final, cast
 
-from gateway.core.accounts.jobs import Job, read_job, write_job
+from gateway.core.accounts.jobs import HOLD_S_MAX, Job, read_job, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.redis import keys
@@ -21,8 +21,11 @@ from gateway.counters.redis.connection import encode
 SETTLED_S: Final = 7 * 86_400
 # Before all places of a queue.
 NO_PLACE: Final = "0-0"
-# Jobs of one partition that one look brings.
+# So long it is known whose a batch is: as long as it runs, and is remembered.
+OWNED_S: Final = HOLD_S_MAX + SETTLED_S
+# Jobs of one partition that one look brings at least, where there are so many, and that it reads.
 LOOK_MAX: Final = 1_000
+LISTED_MAX: Final = 20_000
 
 
 class StoredJobs:
@@ -38,6 +41,10 @@ class StoredJobs:
     def drop(self, job: Job) -> Wait[None]:
         """Forget a job that its upstream never made."""
         return begin(self._drop(job))
+
+    def own(self, job: Job, id_: str) -> Wait[bool]:
+        """Whether a batch of an upstream is this job's: it is the first one's that asks, of all there are."""
+        return begin(self._own(job, id_))
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         """The job that a caller's organization knows by its upstream's id."""
@@ -56,9 +63,23 @@ class StoredJobs:
         for one in sent:
             await one
 
+    async def _own(self, job: Job, id_: str) -> bool:
+        partition, name = _owner(job.upstream, id_)
+        wire, owner = self._wires.of(partition), job.hold_id.encode()
+        if await wire.send(encode(b"SET", name, owner, b"NX", b"EX", b"%d" % OWNED_S)) is not None:
+            return True
+        return await wire.send(encode(b"GET", name)) == owner
+
+    async def is_owned(self, job: Job, id_: str) -> bool:
+        """Whether a batch of an upstream is another job's; from an asyncio task."""
+        partition, name = _owner(job.upstream, id_)
+        owner = await in_task(self._wires.of(partition).send(encode(b"GET", name)))
+        return owner not in {None, job.hold_id.encode()}
+
     async def _drop(self, job: Job) -> None:
         wire = self._wires.of(job.partition)
-        gone = wire.send(encode(b"DEL", keys.job(job.partition, job.hold_id).encode()))
+        names = [keys.job(job.partition, one).encode() for one in (job.hold_id, job.id) if one]
+        gone = wire.send(encode(b"DEL", *names))
         await wire.send(encode(b"ZREM", keys.jobs(job.partition).encode(), job.hold_id.encode()))
         await gone
 
@@ -75,7 +96,7 @@ class StoredJobs:
         """The jobs that are not settled, oldest first in each partition; from an asyncio task."""
         found: list[Job] = []
         for partition in range(PARTITIONS):
-            found += [one for one in await in_task(begin(self._listed(partition))) if not one.settled_ms]
+            found += await in_task(begin(self._listed(partition)))
         return found
 
     async def claim(self, job: Job, within_s: int) -> bool:
@@ -100,12 +121,24 @@ class StoredJobs:
         found = await in_task(self._wires.of(job.partition).send(asked))
         return bool(found)
 
-    async def _listed(self, partition: int) -> Iterable[Job]:
-        wire = self._wires.of(partition)
-        ids = await wire.send(encode(b"ZRANGE", keys.jobs(partition).encode(), b"0", b"%d" % (LOOK_MAX - 1)))
-        names = [keys.job(partition, one.decode()).encode() for one in cast("list[bytes]", ids)]
-        if not names:
-            return ()
-        raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
-        jobs = [read_job(one) for one in raw if one is not None]
-        return [one for one in jobs if one is not None]
+    async def _listed(self, partition: int) -> list[Job]:
+        """Those that are not settled; settled ones before them are passed over."""
+        wire, listed, found = self._wires.of(partition), keys.jobs(partition).encode(), list[Job]()
+        for first in range(0, LISTED_MAX, LOOK_MAX):
+            asked = encode(b"ZRANGE", listed, b"%d" % first, b"%d" % (first + LOOK_MAX - 1))
+            ids = cast("list[bytes]", await wire.send(asked))
+            names = [keys.job(partition, one.decode()).encode() for one in ids]
+            if names:
+                raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
+                jobs = [read_job(one) for one in raw if one is not None]
+                found += [one for one in jobs if one is not None and not one.settled_ms]
+            if len(ids) < LOOK_MAX or len(found) >= LOOK_MAX:
+                break
+        return found
+
+
+def _owner(upstream: str, id_: str) -> tuple[int, bytes]:
+    """The partition and the key that say whose a batch is."""
+    digest = sha256(f"{upstream}\n{id_}".encode()).hexdigest()
+    partition = keys.partition_of_digest(digest)
+    return partition, keys.job(partition, digest).encode()

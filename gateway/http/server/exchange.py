@@ -354,7 +354,7 @@ class Exchange(RequestDriver):
         if self.shielded:
             return
         route, charge = self.routed.route, self.charge
-        due = charge is not None and charge.due and charge.charges
+        due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
         drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
         if drains and self.connection.body_complete:
             self.deadline = self.worker.clock.now + self.worker.limits.drain_s

@@ -85,6 +85,7 @@ def _hundredths(percent: int) -> bytes:
 BATCHES = BatchPaths(
     "", "/v1/messages/batches", {"/v1/messages": "anthropic_messages"}, "requests",
     (("anthropic-version", "2023-06-01"),),
+    after="after_id",
 )  # fmt: skip
 FAMILY = ApiFamily(
     NAME,

@@ -1,0 +1,78 @@
+"""A batch whose answer is lost is taken by its mark alone, and was never made where none may be it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from gateway.core.accounts.jobs import MARK, OPENING, RUNNING, UNANSWERED_S_MAX, Job
+from gateway.core.families.family import BatchPaths
+from gateway.run.jobs import Jobs
+from gateway.settings.settings import Settings
+
+CREATED_S = 1_700_000_000
+PATHS = BatchPaths("", "/batches", {}, "requests")
+
+
+class OneOwner:
+    """Stored jobs of which nothing is asked but whose a batch is."""
+
+    def __init__(self, other: str) -> None:
+        self.other = other
+
+    async def own(self, _: Job, id_: str) -> bool:
+        return id_ != self.other
+
+    async def is_owned(self, _: Job, id_: str) -> bool:
+        return id_ == self.other
+
+    async def keep(self, job: Job) -> None:
+        """Nobody reads it again."""
+
+
+class Listed(Jobs):
+    """Jobs of an upstream that lists these pages."""
+
+    def __init__(self, pages: list[list[dict[str, Any]]], other: str = "") -> None:
+        super().__init__(cast("Any", OneOwner(other)), cast("Settings", None), lambda *_, **__: None)
+        now_ms = int(1000 * (CREATED_S + UNANSWERED_S_MAX + 1))
+        self._ports = cast("Any", SimpleNamespace(refusals=SimpleNamespace(now_ms=lambda: now_ms)))
+        self.pages = pages
+
+    async def _ask(self, *asked: Any, **_: Any) -> tuple[int, bytes]:
+        page = 1 if "after=" in asked[1] else 0
+        return 200, msgspec.json.encode({"data": self.pages[page], "has_more": page + 1 < len(self.pages)})
+
+    async def _settle(self, job: Job, status: str, *_: Any) -> None:
+        job.status = status
+
+
+def one(id_: str, at_s: int = 1, lines: int = 3, **metadata: str) -> dict[str, Any]:
+    counts = {"processing": lines}
+    return {"id": id_, "created_at": CREATED_S + at_s, "request_counts": counts, "metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    ("pages", "other", "status", "id_"),
+    [
+        ([[one("a"), one("b", **{MARK: "hold"})]], "", RUNNING, "b"),
+        ([[one("a", 500)], [one("b", **{MARK: "hold"})]], "", RUNNING, "b"),
+        ([[one("b", **{MARK: "hold"})]], "b", "failed", ""),
+        ([[one("a")]], "", OPENING, ""),
+        ([[one("a")]], "a", "failed", ""),
+        ([[one("a", lines=4), one("b", 2_000), one("c", -2_000)]], "", "failed", ""),
+        ([[]], "", "failed", ""),
+    ],
+)
+def test_a_batch_is_taken_by_its_mark(
+    pages: list[list[dict[str, Any]]], other: str, status: str, id_: str
+) -> None:
+    job = Job(
+        "hold", 1, 2, 3, 0, "", "chat", "openai", "/v1/messages", "m", "", 3, 1000 * CREATED_S, 0
+    )  # fmt: skip
+    asyncio.run(Listed(pages, other)._was_made(job, PATHS))
+    assert (job.status, job.id) == (status, id_)
