@@ -6,7 +6,7 @@ limit of requests is told of that first, and a refused request is one of its sen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
@@ -18,7 +18,8 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
-from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, vectors_of
+from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, Vectors, vectors_of
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
@@ -49,7 +50,7 @@ from gateway.errors import (
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.ports import DirectoryPort, Ports
-from gateway.http.routing.head import CallHead, HeaderCredential
+from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
 
@@ -64,12 +65,9 @@ def known(exchange: Exchange) -> Caller | None:
 
     404 or 405 for what is not on the list, 401 where nobody's credential can be read.
     """
+    _check_route(exchange)
     head, worker = exchange.head, exchange.worker
-    routed, ports = head.routed, worker.ports
-    if routed.refusal is not None:
-        raise routed.refusal
-    if routed.metered and ports.directory.service(routed.service_key) is None:
-        raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
+    ports = worker.ports
     if head.identity_refusal is not None:
         head = exchange.head = _by_certificate(exchange, head.identity_refusal)
     proof = head.proof
@@ -78,6 +76,23 @@ def known(exchange: Exchange) -> Caller | None:
     if caller is not None and head.news is not None:
         worker.heads.remember(head)
     return caller
+
+
+def _check_route(exchange: Exchange) -> None:
+    """404 or 405 for what is not on the list."""
+    routed = exchange.routed
+    if routed.refusal is not None:
+        raise routed.refusal
+    if routed.metered and exchange.worker.ports.directory.service(routed.service_key) is None:
+        raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
+
+
+def judge_as_asked(exchange: Exchange) -> None:
+    """From now on this is the call that another gateway asks for: it is judged as one that came here."""
+    asked = exchange.routed.asked
+    assert asked is not None
+    exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
+    _check_route(exchange)
 
 
 async def identify(exchange: Exchange) -> Caller:
@@ -113,7 +128,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
-        call = _read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
+        call = read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
         exchange.call = call
         asked, run = exchange.head.attribution.run, None
         if asked is not None and routed.metered and not call.free:
@@ -123,9 +138,8 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
                 # A caller that is over a limit opens no run.
                 held = held or await by_head(exchange, caller)
                 run = await runs.find(caller, asked)
-        service, prices, budgets = _priced(exchange, caller, call, run)
-        if call.named and not await worker.ports.objects.owned(caller, call.named):
-            raise ObjectNotFound
+        service, prices, budgets = priced(exchange, caller, call, run)
+        await check_objects(exchange, caller, call)
         if worker.ports.cooling.entries:
             check_circuit(exchange, caller, call)
     except Refusal as refusal:
@@ -154,7 +168,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def _read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
+def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     """The request; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
@@ -185,11 +199,11 @@ async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> Call
     """
     if not exchange.connection.body.claim(caller, len(body)):
         raise full()
-    return await exchange.worker.bodies.read(caller.organization_id, partial(_read, exchange, body))
+    return await exchange.worker.bodies.read(caller.organization_id, partial(read, exchange, body))
 
 
 # What a call may ask for, and at which prices: those of all models it names, as they are now.
-def _priced(
+def priced(
     exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
     """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
@@ -200,16 +214,13 @@ def _priced(
     head, routed, worker = exchange.head, exchange.routed, exchange.worker
     ports, attribution = worker.ports, head.attribution
     metered = routed.metered and not call.free
-    if metered and caller.user_header == USER_REQUIRED and not caller.acts_for(attribution.user, call.user):
-        raise UserRequired(param="x-tollkeeper-user")
-    if attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
-        raise PriorityNotAllowed(
-            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
-        )
-    unread = "this route does not read which one" if routed.any_model else ""
-    check_models(call, _lists(exchange, caller, call), unread)
-    if call.model and not call.tool and (table := worker.models.table()).rules:
-        aim(exchange, caller, call, table)
+    rule = judge(
+        exchange, caller, call, caller.acts_for(attribution.user, call.user),
+        "this route does not read which one" if routed.any_model else "",
+        "x-tollkeeper-user" if metered else "",
+    )  # fmt: skip
+    if rule is not None:
+        _aim(exchange, call, rule)
     service, budgets = NO_SERVICE, None
     if metered:
         found = ports.directory.resolve(caller, routed.service_key)
@@ -226,12 +237,23 @@ def _priced(
     return service, prices, budgets
 
 
-def check_models(call: CallRequest, lists: Iterable[tuple[str, Collection[str]]], without_model: str) -> None:
-    """`ModelNotAllowed` where a model that may answer is not on every list that the call is held to.
+def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
+    exchange: Exchange, caller: Caller, call: CallRequest, user: str, without_model: str = "",
+    user_field: str = "",
+) -> ModelRule | None:  # fmt: skip
+    """Refuse what a caller may not ask for, by whichever door; how the call's model is configured, if it is.
 
-    One that names no model is refused by the words `without_model`, and passes where they are empty.
+    `UserRequired` where a charge needs a user, and its `user_field` says none. `ModelNotAllowed` where a
+    model that may answer is not on every list that the call is held to, or is configured for others alone.
+    A call that names no model is refused by the words `without_model`, and passes where they are empty.
     """
-    for whose, listed in lists:
+    if user_field and caller.user_header == USER_REQUIRED and not user:
+        raise UserRequired(param=user_field)
+    if exchange.head.attribution.priority == INTERACTIVE and caller.priority != INTERACTIVE:
+        raise PriorityNotAllowed(
+            f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
+        )
+    for whose, listed in _lists(exchange, caller, user):
         if call.model:
             for model in (call.model, *call.models_beside):
                 if model not in listed and not on_list(model, listed):
@@ -239,22 +261,29 @@ def check_models(call: CallRequest, lists: Iterable[tuple[str, Collection[str]]]
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
+    table = exchange.worker.models.table()
+    if not table.rules or not call.model or call.tool:
+        return None
+    for beside in call.models_beside:  # its upstream may use them instead
+        table.find(beside, caller.organization_id)
+    return table.find(call.model, caller.organization_id)
+
+
+async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
+    """`ObjectNotFound` where a call names a stored object that is not its organization's."""
+    if call.named and not await exchange.worker.ports.objects.owned(caller, call.named):
+        raise ObjectNotFound
 
 
 def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
-    """The same of a call of a batch, in its line of this number."""
+    """Judge a call of a batch, in its line of this number."""
     try:
-        check_models(call, _lists(exchange, caller, call), "")
+        judge(exchange, caller, call, caller.acts_for(exchange.head.attribution.user, call.user))
     except ModelNotAllowed as error:
         raise ModelNotAllowed(f"Line {number}: {error.told}") from error
 
 
-def _lists(exchange: Exchange, caller: Caller, call: CallRequest) -> list[tuple[str, Collection[str]]]:
-    """The lists that a call is held to, by the user it is for."""
-    return lists_of(exchange, caller, caller.acts_for(exchange.head.attribution.user, call.user))
-
-
-def lists_of(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
+def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
     """The lists that the models of a call have to be on, each with whose it is: so the narrowest holds."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
@@ -265,17 +294,12 @@ def lists_of(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, C
     return found
 
 
-def aim(exchange: Exchange, caller: Caller, call: CallRequest, table: ModelTable) -> None:
-    """Note which upstreams may answer a call, where its model is configured.
+def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
+    """Note which upstreams may answer a call of a configured model.
 
-    `ModelNotAllowed` where it is for others alone, `InvalidRequest` where no target speaks the call's API.
+    `InvalidRequest` where no target speaks the call's API.
     """
     worker = exchange.worker
-    rule = table.find(call.model, caller.organization_id)
-    for beside in call.models_beside:  # its upstream may use them instead
-        table.find(beside, caller.organization_id)
-    if rule is None:
-        return
     names = {target.upstream for target in rule.targets}
     there = {name: upstream.target for name in names if (upstream := worker.upstreams.get(name)) is not None}
     call.targets = fitting(rule, call.model, call.family, there)
@@ -299,22 +323,10 @@ def prices_of(
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.seconds(), own)
     if call.model:
-        models = [*dict.fromkeys((call.model, *call.models_beside))]
-        if call.targets:
-            theirs = [one.model for one in call.targets]
-            prices.named = tuple([_target_price(directory, caller, call, one, own) for one in theirs])
-            models = [one for one in models[1:] if one not in theirs]
-        prices.named += tuple(
-            [_book(directory.price, directory.price_as, caller, model, own) for model in models]
-        )
+        prices.named = named_prices(directory, caller, call, own)
     if own:
         _check_currency(directory, caller, prices, asking, by_cost)
-    if by_cost or pricing.per_million is not None or pricing.tiers:
-        book = {one.model: one.vector for one in prices.named}
-        asked = [one.model for one in prices.named] if call.targets else [call.model, *call.models_beside]
-        if call.targets and pricing.per_million is not None:
-            asked = [_name_priced(pricing, call, one) for one in asked]
-        prices.vectors = vectors_of(service, asked, book.get, apart=len(call.targets))
+    prices.vectors = charging_prices(service, call, prices.named)
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
@@ -324,6 +336,30 @@ def prices_of(
             of = " or ".join([one.model for one in prices.named])
             raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
     return prices
+
+
+def named_prices(
+    directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
+) -> tuple[PriceMatch, ...]:
+    """The price book's prices of all that a call names, or of its targets, as they were so long ago."""
+    models = [*dict.fromkeys((call.model, *call.models_beside))]
+    found: tuple[PriceMatch, ...] = ()
+    if call.targets:
+        theirs = [one.model for one in call.targets]
+        found = tuple([_target_price(directory, caller, call, one, own, ago_s) for one in theirs])
+        models = [one for one in models[1:] if one not in theirs]
+    return found + tuple([_book(directory, caller, model, own, ago_s) for model in models])
+
+
+def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
+    """The prices by which credits or money are charged, of a call whose models have these."""
+    pricing = service.pricing
+    if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
+        return UNPRICED
+    asked = [one.model for one in named] if call.targets else [call.model, *call.models_beside]
+    if call.targets and pricing.per_million is not None:
+        asked = [_name_priced(pricing, call, one) for one in asked]
+    return vectors_of(service, asked, {one.model: one.vector for one in named}.get, apart=len(call.targets))
 
 
 def _check_currency(
@@ -368,22 +404,22 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
     return f'No {budgets.currency} price for {what}, so the budget "{name}" cannot be enforced.'
 
 
-def _book(look_up: PriceOf, stand_in: PriceOf, caller: Caller, model: str, own: bool) -> PriceMatch:
-    found = look_up(caller, model, 0.0, own)
+def _book(directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float) -> PriceMatch:
+    found = directory.price(caller, model, ago_s, own)
     if found is not None:
         return PriceMatch(model, found)
-    found = stand_in(caller, model, 0.0, own)
+    found = directory.price_as(caller, model, ago_s, own)
     return PriceMatch(model, found, found is not None)
 
 
-def _target_price(
-    directory: DirectoryPort, caller: Caller, call: CallRequest, model: str, own: bool
+def _target_price(  # noqa: PLR0917  # as `named_prices`
+    directory: DirectoryPort, caller: Caller, call: CallRequest, model: str, own: bool, ago_s: float
 ) -> PriceMatch:
     """The price of the upstream's own name of a model; where nobody says one, that of the name asked for."""
     for stands_in in (False, True):
         look_up: PriceOf = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((model, call.model)):
-            found = look_up(caller, name, 0.0, own)
+            found = look_up(caller, name, ago_s, own)
             if found is not None:
                 return PriceMatch(model, found, stands_in)
     return PriceMatch(model, None)
@@ -424,7 +460,8 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
     """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
     services, model = _services(exchange, caller), exchange.routed.listed
-    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, call)]
+    user = caller.acts_for(exchange.head.attribution.user, call.user)
+    lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
     configured = exchange.worker.models.table()
 
     def shows(name: str) -> bool:
@@ -525,7 +562,12 @@ def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
     digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")
     if digests is None:
         raise refusal
-    call = CallHead(head.routed, HeaderCredential(digests[0], others=digests[1:]), head.said)
+    return _routed_as(head, head.routed, HeaderCredential(digests[0], others=digests[1:]))
+
+
+def _routed_as(head: CallHead, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
+    """A head with these parts of another one."""
+    call = CallHead(routed, proof, head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.cors = head.passed, head.cors
     return call

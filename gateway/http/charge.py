@@ -35,7 +35,7 @@ from gateway.core.billing.price_book import (
     without_request,
 )
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest, input_tokens
+from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, bind_output, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
@@ -71,7 +71,6 @@ from gateway.http.tally import NEVER, Tally
 NO_DETAIL = Detail()
 # Why a call failed whose upstream said so.
 UPSTREAM_ERROR = "upstream_error"
-TIMED_OUT = frozenset({408, 504, 524})  # the last one is Cloudflare's
 _UNUSED = TokenUsage(units=0)
 _NO_FIELDS: frozenset[str] = frozenset()
 _NO_UNITS: frozenset[str] = frozenset()

@@ -20,11 +20,13 @@ from gateway.core.accounts.caller_holds import (
     CallerHold,
     ExtendBody,
     HeldAmounts,
-    HeldCall,
     HoldBody,
     HoldEnd,
+    SaidUse,
     SettleBody,
+    UseCost,
     answered,
+    held_call,
     idempotency_key,
     money_of,
     read_body,
@@ -38,17 +40,20 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import charged
+from gateway.core.billing.price_book import Counts, charged, dearest
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
-from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money, vectors_of
+from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money
+from gateway.core.families.objects import ObjectAccess, read_objects
+from gateway.core.metering.meter import Detail
 from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
     UNSETTLED_CHARGED,
-    USER_REQUIRED,
     Attribution,
     Caller,
     Decision,
@@ -63,14 +68,27 @@ from gateway.errors import (
     HoldEnded,
     InsufficientCredits,
     InvalidRequest,
+    ModelNotAllowed,
     QuotaExceeded,
     Refusal,
     RequestTooLarge,
     ServiceNotIncluded,
-    UserRequired,
 )
-from gateway.http.admission import by_head, check_models, identify, known, lists_of, prices_of
-from gateway.http.charge import check_admitted, hold_request
+from gateway.http.admission import (
+    by_head,
+    charging_prices,
+    check_objects,
+    identify,
+    judge,
+    judge_as_asked,
+    known,
+    named_prices,
+    priced,
+    prices_of,
+    read,
+)
+from gateway.http.charge import check_admitted, cost_of, hold_request, price_of
+from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from gateway.http.tally import NEVER
@@ -114,35 +132,34 @@ async def authorize(exchange: Exchange) -> None:
     """Hold what the call may use that another gateway asks for: 200 with its id, or the refusal it earns.
 
     Only the path and the body say what is held, which the other gateway writes: no field of its client can.
+    The call is judged as one that came here.
     """
     caller = known(exchange) or await identify(exchange)
-    asked = exchange.routed.asked
-    assert asked is not None
-    assert asked.route is not None
+    ttl_s = exchange.routed.params["ttl_s"]
+    judge_as_asked(exchange)
+    routed = exchange.routed
+    assert routed.route is not None
     fields: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
     with _uninterrupted(exchange):
-        if asked.route.meter == "none":  # it costs nothing
+        if not routed.metered:  # it costs nothing
             free = await by_head(exchange, caller)
             await free.settle(0, False, False, (0, ""))
             exchange.charge = None
+            call = read(exchange, b"")
+            priced(exchange, caller, call, None)
+            if call.narrow is not None or call.listing:
+                raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
             try:
                 body = await _body(exchange, caller)
-                said = HoldBody(
-                    asked.params.get("service_key") or asked.route.service,
-                    ttl_s=whole_in(exchange.routed.params["ttl_s"], 1, TTL_S_MAX, "ttl_s"),
-                )
-                if exchange.routed.buffered:
-                    call = read_call(asked.route, asked.params, body, exchange.worker.bounds)
-                else:
-                    said.amount = exchange.routed.units
-                    call = read_call(asked.route, asked.params, b"")
+                said = HoldBody(routed.service_key, ttl_s=whole_in(ttl_s, 1, TTL_S_MAX, "ttl_s"))
+                if not routed.buffered:
+                    said.amount, body = routed.units, b""
+                call = read(exchange, body)
             except Refusal:
                 await by_head(exchange, caller)
                 raise
-            hold, decision, _ = await _taken(
-                exchange, caller, said, exchange.request_id, authorized=(asked.route, call)
-            )
+            hold, decision, _ = await _taken(exchange, caller, said, exchange.request_id, authorized=call)
             await _keep(exchange, hold, "", b"", b"")
             fields += [(b"x-tollkeeper-hold", hold.id.encode()), *limit_headers(decision)]
     own_answer(exchange, 200, fields, b"")
@@ -178,41 +195,40 @@ async def extend_hold(exchange: Exchange) -> None:
 
 async def settle_hold(exchange: Exchange) -> None:
     """Replace a hold by what its caller says was used, once; settled again it is answered the same."""
-    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), False))
+    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), None, False))
 
 
 async def settle_by_answer(exchange: Exchange) -> None:
     """The same by the answer itself: it is metered as if it passed here."""
     params, worker = exchange.routed.params, exchange.worker
 
-    def read(hold: CallerHold, body: bytes) -> tuple[SettleBody, bool]:
+    def read_answer(hold: CallerHold, body: bytes) -> SaidUse:
         status = whole_in(params["status"], 100, 599, "status")
         kind, coding = (params[name].encode("latin-1") for name in ("content-type", "content-encoding"))
         return answered(hold, status, kind, coding.lower(), body, worker.bounds)
 
-    await _settle_by(exchange, worker.limits.body_bytes_max, read)
+    await _settle_by(exchange, worker.limits.body_bytes_max, read_answer)
 
 
 async def _settle_by(
-    exchange: Exchange, bytes_max: int, read: Callable[[CallerHold, bytes], tuple[SettleBody, bool]]
+    exchange: Exchange, bytes_max: int, read_use: Callable[[CallerHold, bytes], SaidUse]
 ) -> None:
-    """Settle a hold by what a body says, which `read` reads for it."""
+    """Settle a hold by what a body says, which `read_use` reads for it."""
     caller = known(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     with _uninterrupted(exchange):
         body = await _body(exchange, caller, bytes_max)
         hold = await ports.holds.find(caller, exchange.routed.params["id"])
-        said, estimated = read(hold, body)
+        said, detail, estimated = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
-            now_ms = ports.holds.now_ms()
-            ago_s, price, service = (now_ms - hold.created_ms) / 1000, None, hold.service
-            if hold.model:
-                price = ports.directory.price(hold.caller, hold.model, ago_s, hold.own)
-                price = price or ports.directory.price_as(hold.caller, hold.model, ago_s, hold.own)
-            vectors = vectors_of(service, (hold.model,), lambda _: price) if _by_token(service, said) else ()
+            prices, price = _prices_then(ports, hold)
+            if said.cost is not None:
+                prices.vectors = ()
             label = exchange.routed.label if hold.call is None else hold.call.route
-            end = settled_by(hold, said, vectors, price, label, now_ms, estimated)
+            end = settled_by(
+                hold, said, detail, prices.vectors, price, label, ports.holds.now_ms(), estimated
+            )
             end = await ports.holds.decide(hold, end)
         if end.released:
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
@@ -298,7 +314,7 @@ async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_
 
 async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
-    authorized: tuple[Route, CallRequest] | None = None,
+    authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
     """Take a hold; what is stored of it, what was decided, and what remains in its unit.
 
@@ -306,7 +322,11 @@ async def _taken(
     """
     ports = exchange.worker.ports
     try:
-        route, call, attribution, unit = _call(exchange, caller, said, authorized)
+        route, call, attribution, unit = (
+            _call(exchange, caller, said)
+            if authorized is None
+            else _asked_call(exchange, caller, said, authorized)
+        )
         exchange.call = call
         run = attribution.run
         opened = None
@@ -316,9 +336,14 @@ async def _taken(
                 await by_head(exchange, caller)  # a caller that is over a limit opens no run
                 _shield(exchange)
                 opened = await ports.runs.find(caller, run)
-        service, budgets = _service(exchange, caller, said.service), None
-        budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
-        prices = prices_of(ports, caller, service, call, budgets)
+        budgets: CallBudgets | None
+        if authorized is None:
+            service = _service(exchange, caller, said.service)
+            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
+            prices = prices_of(ports, caller, service, call, budgets)
+        else:
+            service, prices, budgets = priced(exchange, caller, call, opened)
+        await check_objects(exchange, caller, call)
         estimate = _estimate(exchange, caller, service, said, call)
         if authorized is not None:
             most = estimate.need if call.output_max is None else estimate.ceiling
@@ -351,20 +376,25 @@ async def _taken(
         decision.now_ms, decision.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, decision.weights, exchange.head.said.columns, attribution.session,
-        attribution.metadata.decode(),
+        attribution.metadata.decode(), None if route is None else held_call(route.path, call),
+        call.models_beside, tuple([one.model for one in call.targets]),
     )  # fmt: skip
-    if route is not None:
-        hold.call = HeldCall(
-            route.path, call.meter, call.family, call.streamed, call.input_estimate,
-            call.output_bytes_per_token, call.units_pointer,
-        )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
     return hold, decision, _remaining(decision, service, unit)
 
 
+def _asked_call(
+    exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
+) -> tuple[Route | None, CallRequest, Attribution, str]:
+    """The same of a call that another gateway asks for."""
+    attribution, unit = exchange.head.attribution, TOKENS if call.has_input else unit_of(said)
+    attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
+    return exchange.routed.route, call, attribution, unit
+
+
 def _call(
-    exchange: Exchange, caller: Caller, said: HoldBody, authorized: tuple[Route, CallRequest] | None
+    exchange: Exchange, caller: Caller, said: HoldBody
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
     """The call that a hold is for, its route if it has one, what is said of it, and what it is counted in."""
     ports = exchange.worker.ports
@@ -372,10 +402,7 @@ def _call(
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
     if ports.directory.service(said.service) is None:
         raise ServiceNotIncluded(f"There is no service {said.service}.")
-    route, call = authorized or (
-        None,
-        CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens),
-    )
+    route, call = None, CallRequest("none", GENERIC, b"", model=said.model, output_max=said.max_tokens)
     if said.request is not None:
         route = exchange.worker.heads.bindings.read_by(said.service)
         if route is None:
@@ -386,6 +413,8 @@ def _call(
         call = read_call(route, {"model": said.model}, write_document(said.request), exchange.worker.bounds)
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
+        if route.objects == "owned":
+            read_objects(ObjectAccess((), None), call)
     attribution = exchange.head.attribution
     if said.run:
         try:
@@ -393,9 +422,9 @@ def _call(
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
     user = caller.acts_for(said.user or attribution.user, call.user)
-    if caller.user_header == USER_REQUIRED and not user:
-        raise UserRequired(param="user")
-    check_models(call, lists_of(exchange, caller, user), "this hold names none")
+    rule = judge(exchange, caller, call, user, "this hold names none", "user")
+    if rule is not None:
+        call.targets = named_by(rule, call.model)
     unit = TOKENS if call.has_input else unit_of(said)
     return route, call, replace(attribution, user=user), unit
 
@@ -467,9 +496,7 @@ def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAm
     if isinstance(more, str) is not (hold.unit == MONEY):
         right = 'a decimal such as "5.00"' if hold.unit == MONEY else "a number of tokens"
         raise InvalidRequest(f"more must be {right}, as the hold is in {hold.unit}.", param="more")
-    call = CallRequest(
-        "none", GENERIC, b"", model=hold.model, output_max=more if isinstance(more, int) else None
-    )
+    call = hold.names(more if isinstance(more, int) else None)
     estimate = Estimate(more, more, answers=1) if isinstance(more, int) else NO_ESTIMATE
     said = replace(exchange.head.attribution, user=hold.user, session=hold.session, run=None)
     budgets = ports.directory.budgets(caller, service.id, said, call, False) if hold.budgets else None
@@ -498,13 +525,25 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
     return None
 
 
-def _by_token(service: Service, said: SettleBody) -> bool:
-    """Whether tokens set what a settled hold is charged."""
-    pricing = service.pricing
-    return said.cost is None and (pricing.per_million is not None or pricing.at_cost is not None)
-
-
 # Its end.
+
+
+def _prices_then(ports: Ports, hold: CallerHold) -> tuple[CallPrices, UseCost]:
+    """The prices of when a hold was taken, and what a use costs by them. Which of a hold's models answered is
+    told by the answer alone: else it is the dearest.
+    """
+    directory, caller, now_s, call = ports.directory, hold.caller, ports.seconds(), hold.names()
+    ago_s = (ports.holds.now_ms() - hold.created_ms) / 1000
+    named = named_prices(directory, caller, call, hold.own, ago_s) if hold.model else ()
+    vectors = charging_prices(hold.service, call, named)
+    prices = CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, now_s - ago_s, hold.own)
+    sent = hold.targets[0] if hold.targets else ""
+
+    def price(detail: Detail, counts: Counts) -> tuple[Vector | None, int | None]:
+        found = price_of(directory.price, caller, prices, detail, counts, now_s, sent)
+        return found.vector, cost_of(directory.price, caller, prices, found, detail, counts, now_s)
+
+    return prices, price
 
 
 async def _settle(exchange: Exchange, hold: CallerHold, end: HoldEnd) -> SettleResult:

@@ -304,6 +304,7 @@ class Stage:
         self.counters = FakeCounters()
         self.objects = FakeObjects()
         self.stored: ObjectOwnersPort | None = None
+        self.callers_holds: HoldsPort | None = None
         self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
         self.refusals = Refusals(time.time)
@@ -330,7 +331,7 @@ class Stage:
             self.cooling,
             time.monotonic,
             NoRuns(),
-            cast("HoldsPort", None),  # nobody takes a hold on a stage
+            cast("HoldsPort", self.callers_holds),
             access_log=True,
         )
 
@@ -408,6 +409,7 @@ async def staged(
     tokens: Callable[[FakeDirectory], Tokens] = NoTokens,
     earlier_peppers: tuple[bytes, ...] = (),
     stored: ObjectOwnersPort | None = None,
+    holds: HoldsPort | None = None,
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
@@ -420,7 +422,7 @@ async def staged(
     upstream = FakeUpstream()
     await upstream.start(upstream_tls)
     stage = Stage(upstream)
-    stage.stored = stored
+    stage.stored, stage.callers_holds = stored, holds
     stage.tokens = tokens(stage.directory)
     url = base_url or f"http{'s' if upstream_tls else ''}://localhost:{upstream.port}"
     target = UpstreamTarget(

@@ -7,7 +7,7 @@ held: it is the caller's own bill, and never below nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,14 +25,15 @@ from gateway.core.billing.price_book import (
     WHOLES,
     Counts,
     charged,
-    cost_nano,
     unpriced,
 )
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest, UsageBounds, read_document
+from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import CONSUMPTION, Vectors, charge_of, factor_of, is_in_money
+from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
-from gateway.core.model import INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
+from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
 from gateway.core.times import moment_of, rfc3339
 from gateway.errors import InvalidRequest
 
@@ -110,13 +111,32 @@ class HeldCall(msgspec.Struct, array_like=True):
     input_estimate: int
     output_bytes_per_token: float
     units_pointer: str
+    output_max: int | None = None
+    choices: int = 1
+    input_ceiling: int = 0
+    output_ceiling: int = 0
+    reports: bool = False
+    gives_up: bool = False
+    measured: dict[str, int] | None = None
 
     def request(self, model: str) -> CallRequest:
         """It as a meter knows it."""
         return CallRequest(
-            self.meter, Family(self.family), b"", model, self.streamed, blob_tokens=self.input_estimate,
-            output_bytes_per_token=self.output_bytes_per_token, units_pointer=self.units_pointer,
+            self.meter, Family(self.family), b"", model, self.streamed, self.output_max, self.choices,
+            blob_tokens=self.input_estimate, output_bytes_per_token=self.output_bytes_per_token,
+            units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
+            output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
+            measured=self.measured,
         )  # fmt: skip
+
+
+def held_call(route: str, call: CallRequest) -> HeldCall:
+    """The parts of a call that its meter needs. Nobody here can have a stream tell its use."""
+    return HeldCall(
+        route, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
+        call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
+        call.reports and not call.strip_usage, call.gives_up, call.measured,
+    )  # fmt: skip
 
 
 class CallerHold(msgspec.Struct):
@@ -124,7 +144,8 @@ class CallerHold(msgspec.Struct):
 
     `weights` are those of its plan, `budgets` the names of its accounts, `own` says that no price in another
     currency than the organization's counts. `columns`, `session` and `metadata` are what its request said.
-    `call` is the one it was taken for, None where it states an amount alone.
+    `call` is the one it was taken for, None where it states an amount alone. Models `beside` its own may
+    answer it, and where that is configured, its `targets` do: its price is that of one of these.
     """
 
     id: str
@@ -149,6 +170,15 @@ class CallerHold(msgspec.Struct):
     session: str = ""
     metadata: str = ""
     call: HeldCall | None = None
+    beside: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def names(self, output_max: int | None = None) -> CallRequest:
+        """A call of the same models."""
+        return CallRequest(
+            "none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside,
+            targets=tuple([ModelTarget("", one) for one in self.targets]),
+        )  # fmt: skip
 
     @property
     def caller(self) -> Caller:
@@ -197,6 +227,10 @@ class HoldEnd(msgspec.Struct):
 
 
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
+# The use, the rest that an answer says, and whether the use is estimated.
+SaidUse = tuple[SettleBody, Detail | None, bool]
+# The price of a use, and what it costs in nano-units.
+UseCost = Callable[[Detail, Counts], tuple[Vector | None, int | None]]
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
@@ -257,13 +291,13 @@ def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
 
 
 def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
-    hold: CallerHold, said: SettleBody, vectors: Vectors, price: Vector | None, route: str, now_ms: int,
-    estimated: bool = False,
+    hold: CallerHold, said: SettleBody, detail: Detail | None, vectors: Vectors, cost_of: UseCost, route: str,
+    now_ms: int, estimated: bool,
 ) -> HoldEnd:  # fmt: skip
     """The end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
 
-    `vectors` set the price of its service, `price` is the price book's of its model. The use is `estimated`
-    where no provider told it.
+    `vectors` set the price of its service, `cost_of` says what the use costs by the price book. What an
+    answer says of itself is its `detail`. The use is `estimated` where no provider told it.
     """
     service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
     counts, tools, tier = _usage(said.usage or {})
@@ -277,7 +311,14 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
             f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
         )
     total, units = sum(counts[:WHOLES]), 1 if said.units is None else said.units
-    cost = None if price is None else cost_nano(price, counts, tools, tier)
+    if detail is None:
+        detail = Detail()
+        detail.tools, detail.service_tier = tools, tier
+    if not tools and hold.call is not None and hold.call.measured and 200 <= said.status < 300:
+        for name, times in hold.call.measured.items():
+            detail.used_tool(name, times)
+        tools = detail.tools
+    price, cost = cost_of(detail, counts)
     if price is not None:
         facts.currency, facts.price_id, facts.exchange_rate = price.currency, price.price_id, price.rate
         facts.unpriced = named_unpriced(unpriced(price, tools))
@@ -285,6 +326,7 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
         cost, facts.currency = money_of(said.cost, "cost"), hold.currency or facts.currency
         facts.price_id, facts.unpriced, facts.exchange_rate = 0, "", ""
     facts.counts, facts.total, facts.units, facts.tools = counts, total, units, tools
+    facts.response_model = detail.model
     facts.service_tier, facts.cost, facts.estimated = tier, cost, estimated
     at_cost = service.pricing.at_cost is not None
     if said.cost is not None and at_cost and service.meter == CONSUMPTION:
@@ -313,8 +355,8 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
 
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
-) -> tuple[SettleBody, bool]:
-    """What the answer to a hold's call says was used, read as one that passes here; whether it is estimated.
+) -> SaidUse:
+    """What the answer to a hold's call says was used, read as one that passes here.
 
     One in a coding is not decoded: it counts by its size.
     """
@@ -325,7 +367,8 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
     meter = make_meter(call, status, content_type, coding, bounds)
     meter.whole(answer)
     usage, detail, used = meter.usage(), meter.detail, None
-    if not usage.total and not usage.reported and call.has_input and 200 <= status < 300:
+    may_have_worked = 200 <= status < 300 or (call.gives_up and status in TIMED_OUT)
+    if not usage.total and not usage.reported and call.has_input and may_have_worked:
         tokens = call.input_estimate  # an upstream that took it has read it
         usage = TokenUsage(tokens, total=tokens, estimated=True)
     if usage.total or (status < 400 and call.has_input):
@@ -333,7 +376,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
         used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
-    return SettleBody(used, units=units, status=status), usage.estimated
+    return SettleBody(used, units=units, status=status), detail, usage.estimated
 
 
 def used_by(end: HoldEnd) -> TokenUsage:

@@ -423,6 +423,10 @@ class UsageBounds:
 DEFAULT_BOUNDS = UsageBounds()
 
 
+# By these statuses an upstream says that it gave up; the last one is Cloudflare's.
+TIMED_OUT: Final = frozenset({408, 504, 524})
+
+
 @dataclass(slots=True)
 class CallRequest:
     """What one request asks of its upstream.

@@ -56,12 +56,14 @@ from gateway.http.routing.routes import (
     Match,
     RouteTable,
     WorkerBindings,
+    asking,
     check_query,
     family_of,
     owned_by,
     said_twice,
     slashes_decoded,
     take_type,
+    unauthorized,
     withheld,
 )
 from gateway.http.server.buffers import bare
@@ -93,8 +95,8 @@ class RoutedHead(LruEntry):
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
-    form that may bring calls of a batch, `asked` the call that another gateway asks for, `host` what the
-    client calls this gateway.
+    form that may bring calls of a batch, `asked` this head as that of the call that another gateway asks for,
+    `host` what the client calls this gateway.
     """
 
     family: Family
@@ -133,7 +135,7 @@ class RoutedHead(LruEntry):
     query: str = ""
     varies: bool = False
     form: bytes = b""
-    asked: Match | None = None
+    asked: RoutedHead | None = None
     host: bytes = b""
 
 
@@ -173,6 +175,8 @@ class HeadRouter:
 
     def is_current(self, routed: RoutedHead) -> bool:
         """Whether it would be understood the same now."""
+        if routed.asked is not None:
+            return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:
             return True
         try:
@@ -181,9 +185,11 @@ class HeadRouter:
             return False
 
     def _routed(self, head: RequestHead) -> RoutedHead:
+        return self._matched(head, self._table.match(head.method.decode("ascii"), head.path.decode("ascii")))
+
+    def _matched(self, head: RequestHead, match: Match | None) -> RoutedHead:
         path = head.path.decode("ascii")
         shares = path == MODELS or path.startswith(f"{MODELS}/")
-        match = self._table.match(head.method.decode("ascii"), path)
         unknown = match is None or match.route is None
         spoken = _spoken(head) if shares or unknown else None
         routed = RoutedHead(
@@ -211,8 +217,14 @@ class HeadRouter:
         routed.params = match.params | said_twice(head, route)
         routed.service_key = match.params.get("service_key") or route.service
         routed.metered = route.meter != "none"
-        charges = route if match.asked is None else match.asked.route or route
-        routed.asked = match.asked
+        charges = route
+        if match.asked is not None and match.asked.route is not None:
+            charges, asked_head = match.asked.route, asking(head)
+            routed.asked = self._matched(asked_head, match.asked)
+            routed.asked.label = route.path
+            refusal = unauthorized(asked_head, charges)
+            if refusal is not None:
+                routed.asked.refusal = routed.asked.refusal or bare(refusal)
         routed.buffered = charges.meter not in UNREAD_METERS or route in READ_ROUTES
         path = head.path if match.rest is None else b"/" + match.rest
         if is_bound(route):

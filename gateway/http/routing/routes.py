@@ -17,7 +17,7 @@ from gateway.core.families.family import ApiFamily, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.model import GENERIC, Family, Service
-from gateway.errors import InvalidRequest, ObjectNotFound
+from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute
 from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
 
@@ -137,16 +137,16 @@ class RouteTable:
             params = {name: unquote(value) for name, value in groups.items()}
             match = _match(routes, method, params, rest)
             if routes[0].path == AUTHORIZE_PATH:
-                return self._authorized(method, match)
+                return self._authorized(method, path, match)
             return None if match.params.get("service_key") in self._reserved else match
         return None
 
-    def _authorized(self, method: str, match: Match) -> Match | None:
+    def _authorized(self, method: str, path: str, match: Match) -> Match | None:
         """With the call that another gateway asks for; None where none may pass that is not seen here.
 
         That is a path of our own, and one of stored objects: whose they are is known by their answers.
         """
-        path = "/" + match.params["path"]
+        path = asked_path(path)
         asked = None if path.startswith(OWN_PREFIX) else self.match(method, path)
         if asked is None or asked.route is None:
             return None
@@ -154,6 +154,20 @@ class RouteTable:
         shows_models = is_list(route) or one_of(route, asked.params)
         passes = route.meter != "none" or route.family == GENERIC or shows_models
         return replace(match, asked=asked) if passes else None
+
+
+def asked_path(path: str) -> str:
+    """The path of the call that another gateway asks for, as its client sent it."""
+    return "/" + path.split("/", 4)[4]
+
+
+def asking(head: RequestHead) -> RequestHead:
+    """The head of the call that another gateway asks for."""
+    path = asked_path(head.path.decode("ascii")).encode()
+    return RequestHead(
+        head.method, path, head.query, head.minor, head.fields, head.read, head.length, head.chunked,
+        head.keep_alive, head.expects, head.nominated,
+    )  # fmt: skip
 
 
 def slashes_decoded(path: str) -> str:
@@ -381,6 +395,21 @@ def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
     return {
         name.decode(): b", ".join(values).decode("latin-1") for name in names if (values := head.all(name))
     }
+
+
+def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
+    """Why another gateway's call cannot be authorized that could pass here; None where it can.
+
+    Nobody here can take a field away from it, nor see in its answers whose a session is.
+    """
+    if FAMILIES[route.family].session_field:
+        return UnknownRoute(
+            "Calls of tools are not authorized, as nobody here sees whose their sessions are: send them here."
+        )
+    said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES)
+    if said:
+        return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
+    return None
 
 
 def is_rewritten(route: Route) -> bool:

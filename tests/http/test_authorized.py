@@ -1,0 +1,196 @@
+"""A call that another gateway asks for is judged and charged as one that passes here."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
+from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.calls.routes import Route
+from gateway.core.families.mcp import routes_of
+from gateway.core.families.registry import ALL
+from gateway.core.model import USER_REQUIRED, Caller, Family, Service
+from gateway.errors import HoldNotFound
+from tests.http.fakes import CALLER, ROUTES, answer, get, post
+from tests.http.stage import Answer, Stage, staged
+from tests.http.test_costs import DEAR, OPUS
+from tests.http.test_models import chat, rule
+from tests.http.test_pictures import DRAWN, IMAGES, PICTURES, SPEECH, opened
+from tests.http.test_pictures import ROUTES as OF_MEDIA
+
+AUTHORIZE = b"/.tollkeeper/authorize/600"
+OPENAI, OPENAI_FAMILY = "/v1/chat/completions", Family("openai")
+RESPONSES = b"/v1/responses"
+GEMINI = b"/v1beta/models/g:generateContent"
+_FOUND = [route for family in ALL for route in family.routes if route.path == RESPONSES.decode()]
+THERE = (*ROUTES, *OF_MEDIA, *routes_of("up"), *[replace(route, upstream="up") for route in _FOUND])
+DRAWS = {"model": "draw", "prompt": "a cat", "n": 2, "size": "1024x1024", "quality": "high"}
+ONLY_A = rule("own-model", ("up", "own-model"), organization_id=77)
+
+
+class Holds:
+    """Keeps holds as they are stored."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def now_ms(self) -> int:
+        return int(time.time() * 1000)
+
+    async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
+        return id_, b""
+
+    async def forget(self, caller: Caller, key: str) -> None:
+        raise AssertionError(key)
+
+    async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
+        self.kept[hold.id] = msgspec.json.encode(hold)
+
+    async def find(self, caller: Caller, id_: str) -> CallerHold:
+        if id_ not in self.kept:
+            raise HoldNotFound
+        return msgspec.json.decode(self.kept[id_], type=CallerHold)
+
+    async def end_of(self, hold: CallerHold) -> HoldEnd | None:
+        return None
+
+    async def decide(self, hold: CallerHold, end: HoldEnd) -> HoldEnd:
+        return end
+
+    async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
+        end.applied = True
+
+    async def undecide(self, hold: CallerHold) -> None:
+        raise AssertionError(hold)
+
+    async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
+        return wanted
+
+
+async def cost_here(stage: Stage, path: bytes, body: bytes, told: bytes) -> CallFacts:
+    stage.upstream.scripts.append([answer(told)])
+    assert (await stage.ask(post(body, path))).status == 200
+    return charged(stage)
+
+
+async def cost_elsewhere(stage: Stage, asked: bytes, told: bytes) -> CallFacts:
+    """What the same costs that another gateway asks for and tells."""
+    got = await stage.ask(asked)
+    assert got.status in {200, 201}, got.body
+    taken = json.loads(got.body)["id"].encode() if got.body else got.one(b"x-tollkeeper-hold")
+    path = b"/.tollkeeper/holds/%b/answers/200" % taken
+    settled = await stage.ask(post(told, path, b"content-type: application/json\r\n"))
+    assert settled.status == 200, settled.body
+    return charged(stage)
+
+
+def charged(stage: Stage) -> CallFacts:
+    found = read_facts(stage.counters.charges[-1].metadata)
+    assert found is not None
+    return found
+
+
+def said(**document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+USED = {"prompt_tokens": 70, "completion_tokens": 50, "total_tokens": 120}
+CHAT_ANSWER = {"id": "c", "object": "chat.completion", "choices": [], "usage": USED}
+BESIDE = chat("cheap", models=["dear"])
+
+
+@pytest.mark.parametrize(
+    ("path", "service", "body", "told"),
+    [
+        (OPENAI, "chat", BESIDE, CHAT_ANSWER | {"model": "dear"}),
+        (OPENAI, "chat", BESIDE, CHAT_ANSWER | {"model": "cheap"}),
+        (OPENAI, "chat", BESIDE, CHAT_ANSWER),  # it does not tell which one
+        (OPENAI, "chat", chat("fast"), CHAT_ANSWER | {"model": "dear"}),  # a name of one's own
+        (PICTURES.decode(), "images", said(**DRAWS), DRAWN),
+        (SPEECH.decode(), "speech", said(model="voice", input="hello", voice="alloy"), {}),
+        # This API always tells its use: what does not costs all that it may.
+        ("/v1/messages", "messages", chat("cheap", max_tokens=900), {"type": "message", "model": "cheap"}),
+    ],
+)  # fmt: skip
+async def test_a_call_costs_the_same_by_every_door(path: str, service: str, body: bytes, told: Any) -> None:
+    models = (rule("fast", ("up", "dear")),)
+    async with staged(THERE, holds=Holds(), models=models) as stage:
+        opened(stage, images=IMAGES)
+        opened(stage, model="voice", character="0.000015")
+        stage.directory.prices |= {"cheap": OPUS, "dear": DEAR}
+        here = await cost_here(stage, path.encode(), body, said(**told))
+        assert here.cost
+        request = said(service=service, request=json.loads(body))
+        for asked in (post(body, AUTHORIZE + path.encode()), post(request, b"/.tollkeeper/holds")):
+            there = await cost_elsewhere(stage, asked, said(**told))
+            assert (there.cost, there.counts, there.tools) == (here.cost, here.counts, here.tools)
+            assert (there.estimated, there.response_model) == (here.estimated, here.response_model)
+
+
+async def refused(stage: Stage, asked: bytes, method: str = "POST") -> tuple[int, str]:
+    got: Answer = await stage.ask(asked, method)
+    assert not got.all(b"x-tollkeeper-hold")
+    return got.status, got.reason
+
+
+@pytest.mark.parametrize("door", [b"", AUTHORIZE, b"/.tollkeeper/holds"])
+async def test_whose_models_and_objects_these_are_counts_at_every_door(door: bytes) -> None:
+    def ask(path: bytes, service: str, body: bytes) -> bytes:
+        if door.endswith(b"holds"):
+            return post(said(service=service, request=json.loads(body)), door)
+        return post(body, door + path)
+
+    async with staged(THERE, holds=Holds(), models=(ONLY_A,)) as stage:
+        stage.directory.services["responses"] = Service(95, "responses")
+        for model in ({"model": "own-model"}, {"model": "m", "models": ["own-model"]}):
+            body = chat(**model)  # type: ignore[arg-type]  # a name, and names
+            assert await refused(stage, ask(OPENAI.encode(), "chat", body)) == (403, "model_not_allowed")
+        answered = said(model="m", input="hi", max_output_tokens=9, previous_response_id="resp_1")
+        assert await refused(stage, ask(RESPONSES, "responses", answered)) == (404, "object_not_found")
+        stage.objects.kept.add((CALLER.organization_id, "resp_1"))
+        assert (await stage.ask(ask(RESPONSES, "responses", answered))).status in {200, 201}
+        stage.directory.caller = replace(CALLER, user_header=USER_REQUIRED)
+        assert (await refused(stage, ask(OPENAI.encode(), "chat", chat("m")))) == (400, "user_required")
+
+
+async def test_what_would_be_taken_away_here_is_refused() -> None:
+    body = said(contents=[{"parts": [{"text": "hi"}]}], generationConfig={"maxOutputTokens": 9})
+    async with staged(THERE, holds=Holds()) as stage:
+        assert (await stage.ask(post(body, AUTHORIZE + GEMINI))).status == 200
+        for query in (b"?fields=candidates.content", b"?%24fields=usageMetadata", b"?alt=media"):
+            assert (await refused(stage, post(body, AUTHORIZE + GEMINI + query)))[0] == 400
+        for field in (b"x-goog-fieldmask", b"X-Goog-FieldMask", b"range", b"x-request-timeout", b"if-match"):
+            asked = post(body, AUTHORIZE + GEMINI, field + b": 1\r\n")
+            assert await refused(stage, asked) == (400, "invalid_request"), field
+
+
+async def test_calls_of_tools_are_not_authorized() -> None:
+    async with staged(THERE, holds=Holds()) as stage:
+        call = said(jsonrpc="2.0", id=1, method="tools/call", params={"name": "find"})
+        got = await stage.ask(post(call, AUTHORIZE + b"/mcp/up"))
+        assert (got.status, b"are not authorized" in got.body) == (404, True)
+
+
+async def test_a_list_of_models_is_told_whole_or_not_at_all() -> None:
+    listed = AUTHORIZE + b"/v1/models"
+    async with staged(holds=Holds()) as stage:
+        assert (await stage.ask(get(listed), "GET")).status == 200
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        assert await refused(stage, get(listed), "GET") == (403, "model_not_allowed")
+        assert (await stage.ask(get(listed + b"/m"), "GET")).status == 200
+        assert await refused(stage, get(listed + b"/other"), "GET") == (403, "model_not_allowed")
+
+
+async def test_a_route_that_reads_no_model_asks_for_a_key_without_a_list() -> None:
+    route = Route(("POST",), "/v1/images/edits", "up", "search", OPENAI_FAMILY, "generic")
+    async with staged((*THERE, route), holds=Holds()) as stage:
+        asked = post(b"", AUTHORIZE + b"/v1/images/edits")
+        assert (await stage.ask(asked)).status == 200
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        assert await refused(stage, asked) == (403, "model_not_allowed")
