@@ -50,6 +50,7 @@ def call(front: Front, key: str, path: str = "/v1/chat/completions", **fields: A
 def test_a_call_passes_with_a_hold_and_is_charged_by_its_answer(stack: Stack, start: Start) -> None:
     front, holder = start(600), Holder(stack, 1000)
     answer = call(front, holder.key, x_demo_usage="3,7", accept_encoding="gzip")
+    assert answer.status_code == 200, answer.text
     assert (answer.status_code, answer.json()["usage"]["total_tokens"]) == (200, 10), answer.text
     assert "x-tollkeeper-tokens-remaining" in answer.headers
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
@@ -71,6 +72,8 @@ def test_a_refusal_is_told_in_the_words_of_the_called_api(stack: Stack, start: S
     assert (over.status_code, over.headers["x-tollkeeper-reason"]) == (429, "quota_exceeded")
     assert "retry-after" in over.headers
     assert call(front, holder.key, "/v1/unheard-of").status_code == 404
+    for field in ("range", "x_request_timeout"):  # it would shape the answer
+        assert call(front, holder.key, **{field: "bytes=0-9"}).json()["error"]["code"] == "invalid_request"
     assert holder.consumed() == []
 
 

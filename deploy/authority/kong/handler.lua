@@ -3,6 +3,9 @@
 local http = require "resty.http"
 
 local CREDENTIALS = { "authorization", "x-api-key", "api-key", "x-goog-api-key" }
+local OF_CONNECTION = {
+  "host", "connection", "keep-alive", "content-length", "transfer-encoding", "te", "expect", "upgrade",
+}
 -- Fields of Tollkeeper's answer that a client may see: the id of a hold is not among them.
 local TOLD = {
   "ratelimit", "ratelimit-policy", "retry-after", "www-authenticate", "content-type", "x-tollkeeper-reason",
@@ -26,13 +29,11 @@ local function request(conf, path, options)
   return client:request_uri(conf.url .. path, options)
 end
 
--- What Tollkeeper is asked with: the caller's key, and what the caller says of the call.
+-- All fields are told that go on to the model, but for those of the connection.
 local function fields_of(headers)
-  local fields = { ["content-type"] = headers["content-type"] }
-  for name, value in pairs(headers) do
-    if name:sub(1, 13) == "x-tollkeeper-" then fields[name] = value end
-  end
-  for _, name in ipairs(CREDENTIALS) do fields[name] = headers[name] end
+  local fields = {}
+  for name, value in pairs(headers) do fields[name] = value end
+  for _, name in ipairs(OF_CONNECTION) do fields[name] = nil end
   return fields
 end
 

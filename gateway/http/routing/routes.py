@@ -397,6 +397,10 @@ def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
     }
 
 
+# The time that Envoy gives its question, and no field of its client's.
+_OF_QUESTIONS = frozenset({b"x-envoy-expected-rq-timeout-ms"})
+
+
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
     """Why another gateway's call cannot be authorized that could pass here; None where it can.
 
@@ -406,7 +410,7 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         return UnknownRoute(
             "Calls of tools are not authorized, as nobody here sees whose their sessions are: send them here."
         )
-    said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES)
+    said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES - _OF_QUESTIONS)
     if said:
         return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
     return None
