@@ -28,7 +28,7 @@ AUTHORIZE = b"/.tollkeeper/authorize/600"
 OPENAI, OPENAI_FAMILY = "/v1/chat/completions", Family("openai")
 RESPONSES = b"/v1/responses"
 GEMINI = b"/v1beta/models/g:generateContent"
-_FOUND = [route for family in ALL for route in family.routes if route.path == RESPONSES.decode()]
+_FOUND = [route for family in ALL for route in family.routes if route.path in {"/v1/responses", "/v1/files"}]
 THERE = (*ROUTES, *OF_MEDIA, *routes_of("up"), *[replace(route, upstream="up") for route in _FOUND])
 DRAWS = {"model": "draw", "prompt": "a cat", "n": 2, "size": "1024x1024", "quality": "high"}
 ONLY_A = rule("own-model", ("up", "own-model"), organization_id=77)
@@ -157,6 +157,16 @@ async def test_whose_models_and_objects_these_are_counts_at_every_door(door: byt
         assert (await stage.ask(ask(RESPONSES, "responses", answered))).status in {200, 201}
         stage.directory.caller = replace(CALLER, user_header=USER_REQUIRED)
         assert (await refused(stage, ask(OPENAI.encode(), "chat", chat("m")))) == (400, "user_required")
+
+
+async def test_whose_a_model_is_counts_for_the_lines_of_a_batch() -> None:
+    line = said(custom_id="1", method="POST", url=OPENAI, body=json.loads(chat("own-model")))
+    head = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+    head += b'content-disposition: form-data; name="file"; filename="b.jsonl"\r\n\r\n'
+    fields = b"content-type: multipart/form-data; boundary=b\r\n"
+    async with staged(THERE, models=(ONLY_A,)) as stage:
+        got = await stage.ask(post(head + line + b"\r\n--b--\r\n", b"/v1/files", fields))
+        assert (got.status, got.reason, b"Line 1" in got.body) == (403, "model_not_allowed", True)
 
 
 async def test_what_would_be_taken_away_here_is_refused() -> None:
