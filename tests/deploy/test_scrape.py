@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gateway.telemetry.metrics import FACTS, PREFIX
 from tests import plain_http
@@ -102,7 +104,11 @@ def stack() -> Iterator[Stack]:
         one = None
         try:
             options = ("--workers", "1", "--redis-url", redis.url)
+            key = Path(folder) / "ledger.pem"
+            made = Ed25519PrivateKey.generate()
+            key.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
             settings = {"REDIS_CA_FILE": str(authority.file), "INVOICE_SCHEDULE": "draft"}
+            settings["LEDGER_KEY_FILE"] = str(key)
             one = Stack(
                 Path(folder) / "data",
                 *options,
