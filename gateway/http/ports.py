@@ -47,6 +47,9 @@ class DirectoryPort(Protocol):
     def identify(self, digest: str) -> Awaitable[Caller]:
         """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
 
+    def know(self, organization_id: int) -> Awaitable[None]:
+        """Have an organization's terms, though none of its callers was looked up; as `identify`."""
+
     def service(self, key: str) -> Service | None:
         """The service of this key, if the catalogue has it."""
 

@@ -184,6 +184,7 @@ class Jobs:
 
     async def _look_up(self, job: Job) -> None:
         assert self._plane is not None
+        await run_in_task(self._known(job))
         if job.lines_until:
             await self._release(job)
             return
@@ -259,6 +260,10 @@ class Jobs:
             return await self._stored.own(job, id_)
 
         return await run_in_task(own())
+
+    async def _known(self, job: Job) -> None:
+        assert self._ports is not None
+        await self._ports.directory.know(job.organization_id)
 
     async def _kept(self, job: Job) -> None:
         await self._stored.keep(job)

@@ -5,7 +5,7 @@ machine does meets all. Once they are quiet one window counts CPU, memory, comma
 to PostgreSQL. `--who` then has PostgreSQL log statements, and prints the most frequent. `--starts` counts
 the CPU that programs of each checkout take to start, in turns, and how soon a second `up` is ready.
 Prints a table a checkout beside the others.
-Usage: python -m tests.bench.idle [CHECKOUT …] [--tenants 20] [--seconds 40] [--who] [--starts] [--page PAGE]
+Usage: python -m tests.bench.idle [CHECKOUT …] [--tenants 20] [--seconds 40] [--who] [--starts]
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ import redis
 
 from tests import plain_http
 from tests.bench.machine import BenchError, cpu_s, family, leave_nothing_behind, rss_mib
-from tests.bench.page import PAGE, publish
 
 READY_S_MAX, STOPS_S_MAX = 180.0, 60.0
 QUIET_S = 30.0
@@ -80,7 +79,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--who", action="store_true")
     parser.add_argument("--starts", action="store_true")
-    parser.add_argument("--page", type=Path, help=f"page to publish the tables on: {PAGE}")
     options = parser.parse_args()
     checkouts = [one.resolve() for one in options.checkouts]
     with ExitStack() as ending:
@@ -90,17 +88,13 @@ def main() -> int:
         for stack in stacks:
             _fill(stack, options.tenants)
         time.sleep(QUIET_S)
-        text = _table(checkouts, _idle(stacks, options.seconds), f"{options.tenants} tenants, nobody calls")
-        print(text, flush=True)
+        quiet = f"{options.tenants} tenants, nobody calls"
+        print(_table(checkouts, _idle(stacks, options.seconds), quiet), flush=True)
         if options.who:
             for stack in stacks:
                 _who(stack)
     if options.starts:
-        found = _table(checkouts, _starts(checkouts), "Starts")
-        print(found, flush=True)
-        text = f"{text}\n\n{found}"
-    if options.page:
-        publish(options.page, "idle", text)
+        print(_table(checkouts, _starts(checkouts), "Starts"), flush=True)
     return 0
 
 

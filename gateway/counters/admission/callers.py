@@ -185,6 +185,16 @@ class CallerCache(Catalogue):
             raise CountersUnavailable
         return caller
 
+    async def know(self, organization_id: int) -> None:
+        """Have an organization's terms, for work that no call of it has begun here."""
+        if self._holds(organization_id):
+            return
+        asked_at, terms = self._clock(), self._ask_terms(organization_id)
+        try:
+            self._learn(organization_id, *await terms.answer(), asked_at)
+        finally:
+            terms.leave()
+
     def _renewed(self, digest: str, known: CachedCaller) -> bool:
         """Whether who was known is known for as long again, since nothing that was read of it changed."""
         organization_id = known.caller.organization_id

@@ -291,6 +291,11 @@ async def test_terms_come_with_the_identity_and_live_as_long(desk: Desk) -> None
     with pytest.raises(CountersUnavailable):
         desk.directory.resolve(CALLER, "images")
     negotiate(desk, 6)
+    # Work that no call has begun here, such as a look at a job, asks for them by itself.
+    await driven(desk.directory.know(1))
+    own = desk.directory.resolve(CALLER, "images")
+    assert own is not None
+    assert own.credits == 6
     caller = await desk.identify()
     first = desk.directory.resolve(caller, "images")
     assert first is not None
