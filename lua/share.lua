@@ -34,10 +34,10 @@ for at, asked in ipairs(asks) do
     asked.own.waits = now + WAITED_FOR_MS
   end
 end
-for _, id in ipairs(letting) do
-  if limits.concurrency > 0 then call('ZADD', KEYS[2], now + SLOT_MS, id) end
+if limits.concurrency > 0 then
+  for _, id in ipairs(letting) do call('ZADD', KEYS[2], now + SLOT_MS, id) end
+  call('EXPIRE', KEYS[2], KEPT_MS / 1000)
 end
-if limits.concurrency > 0 then call('EXPIRE', KEYS[2], KEPT_MS / 1000) end
 answer[1] = wait
 call('SET', KEYS[1], cmsgpack.pack(one), 'PX', KEPT_MS)
 return answer

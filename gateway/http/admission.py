@@ -348,7 +348,7 @@ def named_prices(
         theirs = [one.model for one in call.targets]
         found = tuple([_target_price(directory, caller, call, one, own, ago_s) for one in theirs])
         models = [one for one in models[1:] if one not in theirs]
-    return found + tuple([_book(directory, caller, model, own, ago_s) for model in models])
+    return found + tuple([book_price(directory, caller, model, own, ago_s) for model in models])
 
 
 def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
@@ -404,7 +404,8 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
     return f'No {budgets.currency} price for {what}, so the budget "{name}" cannot be enforced.'
 
 
-def _book(directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float) -> PriceMatch:
+def book_price(directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float) -> PriceMatch:
+    """A model's price of so many seconds ago: its own, or else the one that is configured to stand in."""
     found = directory.price(caller, model, ago_s, own)
     if found is not None:
         return PriceMatch(model, found)

@@ -38,7 +38,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.routes import Route
-from gateway.core.calls.tariff import CallPrices, PriceMatch, charge_of, vectors_of
+from gateway.core.calls.tariff import CallPrices, charge_of, vectors_of
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES
@@ -61,7 +61,7 @@ from gateway.errors import (
     UnknownRoute,
     UserRequired,
 )
-from gateway.http.admission import admit, check_batch_models, identify, known, prices_of
+from gateway.http.admission import admit, book_price, check_batch_models, identify, known, prices_of
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
@@ -468,12 +468,6 @@ def _facts(job: Job, status: int) -> CallFacts:
 def _prices_then(ports: Ports, job: Job, service: Service, now_s: float) -> CallPrices:
     """The prices of when a job was made."""
     ago_s = max(0.0, (ports.refusals.now_ms() - job.created_ms) / 1000)
-    vector, directory = None, ports.directory
-    for stands_in in (False, True):
-        look_up = directory.price_as if stands_in else directory.price
-        vector = look_up(job.caller, job.model, ago_s, job.own)
-        if vector is not None:
-            break
-    named = (PriceMatch(job.model, vector, vector is not None and stands_in),)
-    vectors = vectors_of(service, (job.model,), {job.model: vector}.get)
-    return CallPrices(vectors, named, now_s - ago_s, job.own)
+    found = book_price(ports.directory, job.caller, job.model, job.own, ago_s)
+    vectors = vectors_of(service, (job.model,), {job.model: found.vector}.get)
+    return CallPrices(vectors, (found,), now_s - ago_s, job.own)

@@ -146,7 +146,7 @@ def test_a_file_that_is_no_batch_is_refused_by_its_line(
     assert told in refused.json()["error"]["message"]
 
 
-def test_the_models_of_a_key_hold_for_each_line_of_whoever_makes_the_batch(spender: Spender) -> None:
+def test_each_line_must_name_a_model_that_the_key_of_its_batch_may_use(spender: Spender) -> None:
     _, other = spender.another_key(models=["something-else"])
     refused = upload(spender, [line(1)], other)
     assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")

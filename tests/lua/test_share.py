@@ -40,7 +40,7 @@ def _fields(one: Any) -> dict[str, Any]:
 
 
 def drained(world: World) -> None:
-    """Take all there is, so that whoever asks has to wait: what flows in is one request a minute."""
+    """Take all there is: one request a minute flows in, so the next to ask has to wait."""
     assert share(world, ask("all"), requests=1)[1] == 1
 
 
@@ -79,7 +79,7 @@ def test_the_least_use_by_weight_is_next_and_interactive_calls_go_first(world: W
     assert share(world, *both, requests=600)[-1] == 1
 
 
-def test_who_waits_at_another_gateway_is_before_whoever_had_more(world: World) -> None:
+def test_a_share_that_waits_at_another_gateway_goes_before_one_that_had_more(world: World) -> None:
     share(world, *(ask(str(number)) for number in range(9)), requests=600)
     assert share(world, ask("other", "o2", need=10), requests=600)[1] == 0
     ended = [CapacityEnd("o1", 2, 1, 1, 0)]

@@ -19,7 +19,7 @@ PATHS = BatchPaths("", "/batches", {}, "requests")
 
 
 class OneOwner:
-    """Stored jobs of which nothing is asked but whose a batch is."""
+    """Stored jobs that only say whose a batch is."""
 
     def __init__(self, other: str) -> None:
         self.other = other
