@@ -178,6 +178,7 @@ HINTS = {
     "quota_held": "Try again in a second; calls in flight give back what they do not use.",
     "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names: "
     "the provider's where that is its upstream.",
+    "upstream_credentials": "`tollkeeper doctor` says why an upstream's credentials cannot be had.",
     "upstream_unreachable": "Look at the upstream; `tollkeeper doctor` says whether it answers.",
     "upstream_timeout": "Look at the upstream, or raise the "
     "[deadline](../settings.md#deadlines-of-the-data-plane) that passed.",

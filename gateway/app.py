@@ -42,6 +42,7 @@ from gateway.errors import StartError
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
+from gateway.outbound.cloud import first_tried, keep_renewed
 from gateway.run import gateway_worker, lifecycle
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 SWITCH_S = 0.0005
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
-FIRST_CATALOGUE_S_MAX = 5.0
+FIRST_CATALOGUE_S_MAX = FIRST_CREDENTIALS_S_MAX = 5.0
 # It is there, and what it says will not change by itself.
 REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM", "maxmemory-policy")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
@@ -135,9 +136,11 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(forever("port", port.keep, log)),
         asyncio.create_task(forever("jobs", jobs.keep_looking, log)),
+        asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
         asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     await _know_services(directory, wires, log)
+    await first_tried(plane.signers, FIRST_CREDENTIALS_S_MAX)
     _collect_seldom()
     await port.open(parent_pipe)
     await stop.wait()

@@ -308,6 +308,14 @@ class UpstreamTimeout(UpstreamFailure):
     cause = "timeout"
 
 
+class UpstreamSignedOut(UpstreamFailure):
+    """The gateway has no valid credentials for the upstream now."""
+
+    reason = "upstream_credentials"
+    status = 503
+    cause = "credentials"
+
+
 class IssuerUnavailable(Refusal):
     """The keys of the token's issuer cannot be read, so nobody knows whether the token is good."""
 

@@ -13,9 +13,11 @@ from gateway.errors import MissingExtra
 
 LIBRARIES = {
     "archive": ("pyarrow",),
+    "aws": ("botocore",),
     "backup": ("pyarrow",),
     "documents": ("typst", "facturx"),
     "finance": ("pyarrow",),
+    "google": ("google", "requests"),
     "oidc": ("jwt", "cryptography"),
     "proof": ("cryptography",),
     "stripe": ("stripe",),

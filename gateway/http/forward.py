@@ -92,8 +92,11 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
 def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
     """Send what of a request is here; what is still arriving follows by itself."""
     routed, connection, side = exchange.routed, exchange.connection, link.side
+    signer = None if exchange.upstream is None else exchange.upstream.signer
     if routed.buffered:
         body = call.write_for(exchange.model_sent) if call.targets else call.take_body()
+        if signer is not None:
+            opening += signer.sign(opening, body)
         if len(body) <= JOINED_BYTES_MAX:
             link.begin_request(side.ask(opening, body, False))
         else:
@@ -105,8 +108,12 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
     elif connection.body_complete:
         body = connection.body.take_parts()
         framed = body or exchange.body_length is not None or routed.chunked
+        if signer is not None:
+            opening += signer.sign(opening, body)
         link.begin_request(side.ask(opening, body if framed else None, routed.method == b"HEAD"))
     else:  # what is still arriving follows by itself
+        if signer is not None:
+            opening += signer.sign(opening, None)
         length = None if routed.chunked else exchange.body_length
         parts = connection.body.take_parts()
         link.begin_request(side.ask_in_parts(opening, length, parts, routed.method == b"HEAD"))

@@ -31,6 +31,7 @@ from gateway.issuers.sign_in import read_provider
 from gateway.local import heartbeat
 from gateway.ops import doctor_redis, hints
 from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, examine_redis, of_credentials
+from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
 from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
@@ -232,6 +233,12 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
         why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
         said = f"{target.base_url} does not accept connections ({why})"
         return Finding(False, subject, f"{said}; {hints.upstream_hint(why)}")
+    signer = signer_of(target)
+    if signer is not None:
+        await asyncio.to_thread(signer.renew, time.time())
+        if signer.why:
+            said = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
+            return Finding(False, subject, f"{said}: {signer.why}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
     return Finding(True, subject, f"{target.base_url} accepts connections{through}{until}")

@@ -30,6 +30,7 @@ from gateway.core.calls.capacity import MODELS_MAX as OWN_LIMITS_MAX
 from gateway.core.calls.capacity import Capacity, CapacityLimits
 from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
+    AWS_FIELDS,
     EVERYBODY,
     MODELS_MAX,
     PARAMETER,
@@ -412,7 +413,8 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[str, msgspec.Meta(max_length=PATTERN_CHARACTERS_MAX)] = ""
     query: Annotated[dict[Query, Value], msgspec.Meta(max_length=16)] = {}
     keys: Annotated[tuple[_Key, ...], msgspec.Meta(max_length=UPSTREAM_KEYS_MAX)] = ()
-    auth: Literal["header"] = "header"
+    auth: Literal["header", "aws", "google"] = "header"
+    credentials_file: str = ""
     region: Word | Literal[""] = ""
     project: Word | Literal[""] = ""
     first_byte_s: Seconds | None = None
@@ -527,6 +529,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
     sign_in = sign_in_of(config.sign_in)
     _check_own_paths(routes, services, upstreams)
+    _check_signed(routes, services, upstreams)
     models = models_of(config.models, upstreams)
     return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in, models)
 
@@ -570,6 +573,23 @@ def _check_own_paths(
             )
 
 
+def _check_signed(
+    routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
+) -> None:
+    """`SettingError` where a body would have to be signed that is not read before it is sent."""
+    bound = [(f"services.{key}", name) for key, name in services]
+    bound += [
+        (f"routes {route.path}", route.upstream)
+        for route in routes
+        if route.meter in UNREAD_METERS and not {"GET", "HEAD"}.issuperset(route.methods)
+    ]
+    for place, name in bound:
+        if name in upstreams and upstreams[name].auth == "aws":
+            raise SettingError(
+                f"{place}: the upstream {name} has auth: aws, which signs bodies that a family's meter reads"
+            )
+
+
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
     there = any("{service_key}" in route.path for route in routes)
     return routes if there else (*routes, SERVICES_ROUTE)
@@ -604,6 +624,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
             raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
     place = f"upstreams.{name}"
     _check_files(place, written)
+    _check_auth(place, written)
     path, query = _own_path(written, place)
     headers, keys = _with_keys(written, place, environ)
     base_url = base_url_of(written.base_url, f"{place}.base_url")
@@ -629,7 +650,26 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         first_byte_s=written.first_byte_s,
         idle_s=written.idle_s,
         capacity=None if written.capacity is None else _capacity(written.capacity, place),
+        auth=written.auth,
+        credentials_file=written.credentials_file,
     )
+
+
+def _check_auth(place: str, written: _Upstream) -> None:
+    """`SettingError` where it is not clear what proves to an upstream who calls."""
+    if written.auth == "header":
+        if written.credentials_file:
+            raise SettingError(f"{place}.credentials_file belongs to auth: aws and auth: google")
+        return
+    if written.keys:
+        raise SettingError(
+            f"{place}.keys: its credentials come by auth: {written.auth}: leave one of them out"
+        )
+    twice = [name for name in written.headers if name.lower() in {"authorization", *AWS_FIELDS}]
+    if twice:
+        raise SettingError(f"{place}.headers.{twice[0]}: its value comes by auth: {written.auth}")
+    if written.auth == "aws" and not written.region:
+        raise SettingError(f"{place}.region is missing: a signature is for one region, such as eu-central-1")
 
 
 def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:

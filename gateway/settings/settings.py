@@ -242,6 +242,10 @@ class Settings(Servers, frozen=True, kw_only=True):
             (f"{PREFIX}STRIPE_API_KEY", "stripe", "keeper", self.stripe_api_key),
             (f"{PREFIX}LEDGER_KEY_FILE", "proof", "keeper", self.ledger_key_file),
             (f"{PREFIX}INVOICE_LOGO", "documents", "keeper", self.invoice_logo),
+            *(
+                (f"upstreams.{one.name}.auth", one.auth, "serve", one.auth != "header")
+                for one in self.upstreams
+            ),
         )
         return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}
 

@@ -95,6 +95,12 @@ FACTS = (
         "Calls of a model for which another upstream was asked, since this one failed.",
         ("upstream", "cause"),
     ),
+    Fact(
+        "upstream_credentials_missing",
+        "gauge",
+        "Workers without valid credentials for an upstream.",
+        ("upstream",),
+    ),
     Fact("capacity_waiting", "gauge", "Calls that wait for their upstream's capacity.", ("upstream",)),
     Fact(
         "capacity_wait_seconds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -156,3 +157,30 @@ def test_a_wrong_model_or_upstream_stops_the_start_and_is_named(tmp_path: Path, 
         loaded(tmp_path, text, K="secret")
     assert said in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+CLOUD = "upstreams: {azure: {base_url: 'http://u', %s}}"
+ROUTED = "\nroutes: [{path: /v1/x, upstream: azure, family: openai%s}]"
+
+
+def test_an_upstream_says_which_cloud_signs_its_requests(tmp_path: Path) -> None:
+    found = azure(loaded(tmp_path, CLOUD % "auth: aws, region: eu-1, credentials_file: /c"))
+    assert (found.auth, found.region, found.credentials_file) == ("aws", "eu-1", "/c")
+    assert loaded(tmp_path, CLOUD % "auth: google").extras("serve") == {"google": "upstreams.azure.auth"}
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (CLOUD % "auth: gcp", "auth"),
+        (CLOUD % "credentials_file: /c", "credentials_file belongs to auth"),
+        (CLOUD % "auth: aws", "region is missing"),
+        (CLOUD % "auth: google, keys: [{env: ONE}]", "keys: its credentials come by auth: google"),
+        (CLOUD % "auth: google, headers: {Authorization: a}", "headers.Authorization"),
+        (CLOUD % "auth: aws, region: eu-1" + ROUTED % "", "signs bodies that a family's meter reads"),
+        (CLOUD % "auth: aws, region: eu-1" + "\nservices: {s: {upstream: azure}}", "services.s"),
+    ],
+)
+def test_what_does_not_fit_a_cloud_stops_the_start(said: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=re.escape(why)):
+        loaded(tmp_path, said, ONE="k1")

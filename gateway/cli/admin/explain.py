@@ -41,6 +41,7 @@ _BROKEN = {
     "answer_cut": "The answer had begun, and could not be completed.",
     "reclaimed": "Its gateway died; the call was charged by what was seen of it.",
     "upstream_unreachable": "The upstream could not be reached.",
+    "upstream_credentials": "The gateway had no valid credentials for the upstream.",
     "upstream_timeout": "The upstream did not answer in time.",
 }
 # The step that refuses for a reason.

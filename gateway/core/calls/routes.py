@@ -73,7 +73,8 @@ class UpstreamTarget:
     the template of its own paths, empty where they are the caller's; `query` goes with each call. `keys` are
     its credentials where it has several, each the header fields of one: they come after `headers`.
     `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones. `capacity` is what it
-    can take, None where nobody states that.
+    can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
+    credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them.
     """
 
     name: str
@@ -95,12 +96,17 @@ class UpstreamTarget:
     first_byte_s: float | None = None
     idle_s: float | None = None
     capacity: Capacity | None = None
+    auth: str = "header"
+    credentials_file: str = ""
 
     @property
     def by_model(self) -> bool:
         """Whether where a call goes there depends on its model."""
         return "{model}" in self.path
 
+
+# What a signature of Amazon's adds to a head.
+AWS_FIELDS = ("x-amz-date", "x-amz-security-token", "authorization")
 
 # Models that people configure: the nouns of `models.py`.
 MODELS_MAX = 2_000

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
-from gateway.core.calls.routes import PARAMETER, Route, UpstreamTarget, own_path, own_query
+from gateway.core.calls.routes import AWS_FIELDS, PARAMETER, Route, UpstreamTarget, own_path, own_query
 from gateway.http.protocol.request import PASSES, field_kind
 from gateway.http.routing.routes import JSON_TYPE, is_rewritten
+
+_AWS_FIELDS = (*(name.encode() for name in AWS_FIELDS), b"x-amz-content-sha256")
 
 
 class UpstreamOpening:
@@ -39,6 +41,8 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     for key in target.keys or ((),):
         ours = {name.lower().encode(): value.encode("latin-1") for name, value in (*target.headers, *key)}
         names.update(ours)
+        if target.auth == "aws":  # it would not be signed as the caller says
+            names.update(_AWS_FIELDS)
         lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
         if is_rewritten(route):
             lines.append(JSON_TYPE)

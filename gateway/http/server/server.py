@@ -44,6 +44,7 @@ from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
 from gateway.http.tally import TickClock
 from gateway.http.upstream.pool import Upstream
+from gateway.outbound.cloud import CloudSigner
 
 # Where a worker accepts clients: at its own sockets, and at those of workers that let clients wait.
 #
@@ -351,6 +352,9 @@ class DataPlane:
                     target, self.clock, self.turns, limits, ports.tally, self._pepper, ports.log,
                     ports.look_up,
                 )  # fmt: skip
+                before = self._upstreams.get(name)
+                if before is not None and before.target == target:
+                    there.signer = before.signer
             upstreams[name] = there
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:
@@ -395,6 +399,10 @@ class DataPlane:
         upstreams = self._upstreams.items()
         return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
 
+    def signers(self) -> list[tuple[str, CloudSigner]]:
+        """What signs requests to upstreams, by their names."""
+        return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
+
     def snapshot(self) -> dict[str, object]:
         """What metrics say of now."""
         rows: list[tuple[str, str, int]] = []
@@ -406,6 +414,9 @@ class DataPlane:
             "client_connections": len(self._connections),
             "upstream_connections_open": rows,
             "capacity_waiting": self.capacity.waiting(),
+            "upstream_credentials_missing": [
+                (name, int(not one.is_ready(time.time()))) for name, one in self.signers()
+            ],
         }
 
     @property

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,13 +28,14 @@ from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
 from gateway.core.wait import AwakeTimeout, Wait
-from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import Overloaded, Refusal, UpstreamSignedOut, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import https_with, require_regular
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
 from gateway.http.tally import NEVER, Tally, TickClock
 from gateway.http.upstream.dialing import LookUp, UpstreamAddresses, by_system, dial
+from gateway.outbound.cloud import AGAIN_S, CloudSigner, signer_of
 from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 
 # Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
@@ -126,14 +129,14 @@ Fields = tuple[tuple[str, str], ...]
 class Upstream:
     """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
     `accounts` name whose limits are used there, one a key: targets with one address and credential have the
-    same.
+    same. Requests are signed by a `signer`, where the target has one.
 
     A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "accounts", "capacity", "certificate_end", "name", "target",
+        "_tally", "_turns", "accounts", "capacity", "certificate_end", "name", "signer", "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -149,6 +152,7 @@ class Upstream:
                 upstream_idle_s=target.idle_s or limits.upstream_idle_s,
             )
         self.target, self.capacity = target, target.capacity
+        self.signer: CloudSigner | None = signer_of(target)
         self._left = False
         most = limits.upstream_connections_max
         self._shares = FairShares(most, max(1, int(most * limits.upstream_connections_share)))
@@ -175,7 +179,13 @@ class Upstream:
         return len(self._links) + len(self._connecting)
 
     def admit(self, organization_id: int) -> None:
-        """Let an organization have one more connection; `Overloaded` where it has its share."""
+        """Let an organization have one more connection; `Overloaded` where it has its share.
+
+        `UpstreamSignedOut` where nobody could sign what it sends.
+        """
+        if self.signer is not None and not self.signer.is_ready(time.time()):
+            why = f"The gateway has no valid credentials for the upstream {self.name} now."
+            raise UpstreamSignedOut(why, retry_after_s=math.ceil(AGAIN_S))
         if not self._shares.acquire(organization_id):
             mine = self._shares.used_by(organization_id)
             whose = f"for this organization, which uses {mine}" if mine else "to spare"
