@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
+from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
 from gateway.core.accounts.outbox import (
     NONE,
     OUTPUT,
@@ -64,7 +65,7 @@ from gateway.core.model import (
     TokenUsage,
     Verdict,
 )
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, InvalidRequest
 from gateway.http.server.exchange import Exchange
 from gateway.http.tally import NEVER, Tally
 
@@ -141,7 +142,7 @@ class AdmittedCall:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         claim, request = hold_request(
             caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
-            self._raises is not None,
+            self._raises is not None, 1000 * HOLD_S_MAX if call.background else 0,
         )  # fmt: skip
         self.claim = claim
         exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
@@ -203,7 +204,7 @@ class AdmittedCall:
 
     def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
-        if self.due and self._observed is None:
+        if self.due and self._observed is None and not self.call.background:
             self._watch()
 
     def covers(self, tokens: int) -> bool:
@@ -436,9 +437,14 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
 # The request of a hold, and its answer; of calls, and of holds that callers take by the API.
 def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
-    prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool,
+    prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,
 ) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
-    """What a call claims, and the hold that is asked for it."""
+    """What a call claims, and the hold that is asked for it.
+
+    `InvalidRequest` for one in the background whose hold ends before its result is there.
+    """
+    if call.background and ttl_ms < 1000 * JOB_S_MAX:
+        raise InvalidRequest("background: only a call by itself is made so.", param="background")
     of_budgets = None
     if budgets is not None:
         of_budgets = prices.in_currency(budgets.currency) if MONEY in budgets.units else ()
@@ -447,7 +453,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     held = estimate if service.counts_tokens else NO_ESTIMATE
     request = HoldRequest(
         caller, request_id, user, service, held.need, held.ceiling, claim.credits, claim.units, raises,
-        held.least, claim.credits_least, held.read, call.input_estimate if held.need else 0,
+        held.least, claim.credits_least, held.read, call.input_estimate if held.need else 0, ttl_ms=ttl_ms,
     )  # fmt: skip
     if budgets is not None and claim.budget is not None:
         asks = claim.budget

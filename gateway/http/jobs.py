@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
+    BATCH,
     HOLD_S_MAX,
     JOB_S_MAX,
     MARK,
@@ -37,17 +38,20 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
-from gateway.core.calls.routes import Route
-from gateway.core.calls.tariff import CallPrices, charge_of, vectors_of
+from gateway.core.calls.estimate import Estimate
+from gateway.core.calls.routes import ModelTarget, Route
+from gateway.core.calls.tariff import CallPrices, charge_of
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.registry import FAMILIES, JOBS
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
+    GENERIC,
     INTEGER_MAX,
     USER_REQUIRED,
     Caller,
+    Decision,
     HoldRequest,
     Service,
     Settlement,
@@ -61,11 +65,18 @@ from gateway.errors import (
     UnknownRoute,
     UserRequired,
 )
-from gateway.http.admission import admit, book_price, check_batch_models, identify, known, prices_of
+from gateway.http.admission import (
+    admit,
+    charging_prices,
+    check_batch_models,
+    identify,
+    known,
+    named_prices,
+    prices_of,
+)
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
-from gateway.http.proxy import proxy
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
@@ -87,9 +98,6 @@ _NAMES: Final = ObjectAccess((), None)
 
 async def create_batch(exchange: Exchange) -> None:
     """Hold what the lines of a batch are likely to use, then have its upstream make it."""
-    if exchange.routed.metered:  # a route of the file, that costs units of a service
-        await proxy(exchange)
-        return
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)
@@ -120,15 +128,73 @@ async def create_batch(exchange: Exchange) -> None:
     await OVER
 
 
-async def tell_batch(exchange: Exchange) -> None:
-    """Pass on what a batch is, or cancel it; nobody is told of a result that is not charged."""
+async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
+    """Have its upstream begin a call whose result comes later: its hold lasts until that is charged.
+
+    An answer that tells no id, or has its result already, is charged as any other.
+    """
+    paths, jobs = JOBS.get(exchange.routed.label), _jobs(exchange)
+    upstreams = exchange.worker.upstreams
+    names = [one.upstream for one in admitted.call.targets] or [exchange.upstream_name]
+    if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
+        raise InvalidRequest("background: nobody can look at its result on this route.", param="background")
+    job = _job_of(exchange, admitted, paths.kind)
+    await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+    exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
+    try:
+        answer = await forward(exchange, admitted)
+        await relay(exchange, admitted, answer)
+    except BaseException:
+        if admitted.due:  # it is settled as any call that came to nothing
+            begin(_dropped(job, jobs))
+        raise
+    await OVER
+
+
+def _job_of(exchange: Exchange, admitted: AdmittedCall, kind: str) -> Job:
+    claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
+    budgets = admitted.budgets
+    job = _job(
+        exchange, admitted.caller, exchange.request_id, admitted.user, admitted.service, decision, prices,
+        exchange.worker.ports.refusals.now_ms(),
+    )  # fmt: skip
+    job.kind, job.endpoint, job.model = kind, exchange.routed.label, admitted.call.model
+    job.units, job.accounts = claim.units, () if budgets is None else budgets.names
+    job.held = _likely(prices, claim.estimate, admitted.call, budgets)
+    return job
+
+
+async def _begun(
+    exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
+) -> None:
+    """The upstream has answered: note the id of its call before anybody knows it."""
+    meter = admitted.meter
+    is_over = meter is None or meter.usage().reported or not 200 <= exchange.status < 300
+    is_own = not is_over and bool(told) and await jobs.own(job, told[0])
+    if not is_own:
+        if not is_over:
+            told.clear()  # a call that was there before, and is held for and charged as such
+        await jobs.drop(job)
+        return
+    job.id, job.status, job.upstream, job.sent = told[0], RUNNING, exchange.upstream_name, exchange.model_sent
+    await jobs.keep(job)
+    admitted.let_go()
+    admitted.leave_room(admitted.claim.estimate.need)
+    await exchange.worker.ports.objects.keep(admitted.caller, told)
+
+
+async def tell_job(exchange: Exchange) -> None:
+    """Pass on what a job is, or cancel it; nobody is told of a result that is not charged."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs, paths = exchange.worker.ports.jobs, FAMILIES[exchange.routed.family].batches
     if admitted.call.named and jobs is not None:
-        exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, admitted.call.named[0])
+        id_ = admitted.call.named[0]
+        if exchange.routed.method == b"DELETE" and not await _looked(jobs, caller, id_, []):
+            raise InvalidRequest("It is not over, so it cannot be deleted: cancel it first.")
+        exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, id_)
         if paths is not None and exchange.routed.label == paths.results:
-            if not await _looked(jobs, caller, admitted.call.named[0], []):
+            if not await _looked(jobs, caller, id_, []):
                 raise InvalidRequest("This batch is not over, so it has no results.")
         elif paths is not None and paths.results and exchange.routed.method == b"GET":
             await _told(exchange, admitted, jobs, paths)
@@ -202,8 +268,12 @@ async def _tell_nothing_uncharged(jobs: JobsPort, caller: Caller, id_: str, told
     await _looked(jobs, caller, id_, told)
 
 
-async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
+async def _dropped(job: Job, jobs: JobsPort) -> None:
     await jobs.drop(job)
+
+
+async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
+    await _dropped(job, jobs)
     service = service_of(ports, job)
     if service is not None:
         await ports.counters.settle(release_of(job, service))
@@ -254,7 +324,6 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     created_ms = ports.refusals.now_ms()
-    expires_ms = created_ms + 1000 * JOB_S_MAX
     hold_id = id_of("hold", created_ms, of=exchange.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * HOLD_S_MAX, whole=True)
     if budgets is not None:
@@ -277,23 +346,31 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
         likely += _add(ports, request, one, prices, budgets)
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports.tally)
-    vector = prices.named[0].vector if prices.named else None
-    said = exchange.head.said.columns
-    job = Job(
-        hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
-        upstream, route.path, model_of(lines[0]), input_id, len(lines), created_ms, expires_ms,
-        held=likely, tokens=decision.held_tokens, credits=decision.held_credits, units=request.units,
-        money=decision.money_held, raw_tokens=decision.raw_held,
-        currency="" if vector is None else vector.currency, accounts=request.names, columns=said,
-        session=attribution.session, metadata=attribution.metadata.decode(), own=prices.own,
-        weights=_packed(decision.weights),
-    )  # fmt: skip
+    job = _job(exchange, caller, hold_id, user, service, decision, prices, created_ms)
+    job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, model_of(lines[0]), input_id
+    job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
         await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise
     return job
+
+
+def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
+    exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
+    prices: CallPrices, created_ms: int,
+) -> Job:  # fmt: skip
+    """A job that holds what a decision gave it."""
+    vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
+    return Job(
+        hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
+        exchange.upstream_name, "", "", "", 1, created_ms, created_ms + 1000 * JOB_S_MAX,
+        tokens=decision.held_tokens, credits=decision.held_credits, money=decision.money_held,
+        raw_tokens=decision.raw_held, currency="" if vector is None else vector.currency,
+        columns=exchange.head.said.columns, session=attribution.session,
+        metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
+    )  # fmt: skip
 
 
 def _call_of(route: Route, line: BatchLine, number: int, bounds: UsageBounds) -> CallRequest:
@@ -317,6 +394,11 @@ def _add(
     )
     for name in _SUMMED:
         setattr(request, name, min(getattr(request, name) + getattr(one, name), INTEGER_MAX))
+    return _likely(prices, estimate, call, budgets)
+
+
+def _likely(prices: CallPrices, estimate: Estimate, call: CallRequest, budgets: CallBudgets | None) -> int:
+    """What a call is likely to cost, in nano-units."""
     named = [match.vector for match in prices.named if match.vector is not None]
     hold = "" if budgets is None else budgets.hold
     return budget_claim(named[:1], estimate, call, hold).money if named else 0
@@ -384,42 +466,61 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     prices = _prices_then(ports, job, service, now_s)
     there = 0
     for number, line in enumerate(found, 1):
-        call = CallRequest(route.meter, route.family, b"", model=job.model)
-        call.reports = True
-        meter = make_meter(call, line.status, b"application/json", bounds=bounds)
-        meter.whole(line.body)
-        usage, detail = meter.usage(), meter.detail
-        is_read = usage.reported and usage.total > 0
-        there += is_read or not line.free
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
-        if not is_read:
-            yield (None, 0) if line.free else _share(job, id_, service, line.status)
-            continue
-        detail.service_tier = SERVICE_TIER
-        counts = detail.counts(usage)
-        price = price_of(ports.directory.price, job.caller, prices, detail, counts, now_s)
-        cost = cost_of(ports.directory.price, job.caller, prices, price, detail, counts, now_s)
-        facts = _facts(job, line.status)
-        facts.response_model, facts.counts, facts.total, facts.units = detail.model, counts, usage.total, 1
-        facts.tools, facts.cost = detail.tools, cost
-        facts.upstream_request_id = line.request_id[:TEXT_CHARACTERS_MAX]
-        if price.vector is not None:
-            facts.currency, facts.price_id = price.vector.currency, price.vector.price_id
-            facts.exchange_rate = price.vector.rate
-        one = _settlement(job, id_, service, facts)
-        one.credits, one.over, one.units = charge_of(service, prices.vectors, counts, cost, 1)
-        weights = job.weighing
-        one.tokens = usage.total if service.counts_tokens else 0
-        one.weighed = None if weights is None else weights.count(counts, usage.total)
-        if job.accounts:
-            one.raw_tokens = usage.total
-            if cost is not None and facts.currency == job.currency:
-                one.money = min(cost, INTEGER_MAX)
-        yield one, cost or 0
+        charge = _charged(ports, job, service, route, line, id_, prices, now_s, bounds)
+        there += charge is not None or not line.free
+        yield charge or ((None, 0) if line.free else _share(job, id_, service, line.status))
     for number in range(there, min(answered, job.lines)):
         id_ = id_of(str(number), job.created_ms, of=f"{job.hold_id} missing")
         yield _share(job, id_, service, 0)
+
+
+def call_charge(  # noqa: PLR0917  # whose job it is, and its result
+    ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds
+) -> tuple[Settlement, int]:  # fmt: skip
+    """What a job of one call costs by its result; one that says no use is `free`, or costs what was held."""
+    now_s = ports.seconds()
+    line = BatchResult("", 200, "", body, free)
+    prices = _prices_then(ports, job, service, now_s)
+    charge = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds)
+    return charge or ((release_of(job, service), 0) if free else unread_charge(job, service))
+
+
+def _charged(  # noqa: PLR0917  # as `line_charges`
+    ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
+    now_s: float, bounds: UsageBounds,
+) -> tuple[Settlement, int] | None:  # fmt: skip
+    """What a result costs by the use that it reports; None where it reports none."""
+    call = CallRequest(route.meter, route.family, b"", model=job.model)
+    call.reports = True
+    meter = make_meter(call, line.status, b"application/json", bounds=bounds)
+    meter.whole(line.body)
+    usage, detail = meter.usage(), meter.detail
+    if not usage.reported or not usage.total:
+        return None
+    if job.kind == BATCH:
+        detail.service_tier = SERVICE_TIER
+    counts = detail.counts(usage)
+    price = price_of(ports.directory.price, job.caller, prices, detail, counts, now_s, job.sent)
+    cost = cost_of(ports.directory.price, job.caller, prices, price, detail, counts, now_s)
+    facts = _facts(job, line.status)
+    facts.response_model, facts.counts, facts.total, facts.units = detail.model, counts, usage.total, 1
+    facts.tools, facts.cost, facts.service_tier = detail.tools, cost, detail.service_tier
+    facts.upstream_request_id = line.request_id[:TEXT_CHARACTERS_MAX]
+    if price.vector is not None:
+        facts.currency, facts.price_id = price.vector.currency, price.vector.price_id
+        facts.exchange_rate = price.vector.rate
+    one = _settlement(job, id_, service, facts)
+    one.credits, one.over, one.units = charge_of(service, prices.vectors, counts, cost, 1)
+    weights = job.weighing
+    one.tokens = usage.total if service.counts_tokens else 0
+    one.weighed = None if weights is None else weights.count(counts, usage.total)
+    if job.accounts:
+        one.raw_tokens = usage.total
+        if cost is not None and facts.currency == job.currency:
+            one.money = min(cost, INTEGER_MAX)
+    return one, cost or 0
 
 
 def _share(job: Job, id_: str, service: Service, status: int) -> tuple[Settlement, int]:
@@ -460,7 +561,8 @@ def _settlement(job: Job, request_id: str, service: Service, facts: CallFacts) -
 
 def _facts(job: Job, status: int) -> CallFacts:
     return CallFacts(
-        model=job.model[:TEXT_CHARACTERS_MAX], status=status, service_tier=SERVICE_TIER, route=job.endpoint,
+        model=job.model[:TEXT_CHARACTERS_MAX], status=status, route=job.endpoint,
+        service_tier=SERVICE_TIER if job.kind == BATCH else "",
         session=job.session, metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE,
     )  # fmt: skip
 
@@ -468,6 +570,8 @@ def _facts(job: Job, status: int) -> CallFacts:
 def _prices_then(ports: Ports, job: Job, service: Service, now_s: float) -> CallPrices:
     """The prices of when a job was made."""
     ago_s = max(0.0, (ports.refusals.now_ms() - job.created_ms) / 1000)
-    found = book_price(ports.directory, job.caller, job.model, job.own, ago_s)
-    vectors = vectors_of(service, (job.model,), {job.model: found.vector}.get)
-    return CallPrices(vectors, (found,), now_s - ago_s, job.own)
+    call = CallRequest("none", GENERIC, b"", model=job.model)
+    if job.sent:
+        call.targets = (ModelTarget(job.upstream, job.sent),)
+    named = named_prices(ports.directory, job.caller, call, job.own, ago_s)
+    return CallPrices(charging_prices(service, call, named), named, now_s - ago_s, job.own)

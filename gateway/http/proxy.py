@@ -13,6 +13,7 @@ from gateway.core.wait import OVER
 from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
+from gateway.http.jobs import run_later
 from gateway.http.relay import own_answer, relay
 from gateway.http.reply import origin_of
 from gateway.http.server.exchange import Exchange
@@ -27,6 +28,9 @@ async def proxy(exchange: Exchange) -> None:
     if admitted.call.listing:  # models that are configured here: no upstream is asked
         await admitted.settle(200, True)
         own_answer(exchange, 200, _JSON, admitted.call.listing)
+        return
+    if admitted.call.background:
+        await run_later(exchange, admitted)
         return
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)

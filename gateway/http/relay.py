@@ -72,7 +72,10 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
             await kept
     if admitted.settles_after_reply:
         outlet.end(tail)
-    charged = await admitted.settle(status, True, False, _LEFT if exchange.gone else _TOLD)
+    # A job has its hold until its result is there.
+    charged = not admitted.due or await admitted.settle(
+        status, True, False, _LEFT if exchange.gone else _TOLD
+    )
     if not admitted.settles_after_reply:
         if not charged:  # an answer that may not have been charged is never completed
             raise CountersUnavailable(retry_after_s=1)

@@ -10,12 +10,13 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from gateway.core.accounts.jobs import (
+    BATCH,
     EARLY_S_MAX,
     HOLD_S_MAX,
     JOB_S_MAX,
@@ -24,8 +25,8 @@ from gateway.core.accounts.jobs import (
     RESULT_BYTES_MAX,
     RUNNING,
     UNANSWERED_S_MAX,
-    BatchState,
     Job,
+    read_call_state,
     read_list,
     read_state,
     results,
@@ -38,7 +39,7 @@ from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
-from gateway.http.jobs import line_charges, release_of, service_of, unread_charge
+from gateway.http.jobs import call_charge, line_charges, release_of, service_of, unread_charge
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.settings.settings import Settings
@@ -53,6 +54,7 @@ FETCHES_MAX: Final = 2
 FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX = 0.5, 120, 200
 # Statuses of things that are gone, or too long to be read.
 _GONE: Final = frozenset({404, 410, 413})
+StateT = TypeVar("StateT")
 
 
 class Jobs:
@@ -191,6 +193,10 @@ class Jobs:
         if self._age_s(job) > HOLD_S_MAX:  # its hold was reclaimed, and may have been charged
             await self._charge_as_held(job, "expired")
             return
+        await (self._look_at_batch if job.kind == BATCH else self._look_at_call)(job)
+
+    async def _look_at_batch(self, job: Job) -> None:
+        assert self._plane is not None
         route = self._plane.route_of("POST", job.endpoint)
         paths = None if route is None else FAMILIES[route.family].batches
         if paths is None:
@@ -204,7 +210,7 @@ class Jobs:
             return
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
-        state = self._read(said)
+        state = self._read(said, read_state)
         ended, path = state.ended_as, paths.results.replace("{id}", id_)
         if not ended:
             return
@@ -222,11 +228,38 @@ class Jobs:
             else:
                 await self._settle(job, ended, content, state.answered)
 
-    def _read(self, said: bytes) -> BatchState:
+    async def _look_at_call(self, job: Job) -> None:
+        """The same of a call in the background: its result is what its upstream tells of it."""
+        ports, plane = self._ports, self._plane
+        assert ports is not None
+        assert plane is not None
+        if not job.id:  # nobody knows whether it was begun
+            if self._age_s(job) > UNANSWERED_S_MAX:
+                await self._charge_as_held(job, "failed")
+            return
+        async with self._fetches:
+            path = f"{job.endpoint}/{quote(job.id, safe='')}"
+            status, said = await self._ask(job.upstream, path, bytes_max=RESULT_BYTES_MAX)
+            if status in _GONE:
+                await self._charge_as_held(job, "failed")
+                return
+            if status != 200:
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a call.")
+            ended = self._read(said, read_call_state).ended_as
+            service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
+            if service is None or route is None:
+                raise CountersUnavailable
+            if ended:
+                free = ended == "failed"
+                settlement, job.cost = call_charge(ports, job, service, route, said, free, plane.bounds)
+                await run_in_task(_settled(ports, settlement))
+                await self._end(job, ended)
+
+    def _read(self, said: bytes, read: Callable[[bytes], StateT]) -> StateT:
         try:
-            return read_state(said)
+            return read(said)
         except msgspec.MsgspecError as error:
-            raise UpstreamUnreachable("The upstream tells of a batch in a way nobody can read.") from error
+            raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, paths: BatchPaths) -> bool:
         """Whether the upstream made a batch whose answer nobody has read; it has its id then.

@@ -21,6 +21,7 @@ from gateway.core.model import Caller
 from gateway.errors import InvalidRequest
 
 BATCH: Final = "batch"
+RESPONSE: Final = "response"
 BATCH_PURPOSE: Final = "batch"
 SERVICE_TIER: Final = "batch"
 # What a batch may have.
@@ -45,7 +46,7 @@ RESULT_BYTES_MAX: Final = 256 << 20
 # What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
 OPENING, RUNNING = "opening", "in_progress"
 ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
-KINDS: Final = (BATCH, "video", "response")
+KINDS: Final = (BATCH, "video", RESPONSE)
 STATUSES: Final = (RUNNING, *sorted(ENDED))
 
 _BOUNDARY = re.compile(
@@ -60,7 +61,8 @@ class Job(msgspec.Struct):
     `hold_id` is the request id of its hold. `held` and `cost` are in nano-units of `currency`; the other
     amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled. The charges of
     its lines stand in the late queue between two places, `lines_after` and `lines_until`: the first is there
-    once a line may be charged, the second once all are. Then it ends as `ended`.
+    once a line may be charged, the second once all are. Then it ends as `ended`. A single call has one line,
+    whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is.
     """
 
     hold_id: str
@@ -98,6 +100,7 @@ class Job(msgspec.Struct):
     lines_after: str = ""
     lines_until: str = ""
     ended: str = ""
+    sent: str = ""
 
     @property
     def is_charged(self) -> bool:
@@ -315,6 +318,17 @@ class BatchState(msgspec.Struct):
         return sum((self.request_counts or {}).values()) == job.lines
 
 
+class CallState(msgspec.Struct):
+    """A call in the background, as its upstream tells of it."""
+
+    status: str = ""
+
+    @property
+    def ended_as(self) -> str:
+        """The status of its job; empty while it is not over."""
+        return "completed" if self.status == "incomplete" else self.status if self.status in ENDED else ""
+
+
 class BatchList(msgspec.Struct):
     """A page of an account's batches, the newest first."""
 
@@ -326,6 +340,7 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # What a line is that an upstream did not work off, where it says so by a type.
 _UNDONE: Final = frozenset({"errored", "canceled", "expired"})
 read_state = msgspec.json.Decoder(BatchState).decode
+read_call_state = msgspec.json.Decoder(CallState).decode
 read_list = msgspec.json.Decoder(BatchList).decode
 
 

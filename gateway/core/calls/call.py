@@ -447,8 +447,8 @@ class CallRequest:
     see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
     which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
     units beside tokens that the request asks for, by their names in prices: they are charged where an answer
-    does not say others. A message to a `server` of
-    tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`.
+    does not say others. One in the `background` is answered at once, and has its result later. A message to a
+    `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`.
     """
 
     meter: str
@@ -492,6 +492,7 @@ class CallRequest:
     tool: str = ""
     server: str = ""
     free: bool = False
+    background: bool = False
     reply_to: str | int | None = None
 
     @property

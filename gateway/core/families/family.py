@@ -250,6 +250,24 @@ class BatchPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPaths:
+    """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`."""
+
+    kind: str
+    path: str
+
+    @property
+    def one(self) -> str:
+        """The template of one job."""
+        return f"{self.path}/{{id}}"
+
+    @property
+    def cancel(self) -> str:
+        """The template that cancels it."""
+        return f"{self.one}/cancel"
+
+
+@dataclass(frozen=True, slots=True)
 class SdkExample:
     """How people call a family: a program for its SDK, and the path and body of a call by hand.
 
@@ -314,6 +332,7 @@ class ApiFamily:
     pictures: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
     batches: BatchPaths | None = None
+    jobs: tuple[JobPaths, ...] = ()
     exclusions: Exclusions = NONE
     free_tools: frozenset[str] = frozenset()
     provider: str = ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.core.families import anthropic, gemini, generic, mcp, openai
-from gateway.core.families.family import ApiFamily, BatchPaths, CallKind
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, JobPaths
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
@@ -14,4 +16,5 @@ ALL: tuple[ApiFamily, ...] = (
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
 BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batches is not None])
+JOBS: Mapping[str, JobPaths] = {jobs.path: jobs for one in ALL for jobs in one.jobs}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}

@@ -6,21 +6,21 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCHES
+from gateway.core.families.registry import BATCHES, JOBS
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.capacity import CapacityQueues
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
-from gateway.http.jobs import create_batch, tell_batch
+from gateway.http.jobs import create_batch, tell_job
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, run, usage
@@ -256,14 +256,20 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     return facts
 
 
+def make_batch(exchange: Exchange) -> Coroutine[Any, Any, None]:
+    """Make a batch; one by a route of the file costs units of a service."""
+    return proxy(exchange) if exchange.routed.metered else create_batch(exchange)
+
+
 # Who answers which path, where that is not an upstream.
 HANDLERS = {
     USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
     HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
     AUTHORIZE_PATH: authorize,
     METADATA_PATH: resource, RESOURCE_PATH: resource,
-    **{one.batches: create_batch for one in BATCHES},
-    **{path: tell_batch for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
+    **{one.batches: make_batch for one in BATCHES},
+    **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
+    **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel)},
 }  # fmt: skip
 
 

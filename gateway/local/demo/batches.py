@@ -1,4 +1,4 @@
-"""Files and batches of the demo upstream, as OpenAI and Anthropic have them: kept in memory, for tests.
+"""Files, batches and background responses of the demo upstream, kept in memory, for tests.
 
 A batch's `metadata`, of Anthropic's the `metadata` of its first call, may dictate what becomes of it:
 `demo_status` (`completed`, `failed`, `expired`) at its end, `demo_after_s` seconds until then, `demo_lines`
@@ -18,7 +18,9 @@ from uuid import uuid4
 
 # Kept of each kind; the oldest go.
 KEPT_MAX: Final = 1_000
-_PATH = re.compile(r"/v1/(files|batches|messages/batches)(?:/([^/]+))?(?:/(content|cancel|results))?")
+_PATH = re.compile(
+    r"/v1/(files|batches|messages/batches|responses)(?:/([^/]+))?(?:/(content|cancel|results))?"
+)
 _NAME = re.compile(rb'name="?([a-z_]+)"?', re.IGNORECASE)
 
 _MESSAGES = "https://api.anthropic.com/v1/messages/batches"
@@ -52,6 +54,8 @@ class Batches:
         if place is None:
             return None
         kind, id_, more = place.groups()
+        if kind == "responses":
+            return self._response(method, id_ or "", more, content, work)
         if kind == "messages/batches":
             return self._messages(method, id_ or "", more, content, work)
         if method == "POST" and not id_:
@@ -92,6 +96,29 @@ class Batches:
         results += [(one["custom_id"], {"type": left}) for one in batch.lines[len(results) :]]
         told = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
         return 200, "\n".join(told).encode()
+
+    def _response(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told | None:
+        """A response in the background is a batch of one; None of any other."""
+        if method == "POST" and not id_:
+            try:
+                asked = json.loads(content)
+            except ValueError:
+                return None
+            if not asked.get("background"):
+                return None
+            line = {"custom_id": "", "url": "/v1/responses", "body": asked | {"background": False}}
+            return 200, _as_response(self._made([line], asked.get("metadata") or {}))
+        batch = self.batches.get(f"batch_{id_.removeprefix('resp_')}")
+        if batch is None:
+            return None
+        if method == "DELETE":
+            del self.batches[batch.said["id"]]
+            return 200, {"id": id_, "object": "response", "deleted": True}
+        if more == "cancel" and batch.said["status"] == "in_progress":
+            self._finish(batch, work, "cancelled", 0)
+        said = self._now(batch, work)
+        done = self.files.get(said["output_file_id"] or "")
+        return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(said)
 
     def _store(self, form: bytes) -> Told:
         delimiter = form.partition(b"\r\n")[0]
@@ -161,6 +188,11 @@ class Batches:
         if written:
             kept = self._kept("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
+
+
+def _as_response(said: dict[str, Any]) -> dict[str, Any]:
+    id_ = said["id"].replace("batch_", "resp_")
+    return {"id": id_, "object": "response", "status": said["status"], "background": True}
 
 
 def _as_messages(said: dict[str, Any]) -> dict[str, Any]:

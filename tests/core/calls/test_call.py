@@ -89,7 +89,8 @@ def test_responses() -> None:
     call = read("openai_responses", {"model": "m", "input": "x", "max_output_tokens": 9, "stream": True})
     assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
     assert read("openai_responses", {"model": "m", "background": False}).model == "m"
-    assert refused("openai_responses", {"model": "m", "background": True}) == "background"
+    assert read("openai_responses", {"model": "m", "background": True}).background
+    assert refused("openai_responses", {"model": "m", "background": True, "stream": True}) == "background"
 
 
 def test_embeddings_make_no_output() -> None:

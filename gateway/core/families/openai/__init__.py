@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
+from gateway.core.families.family import (
+    ApiFamily,
+    BatchPaths,
+    CallKind,
+    JobPaths,
+    Listing,
+    SdkExample,
+    target,
+)
 from gateway.core.families.openai import calls, chat, media, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.metering.stream import OpaqueMeter
@@ -88,6 +96,9 @@ BATCHES = BatchPaths(
 )  # fmt: skip
 
 
+RESPONSES = JobPaths("response", "/v1/responses")
+
+
 def _routes() -> Iterator[Route]:
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
@@ -103,6 +114,8 @@ def _routes() -> Iterator[Route]:
     yield Route(("POST",), BATCHES.batches, NAME, family=NAME)
     yield Route(("GET",), BATCHES.one, NAME, family=NAME)
     yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
+    yield Route(("GET", "DELETE"), RESPONSES.one, NAME, family=NAME)
+    yield Route(("POST",), RESPONSES.cancel, NAME, family=NAME)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
@@ -128,6 +141,7 @@ FAMILY = ApiFamily(
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
     batches=BATCHES,
+    jobs=(RESPONSES,),
     exclusions=EXCLUSIONS,
     free_tools=frozenset(
         {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}

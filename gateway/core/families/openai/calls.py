@@ -74,8 +74,9 @@ def read_responses(
     """A response."""
     _read_common(call, document, _RESPONSES, bounds)
     inner(document, "prompt", _PROMPT)
-    if flag(document, "background"):
-        raise InvalidRequest("background: not supported, its use cannot be metered.", param="background")
+    call.background = flag(document, "background")
+    if call.background and call.streamed:
+        raise InvalidRequest("background: such a response is not streamed here.", param="background")
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
