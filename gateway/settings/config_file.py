@@ -515,8 +515,10 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
         routes = _with_services(routes)
     paths_there = {route.path for route in routes}
     for target in upstreams.values():
-        if target.family == mcp.NAME:
-            routes += tuple(one for one in mcp.routes_of(target.name) if one.path not in paths_there)
+        if target.family:
+            brought = FAMILIES[Family(target.family)].brings(target.name)
+            routes += tuple(one for one in brought if one.path not in paths_there)
+            paths_there |= {one.path for one in brought}
     services = tuple((key, service.upstream) for key, service in config.services.items())
     used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
     for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
@@ -529,7 +531,6 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
     sign_in = sign_in_of(config.sign_in)
     _check_own_paths(routes, services, upstreams)
-    _check_signed(routes, services, upstreams)
     models = models_of(config.models, upstreams)
     return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in, models)
 
@@ -563,28 +564,20 @@ def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]
 def _check_own_paths(
     routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
 ) -> None:
-    """`SettingError` where a call would go to a templated path that does not follow from it."""
-    bound = [(f"services.{key}", name) for key, name in services]
-    bound += [(f"routes {route.path}", route.upstream) for route in routes if "…" in route.path]
-    for place, name in bound:
-        if name in upstreams and upstreams[name].path:
+    """`SettingError` where a call would go to a templated path that does not follow from it, or would have to
+    be signed with a body that nobody reads.
+    """
+    bound = [(f"services.{key}", name, True) for key, name in services]
+    for route in routes:
+        unread = route.meter in UNREAD_METERS and not {"GET", "HEAD"}.issuperset(route.methods)
+        bound.append((f"routes {route.path}", route.upstream, unread))
+    for place, name, unread in bound:
+        target = upstreams.get(name)
+        if target is not None and target.path and (place.startswith("services.") or "…" in place):
             raise SettingError(
                 f"{place}: the upstream {name} has a path of its own, and this goes to the caller's path"
             )
-
-
-def _check_signed(
-    routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
-) -> None:
-    """`SettingError` where a body would have to be signed that is not read before it is sent."""
-    bound = [(f"services.{key}", name) for key, name in services]
-    bound += [
-        (f"routes {route.path}", route.upstream)
-        for route in routes
-        if route.meter in UNREAD_METERS and not {"GET", "HEAD"}.issuperset(route.methods)
-    ]
-    for place, name in bound:
-        if name in upstreams and upstreams[name].auth == "aws":
+        if target is not None and target.auth == "aws" and unread:
             raise SettingError(
                 f"{place}: the upstream {name} has auth: aws, which signs bodies that a family's meter reads"
             )

@@ -29,19 +29,31 @@ SENT = {
     ),
     "vllm": ("vllm/qwen", "qwen", f"http://127.0.0.1:8000{CHAT}"),
 }  # fmt: skip
+# Files with paths of their provider's own: such a path, its model, and the whole address.
+OWN = {
+    "bedrock": (
+        "/model/{+model}/converse", "a.b-v1:0",
+        "https://bedrock-runtime.eu-1.amazonaws.com/model/a.b-v1:0/converse",
+    ),
+    "vertex": (
+        "/v1/projects/{project}/locations/{location}/publishers/anthropic/models/{model}:rawPredict", "c",
+        "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/publishers/anthropic/models/c:rawPredict",
+    ),
+}  # fmt: skip
 KEYS = ("AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY")
+
+ENVIRON = dict.fromkeys(KEYS, "k") | {
+    "AZURE_RESOURCE": "r", "VERTEX_REGION": "eu-1", "VERTEX_PROJECT": "p", "AWS_REGION": "eu-1",
+}  # fmt: skip
 
 
 def test_each_file_is_tried() -> None:
-    assert {file.stem for file in FOLDER.glob("*.yaml")} == SENT.keys()
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == SENT.keys() | OWN.keys()
 
 
 @pytest.mark.parametrize("name", [*SENT])
 def test_a_chat_goes_where_its_provider_takes_it(name: str) -> None:
-    environ = dict.fromkeys(KEYS, "k") | {
-        "AZURE_RESOURCE": "r", "VERTEX_REGION": "eu-1", "VERTEX_PROJECT": "p",
-    }  # fmt: skip
-    settings = load(environ, FOLDER / f"{name}.yaml")
+    settings = load(ENVIRON, FOLDER / f"{name}.yaml")
     asked, model, address = SENT[name]
     rule = ModelTable(settings.models).find(asked, 1)
     assert rule is not None
@@ -50,3 +62,13 @@ def test_a_chat_goes_where_its_provider_takes_it(name: str) -> None:
     route = next(one for one in settings.routes if one.path == CHAT)
     upstream = next(one for one in settings.upstreams if one.name == target.upstream)
     assert upstream.base_url + own_path(upstream, route, CHAT, model) + own_query(upstream, "") == address
+
+
+@pytest.mark.parametrize("name", [*OWN])
+def test_a_path_of_a_provider_goes_where_it_takes_it(name: str) -> None:
+    settings = load(ENVIRON, FOLDER / f"{name}.yaml")
+    path, model, address = OWN[name]
+    route = next(one for one in settings.routes if one.path == path)
+    upstream = next(one for one in settings.upstreams if one.name == route.upstream)
+    asked = path.replace("{+model}", model)
+    assert upstream.base_url + own_path(upstream, route, asked, model) == address

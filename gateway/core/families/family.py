@@ -287,7 +287,8 @@ class ApiFamily:
     """One family; what it leaves out it has like any other API.
 
     `refusal` is the body of a refusal, given its request id. `prefixes` begin paths whose unknown ones get
-    this family's shape, `own_paths` are those no other has; `spoken_by` is a field by which its clients are
+    this family's shape, `own_paths` are those no other has; each upstream of the family
+    `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
     known on a path of several families (`shares_paths`). `segment` is what a parameter of a path matches.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
@@ -312,6 +313,7 @@ class ApiFamily:
     content_type: bytes = b"application/json"
     shapes: Mapping[str, CallKind] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
+    brings: Callable[[str], tuple[Route, ...]] = lambda upstream: ()
     target: Callable[[Mapping[str, str]], UpstreamTarget] | None = None
     key_field: tuple[str, str] = ("authorization", "Bearer ")
     prefixes: tuple[str, ...] = ()

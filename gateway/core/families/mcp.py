@@ -194,6 +194,7 @@ FAMILY = ApiFamily(
             of_tools=True,
         )
     },
+    brings=routes_of,
     prefixes=(PREFIX,),
     provider="mcp",
     session_field=SESSION,

@@ -54,10 +54,13 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
 
 def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -> str:
     """The path of a call with the name that its upstream has for the model, where the path names one."""
-    if not model or "{model}" not in route.path or "…" in route.path:
+    if not model or "model}" not in route.path or "…" in route.path:
         return path
     words = {**params, "model": model}
-    return PARAMETER.sub(lambda found: quote(words[found[2]], safe="@/" if found[1] else "@"), route.path)
+    return PARAMETER.sub(
+        lambda found: quote(words[found[2]], safe="@/" if found[1] and found[2] != "model" else "@"),
+        route.path,
+    )
 
 
 def _with_coding(lines: list[bytes], coding: bytes) -> bytes:

@@ -13,6 +13,7 @@ from gateway.core.families.controlled import (
     flag,
     inner,
     maximum,
+    model_in_path,
     model_name,
     stated_user,
 )
@@ -36,9 +37,10 @@ _METADATA = ControlledNames("user_id")
 def read_messages(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
-    """Messages."""
+    """Messages, whose model is in the path where that has a place for it."""
     _MESSAGES.check(document)
-    call.model = model_name(document.get("model"))
+    named = path_params.get("model")
+    call.model = model_name(document.get("model")) if named is None else model_in_path(document, named)
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     metadata = inner(document, "metadata", _METADATA)

@@ -1,0 +1,267 @@
+"""Amazon Bedrock: Converse, and InvokeModel for the models of Anthropic's, whose bodies are Anthropic's own.
+
+An upstream of this family brings its routes. The model is in the path, and nowhere else. Tokens of Converse
+are `inputTokens` + cache reads + cache writes + `outputTokens`; a stream tells them in its last event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from gateway.core.calls.call import CallRequest, FieldNames, MediaPart, MediaPlaces, UsageBounds
+from gateway.core.calls.routes import Route
+from gateway.core.families import anthropic
+from gateway.core.families.anthropic import calls, messages
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    inner,
+    maximum,
+    model_in_path,
+)
+from gateway.core.families.family import (
+    ApiFamily,
+    CallKind,
+    Exclusions,
+    object_in,
+    objects_in,
+    only_own_tools,
+    only_text,
+)
+from gateway.core.metering.eventstream import EventStreamMeter
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import Reports, loose_document, summed
+from gateway.core.metering.report import UsageShape, see_content
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest, Refusal
+
+NAME = Family("bedrock")
+
+_CONVERSE = ControlledNames(
+    "inferenceConfig", "additionalModelRequestFields", "guardrailConfig", "promptVariables",
+    "performanceConfig", "serviceTier", *OF_EVERY_FAMILY,
+)  # fmt: skip
+_INFERENCE = ControlledNames("maxTokens")
+# They cost more than tokens, or fill in a stored prompt, which may name another model.
+_UNMETERED: Final = ("guardrailConfig", "promptVariables")
+# Fields of a model's own that change neither its maximum nor what is charged.
+_OWN_FIELDS: Final = frozenset(
+    {"top_k", "topK", "thinking", "anthropic_beta", "reasoning_effort", "reasoning_config", "output_config"}
+)
+
+
+def read_invoke(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Anthropic's messages, as InvokeModel takes them."""
+    version = document.get("anthropic_version")
+    if not isinstance(version, str) or not version:
+        raise InvalidRequest(
+            "anthropic_version must be a text such as bedrock-2023-05-31: only Anthropic's messages are "
+            "metered here, other models are called by converse.",
+            param="anthropic_version",
+        )
+    if "stream" in document:
+        raise InvalidRequest("stream: the path says it, leave the field out.", param="stream")
+    calls.read_messages(call, document, path_params, bounds)
+    call.streamed = call.meter == "bedrock_invoke_stream"
+
+
+def read_converse(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A conversation with any model."""
+    _CONVERSE.check(document)
+    call.model = model_in_path(document, path_params.get("model"))
+    call.streamed = call.meter == "bedrock_converse_stream"
+    config = inner(document, "inferenceConfig", _INFERENCE)
+    if config is not None:
+        call.output_max = maximum(config, "maxTokens", bounds.usage_tokens_max, "inferenceConfig.")
+    for name in _UNMETERED:
+        if document.get(name) is not None:
+            raise InvalidRequest(f"{name} is not accepted: what it costs cannot be metered.", param=name)
+    more = document.get("additionalModelRequestFields")
+    if more is not None and (not isinstance(more, dict) or not more.keys() <= _OWN_FIELDS):
+        right = ", ".join(sorted(_OWN_FIELDS))
+        raise InvalidRequest(
+            f"additionalModelRequestFields may hold {right}.", param="additionalModelRequestFields"
+        )
+    if any("systemTool" in tool for tool in objects_in(object_in(document, "toolConfig"), "tools")):
+        raise InvalidRequest(
+            "toolConfig.tools: a systemTool is not accepted, its uses cannot be metered.", param="toolConfig"
+        )
+
+
+def _config_of(document: Document) -> Document:
+    """Where Converse has its maximum, made where there is none."""
+    config = document.get("inferenceConfig")
+    if not isinstance(config, dict):
+        config = document["inferenceConfig"] = {}
+    return config
+
+
+def _no_media(document: Document, names: FieldNames) -> bool:
+    said = only_text(document.get("messages")) and only_text(document.get("system"))
+    return said and only_own_tools(document) and "container" not in document
+
+
+def _no_tier(document: Document, tier: str) -> bool:
+    return tier not in _tiers(document)
+
+
+def _tiers(said: Document) -> tuple[object, object]:
+    """The tier of service, and the latency, that a call asks for or that its answer had."""
+    return object_in(said, "serviceTier").get("type"), object_in(said, "performanceConfig").get("latency")
+
+
+class _CacheDetail(UsageShape, rename="camel"):
+    ttl: str | None = None
+    input_tokens: int | None = None
+
+
+class _Usage(UsageShape, rename="camel"):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_write_input_tokens: int | None = None
+    # The same once more, as some models have it.
+    cache_read_input_token_count: Any = None
+    cache_write_input_token_count: Any = None
+    cache_details: list[_CacheDetail] | None = None
+
+
+_REPORTS = Reports(_Usage)
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    _take(meter, loose_document(document))
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    said = loose_document(data)
+    for holder in ("contentBlockStart", "contentBlockDelta"):
+        piece = object_in(said, holder)
+        if piece:
+            _see(meter, object_in(piece, "delta") or object_in(piece, "start"))
+    if "messageStop" in said:
+        meter.finished += 1
+    if "metadata" in said:
+        _take(meter, object_in(said, "metadata"))
+        meter.phase = CLOSED
+    return False
+
+
+def _see(meter: Meter, piece: Document) -> None:
+    text = piece.get("text") or object_in(piece, "toolUse").get("input")
+    text = text or object_in(piece, "reasoningContent").get("text")
+    if isinstance(text, str):
+        meter.saw(text)
+        meter.content_events += 1
+    else:
+        see_content(meter, piece, 0)
+
+
+def _take(meter: Meter, said: Document) -> None:
+    """Take the report of a whole answer, or of the last event of a stream."""
+    tier, latency = _tiers(said)
+    meter.detail.served_as(latency if latency == "optimized" else tier)
+    report = said.get("usage")
+    raw = msgspec.json.encode(report)
+    usage = _REPORTS.read(meter, raw) if isinstance(report, dict) else None
+    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+        return
+    read, written = usage.cache_read_input_tokens or 0, usage.cache_write_input_tokens or 0
+    hour = sum(each.input_tokens or 0 for each in usage.cache_details or () if each.ttl == "1h")
+    meter.detail.cache_write_1h, meter.detail.cache_write = hour, written - hour
+    used, output = summed(usage.input_tokens, read, written), usage.output_tokens
+    if usage.total_tokens not in {None, used + output, usage.input_tokens + output}:
+        meter.detail.keep(raw)
+    meter.report(used, output, read, 0, used + output, final=True)
+
+
+CONVERSE: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+_MEDIA: Final = MediaPlaces(
+    "messages",
+    by_name={
+        "image": MediaPart(("source", "bytes"), kind="image"),
+        "document": MediaPart(("source", "bytes"), kind="application/pdf"),
+    },
+)
+_ANTHROPIC = anthropic.FAMILY.shapes["anthropic_messages"]
+_TYPES: Final = {
+    401: "AccessDeniedException", 402: "ServiceQuotaExceededException", 403: "AccessDeniedException",
+    404: "ResourceNotFoundException", 405: "ValidationException", 429: "ThrottlingException",
+    503: "ServiceUnavailableException", 504: "ModelTimeoutException",
+}  # fmt: skip
+
+
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as Amazon's clients expect it."""
+    other = "ValidationException" if refusal.status < 500 else "InternalServerException"
+    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
+    return {"code": _TYPES.get(refusal.status, other), "message": message, "request_id": request_id}
+
+
+def _shape(*, invoke: bool, streamed: bool) -> CallKind:
+    dialect = messages.DIALECT if invoke else CONVERSE
+    unframed = partial(EventStreamMeter, dialect=dialect) if streamed else None
+    if invoke:
+        return CallKind(
+            read_invoke, dialect, "max_tokens", always_reports=True, unframed=unframed,
+            numbers=_ANTHROPIC.numbers, media=_ANTHROPIC.media, tool_uses=_ANTHROPIC.tool_uses,
+            limited_tools=_ANTHROPIC.limited_tools,
+        )  # fmt: skip
+    return CallKind(
+        read_converse, dialect, "maxTokens", _config_of, always_reports=True, unframed=unframed,
+        numbers=frozenset({"maxTokens"}), media=_MEDIA,
+    )  # fmt: skip
+
+
+def _routes(upstream: str) -> tuple[Route, ...]:
+    """The calls of an upstream that is Bedrock."""
+    return tuple(
+        Route(("POST",), f"/model/{{+model}}/{path}", upstream, service, NAME, meter)
+        for path, service, meter in (
+            ("converse", "chat", "bedrock_converse"),
+            ("converse-stream", "chat", "bedrock_converse_stream"),
+            ("invoke", "messages", "bedrock_invoke"),
+            ("invoke-with-response-stream", "messages", "bedrock_invoke_stream"),
+        )
+    )
+
+
+FAMILY = ApiFamily(
+    NAME,
+    _refusal,
+    shapes={
+        "bedrock_converse": _shape(invoke=False, streamed=False),
+        "bedrock_converse_stream": _shape(invoke=False, streamed=True),
+        "bedrock_invoke": _shape(invoke=True, streamed=False),
+        "bedrock_invoke_stream": _shape(invoke=True, streamed=True),
+    },
+    brings=_routes,
+    prefixes=("/model/",),
+    # Its clients' signature is of another request; what else they say by fields changes the price.
+    withheld=frozenset(
+        {
+            b"accept", b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256", b"amz-sdk-request",
+            b"amz-sdk-invocation-id",
+        }
+    ),
+    withheld_prefixes=(b"x-amzn-bedrock-",),
+    exclusions=Exclusions(
+        cache=lambda document, names: not names.caches,
+        media=_no_media,
+        sound=lambda document, names: True,
+        tier=_no_tier,
+    ),
+    free_tools=anthropic.FAMILY.free_tools | {"toolspec", "cachepoint"},
+    provider="aws.bedrock",
+    ceilings={"anthropic.claude": 128_000},
+)  # fmt: skip

@@ -1,0 +1,158 @@
+"""Meter a stream in Amazon's framing (`application/vnd.amazon.eventstream`), as frames pass.
+
+A frame is two lengths with their checksum, headers, a payload, and a checksum of all of it. Bytes that
+are no whole frame, or lie about its length, are charged as text; nothing behind them is read as a frame.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from binascii import Error
+from zlib import crc32
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.metering.meter import CLOSED, FINISHED, OPEN, Dialect
+from gateway.core.metering.reading import loose_document
+from gateway.core.metering.stream import Splitter, StreamMeter
+
+_PRELUDE_BYTES = 12
+_CHECKSUM_BYTES = 4
+_TEXT = 7
+# Bytes of a header's value by its type; those of -1 begin with their length.
+_SIZES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 6: -1, _TEXT: -1, 8: 8, 9: 16}
+_FAILED = b"modelStreamErrorException"
+
+
+def frame_of(headers: list[tuple[bytes, bytes]], payload: bytes) -> bytes:
+    """One frame with headers of text."""
+    fields = b"".join(
+        [b"%c%b\x07%b%b" % (len(name), name, len(value).to_bytes(2, "big"), value) for name, value in headers]
+    )
+    size = _PRELUDE_BYTES + len(fields) + len(payload) + _CHECKSUM_BYTES
+    prelude = size.to_bytes(4, "big") + len(fields).to_bytes(4, "big")
+    begun = prelude + crc32(prelude).to_bytes(4, "big") + fields + payload
+    return begun + crc32(begun).to_bytes(4, "big")
+
+
+def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
+    """The headers of a whole frame; None where it is none, or is not what was sent."""
+    if len(frame) < _PRELUDE_BYTES + _CHECKSUM_BYTES:
+        return None
+    if crc32(frame[:-_CHECKSUM_BYTES]) != int.from_bytes(frame[-_CHECKSUM_BYTES:], "big"):
+        return None
+    found: dict[bytes, bytes] = {}
+    at, end = _PRELUDE_BYTES, _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
+    while at < end:
+        named = at + 1 + frame[at]
+        size = _SIZES.get(frame[named], -2) if named < end else -2
+        if size == -2:
+            return None
+        name, at = frame[at + 1 : named], named + 1
+        if size == -1:
+            size, at = int.from_bytes(frame[at : at + 2], "big"), at + 2
+        found[name] = frame[at : at + size]
+        at += size
+    return found if at == end else None
+
+
+class FrameSplitter(Splitter):
+    """Give the complete frames of the chunks fed so far; once one is broken, all the rest as it comes."""
+
+    __slots__ = ("_broken", "_bytes_max")
+
+    def __init__(self, bytes_max: int) -> None:
+        Splitter.__init__(self)
+        self._bytes_max = bytes_max
+        self._broken = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the frames this chunk completes, each with its bytes as they came."""
+        data = self.pending + chunk if self.pending else chunk
+        frames: list[bytes] = []
+        at = 0
+        while not self._broken and len(data) - at >= _PRELUDE_BYTES:
+            size = int.from_bytes(data[at : at + 4], "big")
+            fields = int.from_bytes(data[at + 4 : at + 8], "big")
+            checked = crc32(data[at : at + 8]) == int.from_bytes(data[at + 8 : at + 12], "big")
+            least = _PRELUDE_BYTES + fields + _CHECKSUM_BYTES
+            if not checked or not least <= size <= self._bytes_max:
+                self._broken = True
+            elif len(data) - at < size:
+                break
+            else:
+                frames.append(data[at : at + size])
+                at += size
+        self.pending = data[at:]
+        if self._broken and self.pending:
+            frames.append(self.take())
+        return frames
+
+
+class EventStreamMeter(StreamMeter):
+    """Read each frame once it is complete.
+
+    The dialect is given what a frame says as one object: the payload under the name of its event, or the
+    event of another API that a `chunk` holds.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
+        StreamMeter.__init__(self, call, status, bounds, dialect)
+        self._splitter = FrameSplitter(bounds.event_bytes_max)
+
+    def cut(self) -> bytes:
+        """Nothing: a stream of frames is broken off."""
+        return b""
+
+    def fail(self, body: bytes) -> bytes:
+        """Say in a frame why the stream ends here."""
+        self._splitter.take()
+        headers = [
+            (b":message-type", b"exception"), (b":exception-type", _FAILED),
+            (b":content-type", b"application/json"),
+        ]  # fmt: skip
+        return frame_of(headers, body)
+
+    def slim(self) -> None:
+        """Keep no texts: frames stay whole."""
+        self.texts = None
+
+    def _read(self, event: bytes) -> bool:
+        if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
+            return False
+        if self.opening is None:
+            self.opening = b""
+        headers = headers_of(event)
+        said = None if headers is None else _said(event, headers)
+        if said is None or headers is None:
+            self.unreadable(len(event))
+            self.phase = max(self.phase, FINISHED)
+            return False
+        if headers.get(b":message-type") != b"event":
+            self.failed = True
+            self.phase = max(self.phase, FINISHED)
+            return False
+        finished, content = self.finished, self.content_events
+        self._dialect.read_event(self, said)
+        if self.phase != CLOSED:
+            if self.finished > finished:
+                self.phase = FINISHED
+            elif self.content_events > content:
+                self.phase = OPEN
+        return False
+
+
+def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
+    """What a frame says; None where nobody can read it."""
+    begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
+    payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")
+    if headers.get(b":message-type") != b"event":
+        return payload
+    if name != b"chunk":
+        return b'{"%b":%b}' % (name, payload or b"{}") if name.isalnum() else None
+    held = loose_document(payload).get("bytes")
+    try:
+        return b64decode(held, validate=True) if isinstance(held, str) else None
+    except (Error, ValueError):
+        return None
