@@ -8,6 +8,8 @@ resources. The pages are kept, so that they can be read in a checkout; a test sa
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -25,6 +27,7 @@ from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
+HELP_COLUMNS = 100
 MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it again. -->"
 
 COMMANDS = """# Commands
@@ -84,7 +87,18 @@ def pages() -> dict[str, str]:
     """Every page by its file name."""
     made = {"commands.md": commands(), "refusals.md": refusals()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
+    written["../../gateway/cli/help.txt"] = help_text()
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
+
+
+def help_text() -> str:
+    """What `tollkeeper --help` says, which is printed without loading all commands."""
+    asked = "from gateway.cli.main import run; run(['--help'])"
+    said = subprocess.run(  # noqa: S603  # this program
+        [sys.executable, "-c", asked], env=os.environ | {"COLUMNS": str(HELP_COLUMNS), "NO_COLOR": "1"},
+        cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True,
+    ).stdout  # fmt: skip
+    return "".join(f"{line.rstrip()}\n" for line in said.strip().splitlines())
 
 
 # --- commands ---------------------------------------------------------------------------
