@@ -93,7 +93,7 @@ lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgra
 		$$($(LEAVE_OUT) requirements.lock) -o deploy/extras/$$extra.lock || exit 1; done
 	sed -i '/^# The following packages were excluded/,$$d' deploy/requirements.lock $(EXTRAS:%=deploy/extras/%.lock)
 	printf 'mypy\npip\nsetuptools\n' | $(COMPILE) $(UPGRADE) - -c requirements-dev.lock -o deploy/requirements-build.lock
-	printf 'langchain-anthropic\nlangchain-openai\nlitellm\n' | $(COMPILE) $(UPGRADE) - -o tests/journey/clients.lock
+	printf 'cohere\nlangchain-anthropic\nlangchain-openai\nlitellm\nmistralai\n' | $(COMPILE) $(UPGRADE) - -o tests/journey/clients.lock
 
 clean: ## Remove the environment; data directories stay
 	rm -rf .venv *.egg-info build

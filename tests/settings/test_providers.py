@@ -35,12 +35,19 @@ OWN = {
         "/model/{+model}/converse", "a.b-v1:0",
         "https://bedrock-runtime.eu-1.amazonaws.com/model/a.b-v1:0/converse",
     ),
+    "cohere": ("/v2/rerank", "", "https://api.cohere.com/v2/rerank"),
+    "jina": ("/v1/rerank", "", "https://api.jina.ai/v1/rerank"),
+    "ollama": ("/api/chat", "", "http://127.0.0.1:11434/api/chat"),
+    "voyage": ("/v1/rerank", "", "https://api.voyageai.com/v1/rerank"),
     "vertex": (
         "/v1/projects/{project}/locations/{location}/publishers/anthropic/models/{model}:rawPredict", "c",
         "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/publishers/anthropic/models/c:rawPredict",
     ),
 }  # fmt: skip
-KEYS = ("AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY")
+KEYS = (
+    "AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY",
+    "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY",
+)  # fmt: skip
 
 ENVIRON = dict.fromkeys(KEYS, "k") | {
     "AZURE_RESOURCE": "r", "VERTEX_REGION": "eu-1", "VERTEX_PROJECT": "p", "AWS_REGION": "eu-1",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.core.families import anthropic, bedrock, gemini, generic, mcp, openai
+from gateway.core.families import anthropic, bedrock, cohere, gemini, generic, mcp, ollama, openai
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, JobPaths
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
 ALL: tuple[ApiFamily, ...] = (
-    gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, bedrock.FAMILY, mcp.FAMILY, generic.FAMILY,
+    gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, bedrock.FAMILY, cohere.FAMILY, ollama.FAMILY,
+    mcp.FAMILY, generic.FAMILY,
 )  # fmt: skip
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}

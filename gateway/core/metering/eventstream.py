@@ -1,4 +1,4 @@
-"""Meter a stream in Amazon's framing (`application/vnd.amazon.eventstream`), as frames pass.
+"""Meter streams that are no server-sent events: Amazon's frames, and objects that are a line each.
 
 A frame is two lengths with their checksum, headers, a payload, and a checksum of all of it. Bytes that
 are no whole frame, or lie about its length, are charged as text; nothing behind them is read as a frame.
@@ -133,14 +133,60 @@ class EventStreamMeter(StreamMeter):
             self.failed = True
             self.phase = max(self.phase, FINISHED)
             return False
-        finished, content = self.finished, self.content_events
-        self._dialect.read_event(self, said)
-        if self.phase != CLOSED:
-            if self.finished > finished:
-                self.phase = FINISHED
-            elif self.content_events > content:
-                self.phase = OPEN
+        _take(self, self._dialect, said)
         return False
+
+
+class LineSplitter(Splitter):
+    """Give the complete lines of the chunks fed so far; the rest waits."""
+
+    __slots__ = ()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines this chunk completes, each with its bytes as they came."""
+        if b"\n" not in chunk:
+            self.pending += chunk
+            return []
+        lines = (self.pending + chunk).splitlines(keepends=True)
+        self.pending = b"" if chunk.endswith(b"\n") else lines.pop()
+        return lines
+
+
+class LinesMeter(StreamMeter):
+    """Read each line once it is complete: a stream of JSON objects (`application/x-ndjson`)."""
+
+    __slots__ = ()
+
+    def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
+        StreamMeter.__init__(self, call, status, bounds, dialect)
+        self._splitter = LineSplitter()
+
+    def fail(self, body: bytes) -> bytes:
+        """Say in a line why the stream ends here, unless part of one has passed."""
+        return b"" if self._oversized is not None else body + b"\n"
+
+    def _read(self, event: bytes) -> bool:
+        data = event.strip()
+        if not data or (self.phase == CLOSED and self.final):
+            return False
+        if self.opening is None:
+            if data[:1] != b"{":
+                self.unreadable(len(event))
+                return False
+            self.opening = b""
+        _take(self, self._dialect, data)
+        return False
+
+
+def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
+    """Have one event read, and see whether it finishes the answer."""
+    finished, content = meter.finished, meter.content_events
+    dialect.read_event(meter, said)
+    if meter.phase != CLOSED:
+        if meter.finished > finished:
+            meter.phase = FINISHED
+        elif meter.content_events > content:
+            meter.phase = OPEN
 
 
 def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:

@@ -83,6 +83,16 @@ _SHAPES = {
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
     ),
+    # Of Mistral, which speaks this API: it takes no `stream_options`, and always tells its use.
+    "mistral_fim": CallKind(
+        calls.read_completions,
+        chat.DIALECT,
+        "max_tokens",
+        always_reports=True,
+        operation="text_completion",
+        numbers=frozenset({"max_tokens"}),
+    ),
+    "mistral_ocr": CallKind(media.read_ocr, media.OCR, operation="generate_content"),
 }
 
 

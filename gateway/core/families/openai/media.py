@@ -1,4 +1,4 @@
-"""OpenAI's pictures and speech: what they ask for, and what their answers say they used.
+"""OpenAI's pictures and speech, and Mistral's pages: what they ask for, and what answers say they used.
 
 Pictures are n × size × quality, by the answer where it says them, else by the request. Speech is the
 characters of its `input`. Tokens are those that the answer reports.
@@ -25,11 +25,15 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reading import loose_document
+from gateway.core.metering.reading import integer, loose_document
 from gateway.errors import InvalidRequest
 
 _IMAGES = ControlledNames("model", "n", "size", "quality", "stream", "user", *OF_EVERY_FAMILY)
 _SPEECH = ControlledNames("model", "stream_format", *OF_EVERY_FAMILY)
+_OCR = ControlledNames("model", "pages", "document", *OF_EVERY_FAMILY)
+_ANNOTATIONS: Final = ("bbox_annotation_format", "document_annotation_format")
+# What Mistral reads of one document at most.
+OCR_PAGES_MAX: Final = 1_000
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.x-]{0,31}")
 # Of these a picture has a size and a quality though none is asked for, and answers report no tokens.
 _PLAIN: Final = "dall-e-"
@@ -64,6 +68,30 @@ def read_speech(
         raise InvalidRequest("input must be a text.", param="input")
     call.streamed, call.output_max = True, 0
     call.measured = {"character": len(said)}
+
+
+def read_ocr(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Pages to read, as Mistral takes them: as many as are named, else as many as a document may have."""
+    _OCR.check(document)
+    call.model, call.output_max = model_name(document.get("model")), 0
+    for name in _ANNOTATIONS:
+        if document.get(name) is not None:
+            raise InvalidRequest(f"{name} is not accepted: such pages have a price of their own.", param=name)
+    pages, shown = document.get("pages"), document.get("document")
+    most = 1 if isinstance(shown, dict) and shown.get("type") == "image_url" else OCR_PAGES_MAX
+    call.measured = {"page": len(pages) if isinstance(pages, list) and pages else most}
+
+
+def _read_ocr(meter: Meter, document: bytes) -> None:
+    said = loose_document(document)
+    meter.detail.answered_by(said.get("model"))
+    told = said.get("usage_info")
+    pages = integer(told.get("pages_processed")) if isinstance(told, dict) else None
+    if pages is not None and 200 <= meter.status < 300:
+        meter.detail.used_tool("page", pages)
+        meter.report(0, 0, 0, 0, 0, final=True)
 
 
 def _word(document: Document, name: str, usual: str) -> str:
@@ -114,3 +142,4 @@ def _told(said: dict[str, object], name: str, asked: str) -> str:
 
 
 DIALECT = Dialect(_read_whole, _read_event, lambda meter: b"")
+OCR = Dialect(_read_ocr, lambda meter, data: False, lambda meter: b"")

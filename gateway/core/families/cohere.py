@@ -1,0 +1,148 @@
+"""Cohere's API v2: chats, embeddings and rerankings, by what Cohere bills.
+
+That is `billed_units`: tokens, images, and search units of a reranking. An upstream of this family brings its
+routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.core.billing.price_book import IMAGES
+from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds
+from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    flag,
+    maximum,
+    model_name,
+)
+from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.report import see_content
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest, Refusal
+
+NAME = Family("cohere")
+
+_CHAT = ControlledNames("model", "stream", "max_tokens", *OF_EVERY_FAMILY)
+_PLAIN = ControlledNames("model", "documents", *OF_EVERY_FAMILY)
+# A search unit is a query with up to so many documents; a longer one counts once for each part of it.
+_DOCUMENTS: Final = 100
+_PART_BYTES: Final = 1_500
+_CONTENT: Final = frozenset(
+    {"content-start", "content-delta", "tool-plan-delta", "tool-call-start", "tool-call-delta"}
+)
+
+
+def read_chat(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A chat."""
+    _CHAT.check(document)
+    call.model = model_name(document.get("model"))
+    call.streamed = flag(document, "stream")
+    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+
+
+def read_embed(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Embeddings, which produce no tokens."""
+    _PLAIN.check(document)
+    call.model, call.output_max = model_name(document.get("model")), 0
+
+
+def read_rerank(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A reranking: it holds the search units that its documents can be."""
+    read_embed(call, document, path_params, bounds)
+    documents = document.get("documents")
+    if not isinstance(documents, list) or not documents:
+        raise InvalidRequest("documents must be a list of texts.", param="documents")
+    parts = sum(1 + len(str(one).encode("utf-8", "replace")) // _PART_BYTES for one in documents)
+    call.measured = {"search": -(-parts // _DOCUMENTS)}
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    said = loose_document(document)
+    meter.detail.answered_by(said.get("model"))
+    _take(meter, object_in(said, "usage") or object_in(said, "meta"))
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    event = loose_document(data)
+    kind, delta = event.get("type"), object_in(event, "delta")
+    if kind in _CONTENT:
+        text = object_in(object_in(delta, "message"), "content").get("text")
+        if isinstance(text, str):
+            meter.saw(text)
+            meter.content_events += 1
+        else:
+            see_content(meter, delta, 0)
+    elif kind == "message-end":
+        meter.failed = delta.get("error") is not None
+        _take(meter, object_in(delta, "usage"))
+        meter.finished += 1
+        meter.phase = CLOSED
+    return False
+
+
+def _take(meter: Meter, said: Document) -> None:
+    billed = object_in(said, "billed_units")
+    if not billed:
+        billed = object_in(said, "tokens")
+    if not billed or not 200 <= meter.status < 300:
+        return
+    counts = {name: integer(value) or 0 for name, value in billed.items()}
+    pictures = counts.get("image_tokens", 0)
+    used, output = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
+    if "text_tokens" in counts:
+        used = max(used, counts["text_tokens"] + pictures)
+    elif "input_tokens" not in counts:
+        used = pictures
+    meter.detail.image_input = pictures
+    meter.detail.used_tool("search", counts.get("search_units", 0))
+    meter.detail.used_tool(f"{IMAGES}auto/auto", 0 if pictures else counts.get("images", 0))
+    cached = integer(said.get("cached_tokens")) or 0
+    meter.report(used, output, cached, 0, used + output, final=True)
+
+
+DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+
+
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as Cohere's clients expect it."""
+    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
+    return {"id": request_id, "message": message, "code": refusal.reason}
+
+
+def _routes(upstream: str) -> tuple[Route, ...]:
+    return tuple(
+        Route(("POST",), f"/v2/{path}", upstream, service, NAME, f"cohere_{path}")
+        for path, service in (("chat", "chat"), ("embed", "embeddings"), ("rerank", "rerank"))
+    )
+
+
+FAMILY = ApiFamily(
+    NAME,
+    _refusal,
+    shapes={
+        "cohere_chat": CallKind(
+            read_chat, DIALECT, "max_tokens", always_reports=True, numbers=frozenset({"max_tokens"}),
+            media=MediaPlaces("messages", {"image_url": MediaPart(("image_url", "url"))}),
+        ),
+        "cohere_embed": CallKind(read_embed, DIALECT, always_reports=True, operation="embeddings"),
+        "cohere_rerank": CallKind(read_rerank, DIALECT, operation="rerank"),
+    },
+    brings=_routes,
+    prefixes=("/v2/",),
+    free_tools=frozenset({"function"}),
+    provider="cohere",
+    ceilings={"command": 4_096, "command-a": 8_192},
+)  # fmt: skip

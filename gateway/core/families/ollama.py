@@ -1,0 +1,131 @@
+"""Ollama's own API: chats, completions and embeddings, with streams of one JSON object a line.
+
+Tokens are `prompt_eval_count` + `eval_count` of the last object. An upstream of this family brings routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    flag,
+    inner,
+    maximum,
+    model_name,
+)
+from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.eventstream import LinesMeter
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.report import see_content
+from gateway.core.model import Family
+from gateway.errors import Refusal
+
+NAME = Family("ollama")
+
+_CALL = ControlledNames("model", "stream", "options", *OF_EVERY_FAMILY)
+_OPTIONS = ControlledNames("num_predict")
+
+
+def read_call(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A chat or a completion: a stream, unless the call says otherwise."""
+    _CALL.check(document)
+    call.model = model_name(document.get("model"))
+    call.streamed = document.get("stream") is None or flag(document, "stream")
+    options = inner(document, "options", _OPTIONS)
+    if options is not None:
+        call.output_max = maximum(options, "num_predict", bounds.usage_tokens_max, "options.")
+
+
+def read_embed(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Embeddings, which produce no tokens."""
+    _CALL.check(document)
+    call.model, call.output_max = model_name(document.get("model")), 0
+
+
+def _options_of(document: Document) -> Document:
+    """Where a call has its maximum, made where there is none."""
+    options = document.get("options")
+    if not isinstance(options, dict):
+        options = document["options"] = {}
+    return options
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    _report(meter, loose_document(document))
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    said = loose_document(data)
+    if said.get("error") is not None:
+        meter.failed = True
+        return False
+    holder = object_in(said, "message") or {name: said.get(name) for name in ("response", "thinking")}
+    text = holder.get("content") or holder.get("response") or holder.get("thinking")
+    if isinstance(text, str) and text:
+        meter.saw(text)
+        meter.content_events += 1
+    elif holder.get("tool_calls"):
+        see_content(meter, holder, 0)
+    if said.get("done") is True:
+        _report(meter, said)
+        meter.finished += 1
+        meter.phase = CLOSED
+    return False
+
+
+def _report(meter: Meter, said: Document) -> None:
+    meter.detail.answered_by(said.get("model"))
+    meter.failed = said.get("error") is not None
+    used, output = integer(said.get("prompt_eval_count")), integer(said.get("eval_count"))
+    if used is not None and (output is not None or meter.call.output_max == 0):
+        output = output or 0
+        meter.report(used, output, 0, 0, used + output, final=True)
+
+
+DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+
+
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as Ollama's clients expect it."""
+    return {"error": f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told}
+
+
+def _shape(operation: str) -> CallKind:
+    return CallKind(
+        read_call, DIALECT, "num_predict", _options_of, unframed=partial(LinesMeter, dialect=DIALECT),
+        operation=operation, numbers=frozenset({"num_predict"}),
+    )  # fmt: skip
+
+
+def _routes(upstream: str) -> tuple[Route, ...]:
+    return tuple(
+        Route(("POST",), f"/api/{path}", upstream, service, NAME, f"ollama_{path}")
+        for path, service in (("chat", "chat"), ("generate", "completions"), ("embed", "embeddings"))
+    )
+
+
+FAMILY = ApiFamily(
+    NAME,
+    _refusal,
+    shapes={
+        "ollama_chat": _shape("chat"),
+        "ollama_generate": _shape("text_completion"),
+        "ollama_embed": CallKind(read_embed, DIALECT, operation="embeddings"),
+    },
+    brings=_routes,
+    prefixes=("/api/",),
+    free_tools=frozenset({"function"}),
+    provider="ollama",
+)
