@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from math import ceil
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gateway.core.calls.routes import AWS_FIELDS, UpstreamTarget
-from gateway.errors import MissingExtra, UpstreamUnreachable
+from gateway.errors import MissingExtra, UpstreamSignedOut, UpstreamUnreachable
 from gateway.extras import loading
 
 # How often a worker looks whether anything is due, and how long before its end a credential is renewed.
@@ -64,6 +65,20 @@ class CloudSigner(ABC):
         """Whether a request can be signed."""
         return now < self._ends - LAST_S
 
+    def check(self) -> None:
+        """`UpstreamSignedOut` where no request can be signed now."""
+        if not self.is_ready(time.time()):
+            why = f"The gateway has no valid credentials for the upstream {self._target.name} now."
+            raise UpstreamSignedOut(why, retry_after_s=ceil(AGAIN_S))
+
+    def fields(self, url: str) -> dict[str, str]:
+        """The fields that sign a GET of this URL; `UpstreamSignedOut` where it cannot be signed."""
+        self.check()
+        parts = urlsplit(url)
+        asked = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        said = self.sign(f"GET {asked} HTTP/1.1\r\n".encode(), b"").decode("latin-1")
+        return dict(line.split(": ", 1) for line in said.splitlines())
+
     def renew(self, now: float) -> None:
         """Have credentials that last; where they cannot be had, the old ones count until their end."""
         with self._renewing:
@@ -76,7 +91,8 @@ class CloudSigner(ABC):
                 self.why = f"{type(error).__name__}: {said}" if said else type(error).__name__
             else:
                 self._ends, self.why = (float("inf") if ends is None else ends), ""
-                self._due_at = now + FRESH_S if ends is None else max(now + AGAIN_S, ends - AHEAD_S)
+                ahead_s = 0.0 if ends is None else min(AHEAD_S, (ends - now) / 2)
+                self._due_at = now + FRESH_S if ends is None else max(now + AGAIN_S, ends - ahead_s)
                 if not self.is_ready(now):
                     self.why = "they have expired"
                 return

@@ -132,6 +132,9 @@ class Jobs:
 
         target = self._target(upstream)
         headers = dict(more) | dict(target.headers) | dict(target.keys[0] if target.keys else ())
+        signer = None if self._plane is None else dict(self._plane.signers()).get(upstream)
+        if signer is not None:
+            headers |= signer.fields(target.base_url + path)
         proxies = self._settings.proxies if target.proxies is None else target.proxies
         try:
             return await ask(

@@ -145,6 +145,11 @@ async def test_an_exception_in_a_stream_is_passed_on() -> None:
         assert got.body == CONVERSED[0] + failed
 
 
+# A file that the upstream's own credentials could read.
+BUCKET = {
+    "role": "user",
+    "content": [{"document": {"format": "pdf", "source": {"s3Location": {"uri": "s3://theirs/a.pdf"}}}}],
+}
 REFUSED: list[tuple[str, dict[str, object], int, str]] = [
     ("converse", {**ASKED, "model": "another"}, 400, "model"),
     ("invoke", {**INVOKED, "model": "another"}, 400, "model"),
@@ -155,6 +160,7 @@ REFUSED: list[tuple[str, dict[str, object], int, str]] = [
     ("converse", {**ASKED, "additionalModelRequestFields": {"max_tokens": 9}}, 400, "additionalModel"),
     ("converse", {**ASKED, "toolConfig": {"tools": [{"systemTool": {"name": "a"}}]}}, 400, "systemTool"),
     ("converse", {**ASKED, "inferenceConfig": {"maxtokens": 9}}, 400, "maxTokens"),
+    ("converse", {**ASKED, "system": [{"text": "a"}], "messages": [BUCKET]}, 404, "No stored object"),
     ("count-tokens", ASKED, 404, "No route"),
     ("async-invoke", ASKED, 404, "No route"),
 ]  # fmt: skip

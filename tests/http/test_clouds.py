@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamTarget
 from gateway.ops.doctor import upstream_finding
-from gateway.outbound.cloud import signer_of
+from gateway.outbound.cloud import CloudSigner, signer_of
 from tests.clouds import PROFILE, REGION, is_signed, token_place
 from tests.http.fakes import post
 from tests.http.stage import Received, Stage, staged
@@ -22,6 +22,14 @@ CHAT = json.dumps({"model": "m", "max_tokens": 5, "messages": [{"role": "user", 
 def renew(stage: Stage) -> None:
     for _, one in stage.plane.signers():
         one.renew(time.time())
+
+
+def signer_at(signer: CloudSigner, place: str) -> dict[str, str]:
+    """How what asks beside calls would sign a request for another place."""
+    other = signer_of(replace(signer._target, base_url=place))
+    assert other is not None
+    other.renew(time.time())
+    return other.fields(f"{place}/a%3Ab?c=d")
 
 
 def fields(sent: Received) -> dict[str, str]:
@@ -56,6 +64,9 @@ async def test_a_signature_is_of_what_is_sent(tmp_path: Path, monkeypatch: pytes
         assert len(sent.all(b"x-amz-date")) == 1
         assert not sent.all(b"x-amz-content-sha256")
         assert b"secret" not in told.body
+        [(_, signer)] = stage.plane.signers()
+        of_get = {"host": "127.0.0.1:1", **signer_at(signer, "http://127.0.0.1:1")}
+        assert is_signed("GET", "/a%3Ab?c=d", of_get, b"")
 
 
 async def test_a_token_of_googles_is_there_before_the_call_and_is_renewed_ahead(tmp_path: Path) -> None:

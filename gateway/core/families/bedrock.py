@@ -6,6 +6,7 @@ are `inputTokens` + cache reads + cache writes + `outputTokens`; a stream tells 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
@@ -20,14 +21,17 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    id_in,
     inner,
     maximum,
     model_in_path,
 )
 from gateway.core.families.family import (
     ApiFamily,
+    BodyIds,
     CallKind,
     Exclusions,
+    ObjectRules,
     object_in,
     objects_in,
     only_own_tools,
@@ -95,6 +99,29 @@ def read_converse(
         raise InvalidRequest(
             "toolConfig.tools: a systemTool is not accepted, its uses cannot be metered.", param="toolConfig"
         )
+
+
+# A file in a bucket is read with the credentials of the upstream, so it is nobody's to name.
+_BUCKET = re.compile(rb'"s3_?location":', re.IGNORECASE)
+
+
+def _add_files(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
+    if name.lower().replace("_", "") == "s3location":
+        found.named.append(id_in(inside.get("uri") if isinstance(inside, dict) else inside, name))
+
+
+def _is_free(name: str, holder: Document) -> bool:
+    """Whether it is what a caller's function was given, or gave."""
+    return name == "json" or (name == "input" and "toolUseId" in holder)
+
+
+OBJECTS: Final = ObjectRules(
+    collections=("async-invoke",),
+    may_name=lambda body, names: _BUCKET.search(body) is not None,
+    add=_add_files,
+    told=lambda document: iter(()),
+    is_free=_is_free,
+)
 
 
 def _config_of(document: Document) -> Document:
@@ -255,6 +282,7 @@ FAMILY = ApiFamily(
         }
     ),
     withheld_prefixes=(b"x-amzn-bedrock-",),
+    objects=OBJECTS,
     exclusions=Exclusions(
         cache=lambda document, names: not names.caches,
         media=_no_media,

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
 import os
 import select
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,14 +26,14 @@ from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
 from gateway.core.wait import AwakeTimeout, Wait
-from gateway.errors import Overloaded, Refusal, UpstreamSignedOut, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import https_with, require_regular
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
 from gateway.http.tally import NEVER, Tally, TickClock
 from gateway.http.upstream.dialing import LookUp, UpstreamAddresses, by_system, dial
-from gateway.outbound.cloud import AGAIN_S, CloudSigner, signer_of
+from gateway.outbound.cloud import CloudSigner, signer_of
 from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 
 # Where connections to a target go, through which proxy, and with which TLS: read again when a file changes.
@@ -183,9 +181,8 @@ class Upstream:
 
         `UpstreamSignedOut` where nobody could sign what it sends.
         """
-        if self.signer is not None and not self.signer.is_ready(time.time()):
-            why = f"The gateway has no valid credentials for the upstream {self.name} now."
-            raise UpstreamSignedOut(why, retry_after_s=math.ceil(AGAIN_S))
+        if self.signer is not None:
+            self.signer.check()
         if not self._shares.acquire(organization_id):
             mine = self._shares.used_by(organization_id)
             whose = f"for this organization, which uses {mine}" if mine else "to spare"

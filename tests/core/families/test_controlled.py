@@ -308,3 +308,8 @@ def test_a_duration_is_in_seconds(delay: bytes, seconds: float) -> None:
 )  # fmt: skip
 def test_what_is_no_duration_says_nothing(document: bytes) -> None:
     assert retry_delay(document) == 0
+
+
+def test_a_store_of_the_upstreams_account_is_no_callers() -> None:
+    with pytest.raises(InvalidRequest, match="retrieval"):
+        checked("gemini_generate", {"tools": [{"retrieval": {"vertexAiSearch": {"datastore": "d"}}}]})

@@ -14,6 +14,7 @@ from gateway.core.families.controlled import (
     ControlledNames,
     Document,
     choices,
+    elements,
     id_in,
     ids_in,
     inner,
@@ -47,6 +48,8 @@ def read_generate(
     camel = inner(document, "generationConfig", _GENERATION_CONFIG)
     snake = inner(document, "generation_config", _GENERATION_CONFIG)
     config = _one(camel, snake, "generationConfig")
+    if any("retrieval" in tool for tool in elements(document, "tools")):  # Vertex AI reads a store by it
+        raise InvalidRequest("tools.retrieval is not accepted: its stores are no caller's.", param="tools")
     if config is not None:
         inside = "generationConfig."
         for name in _CHOOSING:
