@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.admin.http.server import Answers, ConcurrencyLimits
@@ -62,6 +63,17 @@ class CountersReader(Protocol):
         """Read windows, by budget, of (partition, account name) pairs; None for one that is not there."""
 
 
+class Checkout(Protocol):
+    """Where customers pay for credits; a purchase comes to `least` of a currency to `most`, before tax."""
+
+    most: Decimal
+
+    def least(self, currency: str) -> Decimal: ...
+
+    async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
+        """Make the page where a purchase is paid, once; answers its address."""
+
+
 @dataclass(slots=True)
 class BuiltIn:
     """The tokens that settings name, None where they name none. They may change while it runs."""
@@ -80,7 +92,8 @@ class AdminPorts:
     counts wrong credentials. `programs` says who runs. `gateway_url` is where people send calls, empty where
     nobody says it. A token that is None does not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
-    The console's lists of features that no setting wants are `off`.
+    The console's lists of features that no setting wants are `off`. Where customers may buy credits
+    there is a `checkout`.
 
     What a request is answered with is read and written through `of` its caller alone.
     """
@@ -105,6 +118,7 @@ class AdminPorts:
     routes: Sequence[Mount] = ()
     files: Sequence[MountFiles] = ()
     off: frozenset[str] = frozenset()
+    checkout: Checkout | None = None
     actor: Actor = NOBODY
     version: str = "0"
     gateway_url: str = ""

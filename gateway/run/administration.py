@@ -259,6 +259,7 @@ class Administration:
             routes=[routes.mount for routes in self._routes if routes.mount is not None],
             files=[routes.files for routes in self._routes if routes.files is not None],
             off=screens_off(settings),
+            checkout=next((routes.checkout for routes in self._routes if routes.checkout is not None), None),
             sign_ins=self._sign_ins.now,
             version=version("tollkeeper"),
             gateway_url=settings.calls_url,

@@ -57,7 +57,7 @@ from persistence.schema.database import NEEDED, outgrown, status
 from persistence.store import FontCoverage, Store
 
 if TYPE_CHECKING:
-    from gateway.admin.ports import Mount, MountFiles
+    from gateway.admin.ports import Checkout, Mount, MountFiles
 
 REDIS_CALL_S = 10.0
 # A keeper that was there before such a migration goes on for so long.
@@ -227,10 +227,14 @@ class AdminParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """Routes of the admin port, and `files` that the console has too; `aclose` is called at the end."""
+    """Routes of the admin port, `files` that the console has too, and where customers pay.
+
+    `aclose` is called at the end.
+    """
 
     mount: Mount | None = None
     files: MountFiles | None = None
+    checkout: Checkout | None = None
     aclose: Callable[[], Awaitable[None]] = _nothing
 
 

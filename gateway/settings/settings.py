@@ -197,6 +197,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     stripe_api_url: str = ""
     # Stripe may tell a message again for thirty days, and the table lets go of none before 35.
     stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
+    # Credits that one purchase comes to, in units of the organization's currency; nobody buys at 0.
+    stripe_checkout_max: Annotated[int, msgspec.Meta(ge=0, le=900_000)] = 0
     usage_feed: Annotated[str, msgspec.Meta(pattern="^(off|lago|openmeter|webhook|file)$")] = "off"
     usage_feed_url: str = ""
     usage_feed_token: Token = ""

@@ -122,7 +122,7 @@ def take(change: EntityWrite) -> Row:
     """Take what was told of an invoice, once; `NotFound` where it is none that was handed over."""
     told = change.command.values["told"]
     assert isinstance(told, CollectionStatus)
-    here = {"remote": told.remote_id, "key": _uuid(told.key)}
+    here = {"remote": told.remote_id, "key": uuid_of(told.key)}
     found = change.connection.execute(_FOUND, here).first()
     if found is None:
         raise NotFound
@@ -269,7 +269,7 @@ def _end(change: EntityWrite, values: Row) -> None:
     change.connection.execute(kept.values({**values, "done_at": ended_at}))
 
 
-def _uuid(key: str) -> UUID | None:
+def uuid_of(key: str) -> UUID | None:
     try:
         return UUID(key)
     except ValueError:

@@ -55,7 +55,7 @@ THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
     "budgets": "create change delete raise reset", "webhooks": "create change delete test",
-    "configuration": "apply", "raise-requests": "create delete approve deny",
+    "configuration": "apply", "raise-requests": "create delete approve deny", "account": "credits",
 }  # fmt: skip
 OUR_FIELDS = {
     "organizations": "name currency credit_limit credit_unit_cost auto_top_up spend_cap due_days dunning"

@@ -347,6 +347,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/me", desk.reading(own_pages.show_me, by_key=True))
     router.add_get("/team", desk.reading(own_pages.show_team))
     router.add_get("/account", desk.reading(own_pages.show_account))
+    router.add_post("/account/credits", desk.asking(own_pages.buy))
     router.add_post("/me/keys/{id:[0-9]+}/rotate", desk.asking(own_pages.rotate, by_key=True))
     router.add_post("/me/budgets/{id:[0-9]+}/ask", desk.asking(own_pages.ask, by_key=True))
     router.add_get("/health", desk.reading(overview.health))

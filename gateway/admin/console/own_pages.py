@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from aiohttp import web
 
@@ -23,11 +25,24 @@ from gateway.admin.console.formatting import BudgetUse
 from gateway.admin.console.home import ConsoleShell, Posted, Reading, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, is_customer, leads
 from gateway.admin.http.requests import may_write
+from gateway.admin.operations import finish
 from gateway.admin.resources import resource as resources_resource
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import CREATE, KEY_HOLDER, MEMBER, Actor, Row
+from gateway.core.accounts.administration import (
+    BILLING,
+    CREATE,
+    KEY_HOLDER,
+    MEMBER,
+    Actor,
+    Command,
+    Replay,
+    Row,
+    access,
+    refused_write,
+)
 from gateway.core.accounts.budgets import BUDGETS_MAX, KEY, OPEN, SELECTING, USER, is_of, read_budget
 from gateway.core.accounts.usage import UsageQuery, end_of
+from gateway.core.billing.payments import purchase_price
 from gateway.core.families.registry import ALL
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 
@@ -372,12 +387,77 @@ async def show_account(desk: ConsoleShell, request: web.Request, signed: SignedI
     )
     seller = desk.ports.store.letterhead.seller
     return desk.answer(
-        request, signed, "account.html",
+        request, signed, "account.html", buys=_offer(desk, row, actor),
         row=row, subscription=subscription, plan=plan, grants=grants[0], invoices=invoices[0],
         spent=(("By service", "service", by_service), ("By model", "model", by_model)), parts_max=PARTS_SHOWN,
         name_of=reports.name_of, seller=seller.name if seller is not None else "",
         files=[document.suffix for document in RESOURCES["invoices"].documents],
     )  # fmt: skip
+
+
+# Who may buy: their organization pays at once.
+CHECKOUTS, BUYERS = "checkouts", access(BILLING, theirs=(CREATE,))
+_COUNT = re.compile(r"[1-9][0-9]{0,14}", re.ASCII)
+
+
+class PurchaseOffer(NamedTuple):
+    """What a credit costs, and between what a purchase is, in money before tax and in credits."""
+
+    price: Decimal
+    least: Decimal
+    most: Decimal
+    fewest_credits: int
+    most_credits: int
+    once: str
+
+
+def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None:
+    """What this person may buy credits for; None where they may not, or nobody may."""
+    checkout, price = desk.ports.checkout, purchase_price(owner)
+    if checkout is None or price is None or refused_write(actor, CHECKOUTS, BUYERS, CREATE) is not None:
+        return None
+    least = checkout.least(str(owner["currency"]))
+    fewest = int((least / price).to_integral_value(ROUND_CEILING))
+    return PurchaseOffer(price, least, checkout.most, fewest, int(checkout.most / price), uuid4().hex)
+
+
+async def buy(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+) -> web.Response:
+    """`POST /account/credits`: keep what is bought, and say what it comes to and where it is paid.
+
+    The browser says how many credits, and nothing of their price.
+    """
+    actor, checkout = signed.actor, desk.ports.checkout
+    if checkout is None or not is_customer(actor) or actor.organization_id is None:
+        raise NotFound
+    if (why := refused_write(actor, CHECKOUTS, BUYERS, CREATE)) is not None:
+        raise Forbidden(why)
+    owner = await desk.operations["organizations"].show(actor.organization_id)
+    count = str(posted.get("credits", "")).strip()
+    if not _COUNT.fullmatch(count):
+        raise Unprocessable(errors=(("credits", "must be a whole number, such as 1000"),))
+    sent: dict[str, object] = {"credits": int(count)}
+    asked = desk.asked(request, signed, posted, sent)
+    values = {
+        **sent, "organization_id": actor.organization_id, "most": checkout.most,
+        "least": checkout.least(str(owner["currency"])),
+    }  # fmt: skip
+    done = await desk.ports.store.write(
+        Command(CHECKOUTS, CREATE, actor, asked.request_id, _bought, None, values, asked.claim)
+    )
+    bought = done.body if isinstance(done, Replay) else _bought(done.row)
+    if asked.claim is not None:
+        await finish(desk.ports, asked.claim, 201, bought, asked.request_id)
+    customer = owner["stripe_customer"]
+    page = await checkout.page(bought, None if customer is None else str(customer))
+    return desk.answer(request, signed, "checkout.html", 201, bought=bought, page=page)
+
+
+def _bought(row: Row) -> Row:
+    named = ("organization_id", "credits", "currency")
+    told = {name: str(row[name]) for name in ("key", "unit_cost", "amount")}
+    return {**{name: row[name] for name in named}, **told}
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:

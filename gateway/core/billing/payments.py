@@ -6,10 +6,11 @@ order of payments, notes and days makes another one of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
+from typing import Any
 
 from gateway.core.billing.money import rounded
 from gateway.errors import Unprocessable
@@ -101,3 +102,10 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
         wrong = f"{currency} {rounded(max(rest, NOTHING), currency):f} {left}, not {amount:f}"
     if wrong is not None:
         raise Unprocessable(errors=(("amount", wrong),))
+
+
+def purchase_price(owner: Mapping[str, Any]) -> Decimal | None:
+    """What one credit costs an organization that buys some: as automatic ones do, else as those of a debt."""
+    terms = owner["auto_top_up"]
+    price = terms["unit_cost"] if terms else owner["credit_unit_cost"]
+    return None if price is None else Decimal(str(price))

@@ -22,6 +22,7 @@ from gateway.features.stripe.handover import (
     COLLECTOR,
     DONE,
     KINDS,
+    CheckoutPayment,
     CollectionStatus,
     PaymentReturn,
 )
@@ -46,7 +47,8 @@ async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry
 
 PATH = "/stripe/events"
 SIGNATURE = "Stripe-Signature"
-Reader = Callable[[bytes, str], CollectionStatus | PaymentReturn | None]
+Told = CollectionStatus | PaymentReturn | CheckoutPayment | None
+Reader = Callable[[bytes, str], Told]
 LookUp = Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]]
 
 
@@ -66,10 +68,10 @@ def mount_events(
         await take_place(request, None)
         return answer(200, {"taken": any([await collected(ports.store, one) for one in await found(told)])})
 
-    async def found(told: CollectionStatus | PaymentReturn | None) -> Sequence[CollectionStatus]:
+    async def found(told: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
         if told is None:
             return ()
-        if isinstance(told, CollectionStatus):
+        if not isinstance(told, PaymentReturn):
             return (told,)
         if look_up is None:
             raise CollectorUnavailable(
@@ -80,9 +82,10 @@ def mount_events(
     app.router.add_post(PATH, take)
 
 
-async def collected(store: Store, told: CollectionStatus) -> bool:
-    """Take what was told of an invoice that was handed over, once; False where it is none."""
-    taken = Command("handover-events", "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
+async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> bool:
+    """Take what was told of a purchase, or of an invoice that was handed over, once; False if it is none."""
+    resource = "checkouts" if isinstance(told, CheckoutPayment) else "handover-events"
+    taken = Command(resource, "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
     with suppress(NotFound):
         await store.write(taken)
         return True
@@ -91,14 +94,21 @@ async def collected(store: Store, told: CollectionStatus) -> bool:
 
 def routes(parts: AdminParts) -> Routes:
     """Where Stripe tells; without its secret there is nothing, without its key nothing is looked up there."""
-    settings, read, look_up, aclose = parts.settings, None, None, None
+    settings, read, look_up, aclose, checkout = parts.settings, None, None, None, None
     if is_used(settings):
-        from gateway.features.stripe.service import StripeEvents, StripeReturns  # noqa: PLC0415  # large
+        from gateway.features.stripe.service import (  # noqa: PLC0415  # large
+            StripeCheckout,
+            StripeEvents,
+            StripeReturns,
+        )
 
         if settings.stripe_webhook_secret:
             read = StripeEvents(parts.later.saying("stripe_webhook_secret")).read
         if settings.stripe_api_key:
             api = api_of(settings, parts.later)
             look_up, aclose = StripeReturns(api).look_up, api.aclose
-    found = Routes(mount=partial(mount_events, read, look_up))
+            # Without the secret nobody would hear that something was paid.
+            if read is not None and settings.stripe_checkout_max and settings.links_url:
+                checkout = StripeCheckout(api, settings.stripe_checkout_max, settings.links_url)
+    found = Routes(mount=partial(mount_events, read, look_up), checkout=checkout)
     return found if aclose is None else replace(found, aclose=aclose)

@@ -29,9 +29,10 @@ def _actions() -> Mapping[str, Sequence[Action]]:
 
 
 def _subjects() -> Mapping[str, Entity]:
+    from persistence.stripe.checkouts import CHECKOUTS  # noqa: PLC0415  # as above
     from persistence.stripe.collection import EVENTS, SUBJECT  # noqa: PLC0415  # as above
 
-    return {"handovers": SUBJECT, "handover-events": EVENTS}
+    return {"handovers": SUBJECT, "handover-events": EVENTS, "checkouts": CHECKOUTS}
 
 
 def _verbs() -> Mapping[str, Mapping[str, Verb]]:
@@ -89,10 +90,10 @@ def _routes(parts: AdminParts) -> Routes:
 
 FEATURE = Feature(
     name="stripe",
-    tables=("handover", "handover_event"),
+    tables=("handover", "handover_event", "checkout"),
     settings=(
         "stripe_api_key", "stripe_webhook_secret", "stripe_collection", "stripe_api_url",
-        "stripe_events_keep_days",
+        "stripe_events_keep_days", "stripe_checkout_max",
     ),
     metrics=(
         ("handovers", "gauge", "Documents that Stripe is to have and has not.", ("state",)),

@@ -146,3 +146,14 @@ class PaymentReturn:
     name: str
     kind: str
     payment: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutPayment:
+    """A purchase was paid there, as its own marks say: by which session, and how much."""
+
+    key: str
+    organization_id: int
+    session: str
+    amount: Decimal
+    currency: str

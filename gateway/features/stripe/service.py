@@ -20,7 +20,7 @@ from typing import Any, Literal
 import stripe
 
 from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from gateway.errors import AdminRefusal, CollectorUnavailable, Unauthorized
+from gateway.errors import AdminRefusal, CollectorUnavailable, Conflict, Unauthorized
 from gateway.features.stripe.handover import (
     ATTEMPT_S_MAX,
     CANCELED,
@@ -28,6 +28,7 @@ from gateway.features.stripe.handover import (
     ERROR_CHARS_MAX,
     FAILED,
     WAITING,
+    CheckoutPayment,
     CollectionStatus,
     HandoverOutcome,
     HandoverStep,
@@ -45,6 +46,8 @@ from gateway.features.stripe.handover import (
 
 REQUEST_S_MAX = 20.0
 PAGE = 100
+# Of a purchase of credits, in Stripe's smallest units.
+LEAST = 500
 PAGES_MAX = 20
 # On each thing that is made: which hand-over made it.
 MARK = "tollkeeper_handover"
@@ -440,6 +443,9 @@ TOLERANCE_S = 300
 NAME_CHARS_MAX = 255
 # What money goes back by.
 _RETURNS = frozenset({"charge", "refund", "dispute"})
+_PAID = frozenset({"checkout.session.completed", "checkout.session.async_payment_succeeded"})
+# An id of an organization is a bigint.
+OWNER_DIGITS_MAX = 18
 _RETURNED = ("charge.refund", "refund.", "charge.dispute.")
 
 
@@ -456,8 +462,8 @@ class StripeEvents:
         self._secret, self._clock = secret, clock
         self._tolerance_s = tolerance_s
 
-    def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | None:
-        """The event's meaning; None where it is about no invoice and no money that went back.
+    def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | CheckoutPayment | None:
+        """The event's meaning; None where it is about no invoice, no purchase and no money that went back.
 
         `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
         """
@@ -472,6 +478,8 @@ class StripeEvents:
             about = event["data"]["object"]["object"]
             if about in _RETURNS:
                 return _returned(event)
+            if about == "checkout.session":
+                return _bought(event)
             return _collected(event) if about == "invoice" else None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise AdminRefusal("The body is no event of Stripe's.") from error
@@ -498,6 +506,19 @@ def _returned(event: Any) -> PaymentReturn | None:
     if not payment or not kind.startswith(_RETURNED) or len(name) > NAME_CHARS_MAX:
         return None
     return PaymentReturn(name, kind, str(payment))
+
+
+def _bought(event: Any) -> CheckoutPayment | None:
+    """Which purchase was paid; None where it is none of ours, or its money is still on its way."""
+    session, kind = event["data"]["object"], str(event["type"])
+    marks = session.get("metadata") or {}
+    key, owner = str(marks.get(PURCHASE, "")), str(marks.get(OWNER, ""))
+    is_paid = session["payment_status"] == "paid" and kind in _PAID
+    if not is_paid or not key or not (owner.isascii() and owner.isdigit()) or len(owner) > OWNER_DIGITS_MAX:
+        return None
+    currency = str(session["currency"]).upper()
+    amount = from_stripe(int(session["amount_total"]), currency)
+    return CheckoutPayment(key, int(owner), str(session["id"])[:NAME_CHARS_MAX], amount, currency)
 
 
 def mark_of(invoice: Mapping[str, Any]) -> str:
@@ -586,3 +607,53 @@ class StripeReturns:
 
 def _by(payment: str) -> Params:
     return {"payment": {"type": "payment_intent", "payment_intent": payment}, "status": "paid"}
+
+
+# Credits that customers buy: Checkout has the page where they pay.
+
+# Which purchase, and whose, a session is of.
+PURCHASE, OWNER = "tollkeeper_checkout", "tollkeeper_organization"
+
+
+class StripeCheckout:
+    """Makes the page where a purchase is paid; `most` is the most that one comes to, before tax."""
+
+    def __init__(self, api: StripeApi, most: int, console_url: str) -> None:
+        self._api, self._back = api, f"{console_url}/account"
+        self.most = Decimal(most)
+
+    def least(self, currency: str) -> Decimal:
+        """The least that a purchase comes to, before tax."""
+        return from_stripe(LEAST, currency)
+
+    async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
+        """The address where a purchase is paid; the same one however often it is asked for."""
+        currency, key = str(bought["currency"]), str(bought["key"])
+        try:
+            amount = to_stripe(Decimal(str(bought["amount"])), currency)
+        except Unspeakable as error:
+            raise Conflict(str(error)) from error
+        marks = {PURCHASE: key, OWNER: str(bought["organization_id"])}
+        asked: Params = {
+            "mode": "payment",
+            "line_items": [{
+                "quantity": 1,
+                "price_data": {
+                    "currency": currency.lower(), "product_data": {"name": f"{bought['credits']:,} credits"},
+                    "unit_amount": amount,
+                },
+            }],
+            "metadata": marks,
+            "payment_intent_data": {"metadata": marks},
+            "success_url": f"{self._back}?done=bought",
+            "cancel_url": self._back,
+        }  # fmt: skip
+        if customer is not None:
+            asked["customer"] = customer
+        once = {"idempotency_key": f"tollkeeper-checkout-{key}"}
+        try:
+            made = (await self._api.v1.checkout.sessions.create_async(asked, once)).to_dict()
+        except (stripe.StripeError, *self._api.broken_off) as error:
+            why = shown(str(error) or type(error).__name__)
+            raise CollectorUnavailable(f"Stripe makes no page to pay: {why}") from error
+        return str(made["url"])

@@ -45,6 +45,7 @@ class Stripe:
     invoices: dict[str, Body] = field(default_factory=dict)
     notes: dict[str, Body] = field(default_factory=dict)
     moves: dict[str, Body] = field(default_factory=dict)
+    sessions: dict[str, Body] = field(default_factory=dict)
     # Of which payment which invoice has how much, and what of payments went back.
     payments: dict[str, Body] = field(default_factory=dict)
     refunds: dict[str, Body] = field(default_factory=dict)
@@ -263,6 +264,21 @@ class Stripe:
         self.moves[str(made["id"])] = made
         return made
 
+    def create_session(self, sent: Body) -> Body:
+        found = import_module("stripe.params.checkout._session_create_params")
+        if wrong := _misfit(found.SessionCreateParams, sent, vars(found), "SessionCreateParams"):
+            raise Refused(400, wrong)
+        [line] = sent["line_items"]
+        made = {
+            "id": f"cs_{next(self.ids)}", "object": "checkout.session", "mode": sent["mode"],
+            "payment_status": "unpaid", "metadata": sent["metadata"],
+            "amount_total": int(line["price_data"]["unit_amount"]) * int(line["quantity"]),
+            "currency": line["price_data"]["currency"],
+        }  # fmt: skip
+        made["url"] = f"https://checkout.example/{made['id']}"
+        self.sessions[str(made["id"])] = made
+        return made
+
     def list_moves(self, sent: Body, customer: str) -> Body:
         return page(sent, [each for each in self.moves.values() if each["customer"] == customer])
 
@@ -284,6 +300,7 @@ ROUTES: dict[str, Callable[..., Body]] = {
     "POST /v1/credit_notes/{}/void": Stripe.void_note,
     "POST /v1/customers/{}/balance_transactions": Stripe.create_move,
     "GET /v1/customers/{}/balance_transactions": Stripe.list_moves,
+    "POST /v1/checkout/sessions": Stripe.create_session,
     "GET /v1/invoice_payments": Stripe.list_payments,
     "GET /v1/refunds": Stripe.list_refunds,
     "GET /v1/disputes": Stripe.list_disputes,

@@ -1,0 +1,123 @@
+"""Credits that customers buy: our record of each purchase, and the addition of one that is paid.
+
+A paid purchase is an addition with an invoice of its own, which is paid at once, all in one transaction. What
+a purchase comes to is what that invoice would come to: it is made, looked at, and undone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+
+from sqlalchemy import func, select, text, update
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.money import times
+from gateway.core.billing.payments import PREPAID, purchase_price
+from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.features.stripe.handover import COLLECTOR, CheckoutPayment
+from persistence.billing import charges, invoices, payments, top_ups
+from persistence.billing.invoice_build import INVOICE_HEADS, rest_of
+from persistence.entity import Entity, EntityWrite, add, id_in, lock
+from persistence.resources.quota import ADDITION_SUBJECT
+from persistence.resources.quota import create as add_credits
+from persistence.stripe.collection import uuid_of
+from persistence.stripe.outbox import REFERENCE
+from persistence.tables import checkout, organization
+
+# Purchases of one organization that are begun within a day and not paid.
+OPEN_MAX = 20
+REMARK = "Bought by Stripe Checkout"
+# Stripe has this money already.
+_LEAVE = text("""
+UPDATE handover SET state = 'canceled', done_at = :now WHERE invoice_id = :id AND state = 'waiting'""")
+
+
+def create(change: EntityWrite) -> Row:
+    """Keep what somebody is about to pay, `least` to `most` before tax."""
+    values = change.command.values
+    owner_id, count = id_in(values, "organization_id"), int(str(values["credits"]))
+    least, most = values["least"], values["most"]
+    assert isinstance(least, Decimal)
+    assert isinstance(most, Decimal)
+    charges.hold(change.connection, owner_id)
+    found = select(organization).where(organization.c.id == owner_id, organization.c.deleted_at.is_(None))
+    owner = change.connection.execute(found).mappings().one()
+    price = purchase_price(dict(owner))
+    if price is None:
+        raise Conflict("No price of credits is agreed with this organization.")
+    if not least <= times(count, price) <= most:
+        said = f"must come to {least:f} to {most:f} {owner['currency']}, at {price.normalize():f} each"
+        raise Unprocessable(errors=(("credits", said),))
+    _refuse_many(change, owner_id)
+    made = {"credits": count, "unit_cost": price, "currency": owner["currency"]}
+    with change.connection.begin_nested() as trial:
+        _, bill = _billed(replace(change, intents=[]), {**made, "organization_id": owner_id})
+        trial.rollback()
+    kept = {**made, "amount": bill["total_amount"], "requested_by": change.command.actor.scope}
+    change.command = replace(change.command, values={**kept, "organization_id": owner_id})
+    return change.fetch(add(change))
+
+
+def take(change: EntityWrite) -> Row:
+    """Give the credits of a purchase that was paid, once; `NotFound` where it is none of ours."""
+    told = change.command.values["told"]
+    assert isinstance(told, CheckoutPayment)
+    here = checkout.c
+    which = select(here.id).where(here.key == uuid_of(told.key), here.organization_id == told.organization_id)
+    found = change.connection.execute(which).scalar()
+    if found is None:
+        raise NotFound
+    charges.hold(change.connection, told.organization_id)
+    change.command = replace(change.command, id=found)
+    row = lock(change)
+    if (told.amount, told.currency) != (row["amount"], row["currency"]):
+        raise NotFound
+    if row["credit_addition_id"] is None:
+        addition_id, bill = _billed(change, row)
+        remains = _paid(change, id_in(bill, "id"), told)
+        kept = {"credit_addition_id": addition_id, "remote": told.session, "remains": remains}
+        done = update(checkout).where(here.id == found).values(**kept, paid_at=change.now)
+        change.connection.execute(done)
+    return change.fetch(found)
+
+
+def _refuse_many(change: EntityWrite, owner_id: int) -> None:
+    here = checkout.c
+    begun = (here.organization_id == owner_id) & here.paid_at.is_(None)
+    count = select(func.count()).where(begun, here.created_at > change.now - timedelta(days=1))
+    if change.connection.execute(count).scalar_one() >= OPEN_MAX:
+        raise Conflict(f"{OPEN_MAX} purchases were begun within a day and not paid: pay one, or go on later.")
+
+
+def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
+    """Add the credits, in force once they are paid, and their final invoice."""
+    of = {"organization_id": row["organization_id"]}
+    given = {
+        **of, "credits_added": row["credits"], "unit_cost": row["unit_cost"], "invoicing": PREPAID,
+        "remark": REMARK,
+    }  # fmt: skip
+    asked = replace(change.command, resource="credit-additions", actor=COLLECTOR, id=None, values=given)
+    made = add_credits(replace(change, subject=ADDITION_SUBJECT, command=asked, before=None))
+    billed = {**of, "source": "credit_addition", "source_id": made["id"]}
+    asked = replace(asked, resource="invoices", values=billed)
+    bill = invoices.bill_top_up(replace(change, subject=invoices.SUBJECT, command=asked, before=None))
+    return id_in(made, "id"), bill
+
+
+def _paid(change: EntityWrite, invoice_id: int, told: CheckoutPayment) -> str | None:
+    """Record the money, and put the credits in force; answers what of it was more than is left to pay."""
+    change.connection.execute(_LEAVE, {"id": invoice_id, "now": change.now})
+    amount = min(told.amount, rest_of(change.connection, invoice_id))
+    if amount > 0:
+        values = {"amount": amount, "reference": f"{REFERENCE}{told.session}"}
+        asked = replace(change.command, resource="invoices", id=invoice_id, values=values)
+        payments.record(replace(change, subject=INVOICE_HEADS, command=asked, before=None))
+    # Whatever another tax or another note made of the invoice meanwhile: what was asked is paid.
+    top_ups.release(change, invoice_id)
+    beyond = told.amount - max(Decimal(0), amount)
+    return f"{told.currency} {beyond.normalize():f} more came in than was left to pay." if beyond else None
+
+
+CHECKOUTS = Entity(checkout, verbs={"create": create, "take": take})
