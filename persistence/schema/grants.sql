@@ -25,8 +25,8 @@ GRANT INSERT, UPDATE ON
     usage_tier, usage_told, webhook, zone_clock
     TO :writer;
 GRANT INSERT, UPDATE, DELETE ON
-    api_key, applied_row, budget_told, budget_use, business_model, console_session, credit_allocation,
-    gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
+    agent_sign_in, api_key, applied_row, budget_told, budget_use, business_model, console_session,
+    credit_allocation, gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
     organization_service, raise_request, recovered_event, refused_batch, rerating_left, run, share, subscription_plan, usage_name,
     usage_outbox, webhook_delivery
     TO :writer;
@@ -57,5 +57,5 @@ GRANT SELECT ON
     invariant_budgets
     TO :writer, :reader;
 -- Secrets that stand there as they were given out: sessions, first answers, links, the secrets webhooks are
--- signed with.
-GRANT SELECT ON console_session, idempotency_key, mail_consent, webhook TO :writer;
+-- signed with, seeds of agents' tokens.
+GRANT SELECT ON agent_sign_in, console_session, idempotency_key, mail_consent, webhook TO :writer;

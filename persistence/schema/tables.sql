@@ -1928,6 +1928,28 @@ CREATE TABLE used_sign_in (
 );
 CREATE INDEX used_sign_in_created_at ON used_sign_in (created_at);
 
+-- Sign-ins of agents: a device that asks by codes made of the seed, then whose it is and which key it has now.
+-- `generation` counts its refresh tokens.
+CREATE TABLE agent_sign_in (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    seed text NOT NULL,
+    user_code text NOT NULL UNIQUE,
+    agent text NOT NULL,
+    site text NOT NULL,
+    state text DEFAULT 'asked' NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'given')),
+    generation integer DEFAULT 0 NOT NULL,
+    token_id bigint,
+    api_key_id bigint,
+    earlier_key_id bigint,
+    issuer text,
+    identity text,
+    person text,
+    created_at timestamptz DEFAULT now() NOT NULL,
+    renewed_at timestamptz,
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX agent_sign_in_expires_at ON agent_sign_in (expires_at);
+
 -- Addresses that an organization's people wanted mail sent to: whether, and when, who reads it has agreed. The
 -- digest is that of the link which they were asked by, and which ends it again.
 CREATE TABLE mail_consent (

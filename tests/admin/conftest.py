@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.application import build
-from gateway.admin.ports import AdminPorts, BuiltIn
+from gateway.admin.ports import AdminPorts, BuiltIn, Mount
 from gateway.core.accounts.budgets import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
@@ -383,12 +383,14 @@ async def api_of(
     *,
     sign_ins: SignIns | None = None,
     port: int | None = None,
+    routes: Sequence[Mount] = (),
 ) -> AsyncIterator[Api]:
     engine = engines.create(keeper_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
     failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
-    ports = replace(ports_over(engine, counters, failures, letterhead, store), sign_ins=sign_ins)
+    ports = ports_over(engine, counters, failures, letterhead, store)
+    ports = replace(ports, sign_ins=sign_ins, routes=(*ports.routes, *routes))
     server = TestServer(build(ports), port=port)
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database, failures=failures)

@@ -56,7 +56,9 @@ class World:
 
 
 @asynccontextmanager
-async def console_of_people(admin_database: str, keeper_database: str) -> AsyncIterator[World]:
+async def console_of_people(
+    admin_database: str, keeper_database: str, **more: Any
+) -> AsyncIterator[World]:
     """A console that listens for as long as this lasts, and its two providers."""
     said: list[dict[str, Any]] = []
     held = Held()
@@ -67,7 +69,7 @@ async def console_of_people(admin_database: str, keeper_database: str) -> AsyncI
             ask=held.ask,
         )  # fmt: skip
         one.back, other.back = f"{CONSOLE}/sign-in/example/back", f"{CONSOLE}/sign-in/other/back"
-        async with api_of(admin_database, keeper_database, sign_ins=sign_ins) as api:
+        async with api_of(admin_database, keeper_database, sign_ins=sign_ins, **more) as api:
             yield World(api, one, other, said, held, sign_ins)
 
 

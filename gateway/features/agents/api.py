@@ -1,0 +1,429 @@
+"""The gateway protocol of coding agents: metadata (RFC 8414), device grant (RFC 8628), refresh, revocation.
+
+An access token is an API key that ends by itself, so calls, limits, budgets and rows know nothing of it, and
+no call asks PostgreSQL. All codes and tokens follow from a row's seed under the pepper. So a refresh that is
+sent twice, or again after a crash, has the same answer, and nothing that is stored is a credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.admin.console.home import (
+    Assets,
+    ConsoleShell,
+    Pages,
+    Posted,
+    Sessions,
+    SignedInPerson,
+    see,
+)
+from gateway.admin.credentials import ALPHABET, API_KEY, RANDOM_CHARS, SHOWN_CHARS
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.requests import check_body, may_write, slow_down
+from gateway.admin.live import push
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import ADMIN, CREATE, Actor, Command, CommittedWrite, Row
+from gateway.core.credentials import site_of
+from gateway.core.issuers import PersonIdentity
+from gateway.errors import Conflict, Forbidden, NotFound, TollkeeperError
+from persistence import agents as stored
+
+METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
+DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
+PAGE: Final = "/device"
+DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
+# Letters that spell no word and are not mistaken for each other (RFC 8628, 6.1): 34 bits, for ten minutes.
+CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
+CODE_CHARS: Final = 8
+CODE_S: Final = 600
+POLL_S: Final = 5
+# An agent renews its key before it is told to end; it lasts on while PostgreSQL is away.
+TOKEN_S: Final = 4 * 3600
+LASTS_ON_S: Final = 1800
+# A refresh token that was exchanged has the same answer for a while. Later it was stolen.
+GRACE_S: Final = 60.0
+OVERLAP_S: Final = 300
+# A sign-in makes a key no more often than this.
+RENEWAL_S_MIN: Final = 30.0
+SWEEP_S: Final = 20.0
+AGENT_CHARS_MAX: Final = 120
+FORM_BYTES_MAX: Final = 8192
+
+_CODE = re.compile(rf"[{CODE_LETTERS}]{{{CODE_CHARS}}}", re.ASCII)
+_DEVICE = re.compile(r"tkd_(\d{1,18})_([0-9a-f]{64})", re.ASCII)
+_REFRESH = re.compile(r"tkr_(\d{1,18})_(\d{1,6})_([0-9a-f]{64})", re.ASCII)
+_KEYS = "api-keys"
+# Who ends what nobody holds any more.
+_KEEPER = Actor("agents", ADMIN)
+_log = logging.getLogger("tollkeeper.admin")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """Bounds of sign-ins: those of this module, unless somebody says otherwise."""
+
+    asking_max: int = stored.ASKING_MAX
+    grace_s: float = GRACE_S
+    renewal_s_min: float = RENEWAL_S_MIN
+
+
+LIMITS: Final = AgentLimits()
+
+
+class OAuthRefusal(Exception):  # noqa: N818  # an answer of the protocol, not a fault
+    """An error as OAuth has it (RFC 6749, 5.2)."""
+
+    def __init__(self, error: str, status: int = 400) -> None:
+        super().__init__(error)
+        self.error, self.status = error, status
+
+
+def mount_agents(
+    app: web.Application, ports: AdminPorts, _: str, *, calls: str, console: str, limits: AgentLimits = LIMITS
+) -> None:
+    """Serve the protocol; `calls` is where agents send calls, `console` where people find the console."""
+    agents = Agents(ports, calls, console, limits)
+    router = app.router
+    router.add_get(METADATA_PATH, agents.metadata)
+    for path, handler in (
+        (DEVICE_PATH, agents.authorize), (TOKEN_PATH, agents.token), (REVOKE_PATH, agents.revoke),
+    ):  # fmt: skip
+        router.add_post(path, _oauth(handler))
+    desk = ConsoleShell(ports, Pages(Assets(), version=ports.version), Sessions(ports))
+    router.add_get(PAGE, desk.reading(agents.show))
+    router.add_post(PAGE, desk.asking(agents.decide))
+    app.cleanup_ctx.append(agents.sweeping)
+
+
+def _oauth(handler: Any) -> Any:
+    async def answered(request: web.Request) -> web.Response:
+        try:
+            content = await handler(request, await _form(request))
+        except OAuthRefusal as refusal:
+            return web.json_response({"error": refusal.error}, status=refusal.status)
+        return web.json_response(content)
+
+    return answered
+
+
+async def _form(request: web.Request) -> Mapping[str, str]:
+    """The fields of a form, each once."""
+    if (request.content_length or 0) > FORM_BYTES_MAX:
+        raise OAuthRefusal("invalid_request", 413)
+    try:
+        sent = await request.post()
+    except ValueError as error:
+        raise OAuthRefusal("invalid_request") from error
+    form = {name: value for name, value in sent.items() if isinstance(value, str)}
+    if len(form) != len(sent):
+        raise OAuthRefusal("invalid_request")
+    return form
+
+
+class Agents:
+    """Sign-ins of agents, over the store of all organizations."""
+
+    def __init__(self, ports: AdminPorts, calls: str, console: str, limits: AgentLimits) -> None:
+        self._ports, self._calls, self._console, self._limits = ports, calls, console, limits
+        self._run = ports.store.run
+
+    async def metadata(self, _: web.Request) -> web.Response:
+        """Where the grant is asked for (RFC 8414): at the address that calls go to."""
+        return web.json_response(
+            {
+                "issuer": self._calls,
+                "device_authorization_endpoint": self._calls + DEVICE_PATH,
+                "token_endpoint": self._calls + TOKEN_PATH,
+                "revocation_endpoint": self._calls + REVOKE_PATH,
+                "grant_types_supported": [DEVICE_GRANT, "refresh_token"],
+                "response_types_supported": [],
+                "token_endpoint_auth_methods_supported": ["none"],
+                "revocation_endpoint_auth_methods_supported": ["none"],
+            }
+        )
+
+    async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
+        """A device asks: it has a code of its own, and one that a person types."""
+        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
+        agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
+        digest, site = self._digests_of_code(code)[0], site_of(request.remote or "")
+        asked = (digest, agent[:AGENT_CHARS_MAX], site, CODE_S, self._limits.asking_max)
+        row = await self._run(lambda connection: stored.begin(connection, *asked))
+        if row is None:
+            raise OAuthRefusal("slow_down", 429)
+        shown, page = f"{code[:4]}-{code[4:]}", self._console + PAGE
+        return {
+            "device_code": f"tkd_{row['id']}_{self._made('device', row)[0]}",
+            "user_code": shown,
+            "verification_uri": page,
+            "verification_uri_complete": f"{page}?user_code={shown}",
+            "expires_in": CODE_S,
+            "interval": POLL_S,
+        }
+
+    async def token(self, request: web.Request, form: Mapping[str, str]) -> Row:
+        """Exchange a device code, or a refresh token."""
+        grant = form.get("grant_type", "")
+        if grant == DEVICE_GRANT:
+            return await self._given(request, form.get("device_code", ""))
+        if grant == "refresh_token":
+            return await self._refreshed(request, form.get("refresh_token", ""))
+        raise OAuthRefusal("unsupported_grant_type")
+
+    async def _given(self, request: web.Request, code: str) -> Row:
+        found = _DEVICE.fullmatch(code)
+        row = await self._row(int(found[1])) if found else None
+        if found is None or row is None or not _is_one(found[2], self._made("device", row)):
+            await slow_down(self._ports.failures, request, "unknown")
+            raise OAuthRefusal("expired_token")
+        if row["state"] == stored.ASKED:
+            raise OAuthRefusal("authorization_pending")
+        if row["state"] == stored.DENIED:
+            raise OAuthRefusal("access_denied")
+        if not await self._run(lambda connection: stored.give(connection, row["id"])):
+            raise OAuthRefusal("expired_token")
+        return self._tokens(row, 0, TOKEN_S)
+
+    async def _refreshed(self, request: web.Request, token: str) -> Row:
+        row, generation = await self._holder(request, token)
+        if row is None:
+            raise OAuthRefusal("invalid_grant", 401)
+        age_s = float(row["age_s"] or 0)
+        if generation == row["generation"] - 1 and age_s <= self._limits.grace_s:
+            return self._tokens(row, row["generation"], max(1, TOKEN_S - int(age_s)))
+        if generation != row["generation"]:
+            # It was exchanged before: whoever sends it now, somebody has what is not theirs.
+            await self._end(request, row, "a refresh token was used again")
+            raise OAuthRefusal("invalid_grant", 401)
+        if row["renewed_at"] is not None and age_s < self._limits.renewal_s_min:
+            raise OAuthRefusal("slow_down", 429)
+        actor = await self._ports.store.staff_token(row["token_digest"] or "")
+        if actor is None:
+            await self._end(request, row, "its person's admin token has ended")
+            raise OAuthRefusal("invalid_grant", 401)
+        try:
+            key_id = await self._next_key(request, replace(actor, person=_person(row)), row)
+        except (Conflict, Forbidden, NotFound) as error:
+            await self._end(request, row, "its key has ended")
+            raise OAuthRefusal("invalid_grant", 401) from error
+        await self._run(lambda connection: stored.renew(connection, row["id"], generation, key_id))
+        await self._revoke(request, row["earlier_key_id"])
+        return self._tokens(row, generation + 1, TOKEN_S)
+
+    async def _next_key(self, request: web.Request, actor: Actor, row: Row) -> int:
+        """The key in the place of the present one; the one that is there where somebody just made it."""
+        values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
+        key_id = int(str(row["api_key_id"]))
+        try:
+            return await self._write(request, actor, "rotate", key_id, values)
+        except Conflict:
+            store = self._ports.store
+            before = await store.get(_KEYS, key_id)
+            if before["replaced_by_id"] is None:
+                raise
+            after = await store.get(_KEYS, int(str(before["replaced_by_id"])))
+            if after["digest"] != values["digest"] or after["revoked_at"] is not None:
+                raise
+            return int(str(after["id"]))
+
+    async def revoke(self, request: web.Request, form: Mapping[str, str]) -> Row:
+        """End the sign-in of a token (RFC 7009); a token that nobody has is none already."""
+        token = form.get("token", "")
+        if _REFRESH.fullmatch(token):
+            row, _ = await self._holder(request, token)
+        else:
+            row = await self._of_key(token)
+        if row is not None:
+            await self._end(request, row, "signed out")
+        return {}
+
+    async def _of_key(self, key: str) -> Any:
+        for digest in self._ports.peppers.digests(key) if key.startswith(API_KEY) else ():
+            holder = await self._ports.store.key_holder(digest)
+            if holder is not None and holder.api_key_id is not None:
+                key_id = holder.api_key_id
+                return await self._run(lambda connection: stored.of_key(connection, key_id))
+        return None
+
+    async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
+        """The sign-in that a refresh token is of, None where it is of none; and which of its tokens it is."""
+        found = _REFRESH.fullmatch(token)
+        row = await self._row(int(found[1])) if found else None
+        generation = int(found[2]) if found else 0
+        if (
+            found is None or row is None or row["state"] != stored.GIVEN
+            or not _is_one(found[3], self._made("refresh", row, generation))
+        ):  # fmt: skip
+            await slow_down(self._ports.failures, request, "unknown")
+            return None, 0
+        return row, generation
+
+    # the page
+
+    async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+        """`GET /device`: a code is typed, or stands in the address; nothing is decided by opening it."""
+        code, done = request.query.get("user_code", ""), request.query.get("done", "")
+        row, status, message = None, 200, ""
+        if code and not done:
+            row = await self._asking(code)
+            if row is None:
+                await slow_down(self._ports.failures, request, "unknown")
+                status, message = 404, "No device shows this code now. Ask for another one there."
+        return desk.answer(
+            request, signed, "device.html", status, device=row, code=code, message=message, decided=done
+        )
+
+    async def decide(
+        self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+    ) -> web.StreamResponse:
+        """`POST /device`: let the device call as the person, or not."""
+        row = await self._asking(str(posted.get("user_code", "")))
+        if row is None:
+            await slow_down(self._ports.failures, request, "unknown")
+            raise NotFound("No device shows this code now. Ask for another one there.")
+        if posted.get("decision") != "approve":
+            await self._run(lambda connection: stored.decide(connection, row["id"], stored.DENIED))
+            return see(f"{PAGE}?done=denied")
+        actor = signed.actor
+        if actor.tenant_id is None or actor.token_id is None or not may_write(actor, RESOURCES[_KEYS], CREATE):
+            raise Forbidden("An agent is signed in by who belongs to one tenant and may make its keys.")
+        user = await self._user(actor)
+        sent: dict[str, object] = {
+            "tenant_id": actor.tenant_id, "name": f"Agent of {user}", "user": user, "user_header": "ignore",
+        }  # fmt: skip
+        values = {**check_body(_key_model(), sent), **self._kept(row, 0)}
+        key_id = await self._write(request, actor, CREATE, None, values)
+        who = actor.person
+        said = {"token_id": actor.token_id, "api_key_id": key_id} | (
+            {"issuer": who.issuer, "identity": who.identity, "person": who.name} if who is not None else {}
+        )
+        if not await self._run(
+            lambda connection: stored.decide(connection, row["id"], stored.APPROVED, **said)
+        ):
+            await self._revoke(request, key_id)
+            raise NotFound("The code is over. Ask for another one on the device.")
+        return see(f"{PAGE}?done=approved")
+
+    async def _user(self, actor: Actor) -> str:
+        """The user that the agent's calls are of."""
+        if actor.user_id is not None:
+            return str((await self._ports.store.get("users", actor.user_id))["external_id"])
+        if actor.person is None:
+            raise Forbidden("This admin token names no user: sign in by a provider, or use one that does.")
+        return actor.person.name
+
+    # rows, codes and keys
+
+    async def _row(self, row_id: int) -> Any:
+        return await self._run(lambda connection: stored.find(connection, row_id))
+
+    async def _asking(self, code: str) -> Any:
+        plain = re.sub(r"[\s-]", "", code[:32]).upper()
+        if not _CODE.fullmatch(plain):
+            return None
+        digests = self._digests_of_code(plain)
+        return await self._run(lambda connection: stored.asking(connection, digests))
+
+    def _digests_of_code(self, code: str) -> tuple[str, ...]:
+        return self._ports.peppers.digests(f"\0agents code {code}")
+
+    def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
+        """A secret of a sign-in, as each pepper makes it; no request can send what it is the digest of."""
+        return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
+
+    def _key(self, row: Any, generation: int) -> str:
+        """The API key of a generation, in the form of all others."""
+        left, letters = int(self._made("key", row, generation)[0], 16), []
+        for _ in range(RANDOM_CHARS):
+            left, letter = divmod(left, len(ALPHABET))
+            letters.append(ALPHABET[letter])
+        return API_KEY + "".join(letters)
+
+    def _kept(self, row: Any, generation: int) -> dict[str, object]:
+        """What is stored of that key."""
+        key, peppers = self._key(row, generation), self._ports.peppers
+        ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
+        if row["state"] == stored.GIVEN:
+            ends = min(ends, row["expires_at"])
+        return {
+            "digest": peppers.digest(key), "pepper": peppers.ids[0],
+            "prefix": key[: len(API_KEY) + SHOWN_CHARS], "expires_at": ends,
+        }  # fmt: skip
+
+    def _tokens(self, row: Any, generation: int, lasts_s: int) -> Row:
+        refresh = self._made("refresh", row, generation)[0]
+        return {
+            "access_token": self._key(row, generation),
+            "token_type": "Bearer",
+            "expires_in": lasts_s,
+            "refresh_token": f"tkr_{row['id']}_{generation}_{refresh}",
+        }
+
+    async def _write(
+        self, request: web.Request | None, actor: Actor, verb: str, key_id: int | None, values: Row
+    ) -> int:
+        """Do a write of keys as somebody; the id of the row."""
+        ports, render = self._ports.of(actor), RESOURCES[_KEYS].render
+        asked_by = request[REQUEST_ID] if request is not None else None
+        done = await ports.store.write(Command(_KEYS, verb, actor, asked_by, render, key_id, values))
+        assert isinstance(done, CommittedWrite)  # no idempotency key is claimed
+        await push(ports, done.intents)
+        return int(str(done.row["id"]))
+
+    async def _revoke(self, request: web.Request | None, key_id: int | None) -> None:
+        if key_id is not None:
+            try:
+                await self._write(request, _KEEPER, "revoke", key_id, {})
+            except NotFound:
+                pass  # somebody deleted it
+
+    async def _end(self, request: web.Request | None, row: Any, why: str) -> None:
+        """Revoke the keys of a sign-in, then forget it."""
+        for key_id in (row["api_key_id"], row["earlier_key_id"]):
+            await self._revoke(request, key_id)
+        await self._run(lambda connection: stored.end(connection, row["id"]))
+        _log.info("an agent's sign-in ended", extra={"sign_in": row["id"], "why": why})
+
+    async def sweeping(self, _: web.Application) -> AsyncIterator[None]:
+        """Have a task that ends again and again what is over, for as long as the application lasts."""
+        task = asyncio.create_task(self._keep_sweeping())
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self.sweep()
+            except TollkeeperError as error:
+                _log.warning("sign-ins of agents are not swept", extra={"why": error.message})
+
+    async def sweep(self) -> None:
+        """End sign-ins that are over, and those of people whose admin token is."""
+        for row in await self._run(stored.over):
+            await self._end(None, row, "over")
+
+
+def _is_one(sent: str, digests: tuple[str, ...]) -> bool:
+    return any(hmac.compare_digest(sent, one) for one in digests)
+
+
+def _person(row: Any) -> PersonIdentity | None:
+    return PersonIdentity(row["issuer"], row["identity"], row["person"]) if row["person"] is not None else None
+
+
+def _key_model() -> Any:
+    return RESOURCES[_KEYS].create

@@ -1,0 +1,30 @@
+"""Agents: people sign programs such as Claude Code in, and the programs renew their keys by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.run.keeper_doors import AdminParts, Routes
+
+
+def _routes(parts: AdminParts) -> Routes | None:
+    settings = parts.settings
+    if not settings.agents_url:
+        return None
+    from functools import partial  # noqa: PLC0415  # of people's processes alone
+
+    from gateway.features.agents.api import mount_agents  # noqa: PLC0415  # as above
+    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
+
+    return Routes(mount=partial(mount_agents, calls=settings.calls_url, console=settings.links_url))
+
+
+FEATURE = Feature(
+    name="agents",
+    tables=("agent_sign_in",),
+    settings=("agents_url",),
+    routes=_routes,
+)

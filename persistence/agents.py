@@ -1,0 +1,110 @@
+"""Sign-ins of agents: devices that ask, and what became of them. No code and no token is stored.
+
+Codes and tokens are made of a row's seed under the pepper, so neither a row nor the pepper alone is one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, case, delete, func, insert, or_, select, update
+from sqlalchemy.engine import RowMapping
+
+from gateway.core.issuers import LIFE_MAX
+from persistence.tables import admin_token, agent_sign_in
+
+SEED_BYTES = 32
+# Devices that ask at once. More are refused: nobody's code is taken away for another one's.
+ASKING_MAX = 1_000
+OVER_MAX = 100
+ASKED, APPROVED, DENIED, GIVEN = "asked", "approved", "denied", "given"
+
+_here, _token = agent_sign_in.c, admin_token.c
+_is_live = _here.expires_at > func.now()
+_asking = (_here.state == ASKED) & _is_live
+
+
+def begin(
+    connection: Connection, user_code: str, agent: str, site: str, lasts_s: int, most: int
+) -> RowMapping | None:
+    """Keep a device that asks, known by the digest of its user code; None where `most` do already."""
+    connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("agent_sign_in"))))
+    many = select(func.count()).select_from(agent_sign_in).where(_here.state == ASKED)
+    if connection.execute(many).scalar_one() >= most:
+        return None
+    row = {"seed": secrets.token_hex(SEED_BYTES), "user_code": user_code, "agent": agent, "site": site}
+    ends = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lasts_s)
+    kept = insert(agent_sign_in).values(**row, expires_at=ends).returning(agent_sign_in)
+    return connection.execute(kept).mappings().one()
+
+
+def asking(connection: Connection, user_codes: Sequence[str]) -> RowMapping | None:
+    """The device that shows a code now, by the digests that it may have."""
+    found = select(agent_sign_in).where(_here.user_code.in_(user_codes), _asking)
+    return connection.execute(found).mappings().first()
+
+
+def decide(connection: Connection, row_id: int, state: str, **values: object) -> bool:
+    """Note what somebody decided; False where that was decided, or is over."""
+    said = update(agent_sign_in).where(_here.id == row_id, _asking).values(state=state, **values)
+    return connection.execute(said.returning(_here.id)).first() is not None
+
+
+def find(connection: Connection, row_id: int) -> RowMapping | None:
+    """A sign-in that is not over, with the digest of the admin token that stands for its person.
+
+    `age_s` is how long ago its refresh token was last exchanged.
+    """
+    age = func.extract("epoch", func.now() - _here.renewed_at).label("age_s")
+    found = (
+        select(agent_sign_in, _token.digest.label("token_digest"), age)
+        .outerjoin(admin_token, _token.id == _here.token_id)
+        .where(_here.id == row_id, _is_live)
+    )
+    return connection.execute(found).mappings().first()
+
+
+def of_key(connection: Connection, api_key_id: int) -> RowMapping | None:
+    """The sign-in whose key this is now."""
+    return connection.execute(select(agent_sign_in).where(_here.api_key_id == api_key_id)).mappings().first()
+
+
+def give(connection: Connection, row_id: int) -> bool:
+    """Use a device code up: its sign-in lasts as long as one at the console; False where it was used."""
+    used = update(agent_sign_in).where(_here.id == row_id, _here.state == APPROVED)
+    given = used.values(state=GIVEN, expires_at=func.now() + LIFE_MAX)
+    return connection.execute(given.returning(_here.id)).first() is not None
+
+
+def renew(connection: Connection, row_id: int, generation: int, api_key_id: int) -> None:
+    """Go on with another key, and with the next refresh token."""
+    mine = update(agent_sign_in).where(_here.id == row_id, _here.generation == generation)
+    connection.execute(
+        mine.values(
+            generation=generation + 1, earlier_key_id=_here.api_key_id, api_key_id=api_key_id,
+            renewed_at=func.now(),
+        )
+    )  # fmt: skip
+
+
+def over(connection: Connection) -> Sequence[RowMapping]:
+    """Some sign-ins that are over, and some whose person's admin token is: all have keys to revoke."""
+    has_ended = or_(
+        _token.id.is_(None), _token.revoked_at.is_not(None), _token.expires_at <= func.now(),
+        _token.digest.startswith("forgotten:"),
+    )  # fmt: skip
+    found = (
+        select(_here.id, _here.api_key_id, _here.earlier_key_id)
+        .outerjoin(admin_token, _token.id == _here.token_id)
+        .where(_here.state.in_((APPROVED, GIVEN)), case((_is_live, has_ended), else_=True))
+        .order_by(_here.id)
+        .limit(OVER_MAX)
+    )
+    return connection.execute(found).mappings().all()
+
+
+def end(connection: Connection, row_id: int) -> None:
+    """Forget a sign-in: no token of it is good any more."""
+    connection.execute(delete(agent_sign_in).where(_here.id == row_id))

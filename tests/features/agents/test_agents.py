@@ -1,0 +1,220 @@
+"""Agents sign in: a device asks, a person decides, and tokens are exchanged, replayed, guessed and revoked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gateway.features.agents.api import (
+    DEVICE_GRANT,
+    DEVICE_PATH,
+    METADATA_PATH,
+    PAGE,
+    REVOKE_PATH,
+    TOKEN_PATH,
+    AgentLimits,
+    mount_agents,
+)
+from tests.admin.conftest import PEPPERS
+from tests.admin.console.conftest import Person
+from tests.admin.console.elsewhere import Browser, World, console_of_people
+
+GATEWAY, CONSOLE = "https://gateway.example", "https://console.example"
+
+
+def of(limits: AgentLimits) -> Any:
+    return pytest.mark.parametrize("world", [limits], indirect=True)
+
+
+@pytest.fixture
+async def world(
+    request: pytest.FixtureRequest, admin_database: str, keeper_database: str
+) -> AsyncIterator[World]:
+    limits = getattr(request, "param", AgentLimits(asking_max=3, renewal_s_min=0))
+    mount = partial(mount_agents, calls=GATEWAY, console=CONSOLE, limits=limits)
+    async with console_of_people(admin_database, keeper_database, routes=[mount]) as made:
+        yield made
+
+
+async def asked(world: World, path: str, **form: str) -> tuple[int, Any]:
+    """What an agent is answered; it has no credential of its own."""
+    headers = {"User-Agent": "claude-cli/2.1 (external)"}
+    async with world.api.client.post(path, data=form, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def engineer(world: World) -> Person:
+    """An engineer of one tenant, at the console by the provider of identities."""
+    organization = (await world.api.make("organizations", name="acme"))["id"]
+    tenant = (await world.api.make("tenants", name="search", organization_id=organization))["id"]
+    await world.let_in(role="member", tenant_id=tenant)
+    browser = Browser.at(world)
+    assert (await browser.sign_in()).status == 200
+    browser.person.headers = {"X-Forwarded-Proto": "https"}
+    return browser.person
+
+
+async def decided(person: Person, code: str, decision: str = "approve") -> Any:
+    page = await person.open(f"{PAGE}?user_code={code}")
+    assert page.status == 200
+    assert "claude-cli/2.1 (external)" in page.text
+    sent = {"form_token": page.form_token, "user_code": code, "decision": decision}
+    return await person.post(PAGE, sent)
+
+
+async def signed_in(world: World, person: Person) -> dict[str, Any]:
+    """The tokens of an agent that this person has signed in."""
+    _, device = await asked(world, DEVICE_PATH)
+    assert (await decided(person, device["user_code"])).status == 303
+    return await given(world, device)
+
+
+async def given(world: World, device: dict[str, Any]) -> Any:
+    status, tokens = await asked(
+        world, TOKEN_PATH, grant_type=DEVICE_GRANT, device_code=device["device_code"]
+    )
+    assert status == 200, tokens
+    return tokens
+
+
+async def refreshed(world: World, tokens: dict[str, Any]) -> tuple[int, Any]:
+    return await asked(
+        world, TOKEN_PATH, grant_type="refresh_token", refresh_token=tokens["refresh_token"]
+    )
+
+
+def key_of(world: World, tokens: dict[str, Any]) -> tuple[Any, ...]:
+    """The row of an access token: whether it is good now, its user, its tenant's name."""
+    [row] = world.api.rows(
+        "select k.revoked_at is null and k.expires_at > now(), k.user, t.name from api_key k"
+        " join tenant t on t.id = k.tenant_id where k.digest = %s",
+        PEPPERS.digest(tokens["access_token"]),
+    )  # fmt: skip
+    return row
+
+
+async def test_an_agent_gets_a_key_of_the_person_who_approves_it_and_of_nobody_else(world: World) -> None:
+    async with world.api.client.get(METADATA_PATH) as answer:
+        said = await answer.json()
+    assert said["token_endpoint"] == GATEWAY + TOKEN_PATH
+    assert said["device_authorization_endpoint"] == GATEWAY + DEVICE_PATH
+    _, device = await asked(world, DEVICE_PATH)
+    assert device["verification_uri_complete"] == f"{CONSOLE}{PAGE}?user_code={device['user_code']}"
+    poll = {"grant_type": DEVICE_GRANT, "device_code": device["device_code"]}
+    assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "authorization_pending"})
+    person = await engineer(world)
+    forged = await person.post(PAGE, {"user_code": device["user_code"], "decision": "approve"})
+    assert forged.status == 403
+    assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "authorization_pending"})
+    assert (await decided(person, device["user_code"].lower())).status == 303
+    tokens = await given(world, device)
+    assert re.fullmatch(r"tk_\w{32}", tokens["access_token"])
+    assert key_of(world, tokens) == (True, "Kim", "search")
+    # A code is good once.
+    assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "expired_token"})
+    assert (await person.open(f"{PAGE}?user_code={device['user_code']}")).status == 404
+    stored = str(world.api.rows("select * from agent_sign_in"))
+    assert not [one for one in (*tokens.values(), *device.values()) if len(str(one)) > 8 and str(one) in stored]
+
+
+async def test_what_somebody_else_decides_or_guesses_signs_nobody_in(world: World) -> None:
+    _, device = await asked(world, DEVICE_PATH)
+    anonymous = await Person(world.api.client).open(f"{PAGE}?user_code={device['user_code']}")
+    assert (anonymous.status, anonymous.headers["Location"].split("?")[0]) == (303, "/sign-in")
+    person = await engineer(world)
+    for wrong in ("BCDF-GHJK", "tka_1", "%00"):
+        assert (await person.open(f"{PAGE}?user_code={wrong}")).status == 404
+    assert (await decided(person, device["user_code"], "deny")).status == 303
+    poll = {"grant_type": DEVICE_GRANT, "device_code": device["device_code"]}
+    assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "access_denied"})
+    number = device["device_code"].split("_")[1]
+    for code in (f"tkd_{number}_{'0' * 64}", "tkd_99_" + "0" * 64, "", "x"):
+        answer = await asked(world, TOKEN_PATH, grant_type=DEVICE_GRANT, device_code=code)
+        assert answer == (400, {"error": "expired_token"})
+    assert (await asked(world, TOKEN_PATH, grant_type="password"))[1] == {"error": "unsupported_grant_type"}
+
+
+async def test_who_is_of_no_tenant_or_no_person_signs_no_agent_in(world: World) -> None:
+    await world.let_in()
+    staff = Browser.at(world)
+    await staff.sign_in()
+    staff.person.headers = {"X-Forwarded-Proto": "https"}
+    _, device = await asked(world, DEVICE_PATH)
+    assert (await decided(staff.person, device["user_code"])).status == 403
+    assert world.api.rows("select count(*) from api_key") == [(0,)]
+
+
+async def test_devices_that_ask_are_bounded_and_take_no_code_away(world: World) -> None:
+    devices = [(await asked(world, DEVICE_PATH))[1] for _ in range(3)]
+    assert await asked(world, DEVICE_PATH) == (429, {"error": "slow_down"})
+    person = await engineer(world)
+    assert (await decided(person, devices[0]["user_code"])).status == 303
+    await given(world, devices[0])
+    assert (await asked(world, DEVICE_PATH))[0] == 200
+
+
+async def test_two_who_refresh_at_once_have_the_same_successor(world: World) -> None:
+    first = await signed_in(world, await engineer(world))
+    status, second = await refreshed(world, first)
+    assert status == 200
+    assert second["access_token"] != first["access_token"]
+    _, twin = await refreshed(world, first)
+    assert {**twin, "expires_in": second["expires_in"]} == second
+    # The predecessor lasts a while, so calls that are on their way pass.
+    assert [key_of(world, one)[0] for one in (first, second)] == [True, True]
+    status, third = await refreshed(world, second)
+    assert status == 200
+    assert [key_of(world, one)[0] for one in (first, second, third)] == [False, True, True]
+
+
+async def test_a_refresh_that_broke_off_behind_its_key_goes_on(world: World) -> None:
+    first = await signed_in(world, await engineer(world))
+    _, second = await refreshed(world, first)
+    world.api.rows(
+        "update agent_sign_in set generation = 0, api_key_id = earlier_key_id, earlier_key_id = null,"
+        " renewed_at = null"
+    )
+    _, again = await refreshed(world, first)
+    assert again == second
+
+
+@of(AgentLimits(grace_s=0, renewal_s_min=0))
+async def test_a_refresh_token_used_again_ends_all_its_family(world: World) -> None:
+    first = await signed_in(world, await engineer(world))
+    _, second = await refreshed(world, first)
+    number = second["refresh_token"].split("_")[1]
+    guessed = {"refresh_token": f"tkr_{number}_1_{'0' * 64}"}
+    assert (await refreshed(world, guessed))[0] == 401
+    assert key_of(world, second)[0]  # who guesses ends nobody's
+    assert await refreshed(world, first) == (401, {"error": "invalid_grant"})
+    assert await refreshed(world, second) == (401, {"error": "invalid_grant"})
+    assert [key_of(world, one)[0] for one in (first, second)] == [False, False]
+
+
+@of(AgentLimits(renewal_s_min=600))
+async def test_keys_are_not_made_faster_than_they_are_needed(world: World) -> None:
+    first = await signed_in(world, await engineer(world))
+    _, second = await refreshed(world, first)
+    assert await refreshed(world, second) == (429, {"error": "slow_down"})
+
+
+@pytest.mark.parametrize("by", ["access_token", "refresh_token"])
+async def test_who_signs_out_is_out(world: World, by: str) -> None:
+    tokens = await signed_in(world, await engineer(world))
+    assert await asked(world, REVOKE_PATH, token="tk_" + "0" * 32) == (200, {})
+    assert key_of(world, tokens)[0]
+    assert await asked(world, REVOKE_PATH, token=tokens[by]) == (200, {})
+    assert not key_of(world, tokens)[0]
+    assert (await refreshed(world, tokens))[0] == 401
+
+
+async def test_a_leaver_is_out_with_the_next_sweep(world: World) -> None:
+    tokens = await signed_in(world, await engineer(world))
+    [token] = (await world.api.get("admin-tokens")).json["items"]
+    assert (await world.api.post(f"admin-tokens/{token['id']}/revoke")).status == 200
+    assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
+    assert not key_of(world, tokens)[0]
