@@ -26,7 +26,7 @@ _asking = (_here.state == ASKED) & _is_live
 
 
 def begin(
-    connection: Connection, user_code: str, agent: str, site: str, lasts_s: int, most: int
+    connection: Connection, user_code: str, *, agent: str, site: str, lasts_s: int, most: int
 ) -> RowMapping | None:
     """Keep a device that asks, known by the digest of its user code; None where `most` do already."""
     connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))

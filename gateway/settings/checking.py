@@ -52,7 +52,6 @@ SCHEMES = {
     "stripe_api_url": ("https", "http"),
     "usage_feed_url": ("https", "http", "file"),
     "console_url": ("https", "http"),
-    "agents_url": ("https", "http"),
 }
 _SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
@@ -60,7 +59,6 @@ _SHAPES = {
     "stripe_api_url": "https://host:port",
     "usage_feed_url": "https://host:port",
     "console_url": "https://host:port",
-    "agents_url": "https://host:port",
 }
 PORT_MAX = 65_535
 # The text behind a host that is none of IPv6, or behind the brackets of one.

@@ -210,7 +210,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     proxy_ca_file: str = ""
     smtp_from: str = ""
     console_url: str = ""
-    agents_url: str = ""
+    agents: bool = False
+    agents_settings_file: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0

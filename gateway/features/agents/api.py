@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
 from typing import Any, Final
+from uuid import uuid4
 
 from aiohttp import web
 
@@ -30,18 +35,28 @@ from gateway.admin.console.home import (
 )
 from gateway.admin.credentials import ALPHABET, API_KEY, RANDOM_CHARS, SHOWN_CHARS
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import check_body, may_write, slow_down
+from gateway.admin.http.requests import check_body, known_key, may_write, slow_down, take_place
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import ADMIN, CREATE, Actor, Command, CommittedWrite, Row
 from gateway.core.credentials import site_of
 from gateway.core.issuers import PersonIdentity
-from gateway.errors import Conflict, Forbidden, NotFound, TollkeeperError
+from gateway.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    StoreUnavailable,
+    TollkeeperError,
+    Unauthorized,
+)
+from gateway.files import read_regular
 from persistence import agents as stored
 
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
+SETTINGS_PATH: Final = "/managed/settings"
+TELEMETRY_PATHS: Final = ("/v1/metrics", "/v1/logs", "/v1/traces")
 PAGE: Final = "/device"
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 # Letters that spell no word and are not mistaken for each other (RFC 8628, 6.1): 34 bits, for ten minutes.
@@ -58,6 +73,7 @@ OVERLAP_S: Final = 300
 # A sign-in makes a key no more often than this.
 RENEWAL_S_MIN: Final = 30.0
 SWEEP_S: Final = 20.0
+SETTINGS_BYTES_MAX: Final = 256 * 1024
 AGENT_CHARS_MAX: Final = 120
 FORM_BYTES_MAX: Final = 8192
 
@@ -77,12 +93,13 @@ class AgentLimits:
     asking_max: int = stored.ASKING_MAX
     grace_s: float = GRACE_S
     renewal_s_min: float = RENEWAL_S_MIN
+    sweep_s: float = SWEEP_S
 
 
 LIMITS: Final = AgentLimits()
 
 
-class OAuthRefusal(Exception):  # noqa: N818  # an answer of the protocol, not a fault
+class OAuthRefusal(Exception):  # an answer of the protocol, not a fault
     """An error as OAuth has it (RFC 6749, 5.2)."""
 
     def __init__(self, error: str, status: int = 400) -> None:
@@ -91,9 +108,19 @@ class OAuthRefusal(Exception):  # noqa: N818  # an answer of the protocol, not a
 
 
 def mount_agents(
-    app: web.Application, ports: AdminPorts, _: str, *, calls: str, console: str, limits: AgentLimits = LIMITS
+    app: web.Application,
+    ports: AdminPorts,
+    _: str,
+    *,
+    calls: str,
+    console: str,
+    policy: str = "",
+    limits: AgentLimits = LIMITS,
 ) -> None:
-    """Serve the protocol; `calls` is where agents send calls, `console` where people find the console."""
+    """Serve the protocol; `calls` is where agents send calls, `console` where people find the console.
+
+    `policy` is the file of the settings that agents are given, empty where they are given none.
+    """
     agents = Agents(ports, calls, console, limits)
     router = app.router
     router.add_get(METADATA_PATH, agents.metadata)
@@ -102,6 +129,9 @@ def mount_agents(
     ):  # fmt: skip
         router.add_post(path, _oauth(handler))
     desk = ConsoleShell(ports, Pages(Assets(), version=ports.version), Sessions(ports))
+    router.add_get(SETTINGS_PATH, partial(agents.settings, policy))
+    for path in TELEMETRY_PATHS:
+        router.add_post(path, agents.telemetry)
     router.add_get(PAGE, desk.reading(agents.show))
     router.add_post(PAGE, desk.asking(agents.decide))
     app.cleanup_ctx.append(agents.sweeping)
@@ -159,8 +189,11 @@ class Agents:
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
         agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
         digest, site = self._digests_of_code(code)[0], site_of(request.remote or "")
-        asked = (digest, agent[:AGENT_CHARS_MAX], site, CODE_S, self._limits.asking_max)
-        row = await self._run(lambda connection: stored.begin(connection, *asked))
+        begin = partial(
+            stored.begin, user_code=digest, agent=agent[:AGENT_CHARS_MAX], site=site, lasts_s=CODE_S,
+            most=self._limits.asking_max,
+        )  # fmt: skip
+        row = await self._run(begin)
         if row is None:
             raise OAuthRefusal("slow_down", 429)
         shown, page = f"{code[:4]}-{code[4:]}", self._console + PAGE
@@ -204,7 +237,7 @@ class Agents:
         if generation == row["generation"] - 1 and age_s <= self._limits.grace_s:
             return self._tokens(row, row["generation"], max(1, TOKEN_S - int(age_s)))
         if generation != row["generation"]:
-            # It was exchanged before: whoever sends it now, somebody has what is not theirs.
+            # It was exchanged before: two programs have it, and one of them has stolen it.
             await self._end(request, row, "a refresh token was used again")
             raise OAuthRefusal("invalid_grant", 401)
         if row["renewed_at"] is not None and age_s < self._limits.renewal_s_min:
@@ -253,8 +286,7 @@ class Agents:
         for digest in self._ports.peppers.digests(key) if key.startswith(API_KEY) else ():
             holder = await self._ports.store.key_holder(digest)
             if holder is not None and holder.api_key_id is not None:
-                key_id = holder.api_key_id
-                return await self._run(lambda connection: stored.of_key(connection, key_id))
+                return await self._run(partial(stored.of_key, api_key_id=holder.api_key_id))
         return None
 
     async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
@@ -269,6 +301,32 @@ class Agents:
             await slow_down(self._ports.failures, request, "unknown")
             return None, 0
         return row, generation
+
+    # what an agent is told, and tells
+
+    async def settings(self, policy: str, request: web.Request) -> web.Response:
+        """`GET /managed/settings`: what its company has every agent of it do; 404 where it says nothing."""
+        await self._require_key(request)
+        if not policy:
+            raise NotFound
+        body = await asyncio.to_thread(_read_policy, policy)
+        tag = f'"{sha256(body).hexdigest()[:32]}"'
+        if tag in [one.strip() for one in request.headers.get("If-None-Match", "").split(",")]:
+            return web.Response(status=304, headers={"ETag": tag})
+        return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
+
+    async def telemetry(self, request: web.Request) -> web.Response:
+        """`POST /v1/metrics` and the like: taken, lest its exporter complains, and dropped."""
+        await self._require_key(request)
+        return web.json_response({})
+
+    async def _require_key(self, request: web.Request) -> None:
+        """Refuse who sends no API key that is good now."""
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized
+        actor, _ = await known_key(self._ports, key.strip())
+        await take_place(request, actor.organization_id)
 
     # the page
 
@@ -297,7 +355,11 @@ class Agents:
             await self._run(lambda connection: stored.decide(connection, row["id"], stored.DENIED))
             return see(f"{PAGE}?done=denied")
         actor = signed.actor
-        if actor.tenant_id is None or actor.token_id is None or not may_write(actor, RESOURCES[_KEYS], CREATE):
+        if (
+            actor.tenant_id is None
+            or actor.token_id is None
+            or not may_write(actor, RESOURCES[_KEYS], CREATE)
+        ):
             raise Forbidden("An agent is signed in by who belongs to one tenant and may make its keys.")
         user = await self._user(actor)
         sent: dict[str, object] = {
@@ -352,7 +414,7 @@ class Agents:
         return API_KEY + "".join(letters)
 
     def _kept(self, row: Any, generation: int) -> dict[str, object]:
-        """What is stored of that key."""
+        """The stored values of that key."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
         if row["state"] == stored.GIVEN:
@@ -376,7 +438,7 @@ class Agents:
     ) -> int:
         """Do a write of keys as somebody; the id of the row."""
         ports, render = self._ports.of(actor), RESOURCES[_KEYS].render
-        asked_by = request[REQUEST_ID] if request is not None else None
+        asked_by = request[REQUEST_ID] if request is not None else str(uuid4())
         done = await ports.store.write(Command(_KEYS, verb, actor, asked_by, render, key_id, values))
         assert isinstance(done, CommittedWrite)  # no idempotency key is claimed
         await push(ports, done.intents)
@@ -384,10 +446,8 @@ class Agents:
 
     async def _revoke(self, request: web.Request | None, key_id: int | None) -> None:
         if key_id is not None:
-            try:
+            with suppress(NotFound):  # somebody deleted it
                 await self._write(request, _KEEPER, "revoke", key_id, {})
-            except NotFound:
-                pass  # somebody deleted it
 
     async def _end(self, request: web.Request | None, row: Any, why: str) -> None:
         """Revoke the keys of a sign-in, then forget it."""
@@ -405,7 +465,7 @@ class Agents:
 
     async def _keep_sweeping(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(self._limits.sweep_s)
             try:
                 await self.sweep()
             except TollkeeperError as error:
@@ -421,8 +481,21 @@ def _is_one(sent: str, digests: tuple[str, ...]) -> bool:
     return any(hmac.compare_digest(sent, one) for one in digests)
 
 
+def _read_policy(path: str) -> bytes:
+    """The JSON object of a file; `StoreUnavailable` where it holds none."""
+    try:
+        body = read_regular(path, SETTINGS_BYTES_MAX)
+        found = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
+    except (OSError, ValueError) as error:
+        raise StoreUnavailable("The settings of agents cannot be read.") from error
+    if not isinstance(found, dict):
+        raise StoreUnavailable("The settings of agents are no JSON object, or too long.")
+    return body
+
+
 def _person(row: Any) -> PersonIdentity | None:
-    return PersonIdentity(row["issuer"], row["identity"], row["person"]) if row["person"] is not None else None
+    who = (row["issuer"], row["identity"], row["person"])
+    return PersonIdentity(*who) if row["person"] is not None else None
 
 
 def _key_model() -> Any:

@@ -12,19 +12,21 @@ if TYPE_CHECKING:
 
 def _routes(parts: AdminParts) -> Routes | None:
     settings = parts.settings
-    if not settings.agents_url:
+    if not settings.agents:
         return None
     from functools import partial  # noqa: PLC0415  # of people's processes alone
 
     from gateway.features.agents.api import mount_agents  # noqa: PLC0415  # as above
     from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
 
-    return Routes(mount=partial(mount_agents, calls=settings.calls_url, console=settings.links_url))
+    calls, console, policy = settings.calls_url, settings.links_url, settings.agents_settings_file
+    mount = partial(mount_agents, calls=calls, console=console, policy=policy)
+    return Routes(mount=mount)
 
 
 FEATURE = Feature(
     name="agents",
     tables=("agent_sign_in",),
-    settings=("agents_url",),
+    settings=("agents", "agents_settings_file"),
     routes=_routes,
 )

@@ -56,9 +56,7 @@ class World:
 
 
 @asynccontextmanager
-async def console_of_people(
-    admin_database: str, keeper_database: str, **more: Any
-) -> AsyncIterator[World]:
+async def console_of_people(admin_database: str, keeper_database: str, **more: Any) -> AsyncIterator[World]:
     """A console that listens for as long as this lasts, and its two providers."""
     said: list[dict[str, Any]] = []
     held = Held()

@@ -1,10 +1,11 @@
-"""Agents sign in: a device asks, a person decides, and tokens are exchanged, replayed, guessed and revoked."""
+"""Agents sign in: a device asks, a person decides; tokens are exchanged, replayed, guessed and revoked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gateway.features.agents.api import (
     METADATA_PATH,
     PAGE,
     REVOKE_PATH,
+    SETTINGS_PATH,
     TOKEN_PATH,
     AgentLimits,
     mount_agents,
@@ -22,6 +24,7 @@ from gateway.features.agents.api import (
 from tests.admin.conftest import PEPPERS
 from tests.admin.console.conftest import Person
 from tests.admin.console.elsewhere import Browser, World, console_of_people
+from tests.waiting import eventually
 
 GATEWAY, CONSOLE = "https://gateway.example", "https://console.example"
 
@@ -32,10 +35,12 @@ def of(limits: AgentLimits) -> Any:
 
 @pytest.fixture
 async def world(
-    request: pytest.FixtureRequest, admin_database: str, keeper_database: str
+    request: pytest.FixtureRequest, admin_database: str, keeper_database: str, tmp_path: Path
 ) -> AsyncIterator[World]:
+    policy = tmp_path / "settings.json"
+    policy.write_text('{"model": "claude-opus-4-8"}', encoding="utf-8")
     limits = getattr(request, "param", AgentLimits(asking_max=3, renewal_s_min=0))
-    mount = partial(mount_agents, calls=GATEWAY, console=CONSOLE, limits=limits)
+    mount = partial(mount_agents, calls=GATEWAY, console=CONSOLE, policy=str(policy), limits=limits)
     async with console_of_people(admin_database, keeper_database, routes=[mount]) as made:
         yield made
 
@@ -82,9 +87,7 @@ async def given(world: World, device: dict[str, Any]) -> Any:
 
 
 async def refreshed(world: World, tokens: dict[str, Any]) -> tuple[int, Any]:
-    return await asked(
-        world, TOKEN_PATH, grant_type="refresh_token", refresh_token=tokens["refresh_token"]
-    )
+    return await asked(world, TOKEN_PATH, grant_type="refresh_token", refresh_token=tokens["refresh_token"])
 
 
 def key_of(world: World, tokens: dict[str, Any]) -> tuple[Any, ...]:
@@ -118,7 +121,8 @@ async def test_an_agent_gets_a_key_of_the_person_who_approves_it_and_of_nobody_e
     assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "expired_token"})
     assert (await person.open(f"{PAGE}?user_code={device['user_code']}")).status == 404
     stored = str(world.api.rows("select * from agent_sign_in"))
-    assert not [one for one in (*tokens.values(), *device.values()) if len(str(one)) > 8 and str(one) in stored]
+    secrets = (tokens["access_token"], tokens["refresh_token"], device["device_code"], device["user_code"])
+    assert not [one for one in secrets if one in stored]
 
 
 async def test_what_somebody_else_decides_or_guesses_signs_nobody_in(world: World) -> None:
@@ -212,9 +216,29 @@ async def test_who_signs_out_is_out(world: World, by: str) -> None:
     assert (await refreshed(world, tokens))[0] == 401
 
 
+@of(AgentLimits(sweep_s=0.05))
 async def test_a_leaver_is_out_with_the_next_sweep(world: World) -> None:
     tokens = await signed_in(world, await engineer(world))
     [token] = (await world.api.get("admin-tokens")).json["items"]
     assert (await world.api.post(f"admin-tokens/{token['id']}/revoke")).status == 200
+    await eventually(lambda: not key_of(world, tokens)[0])
+    assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
+
+
+async def test_who_is_no_member_any_more_refreshes_nothing(world: World) -> None:
+    tokens = await signed_in(world, await engineer(world))
+    world.api.rows("update admin_token set revoked_at = now()")
     assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
     assert not key_of(world, tokens)[0]
+
+
+async def test_an_agent_is_told_its_settings_once_and_its_telemetry_is_taken(world: World) -> None:
+    key = (await signed_in(world, await engineer(world)))["access_token"]
+    bearer = {"Authorization": f"Bearer {key}"}
+    answer = await world.api.call("GET", SETTINGS_PATH, headers=bearer)
+    assert (answer.status, answer.json) == (200, {"model": "claude-opus-4-8"})
+    again = {**bearer, "If-None-Match": answer.headers["ETag"]}
+    assert (await world.api.call("GET", SETTINGS_PATH, headers=again)).status == 304
+    assert (await world.api.call("POST", "/v1/metrics", data=b"{}", headers=bearer)).status == 200
+    for path, method in ((SETTINGS_PATH, "GET"), ("/v1/logs", "POST")):
+        assert (await world.api.call(method, path, headers={"Authorization": "Bearer tk_1"})).status == 401

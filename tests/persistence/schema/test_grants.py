@@ -24,7 +24,7 @@ from tests.persistence.scenario import Account, batch_of, broken, busy, rows_of,
 
 APPEND_ONLY = (*LEDGERS, "audit_log")
 # What stands there as it was given out.
-CREDENTIALS = ("console_session", "idempotency_key", "mail_consent", "webhook")
+CREDENTIALS = ("agent_sign_in", "console_session", "idempotency_key", "mail_consent", "webhook")
 LATER = (("writer", "SELECT"), ("writer", "INSERT"), ("reader", "SELECT"))
 BEYOND_ROWS = (
     "CREATE TABLE mine ()",
