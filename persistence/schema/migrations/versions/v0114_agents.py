@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0113"
-down_revision = "0112"
+revision = "0114"
+down_revision = "0113"
 alters = ()
 runs_from = "0100"
 branch_labels = None
