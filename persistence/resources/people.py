@@ -86,7 +86,7 @@ IN_ITS_CURRENCY = {
 # What else it has amounts in.
 PRICES = {
     "credit_unit_cost": "a price for credits beyond its balance",
-    "auto_top_up": "a price for credits that are bought by themselves",
+    "auto_top_up": "a price for credits that are bought automatically",
 }
 
 

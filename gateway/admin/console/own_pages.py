@@ -121,7 +121,7 @@ async def rotate(
     """`POST /me/keys/{id}/rotate`: a key in the place of one's own, shown once."""
     key_id, actor, scope = row_id(request), signed.actor, await _scope(desk, signed.actor)
     if not _may_rotate(actor):
-        raise Forbidden("Who reads alone rotates no key.")
+        raise Forbidden("A readonly token rotates no key.")
     is_own = actor.api_key_id in {None, key_id}  # not the key in its place: who holds that is another
     if not is_own or all(row["id"] != key_id for row in scope.keys):
         raise NotFound
@@ -417,8 +417,8 @@ def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None
     if checkout is None or price is None or refused_write(actor, CHECKOUTS, BUYERS, CREATE) is not None:
         return None
     least = checkout.least(str(owner["currency"]))
-    fewest = int((least / price).to_integral_value(ROUND_CEILING))
-    return PurchaseOffer(price, least, checkout.most, fewest, int(checkout.most / price), uuid4().hex)
+    fewest, most = int((least / price).to_integral_value(ROUND_CEILING)), int(checkout.most / price)
+    return PurchaseOffer(price, least, checkout.most, fewest, most, uuid4().hex) if fewest <= most else None
 
 
 async def buy(

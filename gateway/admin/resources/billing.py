@@ -84,7 +84,7 @@ CreditAddition = answer_of(
     invoice_id=(Id | None, Field(description="Its own invoice, once that is made.")),
     crossed_seq=(
         int | None,
-        Field(description="Bought by itself: the movement of the account that brought the threshold."),
+        Field(description="Bought automatically: the movement of the account that reached the threshold."),
     ),
     credits_remaining=(int, Field(description="Not used yet, as of the last seconds.")),
     category=str,
@@ -503,7 +503,7 @@ TAX_RATE_RESOURCES = (
 )
 
 
-# Credits that are bought by themselves: the terms an organization has for it.
+# Credits that are bought automatically: the terms an organization has for it.
 def _above_nothing(cost: Decimal) -> Decimal:
     if not cost:
         raise ValueError("must be above 0")
@@ -514,7 +514,7 @@ UnitCost = Annotated[Money, AfterValidator(_above_nothing)]
 
 
 class AutoTopUp(In):
-    """When credits are bought by themselves, how many, at which price, and how often a month at most."""
+    """When credits are bought automatically, how many, at which price, and how often a month at most."""
 
     threshold: Amount = Field(description="At this balance, or below it.")
     credits: PositiveAmount = Field(description="How many.")

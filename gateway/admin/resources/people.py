@@ -89,7 +89,7 @@ class OrganizationCreate(In):
     )
     auto_top_up: AutoTopUpField | None = Field(
         default=None,
-        description="Credits that are bought by themselves: at which balance (threshold), how many "
+        description="Credits that are bought automatically: at which balance (threshold), how many "
         "(credits), what one costs (unit_cost), invoicing now or prepaid, how often a month (monthly_max).",
     )
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")

@@ -209,7 +209,7 @@ def _topped_up(data: Data) -> tuple[str, str]:
     when = "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now"
     month = f"number {plain(data.get('of_month'))} of {plain(data.get('monthly_max'))} this month"
     return (
-        f"Credits are bought: {who}",
+        f"Credits were bought automatically: {who}",
         f"{who} had {left} credits left and gets {added} {when}, at {price}: {month}.",
     )
 
@@ -227,12 +227,12 @@ def _paid(data: Data) -> tuple[str, str]:
 
 def _overdue(data: Data) -> tuple[str, str]:
     number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
-    return f"Invoice {number} is overdue", f"Invoice {number} of {who} was to be paid by {due}."
+    return f"Invoice {number} is overdue", f"Invoice {number} of {who} was due on {due} and is unpaid."
 
 
 def _given_up(data: Data) -> tuple[str, str]:
     number, who = plain(data.get("number")), _who(data, "organization")
-    return f"Invoice {number} is given up", f"The rest of invoice {number} of {who} is given up."
+    return f"Invoice {number} is uncollectible", f"Invoice {number} of {who} is marked as uncollectible."
 
 
 def _reminded(data: Data) -> tuple[str, str]:
@@ -242,7 +242,7 @@ def _reminded(data: Data) -> tuple[str, str]:
     until = f" Calls are refused from {block} on." if block else ""
     return (
         f"Please pay invoice {number}",
-        f"Of invoice {number} of {who}, {rest} were to be paid by {due} and are not.{until}",
+        f"{rest} of invoice {number} of {who} was due on {due} and is unpaid.{until}",
     )
 
 
@@ -253,7 +253,7 @@ def _unpaid_block(data: Data) -> tuple[str, str]:
 
 def _unpaid_no_more(data: Data) -> tuple[str, str]:
     who = _who(data, "organization")
-    return f"No longer blocked: {who}", f"Calls of {who} are no more refused for what was not paid."
+    return f"No longer blocked: {who}", f"Calls of {who} are no longer refused for unpaid invoices."
 
 
 def _ending(data: Data) -> tuple[str, str]:

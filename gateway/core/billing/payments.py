@@ -25,7 +25,7 @@ NEXT, NOW, PREPAID = "next", "now", "prepaid"
 # person named; or taken back, since one of both is void.
 OWN, OLDEST, ASKED, VOID = APPLY_REASONS = ("own", "oldest", "asked", "void")
 DUE_DAYS_MAX = 365
-# Credits of an organization that are bought by themselves.
+# Credits of an organization that are bought automatically.
 TOP_UPS_A_MONTH_MAX = 100
 NOTHING = Decimal(0)
 
