@@ -219,7 +219,8 @@ async def test_a_report_that_says_more_than_is_known_is_counted_by_family() -> N
         assert [facts is not None and b"new_tokens" in bytes(facts.unknown) for facts in kept] == [
             False, True, False, False,
         ]  # fmt: skip
-        assert stage.tally.unknown_usage == {"openai": 0, "anthropic": 2, "gemini": 0}
+        assert stage.tally.unknown_usage.pop("anthropic") == 2
+        assert not any(stage.tally.unknown_usage.values())
 
 
 @pytest.mark.parametrize("absurd", [-7, 0.5, True, 10**30, "9", [9], {"count": 9}])

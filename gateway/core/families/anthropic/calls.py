@@ -40,7 +40,7 @@ def read_messages(
     """Messages, whose model is in the path where that has a place for it."""
     _MESSAGES.check(document)
     named = path_params.get("model")
-    call.model = model_name(document.get("model")) if named is None else model_in_path(document, named)
+    call.model = model_in_path(document, named) if named else model_name(document.get("model"))
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     metadata = inner(document, "metadata", _METADATA)
