@@ -24,7 +24,9 @@ import typer  # noqa: E402  # found once the checkout is on the path
 from gateway import errors  # noqa: E402
 from gateway.admin.configuration.words import schema  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
+from gateway.cli.admin import described  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
+from gateway.cli.admin.describing import describe  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 HELP_COLUMNS = 100
@@ -74,6 +76,7 @@ As problem+json (RFC 9457); its `type` ends in the reason.
 
 def main() -> int:
     """Write what differs; the exit status."""
+    described.FILE.write_text(commands_file(), encoding="utf-8")  # commands are made of it
     for name, text in pages().items():
         path = REFERENCE / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -87,8 +90,14 @@ def pages() -> dict[str, str]:
     """Every page by its file name."""
     made = {"commands.md": commands(), "refusals.md": refusals()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
+    written["../../gateway/cli/admin/commands.json"] = commands_file()
     written["../../gateway/cli/help.txt"] = help_text()
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
+
+
+def commands_file() -> str:
+    """What the command line knows of the Admin API, which it reads without loading the resources."""
+    return json.dumps(describe(), indent=1, ensure_ascii=False) + "\n"
 
 
 def help_text() -> str:
@@ -108,6 +117,7 @@ def commands() -> list[str]:
     """Every command with its arguments and options, as the program itself knows them."""
     program = typer.Typer(add_completion=False)
     cli_admin.mount(program)
+    cli.mount_features()
     groups = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
     lines = [*COMMANDS.splitlines(), ""]
     for name, command in groups.items():

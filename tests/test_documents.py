@@ -64,6 +64,7 @@ def commands() -> dict[str, frozenset[str]]:
     """Every command of the program, with its own commands if it has any."""
     administration = typer.Typer()
     cli_admin.mount(administration)
+    cli.mount_features()
     found: dict[str, frozenset[str]] = {}
     for part in (cli.app, administration):
         for name, command in typer.main.get_group(part).commands.items():

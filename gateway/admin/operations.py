@@ -15,8 +15,9 @@ from gateway.admin.http import requests
 from gateway.admin.http.requests import checked, encode_cursor, fingerprint, require_read, require_write
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.form_fields import Secret
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Action, Resource, Secret, SubResource
+from gateway.admin.resources.resource import Action, Resource, SubResource
 from gateway.core.accounts.administration import (
     CREATE,
     DELETE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from copy import copy
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,10 +90,6 @@ def _known(settings: Settings) -> Settings:
     return settings.with_values(**known)
 
 
-for feature in features():
-    feature.commands(app)
-
-
 def _version(wanted: bool) -> None:  # typer's way of an eager option
     if wanted:
         from importlib.metadata import version as installed  # noqa: PLC0415  # slow to load
@@ -122,12 +118,24 @@ def program(
     """Admits, meters and bills every request to an LLM or any HTTP API."""
 
 
+@cache
+def mount_features() -> None:
+    """Add the commands that features have beside the program's own."""
+    for feature in features():
+        feature.commands(app)
+
+
 def run(arguments: list[str]) -> int:
     """Parse and run; the exit status. Raises what the command raises."""
     completing = "_TOLLKEEPER_COMPLETE" in os.environ
     asked = "" if completing or not arguments else arguments[0]
     if not _has(app, asked):
-        from gateway.cli.admin import program  # noqa: PLC0415  # servers are spared the resources
+        from gateway.cli.admin import commands  # noqa: PLC0415  # servers are spared it
+
+        if completing or not commands.mount_section(app, asked):
+            mount_features()
+    if not _has(app, asked):
+        from gateway.cli.admin import program  # noqa: PLC0415  # what is written by hand is heavy
 
         program.mount(app, None if completing else arguments[:1])
     everything = typer.main.get_command(_narrowed(app, asked) if _has(app, asked) else app)

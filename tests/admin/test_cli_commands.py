@@ -22,10 +22,10 @@ from typer import Exit
 from typer.testing import CliRunner
 
 from gateway.admin.api.openapi import document
-from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources import form_fields
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.cli.admin.client import ALIASES, CommandFailed, defaults, section_of
-from gateway.cli.admin.commands import number, spelled
+from gateway.cli.admin.commands import mount_section, number, spelled
 from gateway.cli.admin.output import admin, print_json, row, rows, steps, waiting
 from gateway.cli.admin.program import mount
 from gateway.core.text import hidden_in
@@ -42,6 +42,16 @@ SECTIONS: dict[str, Any] = {
     for name, group in typer.main.get_group(program).commands.items()
     if hasattr(group, "commands")
 }
+
+
+def test_a_section_that_is_asked_for_alone_has_all_its_commands() -> None:
+    for name, whole in SECTIONS.items():
+        alone = typer.Typer()
+        if mount_section(alone, name):
+            made: Any = typer.main.get_group(alone).commands[name]
+            assert set(made.commands) == set(whole), name
+    assert mount_section(typer.Typer(), "org")
+    assert not mount_section(typer.Typer(), "nothing")
 
 
 # Operations that are not called as their command is.
@@ -178,7 +188,7 @@ def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         number(text)
-    assert resources_resource.amount("tokens", text) == text
+    assert form_fields.amount("tokens", text) == text
 
 
 @pytest.mark.parametrize(
@@ -190,14 +200,14 @@ def test_what_is_no_number_is_refused(text: str) -> None:
     ],
 )  # fmt: skip
 def test_money_is_read_only_where_it_is_sure(text: str, sent: str) -> None:
-    assert resources_resource.amount("money", text) == sent
+    assert form_fields.amount("money", text) == sent
 
 
 @pytest.mark.parametrize(
     ("words", "spared"),
     [
         (["--help"], {"asyncio", "gateway.local", "gateway.settings", "persistence"}),
-        (["tenant", "list", "--help"], {"asyncio", "gateway.local", "gateway.settings", "persistence"}),
+        (["tenant", "list", "--help"], {"asyncio", "gateway.admin.resources.registry", "persistence"}),
         (["up", "--help"], {"asyncio", "gateway.admin", "gateway.local", "persistence"}),
         (["doctor", "--help"], {"asyncio", "gateway.admin", "gateway.local", "persistence"}),
     ],

@@ -166,6 +166,7 @@ def test_configurations_of_a_page_are_read(page: str, text: str, tmp_path: Path)
 def test_commands_that_are_only_shown_exist_with_their_options() -> None:
     program = typer.Typer()
     cli_admin.mount(program)
+    cli.mount_features()
     known = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
     seen = 0
     for page in (*PAGES, *sorted((DOCS / "clients").glob("*.md"))):

@@ -16,8 +16,8 @@ from uuid import uuid4
 from multidict import MultiMapping
 
 from gateway.admin.console.screens import SCREENS, Screen, Slot
-from gateway.admin.resources import resource as typed_as
-from gateway.admin.resources.resource import FormField, words
+from gateway.admin.resources import form_fields as typed_as
+from gateway.admin.resources.form_fields import FormField, words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import ENFORCE, SELECTING
 from gateway.core.accounts.budgets import MONEY as IN_MONEY

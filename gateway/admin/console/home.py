@@ -32,8 +32,9 @@ from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import NOBODY, AdminPorts
+from gateway.admin.resources.form_fields import words
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Endpoint, words
+from gateway.admin.resources.resource import Endpoint
 from gateway.core.accounts.administration import (
     KEY_HOLDER,
     Actor,

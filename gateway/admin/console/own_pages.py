@@ -26,7 +26,7 @@ from gateway.admin.console.home import ConsoleShell, Posted, Reading, SignedInPe
 from gateway.admin.console.screens import SCREENS, is_customer, leads
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import finish
-from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources import form_fields
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import (
     BILLING,
@@ -150,7 +150,7 @@ async def ask(
         raise NotFound
     amount, reason, until = (str(posted.get(name, "")).strip() for name in ("amount", "reason", "until"))
     sent: dict[str, object] = {"budget_id": budget_id, "reason": reason}
-    sent["amount"] = resources_resource.amount(str(mine[budget_id]["unit"]), amount)
+    sent["amount"] = form_fields.amount(str(mine[budget_id]["unit"]), amount)
     if until:
         sent["until"] = f"{until}T00:00:00Z"
     try:

@@ -27,9 +27,10 @@ from gateway.admin.console.home import FOUND, ConsoleShell, Posted, SignedInPers
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import Body
 from gateway.admin.operations import WriteResult
-from gateway.admin.resources import resource as resources_resource
+from gateway.admin.resources import form_fields
+from gateway.admin.resources.form_fields import FormField
 from gateway.admin.resources.invoices import InvoiceLine
-from gateway.admin.resources.resource import Action, FormField, fields_of
+from gateway.admin.resources.resource import Action, fields_of
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
@@ -233,11 +234,11 @@ class Records:
         for each in form.fields:
             if each.refers in FOUND and isinstance(named := sent.get(each.name), str):
                 sent = {**sent, each.name: await lists.meant(self._desk, each.refers, named)}
-        names = resources_resource.amounts(form.fields, sent)
+        names = form_fields.amounts(form.fields, sent)
         if not names:
             return sent
         unit = str(sent.get("unit") if of is None else (await self._operations.show(of))["unit"])
-        return {**sent, **{name: resources_resource.amount(unit, str(sent[name])) for name in names}}
+        return {**sent, **{name: form_fields.amount(unit, str(sent[name])) for name in names}}
 
     async def _done(
         self,

@@ -21,8 +21,8 @@ from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
 from gateway.admin.console.lists import FilterControl
+from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
-from gateway.admin.resources.resource import REFERS
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, end_of, starts

@@ -24,7 +24,8 @@ from pydantic import BaseModel, ValidationError
 from gateway.admin import credentials
 from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter, IntegerParameter
+from gateway.admin.resources.form_fields import IntegerParameter
+from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter
 from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import (
     ADMIN,

@@ -164,9 +164,7 @@ class _SubscriptionTerms(In):
     negotiated_cost: Money | None = Field(
         default=None, description="What a cycle of the plan costs; null: its price of the day."
     )
-    quantity: Quantity = Field(
-        default_factory=int, description="Quantity; the fee is charged for each."
-    )
+    quantity: Quantity = Field(default_factory=int, description="Quantity; the fee is charged for each.")
 
 
 NewTerms = dated(

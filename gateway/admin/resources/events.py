@@ -8,13 +8,13 @@ from uuid import UUID
 from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
 
 from gateway.admin.resources.catalogue import TOOLS_MAX, LowerName
+from gateway.admin.resources.form_fields import Secret
 from gateway.admin.resources.resource import (
     Action,
     BatchEndpoint,
     ConfigDeclaration,
     Filter,
     Resource,
-    Secret,
     answer_of,
     patch_of,
 )

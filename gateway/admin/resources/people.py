@@ -8,13 +8,13 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from gateway.admin import credentials
 from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, UnitCost
+from gateway.admin.resources.form_fields import Secret
 from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
     ConfigDeclaration,
     Filter,
     Resource,
-    Secret,
     answer_of,
     patch_of,
 )

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from gateway.admin.resources import integrity
+from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import (
     Action,
     DocumentEndpoint,
-    IntegerParameter,
     PageQuery,
     ReportEndpoint,
 )

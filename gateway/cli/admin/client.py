@@ -18,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 from uuid import uuid4
 
+from gateway.cli.admin import described
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import without_password
 from gateway.core.text import read_json
@@ -127,9 +128,7 @@ def section_of(resource: str) -> str:
 
 def named_by(resource: str) -> str:
     """The field a row is named by, besides its id."""
-    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and backups need none
-
-    return NAMED_BY.get(resource) or RESOURCES[resource].named_by
+    return NAMED_BY.get(resource) or described.resource(resource).named_by
 
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -19,24 +19,25 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.admin.console.screens import SCREENS
-from gateway.admin.resources import resource as resources_resource
-from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.admin.resources.resource import BatchEndpoint, FormField, ReportEndpoint, Resource, fields_of
-from gateway.cli.admin import client, output
+from gateway.admin.resources import form_fields
+from gateway.admin.resources.form_fields import FormField
+from gateway.cli.admin import client, described, output
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
+from gateway.cli.admin.described import CliReport, CliResource, CommandParts
 from gateway.cli.admin.output import AsJson
 from gateway.core.text import read_json
 from gateway.feature import features
 
 # Fields of resources as the command line's options and arguments.
 
+# Sections that have commands written by hand as well.
+BY_HAND = frozenset({"invoice", "ledger", "letters", "reconciliation"})
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
 NOTHING = ("none", "unlimited")
 
 
-def row_argument(resource: Resource, word: str) -> Any:
+def row_argument(resource: CliResource, word: str) -> Any:
     by = client.named_by(resource.name)
     known = by in resource.filters or resource.name in client.ID_OF
     said = f"Id or {by.removesuffix('_id')}." if known else "Its id."
@@ -102,7 +103,7 @@ def completion(resource: str) -> Callable[[str], list[str]] | None:
         return None
     resource = client.ID_OF.get(resource, resource)
     by = client.named_by(resource)
-    if by not in RESOURCES[resource].filters or by.endswith("_id"):
+    if by not in described.resource(resource).filters or by.endswith("_id"):
         return None
 
     def complete(incomplete: str) -> list[str]:
@@ -140,11 +141,15 @@ def _list_sources() -> Sequence[ListSource]:
 class CliCommand:
     """One command: what it does to which resource, its fields, and those that need no option's name."""
 
-    resource: Resource
+    resource: CliResource
     does: str
     summary: str
     fields: tuple[FormField, ...] = ()
     positional: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, resource: CliResource, parts: CommandParts) -> CliCommand:
+        return cls(resource, parts.does, parts.summary, parts.fields, parts.positional)
 
     def function(self) -> Callable[..., None]:
         takes: dict[str, tuple[Any, Any]] = {}
@@ -172,7 +177,7 @@ class CliCommand:
             for source in self._sources:
                 if typed.get(source.name) is not None:
                     found = source.rows(self.resource, self.fields, typed)
-                    output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
+                    output.rows(found, self.resource.columns, as_json=bool(typed["as_json"]))
                     return
             called = {field.name: f"--{spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
@@ -182,7 +187,7 @@ class CliCommand:
 
     @property
     def _sources(self) -> Sequence[ListSource]:
-        if self.does != "list":
+        if self.does != "list" or not self.resource.archived:
             return ()
         return [one for one in _list_sources() if self.resource.name in one.resources]
 
@@ -224,22 +229,21 @@ class CliCommand:
             changes = with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
-            [part] = [each for each in self.resource.parts if each.name == self.does]
-            rows = api.items(f"{where}/{part.name}", typed["limit"])
-            output.rows(rows, part.columns, as_json=as_json)
+            rows = api.items(f"{where}/{self.does}", typed["limit"])
+            output.rows(rows, self.resource.parts[self.does], as_json=as_json)
         else:
             body = with_amounts(self.fields, body, lambda: api.get(where))
-            mints = any(each.mints for each in self.resource.actions if each.name == self.does)
+            mints = self.does in self.resource.mints
             note = self.resource.secret.note if self.resource.secret and mints else None
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json, note=note)
 
     @property
     def _asks(self) -> bool:
-        return any(self.does == each.name for each in self.resource.questions)
+        return self.does in self.resource.asks
 
     @property
     def _lists(self) -> bool:
-        return any(self.does == each.name for each in self.resource.parts)
+        return self.does in self.resource.parts
 
     @property
     def _open(self) -> str:
@@ -279,7 +283,7 @@ class CliCommand:
             query.setdefault(self._open, "false")
         query |= {"order": "desc" if typed["newest"] else None, "from_": typed["since"], "to": typed["until"]}
         found = api.items(self.resource.name, typed["limit"], **query)
-        shown = columns(self.resource)
+        shown = self.resource.columns
         if not typed["as_json"]:
             found = with_names(api, self.resource, found, shown)
         output.rows(found, shown, as_json=bool(typed["as_json"]))
@@ -291,57 +295,55 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
     Commands are made for the sections that are `asked` alone, where it is said: making all takes 0.2 s.
     """
     made: dict[str, typer.Typer] = {}
-    for resource in RESOURCES.values():
-        name = client.section_of(resource.name)
-        section = made[name] = typer.Typer(no_args_is_help=True, help=resource.description)
-        app.add_typer(section, name=name)
-        if resource.batch is not None:
-            section.command(resource.batch.name)(sends(resource, resource.batch))
-        for verb, command in commands_of(resource).items() if asked is None or name in asked else ():
-            section.command(verb)(command.function())
-    for report in (each for each in REPORTS.values() if not each.by_hand):
+    for resource in described.resources():
+        name = client.section_of(resource)
+        if asked is None or name in asked:
+            made[name] = _section(app, described.resource(resource))
+        else:
+            said = described.document()["resources"][resource]["description"]
+            made[name] = typer.Typer(no_args_is_help=True, help=said)
+            app.add_typer(made[name], name=name)
+    for report in described.reports():
         section = made[report.name] = typer.Typer(no_args_is_help=True, help=report.description)
         app.add_typer(section, name=report.name)
         section.command("show")(_shows(report))
     for alias in client.ALIASES:
-        if asked is not None and alias.section not in asked:
-            continue
-        command = commands_of(RESOURCES[alias.resource])[alias.does]
-        command = replace(command, summary=alias.summary, positional=alias.positional or command.positional)
-        made[alias.section].command(alias.verb)(command.function())
+        if asked is None or alias.section in asked:
+            _add_alias(made[alias.section], alias)
     return made
 
 
-def commands_of(resource: Resource) -> dict[str, CliCommand]:
-    title = _word(resource).lower()
-    summary = f"List {resource.name.replace('-', ' ')}."
-    made = {"list": CliCommand(resource, "list", summary, _filters(resource))}
-    if resource.create is not None:
-        fields = fields_of(resource, resource.create)
-        positional = client.POSITIONAL.get(resource.name) or _required(fields)
-        doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
-        summary = f"Create {doc[:1].lower()}{doc[1:]}"
-        made["create"] = CliCommand(resource, "create", summary, fields, positional)
-    made["show"] = CliCommand(resource, "show", f"Show one {title}.")
-    for each in resource.questions:
-        fields = fields_of(resource, each.asked)
-        made[each.name] = CliCommand(resource, each.name, f"{each.summary}.", fields, _required(fields))
-    for part in resource.parts:
-        made[part.name] = CliCommand(resource, part.name, f"{part.summary}.")
-    if resource.patch is not None:
-        fields = fields_of(resource, resource.patch)
-        only = tuple(field.name for field in fields) if len(fields) == 1 else ()
-        summary = f"Change one {title}; what is not named stays."
-        made[resource.patch_verb] = CliCommand(resource, "patch", summary, fields, only)
-    for action in resource.actions:
-        fields = fields_of(resource, action.body) if action.body else ()
-        made[action.name] = CliCommand(resource, action.name, f"{action.summary}.", fields, _required(fields))
-    if resource.deletable:
-        made["delete"] = CliCommand(resource, "delete", f"Delete one {title}.")
-    return made
+def mount_section(app: typer.Typer, name: str) -> bool:
+    """Add one section alone; False where there is none of this name, or others write commands of it."""
+    found = [one for one in described.resources() if client.section_of(one) == name]
+    if not found or name in BY_HAND:
+        return False
+    section = _section(app, described.resource(found[0]))
+    for alias in client.ALIASES:
+        if alias.section == name:
+            _add_alias(section, alias)
+    return True
 
 
-def _shows(report: ReportEndpoint) -> Callable[..., None]:
+def _section(app: typer.Typer, resource: CliResource) -> typer.Typer:
+    """The section of a resource, with all its commands."""
+    section = typer.Typer(no_args_is_help=True, help=resource.description)
+    app.add_typer(section, name=client.section_of(resource.name))
+    if resource.batch is not None:
+        section.command(resource.batch[0])(sends(resource.name, resource.batch[1]))
+    for verb, parts in resource.commands.items():
+        section.command(verb)(CliCommand.of(resource, parts).function())
+    return section
+
+
+def _add_alias(section: typer.Typer, alias: client.Alias) -> None:
+    resource = described.resource(alias.resource)
+    command = CliCommand.of(resource, resource.commands[alias.does])
+    command = replace(command, summary=alias.summary, positional=alias.positional or command.positional)
+    section.command(alias.verb)(command.function())
+
+
+def _shows(report: CliReport) -> Callable[..., None]:
     def show(as_json: bool, **numbers: int) -> None:
         with output.admin() as api:
             output.report(api.get(report.name, **numbers), report.name.capitalize(), as_json=as_json)
@@ -352,14 +354,6 @@ def _shows(report: ReportEndpoint) -> Callable[..., None]:
         takes[name] = (Annotated[int, option], each.default)
     takes["as_json"] = (AsJson, False)
     return _with_signature(show, f"{report.summary}.", takes)
-
-
-def columns(resource: Resource) -> Sequence[str]:
-    """What a table of it shows: the console's columns as far as they are fields, its id first."""
-    if resource.name in client.COLUMNS:
-        return client.COLUMNS[resource.name]
-    shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
-    return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
 
 
 def _with_signature(
@@ -377,33 +371,12 @@ def _with_signature(
     return command
 
 
-def _filters(resource: Resource) -> tuple[FormField, ...]:
-    kinds = {"id": "whole", "count": "whole", "flag": "flag"}
-    return tuple(
-        FormField(
-            name,
-            "choice" if each.choices else kinds.get(each.kind, "text"),
-            choices=each.choices,
-            refers=resource.target(name),
-        )
-        for name, each in resource.filters.items()
-    )
-
-
-def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
-    return tuple(
-        field.name
-        for field in fields
-        if field.required and field.kind not in {"lines", "many", "json", "flag"}
-    )
-
-
-def _word(resource: Resource) -> str:
+def _word(resource: CliResource) -> str:
     return client.section_of(resource.name).upper()
 
 
 def number(text: str) -> int:
-    found = resources_resource.whole(text)
+    found = form_fields.whole(text)
     if found is None:
         raise ValueError(f"must be a whole number such as 250000, 250,000 or 5M, not {text!r}")
     return found
@@ -448,15 +421,15 @@ def with_limits(body: Json, known: Callable[[], Json]) -> Json:
 
 
 def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Json]) -> Json:
-    names = resources_resource.amounts(fields, body)
+    names = form_fields.amounts(fields, body)
     if not names:
         return body
     unit = str(body["unit"] if "unit" in body else known()["unit"])
-    return body | {name: resources_resource.amount(unit, body[name]) for name in names}
+    return body | {name: form_fields.amount(unit, body[name]) for name in names}
 
 
 def with_names(
-    api: AdminClient, resource: Resource, rows: Sequence[Json], columns: Sequence[str]
+    api: AdminClient, resource: CliResource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
     """Rows for people: beside an id stands the name behind it."""
     named = {
@@ -474,7 +447,7 @@ def _one(api: AdminClient, field: FormField, said: str) -> object:
     if field.refers:
         return api.id_of(field.refers, said)
     if field.kind == "numbers":
-        return [] if said in NOTHING else resources_resource.numbers(said)
+        return [] if said in NOTHING else form_fields.numbers(said)
     return number(said) if field.kind == "whole" else said
 
 
@@ -508,7 +481,7 @@ class ListSource:
     name: str
     option: Any
     resources: frozenset[str]
-    rows: Callable[[Resource, Sequence[FormField], dict[str, Any]], list[Json]]
+    rows: Callable[[CliResource, Sequence[FormField], dict[str, Any]], list[Json]]
 
 
 def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
@@ -527,17 +500,17 @@ File = Annotated[
 ]
 
 
-def sends(resource: Resource, batch: BatchEndpoint) -> Callable[..., None]:
+def sends(resource: str, summary: str) -> Callable[..., None]:
     """The command that sends a file of many; its status is 1 where some are refused."""
 
     def send(file: File, as_json: AsJson = False) -> None:
         with output.admin() as api:
-            answer = api.post(resource.name, _read_file(file))
+            answer = api.post(resource, _read_file(file))
             output.report(answer, "Rejected", inner="rejected", as_json=as_json)
         if answer["rejected"]:
             raise typer.Exit(1)
 
-    send.__doc__ = f"{batch.summary}."
+    send.__doc__ = f"{summary}."
     return send
 
 

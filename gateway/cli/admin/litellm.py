@@ -353,9 +353,7 @@ class _Translation:
             by = {"prefix": name[:-1]} if name.endswith("*") else {"name": name}
             made.config["models"].append({**by, "targets": targets})
             if len({self._upstreams[each["upstream"]]["family"] for each in targets}) > 1:
-                self._note(
-                    "Nothing is translated between APIs: targets of another API are passed over."
-                )
+                self._note("Nothing is translated between APIs: targets of another API are passed over.")
         return made
 
     def _leave(self, place: str, why: str) -> None:

@@ -7,24 +7,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import cache
 from io import TextIOWrapper
 from itertools import count
-from types import UnionType
-from typing import Annotated, TextIO, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich import markup
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from gateway.cli.admin import described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.core.text import visible, visible_json
 from gateway.errors import SettingError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+# Rich is loaded by what prints: the network is asked before that.
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
 NUMBERS_ELSEWHERE = frozenset({"checked", "pending", "difference", "position", "quantity", "unit_price"})
@@ -56,6 +55,8 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
     if not items:
         console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
         return
+    from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers() else "left", overflow="fold")
@@ -85,6 +86,14 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
             f"{next(numbers)}/{total} {visible(text)}", highlight=False, markup=False
         )
         return
+    from rich.progress import (  # noqa: PLC0415  # loaded where it is needed
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out) as progress:
         task = progress.add_task(title, total=total)
@@ -113,6 +122,8 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
     if as_json:
         print_json(item)
     else:
+        from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+
         table = Table(show_header=False)
         table.add_column(overflow="fold")
         table.add_column(overflow="fold")
@@ -150,6 +161,8 @@ def say(text: str) -> None:
 
 def escape(text: str) -> str:
     """Text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
+    from rich import markup  # noqa: PLC0415  # loaded where it is needed
+
     return markup.escape(visible(text))
 
 
@@ -170,34 +183,21 @@ def cell(column: str, value: object) -> str:
 @cache
 def numbers() -> frozenset[str]:
     """Columns of numbers: resources' numbers and amounts, and those of other tables."""
-    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
-    from gateway.admin.resources.reports import UsageItem  # noqa: PLC0415  # as above
-    from gateway.admin.resources.values import Out  # noqa: PLC0415  # as above
-
-    answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
-    return NUMBERS_ELSEWHERE | {
-        name
-        for answer in answers
-        for name, field in answer.model_fields.items()
-        if {int, Decimal} & set(_kinds(field.annotation))
-    }
-
-
-def _kinds(kind: object) -> Iterator[object]:
-    yield kind
-    if get_origin(kind) in {Annotated, Union, UnionType}:
-        for inner in get_args(kind):
-            yield from _kinds(inner)
+    return NUMBERS_ELSEWHERE | frozenset(described.document()["numbers"])
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
     """Whether each column can have a width that reads well: its name, and some of its contents."""
+    from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
+
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
     return sum(needed) + 3 * len(columns) + 1 <= width
 
 
 def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
+    from rich.table import Table  # noqa: PLC0415  # loaded where it is needed
+
     record = Table(show_header=False, expand=True)
     record.add_column(no_wrap=True)
     record.add_column(overflow="fold", ratio=1)
@@ -221,6 +221,8 @@ def console(*, error: bool = False) -> Console:
     stream = sys.stderr if error else sys.stdout
     if isinstance(stream, TextIOWrapper) and not _writes_all(stream):
         stream.reconfigure(errors="replace")
+    from rich.console import Console  # noqa: PLC0415  # loaded where it is needed
+
     opened = Console(stderr=error)
     told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     return opened if told else Console(stderr=error, width=PIPE_COLUMNS)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from gateway.admin.resources.resource import FormField, Resource
+from gateway.admin.resources.form_fields import FormField
 from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
 from gateway.cli.admin.commands import ListSource, read_option
+from gateway.cli.admin.described import CliResource
+
+if TYPE_CHECKING:
+    from gateway.admin.resources.resource import Resource
 
 # The lists whose rows archives have, and the option that names an archive.
 LISTS = frozenset({"token-ledger", "credit-transactions", "feature-usage", "calls", "audit-log"})
@@ -26,11 +30,13 @@ ARCHIVE = (
 )
 
 
-def archived_rows(resource: Resource, fields: Sequence[FormField], typed: dict[str, Any]) -> list[Json]:
+def archived_rows(described: CliResource, fields: Sequence[FormField], typed: dict[str, Any]) -> list[Json]:
     """The rows of an archive that a list's options ask for, as the Admin API shows them."""
+    from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only rows need it
     from gateway.features.archive import reading  # noqa: PLC0415  # its library is heavy to load
     from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed
 
+    resource = RESOURCES[described.name]
     given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
     filters = {
         field.name: read_option(field.name, said, _reader(resource, field)) for field, said in given.items()

@@ -1,0 +1,121 @@
+"""The description of the Admin API that the command line is made of, from the resources themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from decimal import Decimal
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from gateway.admin.console.screens import SCREENS
+from gateway.admin.resources.form_fields import FormField
+from gateway.admin.resources.registry import REPORTS, RESOURCES
+from gateway.admin.resources.reports import UsageItem
+from gateway.admin.resources.resource import Resource, fields_of
+from gateway.admin.resources.values import Out
+from gateway.cli.admin import client
+from gateway.cli.admin.described import CliReport, CliResource, CommandParts, installed
+from gateway.feature import features
+
+
+def describe() -> dict[str, Any]:
+    """All that the command line knows, as `commands.json` has it."""
+    archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
+    reports = [
+        CliReport(one.name, one.description, one.summary, one.numbers)
+        for one in REPORTS.values()
+        if not one.by_hand
+    ]
+    return {
+        "features": installed(),
+        "numbers": sorted(_numbers()),
+        "resources": {one.name: asdict(_resource(one, one.name in archived)) for one in RESOURCES.values()},
+        "reports": [asdict(one) for one in reports],
+    }
+
+
+def _resource(resource: Resource, archived: bool) -> CliResource:
+    return CliResource(
+        resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
+        tuple(_columns(resource)), _commands(resource), {one.name: one.columns for one in resource.parts},
+        tuple(one.name for one in resource.questions),
+        tuple(one.name for one in resource.actions if one.mints), resource.secret,
+        None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
+    )  # fmt: skip
+
+
+def _commands(resource: Resource) -> dict[str, CommandParts]:
+    title = client.section_of(resource.name).upper().lower()
+    summary = f"List {resource.name.replace('-', ' ')}."
+    made = {"list": CommandParts("list", summary, _filters(resource))}
+    if resource.create is not None:
+        fields = fields_of(resource, resource.create)
+        positional = client.POSITIONAL.get(resource.name) or _required(fields)
+        doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
+        made["create"] = CommandParts("create", f"Create {doc[:1].lower()}{doc[1:]}", fields, positional)
+    made["show"] = CommandParts("show", f"Show one {title}.")
+    for each in resource.questions:
+        fields = fields_of(resource, each.asked)
+        made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
+    for part in resource.parts:
+        made[part.name] = CommandParts(part.name, f"{part.summary}.")
+    if resource.patch is not None:
+        fields = fields_of(resource, resource.patch)
+        only = tuple(field.name for field in fields) if len(fields) == 1 else ()
+        summary = f"Change one {title}; what is not named stays."
+        made[resource.patch_verb] = CommandParts("patch", summary, fields, only)
+    for action in resource.actions:
+        fields = fields_of(resource, action.body) if action.body else ()
+        made[action.name] = CommandParts(action.name, f"{action.summary}.", fields, _required(fields))
+    if resource.deletable:
+        made["delete"] = CommandParts("delete", f"Delete one {title}.")
+    return made
+
+
+def _columns(resource: Resource) -> Sequence[str]:
+    """What a table of it shows: the console's columns as far as they are fields, its id first."""
+    if resource.name in client.COLUMNS:
+        return client.COLUMNS[resource.name]
+    shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
+    return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
+
+
+def _filters(resource: Resource) -> tuple[FormField, ...]:
+    kinds: Mapping[str, str] = {"id": "whole", "count": "whole", "flag": "flag"}
+    return tuple(
+        FormField(
+            name,
+            "choice" if each.choices else kinds.get(each.kind, "text"),
+            choices=each.choices,
+            refers=resource.target(name),
+        )
+        for name, each in resource.filters.items()
+    )
+
+
+def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
+    return tuple(
+        field.name
+        for field in fields
+        if field.required and field.kind not in {"lines", "many", "json", "flag"}
+    )
+
+
+def _numbers() -> set[str]:
+    """Columns of numbers: those of resources' answers."""
+    answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
+    return {
+        name
+        for answer in answers
+        for name, field in answer.model_fields.items()
+        if {int, Decimal} & set(_kinds(field.annotation))
+    }
+
+
+def _kinds(kind: object) -> Iterator[object]:
+    yield kind
+    if get_origin(kind) in {Annotated, Union, UnionType}:
+        for inner in get_args(kind):
+            yield from _kinds(inner)
