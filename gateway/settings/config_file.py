@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import msgspec
@@ -41,6 +41,7 @@ from gateway.core.calls.routes import (
     ModelTarget,
     Route,
     ServiceRules,
+    UpstreamAuth,
     UpstreamTarget,
     check_own_path,
     expression_of,
@@ -413,7 +414,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[str, msgspec.Meta(max_length=PATTERN_CHARACTERS_MAX)] = ""
     query: Annotated[dict[Query, Value], msgspec.Meta(max_length=16)] = {}
     keys: Annotated[tuple[_Key, ...], msgspec.Meta(max_length=UPSTREAM_KEYS_MAX)] = ()
-    auth: Literal["header", "aws", "google"] = "header"
+    auth: UpstreamAuth = "header"
     credentials_file: str = ""
     region: Word | Literal[""] = ""
     project: Word | Literal[""] = ""
@@ -652,7 +653,8 @@ def _check_auth(place: str, written: _Upstream) -> None:
     """`SettingError` where it is not clear what proves to an upstream who calls."""
     if written.auth == "header":
         if written.credentials_file:
-            raise SettingError(f"{place}.credentials_file belongs to auth: aws and auth: google")
+            clouds = ", ".join(one for one in get_args(UpstreamAuth) if one != written.auth)
+            raise SettingError(f"{place}.credentials_file belongs to an auth of a cloud: {clouds}")
         return
     if written.keys:
         raise SettingError(

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from gateway.core.calls.capacity import Capacity
@@ -60,6 +61,10 @@ class ServiceRules:
     paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
     shared: str = ""
     unread: frozenset[str] = frozenset()
+
+
+# What proves to an upstream who calls: fields of the head, or credentials of a cloud.
+UpstreamAuth = Literal["header", "aws", "google"]
 
 
 @dataclass(frozen=True, slots=True)
