@@ -138,7 +138,7 @@ FAMILY = ApiFamily(
             media=MediaPlaces("messages", {"image_url": MediaPart(("image_url", "url"))}),
         ),
         "cohere_embed": CallKind(read_embed, DIALECT, always_reports=True, operation="embeddings"),
-        "cohere_rerank": CallKind(read_rerank, DIALECT, operation="rerank"),
+        "cohere_rerank": CallKind(read_rerank, DIALECT, operation="embeddings"),
     },
     brings=_routes,
     prefixes=("/v2/",),
