@@ -24,10 +24,11 @@ from typer.testing import CliRunner
 from gateway.admin.api.openapi import document
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.cli.admin.client import ALIASES, CommandFailed, defaults, section_of
+from gateway.cli.admin.client import ALIASES, CommandFailed, defaults
 from gateway.cli.admin.commands import mount_section, number, spelled
 from gateway.cli.admin.output import admin, print_json, row, rows, steps, waiting
 from gateway.cli.admin.program import mount
+from gateway.cli.admin.sections import section_of
 from gateway.core.text import hidden_in
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.test_cli import Run, from_json, run

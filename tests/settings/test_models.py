@@ -173,7 +173,7 @@ def test_an_upstream_says_which_cloud_signs_its_requests(tmp_path: Path) -> None
     ("said", "why"),
     [
         (CLOUD % "auth: gcp", "auth"),
-        (CLOUD % "credentials_file: /c", "credentials_file belongs to auth"),
+        (CLOUD % "credentials_file: /c", "credentials_file belongs to an auth of a cloud"),
         (CLOUD % "auth: aws", "region is missing"),
         (CLOUD % "auth: google, keys: [{env: ONE}]", "keys: its credentials come by auth: google"),
         (CLOUD % "auth: google, headers: {Authorization: a}", "headers.Authorization"),

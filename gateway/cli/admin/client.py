@@ -30,20 +30,6 @@ from gateway.tls.certificates import pinned, trusting
 # Everything else of a command is made of the resource itself (`commands.py`): its fields, filters and
 # actions.
 
-# A section is its resource in the singular, but for these.
-SECTIONS: Mapping[str, str] = {
-    "organizations": "org",
-    "api-keys": "key",
-    "token-plans": "plan",
-    "tenant-quotas": "quota",
-    "token-ledger": "ledger",
-    "organization-services": "negotiated-price",
-    "organization-subscriptions": "subscription",
-    "credit-additions": "credits",
-    "dead-letters": "deadletter",
-    "webhook-deliveries": "webhook-delivery",
-    "programs": "programs",
-}
 # The field a row is named by, besides its id, where it is not that of the resource.
 NAMED_BY: Mapping[str, str] = {"services": "key", "organization-subscriptions": "organization_id"}
 # Rows whose id is another resource's.
@@ -69,34 +55,10 @@ SHORT: Mapping[str, str] = {
     "changes": "change",
     "lines": "line",
 }
-# What `create` takes without the option's name, where it is not each field that must be given.
-POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
 # Lists that show what is open; `--all` shows the rest as well.
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
 # Shown with a row: another resource under the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
-# What a table shows, where the console shows no list of it.
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
-    "api-keys": (
-        "id", "tenant_id", "name", "prefix", "user", "user_header", "unsettled", "priority", "models",
-        "expires_at", "revoked_at",
-    ),
-    "tenant-quotas": (
-        "tenant_id", "plan_id", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked",
-        "next_reset_at",
-    ),
-    "budgets": (
-        "id", "name", "organization_id", "unit", "amount", "used", "remaining", "interval", "each", "mode",
-        "resets_at",
-    ),
-    "token-ledger": (
-        "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
-    ),
-    "credit-transactions": (
-        "seq", "timestamp", "feature_id", "credits_used", "balance_after", "user_id", "request_id",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +81,6 @@ ALIASES = (
           ("tenant_id",)),
     Alias("tenant", "plan", "tenant-quotas", "change", "Move a tenant to another token plan, now."),
 )  # fmt: skip
-
-
-def section_of(resource: str) -> str:
-    """The word people type for a resource."""
-    return SECTIONS.get(resource) or resource.removesuffix("s")
 
 
 def named_by(resource: str) -> str:

@@ -23,8 +23,8 @@ from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
 from gateway.cli.admin import client, described, output
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
-from gateway.cli.admin.described import CliReport, CliResource, CommandParts
 from gateway.cli.admin.output import AsJson
+from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
 from gateway.core.text import read_json
 from gateway.feature import features
 
@@ -296,7 +296,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
     """
     made: dict[str, typer.Typer] = {}
     for resource in described.resources():
-        name = client.section_of(resource)
+        name = section_of(resource)
         if asked is None or name in asked:
             made[name] = _section(app, described.resource(resource))
         else:
@@ -315,7 +315,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 
 def mount_section(app: typer.Typer, name: str) -> bool:
     """Add one section alone; False where there is none of this name, or others write commands of it."""
-    found = [one for one in described.resources() if client.section_of(one) == name]
+    found = [one for one in described.resources() if section_of(one) == name]
     if not found or name in BY_HAND:
         return False
     section = _section(app, described.resource(found[0]))
@@ -328,7 +328,7 @@ def mount_section(app: typer.Typer, name: str) -> bool:
 def _section(app: typer.Typer, resource: CliResource) -> typer.Typer:
     """The section of a resource, with all its commands."""
     section = typer.Typer(no_args_is_help=True, help=resource.description)
-    app.add_typer(section, name=client.section_of(resource.name))
+    app.add_typer(section, name=section_of(resource.name))
     if resource.batch is not None:
         section.command(resource.batch[0])(sends(resource.name, resource.batch[1]))
     for verb, parts in resource.commands.items():
@@ -372,7 +372,7 @@ def _with_signature(
 
 
 def _word(resource: CliResource) -> str:
-    return client.section_of(resource.name).upper()
+    return section_of(resource.name).upper()
 
 
 def number(text: str) -> int:

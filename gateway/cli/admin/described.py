@@ -8,63 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret
+from gateway.admin.resources.form_fields import FormField, IntegerParameter, Secret
+from gateway.cli.admin.sections import CliReport, CliResource, CommandParts
 
 FILE = Path(__file__).with_name("commands.json")
 FEATURES = Path(__file__).resolve().parents[2] / "features"
-
-
-@dataclass(frozen=True, slots=True)
-class CommandParts:
-    """One command of a resource: what it `does` to rows, its fields, and those that need no option's name."""
-
-    does: str
-    summary: str
-    fields: tuple[FormField, ...] = ()
-    positional: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CliResource:
-    """A resource of the Admin API.
-
-    `filters` are those of its list, `columns` what a table shows of it. `parts` are lists within a row with
-    their columns, `asks` its questions, `mints` the actions that make a secret, `batch` the name and summary
-    of the command that sends a file of many. Rows of an `archived` one may be read elsewhere.
-    """
-
-    name: str
-    description: str
-    named_by: str
-    filters: tuple[str, ...]
-    refers: Mapping[str, str]
-    columns: tuple[str, ...]
-    commands: Mapping[str, CommandParts]
-    parts: Mapping[str, tuple[str, ...]]
-    asks: tuple[str, ...]
-    mints: tuple[str, ...]
-    secret: Secret | None = None
-    batch: tuple[str, str] | None = None
-    archived: bool = False
-
-    def target(self, name: str) -> str:
-        """The resource whose id a field of this one holds; empty if it holds none."""
-        return self.refers.get(name) or REFERS.get(name, "")
-
-
-@dataclass(frozen=True, slots=True)
-class CliReport:
-    """A report of the Admin API that has a command."""
-
-    name: str
-    description: str
-    summary: str
-    numbers: Mapping[str, IntegerParameter]
 
 
 def installed() -> list[str]:

@@ -15,9 +15,33 @@ from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.reports import UsageItem
 from gateway.admin.resources.resource import Resource, fields_of
 from gateway.admin.resources.values import Out
-from gateway.cli.admin import client
-from gateway.cli.admin.described import CliReport, CliResource, CommandParts, installed
+from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
 from gateway.feature import features
+
+# What `create` takes without the option's name, where it is not each field that must be given.
+POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
+# What a table shows, where the console shows no list of it.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
+    "api-keys": (
+        "id", "tenant_id", "name", "prefix", "user", "user_header", "unsettled", "priority", "models",
+        "expires_at", "revoked_at",
+    ),
+    "tenant-quotas": (
+        "tenant_id", "plan_id", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked",
+        "next_reset_at",
+    ),
+    "budgets": (
+        "id", "name", "organization_id", "unit", "amount", "used", "remaining", "interval", "each", "mode",
+        "resets_at",
+    ),
+    "token-ledger": (
+        "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
+    ),
+    "credit-transactions": (
+        "seq", "timestamp", "feature_id", "credits_used", "balance_after", "user_id", "request_id",
+    ),
+}  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
@@ -29,7 +53,7 @@ def describe() -> dict[str, Any]:
         if not one.by_hand
     ]
     return {
-        "features": installed(),
+        "features": sorted(feature.name for feature in features()),
         "numbers": sorted(_numbers()),
         "resources": {one.name: asdict(_resource(one, one.name in archived)) for one in RESOURCES.values()},
         "reports": [asdict(one) for one in reports],
@@ -47,12 +71,12 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
 
 
 def _commands(resource: Resource) -> dict[str, CommandParts]:
-    title = client.section_of(resource.name).upper().lower()
+    title = section_of(resource.name).upper().lower()
     summary = f"List {resource.name.replace('-', ' ')}."
     made = {"list": CommandParts("list", summary, _filters(resource))}
     if resource.create is not None:
         fields = fields_of(resource, resource.create)
-        positional = client.POSITIONAL.get(resource.name) or _required(fields)
+        positional = POSITIONAL.get(resource.name) or _required(fields)
         doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
         made["create"] = CommandParts("create", f"Create {doc[:1].lower()}{doc[1:]}", fields, positional)
     made["show"] = CommandParts("show", f"Show one {title}.")
@@ -76,8 +100,8 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
 
 def _columns(resource: Resource) -> Sequence[str]:
     """What a table of it shows: the console's columns as far as they are fields, its id first."""
-    if resource.name in client.COLUMNS:
-        return client.COLUMNS[resource.name]
+    if resource.name in COLUMNS:
+        return COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
     return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
 

@@ -14,7 +14,7 @@ from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
 from gateway.cli.admin.commands import ListSource, read_option
-from gateway.cli.admin.described import CliResource
+from gateway.cli.admin.sections import CliResource
 
 if TYPE_CHECKING:
     from gateway.admin.resources.resource import Resource
