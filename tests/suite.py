@@ -17,10 +17,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Of these folders each change is held to the named files; all others are of the second tier.
 QUICK = {
-    "journey": ("billing", "budgets", "credits", "first_call", "quota_cycle", "services"),
+    "journey": ("budgets", "credits", "first_call", "quota_cycle", "services"),
     "admin/console": ("forms", "pages", "parts", "signing"),
     "admin/configuration": ("apply", "documents"),
 }
+# Matrices, random histories and what waits for clocks; other files of these folders are of the first tier.
+LONG = {
+    "admin": ("confined", "usage"),
+    "background/verifying": ("admission_gate", "compared", "partitions", "reconciler", "rewinds"),
+    "counters": ("fence", "idle", "idle_sharded", "admission/sharded", "redis/shards"),
+    "faults": ("rows_each",),
+    "http": ("over_tls", "readings", "shares", "slow_readers", "stopping"),
+    "local": ("child",),
+    "lua": ("calendar", "calls"),
+    "persistence": (
+        "schedule", "random_histories", "worked_example", "writer_failures", "schema/call_retention",
+        "schema/grants",
+    ),
+    "persistence/billing": (
+        "due", "agreed", "allocations", "amendments", "early_use", "every_history", "finance", "histories",
+        "late_amendments", "late_reversals", "payments", "postpaid", "taxed_histories", "terms",
+    ),
+    "run": ("bundled_prices",),
+}  # fmt: skip
 # Files and folders of the second tier: the longest first, since each is done by one process.
 VERIFY = (
     "tests/contract/test_compiled.py",
@@ -34,12 +53,18 @@ VERIFY = (
         for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))
         if file.stem.removeprefix("test_") not in quick
     ),
+    *(
+        str(Path("tests", folder, name).with_name(f"test_{Path(name).name}.py"))
+        for folder, names in LONG.items()
+        for name in names
+    ),
     *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/admin/test_cli_*.py"))),
     *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/ops/test_doctor*.py"))),
     "tests/admin/test_described.py",
     "tests/admin/test_hostile_money.py",
     "tests/features/archive",
     "tests/features/backup",
+    "tests/features/test_features.py",
     "tests/features/provider_report/test_command.py",
     "tests/features/provider_report/test_journey.py",
     "tests/local/test_commands.py",
@@ -48,6 +73,7 @@ VERIFY = (
     "tests/persistence/billing/test_work.py",
     "tests/run/supervisor",
     "tests/test_completion.py",
+    "tests/test_extras.py",
     "tests/test_site.py",
     "tests/bench",
 )
