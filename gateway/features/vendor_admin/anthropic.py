@@ -72,7 +72,7 @@ def _page(buckets: list[dict[str, Any]], following: str | None) -> dict[str, Any
     return {"data": buckets, "has_more": following is not None, "next_page": following}
 
 
-def _refusal(refusal: AdminRefusal) -> dict[str, Any]:
+def refusal(refusal: AdminRefusal) -> dict[str, Any]:
     kind = _ERRORS.get(refusal.status, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}
 
@@ -89,11 +89,11 @@ def _moment(text: str) -> datetime:
 
 REPORTS = (
     VendorReport(
-        "/v1/organizations/usage_report/messages", _GROUPS, _FILTERS, _messages, _bucket, _refusal, _moment,
+        "/v1/organizations/usage_report/messages", _GROUPS, _FILTERS, _messages, _bucket, refusal, _moment,
         "starting_at", "ending_at", _page, bracketed=True,
     ),
     VendorReport(
-        "/v1/organizations/cost_report", _COST_GROUPS, {}, _costs, _bucket, _refusal, _moment,
+        "/v1/organizations/cost_report", _COST_GROUPS, {}, _costs, _bucket, refusal, _moment,
         "starting_at", "ending_at", _page, bracketed=True, daily=True,
     ),
 )  # fmt: skip

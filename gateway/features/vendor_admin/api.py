@@ -24,7 +24,8 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery
 from gateway.errors import AdminRefusal, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
-from gateway.features.vendor_admin.report import VendorQuery, VendorReport, shown_id
+from gateway.features.vendor_admin.limits import mount_limits
+from gateway.features.vendor_admin.report import VendorQuery, VendorReport, credentials_of, shown_id
 
 # Groups of all buckets of a page, at most.
 ROWS_MAX: Final = 10_000
@@ -40,11 +41,12 @@ def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve each report at its vendor's path; `root` is the Admin API's own."""
     for report in (*anthropic.REPORTS, *openai.REPORTS):
         app.router.add_get(report.path, _handler(ports, report))
+    mount_limits(app, ports)
 
 
 def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request], Any]:
     async def show(request: web.Request) -> web.Response:
-        mine = ports.of(await identify_by(ports, request, _credentials(request)))
+        mine = ports.of(await identify_by(ports, request, credentials_of(request)))
         try:
             require_read(mine.actor, REPORTS["usage"])
             asked = read_query(report, request.query, datetime.now(UTC))
@@ -62,12 +64,6 @@ def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request],
         return web.Response(body=_encode(content), content_type="application/json")
 
     return show
-
-
-def _credentials(request: web.Request) -> list[str]:
-    """What says who asks: `Authorization`, or Anthropic's own field; one alone names somebody."""
-    keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
-    return [*request.headers.getall("Authorization", []), *keys]
 
 
 def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> VendorQuery:

@@ -68,7 +68,7 @@ def _page(buckets: list[dict[str, Any]], following: str | None) -> dict[str, Any
     return {"object": "page", "data": buckets, "has_more": following is not None, "next_page": following}
 
 
-def _refusal(refusal: AdminRefusal) -> dict[str, Any]:
+def refusal(refusal: AdminRefusal) -> dict[str, Any]:
     param = refusal.errors[0][0] if refusal.errors else None
     told = {"message": refusal.message, "type": "invalid_request_error", "param": param, "code": None}
     return {"error": told}
@@ -84,12 +84,12 @@ REPORTS = (
     *(
         VendorReport(
             f"/v1/organization/usage/{name}", _GROUPS, _FILTERS, partial(_usage, embeds=name == EMBEDDINGS),
-            _bucket, _refusal, _moment, "start_time", "end_time", _page, grouped=("service",),
+            _bucket, refusal, _moment, "start_time", "end_time", _page, grouped=("service",),
         )
         for name in ("completions", EMBEDDINGS)
     ),
     VendorReport(
-        "/v1/organization/costs", _COST_GROUPS, _COST_FILTERS, _costs, _bucket, _refusal, _moment,
+        "/v1/organization/costs", _COST_GROUPS, _COST_FILTERS, _costs, _bucket, refusal, _moment,
         "start_time", "end_time", _page, daily=True,
     ),
 )  # fmt: skip

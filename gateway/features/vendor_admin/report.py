@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+from aiohttp import web
+
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.errors import AdminRefusal
@@ -74,3 +76,9 @@ def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, 
         for name in ADDED:
             sums[name] = sums.get(name, Decimal(0)) + Decimal(str(row[name]))
     return found
+
+
+def credentials_of(request: web.Request) -> list[str]:
+    """What says who asks: `Authorization`, or Anthropic's own field; one alone names somebody."""
+    keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
+    return [*request.headers.getall("Authorization", []), *keys]

@@ -1,0 +1,110 @@
+"""Limits of spend in vendors' own shapes are budgets: read, set and taken away by their own SDKs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.admin.conftest import Api
+from tests.admin.two_organizations import World, few
+
+ANTHROPIC, OPENAI = "/v1/organizations/spend_limits", "/v1/organization/spend_limit"
+
+
+@pytest.fixture
+async def world(api: Api) -> World:
+    return await few(api)
+
+
+async def budgets(world: World) -> list[Any]:
+    found = (await world.admin.get("budgets")).json["items"]
+    names = ("name", "amount", "interval", "tenant_id", "user", "mode")
+    return [tuple(one[name] for name in names) for one in found]
+
+
+async def test_anthropics_own_client_sets_reads_and_deletes_limits(world: World) -> None:
+    url, tenant = str(world.alpha.client.make_url("")), world.alphas["tenants"]
+
+    def ask() -> tuple[Any, ...]:
+        with anthropic.Anthropic(base_url=url, api_key=str(world.alpha.token), max_retries=0) as client:
+            limits = client.beta.organization.spend_limits
+            first = limits.set(amount="50000", scope={"type": "organization"})
+            again = limits.set(amount="70000", scope={"type": "organization"})
+            of_tenant: Any = {"type": "workspace", "workspace_id": str(tenant)}
+            daily = limits.set(amount="150", scope=of_tenant, period="daily")
+            listed = [one.id for one in limits.list()]
+            gone = limits.delete(first.id)
+            return first, again, daily, listed, gone
+
+    first, again, daily, listed, gone = await asyncio.to_thread(ask)
+    assert (first.id, first.amount, first.currency, first.period) == (again.id, "50000", "USD", "monthly")
+    assert (again.amount, daily.amount, daily.scope.workspace_id) == ("70000", "150", str(tenant))
+    assert listed == [daily.id, first.id]
+    assert (gone.id, gone.type) == (first.id, "spend_limit_deleted")
+    assert await budgets(world) == [
+        (f"Spend limit of tenant {tenant}", "1.50", "day", tenant, None, "enforce")
+    ]
+
+
+async def test_openais_own_client_sets_reads_and_deletes_limits(world: World) -> None:
+    url, tenant = str(world.alpha.client.make_url("/v1")), world.alphas["tenants"]
+
+    def ask() -> tuple[Any, ...]:
+        with openai.OpenAI(
+            base_url=url, api_key="none", admin_api_key=str(world.alpha.token), max_retries=0
+        ) as client:
+            whole = client.admin.organization.spend_limit
+            project = client.admin.organization.projects.spend_limit
+            made = whole.update(currency="USD", interval="month", threshold_amount=10_000)
+            of_project = project.update(str(tenant), currency="USD", interval="month", threshold_amount=1)
+            read = whole.retrieve(), project.retrieve(str(tenant))
+            return made, of_project, read, whole.delete()
+
+    made, of_project, read, gone = await asyncio.to_thread(ask)
+    assert (made.threshold_amount, made.enforcement.status) == (10_000, "inactive")
+    assert (of_project.object, of_project.threshold_amount) == ("project.spend_limit", 1)
+    assert read == (made, of_project)
+    assert (gone.object, gone.deleted) == ("organization.spend_limit.deleted", True)
+    assert [one[:3] for one in await budgets(world)] == [(f"Spend limit of tenant {tenant}", "0.01", "month")]
+
+
+async def test_nobody_reads_or_sets_the_limits_of_another_organization(world: World) -> None:
+    of = world.bravos["organizations"]
+    made = await world.admin.make(
+        "budgets", organization_id=of, name="b", unit="money", amount="5", interval="month"
+    )
+    theirs, alpha = f"{ANTHROPIC}/spl_{made['id']}", world.alpha
+    assert (await alpha.get(ANTHROPIC)).json["data"] == []
+    assert [(await alpha.call(method, theirs)).status for method in ("GET", "DELETE")] == [404, 404]
+    tenant = world.bravos["tenants"]
+    body = {"threshold_amount": 1, "currency": "USD", "interval": "month"}
+    path = f"/v1/organization/projects/{tenant}/spend_limit"
+    assert (await alpha.call("POST", path, body)).status in {404, 422}
+    assert (await world.admin.get(OPENAI)).status == 422  # of which organization nobody says
+    assert len(await budgets(world)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (OPENAI, {"threshold_amount": 0, "currency": "USD", "interval": "month"}, "threshold_amount"),
+        (OPENAI, {"threshold_amount": 5, "currency": "EUR", "interval": "month"}, "currency"),
+        (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "day"}, "interval"),
+        (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "month", "x": 1}, "x"),
+        (ANTHROPIC, {"amount": "1.5", "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": None, "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "seat_tier"}}, "scope"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "yearly"}, "period"),
+    ],
+)
+async def test_what_no_budget_can_say_is_refused_by_its_field(
+    world: World, path: str, body: dict[str, Any], field: str
+) -> None:
+    refused = await world.alpha.call("POST", path, body)
+    assert refused.status == 422
+    assert f"The field {field} " in refused.json["error"]["message"]
+    assert await budgets(world) == []
