@@ -10,15 +10,16 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final, cast
 
-from gateway.core.accounts.jobs import HOLD_S_MAX, Job, read_job, write_job
+from gateway.core.accounts.jobs import BATCH, HOLD_S_MAX, Job, read_job, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 
-# So long a settled job is remembered: a look at it charges nothing.
+# So long a settled job is remembered: a look at it charges nothing. Of single calls there are many.
 SETTLED_S: Final = 7 * 86_400
+CALL_SETTLED_S: Final = 3_600
 # Before all places of a queue.
 NO_PLACE: Final = "0-0"
 # So long it is known whose a batch is: as long as it runs, and is remembered.
@@ -52,7 +53,8 @@ class StoredJobs:
 
     async def _keep(self, job: Job) -> None:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
-        ends = (b"EX", b"%d" % SETTLED_S) if job.settled_ms else ()
+        remembered_s = SETTLED_S if job.kind == BATCH else CALL_SETTLED_S
+        ends = (b"EX", b"%d" % remembered_s) if job.settled_ms else ()
         sent = [wire.send(encode(b"SET", name, write_job(job), *ends))]
         listed = keys.jobs(job.partition).encode()
         hold_id = job.hold_id.encode()
@@ -66,7 +68,8 @@ class StoredJobs:
     async def _own(self, job: Job, id_: str) -> bool:
         partition, name = _owner(job.upstream, id_)
         wire, owner = self._wires.of(partition), job.hold_id.encode()
-        if await wire.send(encode(b"SET", name, owner, b"NX", b"EX", b"%d" % OWNED_S)) is not None:
+        owned_s = OWNED_S if job.kind == BATCH else HOLD_S_MAX
+        if await wire.send(encode(b"SET", name, owner, b"NX", b"EX", b"%d" % owned_s)) is not None:
             return True
         return await wire.send(encode(b"GET", name)) == owner
 
