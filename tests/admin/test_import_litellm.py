@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.cli.admin.configuration import written
 from gateway.cli.admin.litellm import translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
@@ -38,7 +39,7 @@ model_list:
   - model_name: house
     litellm_params: {model: openai/house, api_base: os.environ/HOUSE_URL, api_key: os.environ/HOUSE_KEY}
   - model_name: nova
-    litellm_params: {model: bedrock/nova-pro, aws_region_name: eu-central-1}
+    litellm_params: {model: predibase/nova-pro, adapter_id: a}
   - model_name: "*"
     litellm_params: {model: openai/*}
 litellm_settings:
@@ -117,7 +118,7 @@ async def test_each_setting_that_is_left_is_named(run: Run, source: Path, tmp_pa
     made = await from_json(run, "import", "litellm", str(source), "--to", str(tmp_path / "new"))
     assert {each["place"] for each in made["left_out"]} == {
         "model_list[0].litellm_params.rpm", "model_list[2].model_info.supports_vision",
-        "model_list[6].litellm_params.model", "model_list[6].litellm_params.aws_region_name",
+        "model_list[6].litellm_params.model", "model_list[6].litellm_params.adapter_id",
         "model_list[6].model_name", "model_list[7].model_name",
         "model_list[7].litellm_params.model", "litellm_settings.drop_params",
         "litellm_settings.fallbacks.gone", "litellm_settings.success_callback",
@@ -144,6 +145,44 @@ def test_fallbacks_and_aliases_are_targets() -> None:
     assert targets(row("a", "gpt-4o"), row("b", "groq/llama"), router_settings=settings) == {
         "a": [first, second], "b": [second], "c": [first, second],
     }  # fmt: skip
+
+
+def test_models_in_clouds_have_upstreams_that_sign_in(tmp_path: Path) -> None:
+    rows = [
+        {"model": "bedrock/converse/eu.amazon.nova-pro-v1:0", "aws_region_name": "eu-central-1",
+         "aws_profile_name": "p"},
+        {"model": "vertex_ai/claude-opus-4", "vertex_project": "os.environ/PROJECT",
+         "vertex_location": "europe-west4"},
+        {"model": "vertex_ai/gemini-2.5-pro", "vertex_project": "house"},
+        {"model": "vertex_ai/textembedding-gecko"},
+    ]  # fmt: skip
+    source = {"model_list": [{"model_name": f"m{n}", "litellm_params": row} for n, row in enumerate(rows)]}
+    made = translate(source, "Company", tmp_path)
+    path = tmp_path / "tollkeeper.yaml"
+    path.write_text(written(made.config))
+    environ = {"PROJECT": "their", "VERTEX_REGION": "europe-west1"}
+    table = table_of(read_config(path, environ), environ)
+    found = {each.name: (each.base_url, each.auth, each.region, each.project) for each in table.upstreams}
+    assert found["bedrock"] == (
+        "https://bedrock-runtime.eu-central-1.amazonaws.com",
+        "aws",
+        "eu-central-1",
+        "",
+    )
+    assert found["vertex-ai-anthropic-models"] == (
+        "https://europe-west4-aiplatform.googleapis.com", "google", "europe-west4", "their",
+    )  # fmt: skip
+    assert found["vertex-ai"] == (
+        "https://europe-west1-aiplatform.googleapis.com", "google", "europe-west1", "house",
+    )  # fmt: skip
+    assert [each["targets"][0].get("model") for each in made.config["models"]] == [
+        "eu.amazon.nova-pro-v1:0", "claude-opus-4", "gemini-2.5-pro",
+    ]  # fmt: skip
+    assert [place for place, _ in made.left] == [
+        "model_list[3].litellm_params.model", "model_list[0].litellm_params.aws_profile_name",
+        "model_list[3].model_name",
+    ]  # fmt: skip
+    assert "Callers of m0 use the API of bedrock, not OpenAI's: nothing is translated." in made.notes
 
 
 @pytest.mark.parametrize(("text", "said"), [("- a", "must be one document"), ("a: [", "line 1")])

@@ -36,6 +36,23 @@ class Provider:
     base_url: str
     variable: str
     path: str = ""
+    # How it signs in without a key; its region and project: our name, theirs, and the variable.
+    auth: str = ""
+    places: tuple[tuple[str, str, str], ...] = ()
+
+
+_VERTEX_HOST = "https://${region}-aiplatform.googleapis.com"
+_VERTEX_PLACES = (
+    ("region", "vertex_location", "VERTEX_REGION"),
+    ("project", "vertex_project", "VERTEX_PROJECT"),
+)
+
+
+def _vertex(family: str, publisher: str) -> Provider:
+    path = (
+        f"/v1/projects/{{project}}/locations/{{region}}/publishers/{publisher}/models/{{model}}:{{operation}}"
+    )
+    return Provider(family, _VERTEX_HOST, "", path, "google", _VERTEX_PLACES)
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -53,6 +70,20 @@ PROVIDERS: Mapping[str, Provider] = {
     "xai": Provider("openai", "https://api.x.ai", "XAI_API_KEY"),
     "cerebras": Provider("openai", "https://api.cerebras.ai", "CEREBRAS_API_KEY"),
     "perplexity": Provider("openai", "https://api.perplexity.ai", "PERPLEXITYAI_API_KEY", "/{operation}"),
+    "bedrock": Provider(
+        "bedrock",
+        "https://bedrock-runtime.${region}.amazonaws.com",
+        "",
+        "",
+        "aws",
+        (("region", "aws_region_name", "AWS_REGION"),),
+    ),
+    "vertex_ai": _vertex("gemini", "google"),
+    "vertex_ai-anthropic_models": _vertex("anthropic", "anthropic"),
+    "cohere": Provider("cohere", "https://api.cohere.com", "COHERE_API_KEY"),
+    "cohere_chat": Provider("cohere", "https://api.cohere.com", "COHERE_API_KEY"),
+    "voyage": Provider("openai", "https://api.voyageai.com", "VOYAGE_API_KEY"),
+    "jina_ai": Provider("openai", "https://api.jina.ai", "JINA_AI_API_KEY"),
     "hosted_vllm": Provider("openai", "", ""),
     "ollama": Provider("openai", "http://localhost:11434", ""),
     "ollama_chat": Provider("openai", "http://localhost:11434", ""),
@@ -60,7 +91,7 @@ PROVIDERS: Mapping[str, Provider] = {
 # Names without a provider in front.
 _PLAIN = {
     "claude": "anthropic", "gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai",
-    "o4": "openai", "chatgpt-": "openai", "text-embedding-": "openai",
+    "o4": "openai", "chatgpt-": "openai", "text-embedding-": "openai", "anthropic.": "bedrock",
 }  # fmt: skip
 _INTERVALS = {
     "1h": "hour",
@@ -73,7 +104,9 @@ _INTERVALS = {
 }
 # Why parts are left, by how their place begins or ends; what no row is about has no counterpart.
 _WHY = (
-    (r"guardrails|.*\.guardrails", "Tollkeeper filters no content"),
+    (r"guardrails.*|.*\.guardrails", "Tollkeeper filters no content"),
+    (r"model_list\[\d+\]\.model_name", "its model is not taken over"),
+    (r".*\.(?:aws|vertex)_.*", "credentials are the machine's, or in credentials_file of the upstream"),
     (r".*\.(?:cache|cache_params.*|caching.*)", "answers are not cached"),
     (r".*callbacks?(?:\[.*)?|.*callback_settings.*|.*langfuse.*", "use webhooks, the usage feed or traces"),
     (r"general_settings\.master_key", "a secret; make an admin token: tollkeeper admin-token create"),
@@ -147,11 +180,7 @@ class _Translation:
     def _target(self, place: str, params: Json) -> Json | None:
         """The upstream and model of a deployment; None where nothing here reaches it."""
         asked = params.get("model")
-        provider, _, model = str(asked or "").partition("/")
-        named = str(params.get("custom_llm_provider") or "")
-        if named or provider not in PROVIDERS:
-            plain = next((known for start, known in _PLAIN.items() if str(asked).startswith(start)), "")
-            provider, model = named or plain, str(asked)
+        provider, model = _called(str(asked or ""), str(params.get("custom_llm_provider") or ""))
         known = PROVIDERS.get(provider)
         if known is None or not model:
             self._leave(f"{place}.litellm_params.model", f"{asked}: its provider's API is not known here")
@@ -165,6 +194,7 @@ class _Translation:
         for name in ("model", "api_base", "custom_llm_provider"):
             params.pop(name, None)
         upstream: Json = {"base_url": base.rstrip("/") or known.base_url, "family": known.family}
+        _sign_in(upstream, known, params)
         if known.path:
             upstream["path"] = known.path
         elif base and known.family == "openai" and not provider.startswith("ollama"):
@@ -184,7 +214,8 @@ class _Translation:
         if headers:
             upstream["headers"] = upstream.get("headers", {}) | headers
         name = self._upstream(provider, upstream)
-        self._key(name, known, params.pop("api_key", None))
+        if not known.auth:
+            self._key(name, known, params.pop("api_key", None))
         return {"upstream": name, "model": model}
 
     def _upstream(self, provider: str, wanted: Json) -> str:
@@ -352,8 +383,11 @@ class _Translation:
         for name, targets in self._targets.items():
             by = {"prefix": name[:-1]} if name.endswith("*") else {"name": name}
             made.config["models"].append({**by, "targets": targets})
-            if len({self._upstreams[each["upstream"]]["family"] for each in targets}) > 1:
+            families = {self._upstreams[each["upstream"]]["family"] for each in targets}
+            if len(families) > 1:
                 self._note("Nothing is translated between APIs: targets of another API are passed over.")
+            for family in sorted(families - {"openai"}):
+                self._note(f"Callers of {name} use the API of {family}, not OpenAI's: nothing is translated.")
         return made
 
     def _leave(self, place: str, why: str) -> None:
@@ -372,6 +406,29 @@ class _Translation:
     def _note(self, text: str) -> None:
         if text not in self._made.notes:
             self._made.notes.append(text)
+
+
+def _called(asked: str, named: str) -> tuple[str, str]:
+    """The provider and the model that a deployment's `model` says; the first is empty where it says none."""
+    provider, _, model = asked.partition("/")
+    if named or provider not in PROVIDERS:
+        provider = named or next((known for start, known in _PLAIN.items() if asked.startswith(start)), "")
+        model = asked
+    if provider == "bedrock":
+        return provider, re.sub(r"^(?:(?:converse|invoke|[a-z]{2}-[a-z]+-\d)/)+", "", model)
+    if provider == "vertex_ai":
+        publishers = {"gemini": provider, "claude": "vertex_ai-anthropic_models"}
+        provider = next((its for start, its in publishers.items() if model.startswith(start)), "")
+    return provider, model
+
+
+def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
+    """How an upstream signs in without a key, and where it is, taken out of a deployment's settings."""
+    for ours, theirs, variable in known.places:
+        upstream[ours] = _text(params.pop(theirs, None)) or f"${{{variable}}}"
+        upstream["base_url"] = upstream["base_url"].replace(f"${{{ours}}}", upstream[ours])
+    if known.auth:
+        upstream["auth"] = known.auth
 
 
 def _leaves(rest: object, place: str) -> Iterator[str]:
