@@ -7,6 +7,7 @@ as one JSON line on standard input, which stays open as long as the parent lives
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _worker(words[0])
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
             return _demo_upstream(int(words[1]))
-        if words[:1] == ["serve"]:
+        if words[:1] == ["serve"] and "--help" not in words:
             from gateway.run import serving  # noqa: PLC0415  # and a lone gateway too
 
             options = serving.plain_options(words[1:])
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
                 config = options.pop("config", None)
                 serving.serve(Path(config) if config else None, **options)
                 return 0
+        gc.disable()  # while commands are loaded: a seventh of that time
         from gateway.cli.main import run  # noqa: PLC0415  # workers are spared the command line's libraries
 
         return run(words)

@@ -6,6 +6,7 @@ no server's libraries.
 
 from __future__ import annotations
 
+import gc
 import os
 from copy import copy
 from enum import StrEnum
@@ -139,6 +140,7 @@ def run(arguments: list[str]) -> int:
 
         program.mount(app, None if completing else arguments[:1])
     everything = typer.main.get_command(_narrowed(app, asked) if _has(app, asked) else app)
+    gc.enable()  # it is off while commands are loaded
     result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
 
