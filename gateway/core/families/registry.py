@@ -19,3 +19,9 @@ SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape i
 BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batches is not None])
 JOBS: Mapping[str, JobPaths] = {jobs.path: jobs for one in ALL for jobs in one.jobs}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}
+# Whose clients send such a field, the surest first: a version or an SDK, then a name that a key has nowhere
+# else.
+SPEAKERS: Mapping[bytes, Family] = {
+    **{one.spoken_by: one.name for one in sorted(ALL, key=lambda one: one.spoken_by) if one.spoken_by},
+    **{name: one.name for one in ALL for name in one.credentials if name != b"authorization"},
+}

@@ -17,7 +17,7 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
 from gateway.core.families.family import Listing, is_list, one_of
 from gateway.core.families.objects import ObjectAccess
-from gateway.core.families.registry import ALL, FAMILIES
+from gateway.core.families.registry import FAMILIES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
@@ -59,9 +59,12 @@ from gateway.http.routing.routes import (
     asking,
     check_query,
     family_of,
+    meant_for,
+    misplaced,
     owned_by,
     said_twice,
     slashes_decoded,
+    spoken_in,
     take_type,
     unauthorized,
     withheld,
@@ -73,8 +76,6 @@ from gateway.http.server.buffers import bare
 
 # Of a path nobody serves, in what is said of it.
 PATH_CHARS_SHOWN = 200
-_SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
-
 
 # One worker remembers so many, each with a key of so many bytes. It works the others out each time.
 OPENINGS_MAX = 1_000
@@ -191,7 +192,7 @@ class HeadRouter:
         path = head.path.decode("ascii")
         shares = path == MODELS or path.startswith(f"{MODELS}/")
         unknown = match is None or match.route is None
-        spoken = _spoken(head) if shares or unknown else None
+        spoken = spoken_in(head, by_key=unknown) if shares or unknown else None
         routed = RoutedHead(
             family_of(path, spoken),
             method=head.method,
@@ -208,6 +209,9 @@ class HeadRouter:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
             self._accept(routed, head, match, match.route, spoken)
+            meant = None if shares else meant_for(head, match.route)
+            if meant is not None:
+                routed.family, routed.refusal = meant, bare(misplaced(match.route, meant))
         return routed
 
     def _accept(
@@ -323,11 +327,6 @@ class HeadRouter:
                     self._openings.clear()
                 self._openings[key] = known
         return known
-
-
-def _spoken(head: RequestHead) -> Family | None:
-    """The family whose official clients send such fields, where a path is several families' at once."""
-    return next((family.name for family in _SPOKEN if family.spoken_by in head.read), None)
 
 
 def family_of_head(head: bytes) -> Family:
@@ -691,6 +690,9 @@ class HeadReader:
         if routed is not None and self._router.is_current(routed):
             return routed
         reading.routed = routed = self._router.route(deciding + b"\r\n\r\n")
+        # Where nothing is served, a key's field tells who speaks as well.
+        if routed.route is None and reading.proving:
+            routed = self._router.route(b"%b\r\n%b\r\n\r\n" % (deciding, reading.proving))
         return routed
 
     def _prove(self, reading: ParsedHead) -> HeaderCredential:

@@ -15,11 +15,18 @@ from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget,
 from gateway.core.families.controlled import Document
 from gateway.core.families.family import ApiFamily, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
-from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
+from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute
 from gateway.http.ports import DirectoryPort, Log
-from gateway.http.protocol.request import OF_BODIES, OVERRIDES, WITHHELD, RequestHead, is_withheld
+from gateway.http.protocol.request import (
+    CREDENTIAL_FIELDS,
+    OF_BODIES,
+    OVERRIDES,
+    WITHHELD,
+    RequestHead,
+    is_withheld,
+)
 
 OWN_PREFIX = "/.tollkeeper/"
 USAGE_PATH = OWN_PREFIX + "usage"
@@ -189,11 +196,30 @@ def _alike(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
+    """The family whose official clients send such fields, with `by_key` that of a key as well; else None."""
+    sent = head.read.keys() if by_key else head.read.keys() - CREDENTIAL_FIELDS
+    return next((family for name, family in SPEAKERS.items() if name in sent), None)
+
+
+def meant_for(head: RequestHead, route: Route) -> Family | None:
+    """The other family that a free call is meant for: what it brings is for no other provider."""
+    if route.meter != "none" or not FAMILIES[route.family].shares_paths:
+        return None
+    spoken = spoken_in(head, by_key=False)
+    return None if spoken == route.family else spoken
+
+
+def misplaced(route: Route, meant: Family) -> Refusal:
+    """Why such a call is refused."""
+    return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
+
+
 def family_of(path: str, spoken: Family | None) -> Family:
     """Whose shape an answer to an unknown path takes; `spoken` is the family whose fields came with it."""
-    own = _owner(path)
-    if own is not None or spoken is not None:
-        return own or spoken or GENERIC
+    own = spoken or _owner(path)
+    if own is not None:
+        return own
     return next((family.name for family in ALL if path.startswith(family.prefixes)), GENERIC)
 
 

@@ -288,18 +288,46 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
     [
         (b"anthropic-version: 1\r\n", b'"type":"error"'),
         (b"x-goog-api-client: sdk\r\n", b'"status":"NOT_FOUND"'),
+        (b"x-api-key: tk_x\r\n", b'"type":"error"'),
+        (b"x-goog-api-key: tk_x\r\n", b'"status":"NOT_FOUND"'),
+        (b"api-key: tk_x\r\n", b'"code":"unknown_route"'),
+        (b"x-goog-api-key: tk_x\r\nanthropic-version: 1\r\n", b'"type":"error"'),
         (b"", b'"code":"unknown_route"'),
     ],
 )
-@pytest.mark.parametrize("path", [b"/v1/files", b"/v1/interactions", b"/v1beta/cachedContents", b"/nope"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/files", b"/v1/interactions", b"/v1beta/cachedContents", b"/nope",
+        b"/v1/models/m:batchGenerateContent",
+    ],
+)  # fmt: skip
 async def test_an_unknown_path_is_refused_in_the_words_of_who_speaks(
     path: bytes, fields: bytes, shape: bytes
 ) -> None:
     async with staged() as stage:
         got = await stage.ask(post(b"{}", path, fields))
         assert (got.status, got.reason) == (404, "unknown_route")
-        if fields or path.startswith(b"/v1/"):
+        if fields or (path.startswith(b"/v1/") and b":" not in path):
             assert shape in got.body
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        (b"anthropic-version: 1\r\n", b'"type":"error"'),
+        (b"x-goog-api-client: sdk\r\n", b'"status":"NOT_FOUND"'),
+    ],
+)
+async def test_what_is_meant_for_another_provider_is_not_sent_to_this_one(
+    fields: bytes, shape: bytes
+) -> None:
+    """Anthropic's and Google's clients upload files at a path that OpenAI has as well."""
+    routes = (*ROUTES, Route(("POST",), "/v1/files", "up", "", Family("openai")))
+    async with staged(routes=routes) as stage:
+        got = await stage.ask(post(b"{}", b"/v1/files", AUTH + fields))
+        assert (got.status, got.reason, shape in got.body) == (404, "unknown_route", True)
+        assert not stage.upstream.received
 
 
 async def test_an_action_of_googles_is_no_model_of_another_family() -> None:
