@@ -50,6 +50,8 @@ WITHIN_S: Final = 300.0
 SAID_BYTES_MAX: Final = 4 << 20
 # Results that are fetched and charged at once, of all organizations; the others wait.
 FETCHES_MAX: Final = 2
+# Answers that are read for callers at once; the others wait.
+ASKS_MAX: Final = 8
 # How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.
 FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX = 0.5, 120, 200
 # Statuses of things that are gone, or too long to be read.
@@ -66,7 +68,7 @@ class Jobs:
         self._ports: Ports | None = None
         self._looking: dict[str, asyncio.Task[bool]] = {}
         self._followed: dict[str, asyncio.Task[None]] = {}
-        self._fetches = asyncio.Semaphore(FETCHES_MAX)
+        self._fetches, self._asks = asyncio.Semaphore(FETCHES_MAX), asyncio.Semaphore(ASKS_MAX)
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
         """Look by the upstreams of this plane."""
@@ -92,7 +94,7 @@ class Jobs:
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
         """What an upstream answers there."""
-        return asyncio.create_task(self._ask(upstream, path, headers))
+        return asyncio.create_task(self._asked(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
         """Ask what became of a job, and charge it where it is over; whether it is charged.
@@ -114,6 +116,12 @@ class Jobs:
                 if await self._stored.claim(job, max(1, int(interval_s))):
                     with suppress(Refusal):  # a look says why it failed
                         await self.look(job)
+
+    async def _asked(
+        self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
+    ) -> tuple[int, bytes]:
+        async with self._asks:
+            return await self._ask(upstream, path, headers)
 
     async def _fetched(self, upstream: str, path: str, bytes_max: int) -> bytes:
         status, content = await self._ask(upstream, path, bytes_max=bytes_max)

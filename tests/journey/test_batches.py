@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import anthropic
 import httpx2 as httpx
+import openai
 import pytest
 
 from tests import plain_http
@@ -313,3 +314,37 @@ def test_a_body_that_is_no_batch_is_refused_by_its_line(
     refused = ask(spender, "POST", "messages/batches", json={"requests": calls})
     assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
     assert told in refused.json()["error"]["message"]
+
+
+def test_each_organization_lists_what_is_its_own(spender: Spender, stack: Stack) -> None:
+    other = Spender(stack)
+    made: dict[Spender, list[str]] = {spender: [], other: []}
+    for one in (spender, other, spender, other, spender):
+        made[one].append(make(one).raise_for_status().json()["id"])
+    for one, ids in made.items():
+        with openai.OpenAI(base_url=f"{stack.gateway_url}/v1", api_key=one.key, max_retries=0) as client:
+            assert [each.id for each in client.batches.list(limit=2)] == ids[::-1]
+            inputs = {client.batches.retrieve(id_).input_file_id for id_ in ids}
+            assert inputs <= {each.id for each in client.files.list(limit=1)}
+    first = ask(spender, "GET", "batches?limit=2").json()
+    assert (len(first["data"]), first["has_more"], first["last_id"]) == (2, True, made[spender][1])
+    foreign = ask(spender, "GET", f"batches?after={made[other][0]}")
+    assert (foreign.status_code, foreign.headers["x-tollkeeper-reason"]) == (404, "object_not_found")
+    for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("before=x", "before")):
+        refused = ask(spender, "GET", f"batches?{query}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert ask(Spender(stack), "GET", "files").json()["data"] == []
+
+
+def test_batches_of_messages_are_listed_and_deleted_by_anthropics_own_client(
+    spender: Spender, stack: Stack
+) -> None:
+    asked = {"requests": messages_of(1)}
+    ids = [ask(spender, "POST", "messages/batches", json=asked).json()["id"] for _ in range(3)]
+    ask(Spender(stack), "POST", "messages/batches", json=asked).raise_for_status()
+    client = anthropic.Anthropic(base_url=stack.gateway_url, api_key=spender.key, max_retries=0)
+    with client:
+        assert [one.id for one in client.messages.batches.list(limit=1)] == ids[::-1]
+        client.messages.batches.delete(ids[0])
+        assert [one.id for one in client.messages.batches.list()] == ids[:0:-1]
+    assert len(journal(spender, 1)) == 1  # it was charged before it was deleted

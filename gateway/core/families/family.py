@@ -244,6 +244,11 @@ class BatchPaths:
         return f"{self.one}/cancel"
 
     @property
+    def lists(self) -> tuple[str, ...]:
+        """Paths of collections that are listed, to each organization its own objects."""
+        return tuple(filter(None, (self.files, self.batches)))
+
+    @property
     def results(self) -> str:
         """The template of its results, where these are no file."""
         return f"{self.one}/results" if self.inline else ""

@@ -454,8 +454,9 @@ def _family(route: Route) -> ApiFamily:
 
 # Stored objects as one request meets them: what its path is about.
 #
-# A list of all objects of a kind would show every organization's, so it is 404 for everybody. Bodies of
-# free routes are read as those of metered ones are, but for forms where files are taken.
+# A list of all objects of a kind would show every organization's, so it is 404 for everybody, but for those
+# that `lists.py` narrows. Bodies of free routes are read as those of metered ones are, but for forms where
+# files are taken.
 
 # Collections whose API takes files as forms, in which it takes no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})
@@ -474,6 +475,9 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         return ObjectAccess(ids, None if shape is None else shape.keeps)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
+    lists = FAMILIES[route.family].batches
+    if is_list and lists is not None and head.method == b"GET" and route.path in lists.lists:
+        return ObjectAccess((), None, bare=True)
     if is_list and not has_body:
         raise ObjectNotFound("Organizations share this account, so nothing is listed: get one by its id.")
     reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCHES, JOBS
+from gateway.core.families.registry import BATCHES, FAMILIES, JOBS
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.capacity import CapacityQueues
@@ -21,6 +21,7 @@ from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, tell_job
+from gateway.http.lists import list_objects
 from gateway.http.ports import Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, run, usage
@@ -256,9 +257,16 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     return facts
 
 
-def make_batch(exchange: Exchange) -> Coroutine[Any, Any, None]:
-    """Make a batch; one by a route of the file costs units of a service."""
-    return proxy(exchange) if exchange.routed.metered else create_batch(exchange)
+def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
+    """List what there is, or make one more; by a route of the file that costs units of a service."""
+    routed = exchange.routed
+    if routed.metered:
+        return proxy(exchange)
+    if routed.method == b"GET":
+        return list_objects(exchange)
+    paths = FAMILIES[routed.family].batches
+    makes_batch = paths is not None and routed.label == paths.batches
+    return create_batch(exchange) if makes_batch else proxy(exchange)
 
 
 # Who answers which path, where that is not an upstream.
@@ -267,7 +275,7 @@ HANDLERS = {
     HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
     AUTHORIZE_PATH: authorize,
     METADATA_PATH: resource, RESOURCE_PATH: resource,
-    **{one.batches: make_batch for one in BATCHES},
+    **{path: at_collection for one in BATCHES for path in one.lists},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
     **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel)},
 }  # fmt: skip

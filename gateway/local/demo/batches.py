@@ -48,7 +48,9 @@ class Batches:
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, _DemoBatch] = field(default_factory=dict)
 
-    def answer(self, method: str, path: str, content: bytes, work: Work) -> Told | None:
+    def answer(  # a request, and who answers its calls
+        self, method: str, path: str, query: dict[str, list[str]], content: bytes, work: Work
+    ) -> Told | None:
         """The answer of such a path; None of any other."""
         place = _PATH.fullmatch(path)
         if place is None:
@@ -57,13 +59,16 @@ class Batches:
         if kind == "responses":
             return self._response(method, id_ or "", more, content, work)
         if kind == "messages/batches":
-            return self._messages(method, id_ or "", more, content, work)
+            return self._messages(method, id_ or "", more, query, content, work)
         if method == "POST" and not id_:
             return self._store(content) if kind == "files" else self._create(json.loads(content))
-        if kind == "files":
-            return self._file(method, id_ or "", more)
+        if kind == "files" and id_:
+            return self._file(method, id_, more)
         if not id_:
-            return 200, {"object": "list", "data": [self._now(one, work) for one in self.batches.values()]}
+            there = [{"id": one, "object": "file"} for one in self.files]
+            if kind == "batches":
+                there = [self._now(one, work) for one in self.batches.values()]
+            return 200, {"object": "list"} | _page(there, query, "after")
         batch = self.batches.get(id_)
         if batch is None:
             return _missing()
@@ -71,19 +76,25 @@ class Batches:
             self._finish(batch, work, "cancelled", len(batch.lines) // 2)
         return 200, self._now(batch, work)
 
-    def _messages(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told:
+    def _messages(  # noqa: PLR0917  # as `answer`
+        self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes, work: Work
+    ) -> Told:
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
             lines = [{**one, "url": "/v1/messages", "body": one["params"]} for one in calls]
             return 200, _as_messages(self._made(lines, calls[0]["params"].get("metadata") or {}))
         if not id_:
-            return 200, {"data": [_as_messages(self._now(one, work)) for one in self.batches.values()]}
+            there = [_as_messages(self._now(one, work)) for one in self.batches.values()]
+            return 200, _page(there, query, "after_id")
         batch = self.batches.get(id_)
         if batch is None:
             return _missing()
         if more == "cancel" and batch.said["status"] == "in_progress":
             self._finish(batch, work, "cancelled", len(batch.lines) // 2)
         said = self._now(batch, work)
+        if method == "DELETE":
+            del self.batches[id_]
+            return 200, {"id": id_, "type": "message_batch_deleted"}
         if more != "results":
             return 200, _as_messages(said)
         if said["status"] == "in_progress":
@@ -188,6 +199,14 @@ class Batches:
         if written:
             kept = self._kept("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
+
+
+def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) -> dict[str, Any]:
+    """A page of a list, the newest first."""
+    newest, limit = there[::-1], int(query.get("limit", ["20"])[0])
+    begins = next((at + 1 for at, one in enumerate(newest) if [one["id"]] == query.get(after)), 0)
+    data = newest[begins : begins + limit]
+    return {"data": data, "has_more": begins + limit < len(newest)}
 
 
 def _as_response(said: dict[str, Any]) -> dict[str, Any]:

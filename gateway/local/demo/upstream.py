@@ -561,7 +561,7 @@ def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest
 
     if "x-demo-status" in asked.headers:
         return None
-    told = batches.answer(asked.method, asked.path, asked.content, work)
+    told = batches.answer(asked.method, asked.path, asked.query, asked.content, work)
     if told is None:
         return None
     status, said = told

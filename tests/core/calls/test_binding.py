@@ -11,7 +11,7 @@ from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL
 from gateway.core.model import Family, Service
 from gateway.http.jobs import tell_job
-from gateway.http.server.server import HANDLERS, make_batch
+from gateway.http.server.server import HANDLERS, at_collection
 from gateway.settings.config_file import DEFAULT_ROUTES
 
 SMS = Service(1, "sms", "consumption", counts_tokens=False, credits=10, upstream="mine")
@@ -252,5 +252,5 @@ def test_a_family_serves_batches_by_default_only_if_it_says_how_they_are_charged
                 assert route.path == paths.batches
         if paths is not None:
             assert {paths.batches, paths.one, paths.cancel} <= served
-            assert HANDLERS[paths.batches] is make_batch
+            assert HANDLERS[paths.batches] is at_collection
             assert HANDLERS[paths.one] is HANDLERS[paths.cancel] is tell_job

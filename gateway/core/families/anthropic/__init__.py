@@ -102,8 +102,8 @@ FAMILY = ApiFamily(
     routes=(
         Route(("POST",), "/v1/messages", NAME, "messages", NAME, "anthropic_messages"),
         Route(("POST",), "/v1/messages/count_tokens", NAME, family=NAME),
-        Route(("POST",), BATCHES.batches, NAME, family=NAME),
-        Route(("GET",), BATCHES.one, NAME, family=NAME),
+        Route(("GET", "POST"), BATCHES.batches, NAME, family=NAME),
+        Route(("GET", "DELETE"), BATCHES.one, NAME, family=NAME),
         Route(("POST",), BATCHES.cancel, NAME, family=NAME),
         Route(("GET",), BATCHES.results, NAME, family=NAME),
     ),

@@ -118,10 +118,10 @@ def _routes() -> Iterator[Route]:
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path in ("models", "models/{id}", "models/{+id}"):
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)
-    yield Route(("POST",), BATCHES.files, NAME, family=NAME)
+    yield Route(("GET", "POST"), BATCHES.files, NAME, family=NAME)
     yield Route(("GET", "DELETE"), f"{BATCHES.files}/{{id}}", NAME, family=NAME)
     yield Route(("GET",), f"{BATCHES.files}/{{id}}/content", NAME, family=NAME)
-    yield Route(("POST",), BATCHES.batches, NAME, family=NAME)
+    yield Route(("GET", "POST"), BATCHES.batches, NAME, family=NAME)
     yield Route(("GET",), BATCHES.one, NAME, family=NAME)
     yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
     yield Route(("GET", "DELETE"), RESPONSES.one, NAME, family=NAME)
