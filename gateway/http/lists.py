@@ -1,4 +1,4 @@
-"""Lists of stored objects: all organizations share an account of an upstream, and each is shown its own objects.
+"""Lists of stored objects: all organizations share an account, and each is shown its own objects.
 
 Pages of the account are read until one for the caller is full, up to a bound: older objects are told by their
 ids alone. No id of another organization is told, also not as the place where a page ends.
