@@ -187,7 +187,7 @@ def _cause_of(answer: AnswerHead | None) -> str:
     """By which cause another target is asked; empty where this answer is one."""
     if answer is None:
         return UNREACHABLE
-    if answer.status == 429:
+    if answer.status in LIMITED:  # it took nothing
         return FALLBACK_LIMITED
     return FAILED if 500 <= answer.status <= 599 else ""
 

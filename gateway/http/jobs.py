@@ -77,14 +77,13 @@ from gateway.http.admission import (
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
+from gateway.http.protocol.answer import LIMITED
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of the loop.
 _AT_ONCE: Final = 64 << 10
-# The status of an upstream that has taken nothing, as it has too much to do.
-_BUSY: Final = 529
 # What a line counts for beside its body.
 _LINE_BYTES: Final = 512
 # What a hold takes of each account, and so what the lines of a batch sum up to.
@@ -250,7 +249,7 @@ async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str])
             await jobs.keep(job)
             return
         told.clear()  # a batch that was there before, and is held for and charged as such
-    elif not (400 <= status < 500 or status == _BUSY):
+    elif not (400 <= status < 500 or status in LIMITED):
         return
     await _given_back(exchange.worker.ports, job, jobs)
 

@@ -40,6 +40,7 @@ AZURE: dict[str, object] = {
 }
 FAILED = answer(b'{"error":{"message":"broken"}}', status=b"500 Internal Server Error")
 LIMITED = answer(b'{"error":{"message":"enough"}}', status=b"429 Too Many Requests")
+OVERLOADED = answer(b'{"type":"error","error":{"type":"overloaded_error"}}', status=b"529 Overloaded")
 
 
 def chat(model: str = "fast", **more: object) -> bytes:
@@ -372,10 +373,13 @@ async def test_a_stream_falls_back_before_its_first_byte() -> None:
 ACTING = [{"type": "mcp", "server_url": "https://x"}]
 
 
-@pytest.mark.parametrize(("cause", "asked"), [("unreachable", 0), ("5xx", 0), ("429", 1)])
-async def test_what_may_have_acted_is_not_asked_for_again(cause: str, asked: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "asked"),
+    [(CAUSES["unreachable"], 0), ([FAILED], 0), ([LIMITED], 1), ([OVERLOADED], 1)],
+)
+async def test_what_may_have_acted_is_not_asked_for_again(steps: list[Step], asked: int) -> None:
     async with paired() as pair:
-        pair.stage.upstream.scripts.append(list(CAUSES[cause]))
+        pair.stage.upstream.scripts.append(list(steps))
         got = await pair.ask(chat(tools=ACTING))
         assert (got.status == 200) == bool(asked)
         assert pair.asked == (1, asked)
