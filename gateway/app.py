@@ -53,6 +53,7 @@ from gateway.run.lifecycle import (
     cancel,
     ended,
     forever,
+    give_back_memory,
     redis_reached,
     stop_signal,
     this_program,
@@ -189,6 +190,7 @@ async def _know_services(directory: Directory, wires: RedisConnections, log: Log
 
 def _collect_seldom() -> None:
     sys.setswitchinterval(SWITCH_S)
+    give_back_memory()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 

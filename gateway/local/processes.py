@@ -16,14 +16,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from signal import SIGINT, SIGTERM
-from typing import Any
-
-import psutil
 
 from gateway.errors import StartError
 from gateway.local import heartbeat
-from gateway.local.data_directory import DataDirectory
 from gateway.local.heartbeat import Heartbeat
 
 RESTART_DELAY_MIN_S = 0.1
@@ -287,85 +282,3 @@ def _ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"exited with status {code}"
-
-
-# Processes that a killed `up` left behind: found for certain, then stopped.
-#
-# A process id alone proves nothing, it may belong to somebody else by now. A process is ours
-# when its start time is the one we noted, or when it was started on our own data directory.
-
-STOP_MAX_S = 15.0
-SAME_START_S = 1.5
-
-
-def noted_child(pid: int | None) -> dict[str, float] | None:
-    """What identifies a process later: its id and when it started."""
-    if pid is None:
-        return None
-    with contextlib.suppress(psutil.Error):
-        return {"pid": pid, "started": psutil.Process(pid).create_time()}
-    return None
-
-
-def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
-    """Stop what is still running of an earlier `up`, gateways and keeper before the databases."""
-    processes = data.read("processes.json")
-    ours = [found for note in processes.get("programs", []) if (found := _same(note))]
-    _stop(ours, say)
-    valkey = _named(data.redis / "valkey.pid")
-    if valkey is not None and _works_on(valkey, "valkey-server", data.redis):
-        _stop([valkey], say)
-    lock = data.postgres / "postmaster.pid"
-    postmaster = _named(lock)
-    if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):
-        _stop([postmaster], say, SIGINT)
-    elif postmaster is not None and _works_on(postmaster, "", data.postgres) is False:
-        # Somebody else has the process id by now, and PostgreSQL would take him for one of its own.
-        with contextlib.suppress(OSError):
-            lock.unlink()
-
-
-def _same(note: Any) -> psutil.Process | None:
-    try:
-        process = psutil.Process(int(note["pid"]))
-        if abs(process.create_time() - float(note["started"])) < SAME_START_S:
-            return process
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        pass
-    return None
-
-
-def _named(pid_file: Path) -> psutil.Process | None:
-    try:
-        return psutil.Process(int(pid_file.read_text().split()[0]))
-    except (psutil.Error, OSError, ValueError, IndexError):
-        return None
-
-
-def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
-    """Whether it is that program, started on that directory; None where that cannot be seen.
-
-    The command line is asked, not the working directory: in a container even root may not see
-    the latter of a process of another user.
-    """
-    try:
-        words = process.cmdline()
-        return process.name().startswith(name) and any(
-            word == str(directory) or word.startswith(f"{directory}/") for word in words
-        )
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return None
-
-
-def _stop(processes: list[psutil.Process], say: Callable[[str], None], how: int = SIGTERM) -> None:
-    for process in processes:
-        say(f"stopping process {process.pid}, left over from a start that was killed")
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(how)
-    _, alive = psutil.wait_procs(processes, timeout=STOP_MAX_S)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_MAX_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,13 @@ SAY_INTERVAL_S = 5.0
 LOST_MAX_S = 45.0
 # Lines that came before anybody listened. They are kept in their order; of more, the last ones.
 WAITING_LINES_MAX = 64
+
+
+def give_back_memory() -> None:
+    """Have the C library return what loading and starting took, where it can: some 2 MiB of a gateway."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def reached(

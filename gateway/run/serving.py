@@ -21,7 +21,7 @@ from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
 from gateway.local.processes import DIED, HUNG, Child, ProcessSpec
 from gateway.run.health import DiskWatch, Ops, disks, few_files, listen, of_gateway
-from gateway.run.lifecycle import forever, run_to_end, stop_signal, until_stopped
+from gateway.run.lifecycle import forever, give_back_memory, run_to_end, stop_signal, until_stopped
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.secret_files import SUFFIX
@@ -108,6 +108,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         async def start() -> None:
             await asyncio.gather(*(child.start() for child in children))
             listening = f"serving on {settings.gateway_host}:{port}"
+            give_back_memory()
             voice.say(f"{listening}, health and metrics on {settings.ops_host}:{ops_port}")
 
         try:

@@ -24,7 +24,7 @@ from gateway.background.flushing.flusher import HELD_S
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
-from gateway.local import ports, processes
+from gateway.local import leftovers, ports
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres, valkey
@@ -134,7 +134,7 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     with ports.held_port(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as admin:
         admin_port = admin.number
     if data.read("processes.json"):
-        await asyncio.to_thread(processes.stop_leftovers, data, voice.say)
+        await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
     warming = asyncio.create_task(asyncio.to_thread(import_module, "persistence.schema.migrate"))
     redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, secrets)
@@ -357,7 +357,7 @@ class Supervisor:
     def _note(self) -> None:
         self.data.write("pids.json", self.pids())
         ours = [
-            processes.noted_child(child.pid)
+            leftovers.noted_child(child.pid)
             for role, child in self._children
             if role not in {"redis", "postgres"}
         ]
