@@ -77,7 +77,12 @@ REFUSED: dict[str, tuple[str, bytes, str | None]] = {
     "best_of as a billion": (
         COMPLETIONS, b'{"model":"demo-small","prompt":"x","best_of":1000000000}', "best_of",
     ),
-    "background": (RESPONSES, b'{"model":"demo-small","input":"x","background":true}', "background"),
+    "background as a text": (
+        RESPONSES, b'{"model":"demo-small","input":"x","background":"true"}', "background",
+    ),
+    "background and a stream": (
+        RESPONSES, b'{"model":"demo-small","input":"x","background":true,"stream":true}', "background",
+    ),
     "max_output_tokens negative": (
         RESPONSES, b'{"model":"demo-small","input":"x","max_output_tokens":-1}', "max_output_tokens",
     ),

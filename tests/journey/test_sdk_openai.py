@@ -93,10 +93,10 @@ def test_responses_however_they_end(stack: Stack, end: str, event: type, streame
     assert row["amount"] == 22
 
 
-def test_responses_in_the_background_are_refused(stack: Stack) -> None:
+def test_responses_in_the_background_are_not_streamed(stack: Stack) -> None:
     a = account(stack)
     with pytest.raises(openai.BadRequestError) as refused:
-        a.openai().responses.create(model="demo-small", input="hello", background=True)
+        a.openai().responses.create(model="demo-small", input="hello", background=True, stream=True)
     assert refused.value.param == "background"
     assert a.consumed() == []
 
