@@ -88,6 +88,16 @@ async def test_nobody_reads_or_sets_the_limits_of_another_organization(world: Wo
     assert len(await budgets(world)) == 1
 
 
+async def test_who_may_not_make_budgets_sets_no_limit(world: World) -> None:
+    of = world.alphas["organizations"]
+    made = await world.admin.make("admin-tokens", name="reader", role="readonly", organization_id=of)
+    other = world.alpha.acting_as(made["token"])
+    body = {"threshold_amount": 1, "currency": "USD", "interval": "month"}
+    assert (await other.call("POST", OPENAI, body)).status == 403
+    assert (await other.get(ANTHROPIC)).status == 200
+    assert await budgets(world) == []
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
