@@ -111,7 +111,7 @@ LOUD = FULL._replace(
 )
 
 
-def asked(meter: str = "openai_chat", **fields: Any) -> CallRequest:
+def asked(meter: str = "openai_chat", /, **fields: Any) -> CallRequest:
     """A call that says text alone, but for these fields."""
     said = {"contents": [{"parts": [{"text": "of caches and audio"}]}]}
     if not meter.startswith("gemini"):
@@ -196,7 +196,10 @@ def test_a_dear_price_is_ruled_out_only_by_what_is_documented(
 @settings(max_examples=50)
 @given(
     st.sampled_from(sorted(SHAPES)),
-    st.dictionaries(st.text(st.characters(exclude_characters="\0"), max_size=9), st.none() | st.text()),
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9),
+        st.none() | st.text(st.characters(codec="utf-8")),
+    ),
 )
 def test_fields_that_nobody_documented_make_no_call_cheaper(meter: str, unknown: dict[str, Any]) -> None:
     plain, more = asks_of(asked(meter), (TIERED,)), asks_of(asked(meter, **unknown), (TIERED,))
