@@ -71,6 +71,11 @@ class Refusal(TollkeeperError):
         """What its caller reads."""
         return self.message
 
+    @property
+    def told_of_field(self) -> str:
+        """The same behind the name of the field, where an API has no place of its own for that."""
+        return f"{self.param}: {self.told}" if self.param else self.told
+
 
 class InvalidApiKey(Refusal):
     """The API key is missing, malformed, unknown, expired or revoked."""

@@ -41,12 +41,8 @@ def resource(name: str) -> CliResource:
     said = document()["resources"][name]
     commands = {verb: _parts(one) for verb, one in said["commands"].items()}
     secret = None if said["secret"] is None else Secret(**_tuples(said["secret"]))
-    batch = None if said["batch"] is None else (said["batch"][0], said["batch"][1])
-    return CliResource(
-        **_tuples(said) | {
-            "commands": commands, "secret": secret, "batch": batch, "parts": _tuples(said["parts"]),
-        }
-    )  # fmt: skip
+    own = {"commands": commands, "secret": secret, "parts": _tuples(said["parts"])}
+    return CliResource(**_tuples(said) | own)
 
 
 def resources() -> list[str]:

@@ -71,7 +71,7 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
 
 
 def _commands(resource: Resource) -> dict[str, CommandParts]:
-    title = section_of(resource.name).upper().lower()
+    title = section_of(resource.name)
     summary = f"List {resource.name.replace('-', ' ')}."
     made = {"list": CommandParts("list", summary, _filters(resource))}
     if resource.create is not None:

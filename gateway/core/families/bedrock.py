@@ -231,8 +231,8 @@ _TYPES: Final = {
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Amazon's clients expect it."""
     other = "ValidationException" if refusal.status < 500 else "InternalServerException"
-    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
-    return {"code": _TYPES.get(refusal.status, other), "message": message, "request_id": request_id}
+    kind = _TYPES.get(refusal.status, other)
+    return {"code": kind, "message": refusal.told_of_field, "request_id": request_id}
 
 
 def _shape(*, invoke: bool, streamed: bool) -> CallKind:

@@ -118,8 +118,7 @@ DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Cohere's clients expect it."""
-    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
-    return {"id": request_id, "message": message, "code": refusal.reason}
+    return {"id": request_id, "message": refusal.told_of_field, "code": refusal.reason}
 
 
 def _routes(upstream: str) -> tuple[Route, ...]:

@@ -12,20 +12,19 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
-import msgspec
 from aiohttp import web
 from multidict import MultiMapping
 
-from gateway.admin.http.requests import identify_by, require_read
+from gateway.admin.http.requests import require_read
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery
-from gateway.errors import AdminRefusal, Unprocessable
+from gateway.errors import Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.limits import mount_limits
-from gateway.features.vendor_admin.report import VendorQuery, VendorReport, credentials_of, shown_id
+from gateway.features.vendor_admin.report import VendorQuery, VendorReport, handler, shown_id
 
 # Groups of all buckets of a page, at most.
 ROWS_MAX: Final = 10_000
@@ -33,8 +32,6 @@ ROWS_MAX: Final = 10_000
 WIDTHS: Final = {"1d": ("day", timedelta(days=1), 7, 31), "1h": ("hour", timedelta(hours=1), 24, 168)}
 FILTERS_MAX: Final = 100
 _PAGE = re.compile(r"page_(\d{1,12})", re.ASCII)
-# Money is a number in OpenAI's shape, and loses no digit on its way.
-_encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
@@ -45,25 +42,20 @@ def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request], Any]:
-    async def show(request: web.Request) -> web.Response:
-        mine = ports.of(await identify_by(ports, request, credentials_of(request)))
-        try:
-            require_read(mine.actor, REPORTS["usage"])
-            asked = read_query(report, request.query, datetime.now(UTC))
-            end = min(asked.until, asked.since + asked.buckets * asked.width)
-            groups = dict.fromkeys([*(report.groups[name] for name in asked.groups), *report.grouped])
-            groups |= dict.fromkeys(report.filters[name] for name in asked.filters)
-            rows = await mine.store.used(
-                UsageQuery(asked.since, end, asked.interval, tuple(groups), {}, ROWS_MAX + 1)
-            )
-            if len(rows) > ROWS_MAX:
-                raise _wrong("limit", f"asks for more than {ROWS_MAX} groups: ask for fewer buckets")
-            content = report.page(_buckets(report, asked, end, rows), _next(asked, end))
-        except AdminRefusal as refusal:
-            return web.json_response(report.refusal(refusal), status=refusal.status)
-        return web.Response(body=_encode(content), content_type="application/json")
+    async def page(mine: AdminPorts, request: web.Request) -> dict[str, Any]:
+        require_read(mine.actor, REPORTS["usage"])
+        asked = read_query(report, request.query, datetime.now(UTC))
+        end = min(asked.until, asked.since + asked.buckets * asked.width)
+        groups = dict.fromkeys([*(report.groups[name] for name in asked.groups), *report.grouped])
+        groups |= dict.fromkeys(report.filters[name] for name in asked.filters)
+        rows = await mine.store.used(
+            UsageQuery(asked.since, end, asked.interval, tuple(groups), {}, ROWS_MAX + 1)
+        )
+        if len(rows) > ROWS_MAX:
+            raise _wrong("limit", f"asks for more than {ROWS_MAX} groups: ask for fewer buckets")
+        return report.page(_buckets(report, asked, end, rows), _next(asked, end))
 
-    return show
+    return handler(ports, report.refusal, page)
 
 
 def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> VendorQuery:

@@ -6,16 +6,16 @@ day, week or month of UTC. Sources: both vendors' references of their spend limi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import Body, identify_by, read_body, require_read, require_write
+from gateway.admin.http.requests import Body, read_body, require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
@@ -23,7 +23,7 @@ from gateway.core.accounts.administration import CREATE, Query, Row
 from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
 from gateway.errors import AdminRefusal, NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
-from gateway.features.vendor_admin.report import credentials_of
+from gateway.features.vendor_admin.report import handler
 
 BUDGETS_READ_MAX: Final = 1_000
 LIMITS_MAX: Final = 1_000
@@ -33,6 +33,7 @@ PERIODS: Final = {"daily": "day", "weekly": "week", "monthly": "month"}
 # What else narrows a budget than the scope of a limit.
 _SCOPES: Final = ("tenant_id", "user")
 _PREFIX: Final = "spl_"
+_DIGITS: Final = re.compile(r"[0-9]{1,16}")
 Shown = dict[str, Any]
 
 
@@ -109,16 +110,11 @@ def _handler(
     refused: Callable[[AdminRefusal], Shown],
     answer: Callable[[_Limits, web.Request, Body], Awaitable[Shown]],
 ) -> Callable[[web.Request], Any]:
-    async def show(request: web.Request) -> web.Response:
-        mine = ports.of(await identify_by(ports, request, credentials_of(request)))
-        try:
-            sent = await read_body(request, needed=True) if request.method == "POST" else {}
-            content = await answer(_Limits(mine), request, sent)
-        except AdminRefusal as refusal:
-            return web.json_response(refused(refusal), status=refusal.status)
-        return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+    async def content(mine: AdminPorts, request: web.Request) -> Shown:
+        sent = await read_body(request, needed=True) if request.method == "POST" else {}
+        return await answer(_Limits(mine), request, sent)
 
-    return show
+    return handler(ports, refused, content)
 
 
 def _write(request: web.Request) -> WriteRequest:
@@ -194,7 +190,7 @@ def _scope(said: object) -> dict[str, object]:
         return {}
     if isinstance(said, dict) and len(said) == 2:
         tenant, user = said.get("workspace_id"), said.get("user_id")
-        if said.get("type") == "workspace" and isinstance(tenant, str) and tenant.isdigit():
+        if said.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
             return {"tenant_id": int(tenant)}
         if said.get("type") == "user" and isinstance(user, str) and user:
             return {"user": user}

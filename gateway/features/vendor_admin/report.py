@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
+from gateway.admin.http.requests import identify_by
+from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.errors import AdminRefusal
 
+# Money is a number in OpenAI's shape, and loses no digit on its way.
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 ADDED: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
 
 # Rows of one bucket become what a vendor's report says of it.
@@ -78,7 +83,25 @@ def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, 
     return found
 
 
-def credentials_of(request: web.Request) -> list[str]:
+def _credentials(request: web.Request) -> list[str]:
     """What says who asks: `Authorization`, or Anthropic's own field; one alone names somebody."""
     keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
     return [*request.headers.getall("Authorization", []), *keys]
+
+
+def handler(
+    ports: AdminPorts,
+    refused: Callable[[AdminRefusal], dict[str, Any]],
+    answer: Callable[[AdminPorts, web.Request], Awaitable[dict[str, Any]]],
+) -> Callable[[web.Request], Any]:
+    """Answer a request by what its asker may see; `refused` says a refusal in the vendor's shape."""
+
+    async def show(request: web.Request) -> web.Response:
+        mine = ports.of(await identify_by(ports, request, _credentials(request)))
+        try:
+            content = await answer(mine, request)
+        except AdminRefusal as refusal:
+            return web.json_response(refused(refusal), status=refusal.status)
+        return web.Response(body=_encode(content), content_type="application/json")
+
+    return show

@@ -84,7 +84,7 @@ async def test_nobody_reads_or_sets_the_limits_of_another_organization(world: Wo
     body = {"threshold_amount": 1, "currency": "USD", "interval": "month"}
     path = f"/v1/organization/projects/{tenant}/spend_limit"
     assert (await alpha.call("POST", path, body)).status in {404, 422}
-    assert (await world.admin.get(OPENAI)).status == 422  # of which organization nobody says
+    assert (await world.admin.get(OPENAI)).status == 422  # its token is of none
     assert len(await budgets(world)) == 1
 
 
@@ -108,6 +108,7 @@ async def test_who_may_not_make_budgets_sets_no_limit(world: World) -> None:
         (ANTHROPIC, {"amount": "1.5", "scope": {"type": "organization"}}, "amount"),
         (ANTHROPIC, {"amount": None, "scope": {"type": "organization"}}, "amount"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "seat_tier"}}, "scope"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "workspace", "workspace_id": "\u00b2"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "yearly"}, "period"),
     ],
 )

@@ -40,8 +40,8 @@ _SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """The body of a refusal as Anthropic's clients expect it."""
     other = "invalid_request_error" if refusal.status < 500 else "api_error"
-    message = f"{refusal.param}: {refusal.told}" if refusal.param else refusal.told
-    error: dict[str, object] = {"type": _TYPES.get(refusal.status, other), "message": message}
+    kind = _TYPES.get(refusal.status, other)
+    error: dict[str, object] = {"type": kind, "message": refusal.told_of_field}
     if _is_spent(refusal):
         error |= {"type": "billing_error", "details": _SPENT}
     return {"type": "error", "error": error, "request_id": request_id}
