@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.models import check_word
-from gateway.core.calls.routes import FAILED, UNREACHABLE
+from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, wait_hint
 from gateway.core.families.refusal import RETRY_HELPS_S
@@ -59,7 +59,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
         raise UpstreamUnreachable(f"No upstream {exchange.upstream_name} is configured.")
     if call.targets or routed.varies:
         _begin(exchange, admitted, upstream)
-    opening = _opening(exchange, call)
+    opening = _opening(exchange, admitted, upstream)
     if not routed.buffered:
         await exchange.small_body(worker.limits.collected_bytes_max)
     if exchange.gone:
@@ -237,9 +237,9 @@ def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> No
     exchange.begins = worker.heads.router.opening(exchange.routed, upstream.target, model)
 
 
-def _opening(exchange: Exchange, call: CallRequest) -> bytes:
+def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> bytes:
     """The head of the upstream's request, but for its framing."""
-    routed, begins, passed = exchange.routed, exchange.begins, exchange.head.passed
+    routed, begins, passed, call = exchange.routed, exchange.begins, exchange.head.passed, admitted.call
     if begins is None:
         beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
     else:
@@ -250,9 +250,22 @@ def _opening(exchange: Exchange, call: CallRequest) -> bytes:
             passed = b"".join([one for one in lines if one.partition(b":")[0].lower() not in begins.dropped])
     if exchange.trace is not None:
         closing += exchange.trace.line
+    if upstream.target.told:
+        closing += _told(upstream.target.told, exchange, admitted.caller)
     if call.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", exchange.request_id.encode(), b"\r\n"))
+
+
+def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
+    """What an upstream is told of each call: whose it is, and how much it hurries."""
+    words = {
+        "organization": str(caller.organization_id),
+        "tenant": str(caller.tenant_id),
+        "priority": exchange.head.attribution.priority or caller.priority,
+    }
+    lines = [f"{name}: {TOLD.sub(lambda found: words[found[1]], value)}\r\n" for name, value in fields]
+    return "".join(lines).encode("latin-1")
 
 
 def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:

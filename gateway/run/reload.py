@@ -165,7 +165,8 @@ def _with_secret(running: IdentityProvider, written: IdentityProvider) -> Identi
 def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
     is_same = (running.base_url, _own_proxy(running)) == (written.base_url, _own_proxy(written))
     via, proxies = (written.via, written.proxies) if is_same else (running.via, running.proxies)
-    return replace(running, headers=written.headers, keys=written.keys, via=via, proxies=proxies)
+    headers, told, keys = written.headers, written.told, written.keys
+    return replace(running, headers=headers, told=told, keys=keys, via=via, proxies=proxies)
 
 
 def _own_proxy(target: UpstreamTarget) -> Proxies | None:

@@ -37,6 +37,7 @@ from gateway.core.calls.routes import (
     PATHS_MAX,
     PATTERN_CHARACTERS_MAX,
     TARGETS_MAX,
+    TOLD,
     ModelRule,
     ModelTarget,
     Route,
@@ -646,6 +647,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         capacity=None if written.capacity is None else _capacity(written.capacity, place),
         auth=written.auth,
         credentials_file=written.credentials_file,
+        told=tuple((name.lower(), value) for name, value in written.headers.items() if TOLD.search(value)),
     )
 
 
@@ -701,7 +703,8 @@ def _with_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
     """The header fields of each call, and those of each key: where {key} stands, else as its API has it."""
-    fields = tuple((field.lower(), value) for field, value in written.headers.items())
+    said = written.headers.items()
+    fields = tuple((field.lower(), value) for field, value in said if not TOLD.search(value))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
         if placed:

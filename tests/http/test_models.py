@@ -208,6 +208,17 @@ async def test_a_template_makes_the_path_and_fixes_the_query() -> None:
             )
 
 
+async def test_an_upstream_is_told_whose_a_call_is_and_how_much_it_hurries() -> None:
+    told = (("x-whose", "o{organization}-t{tenant}"), ("x-hurry", "{priority}"))
+    async with paired(rule("fast", ("other", "prod")), of_other={"told": told}) as pair:
+        for fields, hurry in (b"", b"interactive"), (b"x-tollkeeper-priority: batch\r\n", b"batch"):
+            claimed = b"x-whose: o1-t1\r\nX-Hurry: now\r\n" + fields
+            assert (await pair.stage.ask(post(chat(), fields=claimed))).status == 200
+            sent = pair.other.received[-1]
+            whose = b"o%d-t%d" % (CALLER.organization_id, CALLER.tenant_id)
+            assert (sent.all(b"x-whose"), sent.all(b"x-hurry")) == ([whose], [hurry])
+
+
 async def test_a_template_serves_calls_whose_model_nobody_configured() -> None:
     async with staged(of_target=AZURE) as stage:
         for model in ("a", "b", "a"):

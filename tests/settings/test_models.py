@@ -20,7 +20,7 @@ upstreams:
     family: openai
     path: /openai/deployments/{model}/{operation}?api-version=1
     query: {trace: "on"}
-    headers: {api-key: "{key}", x-team: a}
+    headers: {api-key: "{key}", x-team: a, X-Whose: "{tenant}"}
     keys: [{env: ONE}, {env: TWO}]
     first_byte_s: 30
     idle_s: 5
@@ -51,6 +51,7 @@ def test_an_upstream_has_paths_keys_and_time_outs_of_its_own(tmp_path: Path) -> 
     assert (found.path, found.query) == (
         "/openai/deployments/{model}/{operation}", (("api-version", "1"), ("trace", "on")),
     )  # fmt: skip
+    assert found.told == (("x-whose", "{tenant}"),)
     assert (found.headers, found.keys) == ((("x-team", "a"),), ((("api-key", "k1"),), (("api-key", "k2"),)))
     assert (found.family, found.first_byte_s, found.idle_s, found.region) == ("openai", 30, 5, "eu-1")
     assert "k1" not in repr(found)

@@ -67,6 +67,10 @@ class ServiceRules:
 UpstreamAuth = Literal["header", "aws", "google"]
 
 
+# What a header field of an upstream may say of each call.
+TOLD = re.compile(r"\{(organization|tenant|priority)\}")
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamTarget:
     """Where a route is forwarded to. `headers` carry the upstream's own credential.
@@ -79,7 +83,8 @@ class UpstreamTarget:
     its credentials where it has several, each the header fields of one: they come after `headers`.
     `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones. `capacity` is what it
     can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
-    credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them.
+    credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
+    header fields whose values say of a call whose it is (`TOLD`).
     """
 
     name: str
@@ -103,6 +108,7 @@ class UpstreamTarget:
     capacity: Capacity | None = None
     auth: str = "header"
     credentials_file: str = ""
+    told: tuple[tuple[str, str], ...] = ()
 
     @property
     def by_model(self) -> bool:

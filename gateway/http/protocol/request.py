@@ -163,6 +163,8 @@ _WITHHELD_PREFIXES = (
     *(prefix for one in ALL for prefix in one.withheld_prefixes),
     # By which gateways in front of a provider choose another model, cache or credential.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
+    # By which a gateway of inference lets calls go before others, and knows whose they are.
+    b"x-gateway-inference-", b"x-llm-d-inference-",
 )  # fmt: skip
 # By which whatever is behind the gateway gives up early: it has read the input by then, and is not paid.
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")

@@ -35,7 +35,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     prefix, host = _place(target.base_url)
     written = (own_path(target, route, path, model) + own_query(target, query)).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
-    names: set[bytes] = set()
+    names = {name.encode() for name, _ in target.told}
     closings: list[bytes] = []
     plain: list[bytes] = []
     for key in target.keys or ((),):

@@ -242,7 +242,8 @@ async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
      b"x-portkey-config", b"cf-aig-authorization", b"Helicone-Target-Url", b"ocp-apim-subscription-key",
      b"x-envoy-upstream-rq-timeout-ms", b"X_Envoy_Upstream_Rq_Per_Try_Timeout_Ms", b"x-server-timeout",
      b"x-envoy-expected-rq-timeout-ms", b"x-envoy-upstream-stream-duration-ms", b"Grpc-Timeout",
-     b"x-request-timeout", b"x-request-deadline"],
+     b"x-request-timeout", b"x-request-deadline", b"x-gateway-inference-objective",
+     b"x-llm-d-inference-fairness-id"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
 async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:
