@@ -65,7 +65,7 @@ upstream that refused [is left alone](../upstream-limits.md), the gateway answer
 `upstream`.
 """
 ADMIN_REFUSALS = """Bytes that are not acceptable HTTP are `invalid_request` with the nearer status where
-HTTP has one: 408, 414, 417, 431, 501 or 505. What broke off an answer that had begun is in the metric
+HTTP has one: 408, 414, 417, 426, 431, 501 or 505. What broke off an answer that had begun is in the metric
 alone: `answer_cut`, `client_gone`.
 
 ## Of the Admin API

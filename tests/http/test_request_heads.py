@@ -57,8 +57,6 @@ GOOD = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + AUTH
         GOOD + b"content-length: 4 4\r\n",
         GOOD + b"content-length: -1\r\n",
         b"GET /v1/models HTTP/1.0\r\ntransfer-encoding: chunked\r\n" + AUTH,
-        GOOD + b"connection: upgrade\r\nupgrade: websocket\r\n",
-        GOOD + b"connection: upgrade\r\nupgrade: h2c, WebSocket\r\n",
         b"GET /v1/models HTTP/1.1\nhost: x\n\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # somebody speaks TLS
         b"\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: x\r\n" + AUTH,
@@ -95,6 +93,30 @@ async def test_refusals_with_a_status_of_their_own(head: bytes, status: int) -> 
         got = await client.answer("GET")
         assert (got.status, got.reason) == (status, "invalid_request")
         assert await client.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("line", "spoken", "upgrade", "shape"),
+    [
+        (b"GET /v1/models", b"", b"websocket", b'"type":"invalid_request_error"'),
+        (b"GET /v1/realtime?model=gpt-realtime", b"", b"h2c, WebSocket", b'"type":"invalid_request_error"'),
+        (b"GET /nowhere", b"anthropic-version: 1\r\n", b"websocket", b'"type":"error"'),
+        (b"GET /v1beta/live", b"", b"websocket", b'"status":"INVALID_ARGUMENT"'),
+        (b"GET /services/search/live", b"", b"websocket", b'"reason":"invalid_request"'),
+    ],
+)
+async def test_an_upgrade_that_is_not_served_is_426_in_the_words_of_its_caller(
+    line: bytes, spoken: bytes, upgrade: bytes, shape: bytes
+) -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        head = line + b" HTTP/1.1\r\nhost: x\r\n" + AUTH + spoken
+        await client.send(head + b"connection: upgrade\r\nupgrade: " + upgrade + b"\r\n\r\n")
+        got = await client.answer("GET")
+        assert (got.status, got.reason, got.one(b"upgrade")) == (426, "invalid_request", b"HTTP/1.1")
+        assert shape in got.body
+        assert await client.is_closed()
+        assert not stage.upstream.received
 
 
 @pytest.mark.parametrize(

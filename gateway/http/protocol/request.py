@@ -292,6 +292,13 @@ class ExpectationFailed(MalformedRequest):
     status = 417
 
 
+class UpgradeRefused(MalformedRequest):
+    """WebSocket connections are not served here: send the request by HTTP/1.1."""
+
+    status = 426
+    fields = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"))  # RFC 9110, 15.5.22 and 7.8
+
+
 class RequestTimeout(MalformedRequest):
     """The request did not arrive in time."""
 
@@ -305,7 +312,7 @@ class RequestHead:
     `fields` are all fields, each with what it is and its line as it came; `read` holds the
     values of those that are read here, by their names in lower case. `length` is None where
     none is stated (or where it was cut off before: `cut_length`). `nominated` are the names
-    that `Connection` makes hop-by-hop.
+    that `Connection` makes hop-by-hop. `upgrades` says that it asks for a WebSocket.
     """
 
     method: bytes
@@ -319,6 +326,7 @@ class RequestHead:
     keep_alive: bool = True
     expects: bool = False
     nominated: frozenset[bytes] = frozenset()
+    upgrades: bool = False
 
     def all(self, name: bytes) -> list[bytes]:
         """Every value of a name that is read here, in order."""
@@ -468,9 +476,7 @@ def _read_connection(head: RequestHead) -> None:
     )
     head.nominated = tokens - _CONNECTION_OPTIONS
     head.keep_alive = b"close" not in tokens and (head.minor == 1 or b"keep-alive" in tokens)
-    for value in head.all(b"upgrade"):
-        if b"websocket" in value.lower():
-            raise MalformedRequest("WebSocket connections are not served here.")
+    head.upgrades = any(b"websocket" in value.lower() for value in head.all(b"upgrade"))
     expectations = head.all(b"expect")
     if expectations and head.minor == 1:
         if [value.lower() for value in expectations] != [b"100-continue"]:

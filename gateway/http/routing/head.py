@@ -23,7 +23,7 @@ from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id, read_usual_line
-from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.identity import (
     check_query_names,
     credential_of,
@@ -43,6 +43,7 @@ from gateway.http.protocol.request import (
     LruParseCache,
     MalformedRequest,
     RequestHead,
+    UpgradeRefused,
     Values,
     field_kind,
     read_fields,
@@ -63,19 +64,16 @@ from gateway.http.routing.routes import (
     misplaced,
     owned_by,
     said_twice,
-    slashes_decoded,
     spoken_in,
     take_type,
     unauthorized,
+    unknown_path,
     withheld,
 )
 from gateway.http.server.buffers import bare
 
 # A request head by the lines that decide what it asks for: its route, that route's rules, where it goes.
 # Clients of one kind have these in common. Who sends it and which lines only pass is decided further below.
-
-# Of a path nobody serves, in what is said of it.
-PATH_CHARS_SHOWN = 200
 
 # One worker remembers so many, each with a key of so many bytes. It works the others out each time.
 OPENINGS_MAX = 1_000
@@ -204,7 +202,7 @@ class HeadRouter:
             host=b"".join(head.all(b"host")),
         )
         if match is None:
-            routed.refusal = _unknown(path, self._table.nearest(path))
+            routed.refusal = unknown_path(path, self._table.nearest(path))
         elif match.route is None:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
@@ -212,6 +210,8 @@ class HeadRouter:
             meant = None if shares else meant_for(head, match.route)
             if meant is not None:
                 routed.family, routed.refusal = meant, bare(misplaced(match.route, meant))
+        if head.upgrades:
+            routed.refusal, routed.fatal = UpgradeRefused(), True
         return routed
 
     def _accept(
@@ -333,15 +333,6 @@ def family_of_head(head: bytes) -> Family:
     """The family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
-
-
-def _unknown(path: str, nearest: str) -> Refusal:
-    """Say which path is unknown, and which one was probably meant; or that it leads to two."""
-    if slashes_decoded(path) != path:
-        return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
-    shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
-    meant = f" Did you mean {nearest}?" if nearest else ""
-    return UnknownRoute(f"No route is configured for {shown}.{meant}")
 
 
 # One call's head as the data plane uses it, put together from what its lines mean.

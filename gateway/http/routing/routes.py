@@ -60,6 +60,8 @@ _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
 # More than what all paths of one family begin with.
 ALIKE_CHARS_MIN = len("/v1beta/")
+# Of a path nobody serves, in what is said of it.
+PATH_CHARS_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,15 @@ def _same(written: Match | None, decoded: Match | None) -> Match | None:
     if written.route is None or decoded.route is None:
         return decoded if written.route is decoded.route else None
     return decoded if replace(written.route, path=decoded.route.path) == decoded.route else None
+
+
+def unknown_path(path: str, nearest: str) -> Refusal:
+    """Say which path is unknown, and which one was probably meant; or that it leads to two."""
+    if slashes_decoded(path) != path:
+        return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
+    shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
+    meant = f" Did you mean {nearest}?" if nearest else ""
+    return UnknownRoute(f"No route is configured for {shown}.{meant}")
 
 
 def _alike(one: str, other: str) -> int:
