@@ -34,6 +34,7 @@ SERVICES = {
     "embeddings": "Embeddings (OpenAI)",
     "messages": "Messages (Anthropic)",
     "gemini": "Content generation (Gemini)",
+    "moderations": "Moderations (OpenAI)",
     "images": "Pictures (OpenAI)",
     "speech": "Speech (OpenAI)",
     "mcp": "Tools of MCP servers",

@@ -79,6 +79,12 @@ _SHAPES = {
         media=_RESPONSES_MEDIA,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
+    "openai_moderations": CallKind(
+        calls.read_moderations,
+        chat.DIALECT,
+        operation="generate_content",
+        media=MediaPlaces("input", {"image_url": MediaPart(("image_url", "url"))}),
+    ),
     "openai_images": CallKind(media.read_images, media.DIALECT, operation="generate_content"),
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
@@ -112,6 +118,7 @@ RESPONSES = JobPaths("response", "/v1/responses")
 def _routes() -> Iterator[Route]:
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
+        ("moderations",) * 2,
     ):  # fmt: skip
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path, service in (("images/generations", "images"), ("audio/speech", "speech")):
@@ -182,5 +189,6 @@ print(answer.choices[0].message.content)
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
+        "omni-moderation": 0, "text-moderation": 0,
     },
 )  # fmt: skip

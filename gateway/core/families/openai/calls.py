@@ -43,6 +43,7 @@ _RESPONSES = ControlledNames(
 )
 _PROMPT = ControlledNames("id", "version", "variables")
 _EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
+_MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
 # Of any other a JSON document may be no answer, and its use stand where nobody reads it.
 _ENCODINGS = (None, "float", "base64")
 
@@ -87,6 +88,14 @@ def read_embeddings(
     _read_common(call, document, _EMBEDDINGS, bounds)
     if document.get("encoding_format") not in _ENCODINGS:
         raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
+    call.output_max, call.streamed = 0, False
+
+
+def read_moderations(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Texts and pictures that are judged, which produces no tokens."""
+    _read_common(call, document, _MODERATIONS, bounds)
     call.output_max, call.streamed = 0, False
 
 
