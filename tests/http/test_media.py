@@ -1,4 +1,4 @@
-"""Moderations, sound and edited pictures by OpenAI's SDK as it is: what a stub is sent, and what they cost."""
+"""Moderations, sound and edited pictures by OpenAI's SDK as it is: what a stub is sent, what they cost."""
 
 from __future__ import annotations
 
