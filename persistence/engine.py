@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from sqlalchemy import AsyncAdaptedQueuePool, Connection, ExceptionContext, event, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoneInTime
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -158,13 +159,13 @@ def create(
         pool_size=connections_max,
         max_overflow=0,
         pool_timeout=wait_s,
-        pool_pre_ping=True,
         hide_parameters=True,  # values must not reach a log through an error's text
         connect_args=CONNECT,
     )
     _log_in(engine, url)
     quiet(engine)
     count_failures(engine)
+    event.listen(engine.sync_engine, "checkout", _check_open)
     if statement_s_max is not None:
         _bound(engine, statement_s_max)
     return engine
@@ -209,6 +210,26 @@ class PeoplePools:
     async def dispose(self) -> None:
         for engine in (self.staff, self.organizations, self.probe):
             await engine.dispose()
+
+
+def _check_open(connection: Any, *_: object) -> None:
+    """Have another connection taken where the server ended this one: it has an end to read, and no answer.
+
+    A question that a server is asked first would be a round trip more for each transaction.
+    """
+    driver = connection.driver_connection
+    poll = select.poll()
+    if not driver.closed:
+        poll.register(driver.fileno(), select.POLLIN)
+    if driver.closed or poll.poll(0):
+        raise InvalidatePoolError
+
+
+@asynccontextmanager
+async def looking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection for statements that are a transaction each: nothing is said to the server around them."""
+    async with engine.connect() as connection:
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence.billing import subscriptions, top_ups
 from persistence.billing.credit_balances import BEHIND, EXPIRED
+from persistence.engine import looking
 from persistence.keeper.definitions import PENDING
 from persistence.keeper.news import DELIVERIES_DUE, LISTENING
 from persistence.keeper.sweeps import RESETS_DUE
@@ -51,5 +52,5 @@ class AgendaReader:
             "now": now, "until": now, "today": now.date(), "since": self._resets_since(), "after": 0, "n": 1,
             "count": 1,
         }  # fmt: skip
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             return frozenset(await connection.scalars(_ASK, given))

@@ -48,6 +48,7 @@ from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
 from gateway.core.model import Limits, Service
 from gateway.core.times import ZoneOffset, ms_of
+from persistence.engine import looking
 from persistence.resources.access import GIVEN_UP
 from persistence.resources.catalogue import KEPT, in_force, rates_in_force
 
@@ -504,7 +505,7 @@ class Pushes:
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
         """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
         of = None if partitions is None else list(partitions)
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
             return [str(row.account) for row in rows]
 
@@ -638,13 +639,13 @@ class ClockReports:
 
     async def zones(self) -> Sequence[str]:
         """Time zones of token plans."""
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             return (await connection.scalars(_ZONES)).all()
 
     async def tell(self, time_zone: str, clock: ZoneOffset, count: int) -> int:
         """Have tenants of a zone defined again that were not told of this clock; answers how many."""
         values = {"zone": time_zone, **clock._asdict()}
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             if (await connection.execute(_TOLD, values)).first() is not None:
                 return 0
         async with self._engine.begin() as connection:

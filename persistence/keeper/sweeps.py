@@ -29,7 +29,7 @@ from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.credentials import not_after
 from gateway.core.integrity.reconciliation import DifferenceKind
 from gateway.errors import LedgerUnavailable
-from persistence.engine import plain_url
+from persistence.engine import looking, plain_url
 from persistence.error_mapping import complaint
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
@@ -116,8 +116,7 @@ class KeeperShares:
 
     async def leave(self) -> None:
         try:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+            async with looking(self._engine) as connection:
                 await connection.execute(_LEAVE, {"id": self.id})
         except (SQLAlchemyError, OSError) as error:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
@@ -125,8 +124,7 @@ class KeeperShares:
     async def _run(self, values: dict[str, object]) -> list[tuple[int, bool, bool]]:
         """One statement, which ends by itself: nobody who stands still meanwhile keeps others waiting."""
         try:
-            async with self._engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+            async with looking(self._engine) as connection:
                 found = await connection.execute(_KEEP, values)
                 return [(row.partition, row.is_mine, row.is_due) for row in found]
         except (SQLAlchemyError, OSError) as error:
@@ -187,7 +185,7 @@ async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, 
 
 async def clock_off(engine: AsyncEngine, wall: Callable[[], float] = time.time) -> list[tuple[str, float]]:
     """By how many seconds our clock is ahead of PostgreSQL's, as far as that can be told."""
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         began = wall()
         theirs, now = float(await connection.scalar(_CLOCK) or 0), wall()
     return [("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))]
@@ -195,7 +193,7 @@ async def clock_off(engine: AsyncEngine, wall: Callable[[], float] = time.time) 
 
 async def dead_letters(engine: AsyncEngine) -> int:
     """Entries of the outbox that could not be read or stored, and are not dealt with."""
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         return int(await connection.scalar(_DEAD) or 0)
 
 
@@ -204,14 +202,14 @@ async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
 
     Contradictions stay until rows are asked again: while a run is under way they were not yet.
     """
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
     return [(kind.value, found.get(kind.value, 0)) for kind in DifferenceKind]
 
 
 async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
     """Messages to webhooks that are not delivered yet, nor given up, and since when the oldest waits."""
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         row = (await connection.execute(_WAITING)).one()
     return {"webhook_messages_waiting": row.waiting, "webhook_messages_oldest_seconds": float(row.oldest)}
 
@@ -220,7 +218,7 @@ async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]
     """How many invoices are overdue, and of how many organizations the schedule left the invoice, by reason,
     where there is a schedule.
     """
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         overdue = (await connection.execute(_OVERDUE)).scalar_one()
         left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
     found = {"invoices_overdue": overdue}
@@ -229,14 +227,14 @@ async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]
 
 async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:
     """When movements were last found lost, Unix time; zero where none ever were."""
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         at = await connection.scalar(_LOST)
     return [("lost_events", float(at or 0))]
 
 
 async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
     """When the next valid API key and admin token end, Unix time; a kind without an end is left out."""
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         rows = (await connection.execute(_ENDS)).all()
     return [(kind, float(end)) for kind, end in rows if end is not None]
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.errors import StartError
+from persistence.engine import looking
 
 MONTHS_AHEAD = 3
 ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
@@ -192,7 +193,7 @@ class SchemaStatus(NamedTuple):
 
 
 async def status(engine: AsyncEngine) -> SchemaStatus:
-    async with engine.connect() as connection:
+    async with looking(engine) as connection:
         if not await connection.scalar(text(THERE)):
             return SchemaStatus(None)
         found = (await connection.execute(text(STATUS))).one_or_none()

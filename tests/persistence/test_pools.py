@@ -299,6 +299,27 @@ async def test_what_breaks_is_counted_by_its_cause_and_what_a_statement_says_wro
         await away.dispose()
 
 
+async def test_no_question_meets_a_connection_that_the_server_ended(database: str) -> None:
+    engine = engines.create(database)
+    try:
+        async with engine.connect() as one, engine.connect() as another:
+            ours = [await each.scalar(text("SELECT pg_backend_pid()")) for each in (one, another)]
+        with psycopg.connect(database, autocommit=True) as server:
+            for pid in ours:
+                server.execute("SELECT pg_terminate_backend(%s, 30000)", (pid,))
+        for _ in range(2):
+            async with engine.begin() as connection:
+                assert await connection.scalar(text("SELECT pg_backend_pid()")) not in ours
+        async with engines.looking(engine) as connection:
+            await connection.execute(text("CREATE TABLE t (n integer PRIMARY KEY)"))
+        async with engine.connect() as connection:  # what a look wrote is there, and transactions are again
+            assert await connection.scalar(text("SELECT count(*) FROM t")) == 0
+            assert await connection.run_sync(lambda its: its.in_transaction())
+        assert failures(engine) == {}
+    finally:
+        await engine.dispose()
+
+
 # --- pooler -----------------------------------------------------------------------------
 # A keeper works through PgBouncer in transaction mode; what needs a session of its own says so.
 

@@ -168,6 +168,10 @@ AWAY_BACK_OFF_MAX_S = 0.4
 DRAIN_TIMEOUT_S = 10.0
 # Of one organization; calls of its tenants that would add to more are refused.
 WAITING_ENTRIES_MAX = 50_000
+# Behind so many passes in a row that found nothing the pauses are longer, up to a bound.
+CALM_PASSES = 20
+CALM_INTERVALS = 4
+CALM_S_MAX = 1.0
 # Objects made between two runs of the cycle collector: more than a batch has.
 YOUNG_OBJECTS_MAX = 100_000
 
@@ -253,7 +257,7 @@ class Flusher:
     async def run(self) -> None:
         """Flush until stopped, then drain what is there within the drain timeout."""
         calm_collector()
-        failures = 0
+        failures = calm = 0
         before_storing = self._before_storing
         while not self._stopping.is_set():
             delay_s = self._flush_interval_s
@@ -261,8 +265,10 @@ class Flusher:
                 if before_storing is not None:
                     await before_storing()
                     before_storing = None
-                await self.flush()
+                calm = 0 if await self.flush() or self._waiting.unread() else calm + 1
                 failures = 0
+                if calm > CALM_PASSES:
+                    delay_s = max(delay_s, min(CALM_INTERVALS * delay_s, CALM_S_MAX))
             except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
                 failures += 1
                 before_storing = self._before_storing
