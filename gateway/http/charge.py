@@ -66,7 +66,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable, InvalidRequest
-from gateway.http.server.exchange import Exchange
+from gateway.http.server.exchange import Exchange, Worker
 from gateway.http.tally import NEVER, Tally
 
 NO_DETAIL = Detail()
@@ -74,7 +74,7 @@ NO_DETAIL = Detail()
 UPSTREAM_ERROR = "upstream_error"
 _UNUSED = TokenUsage(units=0)
 _NO_FIELDS: frozenset[str] = frozenset()
-_NO_UNITS: frozenset[str] = frozenset()
+NO_UNITS: frozenset[str] = frozenset()
 _NO_PRICE: Final = PriceMatch("", None)
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = SettleResult.UNVERIFIED
@@ -159,16 +159,9 @@ class AdmittedCall:
         if budgets is not None:
             self._accounts = request.names
         if decision.bounded or claim.dearest is not None or budgets is not None:
-            allowed = self._fields_allowed()
-            enforced = _NO_UNITS if budgets is None else budgets.enforced
+            allowed = fields_allowed(worker, call, exchange.upstream_name)
+            enforced = NO_UNITS if budgets is None else budgets.enforced
             bind_output(call, claim, vectors, decision, enforced, allowed)
-
-    def _fields_allowed(self) -> frozenset[str]:
-        """Numbers in its body that every upstream that may answer it knows."""
-        there = self._worker.upstreams
-        names = [one.upstream for one in self.call.targets] or [self._exchange.upstream_name]
-        found = [there[name].target.fields for name in names if name in there]
-        return found[0].intersection(*found[1:]) if found else _NO_FIELDS
 
     def answered_by(self, number: int) -> None:
         """The target of this number answers: its price alone is what the call costs."""
@@ -435,6 +428,13 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
 
 
 # The request of a hold, and its answer; of calls, and of holds that callers take by the API.
+def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
+    """Numbers in its body that every upstream that may answer it knows."""
+    names = [one.upstream for one in call.targets] or [upstream]
+    found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
+    return found[0].intersection(*found[1:]) if found else _NO_FIELDS
+
+
 def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,

@@ -43,7 +43,7 @@ from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import Counts, charged, dearest
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, write_document
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
@@ -87,7 +87,14 @@ from gateway.http.admission import (
     prices_of,
     read,
 )
-from gateway.http.charge import check_admitted, cost_of, hold_request, price_of
+from gateway.http.charge import (
+    NO_UNITS,
+    check_admitted,
+    cost_of,
+    fields_allowed,
+    hold_request,
+    price_of,
+)
 from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
@@ -348,7 +355,7 @@ async def _taken(
         if authorized is not None:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
-        request, asked = _asked(
+        claim, request, asked = _asked(
             caller, id_, attribution.user, service, call, estimate, prices, budgets, said.amount, again
         )
     except Refusal:
@@ -381,7 +388,26 @@ async def _taken(
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
+    refusal = _overruling(exchange, call, claim, decision, budgets, route)
+    if refusal is not None:
+        await _give_back(exchange, hold)
+        raise refusal
     return hold, decision, _remaining(decision, service, unit)
+
+
+def _overruling(  # noqa: PLR0917  # a call, and the decision on it
+    exchange: Exchange, call: CallRequest, claim: CallClaim, decision: Decision,
+    budgets: CallBudgets | None, route: Route | None,
+) -> InvalidRequest | None:  # fmt: skip
+    """The refusal of a call whose hold binds it, where a number in it may overrule its maximum."""
+    enforced = NO_UNITS if budgets is None else budgets.enforced
+    if route is None or answer_bound(call, claim, decision, enforced) is None:
+        return None
+    try:
+        check_numbers(call, fields_allowed(exchange.worker, call, route.upstream))
+    except InvalidRequest as refusal:
+        return refusal
+    return None
 
 
 def _asked_call(
@@ -455,12 +481,12 @@ def _estimate(
 def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
-) -> tuple[HoldRequest, int]:  # fmt: skip
-    """The request of a hold, and how much it asks for in its unit where it states an amount."""
+) -> tuple[CallClaim, HoldRequest, int]:  # fmt: skip
+    """What a hold claims, its request, and how much it asks for in its unit where it states an amount."""
     units = amount if isinstance(amount, int) else 1
-    _, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
+    claim, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
     if not isinstance(amount, str):
-        return request, units
+        return claim, request, units
     nano = money_of(amount, "amount")
     if service.pricing.per_million is not None:
         raise InvalidRequest(
@@ -473,7 +499,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
         request.units = min(cost, INTEGER_MAX)
     elif service.pricing.at_cost is not None and service.meter == CONSUMPTION:
         request.credits, request.credits_least = min(whole_credits(cost)[0], INTEGER_MAX), 0
-    return request, nano
+    return claim, request, nano
 
 
 def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
@@ -502,7 +528,7 @@ def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAm
     budgets = ports.directory.budgets(caller, service.id, said, call, False) if hold.budgets else None
     prices = prices_of(ports, caller, service, call, budgets)
     amount = more if isinstance(more, str) else None
-    request, asked = _asked(
+    _, request, asked = _asked(
         caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True
     )
     held, tokens = hold.held, request.need if hold.weights is None else hold.weights.at_most(request.need, 0)

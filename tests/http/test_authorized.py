@@ -204,3 +204,24 @@ async def test_a_route_that_reads_no_model_asks_for_a_key_without_a_list() -> No
         assert (await stage.ask(asked)).status == 200
         stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
         assert await refused(stage, asked) == (403, "model_not_allowed")
+
+
+@pytest.mark.parametrize("door", [b"", AUTHORIZE, b"/.tollkeeper/holds"])
+async def test_a_number_that_may_overrule_a_bound_call_is_refused_at_every_door(door: bytes) -> None:
+    def ask(**fields: Any) -> bytes:
+        body = chat("m", max_tokens=9, **fields)
+        if door.endswith(b"holds"):
+            return post(said(service="chat", request=json.loads(body)), door)
+        return post(body, door + OPENAI.encode())
+
+    async with staged(THERE, holds=Holds()) as stage:
+        assert (await stage.ask(ask(n_predict=20_000))).status in {200, 201}
+        assert stage.counters.decision is not None
+        stage.counters.decision = replace(stage.counters.decision, bounded=True)
+        assert await refused(stage, ask(n_predict=20_000)) == (400, "invalid_request")
+        assert not stage.counters.settlements[-1].charge
+        assert (await stage.ask(ask(temperature=1))).status in {200, 201}
+        assert await refused(stage, ask(n_predict=77777).replace(b"77777", b"1e400")) == (
+            400,
+            "invalid_request",
+        )

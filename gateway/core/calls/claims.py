@@ -402,6 +402,20 @@ def budget_bound(
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
+def answer_bound(
+    call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
+) -> int | None:
+    """The most tokens of one answer that a hold and budgets of the units `enforced` let it have."""
+    bound = None
+    if decision.bounded or claim.dearest is not None:
+        bound = output_bound(claim.dearest, call, claim.estimate, decision)
+    if claim.budget is not None:
+        of_budgets = budget_bound(claim.budget, call, claim.estimate, decision, enforced)
+        if bound is None or (of_budgets is not None and of_budgets < bound):
+            bound = of_budgets
+    return bound
+
+
 def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was given
     call: CallRequest, claim: CallClaim, vectors: Vectors, decision: Decision, enforced: Collection[str],
     allowed: frozenset[str],
@@ -410,17 +424,11 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
 
     Numbers that are `allowed` overrule nothing. Budgets of the units `enforced` bind it.
     """
-    bound = None
     if claim.dearest is not None:
         limit_uses(call, vectors)
     if claim.budget is not None and MONEY in enforced:
         limit_uses(call, claim.vectors)
-    if decision.bounded or claim.dearest is not None:
-        bound = output_bound(claim.dearest, call, claim.estimate, decision)
-    if claim.budget is not None:
-        of_budgets = budget_bound(claim.budget, call, claim.estimate, decision, enforced)
-        if bound is None or (of_budgets is not None and of_budgets < bound):
-            bound = of_budgets
+    bound = answer_bound(call, claim, decision, enforced)
     if bound is not None:
         check_numbers(call, allowed)
         limit_output(call, bound)
