@@ -39,6 +39,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
+from gateway.feature import features
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -237,6 +238,7 @@ def _ports(
         access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
+        answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
     )
 
 

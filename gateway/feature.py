@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
     from gateway.cli.admin.commands import ListSource
+    from gateway.core.calls.routes import Route as CallRoute
+    from gateway.http.ports import Answerer, Log
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
@@ -79,6 +81,8 @@ class Feature:
     work: Callable[[KeeperParts], Work | None] = _no_work
     # What it answers at the admin port besides its resources; None where settings want nothing.
     routes: Callable[[AdminParts], Routes | None] = _no_routes
+    # What it answers at the gateway's own port: routes, and who answers each.
+    answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
     # What `tollkeeper doctor` says of it.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
 

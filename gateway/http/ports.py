@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
@@ -16,7 +16,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share
 from gateway.core.calls.estimate import Estimator
-from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
 from gateway.core.model import (
@@ -36,6 +36,8 @@ from gateway.http.upstream.dialing import LookUp, by_system
 
 # Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
 Log = Callable[..., None]
+# Answers one request of an `Exchange` itself.
+Answerer = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 class DirectoryPort(Protocol):
@@ -260,7 +262,8 @@ class Ports:
     `failing` bounds how often failures of upstreams are told. `seconds` is a monotonic clock. `access_log`
     turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
     `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
-    upstream's name. Keys are taken that were digested under `earlier_peppers`.
+    upstream's name. Keys are taken that were digested under `earlier_peppers`. `answers` are routes that
+    features answer here.
     """
 
     directory: DirectoryPort
@@ -285,3 +288,4 @@ class Ports:
     tracer: Tracer | None = None
     look_up: LookUp = by_system
     earlier_peppers: tuple[bytes, ...] = ()
+    answers: Mapping[Route, Answerer] = field(default_factory=dict)

@@ -278,7 +278,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
         _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
         b"date: " + _date(int(time.time())),
     ]
-    if status != 204:  # RFC 9110, 8.6
+    if status not in {204, 304}:  # RFC 9110, 8.6
         lines.append(b"content-length: %d" % len(body))
     lines += [b"%b: %b" % field for field in fields]
     head = _finished(exchange, lines, exchange.decide_keep_alive())

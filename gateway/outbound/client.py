@@ -75,6 +75,26 @@ async def ask(
 
     `OSError`, `TimeoutError` or `TooLarge` where there is none.
     """
+    status, _, said = await exchanged(
+        method, url, headers, body, proxies=proxies, context=context, connect_s=connect_s,
+        within_s=within_s, bytes_max=bytes_max,
+    )  # fmt: skip
+    return status, said
+
+
+async def exchanged(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    *,
+    proxies: ProxiesNow,
+    context: ssl.SSLContext | None,
+    connect_s: float,
+    within_s: float,
+    bytes_max: int,
+) -> tuple[int, Mapping[str, str], bytes]:
+    """The same with the fields of the answer, whatever the case of their names."""
     connector = Connector(proxies, None, context, is_for_one=True)
     timeout = ClientTimeout(total=within_s, connect=connect_s)
     try:
@@ -85,7 +105,7 @@ async def ask(
             said = await _read(response, bytes_max + 1)
             if len(said) > bytes_max:
                 raise TooLarge(f"answers more than {bytes_max} bytes")
-            return response.status, said
+            return response.status, response.headers, said
     except ClientError as error:
         raise Unanswered(str(error) or type(error).__name__) from error
     finally:

@@ -52,6 +52,7 @@ SCHEMES = {
     "stripe_api_url": ("https", "http"),
     "usage_feed_url": ("https", "http", "file"),
     "console_url": ("https", "http"),
+    "agents_keeper_url": ("https", "http"),
 }
 _SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
@@ -59,6 +60,7 @@ _SHAPES = {
     "stripe_api_url": "https://host:port",
     "usage_feed_url": "https://host:port",
     "console_url": "https://host:port",
+    "agents_keeper_url": "https://host:port",
 }
 PORT_MAX = 65_535
 # The text behind a host that is none of IPv6, or behind the brackets of one.
@@ -104,8 +106,11 @@ def fault(name: str, url: str) -> str:
         return f"{shape}, the database being a number, {escaped}"
     if name == "redis_url" and (parts.query or parts.fragment):
         return f"{shape}, and nothing behind it, {escaped}"
-    if name == "smtp_url" and (not host or database or parts.query or parts.fragment):
+    behind = database or parts.query or parts.fragment
+    if name == "smtp_url" and (not host or behind):
         return f"{shape}, and nothing behind it, {escaped}"
+    if name == "agents_keeper_url" and (not host or behind or "@" in parts.netloc):
+        return f"{shape}, and nothing else"
     if name != "redis_url" and "@" in database:
         return f"{shape}, {escaped}"
     return ""

@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -27,7 +27,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import CapacityPort, HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
+from gateway.http.ports import Answerer, CapacityPort, HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -414,6 +414,7 @@ async def staged(
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
     capacity: CapacityPort | None = None,
+    answers: Mapping[Route, Answerer] | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the
@@ -439,6 +440,7 @@ async def staged(
             look_up=look_up,
             earlier_peppers=earlier_peppers,
             capacity=capacity,
+            answers=answers or {},
         ),
         routes,
         [target, *others],

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 PLACES = web.AppKey("places", WorkSlots)
 HOURS = web.AppKey("hours", Hours)
+# The address that a request came from, where a gateway of ours has passed it on.
+SENDER = web.RequestKey("sender", str)
 # What an address begins with that answers what may be of any size; and what one ends with that is a file.
 # Reports of vendors' own Admin APIs stand at /v1.
 COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration", "v1"})
@@ -125,13 +127,18 @@ def _counted(hour: HourlyUse) -> Iterator[None]:
 
 async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:
     """Count a wrong credential; a sender of many waits for each answer."""
-    delay_s = failures.count(request.remote or "", reason)
+    delay_s = failures.count(sent_from(request), reason)
     if delay_s:
         failures.delayed += 1
         try:
             await asyncio.sleep(delay_s)
         finally:
             failures.delayed -= 1
+
+
+def sent_from(request: web.Request) -> str:
+    """The address of the sender; empty where nobody knows it."""
+    return request.get(SENDER) or request.remote or ""
 
 
 async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +36,15 @@ from gateway.admin.console.home import (
 )
 from gateway.admin.credentials import ALPHABET, API_KEY, RANDOM_CHARS, SHOWN_CHARS
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import check_body, known_key, may_write, slow_down, take_place
+from gateway.admin.http.requests import (
+    SENDER,
+    check_body,
+    known_key,
+    may_write,
+    sent_from,
+    slow_down,
+    take_place,
+)
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
@@ -50,13 +59,21 @@ from gateway.errors import (
     TollkeeperError,
     Unauthorized,
 )
+from gateway.features.agents.origin import (
+    DEVICE_PATH,
+    FORM_BYTES_MAX,
+    METADATA_PATH,
+    REVOKE_PATH,
+    SENDER_FIELD,
+    SETTINGS_BYTES_MAX,
+    SETTINGS_PATH,
+    TELEMETRY_PATHS,
+    TOKEN_PATH,
+    sender_of,
+)
 from gateway.files import read_regular
 from persistence import agents as stored
 
-METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
-DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
-SETTINGS_PATH: Final = "/managed/settings"
-TELEMETRY_PATHS: Final = ("/v1/metrics", "/v1/logs", "/v1/traces")
 PAGE: Final = "/device"
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 # Letters that spell no word and are not mistaken for each other (RFC 8628, 6.1): 34 bits, for ten minutes.
@@ -73,9 +90,7 @@ OVERLAP_S: Final = 300
 # A sign-in makes a key no more often than this.
 RENEWAL_S_MIN: Final = 30.0
 SWEEP_S: Final = 20.0
-SETTINGS_BYTES_MAX: Final = 256 * 1024
 AGENT_CHARS_MAX: Final = 120
-FORM_BYTES_MAX: Final = 8192
 
 _CODE = re.compile(rf"[{CODE_LETTERS}]{{{CODE_CHARS}}}", re.ASCII)
 _DEVICE = re.compile(r"tkd_(\d{1,18})_([0-9a-f]{64})", re.ASCII)
@@ -122,19 +137,31 @@ def mount_agents(
     `policy` is the file of the settings that agents are given, empty where they are given none.
     """
     agents = Agents(ports, calls, console, limits)
-    router = app.router
-    router.add_get(METADATA_PATH, agents.metadata)
+    router, heard = app.router, partial(_heard, ports)
+    router.add_get(METADATA_PATH, heard(agents.metadata))
     for path, handler in (
         (DEVICE_PATH, agents.authorize), (TOKEN_PATH, agents.token), (REVOKE_PATH, agents.revoke),
     ):  # fmt: skip
-        router.add_post(path, _oauth(handler))
+        router.add_post(path, heard(_oauth(handler)))
     desk = ConsoleShell(ports, Pages(Assets(), version=ports.version), Sessions(ports))
-    router.add_get(SETTINGS_PATH, partial(agents.settings, policy))
+    router.add_get(SETTINGS_PATH, heard(partial(agents.settings, policy)))
     for path in TELEMETRY_PATHS:
         router.add_post(path, agents.telemetry)
     router.add_get(PAGE, desk.reading(agents.show))
     router.add_post(PAGE, desk.asking(agents.decide))
     app.cleanup_ctx.append(agents.sweeping)
+
+
+def _heard(ports: AdminPorts, handler: Any) -> Any:
+    """With the address that a gateway tells, where one has passed the request on."""
+
+    async def answered(request: web.Request) -> web.Response:
+        field = request.headers.get(SENDER_FIELD, "")
+        request[SENDER] = sender_of(ports.peppers, request.path, field, time.time())
+        answer: web.Response = await handler(request)
+        return answer
+
+    return answered
 
 
 def _oauth(handler: Any) -> Any:
@@ -188,7 +215,7 @@ class Agents:
         """A device asks: it has a code of its own, and one that a person types."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
         agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
-        digest, site = self._digests_of_code(code)[0], site_of(request.remote or "")
+        digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
         begin = partial(
             stored.begin, user_code=digest, agent=agent[:AGENT_CHARS_MAX], site=site, lasts_s=CODE_S,
             most=self._limits.asking_max,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gateway.feature import Feature
 
 if TYPE_CHECKING:
+    from gateway.core.calls.routes import Route
+    from gateway.http.ports import Answerer, Log
     from gateway.run.keeper_doors import AdminParts, Routes
+    from gateway.settings.settings import Settings
 
 
 def _routes(parts: AdminParts) -> Routes | None:
@@ -24,9 +28,18 @@ def _routes(parts: AdminParts) -> Routes | None:
     return Routes(mount=mount)
 
 
+def _answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
+    if not settings.agents_keeper_url:
+        return {}
+    from gateway.features.agents.gateway import answers  # noqa: PLC0415  # of the gateways that want it alone
+
+    return answers(settings, log)
+
+
 FEATURE = Feature(
     name="agents",
     tables=("agent_sign_in",),
-    settings=("agents", "agents_settings_file"),
+    settings=("agents", "agents_settings_file", "agents_keeper_url"),
     routes=_routes,
+    answers=_answers,
 )

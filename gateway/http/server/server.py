@@ -22,7 +22,7 @@ from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_a
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, tell_job
 from gateway.http.lists import list_objects
-from gateway.http.ports import Ports
+from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
@@ -312,6 +312,8 @@ class DataPlane:
         self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
+        own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
+        self._handlers: dict[str, Answerer] = {**HANDLERS, **own}
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
@@ -349,7 +351,7 @@ class DataPlane:
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
         bindings = WorkerBindings(tuple(routes), by_name, services, ports.directory, ports.log, configured)
-        router = HeadRouter(tuple(routes), by_name, bindings, limits)
+        router = HeadRouter((*ports.answers, *routes), by_name, bindings, limits)
         peppers = (self._pepper, *ports.earlier_peppers)
         tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens
         heads = HeadReader(
@@ -507,7 +509,7 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        handle = HANDLERS.get(exchange.routed.label, proxy)
+        handle = self._handlers.get(exchange.routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:

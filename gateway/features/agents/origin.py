@@ -1,0 +1,45 @@
+"""The one origin that an agent knows: its paths, and how a gateway tells a keeper from where an agent asks.
+
+A keeper believes what is digested under its pepper, which gateways have as well. Nobody else can say from
+where a request came.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final
+
+from gateway.core.credentials import Peppers
+
+METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
+DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
+SETTINGS_PATH: Final = "/managed/settings"
+TELEMETRY_PATHS: Final = ("/v1/metrics", "/v1/logs", "/v1/traces")
+# Of a form, and of an answer to one.
+FORM_BYTES_MAX: Final = 8192
+SETTINGS_BYTES_MAX: Final = 256 * 1024
+SENDER_FIELD: Final = "x-tollkeeper-sender"
+# So far may the clocks of a gateway and a keeper be apart.
+APART_S_MAX: Final = 300.0
+
+
+def told_sender(peppers: Peppers, path: str, address: str, now: float) -> str:
+    """The field by which a gateway tells who asks for a path: when, the address, and their digest."""
+    second = int(now)
+    return f"{second} {address} {peppers.digest(_said(path, address, second))}"
+
+
+def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
+    """The address that a gateway tells; empty where no gateway of ours wrote this, or long ago."""
+    second, _, rest = field.partition(" ")
+    address, _, digest = rest.partition(" ")
+    if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
+        return ""
+    digests = peppers.digests(_said(path, address, int(second)))
+    is_ours = any(hmac.compare_digest(digest, one) for one in digests)
+    return address if is_ours and abs(now - int(second)) <= APART_S_MAX else ""
+
+
+def _said(path: str, address: str, second: int) -> str:
+    """No credential is digested like this: none has a NUL."""
+    return f"\0agents sender {second} {path} {address}"

@@ -1,0 +1,173 @@
+"""Agents at the gateway's own port: a fixed list of paths goes on to a keeper, bounded, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from urllib.parse import urlencode
+
+from gateway.core.calls.routes import Route
+from gateway.core.credentials import Peppers
+from gateway.features.agents.api import DEVICE_GRANT
+from gateway.features.agents.gateway import FORM_BYTES_MAX, OneOrigin, answers
+from gateway.features.agents.origin import (
+    APART_S_MAX,
+    DEVICE_PATH,
+    METADATA_PATH,
+    REVOKE_PATH,
+    SENDER_FIELD,
+    SETTINGS_PATH,
+    TOKEN_PATH,
+    sender_of,
+    told_sender,
+)
+from gateway.settings.settings import Settings
+from tests.admin.conftest import PEPPERS
+from tests.admin.console.elsewhere import World
+from tests.features.agents.test_agents import decided, engineer, key_of, world
+from tests.http.fakes import AUTH, answer, get
+from tests.http.stage import Answer, staged
+from tests.waiting import eventually
+
+__all__ = ["world"]
+
+
+def in_front(world: World) -> dict[Route, object]:
+    """What a gateway answers that passes on to this keeper."""
+    url = str(world.api.client.make_url("")).rstrip("/")
+    settings = Settings(agents_keeper_url=url, key_pepper=PEPPERS.current.decode())
+    return dict(answers(settings, lambda *_, **__: None))
+
+
+def form(path: str, more: bytes = b"", **fields: str) -> bytes:
+    body = urlencode(fields).encode()
+    head = b"POST %b HTTP/1.1\r\nhost: x\r\nuser-agent: claude-cli/2.1 (external)\r\n%b" % (
+        path.encode(),
+        more,
+    )
+    kind = b"content-type: application/x-www-form-urlencoded\r\ncontent-length: %d\r\n\r\n" % len(body)
+    return head + kind + body
+
+
+def fetching(path: str, fields: bytes = b"") -> bytes:
+    return get(path.encode(), fields)
+
+
+def said(answer: Answer, status: int = 200) -> dict[str, str]:
+    assert answer.status == status, answer.body
+    found: dict[str, str] = json.loads(answer.body)
+    return found
+
+
+def bearer(key: str) -> bytes:
+    return b"authorization: Bearer " + key.encode() + b"\r\n"
+
+
+async def test_an_agent_signs_in_is_told_its_settings_and_signs_out_at_one_origin(world: World) -> None:
+    async with staged(answers=in_front(world)) as stage:
+        assert said(await stage.ask(fetching(METADATA_PATH), "GET"))["token_endpoint"].endswith(TOKEN_PATH)
+        device = said(await stage.ask(form(DEVICE_PATH)))
+        poll = form(TOKEN_PATH, grant_type=DEVICE_GRANT, device_code=device["device_code"])
+        assert said(await stage.ask(poll), 400) == {"error": "authorization_pending"}
+        assert (await decided(await engineer(world), device["user_code"])).status == 303
+        tokens = said(await stage.ask(poll))
+        key = bearer(tokens["access_token"])
+        told = await stage.ask(fetching(SETTINGS_PATH, key), "GET")
+        assert said(told) == {"model": "claude-opus-4-8"}
+        tag = told.one(b"etag")
+        for _ in range(2):  # also where its lines have come before
+            again = await stage.ask(fetching(SETTINGS_PATH, key + b"if-none-match: " + tag + b"\r\n"), "GET")
+            assert (again.status, again.body) == (304, b"")
+        for wrong in (b"", bearer("tk_" + "1" * 32)):
+            assert (await stage.ask(fetching(SETTINGS_PATH, wrong), "GET")).status == 401
+        renewed = form(TOKEN_PATH, grant_type="refresh_token", refresh_token=tokens["refresh_token"])
+        second = said(await stage.ask(renewed))
+        assert said(await stage.ask(form(REVOKE_PATH, token=second["refresh_token"]))) == {}
+        assert not key_of(world, second)[0]
+        assert not stage.upstream.received
+
+
+async def test_a_gateway_tells_from_where_an_agent_asks_and_nobody_else_can(world: World) -> None:
+    forged = b"%b: 1 203.0.113.9 0\r\nx-forwarded-for: 203.0.113.9\r\n" % SENDER_FIELD.encode()
+    async with staged(answers=in_front(world)) as stage:
+        assert (await stage.ask(form(DEVICE_PATH, forged))).status == 200
+    told = told_sender(PEPPERS, DEVICE_PATH, "203.0.113.7", time.time())
+    for field in (
+        told,
+        told.replace(".7", ".9"),
+        told_sender(Peppers(b"another"), DEVICE_PATH, "203.0.113.9", time.time()),
+    ):
+        async with world.api.client.post(DEVICE_PATH, headers={SENDER_FIELD: field}) as answer:
+            assert answer.status == 200 or field != told
+    sites = world.api.rows("select site from agent_sign_in order by id")
+    assert sites == [("127.0.0.1",), ("203.0.113.7",), ("127.0.0.1",)]
+
+
+def test_what_a_gateway_told_long_ago_or_of_another_path_is_not_believed() -> None:
+    told = told_sender(PEPPERS, TOKEN_PATH, "::1", 1000)
+    assert sender_of(PEPPERS, TOKEN_PATH, told, 1001) == "::1"
+    assert not sender_of(PEPPERS, DEVICE_PATH, told, 1001)
+    assert not sender_of(PEPPERS, TOKEN_PATH, told, 1001 + APART_S_MAX)
+    assert not any(sender_of(PEPPERS, TOKEN_PATH, one, 1) for one in ("", "1", "x ::1 y", "9" * 13 + " a é"))
+
+
+def passing_to(stage_url: str, each: int = 16) -> dict[Route, object]:
+    origin = OneOrigin(stage_url, PEPPERS, lambda *_, **__: None, each)
+    return {
+        Route(("POST",), TOKEN_PATH, ""): origin.pass_on,
+        Route(("GET",), SETTINGS_PATH, ""): origin.pass_key_on,
+    }
+
+
+async def test_only_named_paths_and_fields_of_a_bounded_request_reach_a_keeper() -> None:
+    async with (
+        staged() as keeper,
+        staged(answers=passing_to(f"http://127.0.0.1:{keeper.upstream.port}")) as stage,
+    ):
+        for path in ("/admin/v1/organizations", "/oauth/token/", "/oauth/token/x", "/device", DEVICE_PATH):
+            assert (await stage.ask(form(path))).status == 404
+        assert (await stage.ask(fetching(TOKEN_PATH), "GET")).status == 405
+        long = form(TOKEN_PATH, token="x" * FORM_BYTES_MAX)
+        client = await stage.client()
+        await client.send(long[:200])
+        await client.send(long[200:])
+        assert (await client.answer()).status == 413
+        assert not keeper.upstream.received
+        keeper.upstream.scripts = [[answer(b"{}", b'etag: "1"\r\nset-cookie: a=b\r\nx-other: 1\r\n')]]
+        got = await stage.ask(
+            form(TOKEN_PATH, AUTH + b"cookie: c=d\r\nx-y: 1\r\nx-forwarded-for: 1.2.3.4\r\n", a="b")
+        )
+        assert (got.status, got.one(b"etag")) == (200, b'"1"')
+        assert not got.all(b"set-cookie")
+        assert not got.all(b"x-other")
+        [sent] = keeper.upstream.received
+        assert (sent.method, sent.target, sent.body) == (b"POST", TOKEN_PATH.encode(), b"a=b")
+        names = {name.lower() for name, _ in sent.headers}
+        assert names.isdisjoint({b"authorization", b"cookie", b"x-y", b"x-forwarded-for"})
+        for fields in (b"", b"authorization: Basic YQ==\r\n"):
+            assert (await stage.ask(fetching(SETTINGS_PATH, fields), "GET")).status == 401
+        assert len(keeper.upstream.received) == 1
+
+
+async def test_a_sender_has_a_part_of_what_is_asked_at_once_and_a_keeper_that_is_away_is_told() -> None:
+    async with staged() as keeper:
+        goes_on = asyncio.Event()
+        keeper.upstream.scripts = [[goes_on, answer(b"{}")] for _ in range(2)]
+        async with staged(answers=passing_to(f"http://127.0.0.1:{keeper.upstream.port}", 2)) as stage:
+            waiting = [await stage.client() for _ in range(2)]
+            for client in waiting:
+                await client.send(form(TOKEN_PATH, a="b"))
+            await eventually(lambda: len(keeper.upstream.received) == 2)
+            refused = await stage.ask(form(TOKEN_PATH, a="b"))
+            assert (refused.status, refused.reason, refused.one(b"retry-after")) == (503, "overloaded", b"1")
+            goes_on.set()
+            assert [(await client.answer()).status for client in waiting] == [200, 200]
+            assert (await stage.ask(form(TOKEN_PATH, a="b"))).status == 200
+    async with staged(answers=passing_to("http://127.0.0.1:1")) as stage:
+        away = await stage.ask(form(TOKEN_PATH, a="b"))
+        assert (away.status, away.reason) == (503, "issuer_unavailable")
+
+
+def test_no_path_is_passed_on_where_no_keeper_is_named() -> None:
+    assert not answers(Settings(), lambda *_, **__: None)
