@@ -31,6 +31,7 @@ from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
+from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.feature import features
@@ -233,6 +234,7 @@ class Keeper:
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
+        members_s = 1.0 if isinstance(self._wires, RedisConnection) else 0.1  # one alone gives nothing away
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         return (
             sweeper(self._sweeps, self._counters, agenda),
@@ -247,8 +249,8 @@ class Keeper:
             self._jobs.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
-            Loop("moves", 0.1, (call(self._moves.take_up),)),
-            Loop("servers", 0.1, (call(self._servers.look),)),
+            Loop("moves", members_s, (call(self._moves.take_up),)),
+            Loop("servers", members_s, (call(self._servers.look),)),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
             # Some commands to each server of Redis.
