@@ -28,7 +28,7 @@ from typing import Any
 import redis
 
 from gateway.counters.redis import keys
-from gateway.local.embedded.valkey import ENVIRONMENT
+from gateway.local.embedded.valkey import environment
 from tests.bench import commands
 from tests.conftest import ValkeyServer
 
@@ -148,7 +148,7 @@ def served(*, loopback: bool = False) -> Iterator[str]:
         server = ValkeyServer(
             Path(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--unixsocket", path
         )
-        server.environment = dict(ENVIRONMENT)
+        server.environment = environment()
         server.start()
         try:
             yield f"redis://127.0.0.1:{server.port}/" if loopback else f"unix://{path}?db="

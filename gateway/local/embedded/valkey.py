@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import re
 import signal
 import socket
@@ -22,8 +23,10 @@ AOF = "appendonlydir"
 SOCKET_PATH_BYTES_MAX = 100
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 # Scripts make and free many small strings, more of a size than the C library keeps at hand unasked:
-# saves a tenth of the server's time. Servers built with jemalloc take no notice.
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127"}
+# saves a tenth of the server's time. jemalloc, where the machine has it, saves more (a sixth).
+TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127"}
+LIBRARIES = (f"usr/lib/{platform.machine()}-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib")
+JEMALLOC = "libjemalloc.so.2"
 
 
 def binary() -> Path:
@@ -36,6 +39,12 @@ def binary() -> Path:
             "the embedded Valkey is not installed; use --redis-url to point at a server of yours"
         )
     return found[0]
+
+
+def environment(root: Path = Path("/")) -> dict[str, str]:
+    """What the server's allocator goes by; a process that has its own already keeps it."""
+    found = next((path for place in LIBRARIES if (path := root / place / JEMALLOC).is_file()), None)
+    return TUNABLES | ({"LD_PRELOAD": str(found)} if found and "LD_PRELOAD" not in os.environ else {})
 
 
 def url(port: int, password: str) -> str:
@@ -105,7 +114,7 @@ def program(directory: Path, log: Path, port: int, password: str, path: Path | N
         stop_max_s=20.0,
         log=log,
         cwd=directory,
-        environment=ENVIRONMENT,
+        environment=environment(),
         reason=partial(_reason, directory),
     )
 

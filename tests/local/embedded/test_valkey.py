@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.counters.redis.address import parse_url
 from gateway.local.embedded import valkey
+from tests.deploy.programs import unpacked
 
 
 @pytest.fixture
@@ -40,3 +42,18 @@ def test_there_is_none_where_none_can_be(short: Path) -> None:
     for name in ("x" * valkey.SOCKET_PATH_BYTES_MAX, "50%", "a b", "what?"):
         (short / name).mkdir()
         assert valkey.socket_of(short / name) is None
+
+
+def test_the_allocator_of_the_machine_serves_where_there_is_one(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert "LD_PRELOAD" not in valkey.environment(short)
+    there = unpacked("libjemalloc2")
+    environment = valkey.environment(there) | {"LD_DEBUG": "files"}
+    assert environment["LD_PRELOAD"].startswith(str(there))
+    asked = [str(valkey.binary()), "--version"]
+    said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+    assert f"calling init: {environment['LD_PRELOAD']}" in said.stderr
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert "LD_PRELOAD" not in valkey.environment(there)
