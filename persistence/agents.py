@@ -15,8 +15,9 @@ from gateway.core.issuers import LIFE_MAX
 from persistence.tables import admin_token, agent_sign_in
 
 SEED_BYTES = 32
-# Devices that ask at once. More are refused: nobody's code is taken away for another one's.
-ASKING_MAX = 1_000
+# Devices that ask at once, and those of one sender. More are refused: nobody's code is taken away for
+# another one's.
+ASKING_MAX, ASKING_EACH_MAX = 1_000, 100
 OVER_MAX = 100
 ASKED, APPROVED, DENIED, GIVEN = "asked", "approved", "denied", "given"
 
@@ -26,13 +27,18 @@ _asking = (_here.state == ASKED) & _is_live
 
 
 def begin(
-    connection: Connection, user_code: str, *, agent: str, site: str, lasts_s: int, most: int
+    connection: Connection, user_code: str, *, agent: str, site: str, lasts_s: int, most: int, each: int
 ) -> RowMapping | None:
-    """Keep a device that asks, known by the digest of its user code; None where `most` do already."""
+    """Keep a device that asks, known by the digest of its user code.
+
+    None where `most` do already, or `each` of them from this site.
+    """
     connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("agent_sign_in"))))
-    many = select(func.count()).select_from(agent_sign_in).where(_here.state == ASKED)
-    if connection.execute(many).scalar_one() >= most:
+    here = func.count().filter(_here.site == site)
+    many = select(func.count(), here).select_from(agent_sign_in).where(_here.state == ASKED)
+    of_all, of_site = connection.execute(many).one()
+    if of_all >= most or of_site >= each:
         return None
     row = {"seed": secrets.token_hex(SEED_BYTES), "user_code": user_code, "agent": agent, "site": site}
     ends = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lasts_s)

@@ -53,6 +53,7 @@ SCHEMES = {
     "usage_feed_url": ("https", "http", "file"),
     "console_url": ("https", "http"),
     "agents_keeper_url": ("https", "http"),
+    "agents_collector_url": ("https", "http"),
 }
 _SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
@@ -61,6 +62,7 @@ _SHAPES = {
     "usage_feed_url": "https://host:port",
     "console_url": "https://host:port",
     "agents_keeper_url": "https://host:port",
+    "agents_collector_url": "https://host:port",
 }
 PORT_MAX = 65_535
 # The text behind a host that is none of IPv6, or behind the brackets of one.
@@ -109,7 +111,7 @@ def fault(name: str, url: str) -> str:
     behind = database or parts.query or parts.fragment
     if name == "smtp_url" and (not host or behind):
         return f"{shape}, and nothing behind it, {escaped}"
-    if name == "agents_keeper_url" and (not host or behind or "@" in parts.netloc):
+    if name.startswith("agents_") and (not host or behind or "@" in parts.netloc):
         return f"{shape}, and nothing else"
     if name != "redis_url" and "@" in database:
         return f"{shape}, {escaped}"

@@ -213,6 +213,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     agents: bool = False
     agents_settings_file: str = ""
     agents_keeper_url: str = ""
+    agents_collector_url: str = ""
     http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0

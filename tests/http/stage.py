@@ -311,6 +311,7 @@ class Stage:
         self.cooling = CircuitBreaker()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
+        self.usage_said = USAGE_BODY
         self.plane: DataPlane
         self.gate: TlsGate | None = None
         self.port = 0
@@ -339,7 +340,7 @@ class Stage:
         assert (caller, caller.acts_for(said.user)) == (self.directory.caller, "")
         if self.usage_refusal is not None:
             raise self.usage_refusal
-        return USAGE_BODY
+        return self.usage_said
 
     def _log(self, event: str, /, **facts: object) -> None:
         self.logged.append((event, facts))

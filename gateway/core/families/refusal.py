@@ -53,7 +53,8 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-    if refusal.retry_helps is not None:
+    # Whose key has ended has to sign in again: to ask once more helps nobody.
+    if refusal.retry_helps is not None or refusal.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2

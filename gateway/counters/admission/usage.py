@@ -53,6 +53,7 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "used": told_amount(budget.unit, now.used),
         "remaining": told_amount(budget.unit, max(0, now.limit - now.used - now.held)),
         "reset_at": moment(now.resets_ms),
+        "interval": budget.interval,
     }
 
 

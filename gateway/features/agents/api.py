@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from aiohttp import web
 
@@ -106,6 +106,7 @@ class AgentLimits:
     """Bounds of sign-ins: those of this module, unless somebody says otherwise."""
 
     asking_max: int = stored.ASKING_MAX
+    asking_each_max: int = stored.ASKING_EACH_MAX
     grace_s: float = GRACE_S
     renewal_s_min: float = RENEWAL_S_MIN
     sweep_s: float = SWEEP_S
@@ -218,7 +219,7 @@ class Agents:
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
         begin = partial(
             stored.begin, user_code=digest, agent=agent[:AGENT_CHARS_MAX], site=site, lasts_s=CODE_S,
-            most=self._limits.asking_max,
+            most=self._limits.asking_max, each=self._limits.asking_each_max,
         )  # fmt: skip
         row = await self._run(begin)
         if row is None:
@@ -336,11 +337,11 @@ class Agents:
         await self._require_key(request)
         if not policy:
             raise NotFound
-        body = await asyncio.to_thread(_read_policy, policy)
-        tag = f'"{sha256(body).hexdigest()[:32]}"'
+        said = await asyncio.to_thread(_read_policy, policy)
+        tag = f'"{said["checksum"]}"'
         if tag in [one.strip() for one in request.headers.get("If-None-Match", "").split(",")]:
             return web.Response(status=304, headers={"ETag": tag})
-        return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
+        return web.json_response(said, headers={"ETag": tag})
 
     async def telemetry(self, request: web.Request) -> web.Response:
         """`POST /v1/metrics` and the like: taken, lest its exporter complains, and dropped."""
@@ -508,8 +509,11 @@ def _is_one(sent: str, digests: tuple[str, ...]) -> bool:
     return any(hmac.compare_digest(sent, one) for one in digests)
 
 
-def _read_policy(path: str) -> bytes:
-    """The JSON object of a file; `StoreUnavailable` where it holds none."""
+def _read_policy(path: str) -> Row:
+    """The settings of a file as agents take them; `StoreUnavailable` where it holds no JSON object.
+
+    An agent digests what it was told by the checksum's rule, and asks whether it still is that.
+    """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)
         found = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
@@ -517,7 +521,9 @@ def _read_policy(path: str) -> bytes:
         raise StoreUnavailable("The settings of agents cannot be read.") from error
     if not isinstance(found, dict):
         raise StoreUnavailable("The settings of agents are no JSON object, or too long.")
-    return body
+    plain = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
+    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": found}
 
 
 def _person(row: Any) -> PersonIdentity | None:

@@ -39,7 +39,7 @@ def _answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
 FEATURE = Feature(
     name="agents",
     tables=("agent_sign_in",),
-    settings=("agents", "agents_settings_file", "agents_keeper_url"),
+    settings=("agents", "agents_settings_file", "agents_keeper_url", "agents_collector_url"),
     routes=_routes,
     answers=_answers,
 )

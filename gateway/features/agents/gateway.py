@@ -9,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Final
+from decimal import Decimal
+from typing import Any, Final
 
+import msgspec
+
+from gateway.core.accounts.budgets import MONEY
 from gateway.core.calls.routes import Route
 from gateway.core.credentials import Peppers, peppers_of, site_of
 from gateway.core.model import Caller
+from gateway.core.network import DIRECT, Proxies
 from gateway.errors import IssuerUnavailable, Overloaded, RequestTooLarge
 from gateway.features.agents.origin import (
+    ANSWER_BYTES_MAX,
     DEVICE_PATH,
     FORM_BYTES_MAX,
     METADATA_PATH,
     REVOKE_PATH,
     SENDER_FIELD,
-    SETTINGS_BYTES_MAX,
     SETTINGS_PATH,
     TELEMETRY_PATHS,
     TOKEN_PATH,
+    USAGE_PATH,
     told_sender,
 )
 from gateway.files import https_with
@@ -49,7 +55,19 @@ ANSWERED_WITH: Final = ("content-type", "etag", "retry-after", "cache-control", 
 FIELD_BYTES_MAX: Final = 1024
 # All who sign in share what is kept of bodies, as the callers of one organization do.
 NOBODY: Final = Caller(0, 0, 0, 0)
-_TAKEN: Final = [(b"content-type", b"application/json")]
+_JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+# What the gateway protocol calls the intervals of budgets; a time that is later than any.
+_PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
+_NEVER: Final = "~"
+# Of telemetry: one request, all that is on its way and what each counts besides, those that are sent at once.
+TELEMETRY_BYTES_MAX: Final = 1 << 20
+ON_THEIR_WAY_BYTES_MAX: Final = 16 << 20
+EACH_BYTES: Final = 4096
+SENDS_MAX: Final = 8
+SEND_S: Final = 10.0
+# After so many failures in a row a collector is left alone for so long.
+FAILURES_MAX: Final = 5
+LEFT_ALONE_S: Final = 30.0
 
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
@@ -61,15 +79,128 @@ def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     for path in (DEVICE_PATH, TOKEN_PATH, REVOKE_PATH):
         found[Route(("POST",), path, "")] = origin.pass_on
     found[Route(("GET",), SETTINGS_PATH, "")] = origin.pass_key_on
+    found[Route(("GET",), USAGE_PATH, "")] = tell_usage
+    collector = Collector(settings.agents_collector_url, settings.proxies, log)
     for path in TELEMETRY_PATHS:
-        found[Route(("POST",), path, "")] = take_telemetry
+        found[Route(("POST",), path, "")] = collector.take
     return found
 
 
-async def take_telemetry(exchange: Exchange) -> None:
-    """`POST /v1/metrics` and the like: taken, lest its exporter complains, and dropped."""
-    known(exchange) or await identify(exchange)
-    own_answer(exchange, 200, _TAKEN, b"{}")
+async def tell_usage(exchange: Exchange) -> None:
+    """`GET /api/oauth/usage`: how much of its budgets a caller has used, for the `/usage` of Claude Code."""
+    caller = known(exchange) or await identify(exchange)
+    ports = exchange.worker.ports
+    left = msgspec.json.decode(await ports.usage(caller, exchange.head.attribution))
+    own_answer(exchange, 200, _JSON, msgspec.json.encode(usage_of(left, ports.directory.pays_in(caller))))
+
+
+def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
+    """The budgets of `GET /.tollkeeper/usage` as `GET /protocol` of Claude Code's own gateway describes them.
+
+    Percents are whole ones, amounts hundredths of the currency. Amounts are told of one budget of money: the
+    fullest, or of those that are used up the last to reset.
+    """
+    budgets = [one for one in left["limits"] if one["scope"] == "budget"]
+    shown = max((one for one in budgets if one["unit"] == MONEY), key=_standing, default=None)
+    limits = [
+        {
+            "kind": "spend" if one["unit"] == MONEY else one["unit"],
+            "group": _PERIODS.get(one["interval"], one["interval"]), "percent": _percent(one),
+            "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
+        }
+        for one in budgets
+    ]  # fmt: skip
+    if shown is None:
+        return {"limits": limits}
+    amounts = {"monthly_limit": _hundredths(shown["limit"]), "used_credits": _hundredths(shown["used"])}
+    told = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
+    return {"extra_usage": told, "limits": limits}
+
+
+def _standing(budget: Mapping[str, Any]) -> tuple[bool, str, int]:
+    full = _percent(budget) >= 100
+    return full, (budget["reset_at"] or _NEVER) if full else "", _percent(budget)
+
+
+def _percent(budget: Mapping[str, Any]) -> int:
+    limit, used = Decimal(budget["limit"]), Decimal(budget["used"])
+    return int(used * 100 // limit) if limit else 100
+
+
+def _severity(percent: int) -> str:
+    return "critical" if percent >= 95 else "warning" if percent >= 75 else "normal"
+
+
+def _hundredths(amount: str) -> int:
+    return int((Decimal(amount) * 100).to_integral_value())
+
+
+class Collector:
+    """Passes what agents measure on to a collector (OTLP over HTTP), or drops it: no agent waits for that.
+
+    So many bytes are on their way at once, of all organizations and of one. After some failures in a row
+    the collector is left alone for a while.
+    """
+
+    def __init__(self, url: str, proxies: Proxies, log: Log, bytes_max: int = ON_THEIR_WAY_BYTES_MAX) -> None:
+        self._url, self._proxies, self._log = url.rstrip("/"), proxies, log
+        self._bytes = FairShares(bytes_max, bytes_max // 4)
+        self._sending = asyncio.Semaphore(SENDS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context: ssl.SSLContext | None = None
+        self._failed = self._dropped = 0
+        self._again = 0.0
+
+    async def take(self, exchange: Exchange) -> None:
+        """`POST /v1/metrics` and the like, of who has a good key: taken, lest its exporter complains."""
+        caller = known(exchange) or await identify(exchange)
+        if self._url:
+            body = await _body(exchange, caller, TELEMETRY_BYTES_MAX)
+            fields = _fields(exchange, {b"content-type", b"content-encoding"})
+            # Whose it is say we, whatever it says of itself.
+            fields["x-tollkeeper-organization-id"] = str(caller.organization_id)
+            fields["x-tollkeeper-tenant-id"] = str(caller.tenant_id)
+            fields["x-tollkeeper-key-id"] = str(caller.key_id)
+            self._pass_on(exchange.routed.label, fields, body, caller.organization_id)
+        own_answer(exchange, 200, _JSON, b"{}")
+
+    def _pass_on(self, path: str, fields: dict[str, str], body: bytes, organization_id: int) -> None:
+        size = len(body) + EACH_BYTES
+        if time.monotonic() < self._again or not self._bytes.acquire(organization_id, size):
+            self._dropped += 1
+            return
+        task = asyncio.create_task(self._send(path, fields, body))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._bytes.release(organization_id, size)
+
+        task.add_done_callback(ended)
+
+    async def _send(self, path: str, fields: dict[str, str], body: bytes) -> None:
+        from gateway.outbound.client import TooLarge, exchanged  # noqa: PLC0415  # heavy: not every worker needs it
+
+        async with self._sending:
+            if time.monotonic() < self._again:
+                self._dropped += 1
+                return
+            try:
+                if self._context is None and self._url.startswith("https"):
+                    self._context = https_with(None)
+                status, _, _ = await exchanged(
+                    "POST", self._url + path, fields, body, proxies=lambda: self._proxies,
+                    context=self._context, connect_s=CONNECT_S, within_s=SEND_S, bytes_max=ANSWER_BYTES_MAX,
+                )  # fmt: skip
+                why = "" if status < 400 else f"it answers {status}"
+            except (OSError, TimeoutError, TooLarge) as error:
+                why = str(error)[:200] or type(error).__name__
+        self._failed = self._failed + 1 if why else 0
+        self._dropped += bool(why)
+        if self._failed >= FAILURES_MAX:
+            self._log("agents_telemetry_dropped", dropped=self._dropped, why=why, level="warning")
+            self._failed = self._dropped = 0
+            self._again = time.monotonic() + LEFT_ALONE_S
 
 
 class OneOrigin:
@@ -101,11 +232,8 @@ class OneOrigin:
             raise exchange.routed.refusal
         assert exchange.routed.route is not None
         path, method = exchange.routed.route.path, exchange.routed.route.methods[0]
-        body = await _form(exchange)
-        for line in exchange.head.passed.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            if name.lower() in ASKED_WITH and len(value) <= FIELD_BYTES_MAX:
-                fields[name.lower().decode("ascii")] = value.strip(b" \t").decode("latin-1")
+        body = await _body(exchange, NOBODY, FORM_BYTES_MAX)
+        fields |= _fields(exchange, ASKED_WITH)
         peer = exchange.connection.transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
         fields[SENDER_FIELD] = told_sender(self._peppers, path, address, time.time())
@@ -134,7 +262,6 @@ class OneOrigin:
     async def _ask(
         self, method: str, path: str, fields: dict[str, str], body: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
-        from gateway.core.network import DIRECT  # noqa: PLC0415  # as the client
         from gateway.outbound.client import TooLarge, exchanged  # noqa: PLC0415  # heavy: not every worker needs it
 
         if self._context is None and self._url.startswith("https"):
@@ -142,7 +269,7 @@ class OneOrigin:
         try:
             return await exchanged(
                 method, self._url + path, fields, body or None, proxies=lambda: DIRECT,
-                context=self._context, connect_s=CONNECT_S, within_s=WITHIN_S, bytes_max=SETTINGS_BYTES_MAX,
+                context=self._context, connect_s=CONNECT_S, within_s=WITHIN_S, bytes_max=ANSWER_BYTES_MAX,
             )  # fmt: skip
         except (OSError, TimeoutError, TooLarge) as error:
             self._log(
@@ -151,23 +278,32 @@ class OneOrigin:
             raise IssuerUnavailable("No keeper answers what agents ask.", retry_after_s=1) from error
 
 
-async def _form(exchange: Exchange) -> bytes:
-    """The whole body of a request that nobody's key came with."""
+def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
+    """The fields of a request that have these names, and are not long."""
+    lines = (line.partition(b":") for line in exchange.head.passed.split(b"\r\n"))
+    return {
+        name.lower().decode("ascii"): value.strip(b" \t").decode("latin-1")
+        for name, _, value in lines
+        if name.lower() in names and len(value) <= FIELD_BYTES_MAX
+    }
+
+
+async def _body(exchange: Exchange, caller: Caller, bytes_max: int) -> bytes:
+    """The whole body, kept in a caller's share until it is here; `NOBODY` is remembered of no exchange."""
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
-    buffers = exchange.worker.buffers
+    buffers, connection = exchange.worker.buffers, exchange.connection
     if buffers.pressed:
-        buffers.check_new(NOBODY)
-    connection = exchange.connection
+        buffers.check_new(caller)
     if exchange.body_failure is not None:
         raise exchange.body_failure
     if not connection.body_complete:
-        exchange.caller = NOBODY
+        before, exchange.caller = exchange.caller, caller
         try:
-            await exchange.late_body(FORM_BYTES_MAX)
+            await exchange.late_body(bytes_max)
         finally:
-            exchange.caller = None
+            exchange.caller = before
     body = connection.body.take_parts()
-    if not connection.body_complete or len(body) > FORM_BYTES_MAX:
-        raise RequestTooLarge(f"A form here may have {FORM_BYTES_MAX} bytes.")
+    if not connection.body_complete or len(body) > bytes_max:
+        raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
     return body

@@ -14,10 +14,12 @@ from gateway.core.credentials import Peppers
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
 SETTINGS_PATH: Final = "/managed/settings"
+USAGE_PATH: Final = "/api/oauth/usage"
 TELEMETRY_PATHS: Final = ("/v1/metrics", "/v1/logs", "/v1/traces")
-# Of a form, and of an answer to one.
+# Of a form, of the file of settings, and of an answer: what is no ASCII takes more there.
 FORM_BYTES_MAX: Final = 8192
 SETTINGS_BYTES_MAX: Final = 256 * 1024
+ANSWER_BYTES_MAX: Final = 8 * SETTINGS_BYTES_MAX
 SENDER_FIELD: Final = "x-tollkeeper-sender"
 # So far may the clocks of a gateway and a keeper be apart.
 APART_S_MAX: Final = 300.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gateway.features.agents.api import (
     AgentLimits,
     mount_agents,
 )
+from gateway.features.agents.origin import SENDER_FIELD, told_sender
 from tests.admin.conftest import PEPPERS
 from tests.admin.console.conftest import Person
 from tests.admin.console.elsewhere import Browser, World, console_of_people
@@ -161,6 +164,15 @@ async def test_devices_that_ask_are_bounded_and_take_no_code_away(world: World) 
     assert (await asked(world, DEVICE_PATH))[0] == 200
 
 
+@of(AgentLimits(asking_max=3, asking_each_max=1))
+async def test_a_sender_of_many_devices_keeps_nobody_else_from_asking(world: World) -> None:
+    assert (await asked(world, DEVICE_PATH))[0] == 200
+    assert await asked(world, DEVICE_PATH) == (429, {"error": "slow_down"})
+    told = {SENDER_FIELD: told_sender(PEPPERS, DEVICE_PATH, "203.0.113.7", time.time())}
+    async with world.api.client.post(DEVICE_PATH, headers=told) as answer:
+        assert answer.status == 200
+
+
 async def test_two_who_refresh_at_once_have_the_same_successor(world: World) -> None:
     first = await signed_in(world, await engineer(world))
     status, second = await refreshed(world, first)
@@ -236,7 +248,10 @@ async def test_an_agent_is_told_its_settings_once_and_its_telemetry_is_taken(wor
     key = (await signed_in(world, await engineer(world)))["access_token"]
     bearer = {"Authorization": f"Bearer {key}"}
     answer = await world.api.call("GET", SETTINGS_PATH, headers=bearer)
-    assert (answer.status, answer.json) == (200, {"model": "claude-opus-4-8"})
+    assert (answer.status, answer.json["settings"]) == (200, {"model": "claude-opus-4-8"})
+    # As the agent digests what it was told: its keys in order, without a space.
+    digest = sha256(b'{"model":"claude-opus-4-8"}').hexdigest()
+    assert answer.headers["ETag"] == f'"{answer.json["checksum"]}"' == f'"sha256:{digest}"'
     again = {**bearer, "If-None-Match": answer.headers["ETag"]}
     assert (await world.api.call("GET", SETTINGS_PATH, headers=again)).status == 304
     assert (await world.api.call("POST", "/v1/metrics", data=b"{}", headers=bearer)).status == 200

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import cast
 from urllib.parse import urlencode
 
 from gateway.core.calls.routes import Route
 from gateway.core.credentials import Peppers
 from gateway.features.agents.api import DEVICE_GRANT
-from gateway.features.agents.gateway import FORM_BYTES_MAX, OneOrigin, answers
+from gateway.features.agents.gateway import TELEMETRY_BYTES_MAX, OneOrigin, answers, usage_of
 from gateway.features.agents.origin import (
     APART_S_MAX,
     DEVICE_PATH,
+    FORM_BYTES_MAX,
     METADATA_PATH,
     REVOKE_PATH,
     SENDER_FIELD,
     SETTINGS_PATH,
     TOKEN_PATH,
+    USAGE_PATH,
     sender_of,
     told_sender,
 )
@@ -26,7 +29,7 @@ from gateway.settings.settings import Settings
 from tests.admin.conftest import PEPPERS
 from tests.admin.console.elsewhere import World
 from tests.features.agents.test_agents import decided, engineer, key_of, world
-from tests.http.fakes import AUTH, answer, get
+from tests.http.fakes import AUTH, answer, get, post
 from tests.http.stage import Answer, staged
 from tests.waiting import eventually
 
@@ -74,7 +77,7 @@ async def test_an_agent_signs_in_is_told_its_settings_and_signs_out_at_one_origi
         tokens = said(await stage.ask(poll))
         key = bearer(tokens["access_token"])
         told = await stage.ask(fetching(SETTINGS_PATH, key), "GET")
-        assert said(told) == {"model": "claude-opus-4-8"}
+        assert json.loads(told.body)["settings"] == {"model": "claude-opus-4-8"}
         tag = told.one(b"etag")
         for _ in range(2):  # also where its lines have come before
             again = await stage.ask(fetching(SETTINGS_PATH, key + b"if-none-match: " + tag + b"\r\n"), "GET")
@@ -167,6 +170,83 @@ async def test_a_sender_has_a_part_of_what_is_asked_at_once_and_a_keeper_that_is
     async with staged(answers=passing_to("http://127.0.0.1:1")) as stage:
         away = await stage.ask(form(TOKEN_PATH, a="b"))
         assert (away.status, away.reason) == (503, "issuer_unavailable")
+
+
+def budget(unit: str, limit: object, used: object, reset: str | None, interval: str) -> dict[str, object]:
+    row = {"scope": "budget", "name": interval, "unit": unit, "limit": limit, "used": used}
+    return row | {"remaining": 0, "reset_at": reset, "interval": interval}
+
+
+def test_budgets_are_told_as_an_agent_shows_them() -> None:
+    day, month = "2026-11-28T00:00:00.000Z", "2026-12-01T00:00:00.000Z"
+    rows = [
+        {"scope": "key", "name": "requests_per_minute", "limit": 60, "used": 1, "reset_at": day},
+        budget("money", "500", "271.4049", month, "month"),
+        budget("money", "20", "10", day, "day"),
+        budget("tokens", 1000, 960, None, "total"),
+    ]
+    told = usage_of({"limits": rows}, "USD")
+    amounts = {"monthly_limit": 50000, "used_credits": 27140, "utilization": 54}
+    assert told["extra_usage"] == {"is_enabled": True, "currency": "USD"} | amounts
+    assert told["limits"] == [
+        {"kind": "spend", "group": "monthly", "percent": 54, "resets_at": month, "severity": "normal",
+         "is_active": True},
+        {"kind": "spend", "group": "daily", "percent": 50, "resets_at": day, "severity": "normal",
+         "is_active": False},
+        {"kind": "tokens", "group": "total", "percent": 96, "resets_at": None, "severity": "critical",
+         "is_active": False},
+    ]  # fmt: skip
+    # Of what is used up the last to reset is told, however far over another one is.
+    rows[1:3] = [budget("money", "5", "5", month, "month"), budget("money", "1", "2", day, "day")]
+    told = usage_of({"limits": rows}, "USD")
+    assert [one["is_active"] for one in cast("list[dict[str, object]]", told["limits"])] == [
+        True,
+        False,
+        False,
+    ]
+    assert usage_of({"limits": []}, "USD") == {"limits": []}
+
+
+async def test_a_caller_is_told_its_own_usage_and_nobody_without_a_key() -> None:
+    async with staged(answers=answers(Settings(agents_keeper_url="http://127.0.0.1:1"), print)) as stage:
+        stage.usage_said = json.dumps({"limits": [budget("money", "2", "1", None, "total")]}).encode()
+        told = json.loads((await stage.ask(fetching(USAGE_PATH, AUTH), "GET")).body)
+        assert (told["extra_usage"]["used_credits"], told["extra_usage"]["currency"]) == (100, "USD")
+        assert (await stage.ask(fetching(USAGE_PATH), "GET")).status == 401
+
+
+async def test_what_agents_measure_goes_on_to_a_collector_and_nobody_waits_for_it() -> None:
+    async with staged() as there:
+        said = list[str]()
+        settings = Settings(
+            agents_keeper_url="http://127.0.0.1:1",
+            agents_collector_url=f"http://127.0.0.1:{there.upstream.port}",
+        )
+        goes_on = asyncio.Event()
+        there.upstream.scripts = [
+            [goes_on, answer(b"{}")],
+            *([answer(b"{}", status=b"500 No")] for _ in range(5)),
+        ]
+        async with staged(answers=answers(settings, lambda event, **_: said.append(event))) as stage:
+            measured = post(b'{"resourceMetrics":[]}', b"/v1/metrics", b"content-type: application/json\r\n")
+            got = await stage.ask(measured)
+            assert (got.status, got.body) == (200, b"{}")
+            await eventually(lambda: len(there.upstream.received) == 1)
+            [sent] = there.upstream.received
+            assert (sent.target, sent.body) == (b"/v1/metrics", b'{"resourceMetrics":[]}')
+            assert sent.all(b"x-tollkeeper-tenant-id") == [b"2"]
+            assert not sent.all(b"authorization")
+            goes_on.set()
+            large = post(b"x" * (TELEMETRY_BYTES_MAX + 1), b"/v1/logs")
+            assert (await stage.ask(large)).status == 413
+            assert (await stage.ask(measured.replace(AUTH, b""))).status == 401
+            # After failures in a row it is left alone for a while.
+            for number in range(2, 7):
+                assert (await stage.ask(measured)).status == 200
+                await eventually(lambda number=number: len(there.upstream.received) == number)
+            await eventually(lambda: said == ["agents_telemetry_dropped"])
+            assert (await stage.ask(measured)).status == 200
+            assert len(there.upstream.received) == 6
 
 
 def test_no_path_is_passed_on_where_no_keeper_is_named() -> None:
