@@ -168,6 +168,7 @@ HINTS = {
     "[how requests are read](../metering.md#what-a-request-must-be).",
     "user_required": "Name the user in `x-tollkeeper-user` or in the body; "
     "the key has `user_header: require`.",
+    "run_required": "Name a run in `x-tollkeeper-run`; [runs](../runs.md#policies).",
     "invalid_api_key": "Send a key of `tollkeeper key create`; "
     "`tollkeeper key list` shows what is revoked and expired.",
     "insufficient_credits": "`tollkeeper credits add`, or a higher `credit_limit` of the organization.",

@@ -172,6 +172,13 @@ class UserRequired(Refusal):
     status = 400
 
 
+class RunRequired(Refusal):
+    """Each of these calls needs a run: name one in the field x-tollkeeper-run."""
+
+    reason = "run_required"
+    status = 400
+
+
 class RequestTooLarge(Refusal):
     """The request body is larger than this gateway accepts."""
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Final, NewType
 
 from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 
@@ -131,7 +132,8 @@ class Caller:
     """Whom a credential stands for (`tk:id:{pNN}:<digest>`); all that may change is checked in the script.
 
     `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
-    `unsettled` is what becomes of its holds that nobody settles, `priority` the highest its calls may claim.
+    `unsettled` is what becomes of its holds that nobody settles, `priority` the highest its calls may claim,
+    `runs` its policy of runs.
     """
 
     organization_id: int
@@ -143,6 +145,7 @@ class Caller:
     user_header: str = USER_ACCEPTED
     unsettled: str = UNSETTLED_CHARGED
     priority: str = INTERACTIVE
+    runs: RunPolicy | None = None
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Whose call it is where its field and its body name these users; empty for nobody's."""

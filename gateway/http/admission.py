@@ -13,7 +13,8 @@ from typing import Final
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
-from gateway.core.accounts.runs import Run
+from gateway.core.accounts.run_policies import CallRunPolicies
+from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
 from gateway.core.calls.call import CallRequest, is_light
 from gateway.core.calls.claims import read_call, unpriced_tools
@@ -31,6 +32,7 @@ from gateway.core.model import (
     USER_REQUIRED,
     Caller,
     Patterns,
+    RunRequest,
     Service,
     on_list,
 )
@@ -42,6 +44,7 @@ from gateway.errors import (
     ObjectNotFound,
     PriorityNotAllowed,
     Refusal,
+    RunRequired,
     ServiceNotIncluded,
     TooManyBudgets,
     UnknownRoute,
@@ -131,13 +134,14 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         call = read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
         exchange.call = call
         asked, run = exchange.head.attribution.run, None
-        if asked is not None and routed.metered and not call.free:
-            runs = worker.ports.runs
-            run = runs.cached(caller, asked)
-            if run is None:
-                # A caller that is over a limit opens no run.
-                held = held or await by_head(exchange, caller)
-                run = await runs.find(caller, asked)
+        if routed.metered and not call.free:
+            policies, runs = run_policies(exchange, caller, asked), worker.ports.runs
+            if asked is not None:
+                run = runs.cached(caller, asked)
+                if run is None:
+                    # A caller that is over a limit opens no run.
+                    held = held or await by_head(exchange, caller)
+                    run = await runs.find(caller, asked, policies)
         service, prices, budgets = priced(exchange, caller, call, run)
         await check_objects(exchange, caller, call)
         if worker.ports.cooling.entries:
@@ -151,6 +155,18 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
     await admitted.reserve()
     return admitted
+
+
+def run_policies(
+    exchange: Exchange, caller: Caller, asked: RunRequest | None, field: str = FIELD
+) -> CallRunPolicies:
+    """What a call's run is held to; `RunRequired` where one asks for a run that `field` does not name."""
+    policies = exchange.worker.ports.directory.run_policies(caller)
+    if asked is None:
+        for whose, policy in policies:
+            if policy.required:
+                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
+    return policies
 
 
 async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:

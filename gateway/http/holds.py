@@ -38,7 +38,7 @@ from gateway.core.accounts.caller_holds import (
 )
 from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.outbox import read_facts
-from gateway.core.accounts.runs import read_run
+from gateway.core.accounts.runs import FIELD, read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import Counts, charged, dearest
 from gateway.core.billing.vector import Vector
@@ -86,6 +86,7 @@ from gateway.http.admission import (
     priced,
     prices_of,
     read,
+    run_policies,
 )
 from gateway.http.charge import (
     NO_UNITS,
@@ -336,13 +337,14 @@ async def _taken(
         )
         exchange.call = call
         run = attribution.run
-        opened = None
+        opened, field = None, "run" if authorized is None else FIELD
+        policies = () if call.free else run_policies(exchange, caller, run, field)
         if run is not None:
             opened = ports.runs.cached(caller, run)
             if opened is None:
                 await by_head(exchange, caller)  # a caller that is over a limit opens no run
                 _shield(exchange)
-                opened = await ports.runs.find(caller, run)
+                opened = await ports.runs.find(caller, run, policies)
         budgets: CallBudgets | None
         if authorized is None:
             service = _service(exchange, caller, said.service)

@@ -73,6 +73,7 @@ from gateway.http.admission import (
     known,
     named_prices,
     prices_of,
+    run_policies,
 )
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
@@ -316,7 +317,10 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     if service is None:
         raise ServiceNotIncluded
     first = _call_of(route, lines[0], 1, worker.bounds)
-    run = None if attribution.run is None else await ports.runs.find(caller, attribution.run)
+    asked, run = attribution.run, None
+    policies = run_policies(exchange, caller, asked)
+    if asked is not None:
+        run = await ports.runs.find(caller, asked, policies)
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     prices = prices_of(ports, caller, service, first, budgets)
     user = caller.acts_for(attribution.user, first.user)

@@ -11,6 +11,7 @@ from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.jobs import Job
 from gateway.core.accounts.refusals import Refusals
+from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -84,6 +85,9 @@ class DirectoryPort(Protocol):
     def model_lists(self, caller: Caller) -> ModelLists | None:
         """The lists of models of the caller's organization, if any. Fails with `CountersUnavailable`."""
 
+    def run_policies(self, caller: Caller) -> CallRunPolicies:
+        """What the caller's runs are held to, mostly nothing. Fails with `CountersUnavailable`."""
+
     def pays_in(self, caller: Caller) -> str:
         """The currency that a caller's organization pays in."""
 
@@ -126,7 +130,7 @@ class RunsPort(Protocol):
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
         """The run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
 
-    def find(self, caller: Caller, asked: RunRequest) -> Awaitable[Run]:
+    def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Awaitable[Run]:
         """The run of a call, opened where there is none yet; fails likewise, or as it cannot be opened."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:

@@ -42,6 +42,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
+from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.capacity import Share
@@ -70,6 +71,10 @@ SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, curren
        (SELECT jsonb_object_agg(t.id, t.models) FROM tenant AS t
          WHERE t.organization_id = organization.id AND t.models IS NOT NULL
            AND t.deleted_at IS NULL) AS tenant_models,
+       runs,
+       (SELECT jsonb_object_agg(t.id, t.runs) FROM tenant AS t
+         WHERE t.organization_id = organization.id AND t.runs IS NOT NULL
+           AND t.deleted_at IS NULL) AS tenant_runs,
        (SELECT jsonb_object_agg(u.external_id, u.models) FROM app_user AS u
          WHERE u.organization_id = organization.id AND u.models IS NOT NULL
            AND u.deleted_at IS NULL) AS user_models,
@@ -119,7 +124,7 @@ SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
 )
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
-       k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority,
+       k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority, k.runs,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
@@ -226,6 +231,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             user_header=row["user_header"],
             unsettled=row["unsettled"],
             priority=row["priority"],
+            runs=_run_policy(row["runs"]),
             of_tokens=row["of_tokens"],
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
@@ -326,8 +332,9 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
 
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
-    lists = _model_lists(row)
-    if not (row["negotiated"] or row["subscription"] or budgets or lists is not NO_LISTS):
+    lists, runs = _model_lists(row), _run_policies(row)
+    plain = lists is NO_LISTS and runs is NO_POLICIES
+    if plain and not (row["negotiated"] or row["subscription"] or budgets):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
@@ -343,6 +350,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         budgets=budgets,
         listed=row["listed"],
         models=lists,
+        runs=runs,
     )
 
 
@@ -355,6 +363,21 @@ def _model_lists(row: RowMapping) -> ModelLists:
         {int(tenant_id): tuple(models) for tenant_id, models in tenants.items()},
         {user: tuple(models) for user, models in users.items()},
     )
+
+
+def _run_policies(row: RowMapping) -> RunPolicies:
+    own, tenants = row["runs"], row["tenant_runs"]
+    if own is None and not tenants:
+        return NO_POLICIES
+    each = {int(id_): _run_policy(one) for id_, one in (tenants or {}).items()}
+    return RunPolicies(_run_policy(own), {id_: one for id_, one in each.items() if one is not None})
+
+
+def _run_policy(said: Mapping[str, Any] | None) -> RunPolicy | None:
+    if said is None:
+        return None
+    amount = int(Decimal(said["max"]).scaleb(9)) if "max" in said else 0
+    return RunPolicy(amount, said.get("max_calls", 0), said.get("ttl_s", 0), said.get("required", False))
 
 
 def now_ms() -> int:

@@ -24,26 +24,27 @@ def acting(actor: Actor) -> int | ScalarSelect[int] | None:
     )
 
 
-# Lists of models that tenants and users of an organization may have: each gateway keeps all of them.
-MODEL_LISTS_MAX = 1_000
+# Of an organization's tenants and users, those with a list of models, and with a policy of runs: each
+# gateway keeps all of them.
+LISTS_MAX = 1_000
+_LISTS = {"models": (tenant, app_user), "runs": (tenant,)}
 
 
-def define_models(change: EntityWrite, organization_id: int) -> None:
-    """Have an organization loaded again where a tenant's or a user's list of models is written."""
-    if "models" not in change.command.values:
-        return
-    if change.command.values["models"] is not None:
+def define_lists(change: EntityWrite, organization_id: int) -> None:
+    """Have an organization loaded again where a list of models or a policy of runs is written."""
+    values = change.command.values
+    for name in values.keys() & _LISTS.keys():
         there = sum(
             change.connection.execute(
                 live(table, func.count()).where(
-                    table.c.organization_id == organization_id, table.c.models.is_not(None)
+                    table.c.organization_id == organization_id, table.c[name].is_not(None)
                 )
             ).scalar_one()
-            for table in (tenant, app_user)
+            for table in _LISTS[name]
         )
-        if there > MODEL_LISTS_MAX:
-            raise Conflict(f"{MODEL_LISTS_MAX} tenants and users of an organization have lists of models.")
-    change.define(f"organization:{organization_id}", organization_id)
+        if values[name] is not None and there > LISTS_MAX:
+            raise Conflict(f"{LISTS_MAX} tenants and users of an organization say {name}: no more may.")
+        change.define(f"organization:{organization_id}", organization_id)
 
 
 def define(change: EntityWrite, row: Row) -> None:
@@ -51,7 +52,7 @@ def define(change: EntityWrite, row: Row) -> None:
     if row["organization_id"] is None:
         return
     owner = id_in(row, "organization_id")
-    define_models(change, owner)
+    define_lists(change, owner)
     if row["models"] is not None and "models" not in change.command.values:
         change.define(f"organization:{owner}", owner)  # its list ends with it
     tenants = live(tenant).where(tenant.c.organization_id == owner).order_by(tenant.c.id)

@@ -29,7 +29,7 @@ from persistence.entity import (
     refuse_while_referenced,
     require,
 )
-from persistence.resources.app_users import define_models
+from persistence.resources.app_users import define_lists
 from persistence.tables import (
     admin_token,
     api_key,
@@ -198,7 +198,7 @@ ORGANIZATION_SUBJECT = Entity(
     },
     check_row=check_row,
     define=define_organization,
-    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap", "services", "models"}),
+    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap", "services", "models", "runs"}),
 )
 
 
@@ -231,7 +231,7 @@ def create(change: EntityWrite) -> Row:
     tenant_id = add(change, organization_id=organization_id, plan_id=None)
     quotas.open_account(change, tenant_id)
     change.define(f"tenant:{tenant_id}", organization_id)
-    define_models(change, organization_id)
+    define_lists(change, organization_id)
     if values.get("plan_id") is not None:
         quotas.set_plan(change, tenant_id, organization_id, values["plan_id"])
     quotas.give_plan(change, organization_id, tenant_id)
@@ -248,7 +248,7 @@ def change_tenant(change: EntityWrite) -> Row:
     alter(change, values)
     if values.keys() & {"limits", "user_limits"}:
         define_tenant(change, before)
-    define_models(change, organization_id)
+    define_lists(change, organization_id)
     if plan_id != before["plan_id"]:
         quotas.set_plan(change, change.row_id, organization_id, plan_id)
     return change.fetch()

@@ -276,6 +276,8 @@ CREATE TABLE organization (
     services text DEFAULT 'all' NOT NULL CHECK (services IN ('all', 'listed')),
     -- Those its calls may ask for; null is any.
     models jsonb,
+    -- What runs of its calls may be; null is anything.
+    runs jsonb,
     CONSTRAINT organization_invoicing_left_check CHECK ((invoicing_left IS NULL) = (invoicing_left_reason IS
         NULL))
 );
@@ -633,9 +635,12 @@ CREATE TABLE tenant (
     updated_at timestamptz DEFAULT now() NOT NULL,
     deleted_at timestamptz,
     -- Those its calls may ask for; null is any.
-    models jsonb
+    models jsonb,
+    -- What runs of its calls may be; null is anything.
+    runs jsonb
 );
 CREATE INDEX tenant_models_idx ON tenant (organization_id) WHERE models IS NOT NULL;
+CREATE INDEX tenant_runs_idx ON tenant (organization_id) WHERE runs IS NOT NULL;
 CREATE INDEX tenant_inherited_plan_id_idx ON tenant (inherited_plan_id);
 CREATE INDEX tenant_organization_id_idx ON tenant (organization_id);
 CREATE INDEX tenant_plan_id_idx ON tenant (plan_id);
@@ -740,6 +745,8 @@ CREATE TABLE api_key (
     unsettled text DEFAULT 'charge' NOT NULL CHECK (unsettled IN ('charge', 'release')),
     -- The highest priority that its calls may claim.
     priority text DEFAULT 'interactive' NOT NULL CHECK (priority IN ('interactive', 'batch')),
+    -- What runs of its calls may be; null is anything.
+    runs jsonb,
     CONSTRAINT api_key_subject_check CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE INDEX api_key_tenant_id_idx ON api_key (tenant_id);

@@ -14,6 +14,7 @@ from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import NO_STAND_INS
 from gateway.core.billing.vector import Vector
@@ -119,7 +120,7 @@ class NoRuns:
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
         return None
 
-    async def find(self, caller: Caller, asked: RunRequest) -> Run:
+    async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
         raise TooManyRuns
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
@@ -173,6 +174,7 @@ class FakeDirectory:
         self.currency = "USD"
         self.stand_ins = NO_STAND_INS
         self.lists: ModelLists | None = None
+        self.policies: CallRunPolicies = ()
         self.digests: list[str] = []
         self.terms: dict[str, Service | Refusal] = {}
         self.trouble: Refusal | None = None
@@ -232,6 +234,9 @@ class FakeDirectory:
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
         return self.lists
+
+    def run_policies(self, caller: Caller) -> CallRunPolicies:
+        return self.policies
 
     def pays_in(self, caller: Caller) -> str:
         return self.currency

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.calls.routes import Route
 from gateway.core.families.mcp import routes_of
 from gateway.core.families.registry import ALL
@@ -157,6 +158,10 @@ async def test_whose_models_and_objects_these_are_counts_at_every_door(door: byt
         assert (await stage.ask(ask(RESPONSES, "responses", answered))).status in {200, 201}
         stage.directory.caller = replace(CALLER, user_header=USER_REQUIRED)
         assert (await refused(stage, ask(OPENAI.encode(), "chat", chat("m")))) == (400, "user_required")
+        stage.directory.caller = CALLER
+        stage.directory.policies = (("tenant", RunPolicy(required=True)),)
+        assert (await refused(stage, ask(OPENAI.encode(), "chat", chat("m")))) == (400, "run_required")
+        assert (await stage.ask(get(b"/v1/models"))).reason != "run_required"
 
 
 async def test_whose_a_model_is_counts_for_the_lines_of_a_batch() -> None:

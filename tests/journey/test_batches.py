@@ -157,6 +157,17 @@ def test_each_line_must_name_a_model_that_the_key_of_its_batch_may_use(spender: 
     assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")
 
 
+def test_a_batch_has_a_run_where_a_policy_asks_for_one(spender: Spender) -> None:
+    _, key = spender.another_key(runs={"max": "0.000001", "required": True})
+    said = {"input_file_id": upload(spender, [line(1)], key).json()["id"], "endpoint": ENDPOINT}
+    for named, status, reason in (
+        ({}, 400, "run_required"),
+        ({"x-tollkeeper-run": "a"}, 429, "run_exceeded"),
+    ):
+        refused = ask(spender, "POST", "batches", key, json=said, headers=named)
+        assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (status, reason)
+
+
 def test_nobody_sees_the_files_and_batches_of_another_organization(spender: Spender, stack: Stack) -> None:
     other = Spender(stack)
     file = upload(spender, [line(1)]).raise_for_status().json()["id"]

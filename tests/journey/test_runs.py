@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from tests import plain_http
-from tests.journey.budgets import Spender, cost, reasons
+from tests.journey.budgets import MODEL, TOGETHER, Spender, cost, reasons
 from tests.journey.stack import ANSWER_S_MAX, Stack
 from tests.waiting import wait_until
 
@@ -82,6 +82,44 @@ def test_a_run_is_seen_by_people_and_its_end_is_final(spender: Spender) -> None:
     assert asked(spender, "GET", "of-nobody").status_code == 404
     stranger = Spender(spender.stack)
     assert asked(spender, "GET", "nightly-build-%237", stranger.key).status_code == 404
+
+
+def test_policies_hold_wherever_a_call_names_its_run(stack: Stack) -> None:
+    spender = Spender(stack, runs={"max": "5.00"})
+    admin = stack.admin
+
+    def changed(path: str, runs: dict[str, Any] | None) -> None:
+        status, row = admin("PATCH", path, {"runs": runs})
+        assert (status, row["runs"]) == (200, runs)
+
+    def needs() -> bool:
+        answers = [spender.chat() for _ in range(TOGETHER)]
+        return all(one.status_code == 400 for one in answers) and set(reasons(answers)) == {"run_required"}
+
+    places = f"/tenants/{spender.tenant}", f"/organizations/{spender.organization}"
+    for id_, path in zip(("in-tenant", "in-organization"), places, strict=True):
+        changed(path, {"max": "2.00", "max_calls": 3, "required": True})
+        wait_until(needs)  # of each worker
+        assert spender.chat(run=id_).status_code == 200
+        found = told(spender, id_)
+        assert (found["max"], found["max_calls"]) == ("2", 3)
+        changed(path, None)
+        wait_until(lambda: all(spender.chat().status_code == 200 for _ in range(TOGETHER)))
+    refused = spender.chat(run="a; max=5.01")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-tollkeeper-run")
+    assert "has max=5.01, and runs of this API key have max=5 at most" in refused.text
+    rotated = admin("POST", f"/api-keys/{spender.key_id}/rotate", {"overlap_s": 0})[1]
+    assert rotated["runs"] == {"max": "5.00", "required": False}
+    spender.key = rotated["key"]
+    changed(f"/api-keys/{rotated['id']}", {"max": "1.00", "required": True})
+    wait_until(needs)
+    hold = {"service": "chat", "model": MODEL, "max_tokens": 5}
+    url, headers = f"{stack.gateway_url}/.tollkeeper/holds", {"authorization": f"Bearer {spender.key}"}
+    for named, status, reason in (
+        ({}, 400, "run_required"), ({"run": "h; max=1.01"}, 400, "invalid_request"),
+    ):  # fmt: skip
+        answer = plain_http.post(url, json=hold | named, headers=headers, timeout=ANSWER_S_MAX)
+        assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (status, reason), answer.text
 
 
 @pytest.mark.parametrize(

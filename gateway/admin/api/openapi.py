@@ -121,7 +121,7 @@ BODIES: Mapping[str, Json] = {
     "UserCreate": {"external_id": "ada@example.com", "organization_id": 1, "name": "Ada Lovelace"},
     "UserPatch": {"name": "Ada King"},
     "ApiKeyCreate": {"tenant_id": 1, "name": "ci", "models": ["gpt-4o*"]},
-    "ApiKeyPatch": {"models": ["gpt-4o*", "claude-sonnet-4-5"]},
+    "ApiKeyPatch": {"models": ["gpt-4o*"], "runs": {"max": "5.00", "required": True}},
     "Rotate": {"overlap_s": 86_400},
     "AdminTokenCreate": {"name": "finance export", "role": "readonly"},
     "AdminTokenPatch": {"name": "finance export, monthly"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, StringConstraints, model_validator
 
 from gateway.admin import credentials
 from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, UnitCost
@@ -37,6 +37,7 @@ from gateway.admin.resources.values import (
     Money,
     Out,
     PositiveAmount,
+    RunAmount,
     Text,
     printable,
 )
@@ -56,6 +57,7 @@ from gateway.core.accounts.administration import (
     Row,
     access,
 )
+from gateway.core.accounts.runs import ENDLESS_CALLS, TTL_S_MAX
 from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.billing.payments import DUE_DAYS_MAX
 from gateway.core.billing.price_book import BASE_CURRENCY
@@ -73,6 +75,22 @@ Zone = Annotated[Text, AfterValidator(_zone)]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 MODELS = "The models its calls may ask for, besides other lists; null is any."
 
+
+class RunPolicyIn(In):
+    """What runs may be that its calls open; what is left out or null has no limit."""
+
+    max: RunAmount | None = Field(default=None, description="Most that one costs, in its currency.")
+    max_calls: Annotated[int, Field(strict=True, ge=1, lt=ENDLESS_CALLS)] | None = None
+    ttl_s: Annotated[int, Field(strict=True, ge=1, le=TTL_S_MAX)] | None = None
+    required: Flag = Field(default=False, description="Refuse calls that name no run.")
+
+
+def _policy(policy: RunPolicyIn | None) -> dict[str, Any] | None:
+    return None if policy is None else policy.model_dump(mode="json", exclude_none=True)
+
+
+Runs = Annotated[RunPolicyIn, PlainSerializer(_policy)]
+RUNS = "What its calls' runs may be, besides other policies; null is anything."
 
 StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
 
@@ -99,6 +117,7 @@ class OrganizationCreate(In):
     )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description=MODELS)
+    runs: Runs | None = Field(default=None, description=RUNS)
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
         default=None, description="Days until its invoices are due; null: the default of the settings."
     )
@@ -118,7 +137,7 @@ class OrganizationCreate(In):
 
 
 # What an organization says of itself. Files and staff know it by its name.
-THEIR_FIELDS = {"limits", "models", "address", "country", "tax_number"}
+THEIR_FIELDS = {"limits", "models", "runs", "address", "country", "tax_number"}
 
 Organization = answer_of(
     OrganizationCreate,
@@ -147,6 +166,7 @@ class TenantCreate(In):
     limits: LimitsIn | None = None
     user_limits: LimitsIn | None = Field(default=None, description="For each of the tenant's users.")
     models: Models | None = Field(default=None, description=MODELS)
+    runs: Runs | None = Field(default=None, description=RUNS)
 
 
 Tenant = answer_of(
@@ -191,8 +211,8 @@ RESOURCES = (
             OPERATOR,
             verbs={"delete": (OPERATOR,)},
             fields={
-                BILLING: OrganizationCreate.model_fields.keys() - {"limits", "models"},
-                OPERATOR: ("name", "limits", "models"),
+                BILLING: OrganizationCreate.model_fields.keys() - {"limits", "models", "runs"},
+                OPERATOR: ("name", "limits", "models", "runs"),
             },
             of_all=("create",),
             ours=("delete", *OrganizationCreate.model_fields.keys() - THEIR_FIELDS),
@@ -303,6 +323,7 @@ class ApiKeyCreate(_TokenCredential):
     )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
+    runs: Runs | None = Field(default=None, description=RUNS)
     expires_at: Instant | None = None
     issuer: Issuer | None = Field(
         default=None,
@@ -314,7 +335,7 @@ class ApiKeyCreate(_TokenCredential):
 
 
 class Rotate(In):
-    """A key in the place of another, with the same user, limits and models."""
+    """A key in the place of another, with the same user, limits, models and policy of runs."""
 
     overlap_s: Overlap = Field(
         default=OVERLAP_S, description="Seconds for which both are good; 0 revokes the earlier one at once."

@@ -30,7 +30,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
 from gateway.core.billing.document import ADDRESS_LINES_MAX, countries
-from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS
+from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
 from gateway.core.calls.routes import read_pattern
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import hidden_in
@@ -245,6 +245,7 @@ Exactly = Annotated[
     Decimal, PlainSerializer(_show_shortest, when_used="json"), WithJsonSchema({"type": "string"})
 ]
 Cap = Annotated[Money, AfterValidator(_countable)]
+RunAmount = Annotated[Money, _factor(INTEGER_MAX // NANO, 9)]
 Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
 # Credits to a unit of a currency.
 Rate = Annotated[Money, _factor(RATE_MAX, 9)]

@@ -47,6 +47,7 @@ _BROKEN = {
 # The step that refuses for a reason.
 _REFUSES = {
     "tenant_blocked": "caller", "model_not_allowed": "caller", "user_required": "caller",
+    "run_required": "caller",
     "service_not_included": "service", "model_not_priced": "price", "rate_limited": "limits",
     "concurrency_limited": "limits", "quota_exceeded": "tokens", "budget_exceeded": "budgets",
     "insufficient_credits": "balance", "spend_cap_reached": "balance",

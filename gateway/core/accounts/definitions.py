@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
+from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
@@ -61,7 +62,7 @@ class OrganizationTerms:
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
     none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
     all of the organization's. `listed`: it may use only negotiated services. `models` are lists that its
-    calls are held to, besides those of keys.
+    calls are held to, and `runs` policies of their runs, besides those of keys.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -73,6 +74,7 @@ class OrganizationTerms:
     budgets: tuple[Budget, ...] = ()
     listed: bool = False
     models: ModelLists = NO_LISTS
+    runs: RunPolicies = NO_POLICIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class KeyDefinition:
     user_header: str = USER_ACCEPTED
     unsettled: str = UNSETTLED_CHARGED
     priority: str = INTERACTIVE
+    runs: RunPolicy | None = None
     of_tokens: bool = False
     gone: bool = False
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -28,7 +28,9 @@ from gateway.core.accounts.budgets import (
     UNIT_OF,
     Budget,
     flags_of,
+    told_amount,
 )
+from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX, BudgetAccount, RunRequest
 from gateway.core.times import ms_of
@@ -168,6 +170,26 @@ class Run:
         if asked.amount >= 0 and (asked.unit, asked.amount) != (self.unit, self.amount):
             return "max" if asked.unit == MONEY else "max_tokens"
         return "max_calls" if asked.calls_max and asked.calls_max != self.calls_max else ""
+
+
+def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
+    """What a run is opened as that is held to these policies, and why it may not be, empty where it may.
+
+    What the call does not say is as the narrowest policy has it.
+    """
+    opened = list[int]()
+    stated = ("max", asked.amount), ("max_calls", asked.calls_max), ("ttl", asked.ttl_s)
+    for at, (name, said) in enumerate(stated):
+        limits = [((one.amount, one.calls_max, one.ttl_s)[at], whose) for whose, one in policies]
+        most, whose = min((one for one in limits if one[0]), default=(0, ""))
+        other = name == "max" and said >= 0 and asked.unit != MONEY
+        if most and (said > most or other):
+            right, has = (told_amount(MONEY, one) if name == "max" else one for one in (most, said))
+            wrong = f"max_tokens={said}" if other else f"{name}={has}"
+            return asked, f"has {wrong}, and runs of this {whose} have {name}={right} at most"
+        opened.append(said if said > 0 else most or said)
+    amount, calls_max, ttl_s = opened
+    return replace(asked, amount=amount, calls_max=calls_max, ttl_s=ttl_s), ""
 
 
 class RunNews(msgspec.Struct):

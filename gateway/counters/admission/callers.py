@@ -21,6 +21,7 @@ from typing import Final
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
 from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
@@ -267,7 +268,9 @@ class CallerCache(Catalogue):
                 self._forget(digest, EndedApiKey, None if asked.told else asked_at)
                 raise EndedApiKey
             models = frozenset(found.m) if found.m is not None else None
-            caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y)
+            caller = Caller(
+                found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y, found.r
+            )  # fmt: skip
             if known is not None and known == caller:
                 caller = known
             if terms is not None and known is not None and known.organization_id != caller.organization_id:
@@ -461,6 +464,14 @@ class Directory(CallerCache):
         if terms is None:
             raise CountersUnavailable
         return terms.models
+
+    def run_policies(self, caller: Caller) -> CallRunPolicies:
+        """What a caller's runs are held to. CountersUnavailable where its terms are not known."""
+        terms = self._terms.find(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        found: CallRunPolicies = () if terms.runs is None else terms.runs.of(caller.tenant_id)
+        return found if caller.runs is None else (("API key", caller.runs), *found)
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.

@@ -17,6 +17,7 @@ from typing import Final
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, OrganizationTerms
 from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.run_policies import NO_POLICIES
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.capacity import Share
@@ -134,6 +135,7 @@ class CachedTerms(CachedValue):
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
         self.currency = self._terms.currency
         self.models = None if self._terms.models == NO_LISTS else self._terms.models
+        self.runs = None if self._terms.runs == NO_POLICIES else self._terms.runs
         budgets = self._terms.budgets
         self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
         self._organization_id = organization_id

@@ -14,6 +14,7 @@ from typing import Final, cast
 import msgspec
 
 from gateway.core.accounts.budgets import LiveWindow, told_amount
+from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import (
     FIELD,
     LEVELS_MAX,
@@ -30,6 +31,7 @@ from gateway.core.accounts.runs import (
     stored_run,
     told_again,
     wanted_run,
+    within,
 )
 from gateway.core.model import Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
@@ -84,15 +86,22 @@ class Runs:
         self._known.move_to_end(key)
         return self._checked(found, asked)
 
-    async def find(self, caller: Caller, asked: RunRequest) -> Run:
-        """The run of a call, opened where there is none yet.
+    async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
+        """The run of a call, opened within these policies where there is none yet.
 
         `RunConflict` where it is another than this call asks for, `RunEnded` once it is over,
-        `InvalidRequest` for a parent that is not open, `TooManyRuns`, `CountersUnavailable`.
+        `InvalidRequest` for a parent that is not open, and for more than a policy gives; `TooManyRuns`,
+        `CountersUnavailable`.
         """
         known = self.cached(caller, asked)
         if known is not None:
             return known
+        opened, wrong = within(asked, policies)
+        if wrong:  # one that is there was opened under other policies
+            there = await self._look(caller, asked.id)
+            if there is None:
+                raise InvalidRequest(f"{FIELD} {wrong}.", param=FIELD)
+            return self._checked(there, asked)
         parents: tuple[Run, ...] = ()
         if asked.parent_id:
             parent = await self._look(caller, asked.parent_id)
@@ -101,8 +110,8 @@ class Runs:
         _check_level(parents)
         code, packed = await self._ask(
             packing.RUN_OPEN, caller, asked.id, parent_id=asked.parent_id,
-            ttl_ms=1000 * (asked.ttl_s or TTL_S), budget_id=budget_id_of(self._random(RUN_BYTES)),
-            packed=wanted_run(asked), entry=news_of(asked),
+            ttl_ms=1000 * (opened.ttl_s or TTL_S), budget_id=budget_id_of(self._random(RUN_BYTES)),
+            packed=wanted_run(opened), entry=news_of(opened),
         )  # fmt: skip
         if code == packing.RUN_PARENT_OVER:
             raise InvalidRequest(

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
+from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.capacity import Share
@@ -32,8 +33,8 @@ _Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
     (None: all), until when, in ms since the epoch (0: without end), what its requests may say of
-    their user (`user_header`), what becomes of its holds (`unsettled`), and the highest priority that its
-    calls may claim. Of a subject of tokens, `e` says that its key was revoked.
+    their user (`user_header`), what becomes of its holds (`unsettled`), the highest priority that its
+    calls may claim, and its policy of runs. Of a subject of tokens, `e` says that its key was revoked.
     """
 
     o: int
@@ -46,6 +47,7 @@ class Identity(msgspec.Struct):
     h: str = USER_ACCEPTED
     n: str = UNSETTLED_CHARGED
     y: str = INTERACTIVE
+    r: RunPolicy | None = None
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
@@ -128,6 +130,8 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
         more["n"] = caller.unsettled
     if caller.priority != INTERACTIVE:
         more["y"] = caller.priority
+    if caller.runs is not None:
+        more["r"] = caller.runs
     return msgspec.json.encode(
         {
             **more,
@@ -158,6 +162,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
     ]
     if terms.models == NO_LISTS:
         del written["models"]
+    if terms.runs == NO_POLICIES:
+        del written["runs"]
     return msgspec.json.encode({"version": version, "terms": written})
 
 

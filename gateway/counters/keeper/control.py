@@ -210,6 +210,7 @@ class ControlClient(Client):
             definition.user_header,
             definition.unsettled,
             definition.priority,
+            definition.runs,
         )
         raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
         until: list[bytes] = []

@@ -98,7 +98,7 @@ WORLD: Objects = {
         {
             "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
             "limits": {"requests_per_minute": 60}, "user_header": "require", "unsettled": "release",
-            "priority": "batch",
+            "priority": "batch", "runs": {"max": "0.50", "required": True},
             "expires_at": "2099-01-01T00:00:00Z",
         },
         {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},
@@ -109,7 +109,7 @@ WORLD: Objects = {
     ],
     "tenants": [
         {"organization": "Acme", "name": "Web", "plan": "Pro", "limits": {"concurrency": 3},
-         "models": ["gpt-*"]},
+         "models": ["gpt-*"], "runs": {"max_calls": 100}},
         {"organization": "Globex", "name": "Web", "user_limits": {"tokens_per_minute": 900}},
     ],
     "token-plans": [
@@ -135,7 +135,8 @@ WORLD: Objects = {
             "time_zone": "Europe/Oslo",
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
-        {"name": "Globex", "currency": "EUR", "services": "listed", "models": ["claude-*"]},
+        {"name": "Globex", "currency": "EUR", "services": "listed", "models": ["claude-*"],
+         "runs": {"ttl_s": 3600}},
     ],
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
 from gateway.core.accounts.outbox import EventKind
+from gateway.core.accounts.run_policies import CallRunPolicies, RunPolicy
 from gateway.core.accounts.runs import LEVELS_MAX, Run, news_of, read_news, read_run, wanted_run
 from gateway.core.families.refusal import from_decision
 from gateway.core.model import PARTITIONS, SettleResult, Verdict
@@ -36,10 +37,10 @@ class Worker:
     runs: admission.Runs
     ahead_s: float = 0.0
 
-    async def run(self, field: str) -> Run:
+    async def run(self, field: str, policies: CallRunPolicies = ()) -> Run:
         asked = read_run(field)
         return self.runs.cached(self.world.caller, asked) or await driven(
-            self.runs.find(self.world.caller, asked)
+            self.runs.find(self.world.caller, asked, policies)
         )
 
     async def call(self, field: str, money: int = 0, raw_tokens: int = 0) -> Call:
@@ -132,6 +133,59 @@ async def test_two_that_open_it_at_once_have_one(world: World, connect: Connect)
     for one in workers[1:]:
         assert await one.run("once") == found[0]
     assert len([event for event in world.events() if event.kind == EventKind.RUN]) == 1
+
+
+# --- policies ------------------------------------------------------------------------------------
+
+POLICIES = (
+    ("API key", RunPolicy(calls_max=9, ttl_s=60)),
+    ("tenant", RunPolicy(amount=2 * DOLLAR, calls_max=5)),
+    ("organization", RunPolicy(amount=3 * DOLLAR, ttl_s=600)),
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "opened"),
+    [
+        ("", (2 * DOLLAR, 5, 60)),
+        ("; max=1.5; ttl=30", (1_500_000_000, 5, 30)),
+        ("; max=2.00; max_calls=5; ttl=60", (2 * DOLLAR, 5, 60)),
+        ("; max_calls=2", (2 * DOLLAR, 2, 60)),
+    ],
+)
+async def test_what_a_call_does_not_say_is_as_the_narrowest_policy_has_it(
+    worker: Worker, said: str, opened: tuple[int, int, int]
+) -> None:
+    parent = await worker.run("above; max=9.00")
+    for run in (
+        await worker.run(f"a{said}", POLICIES),
+        await worker.run(f"b; parent=above{said}", POLICIES),
+    ):
+        lasts_s = round((run.expires_ms - run.created_ms) / 1000)
+        assert (run.amount, run.calls_max, lasts_s) == opened
+        assert (await worker.run(f"{run.id}{said}", POLICIES)) == run
+    assert run.parents == (parent,)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("max=2.01", "has max=2.01, and runs of this tenant have max=2 at most"),
+        ("max_tokens=5", "has max_tokens=5, and runs of this tenant have max=2 at most"),
+        ("max_calls=6", "has max_calls=6, and runs of this tenant have max_calls=5 at most"),
+        ("ttl=61", "has ttl=61, and runs of this API key have ttl=60 at most"),
+    ],
+)
+async def test_more_than_a_policy_gives_is_refused_and_opens_nothing(
+    worker: Worker, world: World, connect: Connect, said: str, says: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        await worker.run(f"a; {said}", POLICIES)
+    with pytest.raises(RunNotFound):
+        await worker.told("a")
+    # One that is open was opened under the policies of then, and goes on wherever it is known.
+    run = await worker.run(f"a; {said}")
+    assert await (await another(world, connect)).run(f"a; {said}", POLICIES) == run
 
 
 # --- children ------------------------------------------------------------------------------------

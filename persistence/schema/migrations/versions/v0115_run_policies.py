@@ -1,0 +1,22 @@
+"""Policies of runs of organizations, tenants and API keys."""
+
+from alembic import op
+
+revision = "0115"
+down_revision = "0114"
+alters = ("api_key", "organization", "tenant")
+runs_from = "0100"
+branch_labels = None
+depends_on = None
+
+_STATEMENTS = """
+ALTER TABLE organization ADD COLUMN runs jsonb;
+ALTER TABLE tenant ADD COLUMN runs jsonb;
+ALTER TABLE api_key ADD COLUMN runs jsonb;
+CREATE INDEX tenant_runs_idx ON tenant (organization_id) WHERE runs IS NOT NULL;
+"""
+
+
+def upgrade() -> None:
+    """Add the columns: a run may be anything."""
+    op.execute(_STATEMENTS)
