@@ -193,8 +193,9 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     assert routed.route is not None
     owned, bounds = routed.owned, exchange.worker.bounds
     reads = owned is not None and owned.reads
-    call = read_call(routed.route, routed.params, body, bounds, reads=reads, light=light)
-    if routed.form:
+    form = routed.form if routed.metered else b""
+    call = read_call(routed.route, routed.params, body, bounds, reads=reads, light=light, form=form)
+    if routed.form and not form:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
         if content is not None and paths is not None:
             lines, caller = batch_lines(content, paths.calls), exchange.caller

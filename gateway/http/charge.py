@@ -356,7 +356,7 @@ class AdmittedCall:
             reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
             unpriced=""
             if price is None or not detail.tools
-            else named_unpriced(unpriced(price, detail.tools)),
+            else named_unpriced(unpriced(price, detail.tools, counts)),
             exchange_rate="" if price is None else price.rate,
         )
 

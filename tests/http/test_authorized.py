@@ -203,9 +203,9 @@ async def test_a_list_of_models_is_told_whole_or_not_at_all() -> None:
 
 
 async def test_a_route_that_reads_no_model_asks_for_a_key_without_a_list() -> None:
-    route = Route(("POST",), "/v1/images/edits", "up", "search", OPENAI_FAMILY, "generic")
+    route = Route(("POST",), "/v1/units", "up", "search", OPENAI_FAMILY, "generic")
     async with staged((*THERE, route), holds=Holds()) as stage:
-        asked = post(b"", AUTHORIZE + b"/v1/images/edits")
+        asked = post(b"", AUTHORIZE + b"/v1/units")
         assert (await stage.ask(asked)).status == 200
         stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
         assert await refused(stage, asked) == (403, "model_not_allowed")

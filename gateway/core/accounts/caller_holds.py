@@ -321,7 +321,7 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     price, cost = cost_of(detail, counts)
     if price is not None:
         facts.currency, facts.price_id, facts.exchange_rate = price.currency, price.price_id, price.rate
-        facts.unpriced = named_unpriced(unpriced(price, tools))
+        facts.unpriced = named_unpriced(unpriced(price, tools, counts))
     if said.cost is not None:
         cost, facts.currency = money_of(said.cost, "cost"), hold.currency or facts.currency
         facts.price_id, facts.unpriced, facts.exchange_rate = 0, "", ""

@@ -140,7 +140,7 @@ def use_of(
             tools=dict(told.tools), service_tier=told.service_tier, cost=cost,
             currency="" if price is None else price.currency,
             price_id=0 if price is None else price.price_id, route=ROUTE, used_ms=told.at_ms,
-            unpriced="" if price is None else named_unpriced(unpriced(price, told.tools)),
+            unpriced="" if price is None else named_unpriced(unpriced(price, told.tools, told.counts)),
             exchange_rate="" if price is None else price.rate,
         ),
     )  # fmt: skip

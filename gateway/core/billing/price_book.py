@@ -452,6 +452,9 @@ def read_stand_ins(text: str) -> StandIns:
 
 # Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
 _DRAWN: Final = KINDS.index("image_output")
+_HEARD: Final = KINDS.index("audio_input")
+# Seconds of sound, and a recording whose seconds nobody knows.
+SOUND: Final = ("audio_second", "audio_file")
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
@@ -535,9 +538,13 @@ def use_price(vector: Vector, name: str) -> int:
     return vector.units.get(name, 0) if price is None else price
 
 
-def unpriced(vector: Vector, tools: Mapping[str, int]) -> list[str]:
-    """Names of tools, and of units, whose uses no price covers: pictures may be paid by their tokens."""
+def unpriced(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None) -> list[str]:
+    """Names of tools, and of units, whose uses no price covers.
+
+    Pictures may be paid by their tokens, and so may sound where any were counted: None is before that.
+    """
     drawn = vector.prices[_DRAWN] > 0
+    heard = vector.prices[_HEARD] > 0 and (counts is None or counts[0] > 0)
     return [
         name
         for name, uses in tools.items()
@@ -546,6 +553,7 @@ def unpriced(vector: Vector, tools: Mapping[str, int]) -> list[str]:
         and name not in vector.units
         and name not in FREE_TOOLS
         and not (drawn and name.startswith(IMAGES))
+        and not (heard and name in SOUND)
     ]
 
 

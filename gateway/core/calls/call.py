@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.calls.forms import FormFile
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
 from gateway.core.model import Family
@@ -240,11 +241,15 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaces:
-    """Where one API takes media: within the field `root`, in parts by their `type`, or by a member's name."""
+    """Where one API takes media: within the field `root`, in parts by their `type`, or by a member's name.
+
+    Parts without a type are `untyped` ones.
+    """
 
     root: str = ""
     by_type: Mapping[str, MediaPart] = field(default_factory=dict)
     by_name: Mapping[str, MediaPart] = field(default_factory=dict)
+    untyped: MediaPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +283,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
             yield from _found(each, places, depth - 1)
     elif isinstance(value, dict):
         kind = value.get("type")
-        part = places.by_type.get(kind) if isinstance(kind, str) else None
+        part = places.by_type.get(kind) if isinstance(kind, str) else places.untyped
         if part is not None:
             medium = _medium(value, part)
             if medium is not None:
@@ -448,7 +453,8 @@ class CallRequest:
     which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
     units beside tokens that the request asks for, by their names in prices: they are charged where an answer
     does not say others. One in the `background` is answered at once, and has its result later. A message to a
-    `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`.
+    `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`. A form has
+    `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
     """
 
     meter: str
@@ -494,6 +500,8 @@ class CallRequest:
     free: bool = False
     background: bool = False
     reply_to: str | int | None = None
+    files: Sequence[FormFile] = ()
+    model_at: tuple[int, int] | None = None
 
     @property
     def has_input(self) -> bool:
@@ -514,13 +522,16 @@ class CallRequest:
     def take_body(self) -> bytes:
         """The body to send, written for the last time; the document is let go."""
         body = self.body
-        if self.document is not None and self.changed:
+        if self.document is not None and self.changed and self.model_at is None:
             body = write_document(self.document)
         self.let_go(body)
         return body
 
     def write_for(self, model: str) -> bytes:
         """The body to send to an upstream that calls the model so; the document stays."""
+        if self.model_at is not None:
+            start, end = self.model_at
+            return b"".join((self.body[:start], (model or self.model).encode(), self.body[end:]))
         document = self.document
         if document is None:
             return self.body

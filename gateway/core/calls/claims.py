@@ -35,6 +35,7 @@ from gateway.core.calls.call import (
     write_document,
 )
 from gateway.core.calls.estimate import TOOL_USES_MAX, Estimate, limit_models, stated_uses
+from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.families import controlled
@@ -45,6 +46,7 @@ from gateway.core.families.controlled import (
     inner,
     models_beside,
 )
+from gateway.core.families.family import CallKind
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
@@ -449,11 +451,12 @@ def read_call(
     *,
     reads: bool = False,
     light: bool = False,
+    form: bytes = b"",
 ) -> CallRequest:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
-    type and streamed. Nobody counts the parts of a `light` one.
+    type and streamed. Nobody counts the parts of a `light` one. `form` is the content type of a form.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
@@ -465,6 +468,11 @@ def read_call(
             call.names = names_in(document)
             call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
+    if form and shape.form is not None:
+        reader = FormReader(shape.form, boundary_of(form))
+        reader.feed(body)
+        reader.end()
+        return _read_form(route, path_params, body, reader, shape, bounds)
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     document = read_document(body, light)
@@ -501,6 +509,23 @@ def read_call(
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
+    return call
+
+
+def _read_form(  # noqa: PLR0917  # as `read_call`
+    route: Route, path_params: Mapping[str, str], body: bytes, form: FormReader, shape: CallKind,
+    bounds: UsageBounds,
+) -> CallRequest:  # fmt: skip
+    """Understand a form that was read: its texts are the document, and it is sent as it came."""
+    document = form.fields
+    call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
+    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
+    shape.read(call, document, path_params, bounds)
+    call.model_at, call.input_bytes = form.model_at, form.texts_bytes
+    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    call.models_beside = models_beside(document)
+    call.gives_up = "timeout" in " ".join(document).lower()
+    call.names = names_in(document)
     return call
 
 

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, UsageBounds
+from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import Document, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
@@ -122,6 +123,7 @@ class CallKind:
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
+    Its body may be a `form`.
     """
 
     read: Reader
@@ -139,6 +141,7 @@ class CallKind:
     numbers: frozenset[str] = frozenset()
     media: MediaPlaces = field(default_factory=MediaPlaces)
     of_tools: bool = False
+    form: FormKind | None = None
 
 
 @dataclass(slots=True)

@@ -94,8 +94,8 @@ class RoutedHead(LruEntry):
     its service is bound: it was read under `binding`, which may be another one by now. One with a `listing`
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
-    form that may bring calls of a batch, `asked` this head as that of the call that another gateway asks for,
-    `host` what the client calls this gateway.
+    form that is read, as a call or for calls of a batch, `asked` this head as that of the call that another
+    gateway asks for, `host` what the client calls this gateway.
     """
 
     family: Family
@@ -262,7 +262,8 @@ class HeadRouter:
         try:
             routed.units = read_units(head.read, charges)
             check_query(head.query, route)
-            take_type(routed.params, head, route, reads=routed.buffered and not routed.form)
+            reads = routed.buffered and not routed.form
+            routed.form = take_type(routed.params, head, charges, reads=reads) or routed.form
         except Refusal as refusal:
             routed.field_refusal = bare(refusal)
         if upstream in self._targets:
@@ -299,13 +300,16 @@ class HeadRouter:
         routed.sent, routed.query = path.decode("ascii"), head.query.decode("ascii")
         routed.varies = target.by_model or len(target.keys) > 1
         is_read = routed.buffered or bool(route.units_pointer)
-        first = opening_of(route, target, routed.method, routed.sent, routed.query, "", is_read=is_read)
+        form = bool(routed.form)
+        first = opening_of(
+            route, target, routed.method, routed.sent, routed.query, "", is_read=is_read, form=form
+        )
         routed.opening, routed.closing = first.opening, first.closings[0]
         routed.closing_plain = first.plain[0]
         routed.dropped = frozenset(
             name for name in head.nominated.union(first.dropped) if field_kind(name).role & PASSES
         )
-        taken = withheld(head, route)
+        taken = withheld(head, route, form=form)
         # An answer that must be read comes as it is: what a caller makes of its coding changes no charge.
         if is_read:
             taken |= {b"accept-encoding"}
@@ -315,12 +319,15 @@ class HeadRouter:
         """How a head goes on to an upstream for a model; worked out once."""
         route, sent = routed.route, routed.sent
         assert route is not None
-        key = target.name, model, route.path, routed.method, sent, routed.query, routed.dropped
+        form = bool(routed.form)
+        key = target.name, model, route.path, routed.method, sent, routed.query, routed.dropped, form
         known = self._openings.get(key)
         if known is None:
             path = named_path(route, routed.params, sent, model)
             is_read = routed.buffered or bool(route.units_pointer)
-            known = opening_of(route, target, routed.method, path, routed.query, model, is_read=is_read)
+            known = opening_of(
+                route, target, routed.method, path, routed.query, model, is_read=is_read, form=form
+            )
             known.dropped = known.dropped.difference(routed.dropped)
             if len(model) + len(sent) + len(routed.query) + len(known.opening) <= OPENING_BYTES_MAX:
                 if len(self._openings) >= OPENINGS_MAX:

@@ -29,9 +29,13 @@ class UpstreamOpening:
 
 
 def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer is taken
-    route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool
+    route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool,
+    form: bool = False,
 ) -> UpstreamOpening:  # fmt: skip
-    """How a request for a path goes on to an upstream; an answer that `is_read` comes as it is."""
+    """How a request for a path goes on to an upstream; an answer that `is_read` comes as it is.
+
+    A `form` has the type that it came with.
+    """
     prefix, host = _place(target.base_url)
     written = (own_path(target, route, path, model) + own_query(target, query)).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
@@ -44,7 +48,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
         if target.auth == "aws":  # it would not be signed as the caller says
             names.update(_AWS_FIELDS)
         lines = [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
-        if is_rewritten(route):
+        if is_rewritten(route) and not form:
             lines.append(JSON_TYPE)
         plain.append(_with_coding(lines, b"identity"))
         closings.append(plain[-1] if is_read else _ended(lines))

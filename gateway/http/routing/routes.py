@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
+from gateway.core.calls.forms import boundary_of
 from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
@@ -379,13 +380,23 @@ def check_content_type(head: RequestHead) -> None:
         raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
 
 
-def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads: bool) -> None:
-    """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type."""
+def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads: bool) -> bytes:
+    """Refuse a body that is not read as what it is; the answer to a call elsewhere may be of any type.
+
+    The type of a form that is read, empty for any other body.
+    """
     if route.path == HOLD_ANSWER_PATH:
         for name in ("content-type", "content-encoding"):
             params[name] = b", ".join(head.all(name.encode())).decode("latin-1")
     elif reads:
+        form, types = SHAPES[route.meter].form if route.meter in SHAPES else None, head.all(b"content-type")
+        if form is not None and (form.alone or (types[:1] and types[0][:9].lower() == b"multipart")):
+            boundary_of(b", ".join(types))
+            if head.all(b"content-encoding"):
+                raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
+            return types[0]
         check_content_type(head)
+    return b""
 
 
 def check_query(query: bytes, route: Route) -> None:
@@ -415,14 +426,16 @@ def check_query(query: bytes, route: Route) -> None:
             raise InvalidRequest(f"The query parameter {text} must be a plain word.", param=text)
 
 
-def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
-    """Names of this request's fields that do not pass on this route."""
+def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozenset[bytes]:
+    """Names of this request's fields that do not pass on this route; the type of a `form` does."""
     family = _family(route)
     if family.name == GENERIC:
         return _NONE
     names = OVERRIDES if route.meter == "none" else WITHHELD | family.withheld
     if not is_rewritten(route):
         names -= OF_BODIES
+    elif form:
+        names -= {b"content-type"}
     return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
 
 

@@ -37,6 +37,7 @@ SERVICES = {
     "moderations": "Moderations (OpenAI)",
     "images": "Pictures (OpenAI)",
     "speech": "Speech (OpenAI)",
+    "transcriptions": "Transcripts and translations of speech (OpenAI)",
     "mcp": "Tools of MCP servers",
     "echo": "The demo upstream's echo, one unit a request",
 }

@@ -86,6 +86,16 @@ _SHAPES = {
         media=MediaPlaces("input", {"image_url": MediaPart(("image_url", "url"))}),
     ),
     "openai_images": CallKind(media.read_images, media.DIALECT, operation="generate_content"),
+    "openai_image_edits": CallKind(
+        media.read_edits,
+        media.DIALECT,
+        operation="generate_content",
+        media=MediaPlaces("images", untyped=_IMAGE),
+        form=media.EDIT_FORM,
+    ),
+    "openai_transcriptions": CallKind(
+        media.read_heard, media.HEARD, operation="generate_content", form=media.HEARD_FORM
+    ),
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
     ),
@@ -123,6 +133,10 @@ def _routes() -> Iterator[Route]:
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path, service in (("images/generations", "images"), ("audio/speech", "speech")):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
+    for path in ("edits", "variations"):
+        yield Route(("POST",), f"/v1/images/{path}", NAME, "images", NAME, "openai_image_edits")
+    for path in ("transcriptions", "translations"):
+        yield Route(("POST",), f"/v1/audio/{path}", NAME, "transcriptions", NAME, "openai_transcriptions")
     for path in ("models", "models/{id}", "models/{+id}"):
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)
     yield Route(("GET", "POST"), BATCHES.files, NAME, family=NAME)
@@ -189,6 +203,7 @@ print(answer.choices[0].message.content)
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
+        "gpt-4o-transcribe": 2_000, "gpt-4o-mini-transcribe": 2_000, "whisper": 0,
         "omni-moderation": 0, "text-moderation": 0,
     },
 )  # fmt: skip

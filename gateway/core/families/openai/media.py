@@ -1,7 +1,8 @@
-"""OpenAI's pictures and speech, and Mistral's pages: what they ask for, and what answers say they used.
+"""OpenAI's pictures, speech and transcripts, and Mistral's pages: what they ask for, and what answers say.
 
 Pictures are n × size × quality, by the answer where it says them, else by the request. Speech is the
-characters of its `input`. Tokens are those that the answer reports.
+characters of its `input`. A transcript is the tokens or the seconds that its answer reports, else the
+seconds of its file. Tokens are those that the answer reports.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import msgspec
 
 from gateway.core.billing.price_book import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.forms import SOUND_TOKENS_PER_SECOND, FormKind, seconds_of
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
     choices,
+    elements,
     flag,
     model_name,
     stated_user,
 )
+from gateway.core.families.family import object_in
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
@@ -39,7 +43,34 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.x-]{0,31}")
 _PLAIN: Final = "dall-e-"
 _PLAIN_USUAL: Final = ("1024x1024", "standard")
 _REPORTING: Final = "gpt-image-"
-_DONE: Final = frozenset({"image_generation.completed", "image_edit.completed", "speech.audio.done", "error"})
+_DONE: Final = frozenset(
+    {
+        "image_generation.completed",
+        "image_edit.completed",
+        "speech.audio.done",
+        "transcript.text.done",
+        "error",
+    }
+)
+# Of a picture that is edited: the most of a model's own tiles, in high fidelity.
+EDITED_TOKENS: Final = 6_800
+EDIT_FORM: Final = FormKind(
+    ControlledNames("mask", *_IMAGES.exact),
+    frozenset({"image", "image[]", "mask"}),
+    numbers=frozenset({"n"}),
+    flags=frozenset({"stream"}),
+)
+_HEARD = ControlledNames("model", "stream", "response_format", "file", "user", *OF_EVERY_FAMILY)
+HEARD_FORM: Final = FormKind(
+    _HEARD,
+    frozenset({"file"}),
+    flags=frozenset({"stream"}),
+    refused=frozenset({"url", "file_url", "file_id"}),
+    alone=True,
+)
+# Formats of a transcript that say how much was heard, and those that are a text alone.
+_TELLING: Final = (None, "json", "verbose_json", "diarized_json")
+_TEXTS: Final = ("text", "srt", "vtt")
 
 
 def read_images(
@@ -55,6 +86,35 @@ def read_images(
     size, quality = _PLAIN_USUAL if call.model.lower().startswith(_PLAIN) else (AUTO, AUTO)
     size, quality = _word(document, "size", size), _word(document, "quality", quality)
     call.measured = {f"{IMAGES}{size}/{quality}": call.choices}
+
+
+def read_edits(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Pictures made of others, which stand in a form, or are named in JSON."""
+    read_images(call, document, path_params, bounds)
+    if not call.files and not elements(document, "images"):
+        raise InvalidRequest("image must be a file of the form.", param="image")
+    call.blob_tokens = len(call.files) * EDITED_TOKENS
+
+
+def read_heard(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A recording whose words are written down, or translated."""
+    _HEARD.check(document)
+    call.model = model_name(document.get("model"))
+    call.streamed = flag(document, "stream")
+    call.user = stated_user(document.get("user"))
+    written = document.get("response_format")
+    if written not in _TELLING and written not in _TEXTS:
+        right = ", ".join((*filter(None, _TELLING), *_TEXTS))
+        raise InvalidRequest(f"response_format must be one of {right}.", param="response_format")
+    if len(call.files) != 1:
+        raise InvalidRequest("file must be a file of the form.", param="file")
+    seconds, known = seconds_of(call.files[0])
+    call.blob_tokens = seconds * SOUND_TOKENS_PER_SECOND
+    call.measured = {"audio_second": seconds} if known or written in _TELLING else {"audio_file": 1}
 
 
 def read_speech(
@@ -130,6 +190,45 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
+def _read_whole_heard(meter: Meter, document: bytes) -> None:
+    said = loose_document(document)
+    meter.failed = said.get("error") is not None
+    meter.detail.answered_by(said.get("model"))
+    if 200 <= meter.status < 300:
+        _take_heard(meter, said)
+
+
+def _read_event_heard(meter: Meter, data: bytes) -> bool:
+    event = loose_document(data)
+    kind, piece = event.get("type"), event.get("delta")
+    if kind == "error" or event.get("error") is not None:
+        meter.failed = True
+    elif isinstance(piece, str):
+        meter.saw(piece)
+        meter.content_events += 1
+    _take_heard(meter, event)
+    if kind in _DONE:
+        meter.phase = CLOSED
+    return False
+
+
+def _take_heard(meter: Meter, said: dict[str, object]) -> None:
+    """Take the tokens, or the seconds, that an answer says were heard."""
+    usage = dict(object_in(said, "usage"))
+    if usage.pop("type", None) == "tokens" or "input_tokens" in usage:
+        if "input_token_details" in usage:  # as OpenAI spells it here alone
+            usage["input_tokens_details"] = usage.pop("input_token_details")
+        if report(meter, msgspec.json.encode(usage)):
+            meter.call.measured = None  # paid by these
+        return
+    told = usage.get("seconds", usage.get("prompt_audio_seconds", said.get("duration")))
+    seconds = integer(told)
+    if seconds is not None and seconds >= 0:
+        meter.call.measured = None
+        meter.detail.used_tool("audio_second", seconds)
+        meter.report(0, 0, 0, 0, 0, final=True)
+
+
 def _take(meter: Meter, said: dict[str, object]) -> None:
     usage = said.get("usage")
     if isinstance(usage, dict):
@@ -142,4 +241,5 @@ def _told(said: dict[str, object], name: str, asked: str) -> str:
 
 
 DIALECT = Dialect(_read_whole, _read_event, lambda meter: b"")
+HEARD = Dialect(_read_whole_heard, _read_event_heard, lambda meter: b"")
 OCR = Dialect(_read_ocr, lambda meter, data: False, lambda meter: b"")

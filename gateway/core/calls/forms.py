@@ -1,0 +1,329 @@
+"""Forms (`multipart/form-data`, RFC 7578): texts and files of one call, read as their bytes come.
+
+Parsers disagree about forms more than about JSON: which line ends a part, which of two names counts, what is
+a file. So a form has one spelling, that of the SDKs and of curl, and anything else is refused. Its mark
+stands nowhere but between its parts. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.core.families.controlled import ControlledNames, Document
+from gateway.errors import InvalidRequest, RequestTooLarge
+
+PARTS_MAX: Final = 64
+PART_HEAD_BYTES_MAX: Final = 4 << 10
+# Of all texts of a form: a prompt, and short recordings of voices that are known (`data:` URLs).
+TEXTS_BYTES_MAX: Final = 8 << 20
+# So much of a file is kept, which says what it is.
+BEGINNING_BYTES: Final = 4 << 10
+_DIGITS_MAX: Final = 9
+
+_TYPE = re.compile(
+    rb'multipart/form-data[ \t]*;[ \t]*boundary=(?:"([0-9A-Za-z\'+_.=-]{1,70})"|([0-9A-Za-z\'+_.-]{1,70}))'
+    rb"(?:[ \t]*;[ \t]*charset=\"?utf-8\"?)?",
+    re.IGNORECASE,
+)
+_LINE = re.compile(rb"([A-Za-z-]{1,40}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_NAMED = re.compile(
+    rb'form-data; ?name="([A-Za-z_][0-9A-Za-z_]{0,63}(?:\[[0-9A-Za-z_]{0,64}\]){0,4})"'
+    rb'(; ?filename="[^"\\\x00-\x1f\x7f]*"(?:; ?filename\*=utf-8\'\'[0-9A-Za-z%._~!$&+^`|-]*)?)?',
+    re.IGNORECASE,
+)
+_OF_TEXT = re.compile(rb'text/plain(?:; ?charset="?(?:utf-8|us-ascii|iso-8859-1)"?)?', re.IGNORECASE)
+_OF_FILE = re.compile(rb"(?!multipart/|message/)[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(?:;.*)?", re.IGNORECASE)
+_CODINGS: Final = frozenset({b"7bit", b"8bit", b"binary"})
+_LINES: Final = frozenset(
+    {b"content-disposition", b"content-type", b"content-length", b"content-transfer-encoding"}
+)
+_FLAGS: Final = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class FormKind:
+    """What a call's form may hold: `files`, texts that are `numbers` or `flags`, and any other texts.
+
+    The `names` decide something, so each is there once and has one spelling. Those that are `refused` name
+    what an upstream would read instead of the file. One that comes `alone` has no form of JSON.
+    """
+
+    names: ControlledNames
+    files: frozenset[str]
+    numbers: frozenset[str] = frozenset()
+    flags: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    alone: bool = False
+
+
+@dataclass(slots=True)
+class FormFile:
+    """One file of a form: its field, its size, and how it begins."""
+
+    name: str
+    size: int = 0
+    begins: bytes = b""
+
+
+def boundary_of(content_type: bytes) -> bytes:
+    """The mark of a form of this type; `InvalidRequest` where it could be read in two ways."""
+    found = _TYPE.fullmatch(content_type)
+    if found is None:
+        raise InvalidRequest(
+            "The content-type must be multipart/form-data; boundary=…, of up to 70 letters, digits and -_+.'",
+            param="content-type",
+        )
+    return found[1] or found[2]
+
+
+_START, _HEAD, _CONTENT, _BEHIND = range(4)
+
+
+@dataclass(slots=True)
+class FormReader:
+    """The part of a form that came: the values of its texts in `fields`, and its `files`.
+
+    `texts_bytes` are those of all texts, `model_at` is where the name of the model stands in all that came.
+    """
+
+    kind: FormKind
+    mark: bytes
+    fields: Document = field(default_factory=dict)
+    files: list[FormFile] = field(default_factory=list)
+    texts_bytes: int = 0
+    model_at: tuple[int, int] | None = None
+    over: bool = False
+    _state: int = _START
+    _rest: bytes = b""
+    _passed: int = 0
+    _parts: int = 0
+    _name: str = ""
+    _text: list[bytes] = field(default_factory=list)
+    _file: FormFile | None = None
+    _ascii: bool = False
+    _stated: int = -1
+    _size: int = 0
+    _waits: bool = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes; `InvalidRequest` names what is wrong with them."""
+        rest, at, self._waits = self._rest + data if self._rest else data, 0, False
+        while not self._waits:
+            if self._state == _CONTENT:
+                at = self._read_content(rest, at)
+            elif self._state == _HEAD:
+                at = self._read_head(rest, at)
+            elif self._state == _START:
+                at = self._read_start(rest)
+            elif b"\r\n".startswith(rest[at:]):
+                self._waits = True
+            else:
+                raise InvalidRequest("The form ends, and something follows.")
+        self._rest = rest[at:]
+        self._passed += at
+
+    def end(self) -> None:
+        """All bytes came."""
+        if not self.over:
+            raise InvalidRequest("The form does not end by its boundary.")
+
+    def _read_start(self, rest: bytes) -> int:
+        begins = b"--" + self.mark + b"\r\n"
+        if not rest.startswith(begins[: len(rest)]):
+            raise _marked()
+        if len(rest) < len(begins):
+            self._waits = True
+            return 0
+        return self._go_on(rest, len(begins) - 2)
+
+    def _read_head(self, rest: bytes, at: int) -> int:
+        end = rest.find(b"\r\n\r\n", at, at + PART_HEAD_BYTES_MAX)
+        if end >= 0:
+            self._begin(rest[at:end])
+            return end + 4
+        if len(rest) - at >= PART_HEAD_BYTES_MAX:
+            raise InvalidRequest(f"The head of a part is longer than {PART_HEAD_BYTES_MAX} bytes.")
+        self._waits = True
+        return at
+
+    def _read_content(self, rest: bytes, at: int) -> int:
+        mark = b"--" + self.mark
+        found = rest.find(mark, at)
+        if found < 0 or len(rest) < found + len(mark) + 2:
+            # A possible mark, and the end of the line before it, wait for more.
+            end = max(at, len(rest) - len(mark) - 1 if found < 0 else found - 2)
+            self._take(rest, at, end)
+            self._waits = True
+            return end
+        if found < at + 2 or rest[found - 2 : found] != b"\r\n":
+            raise _marked()
+        self._take(rest, at, found - 2)
+        self._end(self._passed + found - 2)
+        return self._go_on(rest, found + len(mark))
+
+    def _go_on(self, rest: bytes, at: int) -> int:
+        """Another part stands behind a mark, or the end."""
+        behind = rest[at : at + 2]
+        if behind == b"\r\n":
+            self._state = _HEAD
+            if self._parts >= PARTS_MAX:
+                raise RequestTooLarge(f"The form has more than {PARTS_MAX} parts.")
+            self._parts += 1
+        elif behind == b"--" and self._parts:
+            self._state, self.over = _BEHIND, True
+        else:
+            raise _marked()
+        return at + 2
+
+    def _begin(self, head: bytes) -> None:
+        """Read the head of a part."""
+        lines: dict[bytes, bytes] = {}
+        for line in head.split(b"\r\n"):
+            found = _LINE.fullmatch(line)
+            name = b"" if found is None else found[1].lower()
+            if found is None or name in lines or name not in _LINES:
+                raise InvalidRequest(
+                    "A part of the form may have one line each of Content-Disposition, Content-Type,"
+                    " Content-Length and Content-Transfer-Encoding, and no other."
+                )
+            lines[name] = found[2].rstrip(b" \t")
+        named = _NAMED.fullmatch(lines.get(b"content-disposition", b""))
+        if named is None:
+            raise InvalidRequest(
+                'Each part of the form must have Content-Disposition: form-data; name="…", and a file'
+                ' filename="…" behind it, without \\ and quotes in either.'
+            )
+        name = self._name = named[1].decode()
+        self._check_name(name)
+        if lines.get(b"content-transfer-encoding", b"binary").lower() not in _CODINGS:
+            raise InvalidRequest("A part of the form must not be encoded.", param=name)
+        stated = lines.get(b"content-length", b"-1")
+        if stated != b"-1" and not (stated.isdigit() and len(stated) <= 2 * _DIGITS_MAX):
+            raise InvalidRequest("The Content-Length of a part must be a number.", param=name)
+        kind = lines.get(b"content-type")
+        is_file = name in self.kind.files
+        if is_file is not (named[2] is not None):
+            right = 'must be a file: it needs filename="…"' if is_file else "must be no file"
+            raise InvalidRequest(f"{name} {right}.", param=name)
+        if kind is not None and (_OF_FILE if is_file else _OF_TEXT).fullmatch(kind) is None:
+            right = "a plain type" if is_file else "text/plain in UTF-8"
+            raise InvalidRequest(f"The Content-Type of {name} must be {right}.", param=name)
+        self._ascii = kind is not None and b"8859" in kind
+        self._stated, self._size, self._text = int(stated), 0, []
+        self._file = FormFile(name) if is_file else None
+        self._state = _CONTENT
+
+    def _check_name(self, name: str) -> None:
+        base = name.partition("[")[0]
+        known = self.kind.names.folded.get(base.casefold())
+        if known is not None and known != name:
+            raise InvalidRequest(f"The field {name} must be written {known}.", param=known)
+        if name in self.kind.refused or base == "_charset_":
+            raise InvalidRequest(f"{name} is not accepted: send the file itself.", param=name)
+        if not name.endswith("[]") and (name in self.fields or any(one.name == name for one in self.files)):
+            raise InvalidRequest(f"The field {name} appears twice.", param=name)
+
+    def _take(self, rest: bytes, at: int, end: int) -> None:
+        """Take bytes of a part."""
+        size, file = end - at, self._file
+        self._size += size
+        if file is not None:
+            file.size += size
+            more = BEGINNING_BYTES - len(file.begins)
+            if more > 0:
+                file.begins += rest[at : min(end, at + more)]
+            return
+        self.texts_bytes += size
+        if self.texts_bytes > TEXTS_BYTES_MAX:
+            raise RequestTooLarge(f"The texts of the form have more than {TEXTS_BYTES_MAX} bytes.")
+        if size:
+            self._text.append(rest[at:end])
+
+    def _end(self, at: int) -> None:
+        """A part is over, at this byte of all."""
+        name, file = self._name, self._file
+        if self._stated not in {-1, self._size}:
+            raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
+        if file is not None:
+            self.files.append(file)
+            return
+        raw = b"".join(self._text)
+        self._text = []
+        try:
+            value = raw.decode("ascii" if self._ascii else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name} is not valid UTF-8.", param=name) from error
+        if name == "model":
+            self.model_at = (at - len(raw), at)
+        if name.endswith("[]"):
+            listed = self.fields.setdefault(name, [])
+            assert isinstance(listed, list)
+            listed.append(value)
+        else:
+            self.fields[name] = self._typed(name, value)
+
+    def _typed(self, name: str, value: str) -> object:
+        if name in self.kind.flags:
+            if value not in _FLAGS:
+                raise InvalidRequest(f"{name} must be true or false.", param=name)
+            return _FLAGS[value]
+        if name in self.kind.numbers:
+            if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX):
+                raise InvalidRequest(f"{name} must be a whole number.", param=name)
+            return int(value)
+        return value
+
+
+def _marked() -> InvalidRequest:
+    return InvalidRequest(
+        "The boundary of the form must stand at the beginning, between its parts and at its end, each in a"
+        " line of its own that ends in CR LF, and nowhere else."
+    )
+
+
+# How long a recording is: by its own head where that says it for sure, else no longer than by its size.
+
+# Six kbit/s, the least of Opus: no usual recording has a second in fewer bytes.
+SOUND_BYTES_PER_SECOND_MIN: Final = 750
+# Of one second of sound, as models of sound count it.
+SOUND_TOKENS_PER_SECOND: Final = 10
+_PCM: Final = frozenset({1, 3})
+_EXTENSIBLE: Final = 0xFFFE
+_RATE_MAX, _CHANNELS_MAX = 384_000, 32
+
+
+def seconds_of(file: FormFile) -> tuple[int, bool]:
+    """Whole seconds of a recording, rounded up, and whether they are known: of WAV without compression."""
+    per_second, starts = _wav(file.begins)
+    known = per_second > 0 and file.size > starts
+    size = file.size - starts if known else file.size
+    return max(1, -(-size // (per_second if known else SOUND_BYTES_PER_SECOND_MIN))), known
+
+
+def _wav(begins: bytes) -> tuple[int, int]:
+    """Bytes of a second of a WAV file, and where its sound begins; 0 where it does not say that plainly."""
+    if begins[:4] != b"RIFF" or begins[8:12] != b"WAVE":
+        return 0, 0
+    at, per_second = 12, 0
+    while at + 8 <= len(begins):
+        kind, size = begins[at : at + 4], int.from_bytes(begins[at + 4 : at + 8], "little")
+        if kind == b"data":
+            return per_second, at + 8
+        if kind == b"fmt ":
+            said = begins[at + 8 : at + 8 + size]
+            if per_second or size < 16 or len(said) < size:
+                return 0, 0
+            tag, channels, rate, stated, _, bits = (
+                int.from_bytes(said[start:end], "little")
+                for start, end in ((0, 2), (2, 4), (4, 8), (8, 12), (12, 14), (14, 16))
+            )
+            if tag == _EXTENSIBLE:
+                tag = int.from_bytes(said[24:26], "little")
+            per_second = rate * channels * bits // 8
+            plain = tag in _PCM and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
+            if not plain or stated != per_second:
+                return 0, 0
+        at += 8 + size + size % 2
+    return 0, 0
