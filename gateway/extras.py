@@ -22,6 +22,7 @@ LIBRARIES = {
     "proof": ("cryptography",),
     "stripe": ("stripe",),
     "tokenizer": ("bpe_openai",),
+    "websockets": ("wsproto",),
 }
 _OURS = ("gateway", "persistence")
 

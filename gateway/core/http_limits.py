@@ -94,6 +94,12 @@ class HttpLimits:
     connections_max: int = _setting(20_000, Count)
     turned_away_max: int = 256  # above them so many are told that there are too many; more are broken off
     tls_handshakes_max: int = _setting(1_000, Count)
+    # WebSockets of a worker, and one organization's part of them; one that asks for nothing is closed.
+    sockets_max: int = _setting(2_000, Count)
+    sockets_share: float = _setting(0.25, Share)
+    socket_idle_s: float = _setting(600.0, Seconds)
+    socket_frames_max: int = 10_000  # of one message
+    socket_event_bytes_max: int = 32 * 1024 * 1024  # of an answer
     upstream_connections_max: int = _setting(2_000, Count)
     upstream_connections_share: float = _setting(0.25, Share)  # of those, what one organization may use
     upstream_idle_connections_max: int = _setting(256, Count)

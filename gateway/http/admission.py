@@ -193,8 +193,10 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     assert routed.route is not None
     owned, bounds = routed.owned, exchange.worker.bounds
     reads = owned is not None and owned.reads
-    form = routed.form if routed.metered else b""
-    call = read_call(routed.route, routed.params, body, bounds, reads=reads, light=light, form=form)
+    form, message = routed.form if routed.metered else b"", exchange.connection.message
+    call = read_call(
+        routed.route, routed.params, body, bounds, reads=reads, light=light, form=form, message=message
+    )
     if routed.form and not form:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
         if content is not None and paths is not None:

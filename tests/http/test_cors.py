@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.model import Decision, Verdict
-from gateway.http.routing.head import EXPOSED
+from gateway.http.protocol.answer import EXPOSED
 from tests.http.fakes import (
     ANSWER,
     AUTH,

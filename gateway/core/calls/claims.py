@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -452,8 +452,11 @@ def read_call(
     reads: bool = False,
     light: bool = False,
     form: bytes = b"",
+    message: Callable[[dict[str, object]], None] | None = None,
 ) -> CallRequest:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
+
+    Where it is the message of a WebSocket, `message` makes the document of a call of that.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
     type and streamed. Nobody counts the parts of a `light` one. `form` is the content type of a form.
@@ -476,6 +479,10 @@ def read_call(
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     document = read_document(body, light)
+    if message is not None:
+        check_names(body, write_document(document), 0)
+        message(document)
+        body = write_document(document)
     call = CallRequest(route.meter, route.family, b"", document=document)
     if shape.of_tools:
         call.server = route.upstream

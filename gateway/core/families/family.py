@@ -124,6 +124,7 @@ class CallKind:
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
     Its body may be a `form`.
+    Where it can be asked for by a message of a WebSocket, `message` makes the call's document of that.
     """
 
     read: Reader
@@ -142,6 +143,7 @@ class CallKind:
     media: MediaPlaces = field(default_factory=MediaPlaces)
     of_tools: bool = False
     form: FormKind | None = None
+    message: Callable[[Document], None] | None = None
 
 
 @dataclass(slots=True)

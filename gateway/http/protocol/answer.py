@@ -85,6 +85,15 @@ _KINDS = {
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
 } | {one.session_field: SESSION for one in ALL if one.session_field}
+# What a page may read of an answer's fields, beside those that any may.
+EXPOSED = (
+    b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
+    b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-upstream", b"x-tollkeeper-budget",
+    b"x-tollkeeper-tokens-remaining", b"x-tollkeeper-credits-remaining",
+    b"ratelimit", b"ratelimit-policy",
+    b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
+    b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
+)  # fmt: skip
 
 
 class AnswerHead:

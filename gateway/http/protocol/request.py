@@ -7,9 +7,11 @@ Ambiguous means refused, never repaired. Pure functions: no route, no caller, no
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha1
 from types import SimpleNamespace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -131,11 +133,13 @@ _READ_AND_PASSED = frozenset(
     {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *_SESSIONS}
 ).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
 _READ = CREDENTIAL_FIELDS | frozenset(
-    b"connection transfer-encoding upgrade host content-length expect".split()
+    b"connection transfer-encoding upgrade host content-length expect "
+    b"sec-websocket-key sec-websocket-version".split()
 )
 _ENDED = HOP_BY_HOP | frozenset(
     b"x-request-id forwarded x-real-ip x-client-ip client-ip true-client-ip cf-connecting-ip "
-    b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via".split()
+    b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via "
+    b"sec-websocket-extensions sec-websocket-protocol".split()
 )
 # An underscore must not smuggle in a second spelling of a name that decides something.
 _CONTROLLED = (
@@ -255,6 +259,8 @@ _QUERY = re.compile(rb"[\x21\x24-\x7e]*")
 _BAD_PATH = re.compile(TWO_READINGS.encode())
 _ENCODED_SLASH = re.compile(rb"%2[fF]")
 _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_SOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+_SOCKET_ACCEPTS = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 
 
@@ -296,7 +302,15 @@ class UpgradeRefused(MalformedRequest):
     """WebSocket connections are not served here: send the request by HTTP/1.1."""
 
     status = 426
-    fields = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"))  # RFC 9110, 15.5.22 and 7.8
+    fields: tuple[tuple[bytes, bytes], ...] = (
+        (b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"),
+    )  # fmt: skip  # RFC 9110, 15.5.22 and 7.8
+
+
+class VersionRefused(UpgradeRefused):
+    """The Sec-WebSocket-Version must be 13."""
+
+    fields = ((b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13"))
 
 
 class RequestTimeout(MalformedRequest):
@@ -482,6 +496,18 @@ def _read_connection(head: RequestHead) -> None:
         if [value.lower() for value in expectations] != [b"100-continue"]:
             raise ExpectationFailed
         head.expects = True
+
+
+def accept_of(head: RequestHead) -> bytes:
+    """What a client that asks for a WebSocket is answered, to show that it was understood (RFC 6455, 4.2)."""
+    keys = head.all(b"sec-websocket-key")
+    if head.all(b"sec-websocket-version") != [b"13"]:
+        raise VersionRefused
+    if head.method != b"GET" or head.minor != 1 or head.chunked or head.length or not head.keep_alive:
+        raise MalformedRequest("A WebSocket is opened by a GET of HTTP/1.1 without a body.")
+    if len(keys) != 1 or _SOCKET_KEY.fullmatch(keys[0]) is None:
+        raise MalformedRequest("The Sec-WebSocket-Key must be 16 bytes in base64.")
+    return b64encode(sha1(keys[0] + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
 
 
 # Request ids: UUIDs of version 7 as text (RFC 9562), made a batch at a time, so that they order by time.

@@ -32,6 +32,7 @@ from gateway.http.identity import (
     read_attribution,
     read_units,
 )
+from gateway.http.protocol.answer import EXPOSED
 from gateway.http.protocol.request import (
     AMBIGUOUS,
     DECIDES,
@@ -43,8 +44,8 @@ from gateway.http.protocol.request import (
     LruParseCache,
     MalformedRequest,
     RequestHead,
-    UpgradeRefused,
     Values,
+    accept_of,
     field_kind,
     read_fields,
     read_request_head,
@@ -59,7 +60,9 @@ from gateway.http.routing.routes import (
     WorkerBindings,
     asking,
     check_query,
+    check_upgrade,
     family_of,
+    family_of_head,
     meant_for,
     misplaced,
     owned_by,
@@ -95,7 +98,7 @@ class RoutedHead(LruEntry):
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
     form that is read, as a call or for calls of a batch, `asked` this head as that of the call that another
-    gateway asks for, `host` what the client calls this gateway.
+    gateway asks for, `host` what the client calls this gateway. One with `accept` opens a WebSocket.
     """
 
     family: Family
@@ -136,6 +139,7 @@ class RoutedHead(LruEntry):
     form: bytes = b""
     asked: RoutedHead | None = None
     host: bytes = b""
+    accept: bytes = b""
 
 
 class HeadRouter:
@@ -184,7 +188,15 @@ class HeadRouter:
             return False
 
     def _routed(self, head: RequestHead) -> RoutedHead:
-        return self._matched(head, self._table.match(head.method.decode("ascii"), head.path.decode("ascii")))
+        method = "POST" if head.upgrades else head.method.decode("ascii")
+        routed = self._matched(head, self._table.match(method, head.path.decode("ascii")))
+        if head.upgrades:
+            try:
+                check_upgrade(None if routed.asked else routed.route)
+                routed.accept = accept_of(head)
+            except Refusal as refusal:
+                routed.refusal, routed.fatal = bare(refusal), True
+        return routed
 
     def _matched(self, head: RequestHead, match: Match | None) -> RoutedHead:
         path = head.path.decode("ascii")
@@ -210,8 +222,6 @@ class HeadRouter:
             meant = None if shares else meant_for(head, match.route)
             if meant is not None:
                 routed.family, routed.refusal = meant, bare(misplaced(match.route, meant))
-        if head.upgrades:
-            routed.refusal, routed.fatal = UpgradeRefused(), True
         return routed
 
     def _accept(
@@ -334,12 +344,6 @@ class HeadRouter:
                     self._openings.clear()
                 self._openings[key] = known
         return known
-
-
-def family_of_head(head: bytes) -> Family:
-    """The family of a head that could not be read, as far as its request line tells."""
-    parts = head.split(b"\r\n", 1)[0].split(b" ")
-    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 # One call's head as the data plane uses it, put together from what its lines mean.
@@ -471,15 +475,6 @@ PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
 ANY_ORIGIN = b"*"
 # Of what a preflight asks for: longer is no header that a browser sends.
 ASKED_BYTES_MAX = 8 * 1024
-# What a page may read of an answer's fields, beside those that any may.
-EXPOSED = (
-    b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
-    b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-upstream", b"x-tollkeeper-budget",
-    b"x-tollkeeper-tokens-remaining", b"x-tollkeeper-credits-remaining",
-    b"ratelimit", b"ratelimit-policy",
-    b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
-    b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
-)  # fmt: skip
 _EXPOSED = b"access-control-expose-headers: " + b", ".join(EXPOSED)
 _VARIES = b"vary: Origin"
 _FIELDS = frozenset({b"origin", b"access-control-request-method", b"access-control-request-headers"})
@@ -671,7 +666,12 @@ class HeadReader:
             if reading.traces or self._traced:
                 self._trace(call, said, reading)
             call.passed = _passed(routed, reading.passing)
-            if reading.is_news and call.refusal is None and call.identity_refusal is None:
+            if (
+                reading.is_news
+                and not routed.accept
+                and call.refusal is None
+                and call.identity_refusal is None
+            ):
                 call.news = reading
         return call
 

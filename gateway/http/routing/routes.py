@@ -19,6 +19,7 @@ from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute
+from gateway.extras import is_installed
 from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import (
     CREDENTIAL_FIELDS,
@@ -26,6 +27,7 @@ from gateway.http.protocol.request import (
     OVERRIDES,
     WITHHELD,
     RequestHead,
+    UpgradeRefused,
     is_withheld,
 )
 
@@ -233,6 +235,12 @@ def family_of(path: str, spoken: Family | None) -> Family:
     if own is not None:
         return own
     return next((family.name for family in ALL if path.startswith(family.prefixes)), GENERIC)
+
+
+def family_of_head(head: bytes) -> Family:
+    """The family of a head that could not be read, as far as its request line tells."""
+    parts = head.split(b"\r\n", 1)[0].split(b" ")
+    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 def _owner(path: str) -> Family | None:
@@ -464,6 +472,13 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
     if said:
         return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
     return None
+
+
+def check_upgrade(route: Route | None) -> None:
+    """Refuse a WebSocket for a route whose calls no message asks for."""
+    shape = SHAPES.get(route.meter) if route else None
+    if shape is None or shape.message is None or not is_installed("websockets"):
+        raise UpgradeRefused
 
 
 def is_rewritten(route: Route) -> bool:

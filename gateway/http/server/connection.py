@@ -13,8 +13,10 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from gateway.core.families.controlled import Document
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
@@ -126,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
         "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
-        "deadline", "exchange", "gone", "idle_since", "transport",
+        "deadline", "exchange", "gone", "idle_since", "message", "opened_by", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -147,6 +149,9 @@ class ClientConnection(asyncio.Protocol):
         self._lingers = _NOBODY
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
+        # The head that asks for a WebSocket, and what makes calls of its messages.
+        self.opened_by = b""
+        self.message: Callable[[Document], None] | None = None
 
     # asyncio.Protocol
 
@@ -242,6 +247,15 @@ class ClientConnection(asyncio.Protocol):
             wait.set(None)
 
     # what the exchange asks of its connection
+
+    def splice(self, transport: Any, limits: HttpLimits) -> bytes:
+        """Be spoken to through another transport, within other limits; the bytes that came too early."""
+        self.transport, self._limits = transport, limits
+        reading = ReadPause(transport)
+        reading.paused, self._reading = self._reading.paused, reading
+        early, self._side.waiting = self._side.waiting, b""
+        self._kept.keep_unread(0)
+        return early
 
     def writable(self) -> Wait[None]:
         """Wait until the client has caught up or is gone."""
@@ -448,6 +462,8 @@ class ClientConnection(asyncio.Protocol):
         head, length = cut_length(head)
         call_head = self._host.heads.read(head)
         routed = call_head.routed
+        if routed.accept:
+            self.opened_by = head
         if length < 0:
             self._begin(call_head, routed.length)
         elif routed.chunked or routed.length is not None:

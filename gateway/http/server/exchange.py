@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
+from gateway.core.families.controlled import Document
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
-from gateway.http.fair_share import LargeBodies
+from gateway.http.fair_share import FairShares, LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
@@ -150,7 +151,7 @@ class Worker:
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
     what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
     workload's key by the URI of its certificate, `models` are those that somebody configured,
-    `capacity` has those who wait for what upstreams can take.
+    `capacity` has those who wait for what upstreams can take, `sockets` who has how many WebSockets.
     """
 
     ports: Ports
@@ -164,6 +165,7 @@ class Worker:
     workloads: Mapping[str, tuple[str, ...]]
     models: ConfiguredModels
     capacity: _CapacityTurns
+    sockets: FairShares
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""
@@ -185,6 +187,8 @@ class _Client(Protocol):
     transport: Any
     blocked: bool
     body: RequestBody
+    opened_by: bytes
+    message: Callable[[Document], None] | None
 
     @property
     def body_complete(self) -> bool: ...
@@ -195,6 +199,12 @@ class _Client(Protocol):
     def stream_body(self, link: Link) -> None: ...
     def keep_untaken(self, size: int) -> bool: ...
     def writable(self) -> Wait[None]: ...
+    def splice(self, transport: Any, limits: HttpLimits) -> bytes: ...
+    def data_received(self, data: bytes) -> None: ...
+    def connection_lost(self, error: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def shut(self) -> None: ...
     def finish(self, keep_alive: bool) -> None: ...
     def cut(self, reset: bool) -> None: ...
 

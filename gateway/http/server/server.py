@@ -281,6 +281,13 @@ HANDLERS = {
 }  # fmt: skip
 
 
+def open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
+    """Go on with a client by a WebSocket."""
+    from gateway.http.sockets import open_socket as opening  # noqa: PLC0415  # heavy: few clients want one
+
+    return opening(exchange)
+
+
 class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
@@ -309,6 +316,7 @@ class DataPlane:
         self.clock = TickClock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
+        self.sockets = FairShares(0, 0)
         self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
@@ -377,6 +385,8 @@ class DataPlane:
                 upstream.leave()
                 self._left.append(upstream)
         self.buffers.renew(limits)
+        self.sockets.most = limits.sockets_max
+        self.sockets.each = max(1, int(limits.sockets_max * limits.sockets_share))
         self.capacity.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
@@ -393,6 +403,7 @@ class DataPlane:
             digests,
             configured,
             self.capacity,
+            self.sockets,
         )
 
     @property
@@ -509,7 +520,7 @@ class DataPlane:
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        handle = self._handlers.get(exchange.routed.label, proxy)
+        handle = open_socket if exchange.routed.accept else self._handlers.get(exchange.routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:

@@ -77,6 +77,7 @@ _SHAPES = {
         uses="max_tool_calls",
         numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,
+        message=calls.read_message,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
     "openai_moderations": CallKind(

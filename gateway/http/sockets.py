@@ -1,0 +1,393 @@
+"""A client's WebSocket: each of its messages is a call by HTTP, and the events of the answer are messages.
+
+Nothing here admits, meters or charges. A socket stands between its client, who speaks in frames, and a
+`ClientConnection`, which is given requests and writes answers as ever. So a call by a message is checked,
+held, sent, charged, drained and cut as one that is posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+
+import httptools
+import msgspec
+from wsproto import ConnectionType
+from wsproto.connection import Connection
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+
+from gateway.core.families.refusal import render
+from gateway.core.families.registry import SHAPES
+from gateway.core.metering.reading import UNREADABLE
+from gateway.core.metering.stream import Splitter, data_of
+from gateway.core.model import Caller
+from gateway.core.wait import OVER
+from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
+from gateway.http.admission import identify, known
+from gateway.http.server.buffers import full
+from gateway.http.server.connection import ReadPause
+from gateway.http.server.exchange import Exchange
+
+# Codes of RFC 6455, 7.4.1, and IANA's 1013.
+_AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
+# Why a socket is not read: its connection wants nothing, its client takes nothing, others have their turn.
+_INNER, _BLOCKED, _TURN = 1, 2, 4
+# Frames of one read that are dealt with at once.
+FRAMES_AT_ONCE: Final = 64
+# Of an answer that is no stream: a refusal, ours or the upstream's.
+REFUSAL_BYTES_MAX: Final = 64 * 1024
+# Lines of the head that opens a socket which are of that alone, or of the body of a request.
+_OF_OPENING = (
+    b"connection:", b"upgrade:", b"sec-websocket-", b"content-type:", b"content-length:", b"expect:",
+    b"http2-settings:",
+)  # fmt: skip
+# What of the head of a refusal its client is told.
+_TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit")
+_EVENTS = b"text/event-stream"
+
+
+async def open_socket(exchange: Exchange) -> None:
+    """Accept a socket of somebody who is known, unless there are too many."""
+    caller = known(exchange) or await identify(exchange)
+    connection, worker = exchange.connection, exchange.worker
+    if exchange.head.refusal is not None:
+        raise exchange.head.refusal
+    if exchange.body_length:
+        raise InvalidRequest("A WebSocket is opened by a request without a body.")
+    if not exchange.decide_keep_alive():
+        raise Overloaded("This gateway is stopping: connect again.", retry_after_s=1)
+    if not worker.sockets.acquire(caller.organization_id):
+        raise Overloaded("There are too many WebSockets at this gateway.", retry_after_s=1)
+    socket = WebSocket(exchange, caller)
+    exchange.status = 101
+    exchange.write(
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-accept: %b\r\nx-request-id: %b\r\n\r\n"
+        % (exchange.routed.accept, exchange.request_id.encode())
+    )
+    limits = replace(worker.limits, keep_alive_s=worker.limits.socket_idle_s)
+    socket.begin(connection.splice(socket, limits))
+    await OVER
+
+
+class WebSocket(asyncio.Protocol):
+    """The protocol of a client's socket, and the transport of its connection."""
+
+    def __init__(self, exchange: Exchange, caller: Caller) -> None:
+        routed = exchange.routed
+        assert routed.route is not None
+        self._caller, self._worker, self._limits = caller, exchange.worker, exchange.worker.limits
+        self._connection = exchange.connection
+        self._transport = exchange.connection.transport
+        self.family = routed.family
+        self._reads = SHAPES[routed.route.meter].message
+        self._head = turn_head(exchange.connection.opened_by)
+        self._reading = ReadPause(self._transport)
+        self._frames = Connection(ConnectionType.SERVER)
+        self._message = bytearray()
+        self._frames_here = 0
+        self._dropped = self._closed = False
+        self._answer: SocketAnswer | None = None
+        self._end: asyncio.TimerHandle | None = None
+
+    def begin(self, early: bytes) -> None:
+        """Take over from the connection, with what was sent before it could be."""
+        self._transport.set_protocol(self)
+        if not self._transport.is_reading():
+            self._reading.paused = _INNER
+        if early:
+            asyncio.get_running_loop().call_soon(self.data_received, early)
+
+    # the protocol of the client's socket
+
+    def data_received(self, data: bytes) -> None:
+        """Take in frames."""
+        if not self._transport.is_closing():
+            self._frames.receive_data(data)
+            self._go_on()
+
+    def eof_received(self) -> bool:
+        """The client is gone, whether it said so or not."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone: what is asked for on its behalf is drained or ends, as its route says."""
+        self._closed = True
+        self._reading.close()
+        if self._end is not None:
+            self._end.cancel()
+        self._let_go()
+        if self._answer is not None:
+            self.keep(-self._answer.kept)
+        self._worker.sockets.release(self._caller.organization_id)
+        self._connection.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        """The client reads slowly: nothing more is read of it, or of the upstream."""
+        self._reading.pause(_BLOCKED)
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._connection.resume_writing()
+        self._reading.resume(_BLOCKED)
+
+    def shut(self) -> None:
+        """Close as soon as no response is being made."""
+        self._connection.shut()
+
+    # the transport of the connection
+
+    def write(self, data: bytes) -> None:
+        """Pass an answer on, as far as it is there, as events."""
+        answer = self._answer
+        if answer is None or self._closed:
+            return
+        written = b"".join([self._frames.send(TextMessage(data=one)) for one in answer.feed(data)])
+        if answer.over:
+            self._answer = None
+        if written:
+            self._transport.write(written)
+        if answer.kept > self._limits.socket_event_bytes_max:
+            self.close()
+
+    def close(self) -> None:
+        """Say why this is the end, and close once the client has said so too, or has had time to."""
+        self._close(_AWAY if self._answer is None else _BROKEN)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def can_write_eof(self) -> bool:
+        """An end is said in a frame."""
+        return False
+
+    def is_closing(self) -> bool:
+        """Whether the socket is closed or about to be."""
+        return self._closed or bool(self._transport.is_closing())
+
+    def pause_reading(self) -> None:
+        """Read no further."""
+        self._reading.pause(_INNER)
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._reading.resume(_INNER)
+
+    def get_write_buffer_size(self) -> int:
+        """How many bytes wait to be sent, or to be more of an event."""
+        return int(self._transport.get_write_buffer_size())
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Facts of the socket."""
+        return self._transport.get_extra_info(name, default)
+
+    def keep(self, size: int) -> None:
+        """So many bytes more are kept for the client, or fewer."""
+        if size > 0:
+            self._worker.buffers.add(self._caller, size)
+        elif size < 0:
+            self._worker.buffers.release(self._caller, -size)
+
+    # frames and messages
+
+    def _go_on(self) -> None:
+        """Deal with some frames; others have their turns before the rest."""
+        if self._transport.is_closing():
+            return
+        for count, event in enumerate(self._frames.events(), 1):
+            self._take(event)
+            if count == FRAMES_AT_ONCE and not self._closed:
+                self._reading.pause(_TURN)
+                asyncio.get_running_loop().call_soon(self._go_on)
+                return
+        self._reading.resume(_TURN)
+
+    def _take(self, event: Event) -> None:
+        if self._closed:
+            if isinstance(event, CloseConnection):
+                self._transport.close()
+        elif isinstance(event, TextMessage):
+            self._take_text(event)
+        elif isinstance(event, BytesMessage):
+            if event.message_finished:
+                self._refuse(InvalidRequest("A message must be text: this one is binary."))
+        elif isinstance(event, Ping):
+            self._transport.write(self._frames.send(event.response()))
+        elif isinstance(event, CloseConnection):  # or these are no frames
+            self._say_end(event.response())
+            self._transport.close()
+
+    def _take_text(self, event: TextMessage) -> None:
+        part, limits = event.data.encode(), self._limits
+        self._frames_here += event.frame_finished
+        if self._answer is not None and not self._dropped:
+            self._dropped = True
+            self._refuse(InvalidRequest("A response is being made on this connection: wait for its end."))
+        if self._dropped:
+            part = b""
+        if (
+            len(self._message) + len(part) > limits.body_bytes_max
+            or self._frames_here > limits.socket_frames_max
+        ):
+            self._refuse(RequestTooLarge(), _TOO_LARGE)
+        elif part and not self._worker.buffers.acquire(self._caller, len(part)):
+            self._refuse(full(), _LATER)
+        else:
+            self._message += part
+            if event.message_finished:
+                self._ask()
+
+    def _ask(self) -> None:
+        """Make a request of the message that is here."""
+        dropped, body = self._dropped, bytes(self._message)
+        self._let_go()
+        self._frames_here, self._dropped = 0, False
+        if dropped:
+            return
+        self._answer = SocketAnswer(self)
+        self._connection.message = self._reads
+        self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+
+    def _let_go(self) -> None:
+        """The message is kept no longer."""
+        if self._message:
+            self._worker.buffers.release(self._caller, len(self._message))
+            self._message = bytearray()
+
+    def _refuse(self, refusal: Refusal, code: int = 0) -> None:
+        """Say why a message is no call; the socket stays open but for a `code`."""
+        fields, body = render(refusal, self.family, "")
+        told = refusal_event(refusal.status, fields, body)
+        self._transport.write(self._frames.send(TextMessage(data=told)))
+        if code:
+            self._close(code)
+
+    def _close(self, code: int) -> None:
+        if not self._closed:
+            self._say_end(CloseConnection(code=code))
+
+    def _say_end(self, event: CloseConnection) -> None:
+        """Send the last frame; a client that does not take it, nor says the same, is left after a while."""
+        self._closed = True
+        self._let_go()
+        self._transport.write(self._frames.send(event))
+        self._end = asyncio.get_running_loop().call_later(self._limits.linger_s, self._leave)
+
+    def _leave(self) -> None:
+        if not self._connection.blocked:  # else its connection has set it a time
+            self._transport.abort()
+
+
+def turn_head(head: bytes) -> bytes:
+    """The head of the requests that are made of messages, up to the length of the body."""
+    line, *fields = head[:-4].split(b"\r\n")
+    _, target, version = line.split(b" ")
+    kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]
+    lines = [b"POST %b %b" % (target, version), *kept, b"content-type: application/json", b"content-length: "]
+    return b"\r\n".join(lines)
+
+
+def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:
+    """A refusal as an event: its status, its error, and with that what its head says."""
+    said: object = None
+    with suppress(*UNREADABLE):
+        said = msgspec.json.decode(body)
+    error = said.get("error") if isinstance(said, dict) else None
+    if not isinstance(error, dict):
+        message = body.decode("utf-8", "replace") or HTTPStatus(status).phrase
+        error = {"message": message, "type": "server_error", "param": None, "code": None}
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields if _is_told(name)}
+    return msgspec.json.encode(
+        {"type": "error", "status": status, "error": {**error, "headers": headers}}
+    ).decode()
+
+
+def _is_told(name: bytes) -> bool:
+    return name.startswith(_TOLD)
+
+
+class SocketAnswer:
+    """An answer of HTTP that becomes events. `kept` bytes of it are none yet; at its end it is `over`."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self.over = False
+        self.kept = 0
+        self._socket = socket
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._splitter = Splitter()
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._status = 0
+        self._is_stream = False
+        self._parts: list[bytes] = []
+        self._tail = b""
+        self._events: list[str] = []
+
+    def feed(self, data: bytes) -> list[str]:
+        """The events that are complete by these bytes."""
+        self._parser.feed_data(data)
+        if self.over:
+            self._parser = None
+        events, self._events = self._events, []
+        return events
+
+    # what the parser tells
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a field of the answer."""
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Note what kind of answer it is."""
+        self._status = self._parser.get_status_code()
+        kind = next((value for name, value in self._fields if name == b"content-type"), b"")
+        self._is_stream = self._status == HTTPStatus.OK and kind.lower().startswith(_EVENTS)
+
+    def on_body(self, data: bytes) -> None:
+        """Read on. A long event is put together once its end is here."""
+        self._keep(len(data))
+        self._parts.append(data)
+        if self._is_stream:
+            ending = self._tail + data
+            self._tail = ending[-3:]
+            if b"\n\n" in ending or b"\r" in ending:
+                self._events += _texts(self._splitter.feed(self._take_parts()))
+                self._keep(len(self._splitter.pending))
+        elif self.kept > REFUSAL_BYTES_MAX:
+            self._parts = [self._take_parts()[:REFUSAL_BYTES_MAX]]
+            self._keep(REFUSAL_BYTES_MAX)
+
+    def on_message_complete(self) -> None:
+        """The answer is all here."""
+        self.over = True
+        rest = self._take_parts()
+        if self._is_stream:
+            self._events += _texts([*self._splitter.feed(rest), self._splitter.take()])
+        elif self._status < HTTPStatus.MULTIPLE_CHOICES:
+            fault = UpstreamUnreachable("The upstream's answer is no stream of events.")
+            fields, rest = render(fault, self._socket.family, "")
+            self._events.append(refusal_event(fault.status, fields, rest))
+        else:
+            self._events.append(refusal_event(self._status, self._fields, rest))
+
+    def _keep(self, size: int) -> None:
+        self.kept += size
+        self._socket.keep(size)
+
+    def _take_parts(self) -> bytes:
+        parts, self._parts = self._parts, []
+        self._keep(-self.kept)
+        return b"".join(parts)
+
+
+def _texts(events: list[bytes]) -> Iterator[str]:
+    """The data of events, but for the mark that some servers end a stream with."""
+    for event in events:
+        data = data_of(event)
+        if data and data != b"[DONE]":
+            yield data.decode("utf-8", "replace")

@@ -1,0 +1,392 @@
+"""Responses over a WebSocket: each message is a call, each event of its answer a message."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+from openai import AsyncOpenAI
+
+from gateway.core.calls.routes import Route
+from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from tests.http.fakes import AUTH, CALLER, KEY, STREAM_HEAD, answer, chunks, post
+from tests.http.stage import WITHIN_S, Close, Stage, staged
+from tests.waiting import eventually
+
+ROUTES = (Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses"),)
+CREATE: dict[str, object] = {"type": "response.create", "model": "m", "input": "hi", "max_output_tokens": 10}
+DELTA = {
+    "type": "response.output_text.delta",
+    "item_id": "i",
+    "output_index": 0,
+    "content_index": 0,
+    "delta": "word",
+}
+ANY = b"AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+KEY_FIELD = {"authorization": f"Bearer {KEY}"}
+
+
+def event(document: dict[str, Any]) -> bytes:
+    return f"event: {document['type']}\ndata: {json.dumps(document)}\n\n".encode()
+
+
+def completed(number: int = 1, kind: str = "completed", **more: object) -> dict[str, Any]:
+    usage = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}
+    said = {
+        "id": f"resp_{number}",
+        "object": "response",
+        "status": kind,
+        "output": [],
+        "usage": usage,
+        **more,
+    }
+    return {"type": f"response.{kind}", "sequence_number": 9, "response": said}
+
+
+def stream(*documents: dict[str, Any], end: bool = True) -> bytes:
+    return STREAM_HEAD + chunks(*map(event, documents), end=end)
+
+
+WHOLE = stream(DELTA, completed())
+
+
+@asynccontextmanager
+async def connected(
+    stage: Stage, headers: dict[str, str] = KEY_FIELD
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(
+            f"http://127.0.0.1:{stage.port}/v1/responses", headers=headers, max_msg_size=0
+        ) as socket,
+    ):
+        yield socket
+
+
+async def received(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    said: dict[str, Any] = await socket.receive_json(timeout=WITHIN_S)
+    return said
+
+
+async def refused(socket: aiohttp.ClientWebSocketResponse) -> tuple[int, str, str]:
+    """The status, the reason and the words of a refusal that is the next message."""
+    said = await received(socket)
+    assert said["type"] == "error"
+    return said["status"], said["error"]["headers"]["x-tollkeeper-reason"], said["error"]["message"]
+
+
+async def turn(socket: aiohttp.ClientWebSocketResponse, **more: object) -> list[str]:
+    """The types of the events of one response, up to its last."""
+    await socket.send_json(CREATE | more)
+    types: list[str] = []
+    while not types or types[-1] not in {
+        "response.completed",
+        "response.failed",
+        "response.incomplete",
+        "error",
+    }:
+        types.append((await received(socket))["type"])
+    return types
+
+
+async def test_each_message_is_a_call_of_its_own() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [[WHOLE], [stream(DELTA, completed(2, "incomplete"))]]
+        async with connected(stage) as socket:
+            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+            assert await turn(socket, previous_response_id=None) == [
+                "response.output_text.delta", "response.incomplete",
+            ]  # fmt: skip
+            assert len(stage.counters.charges) == len(stage.counters.holds) == 2
+        assert [one.tokens for one in stage.counters.charges] == [12, 12]
+        for sent in stage.upstream.received:
+            body = json.loads(sent.body)
+            assert (sent.method, sent.target) == (b"POST", b"/v1/responses")
+            assert (body["stream"], body.get("type")) == (True, None)
+            assert sent.all(b"authorization") == [b"Bearer upstream-secret"]
+            assert not [name for name, _ in sent.headers if name.startswith((b"sec-websocket", b"upgrade"))]
+        assert [one["status"] for one in stage.events("request")] == [101, 200, 200]
+
+
+async def test_openais_own_client_has_its_responses() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [[WHOLE], [WHOLE]]
+        async with (
+            AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{stage.port}/v1") as client,
+            client.responses.connect() as socket,
+        ):
+            for _ in range(2):
+                await socket.response.create(model="m", input="hi", max_output_tokens=10)
+                seen = [(await socket.recv()).type for _ in range(2)]
+                assert seen == ["response.output_text.delta", "response.completed"]
+            await socket.response.create(model="", input="hi")
+            said = await socket.recv()
+            assert (said.type, said.error.param, said.status) == ("error", "model", 400)
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "reason", "words"),
+    [
+        ("[]", 400, "invalid_request", "The body must be a JSON object."),
+        (CREATE | {"type": "response.steer"}, 400, "invalid_request", 'type must be "response.create"'),
+        ({"model": "m", "input": "hi"}, 400, "invalid_request", "no other event is taken"),
+        (CREATE | {"stream": False}, 400, "invalid_request", "stream cannot be chosen"),
+        (CREATE | {"background": True}, 400, "invalid_request", "background cannot be chosen"),
+        (CREATE | {"generate": False}, 400, "invalid_request", "generate cannot be chosen"),
+        (CREATE | {"stream_id": "a"}, 400, "invalid_request", "stream_id cannot be chosen"),
+        (CREATE | {"Type": "x"}, 400, "invalid_request", "must be written type"),
+        ('{"type":"response.create","model":"m","model":"n"}', 400, "invalid_request", "model appears twice"),
+        (CREATE | {"model": "other"}, 403, "model_not_allowed", "may not use the model other"),
+        (CREATE | {"previous_response_id": "resp_theirs"}, 404, "object_not_found", ""),
+        (b"binary", 400, "invalid_request", "A message must be text"),
+    ],
+)
+async def test_what_is_no_call_is_refused_by_name_and_the_socket_stays_open(
+    message: object, status: int, reason: str, words: str
+) -> None:
+    async with staged(ROUTES) as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        stage.upstream.scripts = [[WHOLE]]
+        async with connected(stage) as socket:
+            if isinstance(message, bytes):
+                await socket.send_bytes(message)
+            else:
+                await socket.send_str(message if isinstance(message, str) else json.dumps(message))
+            got = await refused(socket)
+            assert got[:2] == (status, reason)
+            assert words in got[2]
+            assert not stage.upstream.received
+            assert not stage.counters.holds
+            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+
+
+async def test_limits_refuse_a_message_as_they_do_a_call() -> None:
+    async with staged(ROUTES) as stage, connected(stage) as socket:
+        admitted = stage.counters.decision
+        stage.counters.decision = Decision(
+            Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, 60, 60, 31_000, 1_000
+        )
+        await socket.send_json(CREATE)
+        said = await received(socket)
+        assert (said["status"], said["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert said["error"]["headers"]["retry-after"] == "30"
+        stage.counters.decision = admitted
+        stage.upstream.scripts = [
+            [answer(b'{"error":{"message":"busy","type":"t"}}', status=b"429 Busy")],
+            [WHOLE],
+        ]
+        await socket.send_json(CREATE)
+        said = await received(socket)
+        assert (said["status"], said["error"]["message"]) == (429, "busy")
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+        assert len(stage.counters.charges) == 1
+
+
+async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_socket() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [[WHOLE]]
+        async with connected(stage) as socket:
+            await turn(socket)
+            stage.directory.known = False
+            await socket.send_json(CREATE)
+            assert (await refused(socket))[:2] == (401, "invalid_api_key")
+        for headers, status in ((KEY_FIELD, 401), ({}, 401)):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                async with connected(stage, headers):
+                    pass
+            assert caught.value.status == status
+        assert len(stage.upstream.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (b"", 426),
+        (b"sec-websocket-version: 8\r\nsec-websocket-key: " + ANY, 426),
+        (b"sec-websocket-version: 13\r\n", 400),
+        (b"sec-websocket-version: 13\r\nsec-websocket-key: short\r\n", 400),
+        (
+            b"sec-websocket-version: 13\r\nsec-websocket-key: " + ANY + b"content-length: 2\r\n",
+            400,
+        ),
+        (
+            b"sec-websocket-version: 13\r\nsec-websocket-key: " + ANY + b"x-tollkeeper-user: \xff\r\n",
+            400,
+        ),
+    ],
+)
+async def test_an_opening_that_is_none_is_refused(fields: bytes, status: int) -> None:
+    async with staged(ROUTES) as stage:
+        client = await stage.client()
+        head = b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        await client.send(head + AUTH + fields + b"\r\n")
+        assert (await client.answer("GET")).status == status
+
+
+async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wsproto", None)
+    async with staged(ROUTES) as stage:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage):
+                pass
+        assert caught.value.status == 426
+
+
+async def test_one_response_at_a_time() -> None:
+    async with staged(ROUTES) as stage:
+        go_on = asyncio.Event()
+        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))], [WHOLE]]
+        async with connected(stage) as socket:
+            await socket.send_json(CREATE)
+            assert (await received(socket))["type"] == "response.output_text.delta"
+            await socket.send_json(CREATE)
+            assert (await refused(socket))[2].startswith("A response is being made")
+            go_on.set()
+            assert (await received(socket))["type"] == "response.completed"
+            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+            assert len(stage.counters.holds) == len(stage.upstream.received) == 2
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_client_gone_in_the_middle_is_charged_as_a_stream_that_is_hung_up_on(how: str) -> None:
+    async with staged(ROUTES) as stage:
+        go_on = asyncio.Event()
+        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
+        async with connected(stage) as socket:
+            await socket.send_json(CREATE)
+            await received(socket)
+            if how == "close":
+                await socket.close()
+            else:
+                transport = socket.get_extra_info("socket")
+                assert transport is not None
+                socket._writer.transport.abort()
+        await eventually(lambda: not stage.connections)
+        go_on.set()
+        await stage.settled()
+        assert [one.tokens for one in stage.counters.charges] == [12]
+        assert stage.plane.sockets.used == 0
+
+
+async def test_an_upstream_that_breaks_off_ends_the_socket_and_costs_what_a_posted_call_costs() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [[stream(DELTA, end=False), Close()] for _ in range(2)]
+        async with connected(stage) as socket:
+            await socket.send_json(CREATE)
+            await received(socket)
+            end = await socket.receive(WITHIN_S)
+            assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1011)
+        body = {name: value for name, value in CREATE.items() if name != "type"} | {"stream": True}
+        assert not (await stage.ask(post(json.dumps(body).encode(), b"/v1/responses"))).complete
+        await stage.settled(2)
+        first, second = stage.counters.charges
+        assert (first.tokens, first.credits) == (second.tokens, second.credits)
+
+
+async def test_a_message_has_a_bound_in_bytes_and_in_frames() -> None:
+    async with staged(ROUTES, body_bytes_max=4096, socket_frames_max=10) as stage:
+        for frames in ([b"x" * 5000], [b"x" * 2000] * 3, [b""] * 11):
+            async with connected(stage) as socket:
+                for number, one in enumerate(frames):
+                    frame = bytes([0 if number else 1, 0x80 | 126]) + len(one).to_bytes(2, "big")
+                    short = bytes([0 if number else 1, 0x80])
+                    socket._conn.transport.write((frame if one else short) + bytes(4) + one)
+                assert (await refused(socket))[:2] == (413, "request_too_large")
+                assert (await socket.receive(WITHIN_S)).data == 1009
+        assert not stage.counters.holds
+        await eventually(lambda: stage.plane.buffers.used == stage.plane.sockets.used == 0)
+
+
+async def test_sockets_have_a_bound_and_an_organization_a_share() -> None:
+    async with staged(ROUTES, sockets_max=4, sockets_share=0.5) as stage:
+        async with connected(stage), connected(stage):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                async with connected(stage):
+                    pass
+            assert caught.value.status == 503
+            stage.directory.caller = replace(CALLER, organization_id=8)
+            async with connected(stage):
+                assert stage.plane.sockets.used == 3
+        await eventually(lambda: stage.plane.sockets.used == 0)
+
+
+async def test_an_idle_socket_is_closed_and_so_is_one_at_the_end_of_its_worker() -> None:
+    async with staged(ROUTES, socket_idle_s=0.05) as stage, connected(stage) as socket:
+        assert (await socket.receive(WITHIN_S)).data == 1001
+    async with staged(ROUTES) as stage, connected(stage) as socket:
+        await socket.ping(b"x")
+        ended = asyncio.create_task(stage.plane.drain(WITHIN_S))
+        assert (await socket.receive(WITHIN_S)).data == 1001
+        await socket.close()
+        await ended
+
+
+async def test_a_client_that_takes_no_events_holds_up_its_upstream_and_is_let_go() -> None:
+    async with staged(ROUTES, client_write_s=1.0, drain_bytes_max=1 << 16) as stage:
+        written = 0
+
+        async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal written
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(STREAM_HEAD)
+            while True:
+                part = chunks(*[event(DELTA | {"delta": "x" * 4000})] * 16, end=False)
+                writer.write(part)
+                await writer.drain()
+                written += len(part)
+
+        stage.upstream.handler = endless
+        async with connected(stage) as socket:
+            socket._reader._protocol.transport.pause_reading()
+            await socket.send_json(CREATE)
+            await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+            assert stage.plane.buffers.used < 1 << 20
+            await eventually(lambda: not stage.connections)
+        await stage.settled()
+        assert stage.counters.charges
+        assert written < 64 << 20
+
+
+async def test_a_stream_of_many_or_long_events_arrives_as_it_was_sent() -> None:
+    async with staged(ROUTES) as stage:
+        long = DELTA | {"delta": "é" * 700_000}
+        stage.upstream.scripts = [[stream(*[DELTA] * 300, long, completed())]]
+        async with connected(stage) as socket:
+            await socket.send_json(CREATE)
+            got = [await received(socket) for _ in range(302)]
+            assert got[:300] == [DELTA] * 300
+            assert got[300] == long
+            assert got[301] == completed()
+
+
+async def test_five_hundred_turns_at_once_get_what_funds_for_twenty_let_through() -> None:
+    async with staged(ROUTES) as stage:
+        left = 20
+        admitted = stage.counters.decision
+        reserve = stage.counters.reserve
+        refusal = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
+
+        async def limited(request: Any) -> Decision:
+            nonlocal left
+            left -= 1
+            stage.counters.decision = admitted if left >= 0 else refusal
+            return await reserve(request)
+
+        stage.counters.reserve = limited  # type: ignore[method-assign]  # a fake may
+        stage.upstream.scripts = [[WHOLE] for _ in range(20)]
+
+        async def turns() -> list[str]:
+            async with connected(stage) as socket:
+                return [(await turn(socket))[-1] for _ in range(20)]
+
+        stage.plane.sockets.each = 25
+        ends = [one for each in await asyncio.gather(*(turns() for _ in range(25))) for one in each]
+        assert (len(ends), ends.count("response.completed"), ends.count("error")) == (500, 20, 480)
+        assert len(stage.counters.charges) == len(stage.upstream.received) == 20
