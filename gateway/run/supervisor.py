@@ -201,7 +201,7 @@ def _placed(
     Servers that are named are those: other ones show when settings are read again.
     """
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
-    return settings.with_values(
+    placed = settings.with_values(
         **values,
         redis_url=settings.redis_url or redis_url,
         database_url=settings.database_url or database_url,
@@ -209,6 +209,10 @@ def _placed(
         admin_token=settings.admin_token or secrets["admin_token"],
         key_pepper=settings.key_pepper or secrets["key_pepper"],
     )
+    # Agents know one origin; a certificate of ours is none that everybody trusts.
+    if placed.agents and not placed.agents_keeper_url and placed.tls_files("admin") is None:
+        return placed.with_values(agents_keeper_url=admin_url_of(placed))
+    return placed
 
 
 def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings]) -> Settings:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
-from tests.conftest import free_port
 from tests.journey.clients import node_with
 from tests.journey.stack import Stack
 from tests.journey.test_client_pages import CLAUDE_CODE, environment
@@ -73,11 +72,7 @@ def test_claude_code_signs_in_works_sees_its_limit_and_is_out_at_one_origin(
 ) -> None:
     policy = tmp_path / "settings.json"
     policy.write_text(json.dumps({"model": MODEL, "env": {"CLAUDE_CODE_ENABLE_TELEMETRY": "1"}}))
-    admin = free_port()
-    stack = own_stack(
-        "--admin-port", str(admin), TOLLKEEPER_AGENTS="true", TOLLKEEPER_AGENTS_SETTINGS_FILE=str(policy),
-        TOLLKEEPER_AGENTS_KEEPER_URL=f"http://127.0.0.1:{admin}",
-    )  # fmt: skip
+    stack = own_stack(TOLLKEEPER_AGENTS="true", TOLLKEEPER_AGENTS_SETTINGS_FILE=str(policy))
     tenant, _ = stack.tenant(None)
     organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
     user = stack.make("users", organization_id=organization, external_id="ada")
