@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
     from gateway.cli.admin.commands import ListSource
+    from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
     from gateway.http.ports import Answerer, Log
     from gateway.ops.doctor_redis import Finding
@@ -83,6 +84,8 @@ class Feature:
     routes: Callable[[AdminParts], Routes | None] = _no_routes
     # What it answers at the gateway's own port: routes, and who answers each.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
+    # By event, the link that messages to webhooks have.
+    links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
     # What `tollkeeper doctor` says of it.
     findings: Callable[[Settings], AsyncIterator[Finding]] = _no_findings
 

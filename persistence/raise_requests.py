@@ -13,9 +13,20 @@ from gateway.core.accounts.budgets import APPROVED, DENIED, MONEY, OPEN, read_bu
 from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
+from persistence.keeper.news import told
 from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations
 from persistence.tables import budget, organization, raise_request
 
+_TELL = told("""
+WITH news AS (
+    SELECT 'raise.requested' AS event, 'raise:' || r.id AS occasion,
+           jsonb_build_object('raise_request_id', r.id, 'organization_id', o.id, 'organization', o.name,
+               'budget_id', b.id, 'budget', b.name, 'amount', trim_scale(r.amount)::text, 'unit', b.unit,
+               'currency', CASE WHEN b.unit = 'money' THEN o.currency END, 'until', r.until,
+               'reason', r.reason, 'requested_by', r.requested_by) AS data
+      FROM raise_request AS r JOIN budget AS b ON b.id = r.budget_id
+      JOIN organization AS o ON o.id = r.organization_id WHERE r.id = :id
+)""")
 OPEN_MAX = 100  # requests of one budget that nobody has decided yet
 
 
@@ -40,7 +51,9 @@ def create(change: EntityWrite) -> Row:
         raise Conflict(f"{OPEN_MAX} requests of this budget wait to be decided.")
     amount = Decimal(str(values["amount"]))
     more = {"organization_id": row["organization_id"], "amount": amount, "until": until}
-    return change.fetch(add(change, **more, requested_by=change.command.actor.scope))
+    made = add(change, **more, requested_by=change.command.actor.scope)
+    change.connection.execute(_TELL, {"id": made})
+    return change.fetch(made)
 
 
 def approve(change: EntityWrite) -> Row:

@@ -164,7 +164,8 @@ class Keeper:
         self._store = store_over(settings, letterhead(settings), self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         link = f"{settings.links_url}/mail/{{}}".format
-        waiting = Deliveries(self._engine, link)
+        links = {event: one for each in features() for event, one in each.links(settings).items()}
+        waiting = Deliveries(self._engine, link, links)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation, agenda=agenda
         )

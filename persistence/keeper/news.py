@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -616,10 +617,16 @@ NOBODY_AGREED = "none of its addresses has agreed to get mail"
 
 
 class Deliveries:
-    """Messages that wait in PostgreSQL; `link` is the address that a link's token is put behind."""
+    """Messages that wait in PostgreSQL; `link` is the address that a link's token is put behind.
 
-    def __init__(self, engine: AsyncEngine, link: Callable[[str], str] = "/mail/{}".format) -> None:
-        self._engine, self._link = engine, link
+    `links` are, by event, the links that messages have.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, link: Callable[[str], str] = "/mail/{}".format,
+        links: Mapping[str, Callable[[Delivery], str]] | None = None,
+    ) -> None:  # fmt: skip
+        self._engine, self._link, self._links = engine, link, links or {}
 
     async def claim_due(self, count: int, each: int, busy: Collection[int] = ()) -> Sequence[Delivery]:
         """Deliveries that are due, each for one sender; an attempt of each is counted.
@@ -656,6 +663,11 @@ class Deliveries:
     ) -> Delivery | str:
         """A message as it goes out; why it does not where nobody is to get it."""
         url, data = row.url, row.payload
+        message = Delivery(
+            row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
+        )
+        if row.event in self._links:
+            data = {**data, "link": self._links[row.event](message)}
         if row.event == CONSENT_EVENT:
             token = secrets.token_urlsafe(32)
             sought = {"digest": digest_of(token), "days": LINK_DAYS, "whose": row.organization_id}
@@ -668,9 +680,7 @@ class Deliveries:
             if not to:
                 return NOBODY_AGREED
             url = SCHEME + ",".join(to)
-        return Delivery(
-            row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
-        )
+        return replace(message, url=url, data=data)
 
     async def done(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
         retry_s = None if outcome.delivered else RETRIES.after_s(delivery.attempts)

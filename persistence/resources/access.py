@@ -302,17 +302,21 @@ def told(row: Row, within: int) -> Row:
 _token = admin_token.c
 # Entries of before people were kept with their issuer: the token that stood for a person names it.
 _issuer = func.coalesce(_audit_here.issuer, case((_audit_here.person.is_not(None), _token.issuer)))
+# A webhook decides by its links: staff's own says so in its scope.
+_by_whom = func.coalesce(
+    _token.organization_id, case((_audit_here.actor.like("webhook:%"), _audit_here.organization_id))
+)
 AUDIT_SUBJECT = Entity(
     audit_log,
     source=select(
         *(column for column in _audit_here if column.name != "issuer"),
         _issuer.label("issuer"),
         _token.name.label("token"),
-        _token.organization_id.label("token_organization_id"),
+        _by_whom.label("token_organization_id"),
     ).outerjoin(admin_token, _token.id == _audit_here.admin_token_id),
     conditions={"issuer": lambda value: _issuer == value},
     told=told,
-    veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _token.organization_id),
+    veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _by_whom),
 )
 
 

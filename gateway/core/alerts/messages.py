@@ -46,6 +46,7 @@ EVENTS = (
     "budget.threshold",
     "budget.exceeded",
     "budget.forecast",
+    "raise.requested",
     "usage.sudden",
 )
 TEST_EVENT = "webhook.test"
@@ -163,6 +164,12 @@ def spoken(moment: object, time_zone: object = "UTC") -> str:
     except (ValueError, KeyError):
         return plain(moment)
     return f"{at.day} {at:%B %Y, %H:%M} ({zone})"
+
+
+def _link_of(data: Data, said: AlertText) -> str:
+    """The link of a message that its sentence does not have; empty where there is none."""
+    link = str(data.get("link") or "")
+    return "" if link in said.sentence else link
 
 
 def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
@@ -314,6 +321,15 @@ def _forecast(data: Data) -> tuple[str, str]:
     )
 
 
+def _raise_asked(data: Data) -> tuple[str, str]:
+    budget, until = _budget_of(data), spoken(data.get("until"))
+    unit, reason = plain(data.get("currency")) or plain(data.get("unit")), plain(data.get("reason"))
+    return (
+        f"More is asked for of {budget}",
+        f"The budget {budget} should be raised to {plain(data.get('amount'))} {unit} until {until}: {reason}",
+    )
+
+
 def _sudden(data: Data) -> tuple[str, str]:
     kind = plain(data.get("scope"))
     who, currency = f"{kind.replace('_', ' ')} {_who(data, kind)}", plain(data.get("currency"))
@@ -347,6 +363,7 @@ _SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
     "budget.threshold": _threshold,
     "budget.exceeded": _exceeded,
     "budget.forecast": _forecast,
+    "raise.requested": _raise_asked,
     "usage.sudden": _sudden,
     "webhook.test": _test,
     "webhook.consent": _consent,
@@ -367,6 +384,9 @@ TEAMS_DOMAINS: Final = (".webhook.office.com", ".logic.azure.com", ".powerplatfo
 # Slack's own maximum of a section's fields.
 FIELDS_MAX: Final = 10
 CARD: Final = "application/vnd.microsoft.card.adaptive"
+
+# What the button of a link says.
+LINK_TEXT: Final = "Look and decide"
 
 Content = dict[str, Any]
 
@@ -390,7 +410,7 @@ def _ours(delivery: Delivery, said: AlertText) -> Content:
     return {
         "type": delivery.event,
         "timestamp": rfc3339(delivery.happened),
-        "text": f"{said.title}. {said.sentence}".strip(),
+        "text": f"{said.title}. {said.sentence} {_link_of(delivery.data, said)}".strip(),
         "data": delivery.data,
     }
 
@@ -406,6 +426,9 @@ def _slack(ours: Content, said: AlertText) -> Content:
         blocks.append({"type": "section", "text": _plain_text(said.sentence)})
     fields = [_plain_text(f"{name}\n{value}") for name, value in said.facts]
     blocks += ({"type": "section", "fields": some} for some in _in_parts(fields))
+    if link := _link_of(ours["data"], said):
+        button = {"type": "button", "text": _plain_text(LINK_TEXT), "url": link}
+        blocks.append({"type": "actions", "elements": [button]})
     return {"text": _escaped(ours["text"]), "blocks": blocks, "tollkeeper": ours}
 
 
@@ -433,6 +456,8 @@ def _teams(ours: Content, said: AlertText) -> Content:
         "version": "1.4",
         "body": body,
     }
+    if link := _link_of(ours["data"], said):
+        card["actions"] = [{"type": "Action.OpenUrl", "title": LINK_TEXT, "url": link}]
     attachment = {"contentType": CARD, "contentUrl": None, "content": card}
     return {"type": "message", "summary": said.title, "attachments": [attachment], "tollkeeper": ours}
 
@@ -524,7 +549,9 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     # Nobody's absence note answers it.
     message["Auto-Submitted"] = "auto-generated"
     message["X-Tollkeeper-Event"] = delivery.event
-    lines = [said.sentence or said.title, "", *(f"{name}: {value}" for name, value in said.facts)]
+    link = _link_of(delivery.data, said)
+    facts = (f"{name}: {value}" for name, value in said.facts)
+    lines = [said.sentence or said.title, "", *((link, "") if link else ()), *facts]
     message.set_content("\n".join(lines) + "\n")
     return Mail(sender, recipients, message.as_bytes())
 

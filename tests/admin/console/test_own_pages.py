@@ -19,7 +19,7 @@ from tests.admin.test_roles import app_of
 
 BAD = "<script>alert(1)</script>"
 # A person who signed in with a key may open these: the way in and out, and links in mails.
-BY_KEY = {"/", "/me", "/sign-in", "/sign-out", "/mail/{token}"}
+BY_KEY = {"/", "/me", "/sign-in", "/sign-out", "/mail/{token}", "/raise/{token}"}
 # Those of the key's page, tried one by one; and what programs ask, who are known otherwise.
 PROGRAMS = ("/me/", "/admin", "/static", "/livez", "/readyz", "/metrics", "/stripe/events", "/v1/")
 

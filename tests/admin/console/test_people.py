@@ -349,7 +349,7 @@ async def test_a_customers_own_person_sees_what_is_theirs_and_looks_after_its_ke
 
 ALWAYS = {"/search", "/sign-out"}
 # What writes nothing that is an organization's; a link in a mail, and Stripe by its secret.
-NO_WRITES = {"/sign-in", "/sign-out", "/search", "/mail/{token}", "/stripe/events"}
+NO_WRITES = {"/sign-in", "/sign-out", "/search", "/mail/{token}", "/raise/{token}", "/stripe/events"}
 OF_VENDORS = "/v1/"  # views of resources: tests/features/vendor_admin
 VERBS = {"POST": "create", "PATCH": "change", "DELETE": "delete"}
 PAGES = (

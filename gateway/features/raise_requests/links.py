@@ -1,0 +1,99 @@
+"""Links by which those whom a webhook tells of a raise request decide it.
+
+A link names the request, the webhook and its own end, and is signed under the pepper, with the address that
+the webhook has: it is good for nothing else. It decides as the webhook's owner may, and no longer once the
+webhook is off, deleted or leads elsewhere. To open it changes nothing, since mail servers open links too.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from gateway.admin.console.home import Assets, ConsoleShell, Pages, Sessions, read_form
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.requests import slow_down
+from gateway.admin.operations import Operations, WriteRequest
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import BILLING, Actor, Row
+from gateway.core.alerts.messages import LINK_DAYS, Delivery
+from gateway.errors import NotFound, TollkeeperError
+
+if TYPE_CHECKING:
+    from gateway.admin.ports import AdminPorts
+
+NAME: Final = "raise-requests"
+PAGE: Final = "/raise/{token}"
+_TOKEN = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})-([0-9]{1,12})-([0-9a-f]{64})", re.ASCII)
+_OVER = "This link is no longer good, or never was. The request is decided in the console."
+
+
+def link_of(digest: Callable[[str], str], console: str, message: Delivery) -> str:
+    """The link of one message, good for `LINK_DAYS`; it has the URL of its webhook."""
+    ends = int(message.happened.timestamp()) + LINK_DAYS * 86_400
+    said = f"{message.data['raise_request_id']}-{message.webhook_id}-{ends}"
+    return console + PAGE.format(token=f"{said}-{digest(_signed(said, message.url))}")
+
+
+def _signed(said: str, url: str) -> str:
+    return f"raise-request {said} {url}"
+
+
+def mount_links(app: web.Application, ports: AdminPorts, _: str) -> None:
+    """Serve the page of a link, which needs no token."""
+    pages = RaiseLinks(ConsoleShell(ports, Pages(Assets(), version=ports.version), Sessions(ports)))
+    app.router.add_get(PAGE, pages.show)
+    app.router.add_post(PAGE, pages.decide)
+
+
+class RaiseLinks:
+    """Shows what is asked, and keeps what is decided."""
+
+    def __init__(self, desk: ConsoleShell) -> None:
+        self._desk, self._resource = desk, RESOURCES[NAME]
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /raise/{token}`."""
+        try:
+            _, row = await self._asked(request)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return self._desk.answer(request, None, "raise_link.html", row=row)
+
+    async def decide(self, request: web.Request) -> web.StreamResponse:
+        """`POST /raise/{token}` with `decision`: one of the actions of a raise request."""
+        try:
+            posted = await read_form(request)
+            actor, row = await self._asked(request)
+            action = next((one for one in self._resource.actions if one.name == posted.get("decision")), None)
+            if action is None:
+                raise NotFound(_OVER)
+            does = Operations(self._desk.ports.of(actor), self._resource)
+            done = await does.act(action, WriteRequest(request[REQUEST_ID]), int(str(row["id"])), {})
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content})
+
+    async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
+        """Who decides by the link of a request, and what; `NotFound` where it is not good."""
+        ports = self._desk.ports
+        found = _TOKEN.fullmatch(request.match_info["token"])
+        if found is not None and int(found[3]) >= time.time():
+            with suppress(NotFound):
+                webhook = await ports.store.get("webhooks", int(found[2]))
+                said = _signed(found[0].rpartition("-")[0], str(webhook["url"]))
+                is_signed = any(hmac.compare_digest(one, found[4]) for one in ports.peppers.digests(said))
+                if is_signed and webhook["enabled"]:
+                    owner = webhook["organization_id"]
+                    whose = None if owner is None else int(str(owner))
+                    scope = f"webhook:{found[2]}" if whose is not None else f"staff-webhook:{found[2]}"
+                    actor = Actor(scope, BILLING, organization_id=whose)
+                    return actor, await ports.of(actor).store.get(NAME, int(found[1]))
+        await slow_down(ports.failures, request, "unknown")
+        raise NotFound(_OVER)
