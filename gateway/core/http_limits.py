@@ -77,6 +77,8 @@ class HttpLimits:
 
     body_bytes_max: int = _setting(32 * 1024 * 1024, Bytes)
     body_bytes_per_s_min: int = 16 * 1024
+    # Of a form whose one file passes as it comes: never more of it is kept than `collected_bytes_max`.
+    form_bytes_max: int = 1 << 31
     # Of a body that passes unread: so much is here before an upstream hears of the request.
     collected_bytes_max: int = 256 * 1024
     discarded_bytes_max: int = 256 * 1024

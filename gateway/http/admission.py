@@ -17,7 +17,8 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
 from gateway.core.calls.call import CallRequest, is_light
-from gateway.core.calls.claims import read_call, unpriced_tools
+from gateway.core.calls.claims import read_call, read_form, unpriced_tools
+from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, Vectors, vectors_of
@@ -122,11 +123,13 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     held: AdmittedCall | None = None
     body = b""
     if routed.buffered and exchange.body_failure is None:
-        if not connection.body_complete and not await _comes_soon(exchange, caller):
+        if exchange.long or (not connection.body_complete and not await _comes_soon(exchange, caller)):
             # Blocked, rate and slots come before its bytes.
             held = await by_head(exchange, caller)
-            await exchange.late_body(worker.limits.body_bytes_max)
-        body = connection.body.take_parts()
+            await (
+                _form_begun(exchange) if exchange.long else exchange.late_body(worker.limits.body_bytes_max)
+            )
+        body = b"" if exchange.long else connection.body.take_parts()
     light = is_light(body)
     if not light and held is None:
         held = await by_head(exchange, caller)
@@ -176,6 +179,23 @@ async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
     return held
 
 
+async def _form_begun(exchange: Exchange) -> None:
+    """Read the beginning of a long form, up to its file; the rest is read as it passes."""
+    routed, body, limits = exchange.routed, exchange.connection.body, exchange.worker.limits
+    assert routed.route is not None
+    kind = SHAPES[routed.route.meter].form
+    assert kind is not None
+    form = FormReader(kind, boundary_of(routed.form))
+    begun = body.take_parts()
+    form.feed(begun)
+    body.add(begun)
+    body.form = form
+    await exchange.late_body(limits.collected_bytes_max)
+    if exchange.connection.body_complete:
+        form.end()
+    form.close(exchange.body_length or 0, limits.collected_bytes_max)
+
+
 async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
     """Whether a body that did not come with its head is here a moment later: clients send it after that."""
     soon = exchange.connection.body_soon(caller)
@@ -193,11 +213,15 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     assert routed.route is not None
     owned, bounds = routed.owned, exchange.worker.bounds
     reads = owned is not None and owned.reads
-    form, message = routed.form if routed.metered else b"", exchange.connection.message
-    call = read_call(
-        routed.route, routed.params, body, bounds, reads=reads, light=light, form=form, message=message
-    )
-    if routed.form and not form:
+    form = exchange.connection.body.form
+    if form is not None:
+        call = read_form(routed.route, routed.params, b"", form, bounds)
+    else:
+        kind, message = routed.form if routed.metered else b"", exchange.connection.message
+        call = read_call(
+            routed.route, routed.params, body, bounds, reads=reads, light=light, form=kind, message=message
+        )
+    if routed.form and not routed.metered:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
         if content is not None and paths is not None:
             lines, caller = batch_lines(content, paths.calls), exchange.caller
@@ -323,7 +347,7 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
     there = {name: upstream.target for name in names if (upstream := worker.upstreams.get(name)) is not None}
     call.targets = fitting(rule, call.model, call.family, there)
     call.fallback, call.repeats = rule.fallback, is_repeatable(call)
-    if call.named:  # the objects are kept by one upstream
+    if call.named or exchange.long:  # the objects are kept by one upstream, or the body is sent as it comes
         call.targets = call.targets[:1]
     first = call.targets[0]
     exchange.upstream_name, exchange.model_sent = first.upstream, first.model

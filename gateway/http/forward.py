@@ -60,7 +60,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if call.targets or routed.varies:
         _begin(exchange, admitted, upstream)
     opening = _opening(exchange, admitted, upstream)
-    if not routed.buffered:
+    if not routed.buffered or exchange.long:
         await exchange.small_body(worker.limits.collected_bytes_max)
     if exchange.gone:
         raise ClientGone
@@ -93,7 +93,7 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
     """Send what of a request is here; what is still arriving follows by itself."""
     routed, connection, side = exchange.routed, exchange.connection, link.side
     signer = None if exchange.upstream is None else exchange.upstream.signer
-    if routed.buffered:
+    if routed.buffered and not exchange.long:
         body = call.write_for(exchange.model_sent) if call.targets else call.take_body()
         if signer is not None:
             opening += signer.sign(opening, body)
@@ -106,7 +106,7 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
         if last and call.targets:
             call.let_go(body)
     elif connection.body_complete:
-        body = connection.body.take_parts()
+        body = _renamed(exchange, call, connection.body.take_parts())
         framed = body or exchange.body_length is not None or routed.chunked
         if signer is not None:
             opening += signer.sign(opening, body)
@@ -114,11 +114,26 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
     else:  # what is still arriving follows by itself
         if signer is not None:
             opening += signer.sign(opening, None)
-        length = None if routed.chunked else exchange.body_length
-        parts = connection.body.take_parts()
+        taken = connection.body.take_parts()
+        parts = _renamed(exchange, call, taken)
+        length = (
+            None
+            if routed.chunked or exchange.body_length is None
+            else exchange.body_length + len(parts) - len(taken)
+        )
         link.begin_request(side.ask_in_parts(opening, length, parts, routed.method == b"HEAD"))
         exchange.invite_body()
         connection.stream_body(link)
+
+
+def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
+    """The beginning of a long form with its upstream's own name of the model; of anything else as it is."""
+    if not call.targets or call.model_at is None:
+        return begun
+    call.body = begun
+    begun = call.write_for(exchange.model_sent)
+    call.body = b""
+    return begun
 
 
 def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -> None:

@@ -71,8 +71,8 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     whole, call = exchange.connection.body_complete, exchange.call
     if exchange.read and call is not None and call.has_input:  # by a target that was passed over
         return True
-    if isinstance(failure, UpstreamUnreachable):
-        return False
+    if isinstance(failure, UpstreamUnreachable) or (exchange.long and not whole):
+        return False  # of a form without its end nobody can read anything
     if whole and isinstance(failure, UpstreamTimeout):
         return exchange.forwarded and not exchange.status and call is not None and call.has_input
     return exchange.forwarded and (exchange.gone or not whole)

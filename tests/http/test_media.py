@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tests.core.billing.prices import price_row
 from tests.core.calls.test_forms import FILE, form, wav
 from tests.http.fakes import CALLER, KEY, STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Stage, staged
+from tests.waiting import eventually
 
 SERVICES = ("moderations", "images", "transcriptions")
 ROUTES = tuple(replace(route, upstream="up") for route in FAMILY.routes if route.service in SERVICES)
@@ -247,3 +249,98 @@ async def test_a_form_goes_on_with_the_name_that_its_upstream_has_for_the_model(
         assert b"their-own-name" in sent
         assert b"mine" not in sent
         assert wav(1) in sent
+
+
+SMALL = {"body_bytes_max": 1 << 20, "collected_bytes_max": 64 << 10}
+LONG = wav(400)  # 6.4 MB
+
+
+@contextlib.asynccontextmanager
+async def long_forms(*models: ModelRule) -> AsyncIterator[Stage]:
+    """A stage where a body of more than a MiB is not kept."""
+    async with staged(ROUTES, models=models, **SMALL) as stage:
+        stage.directory.services["transcriptions"] = Service(91, "transcriptions", "subscription")
+        priced(stage, "heard", **A_SECOND)
+        yield stage
+
+
+async def test_a_long_recording_passes_as_it_comes_and_costs_its_seconds() -> None:
+    rule = ModelRule("mine", False, (ModelTarget("up", "heard"), ModelTarget("up", "other")))
+    async with long_forms(rule) as stage:
+        for model in ("heard", "mine"):
+            answers(stage, HEARD)
+            await sdk(stage).audio.transcriptions.create(model=model, file=("a.wav", LONG))
+            sent = stage.upstream.received[-1]
+            assert LONG in sent.body
+            assert b'name="model"\r\n\r\nheard\r\n' in sent.body
+            assert (charged(stage).tools, charged(stage).cost) == ({"audio_second": 400}, 40_000_000)
+        assert stage.counters.holds[-1].money == 40_000_000
+
+
+async def test_a_long_recording_is_never_kept_and_whoever_leaves_in_it_pays_nothing() -> None:
+    async with long_forms() as stage:
+        stage.upstream.expects_cut = True
+        stage.directory.budgets_there = []
+        client = await stage.client()
+        begun = form((b"model", b"heard"), (FILE, LONG))[: -len(b"\r\n--b--\r\n")]
+        head = post(b"", TRANSCRIBE, FORM).replace(b"content-length: 0", b"content-length: %d" % (1 << 30))
+        await client.send(head + begun)
+        most = 0
+
+        def passed() -> bool:
+            nonlocal most
+            most = max(most, stage.plane.buffers.used)
+            return stage.upstream.bytes_read > len(LONG)
+
+        await eventually(passed)
+        assert most < 1 << 20
+        client.close()
+        await stage.settled()
+        await eventually(lambda: not stage.plane.buffers.used)
+        assert not stage.counters.charges
+
+
+TEXTS = ((b"model", b"heard"), (b"response_format", b"json"))
+
+
+@pytest.mark.parametrize(
+    ("body", "heard_of"),
+    [
+        (form((FILE, LONG), *TEXTS), False),  # nobody knows the model
+        (form((b"model", b"other"), (FILE, LONG)), False),
+        (form((b"prompt", b"x" * (512 << 10)), *TEXTS, (FILE, LONG)), False),
+        (form(*TEXTS, (FILE, LONG), (b"model", b"other")), True),
+        (form(*TEXTS, (FILE, LONG), (FILE, LONG)), True),
+        (form(*TEXTS, (FILE, LONG))[:-4] + b"\r\n\r\n", True),
+        (form(*TEXTS, (FILE, LONG + b"\n--b\n")), True),
+    ],
+)
+async def test_a_long_form_that_says_more_behind_its_file_never_arrives_whole(
+    body: bytes, heard_of: bool
+) -> None:
+    async with long_forms() as stage:
+        stage.upstream.expects_cut = True
+        stage.directory.caller = replace(CALLER, models=frozenset({"heard"}))
+        client = await stage.client()
+        with contextlib.suppress(ConnectionError):
+            await client.send(post(body, TRANSCRIBE, FORM))
+        got = await client.answer()
+        assert got.status == (403 if b"other" in body[:200] else 400), got.body
+        if heard_of:
+            await stage.settled()
+        assert not stage.upstream.received
+        assert (stage.upstream.bytes_read > 0) is heard_of
+        assert not stage.counters.charges
+
+
+async def test_a_long_form_says_its_length_and_is_one_of_a_recording() -> None:
+    async with long_forms() as stage:
+        stage.directory.services["images"] = Service(92, "images", "subscription")
+        client = await stage.client()
+        head = post(b"", TRANSCRIBE, FORM).replace(b"content-length: 0", b"transfer-encoding: chunked")
+        with contextlib.suppress(ConnectionError):
+            await client.send(head + chunks(form(*TEXTS, (FILE, LONG))))
+        assert (await client.answer()).status == 413
+        for path, length in ((b"/v1/images/edits", 2 << 20), (TRANSCRIBE, 1 << 40)):
+            told = post(b"", path, FORM).replace(b"content-length: 0", b"content-length: %d" % length)
+            assert (await stage.ask(told)).status == 413

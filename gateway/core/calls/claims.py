@@ -46,7 +46,6 @@ from gateway.core.families.controlled import (
     inner,
     models_beside,
 )
-from gateway.core.families.family import CallKind
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
@@ -475,7 +474,7 @@ def read_call(
         reader = FormReader(shape.form, boundary_of(form))
         reader.feed(body)
         reader.end()
-        return _read_form(route, path_params, body, reader, shape, bounds)
+        return read_form(route, path_params, body, reader, bounds)
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     document = read_document(body, light)
@@ -519,12 +518,11 @@ def read_call(
     return call
 
 
-def _read_form(  # noqa: PLR0917  # as `read_call`
-    route: Route, path_params: Mapping[str, str], body: bytes, form: FormReader, shape: CallKind,
-    bounds: UsageBounds,
-) -> CallRequest:  # fmt: skip
+def read_form(
+    route: Route, path_params: Mapping[str, str], body: bytes, form: FormReader, bounds: UsageBounds
+) -> CallRequest:
     """Understand a form that was read: its texts are the document, and it is sent as it came."""
-    document = form.fields
+    shape, document = SHAPES[route.meter], form.fields
     call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)

@@ -47,7 +47,8 @@ class FormKind:
     """What a call's form may hold: `files`, texts that are `numbers` or `flags`, and any other texts.
 
     The `names` decide something, so each is there once and has one spelling. Those that are `refused` name
-    what an upstream would read instead of the file. One that comes `alone` has no form of JSON.
+    what an upstream would read instead of the file. One that comes `alone` has no form of JSON, and one
+    file, so it may be of any length.
     """
 
     names: ControlledNames
@@ -79,6 +80,7 @@ def boundary_of(content_type: bytes) -> bytes:
 
 
 _START, _HEAD, _CONTENT, _BEHIND = range(4)
+_LAST_BYTES: Final = len(b"\r\n----\r\n")
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class FormReader:
     """The part of a form that came: the values of its texts in `fields`, and its `files`.
 
     `texts_bytes` are those of all texts, `model_at` is where the name of the model stands in all that came.
+    One that is `closed` takes no more parts: its call is known by those that are there.
     """
 
     kind: FormKind
@@ -95,6 +98,7 @@ class FormReader:
     texts_bytes: int = 0
     model_at: tuple[int, int] | None = None
     over: bool = False
+    closed: bool = False
     _state: int = _START
     _rest: bytes = b""
     _passed: int = 0
@@ -106,6 +110,7 @@ class FormReader:
     _stated: int = -1
     _size: int = 0
     _waits: bool = False
+    _content_at: int = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes; `InvalidRequest` names what is wrong with them."""
@@ -123,6 +128,20 @@ class FormReader:
                 raise InvalidRequest("The form ends, and something follows.")
         self._rest = rest[at:]
         self._passed += at
+
+    def close(self, length: int, beginning: int) -> None:
+        """Take no part behind the present one, which must be the file of a form of so many bytes.
+
+        Its size is what is left of them, but for the last line.
+        """
+        if self._file is not None and not self.over and not self.files:
+            self.closed = True
+            size = length - self._content_at - len(self.mark) - _LAST_BYTES
+            self.files = [FormFile(self._name, max(size, 0), self._file.begins)]
+        elif not self.over:
+            raise InvalidRequest(
+                f"In a form of {length} bytes the texts must stand first, the file within {beginning} bytes."
+            )
 
     def end(self) -> None:
         """All bytes came."""
@@ -142,6 +161,7 @@ class FormReader:
         end = rest.find(b"\r\n\r\n", at, at + PART_HEAD_BYTES_MAX)
         if end >= 0:
             self._begin(rest[at:end])
+            self._content_at = self._passed + end + 4
             return end + 4
         if len(rest) - at >= PART_HEAD_BYTES_MAX:
             raise InvalidRequest(f"The head of a part is longer than {PART_HEAD_BYTES_MAX} bytes.")
@@ -168,6 +188,10 @@ class FormReader:
         behind = rest[at : at + 2]
         if behind == b"\r\n":
             self._state = _HEAD
+            if self.closed:
+                raise InvalidRequest(
+                    "In a form of so many bytes nothing may follow its file: put texts first."
+                )
             if self._parts >= PARTS_MAX:
                 raise RequestTooLarge(f"The form has more than {PARTS_MAX} parts.")
             self._parts += 1
@@ -247,7 +271,9 @@ class FormReader:
         if self._stated not in {-1, self._size}:
             raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
         if file is not None:
-            self.files.append(file)
+            if not self.closed:
+                self.files.append(file)
+            self._file = None
             return
         raw = b"".join(self._text)
         self._text = []

@@ -434,6 +434,12 @@ def check_query(query: bytes, route: Route) -> None:
             raise InvalidRequest(f"The query parameter {text} must be a plain word.", param=text)
 
 
+def is_long_form(route: Route | None, form: bytes) -> bool:
+    """Whether a body may be longer than any that is kept: a form with one file, which passes as it comes."""
+    shape = SHAPES.get(route.meter) if route is not None and form else None
+    return shape is not None and shape.form is not None and shape.form.alone
+
+
 def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozenset[bytes]:
     """Names of this request's fields that do not pass on this route; the type of a `form` does."""
     family = _family(route)

@@ -25,6 +25,7 @@ from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.protocol.request import ClientSide, MalformedRequest, RequestTimeout, cut_length
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
+from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody
 from gateway.http.tally import NEVER, TickClock
@@ -501,11 +502,14 @@ class ClientConnection(asyncio.Protocol):
             self._fail_body(refusal)
             return
         if routed.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
-            exchange.body_failure = RequestTooLarge()
+            if is_long_form(routed.route, routed.form) and length <= self._limits.form_bytes_max:
+                exchange.long = True
+            else:
+                exchange.body_failure = RequestTooLarge()
         if side.state == BODY:
             self.body.size = 0
             self._left_s = _RUNS
-            self._buffered = routed.buffered
+            self._buffered = routed.buffered and not exchange.long
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
                 self._keep(payload)
@@ -532,6 +536,10 @@ class ClientConnection(asyncio.Protocol):
         """Pass a part of a body on, or keep it; or why that is too much."""
         body = self.body
         body.size += len(payload)
+        if body.form is not None:
+            refusal = body.refusal_of(payload, self._side.state == WHOLE)
+            if refusal is not None:
+                return refusal
         if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
             self.deadline += len(payload) / self._limits.body_bytes_per_s_min
         elif body.size > self._limits.body_bytes_max:

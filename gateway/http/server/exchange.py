@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.families.controlled import Document
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
 from gateway.core.wait import Wait
-from gateway.errors import CountersUnavailable, Refusal
+from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.fair_share import FairShares, LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
-from gateway.http.server.buffers import Buffers, RequestDriver
+from gateway.http.server.buffers import Buffers, RequestDriver, bare
 from gateway.http.tally import NEVER, TickClock
 from gateway.http.upstream.pool import Link, Upstream
 
@@ -33,9 +34,12 @@ from gateway.http.upstream.pool import Link, Upstream
 # never waited for are bounded by one read: the socket is not read on then, which is its owner's
 # affair.
 class RequestBody:
-    """The body of one request at a time. `size` is what came of it, `kept` what counts in a share."""
+    """The body of one request at a time. `size` is what came of it, `kept` what counts in a share.
 
-    __slots__ = ("_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "kept", "size")
+    A `form` reads what comes of it.
+    """
+
+    __slots__ = ("_buffers", "_caller", "_enough", "_grace", "_parts", "_wait", "form", "kept", "size")
 
     def __init__(self, buffers: Buffers) -> None:
         self._buffers = buffers
@@ -43,6 +47,7 @@ class RequestBody:
         self._parts: list[bytes] = []
         self.size = self._enough = self.kept = 0
         self._wait: Wait[None] | None = None
+        self.form: FormReader | None = None
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -58,6 +63,18 @@ class RequestBody:
     def add(self, part: bytes) -> None:
         """Keep a part."""
         self._parts.append(part)
+
+    def refusal_of(self, part: bytes, last: bool) -> Refusal | None:
+        """Have its form read a part, and the last one; or why it may not go on."""
+        form = self.form
+        if form is not None:
+            try:
+                form.feed(part)
+                if last:
+                    form.end()
+            except (InvalidRequest, RequestTooLarge) as refusal:
+                return bare(refusal)
+        return None
 
     def take_parts(self) -> bytes:
         """The bytes that have arrived; they are given away."""
@@ -126,7 +143,7 @@ class RequestBody:
         """The request is over: nobody waits for what is left of it, nor keeps it."""
         self.let_go()
         self._ended()
-        self._parts = []
+        self._parts, self.form = [], None
 
     def _ended(self) -> Wait[None] | None:
         wait, self._wait = self._wait, None
@@ -234,15 +251,15 @@ class Exchange(RequestDriver):
     answer: it is told the ids in it. `trace` is there where requests are traced. `upstream_name` is where it
     goes, `model_sent` the model that is asked for there, empty where that is the call's own; `key` numbers
     the credential, and `begins` is how the request begins where its head alone does not say that.
-    `passed_over` are the upstreams that failed it before, each with the cause; `read` says that one of them
-    took the whole request, and did not answer in time. It `waits` for its upstream's
-    capacity, or has done so for `waited_ms`.
+    A form that is `long` passes as it comes, behind its texts. `passed_over` are the upstreams that failed it
+    before, each with the cause; `read` says that one of them took the whole request, and did not answer in
+    time. It `waits` for its upstream's capacity, or has done so for `waited_ms`.
     """
 
     __slots__ = (
         "_on_end", "before_end", "began_upstream", "begins", "body_failure", "body_length", "broken",
         "call", "caller", "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded",
-        "gone", "head", "invited", "keep_alive", "key", "link", "model_sent", "opened", "passed_over",
+        "gone", "head", "invited", "keep_alive", "key", "link", "long", "model_sent", "opened", "passed_over",
         "read", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
         "upstream_name", "waited_ms", "waits",
         "worker",
@@ -284,6 +301,7 @@ class Exchange(RequestDriver):
         self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
         self.begins: UpstreamOpening | None = None
         self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.long = False
         self.read = False
 
     def ended(self, error: BaseException | None) -> None:
