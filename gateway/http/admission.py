@@ -16,7 +16,7 @@ from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
-from gateway.core.calls.call import CallRequest, is_light
+from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, CallRequest, is_light
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
@@ -130,7 +130,8 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
                 _form_begun(exchange) if exchange.long else exchange.late_body(worker.limits.body_bytes_max)
             )
         body = b"" if exchange.long else connection.body.take_parts()
-    light = is_light(body)
+    messages = connection.messages
+    light = is_light(body) and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
@@ -217,9 +218,9 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     if form is not None:
         call = read_form(routed.route, routed.params, b"", form, bounds)
     else:
-        kind, message = routed.form if routed.metered else b"", exchange.connection.message
+        kind, messages = routed.form if routed.metered else b"", exchange.connection.messages
         call = read_call(
-            routed.route, routed.params, body, bounds, reads=reads, light=light, form=kind, message=message
+            routed.route, routed.params, body, bounds, reads=reads, light=light, form=kind, messages=messages
         )
     if routed.form and not routed.metered:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches

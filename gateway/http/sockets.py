@@ -84,7 +84,9 @@ class WebSocket(asyncio.Protocol):
         self._connection = exchange.connection
         self._transport = exchange.connection.transport
         self.family = routed.family
-        self._reads = SHAPES[routed.route.meter].message
+        messages = SHAPES[routed.route.meter].messages
+        assert messages is not None
+        self._messages, self._remembered = messages(), 0
         self._head = turn_head(exchange.connection.opened_by)
         self._reading = ReadPause(self._transport)
         self._frames = Connection(ConnectionType.SERVER)
@@ -123,6 +125,8 @@ class WebSocket(asyncio.Protocol):
         self._let_go()
         if self._answer is not None:
             self.keep(-self._answer.kept)
+        self._messages.forget()
+        self._remember()
         self._worker.sockets.release(self._caller.organization_id)
         self._connection.connection_lost(error)
 
@@ -147,7 +151,11 @@ class WebSocket(asyncio.Protocol):
         answer = self._answer
         if answer is None or self._closed:
             return
-        written = b"".join([self._frames.send(TextMessage(data=one)) for one in answer.feed(data)])
+        events = answer.feed(data)
+        written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
+        for one in events:
+            if self._messages.hear(one):
+                self._remember()
         if answer.over:
             self._answer = None
         if written:
@@ -251,7 +259,7 @@ class WebSocket(asyncio.Protocol):
         if dropped:
             return
         self._answer = SocketAnswer(self)
-        self._connection.message = self._reads
+        self._connection.messages = self._messages
         self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
 
     def _let_go(self) -> None:
@@ -259,6 +267,16 @@ class WebSocket(asyncio.Protocol):
         if self._message:
             self._worker.buffers.release(self._caller, len(self._message))
             self._message = bytearray()
+
+    def _remember(self) -> None:
+        """Count what is remembered of the last response; where there is no room for that, it is forgotten."""
+        shares, organization_id = self._worker.sockets_keep, self._caller.organization_id
+        if self._remembered:
+            shares.release(organization_id, self._remembered)
+        self._remembered = self._messages.size
+        if self._remembered and not shares.acquire(organization_id, self._remembered):
+            self._messages.forget()
+            self._remembered = 0
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
         """Say why a message is no call; the socket stays open but for a `code`."""

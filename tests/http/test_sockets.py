@@ -54,6 +54,7 @@ def stream(*documents: dict[str, Any], end: bool = True) -> bytes:
     return STREAM_HEAD + chunks(*map(event, documents), end=end)
 
 
+UNKNOWN = b'{"error":{"message":"Previous response not found.","code":"previous_response_not_found"}}'
 WHOLE = stream(DELTA, completed())
 
 
@@ -237,6 +238,62 @@ async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyP
             async with connected(stage):
                 pass
         assert caught.value.status == 426
+
+
+async def test_what_no_upstream_stores_is_said_again_on_the_same_connection() -> None:
+    async with staged(ROUTES) as stage:
+        thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "sealed"}
+        lost = {"type": "reasoning", "id": "rs_2", "summary": []}
+        call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"}
+        done = [
+            {"type": "response.output_item.done", "output_index": 0, "item": one}
+            for one in (thought, lost, call)
+        ]
+        result = {"type": "function_call_output", "call_id": "c", "output": "4"}
+        stage.upstream.scripts = [
+            [stream(*done, completed(1))],
+            *([stream(completed(number))] for number in (2, 3, 4)),
+            [answer(UNKNOWN, status=b"400 Bad Request")],
+        ]
+        async with connected(stage) as socket:
+            await turn(socket, store=False)
+            assert stage.plane.sockets_keep.used
+            await turn(socket, store=False, previous_response_id="resp_1", input=[result])
+            await turn(socket, store=False, previous_response_id="resp_2", input="more")
+            assert await turn(socket, store=True, previous_response_id="resp_3") == ["response.completed"]
+            # It goes on from the last one alone, and on its own connection.
+            async with connected(stage) as other:
+                assert await turn(other, store=False, previous_response_id="resp_3") == ["error"]
+        bodies = [json.loads(one.body) for one in stage.upstream.received]
+        first = {"role": "user", "content": "hi"}
+        again = [{name: value for name, value in one.items() if name != "id"} for one in (thought, call)]
+        assert bodies[0]["input"] == "hi"
+        assert bodies[1]["input"] == [first, *again, result]
+        assert bodies[2]["input"] == [first, *again, result, {"role": "user", "content": "more"}]
+        assert bodies[3]["input"] == [*bodies[2]["input"], first]
+        assert [one.get("previous_response_id") for one in bodies] == [None] * 4 + ["resp_3"]
+        await eventually(lambda: stage.plane.sockets_keep.used == 0)
+
+
+async def test_what_is_not_stored_goes_on_from_what_is() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [[stream(completed(1))], [stream(completed(2))], [stream(completed(3))]]
+        async with connected(stage) as socket:
+            await turn(socket)
+            await turn(socket, store=False, previous_response_id="resp_1", input="more")
+            await turn(socket, store=False, previous_response_id="resp_2", input="most")
+        body = json.loads(stage.upstream.received[2].body)
+        assert body["previous_response_id"] == "resp_1"
+        assert [one["content"] for one in body["input"]] == ["more", "most"]
+
+
+async def test_what_has_no_room_is_forgotten() -> None:
+    async with staged(ROUTES, sockets_kept_bytes_max=1024) as stage:
+        stage.upstream.scripts = [[WHOLE], [answer(UNKNOWN, status=b"400 Bad Request")]]
+        async with connected(stage) as socket:
+            await turn(socket, store=False, input="x" * 2000)
+            assert await turn(socket, store=False, previous_response_id="resp_1") == ["error"]
+        assert stage.plane.sockets_keep.used == 0
 
 
 async def test_one_response_at_a_time() -> None:

@@ -66,7 +66,7 @@ def read_document(body: bytes, light: bool = False) -> dict[str, object]:
     Nobody has to count the parts of one that is known to be `light`.
     """
     if len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
-        _check_size(body)
+        check_size(body)
     try:
         document = _decode(body)
     except msgspec.MsgspecError as error:
@@ -120,7 +120,7 @@ def _may_hold_too_much(body: bytes, light: bool) -> bool:
     )
 
 
-def _check_size(body: bytes) -> None:
+def check_size(body: bytes) -> None:
     """Refuse what would hold up every other call: counted in C, without making anything of it."""
     marks = body
     backslashes = body.count(b"\\")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,9 +26,11 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
+    UNCOUNTED_BYTES_MAX,
     CallRequest,
     UsageBounds,
     check_names,
+    check_size,
     media_in,
     names_in,
     read_document,
@@ -46,6 +48,7 @@ from gateway.core.families.controlled import (
     inner,
     models_beside,
 )
+from gateway.core.families.family import SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
@@ -451,11 +454,11 @@ def read_call(
     reads: bool = False,
     light: bool = False,
     form: bytes = b"",
-    message: Callable[[dict[str, object]], None] | None = None,
+    messages: SocketMessages | None = None,
 ) -> CallRequest:
     """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
 
-    Where it is the message of a WebSocket, `message` makes the document of a call of that.
+    Where it is one of the `messages` of a WebSocket, they make the document of a call of it.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
     type and streamed. Nobody counts the parts of a `light` one. `form` is the content type of a form.
@@ -478,10 +481,8 @@ def read_call(
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     document = read_document(body, light)
-    if message is not None:
-        check_names(body, write_document(document), 0)
-        message(document)
-        body = write_document(document)
+    if messages is not None:
+        body = _asked_by(messages, document, body)
     call = CallRequest(route.meter, route.family, b"", document=document)
     if shape.of_tools:
         call.server = route.upstream
@@ -532,6 +533,16 @@ def read_form(
     call.gives_up = "timeout" in " ".join(document).lower()
     call.names = names_in(document)
     return call
+
+
+def _asked_by(messages: SocketMessages, document: Document, body: bytes) -> bytes:
+    """Make the document of a message that of a call, and the body that a caller would have sent for it."""
+    check_names(body, write_document(document), 0)
+    messages.read(document)
+    written = write_document(document)
+    if len(written) > UNCOUNTED_BYTES_MAX:
+        check_size(written)
+    return written
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -111,6 +111,20 @@ TOLD_MAX = 1_024  # ids kept of one answer
 Reader = Callable[[CallRequest, Document, Mapping[str, str], UsageBounds], None]
 
 
+class SocketMessages(Protocol):
+    """The messages of one WebSocket: `read` makes the document of a call of one.
+
+    One may go on from events that were given to `hear`: `size` bytes are kept of these, until all of it is to
+    `forget`. `hear` tells whether that is another number now.
+    """
+
+    @property
+    def size(self) -> int: ...
+    def read(self, document: Document) -> None: ...
+    def hear(self, event: str) -> bool: ...
+    def forget(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallKind:
     """One kind of metered call: `read` takes its body, `dialect` its answers.
@@ -124,7 +138,7 @@ class CallKind:
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
     Its body may be a `form`.
-    Where it can be asked for by a message of a WebSocket, `message` makes the call's document of that.
+    Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection.
     """
 
     read: Reader
@@ -143,7 +157,7 @@ class CallKind:
     media: MediaPlaces = field(default_factory=MediaPlaces)
     of_tools: bool = False
     form: FormKind | None = None
-    message: Callable[[Document], None] | None = None
+    messages: Callable[[], SocketMessages] | None = None
 
 
 @dataclass(slots=True)

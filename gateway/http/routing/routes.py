@@ -483,7 +483,7 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
 def check_upgrade(route: Route | None) -> None:
     """Refuse a WebSocket for a route whose calls no message asks for."""
     shape = SHAPES.get(route.meter) if route else None
-    if shape is None or shape.message is None or not is_installed("websockets"):
+    if shape is None or shape.messages is None or not is_installed("websockets"):
         raise UpgradeRefused
 
 

@@ -13,10 +13,9 @@ import select
 import socket
 import struct
 import termios
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from gateway.core.families.controlled import Document
+from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
@@ -129,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
         "_limits", "_lingers", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body",
-        "deadline", "exchange", "gone", "idle_since", "message", "opened_by", "transport",
+        "deadline", "exchange", "gone", "idle_since", "messages", "opened_by", "transport",
     )  # fmt: skip
 
     def __init__(self, host: _Host) -> None:
@@ -152,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
         self._write_wait: Wait[None] | None = None
         # The head that asks for a WebSocket, and what makes calls of its messages.
         self.opened_by = b""
-        self.message: Callable[[Document], None] | None = None
+        self.messages: SocketMessages | None = None
 
     # asyncio.Protocol
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
-from gateway.core.families.controlled import Document
+from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
@@ -168,7 +168,8 @@ class Worker:
     `heads` understands heads and remembers what repeats of those of callers that are known; `buffers` counts
     what is kept for slow ends, `bodies` gives large ones their turns. `workloads` has the digests of a
     workload's key by the URI of its certificate, `models` are those that somebody configured,
-    `capacity` has those who wait for what upstreams can take, `sockets` who has how many WebSockets.
+    `capacity` has those who wait for what upstreams can take, `sockets` who has how many WebSockets,
+    `sockets_keep` how many bytes these remember.
     """
 
     ports: Ports
@@ -183,6 +184,7 @@ class Worker:
     models: ConfiguredModels
     capacity: _CapacityTurns
     sockets: FairShares
+    sockets_keep: FairShares
 
     def produced(self, started: float) -> float:
         """Note when a stream that was asked for at a second first produced something; the second of that."""
@@ -205,7 +207,7 @@ class _Client(Protocol):
     blocked: bool
     body: RequestBody
     opened_by: bytes
-    message: Callable[[Document], None] | None
+    messages: SocketMessages | None
 
     @property
     def body_complete(self) -> bool: ...

@@ -316,7 +316,7 @@ class DataPlane:
         self.clock = TickClock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
-        self.sockets = FairShares(0, 0)
+        self.sockets, self.sockets_keep = FairShares(0, 0), FairShares(0, 0)
         self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
@@ -387,6 +387,8 @@ class DataPlane:
         self.buffers.renew(limits)
         self.sockets.most = limits.sockets_max
         self.sockets.each = max(1, int(limits.sockets_max * limits.sockets_share))
+        self.sockets_keep.most = limits.sockets_kept_bytes_max
+        self.sockets_keep.each = int(limits.sockets_kept_bytes_max * limits.sockets_share)
         self.capacity.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
@@ -404,6 +406,7 @@ class DataPlane:
             configured,
             self.capacity,
             self.sockets,
+            self.sockets_keep,
         )
 
     @property

@@ -17,6 +17,7 @@ from gateway.core.families.family import (
 )
 from gateway.core.families.openai import calls, chat, media, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
+from gateway.core.families.openai.sockets import ResponseMessages
 from gateway.core.metering.stream import OpaqueMeter
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -77,7 +78,7 @@ _SHAPES = {
         uses="max_tool_calls",
         numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,
-        message=calls.read_message,
+        messages=ResponseMessages,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
     "openai_moderations": CallKind(

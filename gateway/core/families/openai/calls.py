@@ -81,22 +81,6 @@ def read_responses(
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
-# Fields of a message alone, and those of a body that say nothing there. Source: OpenAI's guide to WebSockets.
-_CREATE = "response.create"
-_IMPLIED = {"stream": True, "background": False, "generate": True, "stream_id": None}
-
-
-def read_message(document: Document) -> None:
-    """Make the document of a response, streamed, of the message of a WebSocket that asks for one."""
-    ControlledNames("type", *_IMPLIED).check(document)
-    if document.pop("type", None) != _CREATE:
-        raise InvalidRequest(f'type must be "{_CREATE}": no other event is taken here.', param="type")
-    for name, implied in _IMPLIED.items():
-        if name in document and document.pop(name) not in (None, implied):
-            raise InvalidRequest(f"{name} cannot be chosen on a WebSocket: leave it out.", param=name)
-    document["stream"] = True
-
-
 def read_embeddings(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:

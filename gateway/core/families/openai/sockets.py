@@ -1,0 +1,110 @@
+"""Messages of a WebSocket that asks for responses, and what a connection remembers of its last one. Pure.
+
+Source: OpenAI's guide to WebSockets of the Responses API. Where nothing is stored, a response goes on from
+the last one of its connection. The upstream is asked by HTTP and knows no connections, so all that was said
+before is said again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.families.controlled import ControlledNames, Document
+from gateway.core.metering.reading import UNREADABLE
+from gateway.errors import InvalidRequest
+
+_CREATE = "response.create"
+# Fields of a message alone, and those of a body that say nothing there.
+_IMPLIED = {"stream": True, "background": False, "generate": True, "stream_id": None}
+_NAMES = ControlledNames("type", *_IMPLIED)
+_BEFORE = "previous_response_id"
+_ITEM = "response.output_item.done"
+_ENDS = ("response.completed", "response.incomplete")
+# A beginning of an event long enough to have its type.
+_TYPE_CHARACTERS = 256
+
+
+class _ToldResponse(msgspec.Struct):
+    id: str
+
+
+class _Event(msgspec.Struct):
+    type: str
+    item: Document | None = None
+    response: _ToldResponse | None = None
+
+
+_event = msgspec.json.Decoder(_Event).decode
+
+
+class ResponseMessages:
+    """The messages of one connection, which keeps `size` bytes of its last response."""
+
+    def __init__(self) -> None:
+        self._id = ""
+        # The response that the last one goes on from at its upstream.
+        self._before: object = None
+        self._asked_before: object = None
+        self._said = self._asked = b""
+        self._items: list[Document] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes kept for the next message."""
+        return len(self._said)
+
+    def forget(self) -> None:
+        """Keep nothing: who goes on from the last response has to say all of it again."""
+        self._id, self._said = "", b""
+
+    def read(self, document: Document) -> None:
+        """Make the document of a response, streamed, of the message that asks for one."""
+        self._asked, self._items = b"", []
+        _NAMES.check(document)
+        if document.pop("type", None) != _CREATE:
+            raise InvalidRequest(f'type must be "{_CREATE}": no other event is taken here.', param="type")
+        for name, implied in _IMPLIED.items():
+            if name in document and document.pop(name) not in (None, implied):
+                raise InvalidRequest(f"{name} cannot be chosen on a WebSocket: leave it out.", param=name)
+        document["stream"] = True
+        if self._id and document.get(_BEFORE) == self._id:
+            document[_BEFORE] = self._before
+            if self._before is None:
+                del document[_BEFORE]
+            document["input"] = [*msgspec.json.decode(self._said), *_items(document.get("input"))]
+        if document.get("store") is False:
+            self._asked_before = document.get(_BEFORE)
+            self._asked = msgspec.json.encode(_items(document.get("input")))
+
+    def hear(self, event: str) -> bool:
+        """Whether `size` is another one now, by an event of the response that was asked for."""
+        if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
+            return False
+        try:
+            said = _event(event)
+        except UNREADABLE:
+            return False
+        if said.type == _ITEM and said.item is not None:
+            self._items.append(said.item)
+        if said.type not in _ENDS or said.response is None:
+            return False
+        items = [one for item in self._items if (one := _again(item))]
+        answer = msgspec.json.encode(items)
+        inner = b",".join(part for part in (self._asked[1:-1], answer[1:-1]) if part)
+        self._id, self._before, self._said = said.response.id, self._asked_before, b"[" + inner + b"]"
+        self._asked, self._items = b"", []
+        return True
+
+
+def _items(said: object) -> list[object]:
+    """An input as a list of items."""
+    if isinstance(said, list):
+        return said
+    return [] if said is None else [{"role": "user", "content": said}]
+
+
+def _again(item: Document) -> Document | None:
+    """An item of an answer as it is said again: nobody stored it, so its id means nothing."""
+    if item.get("type") == "reasoning" and not item.get("encrypted_content"):
+        return None
+    return {name: value for name, value in item.items() if name != "id"}
