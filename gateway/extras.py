@@ -20,6 +20,7 @@ LIBRARIES = {
     "google": ("google", "requests"),
     "oidc": ("jwt", "cryptography"),
     "proof": ("cryptography",),
+    "rls": ("grpc",),
     "stripe": ("stripe",),
     "tokenizer": ("bpe_openai",),
     "websockets": ("wsproto",),

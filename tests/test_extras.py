@@ -69,7 +69,7 @@ def pins(lock: str) -> set[str]:
 def test_without_extras_modules_are_loaded_that_need_none(environ: dict[str, str]) -> None:
     said = run(environ, "-c", LOADS)
     assert said.returncode == 0, said.stderr
-    assert sorted(json.loads(said.stdout)) == ["jwt", "stripe", "typst", "wsproto"]
+    assert sorted(json.loads(said.stdout)) == ["grpc", "jwt", "stripe", "typst", "wsproto"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["invoice", "--help"]])
@@ -85,6 +85,7 @@ def test_without_extras_the_command_line_helps(environ: dict[str, str], words: l
         (["backup", "--to", "s3://bucket/folder", "--database-url", "postgresql://h/d"], "backup"),
         (["restore", "--from", "s3://bucket/folder/one", "--database-url", "postgresql://h/d"], "backup"),
         (["call", "list", "--archive", "archive"], "archive"),
+        (["rls", "--config", "rls.yaml"], "rls"),
         (["keeper"], "stripe"),
         (["up", "--data-dir", "data"], "stripe"),
     ],

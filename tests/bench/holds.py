@@ -1,7 +1,8 @@
 """What a hold by the API costs: `python -m tests.bench.holds [--compiled build/compiled]`.
 
 One worker on one core, the client on another. Each round takes a hold and settles it; it prints microseconds
-of CPU a round, how many rounds one core does in a second by that, and the times of rounds.
+of CPU a round, how many rounds one core does in a second by that, and the times of rounds. The last row is
+asked by Envoy's rate limit service: `tollkeeper rls` takes and settles, on the core of the worker.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import json
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from http.client import HTTPConnection
+
+import grpc
 
 from tests.bench import solo
 from tests.bench.contenders import Contender, Stage
 from tests.bench.load import ANSWER, PATH
-from tests.bench.machine import BenchError, check_running, cpu_s
+from tests.bench.machine import BenchError, check_running, cpu_s, family, free_port
 from tests.bench.tollkeeper import tollkeeper
+from tests.features.rate_limit_service.test_rate_limit_service import asked, hits
 
 BODY = json.dumps(
     {"model": "gpt-4o-mini", "max_tokens": 60, "messages": [{"role": "user", "content": "hello"}]}
@@ -36,7 +41,12 @@ def main() -> int:
     def measure(stage: Stage) -> None:
         (one,) = tollkeeper(stage, ["tollkeeper"])
         stage.prefer(options.nice)
-        for name, rounds in (("take and settle", by_api), ("authorize and answer", by_gateway)):
+        kinds = (
+            ("take and settle", by_api),
+            ("authorize and answer", by_gateway),
+            ("rls", _service(stage, one)),
+        )
+        for name, rounds in kinds:
             times, used_us = _cost(one, rounds, options.connections, options.rounds)
             cuts = statistics.quantiles(times, n=100)
             print(
@@ -57,6 +67,29 @@ def by_gateway(line: HTTPConnection, key: str) -> None:
     """Another gateway asks whether a call may pass, and tells its answer."""
     id_, _ = _ask(line, key, f"/.tollkeeper/authorize/600{PATH}", BODY, 200)
     _ask(line, key, f"/.tollkeeper/holds/{id_}/answers/200", ANSWER, 200)
+
+
+def _service(stage: Stage, one: Contender) -> Callable[[HTTPConnection, str], None]:
+    """Start `tollkeeper rls`, whose CPU counts as the gateway's; a round asks it over gRPC."""
+    port, table = free_port(), stage.folder / "rls.yaml"
+    rule = {
+        "domain": "api",
+        "entries": {"key": "*"},
+        "key": "{key}",
+        "service": "chat",
+        "model": "gpt-4o-mini",
+    }
+    table.write_text(json.dumps({"gateway": f"http://127.0.0.1:{one.port}", "rules": [rule]}))
+    command = [stage.python, "-m", "gateway", "rls", "--config", str(table), "--listen", f"127.0.0.1:{port}"]
+    one.gateway += family(stage.start(command, stage.placement.gateway, "rls", port).pid)
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    asking = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+
+    def ask(_: HTTPConnection, key: str) -> None:
+        if asking(asked({"key": key} | hits(300)), timeout=30)[:2] != b"\x08\x01":
+            raise BenchError("the rate limit service refuses")
+
+    return ask
 
 
 def _ask(line: HTTPConnection, key: str, path: str, body: str, status: int) -> tuple[str, bytes]:

