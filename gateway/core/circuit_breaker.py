@@ -234,6 +234,16 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
     return min((one.wait_s for one in limits.values() if one.wait_s is not None), default=0.0), False
 
 
+def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
+    """Requests and tokens a minute that an answer says its upstream allows; 0 where it does not say."""
+    limits = _limits(_said(lines), 0.0)
+
+    def of(*names: str) -> int:
+        return sum(int(one.limit or 0) for name in names if (one := limits.get(name)) is not None)
+
+    return of("requests"), of("tokens") or of("input-tokens", "output-tokens")
+
+
 def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
     """Values by name, in lower case; empty where one is too long or there are two."""
     said: dict[bytes, str] = {}

@@ -18,7 +18,15 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Final
 
-from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share, ShareTable
+from gateway.core.calls.capacity import (
+    CapacityAsk,
+    CapacityEnd,
+    CapacityLimits,
+    LearnedLimits,
+    Share,
+    ShareTable,
+)
+from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait, begin
@@ -26,6 +34,7 @@ from gateway.errors import CountersUnavailable, UpstreamFull
 from gateway.http.charge import AdmittedCall
 from gateway.http.fair_share import FairShares
 from gateway.http.ports import Ports
+from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Upstream
 
@@ -64,6 +73,7 @@ class CapacityQueues:
         self.ports, self.loop = ports, loop
         self.kept = FairShares(0, 0), FairShares(0, 0)
         self._accounts: dict[tuple[str, str], CapacityQueue] = {}
+        self._learned: dict[str, LearnedLimits] = {}
         self._table = ShareTable()
         self._wait_s = 0.0
         self.renew(limits)
@@ -83,6 +93,13 @@ class CapacityQueues:
             found[upstream] = found.get(upstream, 0) + one.length
         return list(found.items())
 
+    def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None:
+        """Note what an answer says of its upstream's limits."""
+        if answer.limits and (answer.status == 200 or answer.status in LIMITED):
+            requests, tokens = stated_limits(answer.limits)
+            if requests or tokens:
+                self._learned.setdefault(upstream.name, LearnedLimits()).note(model, key, requests, tokens)
+
     async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
         """Let a call have what it needs of its upstream's capacity, or wait for that.
 
@@ -90,7 +107,8 @@ class CapacityQueues:
         """
         capacity, ports, call = upstream.capacity, self.ports, admitted.call
         assert capacity is not None
-        model, limits = capacity.of(exchange.model_sent or call.model)
+        learned, keys = self._learned.get(upstream.name), len(upstream.accounts)
+        model, limits = capacity.of(exchange.model_sent or call.model, learned, keys)
         if limits == _UNLIMITED or ports.capacity is None:
             return
         queue = self._accounts.get((upstream.name, model))

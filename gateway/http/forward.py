@@ -140,6 +140,8 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
     """Note what the head of an answer says of its upstream's limits, and how the answer is metered."""
     worker, call = exchange.worker, admitted.call
     exchange.status = answer.status
+    if upstream.capacity is not None and upstream.capacity.learned:
+        worker.capacity.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
     if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
         tokens = call.input_estimate + (call.output_max or 0) * call.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)

@@ -27,7 +27,7 @@ from gateway.core.calls.binding import (
     reach_of,
 )
 from gateway.core.calls.capacity import MODELS_MAX as OWN_LIMITS_MAX
-from gateway.core.calls.capacity import Capacity, CapacityLimits
+from gateway.core.calls.capacity import PER_MINUTE_MAX, Capacity, CapacityLimits
 from gateway.core.calls.models import conflict
 from gateway.core.calls.routes import (
     AWS_FIELDS,
@@ -322,7 +322,7 @@ ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}$"
 # A workload by the URI of its certificate, and the API key that it uses.
 Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
-PerMinute = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+PerMinute = Annotated[int, msgspec.Meta(ge=1, le=PER_MINUTE_MAX)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -406,6 +406,7 @@ class _Capacity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _UpstreamCapacity(_Capacity, frozen=True, forbid_unknown_fields=True):
     models: Annotated[dict[ModelName, _Capacity], msgspec.Meta(max_length=OWN_LIMITS_MAX)] = {}
+    learned: bool = False
 
 
 class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -671,16 +672,17 @@ def _check_auth(place: str, written: _Upstream) -> None:
 
 def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
     """What an upstream can take; `SettingError` where that says nothing."""
-    if not any(msgspec.structs.asdict(written).values()):
-        names = ", ".join(_UpstreamCapacity.__struct_fields__)
-        raise SettingError(f"{place}.capacity: expected one of {names}")
-    return Capacity(_limits(written), tuple((name, _limits(one)) for name, one in written.models.items()))
+    said = msgspec.structs.asdict(written)
+    if not any(said.values()):
+        raise SettingError(f"{place}.capacity: expected one of {', '.join(said)}")
+    limits, models = _limits(written), tuple((name, _limits(one)) for name, one in written.models.items())
+    if written.learned and limits != CapacityLimits():
+        raise SettingError(f"{place}.capacity.learned: limits are stated beside it: leave one out")
+    return Capacity(limits, models, written.learned)
 
 
-def _limits(written: _Capacity) -> CapacityLimits:
-    return CapacityLimits(
-        written.requests_per_minute or 0, written.tokens_per_minute or 0, written.concurrency or 0
-    )
+def _limits(of: _Capacity) -> CapacityLimits:
+    return CapacityLimits(of.requests_per_minute or 0, of.tokens_per_minute or 0, of.concurrency or 0)
 
 
 def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -703,8 +705,7 @@ def _with_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
     """The header fields of each call, and those of each key: where {key} stands, else as its API has it."""
-    said = written.headers.items()
-    fields = tuple((field.lower(), value) for field, value in said if not TOLD.search(value))
+    fields = tuple((name.lower(), said) for name, said in written.headers.items() if not TOLD.search(said))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
         if placed:

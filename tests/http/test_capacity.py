@@ -8,11 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.capacity import Capacity, CapacityAsk, CapacityEnd, CapacityLimits, Share
+from gateway.core.calls.capacity import (
+    MODELS_MAX,
+    PER_MINUTE_MAX,
+    Capacity,
+    CapacityAsk,
+    CapacityEnd,
+    CapacityLimits,
+    LearnedLimits,
+    Share,
+)
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.model import BATCH
 from gateway.errors import CountersUnavailable
-from tests.http.fakes import CALLER, post
+from tests.http.fakes import CALLER, answer, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_models import chat, paired
 from tests.waiting import eventually
@@ -26,6 +35,7 @@ class FakeCapacity:
     def __init__(self, room: int = 100) -> None:
         self.room, self.down = room, False
         self.accounts: list[tuple[str, str]] = []
+        self.limits: dict[tuple[str, str], CapacityLimits] = {}
         self.asked: list[CapacityAsk] = []
         self.ended: list[CapacityEnd] = []
         self.over: list[str] = []
@@ -42,6 +52,7 @@ class FakeCapacity:
         if self.down:
             raise CountersUnavailable
         self.accounts.append(account)
+        self.limits[account] = limits
         self.asked += asks
         self.ended += ended
         self.over += over
@@ -182,3 +193,57 @@ async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capac
         assert (await pair.ask(chat("fast"))).status == 200
         assert pair.asked == (0, 1)
         assert pair.stage.tally.fallbacks == {("up", "429"): 1}
+
+
+# Limits that nobody states: answers do.
+
+OPENAI = (
+    b"x-ratelimit-limit-requests: 500\r\nx-ratelimit-limit-tokens: 30000\r\n"
+    b"x-ratelimit-remaining-tokens: 9\r\n"
+)
+ANTHROPIC = (
+    b"anthropic-ratelimit-requests-limit: 50\r\nanthropic-ratelimit-input-tokens-limit: 20000\r\n"
+    b"anthropic-ratelimit-output-tokens-limit: 4000\r\n"
+)
+LEARNED = Capacity(models=(("own", CapacityLimits(concurrency=3)),), learned=True)
+
+
+@pytest.mark.parametrize(("said", "limits"), [(OPENAI, (500, 30_000)), (ANTHROPIC, (50, 24_000))])
+async def test_limits_are_learned_from_answers_by_model(
+    capacity: FakeCapacity, said: bytes, limits: tuple[int, int]
+) -> None:
+    async with staged(of_target={"capacity": LEARNED}, capacity=capacity) as stage:
+        for _ in range(2):
+            stage.upstream.scripts.append([answer(fields=said)])
+            assert (await stage.ask(post(chat("gpt")))).status == 200
+        assert (await stage.ask(post(chat("other")))).status == 200
+        assert (await stage.ask(post(chat("own")))).status == 200
+        await eventually(lambda: len(capacity.accounts) >= 2)
+        assert {*capacity.accounts} == {("up", "gpt"), ("up", "own")}
+        assert capacity.limits["up", "gpt"] == CapacityLimits(*limits)
+        assert capacity.limits["up", "own"] == CapacityLimits(concurrency=3)
+
+
+async def test_nothing_is_learned_from_what_failed_nor_of_more_models_than_are_kept(
+    capacity: FakeCapacity,
+) -> None:
+    async with staged(of_target={"capacity": LEARNED}, capacity=capacity) as stage:
+        for status in (b"404 Not Found", b"500 Broken"):
+            stage.upstream.scripts.append([answer(fields=OPENAI, status=status)])
+            await stage.ask(post(chat("gpt")))
+        await stage.ask(post(chat("gpt")))
+    assert not capacity.accounts
+    learned = LearnedLimits()
+    for number in range(MODELS_MAX + 1):
+        learned.note(f"m{number}", 0, 10, 0)
+    assert (learned.of("m0", 1), learned.of(f"m{MODELS_MAX}", 1)) == (CapacityLimits(10), CapacityLimits())
+
+
+def test_keys_that_were_not_heard_of_are_taken_for_such_as_the_others() -> None:
+    learned = LearnedLimits()
+    learned.note("m", 0, 100, 0)
+    assert learned.of("m", 3) == CapacityLimits(300)
+    learned.note("m", 2, 50, 10**15)
+    assert learned.of("m", 3) == CapacityLimits(225)
+    learned.note("m", 0, 100, 7)
+    assert learned.of("m", 2) == CapacityLimits(150, PER_MINUTE_MAX + 7)

@@ -147,6 +147,7 @@ MODEL = "targets: [{upstream: openai}]"
         ),
         ("upstreams: {u: {base_url: 'http://u', capacity: {}}}", "upstreams.u.capacity: expected one of"),
         ("upstreams: {u: {base_url: 'http://u', capacity: {concurrency: 0}}}", "concurrency"),
+        ("upstreams: {u: {base_url: 'http://u', capacity: {learned: true, concurrency: 1}}}", "learned"),
         (
             "{upstreams: {u: {base_url: 'http://u', path: '/x/{operation}'}}, services: {s: {upstream: u}}}",
             "services.s: the upstream u has a path of its own",

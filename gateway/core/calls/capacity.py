@@ -14,6 +14,7 @@ from gateway.core.model import BATCH, INTERACTIVE, Caller
 SHARES_MAX: Final = 2_000
 WEIGHT_MAX: Final = 1_000
 MODELS_MAX: Final = 100
+PER_MINUTE_MAX: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,54 @@ class CapacityLimits:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The limits of an upstream, and of models that have their own: calls of these count there alone."""
+    """The limits of an upstream, and of models that have their own: calls of these count there alone.
+
+    Where they are `learned`, each model has an account by what answers to its calls say of limits.
+    """
 
     limits: CapacityLimits = CapacityLimits()
     models: tuple[tuple[str, CapacityLimits], ...] = ()
+    learned: bool = False
 
-    def of(self, model: str) -> tuple[str, CapacityLimits]:
+    def of(
+        self, model: str, learned: LearnedLimits | None = None, keys: int = 1
+    ) -> tuple[str, CapacityLimits]:
         """The model whose account a call takes from, empty for the upstream's own, and its limits."""
         for name, limits in self.models:
             if name == model:
                 return name, limits
+        if self.learned and learned is not None:
+            return model, learned.of(model, keys)
         return "", self.limits
+
+
+class LearnedLimits:
+    """What answers of an upstream said of its limits, by model and by key, each the last that was said."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self) -> None:
+        self._said: dict[str, dict[int, CapacityLimits]] = {}
+
+    def note(self, model: str, key: int, requests: int, tokens: int) -> None:
+        """Go by this from the next call on; 0 is nothing said."""
+        said = self._said.get(model)
+        if said is None:
+            if len(self._said) >= MODELS_MAX:
+                return
+            said = self._said[model] = {}
+        said[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
+
+    def of(self, model: str, keys: int) -> CapacityLimits:
+        """Of all keys together: each that was not heard of is taken for one as the others are."""
+        said = self._said.get(model)
+        if not said:
+            return CapacityLimits()
+        requests, tokens = (
+            sum(of) * keys // len(of) if all(of := [getattr(one, name) for one in said.values()]) else 0
+            for name in ("requests_per_minute", "tokens_per_minute")
+        )
+        return CapacityLimits(requests, tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,9 @@ def read_answer_head(head: bytes) -> AnswerHead:
         raise Malformed("it states a length as well as a transfer-encoding")
     if nominated:
         answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
-        answer.limits = tuple(line for line in answer.limits if line in answer.lines)
+        answer.limits = tuple(
+            line for line in answer.limits if line[: line.find(b":")].lower() not in nominated
+        )
     return answer
 
 
@@ -210,8 +212,8 @@ def _length(answer: AnswerHead, value: bytes) -> int:
 def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
     """Take in a field that means something here, but for the most usual ones."""
     if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
+        answer.limits += (line,)
         if answer.status in LIMITED:
-            answer.limits += (line,)
             answer.lines.append(line)
     elif kind == REQUEST_ID:
         answer.request_id = value

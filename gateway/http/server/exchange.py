@@ -21,6 +21,7 @@ from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
 from gateway.http.fair_share import FairShares, LargeBodies
 from gateway.http.ports import Ports
+from gateway.http.protocol.answer import AnswerHead
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
@@ -158,6 +159,7 @@ class _CapacityTurns(Protocol):
     """What a call asks of the queues for what its upstream can take; `admitted` is its `AdmittedCall`."""
 
     async def take(self, exchange: Exchange, admitted: Any, upstream: Upstream, waits: bool) -> None: ...
+    def learn(self, upstream: Upstream, model: str, key: int, answer: AnswerHead) -> None: ...
 
 
 # What all requests of one worker share.
