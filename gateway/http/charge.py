@@ -37,7 +37,7 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
-from gateway.core.calls.claims import CallClaim, bind_output, claim_of
+from gateway.core.calls.claims import CallClaim, bind_output, claim_of, lower_task
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
     NO_PRICES,
@@ -162,6 +162,8 @@ class AdmittedCall:
             allowed = fields_allowed(worker, call, exchange.upstream_name)
             enforced = NO_UNITS if budgets is None else budgets.enforced
             bind_output(call, claim, vectors, decision, enforced, allowed)
+            if claim.budget is not None and exchange.head.attribution.run is not None:
+                lower_task(call, claim.budget, decision)
 
     def answered_by(self, number: int) -> None:
         """The target of this number answers: its price alone is what the call costs."""

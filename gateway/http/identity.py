@@ -10,12 +10,18 @@ import json
 import re
 from urllib.parse import unquote_to_bytes
 
-from gateway.core.accounts.runs import FIELD_BYTES_MAX, read_run
+from gateway.core.accounts.runs import FIELD_BYTES_MAX, ID_CHARACTERS_MAX, is_id, read_run
 from gateway.core.calls.routes import Route
 from gateway.core.issuers import is_token, may_be_read
 from gateway.core.model import INTEGER_MAX, PRIORITIES, Attribution, Family, RunRequest
 from gateway.errors import InvalidApiKey, InvalidRequest
-from gateway.http.protocol.request import CREDENTIAL_FIELDS, OURS_PREFIX, SESSION_FIELDS, Values
+from gateway.http.protocol.request import (
+    BAGGAGE_FIELD,
+    CREDENTIAL_FIELDS,
+    OURS_PREFIX,
+    SESSION_FIELDS,
+    Values,
+)
 
 # Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
 _QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken idtoken jwt".split()) | {
@@ -93,12 +99,14 @@ METADATA_DEPTH_MAX = 32
 UNITS_MAX = 1_000_000
 # What only a row of our own may say of itself; views and roll-ups go by it.
 OUR_MARKERS = ("corrects", "forgiven", "forgives", "reclaimed", "supplied_on", "told_on", "unreadable")
+# The member of W3C baggage that names a run.
+RUN_IN_BAGGAGE = b"tollkeeper.run"
 _NOTHING = Attribution()
 
 
 def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
-    if not any(name.startswith(OURS_PREFIX) for name in said):
+    if BAGGAGE_FIELD not in said and not any(name.startswith(OURS_PREFIX) for name in said):
         session = _their_session(said, family)
         return Attribution(session=session) if session else _NOTHING, ""
     user = _text(said, "user", USER_CHARACTERS_MAX)
@@ -122,13 +130,41 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
 def _run(said: Values) -> RunRequest | None:
     name, value = _one(said, "run")
     if value is None:
-        return None
+        return _run_of_baggage(said.get(BAGGAGE_FIELD, []))
     if len(value) > FIELD_BYTES_MAX or not value.isascii():
         raise InvalidRequest(f"{name} must be ASCII of at most {FIELD_BYTES_MAX} bytes.", param=name)
     try:
         return read_run(value.decode("ascii"))
     except ValueError as error:
         raise InvalidRequest(f"{name} {error}.", param=name) from error
+
+
+def run_in_baggage(line: bytes) -> bytes:
+    """What a line of baggage says of the call's run, as a line of its own; empty where it says nothing."""
+    said = _runs_in(line.partition(b":")[2])
+    return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
+
+
+def _runs_in(baggage: bytes) -> list[bytes]:
+    if RUN_IN_BAGGAGE not in baggage:
+        return []
+    members = [one.strip(b" \t") for one in baggage.split(b",")]
+    return [one for one in members if one.partition(b"=")[0].strip(b" \t") == RUN_IN_BAGGAGE]
+
+
+def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
+    """The run that baggage names by its id alone; a field of ours is heard before it."""
+    members = [one for value in said for one in _runs_in(value)]
+    if not members:
+        return None
+    value = unquote_to_bytes(members[0].partition(b"=")[2].partition(b";")[0].strip(b" \t"))
+    id_ = value.decode("ascii", "replace")
+    if len(members) > 1 or not is_id(id_):
+        raise InvalidRequest(
+            f"baggage must name {RUN_IN_BAGGAGE.decode()} once, by an id of 1 to {ID_CHARACTERS_MAX} visible "
+            "ASCII characters.", param="baggage",
+        )  # fmt: skip
+    return RunRequest(id_)
 
 
 def read_units(read: Values, route: Route) -> int:

@@ -35,6 +35,7 @@ KINDS = {"chat": (CHAT, 0), "credits": (PAID, 1), "tiers": (TIERED, 0)}
 # somebody's, of budgets for each.
 BUDGETS = {
     "one window": (1,), "eight windows": (8,), "four accounts": (1, 1, 1, 1), "four scopes": (1, 1, 1, 1),
+    "one run": (2,), "eight runs": (2,) * 8,
 }  # fmt: skip
 EACH = {"four scopes": (2, 3)}
 # Calls of as many organizations that are one call: each has four accounts (`gateway.counters.redis.calls`).

@@ -4,7 +4,7 @@
 file on and reached by a socket, as shipped; key, user, tenant and organization limits, a token quota and a
 ledger entry a call; the same with credits, with units by tiers under a cap, and with budgets: an account with
 one window, one with eight, and four accounts with one each, as they are or two of them somebody's of a budget
-for each. Another revision makes its
+for each; with one run, and one below seven others. Another revision makes its
 own accounts and commands, in a database of the same server, and takes turns with this tree within every run:
 what slows the machine for a moment slows both alike. Least and median over the runs, and the ratio of the
 least; `empty` is a script that does nothing, for each call.
@@ -40,6 +40,7 @@ CASES = (
     (16, 1, "credits"), (16, 1, "tiers"),
     (4, 1, "one window"), (4, 1, "eight windows"), (4, 1, "four accounts"),
     (16, 1, "one window"), (16, 1, "eight windows"), (16, 1, "four accounts"),
+    (16, 1, "one run"), (16, 1, "eight runs"),
     (4, 1, "four scopes"), (16, 1, "four scopes"), (64, 64, "four scopes"),
 )  # fmt: skip
 CALLS_A_RUN = 800

@@ -9,21 +9,24 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from gateway.counters.redis.keys import partition_of
 from tests.faults.audit import Expected, Figures
+from tests.faults.cast import Tenant
 from tests.faults.proxy import Trap, Way
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Program
-from tests.faults.workload import Kind, PlannedCall
-from tests.faults.world import SERVING_S_MAX, Node
+from tests.faults.workload import Caller, Kind, PlannedCall
+from tests.faults.world import SERVING_S_MAX, FaultError, Node, World
 from tests.persistence.scenario import release, stop
 
 CRASH_S_MAX = 15.0
 NTH = (1, 1, 2, 3, 5, 8)
 PAUSED_S = 20.0
 STREAMS = 200
+AGENTS = 50
 STOP_S_MAX = 25.0
 # A tenant in turn.
 STOPPED_S = 1.0
@@ -69,9 +72,7 @@ class Crashes:
         return point, 1 if first else draw.choice(NTH), self.seen
 
     async def _again(self, program: Program) -> None:
-        before = program.starts
-        program.send(signal.SIGKILL)
-        await self.scene.world.until(lambda: program.starts > before)
+        await _killed(self.scene, program)
 
     async def _kill(self, program: Program) -> None:
         plan = program.crash = self._choose()
@@ -102,6 +103,13 @@ class Crashes:
 
     def _seen_bytes(self) -> int:
         return self.seen.stat().st_size
+
+
+async def _killed(scene: Scene, program: Program) -> None:
+    """Kill a process, and wait until it is started again."""
+    before = program.starts
+    program.send(signal.SIGKILL)
+    await scene.world.until(lambda: program.starts > before)
 
 
 @asynccontextmanager
@@ -184,6 +192,48 @@ async def flusher_crashes_stopped(scene: Scene) -> Figures:
 async def keeper_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await of verifier, pusher, reclaimer, late queue and the rest."""
     return await _crashes(scene, scene.world.keepers[:1], ("gateway/", "persistence/"), 100)
+
+
+@row("Gateways and the keeper are killed by turns under a tree of runs")
+async def runs_killed(scene: Scene) -> Figures:
+    """50 agents on 4 levels call meanwhile: of the root is used what all its calls cost."""
+    cast, world = await scene.set_up(), scene.world
+    tenant = cast.tenants[1]  # whose calls are those of this row alone
+    said = [f"agent-{n}; parent=agent-{(n - 1) // 4}" if n else "agent-0; max=1000" for n in range(AGENTS)]
+    before, caller = await asyncio.to_thread(_spent, world, tenant), Caller(world.gateways[0].door)
+    for one in said:
+        opened = await caller.call(cast.ask(Kind.CHAT, tenant, scene.draw, x_tollkeeper_run=one))
+        scene.calls.append(opened)
+        if not opened.complete:
+            raise FaultError(f"{one} is not opened: {opened.status} {opened.reason}")
+    caller.leave()
+
+    def ask(draw: random.Random) -> PlannedCall:
+        leave_at = draw.randrange(6) if draw.random() < 1 / 12 else None
+        kind = draw.choice((Kind.CHAT, Kind.STREAM))
+        return cast.ask(kind, tenant, draw, leave_at, x_tollkeeper_run=draw.choice(said))
+
+    nodes, kills = [*world.gateways, *world.keepers], 30 if scene.long else 4
+    async with scene.load(ask, callers=16) as load:
+        for number in range(kills):
+            await load.more(10)
+            await _killed(scene, nodes[number % len(nodes)].program)
+    figures = await scene.finish(Expected(unheard=True))
+    cost = await asyncio.to_thread(_spent, world, tenant) - before
+    found = await asyncio.to_thread(world.admin, "GET", f"/runs?tenant_id={tenant.id}&limit=100")
+    runs = {one["id"]: one for one in found["items"]}
+    used = int(Decimal(runs["agent-0"]["used"]) * 10**9)
+    figures.other = {"kills": kills, "runs": len(runs), "used_nano": used}
+    held = [id_ for id_, one in runs.items() if Decimal(one["held"])]
+    if used != cost or held or len(runs) != AGENTS:
+        figures.broken.append(f"{used} nano-units of the root are used, calls cost {cost}; {held} still hold")
+    return figures
+
+
+def _spent(world: World, tenant: Tenant) -> int:
+    """What the journal says all calls of a tenant cost, in nano-units."""
+    query = "SELECT coalesce(sum(cost), 0) FROM call WHERE tenant_id = %s AND NOT refused"
+    return int(world.rows(query, tenant.id)[0][0])
 
 
 @row("COMMIT is sent and its reply is lost")

@@ -303,6 +303,7 @@ class Stage:
         self.tokens: Tokens = NoTokens()
         self.counters = FakeCounters()
         self.objects = FakeObjects()
+        self.runs = NoRuns()
         self.stored: ObjectOwnersPort | None = None
         self.callers_holds: HoldsPort | None = None
         self.failures = Failures(time.monotonic, free_max=1_000)
@@ -331,7 +332,7 @@ class Stage:
             self.refusals,
             self.cooling,
             time.monotonic,
-            NoRuns(),
+            self.runs,
             cast("HoldsPort", self.callers_holds),
             access_log=True,
         )

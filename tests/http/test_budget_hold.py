@@ -12,6 +12,7 @@ import pytest
 from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
     FLAG_MONEY,
+    FLAG_REQUESTS,
     FLAG_TOKENS,
     MONEY,
     TOKENS,
@@ -20,6 +21,7 @@ from gateway.core.accounts.budgets import (
     account_of,
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import KINDS, read_stand_ins
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -365,3 +367,41 @@ async def test_a_call_of_models_of_too_many_budgets_is_told_to_ask_for_fewer() -
         assert (got.status, got.reason) == (400, "invalid_request")
         assert b"fewer models" in got.body
         assert (stage.tally.budgets_exceeding, stage.counters.holds) == (1, [])
+
+
+# A run's call states a task budget of 64,000 tokens, or has 40,000 of one left. 5 nano-units a token.
+RUN = Run(1, 2, "r", "", 2**52, MONEY, 10**9, 0, 0, 2**40)
+IN_RUN = b"x-tollkeeper-run: r\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "stated", "left", "unit", "sent"),
+    [
+        (IN_RUN, {}, 150_500, FLAG_MONEY, 28_000),  # 30,100 tokens, in steps of 4,000
+        (IN_RUN, {"remaining": 40_000}, 150_500, FLAG_MONEY, 28_000),
+        (IN_RUN, {"remaining": 9_000}, 150_500, FLAG_MONEY, 9_000),
+        (IN_RUN, {}, 400_000, FLAG_MONEY, None),  # 80,000
+        (IN_RUN, {}, 13_000, FLAG_TOKENS, 12_000),
+        (IN_RUN, {}, 5, FLAG_MONEY, 0),
+        (IN_RUN, {}, 5, FLAG_REQUESTS, None),
+        (IN_RUN, {"type": "hours"}, 5, FLAG_MONEY, None),
+        (IN_RUN, {"total": "64000"}, 5, FLAG_MONEY, None),
+        (b"", {}, 5, FLAG_MONEY, None),
+    ],
+)
+async def test_a_model_is_told_what_is_left_where_its_call_states_a_task_budget(
+    fields: bytes, stated: dict[str, Any], left: int, unit: int, sent: int | None
+) -> None:
+    task = {"type": "tokens", "total": 64_000} | stated
+    body = json.loads(OPEN) | {"max_tokens": 10, "output_config": {"effort": "low", "task_budget": task}}
+    async with staged() as stage:
+        budgeted(stage, BUDGET)
+        stage.runs.known = RUN
+        window = BudgetWindow(1, 10**9, 10**9 - left, RESET, unit)
+        stage.counters.decision = admitted(money=10, raw=10, window=window)
+        stage.upstream.scripts.append([answer()])
+        await stage.ask(post(json.dumps(body).encode(), b"/v1/messages", fields))
+        (received,) = stage.upstream.received
+        config = json.loads(received.body)["output_config"]
+        expected = task if sent is None else task | {"remaining": sent}
+        assert config == {"effort": "low", "task_budget": expected}

@@ -94,6 +94,11 @@ def read_run(said: str) -> RunRequest:
     )
 
 
+def is_id(text: str) -> bool:
+    """Whether a run may have this id."""
+    return _ID.fullmatch(text) is not None
+
+
 def _amount(values: Mapping[str, str], unit: str) -> int:
     if unit == TOKENS:
         return _whole(values, "max_tokens", INTEGER_MAX)

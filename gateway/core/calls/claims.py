@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     NO_COUNTS,
@@ -437,6 +437,35 @@ def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was giv
         check_numbers(call, allowed)
         limit_output(call, bound)
         limit_models(call)
+
+
+# In so many steps a stated task budget is lowered: each other number costs what its upstream has cached.
+TASK_STEPS: Final = 16
+
+
+def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> None:
+    """Have a task budget that a call states say no more than its tightest budget leaves it, in tokens.
+
+    So a model lands its work before it is cut off: its API says of this field that it is advice.
+    """
+    window, config = decision.budget, (call.document or {}).get("output_config")
+    task = config.get("task_budget") if isinstance(config, dict) else None
+    if window is None or not isinstance(task, dict) or task.get("type") != TOKENS:
+        return
+    total = task.get("total")
+    stated = task.get("remaining", total)
+    if type(total) is not int or type(stated) is not int or total <= 0:
+        return  # its upstream refuses it
+    rate, unit, there = claim.likely, UNIT_OF[window.unit], window.limit - window.used
+    if unit == TOKENS:
+        left = there + decision.raw_held - call.input_estimate
+    elif unit == MONEY and rate is not None:
+        left = rate.paid(there + decision.money_held) - rate.read
+    else:
+        return
+    if left < stated:
+        step = -(-total // TASK_STEPS)
+        task["remaining"], call.changed = max(left, 0) // step * step, True
 
 
 # From a body to a call: read into a document, decided on, and sent written again. Decided values, such

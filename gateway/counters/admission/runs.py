@@ -245,6 +245,9 @@ class Runs:
 
     def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...]) -> Run:
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
+        known = self._known.get((caller.tenant_id, run.id))
+        if known == run:  # all its children have the same object
+            return known
         self._known[caller.tenant_id, run.id] = run
         if len(self._known) > self._remembered_max:
             self._known.popitem(last=False)

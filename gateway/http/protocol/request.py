@@ -129,8 +129,11 @@ _SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in name
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
+# Of W3C: what clients' tools pass on with each call they make, among it perhaps a run.
+BAGGAGE_FIELD = b"baggage"
+
 _READ_AND_PASSED = frozenset(
-    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *_SESSIONS}
+    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, BAGGAGE_FIELD, *_SESSIONS}
 ).union(*((one.spoken_by, one.session_field, *one.said_twice) for one in ALL)) - {b""}
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect "
@@ -239,7 +242,11 @@ def _purpose(lower: bytes) -> int:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
         return PROVES
-    if (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD) or lower in _SESSIONS:
+    if (
+        (lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD)
+        or lower in _SESSIONS
+        or lower == BAGGAGE_FIELD
+    ):
         return SAYS
     return DECIDES
 

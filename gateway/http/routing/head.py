@@ -31,6 +31,7 @@ from gateway.http.identity import (
     key_digests,
     read_attribution,
     read_units,
+    run_in_baggage,
 )
 from gateway.http.protocol.answer import EXPOSED
 from gateway.http.protocol.request import (
@@ -517,16 +518,10 @@ class Cors:
         answer = Preflight()
         answer.fields = fields
         return RoutedHead(
-            Family(routed.family),
-            "preflight",
-            refusal=answer,
-            method=routed.method,
-            minor=routed.minor,
-            length=routed.length,
-            chunked=routed.chunked,
-            keep_alive=routed.keep_alive,
+            Family(routed.family), "preflight", refusal=answer, method=routed.method, minor=routed.minor,
+            length=routed.length, chunked=routed.chunked, keep_alive=routed.keep_alive,
             expects=routed.expects,
-        )
+        )  # fmt: skip
 
     def _lines(self, origin: bytes) -> bytes:
         if self._any:
@@ -780,7 +775,12 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
         reading.trace_id = trace_id
         return TRACES | PASSES | VARIES
     role = role_of(line)
-    if not role & VARIES and len(reading.new) < NEW_LINES_MAX:
+    if role & VARIES:
+        said = run_in_baggage(line) if role & SAYS else b""
+        if said:  # which is the same with each call of a run
+            reading.saying = _with(reading.saying, said)
+        return role & ~SAYS
+    if len(reading.new) < NEW_LINES_MAX:
         reading.new.append((line, HeaderLine(role)))
     return role
 

@@ -91,3 +91,33 @@ async def test_a_session_of_ours_is_clean_text_within_its_bound(value: bytes) ->
         assert (answer.status, answer.reason) == (400, "invalid_request")
         assert b"x-tollkeeper-session" in answer.body
         assert not stage.upstream.received
+
+
+RUN = b"baggage: a=1,tollkeeper.run=nightly%2F7;ttl=9, b=2\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "run"),
+    [
+        (RUN, "nightly/7"),
+        (RUN + PARENT + b"x-tollkeeper-user: ann\r\n", "nightly/7"),
+        (b"BAGGAGE:  tollkeeper.run = r\t\r\nbaggage: c=3\r\n", "r"),
+        (RUN + b"x-tollkeeper-run: own; max=5.00\r\n", "own"),
+        (b"baggage: x=tollkeeper.run, tollkeeper.running=r\r\n", None),
+        (b"baggage: tollkeeper.run=\r\n", 400),
+        (b"baggage: tollkeeper.run=a%20b\r\n", 400),
+        (RUN + RUN, 400),
+    ],
+)
+async def test_baggage_names_a_run_by_its_id(fields: bytes, run: str | int | None) -> None:
+    async with staged() as stage:
+        for _ in range(2):  # as something new, and as something known
+            client = await stage.client()
+            got = await client.ask(call(fields))
+            asked = stage.runs.asked
+            if run == 400:
+                assert (got.status, json.loads(got.body)["error"]["param"], asked) == (400, "baggage", [])
+            else:
+                assert [one.id for one in asked] == ([] if run is None else [run])
+                assert [one.amount for one in asked] == [5 * 10**9 if run == "own" else -1] * len(asked)
+            asked.clear()

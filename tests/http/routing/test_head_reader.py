@@ -106,7 +106,8 @@ USUAL = [
 FINE = [
     b"X-Api-Key: " + KEY.encode(), b"traceparent: 00-" + b"1" * 32 + b"-b7ad6b7169203331-00",
     b"tracestate: a=b", b"Traceparent:00-" + b"0" * 32 + b"-b7ad6b7169203331-01", b"traceparent: no",
-    b"baggage: k=v", b"TRACEPARENT: 01-" + b"a" * 32 + b"-b7ad6b7169203331-01-x ", b"Connection: close",
+    b"baggage: k=v", b"Baggage: k=v,tollkeeper.run=r;p=1 , l",
+    b"TRACEPARENT: 01-" + b"a" * 32 + b"-b7ad6b7169203331-01-x ", b"Connection: close",
     b"connection: X-Passes, traceparent", b"Connection: x-tollkeeper-user, tracestate, Accept",
     b"Connection: keep-alive, x-long, Accept-Encoding", b"x-passes: 1", b"x-passes: 2", b"X-Passes:\t3 ",
     b"x-long: " + b"x" * 99, b"X-Ours: theirs", b"accept: a/b", b"Accept-Encoding: gzip, br",
@@ -123,6 +124,7 @@ ODD = [
     b"Content-Encoding: gzip", b"Expect: x", b"transfer-encoding: chunked", b"Transfer-Encoding: gzip",
     b"content-length:6", b"content_length: 7", b"Upgrade: websocket", b"X-Tollkeeper-User: bob",
     b"x-tollkeeper-user: \xff", b"x_tollkeeper_user: eve", b"x-tollkeeper-project-id: seven",
+    b"baggage: tollkeeper.run=",
     b"x-tollkeeper-metadata: [", b"x-tollkeeper-units: 5", b"host: two", b" folded: 1", b"\tfolded",
     b"no colon", b"space : 1", b": empty", b"bad\x00: 1", b"bad: \x01", b"bad: a\rb", b"bad: a\nb",
     b"bad\xe9: 1", b"a(b: 1", b"x-request_id: 1",
