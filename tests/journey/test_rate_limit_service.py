@@ -120,6 +120,27 @@ def test_two_accounts_have_room_at_once_or_neither_is_charged(stack: Stack, ask:
     assert (small.consumed(), large.consumed()) == ([1] * WORTH, [1] * WORTH)
 
 
+@pytest.mark.parametrize(
+    ("room", "addend", "passes"),
+    [
+        # envoyproxy/ratelimit tries the same by its own scripts: some calls pass, and the next one does not.
+        (3, 1, 3),  # trigger-ratelimit
+        (2, 0, 2),  # token-quota: looked at first, and charged by the answer. There one more passes
+    ],
+)
+def test_as_many_pass_as_there_are_and_no_more(
+    stack: Stack, ask: Ask, room: int, addend: int, passes: int
+) -> None:
+    holder = Holder(stack, room)
+    for number in range(passes + 2):
+        code = ask(of(holder) | hits(addend)).overall_code
+        assert code == (1 if number < passes else 2)
+        if not addend and code == 1:
+            assert ask(of(holder)).overall_code == 1
+    stack.settled(holder.tenant, 1 + passes)
+    assert holder.consumed() == [1] * passes
+
+
 def test_looks_gifts_and_ends_over_grpc(stack: Stack, ask: Ask) -> None:
     holder = Holder(stack, HOLD)
     assert codes(ask(of(holder) | hits(0))) == [1, 1]

@@ -60,7 +60,11 @@ class HoldsReply:
 
     @property
     def document(self) -> dict[str, Any]:
-        return msgspec.json.decode(self.body, type=dict[str, Any]) if self.body else {}
+        """Its object; an empty one where something else answered in the gateway's place."""
+        try:
+            return msgspec.json.decode(self.body, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
 
 
 # Method, path, fields and body; None where nobody answered in time.
@@ -199,7 +203,9 @@ class RateLimitJudge:
         said |= {
             name: rule.said(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
         }
-        return await self._ask("POST", HOLDS, key, said, {"idempotency-key": once})
+        reply = await self._ask("POST", HOLDS, key, said, {"idempotency-key": once})
+        taken = reply is None or reply.status >= 400 or isinstance(reply.document.get("id"), str)
+        return reply if taken else None
 
     async def _ended(self, hold: _DescriptorHold, over: bool) -> None:
         """Settle or give back; what stays open has an end of its own."""
@@ -262,7 +268,7 @@ def _verdict(reply: HoldsReply) -> DescriptorVerdict:
         for name, value in reply.headers.items()
         if name in _TOLD or name.startswith(_TOLD_PREFIXES)
     )
-    if reply.status < 300:
+    if reply.status < 400:  # a hold was taken
         remaining = reply.document.get("remaining")
         return DescriptorVerdict(False, remaining if isinstance(remaining, int) else None, headers)
     kind = ("content-type", reply.headers.get("content-type", "text/plain"))

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
+from gateway.core.credentials import DELAY_S_MAX
 from gateway.errors import SettingError
 from gateway.files import read_regular
 from gateway.settings.checking import explained, parsed, substituted
@@ -70,7 +71,8 @@ class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: Annotated[tuple[RateLimitRule, ...], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
     on_failure: Literal["deny", "allow"] = "deny"
     on_unknown: Literal["deny", "allow"] = "deny"
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+    # A gateway answers a wrong key so late that a shorter time would take it for none.
+    timeout_s: Annotated[float, msgspec.Meta(ge=2 * DELAY_S_MAX, le=60)] = 2 * DELAY_S_MAX
 
 
 def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:

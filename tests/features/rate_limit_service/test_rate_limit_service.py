@@ -245,6 +245,18 @@ async def test_a_gateway_that_is_silent_is_asked_again_and_then_the_table_decide
     assert gateway.charged == [("tk_team", 1)]
 
 
+async def test_who_answers_in_the_gateways_place_admits_nobody() -> None:
+    for status, body in ((200, b"<html>"), (201, b"{}"), (302, b""), (201, b"\xff"), (404, b"<html>")):
+        gateway = Gateway(tk_team=100)
+
+        async def other(*_: Any, answer: HoldsReply = HoldsReply(status, {}, body)) -> HoldsReply:  # noqa: B008  # of this turn
+            return answer
+
+        ask = RateLimitAsker(gateway)
+        ask.judge = RateLimitJudge(ask.judge._table, other, ask.failed.append)
+        assert codes(await ask({"team": "a"})) == [OVER_LIMIT] * 2
+
+
 async def test_a_retry_of_our_own_that_meets_its_hold_is_no_second_call() -> None:
     gateway = Gateway(tk_team=250)
     ask, gateway.lost = RateLimitAsker(gateway), 1
@@ -304,6 +316,9 @@ def test_a_table_names_the_place_of_a_fault(tmp_path: Path, change: dict[str, An
     path = tmp_path / "rls.yaml"
     path.write_text(json.dumps({"gateway": "http://g", "rules": [RULES[0] | change]}))
     with pytest.raises(SettingError, match=said):
+        read_table(path, {})
+    path.write_text(json.dumps({"gateway": "http://g", "rules": RULES, "timeout_s": 1}))
+    with pytest.raises(SettingError, match="timeout_s"):
         read_table(path, {})
     path.write_text(json.dumps({"gateway": "http://g", "rules": [RULES[0] | {"key": "${KEY}"}]}))
     assert read_table(path, {"KEY": "tk_x"}).rules[0].key == "tk_x"
