@@ -12,13 +12,13 @@ from sqlalchemy import Connection, case, delete, func, insert, or_, select, upda
 from sqlalchemy.engine import RowMapping
 
 from gateway.core.issuers import LIFE_MAX
-from persistence.tables import admin_token, agent_sign_in
+from persistence.tables import admin_token, agent_sign_in, console_session
 
 SEED_BYTES = 32
 # Devices that ask at once, and those of one sender. More are refused: nobody's code is taken away for
 # another one's.
 ASKING_MAX, ASKING_EACH_MAX = 1_000, 100
-OVER_MAX = 100
+OVER_MAX, DUE_MAX = 100, 100
 ASKED, APPROVED, DENIED, GIVEN = "asked", "approved", "denied", "given"
 
 _here, _token = agent_sign_in.c, admin_token.c
@@ -109,6 +109,36 @@ def over(connection: Connection) -> Sequence[RowMapping]:
         .limit(OVER_MAX)
     )
     return connection.execute(found).mappings().all()
+
+
+def due(connection: Connection, each_s: float) -> Sequence[RowMapping]:
+    """Some sign-ins about whose person a provider is to be asked again, noted as asked about now.
+
+    Each with the digest of the admin token that stands for the person, as `find` has it.
+    """
+    before = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, each_s)
+    late = (
+        select(_here.id)
+        .where(_here.state == GIVEN, _is_live, _here.renewal.is_not(None), _here.asked_at < before)
+        .order_by(_here.asked_at)
+        .limit(DUE_MAX)
+        .with_for_update(skip_locked=True)
+    )
+    digest = select(_token.digest).where(_token.id == _here.token_id).scalar_subquery()
+    asked = update(agent_sign_in).where(_here.id.in_(late)).values(asked_at=func.now())
+    return connection.execute(asked.returning(agent_sign_in, digest.label("token_digest"))).mappings().all()
+
+
+def keep_renewal(connection: Connection, row_id: int, renewal: str) -> None:
+    """Keep what a provider is asked with next."""
+    connection.execute(update(agent_sign_in).where(_here.id == row_id).values(renewal=renewal))
+
+
+def take_renewal(connection: Connection, session_id: int, renewal: str) -> bool:
+    """Take from a session at the console what its provider is asked with: that may be good once."""
+    sessions = console_session.c
+    mine = update(console_session).where(sessions.id == session_id, sessions.renewal == renewal)
+    return connection.execute(mine.values(renewal=None).returning(sessions.id)).first() is not None
 
 
 def end(connection: Connection, row_id: int) -> None:

@@ -1953,7 +1953,9 @@ CREATE TABLE agent_sign_in (
     person text,
     created_at timestamptz DEFAULT now() NOT NULL,
     renewed_at timestamptz,
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    renewal text,
+    asked_at timestamptz
 );
 CREATE INDEX agent_sign_in_expires_at ON agent_sign_in (expires_at);
 

@@ -45,7 +45,8 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
-from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person
+from gateway.core.credentials import Peppers
+from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity
 from gateway.core.text import visible
 from gateway.errors import (
     AdminRefusal,
@@ -343,16 +344,25 @@ class Sessions:
         if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
         arrival = await sign_ins.renew(session.person.issuer, session.renewal, name)
-        if arrival.person is not None and not self._is_same(session, arrival.person):
+        same = is_same(self._ports.peppers, session.person, session.token_digest, arrival.person)
+        if arrival.person is not None and not same:
             raise SignInRefused
         return arrival
 
-    def _is_same(self, session: ConsoleSession, person: Person) -> bool:
-        digests = (one for known_as in person.known_as for one in self._ports.peppers.digests(known_as))
-        return person.who.is_who(session.person) and session.token_digest in digests
+    async def of_cookie(self, request: web.Request) -> tuple[ConsoleSession | None, str]:
+        """The session of who sends a request, and the cookie that opens what is sealed in it."""
+        name = request.cookies.get(cookie_of(request), "")
+        return await self._ports.store.console_session(self._digest(name)), name
 
     def _digest(self, name: str) -> str:
         return self._ports.peppers.digest(f"session {name}")
+
+
+def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, person: Person | None) -> bool:
+    """Whether a provider named that very person, for whom that admin token stands."""
+    if person is None or not person.who.is_who(who):
+        return False
+    return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
 
 
 def _begins(actor: Actor) -> Actor:

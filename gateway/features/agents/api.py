@@ -32,6 +32,7 @@ from gateway.admin.console.home import (
     Posted,
     Sessions,
     SignedInPerson,
+    is_same,
     see,
 )
 from gateway.admin.credentials import ALPHABET, API_KEY, RANDOM_CHARS, SHOWN_CHARS
@@ -55,6 +56,7 @@ from gateway.errors import (
     Conflict,
     Forbidden,
     NotFound,
+    SignInRefused,
     StoreUnavailable,
     TollkeeperError,
     Unauthorized,
@@ -72,6 +74,7 @@ from gateway.features.agents.origin import (
     sender_of,
 )
 from gateway.files import read_regular
+from gateway.issuers.sign_in import opened, seal
 from persistence import agents as stored
 
 PAGE: Final = "/device"
@@ -90,6 +93,10 @@ OVERLAP_S: Final = 300
 # A sign-in makes a key no more often than this.
 RENEWAL_S_MIN: Final = 30.0
 SWEEP_S: Final = 20.0
+# How often a provider is asked whether an agent's person still may come in. At the end its answers are waited
+# for: what it is asked with may be good once.
+ASKED_EACH_S: Final = 35.0
+ANSWERS_S_MAX: Final = 5.0
 AGENT_CHARS_MAX: Final = 120
 
 _CODE = re.compile(rf"[{CODE_LETTERS}]{{{CODE_CHARS}}}", re.ASCII)
@@ -110,6 +117,7 @@ class AgentLimits:
     grace_s: float = GRACE_S
     renewal_s_min: float = RENEWAL_S_MIN
     sweep_s: float = SWEEP_S
+    asked_each_s: float = ASKED_EACH_S
 
 
 LIMITS: Final = AgentLimits()
@@ -196,6 +204,7 @@ class Agents:
     def __init__(self, ports: AdminPorts, calls: str, console: str, limits: AgentLimits) -> None:
         self._ports, self._calls, self._console, self._limits = ports, calls, console, limits
         self._run = ports.store.run
+        self._questions: set[asyncio.Task[None]] = set()
 
     async def metadata(self, _: web.Request) -> web.Response:
         """Where the grant is asked for (RFC 8414): at the address that calls go to."""
@@ -396,15 +405,31 @@ class Agents:
         values = {**check_body(_key_model(), sent), **self._kept(row, 0)}
         key_id = await self._write(request, actor, CREATE, None, values)
         who = actor.person
-        said = {"token_id": actor.token_id, "api_key_id": key_id} | (
+        said: dict[str, object] = {"token_id": actor.token_id, "api_key_id": key_id} | (
             {"issuer": who.issuer, "identity": who.identity, "person": who.name} if who is not None else {}
         )
+        renewal = await self._handed_over(desk, request, row) if who is not None else None
+        if renewal is not None:
+            said |= {"renewal": renewal, "asked_at": datetime.now(UTC)}
         if not await self._run(
             lambda connection: stored.decide(connection, row["id"], stored.APPROVED, **said)
         ):
             await self._revoke(request, key_id)
             raise NotFound("The code is over. Ask for another one on the device.")
         return see(f"{PAGE}?done=approved")
+
+    async def _handed_over(self, desk: ConsoleShell, request: web.Request, row: Row) -> str | None:
+        """What the person's provider is asked with, from their session at the console, sealed again.
+
+        The session goes on without it until its end: two who ask with the same would shut each other out.
+        """
+        session, cookie = await desk.sessions.of_cookie(request)
+        sealed = session.renewal if session is not None else None
+        if self._ports.sign_ins is None or session is None or sealed is None:
+            return None
+        if not await self._run(partial(stored.take_renewal, session_id=session.id, renewal=sealed)):
+            return None
+        return seal(opened(sealed, cookie), self._made("renewal", row)[0])
 
     async def _user(self, actor: Actor) -> str:
         """The user that the agent's calls are of."""
@@ -490,6 +515,8 @@ class Agents:
         yield
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        if self._questions:
+            await asyncio.wait(self._questions, timeout=ANSWERS_S_MAX)
 
     async def _keep_sweeping(self) -> None:
         while True:
@@ -503,6 +530,43 @@ class Agents:
         """End sign-ins that are over, and those of people whose admin token is."""
         for row in await self._run(stored.over):
             await self._end(None, row, "over")
+        for row in await self._run(partial(stored.due, each_s=self._limits.asked_each_s)):
+            task = asyncio.create_task(self._ask_again(row))
+            self._questions.add(task)
+            task.add_done_callback(self._questions.discard)
+
+    async def _ask_again(self, row: Any) -> None:
+        """Ask the provider whether an agent's person still may come in; who may not is out.
+
+        While nobody answers, nothing changes.
+        """
+        try:
+            renewal = await self._vouched(row)
+            await self._run(partial(stored.keep_renewal, row_id=row["id"], renewal=renewal))
+        except SignInRefused:
+            await self._end(None, row, "its person's provider does not vouch for them")
+        except TollkeeperError as error:
+            _log.warning("a provider is not asked about an agent", extra={"why": error.message})
+
+    async def _vouched(self, row: Any) -> str:
+        """What the provider is asked with next, sealed; `SignInRefused` where it vouches for nobody."""
+        sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
+        key = next((one for one in keys if _opens(row["renewal"], one)), "")
+        if sign_ins is None or person is None or not key:
+            raise SignInRefused
+        arrival = await sign_ins.renew(person.issuer, row["renewal"], key)
+        same = is_same(self._ports.peppers, person, row["token_digest"], arrival.person)
+        if arrival.person is not None and not same:
+            raise SignInRefused
+        return seal(arrival.renewal, keys[0])
+
+
+def _opens(sealed: str, key: str) -> bool:
+    try:
+        opened(sealed, key)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_one(sent: str, digests: tuple[str, ...]) -> bool:

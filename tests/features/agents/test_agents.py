@@ -237,6 +237,30 @@ async def test_a_leaver_is_out_with_the_next_sweep(world: World) -> None:
     assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
 
 
+@of(AgentLimits(sweep_s=0.05, asked_each_s=0))
+async def test_who_leaves_a_group_at_the_provider_is_out_and_nobody_is_while_it_does_not_answer(
+    world: World,
+) -> None:
+    provider = world.provider
+    provider.renews = True
+    person = await engineer(world)
+    tokens = await signed_in(world, person)
+    asked_before = provider.asked.count("/token")
+    await eventually(lambda: provider.asked.count("/token") > asked_before + 2)
+    assert key_of(world, tokens)[0]
+    provider.is_away = True
+    asked_before = len(provider.asked)
+    await eventually(lambda: len(provider.asked) > asked_before + 2)
+    assert key_of(world, tokens)[0]
+    # What it is asked with is the agent's now: the console asks with it no more, and goes on.
+    assert (await person.open(PAGE)).status == 200
+    assert world.api.rows("select renewal from console_session") == [(None,)]
+    provider.is_away = False
+    provider.person["groups"] = ["somebody else's"]
+    await eventually(lambda: not key_of(world, tokens)[0])
+    assert await refreshed(world, tokens) == (401, {"error": "invalid_grant"})
+
+
 async def test_who_is_no_member_any_more_refreshes_nothing(world: World) -> None:
     tokens = await signed_in(world, await engineer(world))
     world.api.rows("update admin_token set revoked_at = now()")

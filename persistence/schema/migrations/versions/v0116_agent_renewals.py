@@ -1,0 +1,15 @@
+"""Providers are asked whether the person of an agent still may come in."""
+
+from alembic import op
+
+revision = "0116"
+down_revision = "0115"
+alters = ("agent_sign_in",)
+runs_from = "0100"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the columns; programs of before ask no provider."""
+    op.execute("ALTER TABLE agent_sign_in ADD COLUMN renewal text, ADD COLUMN asked_at timestamptz")
