@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from openai import AsyncOpenAI, NotFoundError
 
 from gateway.core.calls.routes import Route
+from gateway.core.families.openai import FAMILY
 from gateway.core.model import Family
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis import keys
@@ -21,6 +23,7 @@ from tests.http.fakes import (
     AUTH,
     CALLER,
     DONE_EVENT,
+    KEY,
     ROUTES,
     STREAM_HEAD,
     USAGE_EVENT,
@@ -125,6 +128,29 @@ async def test_what_a_call_makes_is_its_organizations() -> None:
         assert (await stage.ask(post(again, RESPONSES, JSON))).reason == "object_not_found"
         assert (await stage.ask(get(b"/v1/responses/resp_1"), "GET")).reason == "object_not_found"
         assert (await stage.ask(get(b"/v1/responses/resp%5F1"), "GET")).reason == "object_not_found"
+
+
+async def test_stored_chats_and_the_input_of_responses_are_their_organizations_by_default() -> None:
+    routes = tuple(replace(one, upstream="up") for one in FAMILY.routes)
+    async with staged(routes=routes) as stage:
+        client = AsyncOpenAI(base_url=f"http://127.0.0.1:{stage.port}/v1", api_key=KEY, max_retries=0)
+        stage.objects.kept |= {(CALLER.organization_id, one) for one in ("resp_1", "chat_1")}
+        asks = (
+            lambda: client.responses.input_items.list("resp_1"),
+            lambda: client.chat.completions.retrieve("chat_1"),
+            lambda: client.chat.completions.messages.list("chat_1"),
+            lambda: client.chat.completions.delete("chat_1"),
+            lambda: client.responses.input_tokens.count(model="m", previous_response_id="resp_1"),
+        )
+        for ask in asks:
+            await ask()
+        assert len(stage.upstream.received) == len(asks)
+        stage.directory.caller = OTHERS
+        for ask in asks:
+            with pytest.raises(NotFoundError):
+                await ask()
+        assert len(stage.upstream.received) == len(asks)
+        assert not stage.counters.charges
 
 
 async def test_an_object_made_by_a_free_route_has_an_owner() -> None:

@@ -127,6 +127,15 @@ BATCHES = BatchPaths(
 RESPONSES = JobPaths("response", "/v1/responses")
 
 
+# Stored parts of calls that cost nothing. A POST to `conversations` is none: with Mistral it runs a model.
+_STORED = (
+    (("GET",), "responses/{id}/input_items"),
+    (("POST",), "responses/input_tokens"),
+    (("GET", "DELETE"), "chat/completions/{id}"),
+    (("GET",), "chat/completions/{id}/messages"),
+)
+
+
 def _routes() -> Iterator[Route]:
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
@@ -149,6 +158,8 @@ def _routes() -> Iterator[Route]:
     yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
     yield Route(("GET", "DELETE"), RESPONSES.one, NAME, family=NAME)
     yield Route(("POST",), RESPONSES.cancel, NAME, family=NAME)
+    for methods, path in _STORED:
+        yield Route(methods, f"/v1/{path}", NAME, family=NAME)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
