@@ -91,7 +91,7 @@ class WebSocket(asyncio.Protocol):
         self._reading = ReadPause(self._transport)
         self._frames = Connection(ConnectionType.SERVER)
         self._message = bytearray()
-        self._frames_here = 0
+        self._size = self._frames_here = 0
         self._dropped = self._closed = False
         self._answer: SocketAnswer | None = None
         self._end: asyncio.TimerHandle | None = None
@@ -220,29 +220,27 @@ class WebSocket(asyncio.Protocol):
         if self._closed:
             if isinstance(event, CloseConnection):
                 self._transport.close()
-        elif isinstance(event, TextMessage):
-            self._take_text(event)
-        elif isinstance(event, BytesMessage):
-            if event.message_finished:
-                self._refuse(InvalidRequest("A message must be text: this one is binary."))
+        elif isinstance(event, TextMessage | BytesMessage):
+            self._take_part(event)
         elif isinstance(event, Ping):
             self._transport.write(self._frames.send(event.response()))
         elif isinstance(event, CloseConnection):  # or these are no frames
             self._say_end(event.response())
             self._transport.close()
 
-    def _take_text(self, event: TextMessage) -> None:
-        part, limits = event.data.encode(), self._limits
+    def _take_part(self, event: TextMessage | BytesMessage) -> None:
+        """Keep a part of a message, or drop it where the message is refused already."""
+        data, limits = event.data, self._limits
+        part = data.encode() if isinstance(data, str) else bytes(data)
         self._frames_here += event.frame_finished
-        if self._answer is not None and not self._dropped:
+        self._size += len(part)
+        if not self._dropped and (self._answer is not None or not isinstance(data, str)):
             self._dropped = True
-            self._refuse(InvalidRequest("A response is being made on this connection: wait for its end."))
+            busy = "A response is being made on this connection: wait for its end."
+            self._refuse(InvalidRequest(busy if isinstance(data, str) else "A message must be text."))
         if self._dropped:
             part = b""
-        if (
-            len(self._message) + len(part) > limits.body_bytes_max
-            or self._frames_here > limits.socket_frames_max
-        ):
+        if self._size > limits.body_bytes_max or self._frames_here > limits.socket_frames_max:
             self._refuse(RequestTooLarge(), _TOO_LARGE)
         elif part and not self._worker.buffers.acquire(self._caller, len(part)):
             self._refuse(full(), _LATER)
@@ -255,7 +253,7 @@ class WebSocket(asyncio.Protocol):
         """Make a request of the message that is here."""
         dropped, body = self._dropped, bytes(self._message)
         self._let_go()
-        self._frames_here, self._dropped = 0, False
+        self._size, self._frames_here, self._dropped = 0, 0, False
         if dropped:
             return
         self._answer = SocketAnswer(self)

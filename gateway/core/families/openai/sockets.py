@@ -20,6 +20,8 @@ _NAMES = ControlledNames("type", *_IMPLIED)
 _BEFORE = "previous_response_id"
 _ITEM = "response.output_item.done"
 _ENDS = ("response.completed", "response.incomplete")
+# Of a message and of the items that answer it: more is not remembered.
+REMEMBERED_BYTES_MAX = 16 * 1024 * 1024
 # A beginning of an event long enough to have its type.
 _TYPE_CHARACTERS = 256
 
@@ -47,6 +49,7 @@ class ResponseMessages:
         self._asked_before: object = None
         self._said = self._asked = b""
         self._items: list[Document] = []
+        self._left = 0
 
     @property
     def size(self) -> int:
@@ -74,15 +77,21 @@ class ResponseMessages:
             document["input"] = [*msgspec.json.decode(self._said), *_items(document.get("input"))]
         if document.get("store") is False:
             self._asked_before = document.get(_BEFORE)
-            self._asked = msgspec.json.encode(_items(document.get("input")))
+            asked = msgspec.json.encode(_items(document.get("input")))
+            self._left = REMEMBERED_BYTES_MAX - len(asked)
+            self._asked = asked if self._left >= 0 else b""
 
     def hear(self, event: str) -> bool:
         """Whether `size` is another one now, by an event of the response that was asked for."""
         if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
             return False
+        self._left -= len(event)
         try:
             said = _event(event)
         except UNREADABLE:
+            self._left = -1
+        if self._left < 0:  # what is not remembered whole is not remembered
+            self._asked, self._items = b"", []
             return False
         if said.type == _ITEM and said.item is not None:
             self._items.append(said.item)
