@@ -317,6 +317,7 @@ SOUND_BYTES_PER_SECOND_MIN: Final = 750
 SOUND_TOKENS_PER_SECOND: Final = 10
 _PCM: Final = frozenset({1, 3})
 _EXTENSIBLE: Final = 0xFFFE
+_BITS: Final = frozenset({8, 16, 24, 32, 64})
 _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 
 
@@ -348,7 +349,7 @@ def _wav(begins: bytes) -> tuple[int, int]:
             if tag == _EXTENSIBLE:
                 tag = int.from_bytes(said[24:26], "little")
             per_second = rate * channels * bits // 8
-            plain = tag in _PCM and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
+            plain = tag in _PCM and bits in _BITS and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
             if not plain or stated != per_second:
                 return 0, 0
         at += 8 + size + size % 2

@@ -22,7 +22,7 @@ from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory
 from tests.settings.test_providers import ENVIRON, FOLDER
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[2] / "docs" / "providers.md"
 KEYS = {
     "Anthropic": b"x-api-key: k\r\nanthropic-version: 2023-06-01\r\n",
