@@ -18,7 +18,7 @@ SEED_BYTES = 32
 # Devices that ask at once, and those of one sender. More are refused: nobody's code is taken away for
 # another one's.
 ASKING_MAX, ASKING_EACH_MAX = 1_000, 100
-OVER_MAX, DUE_MAX = 100, 100
+OVER_MAX, DUE_MAX = 100, 8
 ASKED, APPROVED, DENIED, GIVEN = "asked", "approved", "denied", "given"
 
 _here, _token = agent_sign_in.c, admin_token.c

@@ -204,7 +204,7 @@ class Agents:
     def __init__(self, ports: AdminPorts, calls: str, console: str, limits: AgentLimits) -> None:
         self._ports, self._calls, self._console, self._limits = ports, calls, console, limits
         self._run = ports.store.run
-        self._questions: set[asyncio.Task[None]] = set()
+        self._questions = set[asyncio.Task[None]]()
 
     async def metadata(self, _: web.Request) -> web.Response:
         """Where the grant is asked for (RFC 8414): at the address that calls go to."""
@@ -527,13 +527,19 @@ class Agents:
                 _log.warning("sign-ins of agents are not swept", extra={"why": error.message})
 
     async def sweep(self) -> None:
-        """End sign-ins that are over, and those of people whose admin token is."""
+        """End sign-ins that are over, and those of people whose admin token is or whose provider says no.
+
+        Few are asked about at once, so that people who come to the console are asked about meanwhile. All of
+        these are answered before any of them is due again.
+        """
         for row in await self._run(stored.over):
             await self._end(None, row, "over")
-        for row in await self._run(partial(stored.due, each_s=self._limits.asked_each_s)):
-            task = asyncio.create_task(self._ask_again(row))
-            self._questions.add(task)
-            task.add_done_callback(self._questions.discard)
+        until = time.monotonic() + self._limits.sweep_s
+        while rows := await self._run(partial(stored.due, each_s=self._limits.asked_each_s)):
+            self._questions = {asyncio.create_task(self._ask_again(row)) for row in rows}
+            await asyncio.wait(self._questions)
+            if time.monotonic() >= until:
+                break
 
     async def _ask_again(self, row: Any) -> None:
         """Ask the provider whether an agent's person still may come in; who may not is out.
@@ -544,7 +550,8 @@ class Agents:
             renewal = await self._vouched(row)
             await self._run(partial(stored.keep_renewal, row_id=row["id"], renewal=renewal))
         except SignInRefused:
-            await self._end(None, row, "its person's provider does not vouch for them")
+            with suppress(TollkeeperError):  # else with the next answer
+                await self._end(None, row, "its person's provider does not vouch for them")
         except TollkeeperError as error:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})
 
