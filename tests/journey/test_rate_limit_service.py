@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ from uuid import uuid4
 import grpc
 import httpx2 as httpx
 import pytest
+import trustme
 
 from tests import plain_http
+from tests.certificates import issued
 from tests.features.rate_limit_service.test_rate_limit_service import MESSAGES, asked, codes, hits, reason
 from tests.journey import fronts
 from tests.journey.fronts import Front, RateLimitService
@@ -139,6 +142,29 @@ def test_as_many_pass_as_there_are_and_no_more(
             assert ask(of(holder)).overall_code == 1
     stack.settled(holder.tenant, 1 + passes)
     assert holder.consumed() == [1] * passes
+
+
+def test_over_tls_who_has_a_certificate_asks(stack: Stack, tmp_path: Path) -> None:
+    authority, holder = trustme.CA(), Holder(stack, 1)
+    files, client = issued(tmp_path, authority, clients=authority), authority.issue_cert("envoy")
+    tls = {"cert_file": files.certificate, "key_file": files.key, "client_ca_file": files.authority}
+    rule = {"domain": "api", "entries": {"team": "*"}, "key": holder.key, "service": "chat"}
+    service = RateLimitService(stack, tmp_path, f"tls: {json.dumps(tls)}\nrules: [{json.dumps(rule)}]\n")
+    own = (client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes())
+    try:
+        for pair in (own, (None, None)):
+            credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes(), *pair)
+            with grpc.secure_channel(f"localhost:{service.port}", credentials) as channel:
+                asking = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+                if pair is own:
+                    assert codes(
+                        MESSAGES["Response"].FromString(asking(asked({"team": "a"}), timeout=ANSWER_S_MAX))
+                    ) == [1, 1]
+                    continue
+                with pytest.raises(grpc.RpcError):
+                    asking(asked({"team": "a"}), timeout=ANSWER_S_MAX)
+    finally:
+        service.stop()
 
 
 def test_looks_gifts_and_ends_over_grpc(stack: Stack, ask: Ask) -> None:

@@ -18,7 +18,8 @@ from gateway.features.rate_limit_service.messages import (
     read_request,
     write_response,
 )
-from gateway.features.rate_limit_service.table import RateLimitTable
+from gateway.features.rate_limit_service.table import RateLimitTable, RateLimitTls
+from gateway.files import read_regular
 from gateway.run.lifecycle import stop_signal
 from gateway.telemetry import logs
 
@@ -27,6 +28,7 @@ CALLS_MAX: Final = 1_000
 # Those that may come; beyond them gRPC refuses.
 STREAMS_MAX: Final = 10 * CALLS_MAX
 CONNECTIONS_MAX: Final = 256
+PEM_BYTES_MAX: Final = 256 << 10
 ANSWER_BYTES_MAX: Final = 256 << 10
 STOP_S_MAX: Final = 10.0
 SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
@@ -78,7 +80,10 @@ async def serve(table: RateLimitTable, listen: str) -> None:
             )
         )
         try:
-            port = server.add_insecure_port(listen)
+            if table.tls is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, _credentials(table.tls))
         except RuntimeError as error:
             raise StartError(f"--listen {listen}: cannot be listened on") from error
         await server.start()
@@ -86,6 +91,15 @@ async def serve(table: RateLimitTable, listen: str) -> None:
         await stop.wait()
         await server.stop(STOP_S_MAX)
         await questions.end()
+
+
+def _credentials(tls: RateLimitTls) -> grpc.ServerCredentials:
+    try:
+        key, certificate = (read_regular(path, PEM_BYTES_MAX) for path in (tls.key_file, tls.cert_file))
+        clients = read_regular(tls.client_ca_file, PEM_BYTES_MAX) if tls.client_ca_file else None
+    except OSError as error:
+        raise StartError(f"tls: {error.filename} cannot be read ({error.strerror})") from error
+    return grpc.ssl_server_credentials([(key, certificate)], clients, require_client_auth=clients is not None)
 
 
 class _Questions:

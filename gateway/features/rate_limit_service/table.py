@@ -64,11 +64,20 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return key[len(_BEARER) :] if key[: len(_BEARER)].lower() == _BEARER else key
 
 
+class RateLimitTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files of the gRPC port; with `client_ca_file` clients need certificates of that authority."""
+
+    cert_file: Value
+    key_file: Value
+    client_ca_file: Value | Literal[""] = ""
+
+
 class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     gateway: Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,512}$")]
     rules: Annotated[tuple[RateLimitRule, ...], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
+    tls: RateLimitTls | None = None
     on_failure: Literal["deny", "allow"] = "deny"
     on_unknown: Literal["deny", "allow"] = "deny"
     # A gateway answers a wrong key so late that a shorter time would take it for none.
