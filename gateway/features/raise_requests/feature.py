@@ -54,7 +54,7 @@ def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
     from functools import partial  # noqa: PLC0415  # of keepers alone
 
     from gateway.core.credentials import peppers_of  # noqa: PLC0415  # as above
-    from gateway.features.raise_requests.links import link_of  # noqa: PLC0415  # as above
+    from gateway.features.raise_requests.signed import link_of  # noqa: PLC0415  # as above
 
     return {"raise.requested": partial(link_of, peppers_of(settings).digest, settings.links_url)}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -22,27 +21,15 @@ from gateway.admin.http.requests import slow_down
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import BILLING, Actor, Row
-from gateway.core.alerts.messages import LINK_DAYS, Delivery
 from gateway.errors import NotFound, TollkeeperError
+from gateway.features.raise_requests.signed import PAGE, signed
 
 if TYPE_CHECKING:
     from gateway.admin.ports import AdminPorts
 
 NAME: Final = "raise-requests"
-PAGE: Final = "/raise/{token}"
 _TOKEN = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})-([0-9]{1,12})-([0-9a-f]{64})", re.ASCII)
 _OVER = "This link is no longer good, or never was. The request is decided in the console."
-
-
-def link_of(digest: Callable[[str], str], console: str, message: Delivery) -> str:
-    """The link of one message, good for `LINK_DAYS`; it has the URL of its webhook."""
-    ends = int(message.happened.timestamp()) + LINK_DAYS * 86_400
-    said = f"{message.data['raise_request_id']}-{message.webhook_id}-{ends}"
-    return console + PAGE.format(token=f"{said}-{digest(_signed(said, message.url))}")
-
-
-def _signed(said: str, url: str) -> str:
-    return f"raise-request {said} {url}"
 
 
 def mount_links(app: web.Application, ports: AdminPorts, _: str) -> None:
@@ -87,7 +74,7 @@ class RaiseLinks:
         if found is not None and int(found[3]) >= time.time():
             with suppress(NotFound):
                 webhook = await ports.store.get("webhooks", int(found[2]))
-                said = _signed(found[0].rpartition("-")[0], str(webhook["url"]))
+                said = signed(found[0].rpartition("-")[0], str(webhook["url"]))
                 is_signed = any(hmac.compare_digest(one, found[4]) for one in ports.peppers.digests(said))
                 if is_signed and webhook["enabled"]:
                     owner = webhook["organization_id"]

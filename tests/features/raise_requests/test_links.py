@@ -12,7 +12,7 @@ import pytest
 
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.core.alerts.messages import DeliveryOutcome
-from gateway.features.raise_requests.links import link_of
+from gateway.features.raise_requests.signed import link_of
 from persistence import engine as engines
 from persistence.keeper.news import Deliveries
 from tests.admin.conftest import PEPPERS, Api
