@@ -136,9 +136,11 @@ class WebSocket(asyncio.Protocol):
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """The client has caught up: its frames that are here come first."""
         self._connection.resume_writing()
         self._reading.resume(_BLOCKED)
+        if self._reading.paused & _TURN:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def shut(self) -> None:
         """Close as soon as no response is being made."""
@@ -154,10 +156,11 @@ class WebSocket(asyncio.Protocol):
         events = answer.feed(data)
         written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
         for one in events:
-            if self._messages.hear(one):
-                self._remember()
+            self._messages.hear(one)
         if answer.over:
             self._answer = None
+            self._messages.end()
+        self._remember()
         if written:
             self._transport.write(written)
         if answer.kept > self._limits.socket_event_bytes_max:
@@ -205,14 +208,16 @@ class WebSocket(asyncio.Protocol):
     # frames and messages
 
     def _go_on(self) -> None:
-        """Deal with some frames; others have their turns before the rest."""
-        if self._transport.is_closing():
+        """Deal with some frames; others have their turns before the rest, and a slow client reads first."""
+        if self._transport.is_closing() or self._reading.paused & _BLOCKED:
             return
         for count, event in enumerate(self._frames.events(), 1):
             self._take(event)
-            if count == FRAMES_AT_ONCE and not self._closed:
+            blocked = self._reading.paused & _BLOCKED
+            if (blocked or count == FRAMES_AT_ONCE) and not self._closed:
                 self._reading.pause(_TURN)
-                asyncio.get_running_loop().call_soon(self._go_on)
+                if not blocked:
+                    asyncio.get_running_loop().call_soon(self._go_on)
                 return
         self._reading.resume(_TURN)
 
@@ -267,7 +272,9 @@ class WebSocket(asyncio.Protocol):
             self._message = bytearray()
 
     def _remember(self) -> None:
-        """Count what is remembered of the last response; where there is no room for that, it is forgotten."""
+        """Count what is remembered of responses; where there is no room for that, it is forgotten."""
+        if self._messages.size == self._remembered:
+            return
         shares, organization_id = self._worker.sockets_keep, self._caller.organization_id
         if self._remembered:
             shares.release(organization_id, self._remembered)

@@ -296,6 +296,42 @@ async def test_what_has_no_room_is_forgotten() -> None:
         assert stage.plane.sockets_keep.used == 0
 
 
+async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal() -> None:
+    async with staged(ROUTES) as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        go_on = asyncio.Event()
+        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
+        long = CREATE | {"store": False, "input": "x" * 100_000}
+        async with connected(stage) as socket:
+            messages = next(iter(stage.plane._connections))
+            await socket.send_json(long | {"model": "other"})
+            assert (await refused(socket))[1] == "model_not_allowed"
+            assert messages.messages is not None
+            assert messages.messages.size == stage.plane.sockets_keep.used == 0
+            await socket.send_json(long)
+            assert (await received(socket))["type"] == "response.output_text.delta"
+            assert stage.plane.sockets_keep.used > 100_000
+            go_on.set()
+            assert (await received(socket))["type"] == "response.completed"
+        await eventually(lambda: stage.plane.sockets_keep.used == 0)
+
+
+async def test_who_takes_no_answers_is_not_asked_for_more_frames() -> None:
+    async with staged(ROUTES) as stage, connected(stage) as socket:
+        transport, reader = socket._conn.transport, socket._reader._protocol.transport
+        reader.pause_reading()
+        transport.write((b"\x82\x80" + bytes(4)) * 8_000)  # empty binary ones
+        connection = next(iter(stage.plane._connections))
+        await eventually(lambda: connection.blocked)
+        await asyncio.sleep(0)
+        assert connection.transport.get_write_buffer_size() < 64 << 10
+        reader.resume_reading()
+        for _ in range(8_000):
+            await refused(socket)
+        stage.upstream.scripts = [[WHOLE]]
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+
+
 async def test_one_response_at_a_time() -> None:
     async with staged(ROUTES) as stage:
         go_on = asyncio.Event()

@@ -40,7 +40,7 @@ _event = msgspec.json.Decoder(_Event).decode
 
 
 class ResponseMessages:
-    """The messages of one connection, which keeps `size` bytes of its last response."""
+    """The messages of one connection; it keeps `size` bytes of its last response and of the present one."""
 
     def __init__(self) -> None:
         self._id = ""
@@ -54,15 +54,20 @@ class ResponseMessages:
     @property
     def size(self) -> int:
         """Bytes kept for the next message."""
-        return len(self._said)
+        return len(self._said) + (REMEMBERED_BYTES_MAX - self._left if self._asked else 0)
 
     def forget(self) -> None:
         """Keep nothing: who goes on from the last response has to say all of it again."""
         self._id, self._said = "", b""
+        self.end()
+
+    def end(self) -> None:
+        """The answer is over: one that did not complete is not gone on from."""
+        self._asked, self._items = b"", []
 
     def read(self, document: Document) -> None:
         """Make the document of a response, streamed, of the message that asks for one."""
-        self._asked, self._items = b"", []
+        self.end()
         _NAMES.check(document)
         if document.pop("type", None) != _CREATE:
             raise InvalidRequest(f'type must be "{_CREATE}": no other event is taken here.', param="type")
@@ -81,28 +86,27 @@ class ResponseMessages:
             self._left = REMEMBERED_BYTES_MAX - len(asked)
             self._asked = asked if self._left >= 0 else b""
 
-    def hear(self, event: str) -> bool:
-        """Whether `size` is another one now, by an event of the response that was asked for."""
+    def hear(self, event: str) -> None:
+        """Take in an event of the response that was asked for."""
         if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
-            return False
+            return
         self._left -= len(event)
         try:
             said = _event(event)
         except UNREADABLE:
             self._left = -1
         if self._left < 0:  # what is not remembered whole is not remembered
-            self._asked, self._items = b"", []
-            return False
+            self.end()
+            return
         if said.type == _ITEM and said.item is not None:
             self._items.append(said.item)
         if said.type not in _ENDS or said.response is None:
-            return False
+            return
         items = [one for item in self._items if (one := _again(item))]
         answer = msgspec.json.encode(items)
         inner = b",".join(part for part in (self._asked[1:-1], answer[1:-1]) if part)
         self._id, self._before, self._said = said.response.id, self._asked_before, b"[" + inner + b"]"
-        self._asked, self._items = b"", []
-        return True
+        self.end()
 
 
 def _items(said: object) -> list[object]:
