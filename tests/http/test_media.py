@@ -252,7 +252,7 @@ async def test_a_form_goes_on_with_the_name_that_its_upstream_has_for_the_model(
 
 
 SMALL = {"body_bytes_max": 1 << 20, "collected_bytes_max": 64 << 10}
-LONG = wav(400)  # 6.4 MB
+LONG = wav(400)  # 9.6 MB
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ stands nowhere but between its parts. Pure.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -244,7 +245,7 @@ class FormReader:
         known = self.kind.names.folded.get(base.casefold())
         if known is not None and known != name:
             raise InvalidRequest(f"The field {name} must be written {known}.", param=known)
-        if name in self.kind.refused or base == "_charset_":
+        if base.casefold() in self.kind.refused or base == "_charset_":
             raise InvalidRequest(f"{name} is not accepted: send the file itself.", param=name)
         if not name.endswith("[]") and (name in self.fields or any(one.name == name for one in self.files)):
             raise InvalidRequest(f"The field {name} appears twice.", param=name)
@@ -316,8 +317,9 @@ SOUND_BYTES_PER_SECOND_MIN: Final = 750
 # Of one second of sound, as models of sound count it.
 SOUND_TOKENS_PER_SECOND: Final = 10
 _PCM: Final = frozenset({1, 3})
+# Of a sample. FFmpeg takes sound of 16 bits for MP3, AAC or DTS where it looks like that: it is longer then.
+_BITS: Final = frozenset({8, 24, 32, 64})
 _EXTENSIBLE: Final = 0xFFFE
-_BITS: Final = frozenset({8, 16, 24, 32, 64})
 _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 
 
@@ -342,14 +344,13 @@ def _wav(begins: bytes) -> tuple[int, int]:
             said = begins[at + 8 : at + 8 + size]
             if per_second or size < 16 or len(said) < size:
                 return 0, 0
-            tag, channels, rate, stated, _, bits = (
-                int.from_bytes(said[start:end], "little")
-                for start, end in ((0, 2), (2, 4), (4, 8), (8, 12), (12, 14), (14, 16))
-            )
-            if tag == _EXTENSIBLE:
-                tag = int.from_bytes(said[24:26], "little")
+            tag, channels, rate, stated, block, bits = struct.unpack_from("<HHIIHH", said)
+            valid = bits
+            if tag == _EXTENSIBLE and size >= 26:
+                valid, tag = struct.unpack_from("<H4xH", said, 18)
             per_second = rate * channels * bits // 8
-            plain = tag in _PCM and bits in _BITS and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
+            plain = tag in _PCM and 0 < rate <= _RATE_MAX and 0 < channels <= _CHANNELS_MAX
+            plain = plain and bits == valid and bits in _BITS and block == channels * bits // 8
             if not plain or stated != per_second:
                 return 0, 0
         at += 8 + size + size % 2

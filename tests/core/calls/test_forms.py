@@ -75,6 +75,7 @@ def test_a_form_says_the_same_however_its_bytes_come(at_once: int) -> None:
         form((b'model"; name="file', b"m")),
         form((b"a b", b"m")),
         form((b"url", b"http://x")),
+        form((b"File_URL[0]", b"http://x")),
         form((b"_charset_", b"utf-16")),
         form((b"stream", b"1")),
         form((b"model", b"\xff")),
@@ -133,12 +134,19 @@ def test_a_picture_may_be_one_of_a_list() -> None:
     assert (len(reader.files), reader.fields) == (2, {"n": 2})
 
 
-def wav(seconds: int, *, rate: int = 8_000, channels: int = 1, bits: int = 16, tag: int = 1) -> bytes:
+def wav(seconds: int, *, rate: int = 8_000, channels: int = 1, bits: int = 24, tag: int = 1) -> bytes:
     """A recording of silence."""
     each = rate * channels * bits // 8
     said = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, channels, rate, each, channels * bits // 8, bits)
     sound = bytes(each * seconds)
     return b"RIFF\0\0\0\0WAVE" + said + struct.pack("<4sI", b"data", len(sound)) + sound
+
+
+def extensible(valid: int) -> bytes:
+    """One second, by a longer head, which says how many bits of a sample count."""
+    plain = wav(1, tag=0xFFFE)
+    more = struct.pack("<HHIH14x", 22, valid, 0, 1)
+    return plain[:16] + struct.pack("<I", 40) + plain[20:36] + more + plain[36:]
 
 
 def recorded(raw: bytes) -> tuple[int, bool]:
@@ -150,7 +158,13 @@ def test_the_seconds_of_wav_are_known_and_of_all_else_what_its_size_could_hold()
     assert recorded(wav(2, rate=44_100, channels=2, bits=32, tag=3) + b"\0") == (3, True), "by what is there"
     assert recorded(bytes(7_501)) == (11, False)
     assert recorded(b"") == (1, False)
-    for lie in (wav(3, tag=85), wav(3, rate=10**6), wav(3).replace(b"fmt ", b"fmx "), wav(3)[:40]):
+    of_16 = wav(3, bits=16)  # which may be an MP3
+    blocks = wav(3)[:32] + b"\1" + wav(3)[33:]
+    for lie in (
+        wav(3, tag=85), wav(3, rate=10**6), wav(3).replace(b"fmt ", b"fmx "), wav(3)[:40], of_16, blocks,
+        wav(1, channels=4, bits=1024), extensible(16),
+    ):  # fmt: skip
         assert recorded(lie) == (-(-max(len(lie), 1) // 750), False)
+    assert recorded(extensible(24)) == (1, True)
     twice = wav(3)
     assert recorded(twice[:36] + wav(1, rate=384_000)[12:36] + twice[36:])[1] is False
