@@ -58,6 +58,7 @@ from gateway.core.model import (
     Caller,
     Decision,
     HoldRequest,
+    RunRequest,
     Service,
     Settlement,
     SettleResult,
@@ -189,7 +190,7 @@ async def extend_hold(exchange: Exchange) -> None:
             )
         wanted, more = hold.held, 0
         if said.more is not None:
-            wanted, more = _more(exchange, hold, said.more)
+            wanted, more = await _more(exchange, hold, said.more)
         found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
         short = _short(found, wanted)
         hold.held, hold.expires_ms = found, until_ms
@@ -386,7 +387,7 @@ async def _taken(
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, decision.weights, exchange.head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route.path, call),
-        call.models_beside, tuple([one.model for one in call.targets]),
+        call.models_beside, tuple([one.model for one in call.targets]), "" if opened is None else opened.id,
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
@@ -516,7 +517,7 @@ def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
     return min(found) if found else None
 
 
-def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
+async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
     """What a hold is to hold with so much more of its unit, and how much that is."""
     ports, caller, service = exchange.worker.ports, hold.caller, hold.service
     if hold.unit == UNITS:
@@ -526,8 +527,12 @@ def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAm
         raise InvalidRequest(f"more must be {right}, as the hold is in {hold.unit}.", param="more")
     call = hold.names(more if isinstance(more, int) else None)
     estimate = Estimate(more, more, answers=1) if isinstance(more, int) else NO_ESTIMATE
+    opened = None
+    if hold.run:
+        run = RunRequest(hold.run)
+        opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
     said = replace(exchange.head.attribution, user=hold.user, session=hold.session, run=None)
-    budgets = ports.directory.budgets(caller, service.id, said, call, False) if hold.budgets else None
+    budgets = ports.directory.budgets(caller, service.id, said, call, False, opened) if hold.budgets else None
     prices = prices_of(ports, caller, service, call, budgets)
     amount = more if isinstance(more, str) else None
     _, request, asked = _asked(

@@ -123,6 +123,30 @@ def test_policies_hold_wherever_a_call_names_its_run(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "amounts"),
+    [
+        ("max_tokens=100", {"max_tokens": 60}),
+        ("max=0.0001", {"max_tokens": 5}),
+        ("max=0.0001", {"amount": "0.00006"}),
+    ],
+)
+def test_a_hold_is_extended_within_its_run(spender: Spender, limit: str, amounts: dict[str, Any]) -> None:
+    url = f"{spender.stack.gateway_url}/.tollkeeper/holds"
+    headers = {"authorization": f"Bearer {spender.key}"}
+
+    def ask(path: str, **said: Any) -> httpx.Response:
+        return plain_http.post(url + path, json=said, headers=headers, timeout=ANSWER_S_MAX)
+
+    taken = ask("", service="chat", model=MODEL, run=f"held; {limit}", **amounts)
+    assert taken.status_code == 201, taken.text
+    more = "0.00006" if "amount" in amounts else 10_000
+    short = ask(f"/{taken.json()['id']}/extend", more=more)
+    assert (short.status_code, short.headers["x-tollkeeper-reason"]) == (429, "budget_exceeded"), short.text
+    found = told(spender, "held")
+    assert found["held"] == found["max"]
+
+
+@pytest.mark.parametrize(
     ("field", "says"),
     [
         ("a; max=0", "max"), ("a; max=-1", "max"), ("a; max=1e3", "max"), ("a; ttl=99999999", "ttl"),

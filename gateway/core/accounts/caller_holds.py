@@ -145,7 +145,8 @@ class CallerHold(msgspec.Struct):
     `weights` are those of its plan, `budgets` the names of its accounts, `own` says that no price in another
     currency than the organization's counts. `columns`, `session` and `metadata` are what its request said.
     `call` is the one it was taken for, None where it states an amount alone. Models `beside` its own may
-    answer it, and where that is configured, its `targets` do: its price is that of one of these.
+    answer it, and where that is configured, its `targets` do: its price is that of one of these. `run` is the
+    id of the run it draws from.
     """
 
     id: str
@@ -172,6 +173,7 @@ class CallerHold(msgspec.Struct):
     call: HeldCall | None = None
     beside: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    run: str = ""
 
     def names(self, output_max: int | None = None) -> CallRequest:
         """A call of the same models."""
