@@ -309,15 +309,11 @@ class UpgradeRefused(MalformedRequest):
     """WebSocket connections are not served here: send the request by HTTP/1.1."""
 
     status = 426
-    fields: tuple[tuple[bytes, bytes], ...] = (
-        (b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"),
-    )  # fmt: skip  # RFC 9110, 15.5.22 and 7.8
 
-
-class VersionRefused(UpgradeRefused):
-    """The Sec-WebSocket-Version must be 13."""
-
-    fields = ((b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13"))
+    def __init__(self, message: str | None = None, *versions: tuple[bytes, bytes]) -> None:
+        super().__init__(message)
+        protocol = b"websocket" if versions else b"HTTP/1.1"
+        self.fields = ((b"upgrade", protocol), (b"connection", b"upgrade"), *versions)
 
 
 class RequestTimeout(MalformedRequest):
@@ -509,7 +505,8 @@ def accept_of(head: RequestHead) -> bytes:
     """What a client that asks for a WebSocket is answered, to show that it was understood (RFC 6455, 4.2)."""
     keys = head.all(b"sec-websocket-key")
     if head.all(b"sec-websocket-version") != [b"13"]:
-        raise VersionRefused
+        version = (b"sec-websocket-version", b"13")
+        raise UpgradeRefused("The Sec-WebSocket-Version must be 13.", version)
     if head.method != b"GET" or head.minor != 1 or head.chunked or head.length or not head.keep_alive:
         raise MalformedRequest("A WebSocket is opened by a GET of HTTP/1.1 without a body.")
     if len(keys) != 1 or _SOCKET_KEY.fullmatch(keys[0]) is None:
