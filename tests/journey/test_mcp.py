@@ -1,14 +1,20 @@
-"""Tools of a real server under a budget: calls at once are no more than it has, as the server counts them."""
+"""Tools of a real server under a budget: calls at once are no more than it has, as the server counts them.
+
+MCP's own conformance suite finds through a gateway what it finds at the server itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +22,22 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
 from tests.conftest import free_port
+from tests.journey.clients import node_with
 from tests.journey.stack import STOP_S_MAX, Stack
 from tests.journey.test_bound_services import Lone
 from tests.waiting import eventually, wait_until
 
 CALLS, ALLOWED, AT_ONCE = 500, 100, 100
 PRICE = "0.004"
+SUITE = "@modelcontextprotocol/conformance@0.1.13", "@modelcontextprotocol/sdk@1.32.2"
+SUITE_S_MAX = 240
+SCENARIOS = 32
+# Of the suite's calls each one of these is one, and nothing else of it costs anything.
+TOOLS = {
+    "simple_text", "image_content", "audio_content", "embedded_resource", "multiple_content_types",
+    "error_handling", "tool_with_logging", "tool_with_progress", "sampling", "elicitation",
+    "elicitation_sep1034_defaults", "elicitation_sep1330_enums", "reconnection",
+}  # fmt: skip
 
 
 class ToolServer:
@@ -48,15 +64,21 @@ class ToolServer:
             text=f"event: message\ndata: {json.dumps(answer)}\n\n", content_type="text/event-stream"
         )
 
-    @asynccontextmanager
-    async def served(self, port: int) -> AsyncIterator[None]:
-        application = web.Application()
-        application.router.add_post("/deep/mcp", self.handle)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield
-        await runner.cleanup()
+    def served(self, port: int) -> AbstractAsyncContextManager[str]:
+        return served("/deep/mcp", port, self.handle)
+
+
+@asynccontextmanager
+async def served(
+    path: str, port: int, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> AsyncIterator[str]:
+    application = web.Application()
+    application.router.add_route("*", path, handle)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}{path}"
+    await runner.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +168,84 @@ async def test_a_session_of_another_organization_is_nobodys(stack: Stack, gatewa
         assert (status, refused["error"]["data"]["reason"]) == (404, "object_not_found")
 
 
+async def shown_the_key(key: str, url: str, request: web.Request) -> web.StreamResponse:
+    """A request of the suite, which has no key, passed on with one, and its answer as it comes."""
+    fields = request.headers.copy()
+    fields.popall("connection", None)
+    fields["authorization"] = f"Bearer {key}"
+    body = await request.read()
+    async with (
+        ClientSession(auto_decompress=False) as session,
+        session.request(request.method, url, headers=fields, data=body or None) as got,
+    ):
+        answer = web.StreamResponse(status=got.status, headers=got.headers)
+        await answer.prepare(request)
+        async for part in got.content.iter_any():
+            await answer.write(part)
+        return answer
+
+
+async def found_by_suite(clients: Path, url: str, folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What each check of each scenario says about the server at an address."""
+    program = clients / "node_modules/@modelcontextprotocol/conformance/dist/index.js"
+    words = ["node", program, "server", "--url", url, "--suite", "all", "--output-dir", folder]
+    run = await asyncio.create_subprocess_exec(*map(str, words), stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await asyncio.wait_for(run.wait(), SUITE_S_MAX)
+    finally:
+        if run.returncode is None:
+            run.kill()
+    found = {}
+    for file in folder.glob("*/checks.json"):
+        match = re.fullmatch(r"server-(.+?)-\d{4}-\d\d-\d\dT.+", file.parent.name)
+        assert match is not None
+        checks = json.loads(file.read_bytes())
+        found[match[1]] = [(one["id"], one["status"]) for one in checks if one["status"] != "INFO"]
+    return found
+
+
+async def test_the_conformance_suite_finds_what_it_finds_without_a_gateway(
+    stack: Stack, gateway: tuple[str, int], tmp_path: Path
+) -> None:
+    clients = node_with(*SUITE)
+    script = shutil.copy(Path(__file__).with_name("conformance.mjs"), clients)
+    url, port = gateway
+    owner, key = caller(stack)
+    server = await asyncio.create_subprocess_exec("node", script, str(port), stdout=asyncio.subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        assert await asyncio.wait_for(server.stdout.readline(), SUITE_S_MAX) == b"ready\n"
+        direct = await found_by_suite(clients, f"http://127.0.0.1:{port}/deep/mcp", tmp_path / "direct")
+        with_key = served("/mcp", free_port(), partial(shown_the_key, key, url))
+        async with client(key) as session, with_key as front:
+            await eventually(lambda: refused(session, url))
+            through = await found_by_suite(clients, front, tmp_path / "through")
+    finally:
+        server.kill()
+        await server.wait()
+    assert len(direct) == SCENARIOS
+    assert all(checks and "FAILURE" not in {said for _, said in checks} for checks in direct.values()), direct
+    assert through == direct
+    path = f"/calls?organization_id={owner}&limit=200"
+
+    def charged() -> Counter[str]:
+        return Counter(row["model"] for row in stack.admin("GET", path)[1]["items"] if row["units"])
+
+    wait_until(lambda: charged() == Counter(f"hub/test_{name}" for name in TOOLS))
+
+
 async def answers(session: ClientSession, url: str) -> bool:
     """Whether the gateway answers this caller yet."""
     try:
         return (await tell(session, url, "tools/list"))[0] == 200
+    except OSError:
+        return False
+
+
+async def refused(session: ClientSession, url: str) -> bool:
+    """Whether the server refuses a message without a session, through a gateway."""
+    try:
+        async with session.get(url) as got:
+            return got.status == 400
     except OSError:
         return False
