@@ -283,3 +283,18 @@ def test_codex_uses_a_tool(stack: Stack, tmp_path: Path) -> None:
     assert code == 0, said
     assert "You said:" in said
     assert len(calls(a, 2)) == 2
+
+
+def test_codex_sends_its_turns_over_a_websocket(stack: Stack, tmp_path: Path) -> None:
+    a = account(stack, None)
+    socket = {'wire_api = "responses"': 'wire_api = "responses"\nsupports_websockets = true'}
+    field = """{ "x-demo-tool" = 'exec_command {"cmd":"echo three of them"}',"""
+    code, said = codex(a, tmp_path, **socket, **{"{ ": field + " "})
+    assert code == 0, said
+    assert "You said:" in said
+    # It first has the connection warmed up, which is refused and costs nothing: nobody asks for that by HTTP.
+    rows = sorted(calls(a, 3), key=lambda one: str(one["request_id"]))  # by time
+    assert [(row["status"], row["model"], row["tokens"] > 0) for row in rows] == [
+        (400, None, False), (200, "gpt-5-codex", True), (200, "gpt-5-codex", True),
+    ]  # fmt: skip
+    assert len({row["session"] for row in rows}) == 1
