@@ -158,7 +158,7 @@ def configurations() -> list[tuple[str, str]]:
 def test_configurations_of_a_page_are_read(page: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / f"{page}.yaml"
     path.write_text(text.replace("/etc/ssl/internal-ca.pem", certifi.where()))
-    keys = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_KEY", "AZURE_SECOND_KEY")
+    keys = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_KEY", "AZURE_SECOND_KEY", "OPENROUTER_API_KEY")
     environ = {name: f"sk-{number}" for number, name in enumerate(keys)}
     assert table_of(read_config(path, environ), environ).upstreams
 
