@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import ssl
 import stat
 from contextlib import suppress
@@ -28,6 +29,15 @@ def require_regular(*paths: str | os.PathLike[str] | None) -> None:
     for path in paths:
         if path:
             _require_regular(os.stat(path), path)
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def https_with(ca_file: str | None) -> ssl.SSLContext:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -30,7 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from gateway.core.accounts.administration import count_rows
 from gateway.errors import StoreUnavailable
-from gateway.files import UrlFile
+from gateway.files import UrlFile, is_readable
 from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated
 
 # The connections to PostgreSQL, counted: how many are busy, who waits for one, and what fails.
@@ -218,10 +217,7 @@ def _check_open(connection: Any, *_: object) -> None:
     A question that a server is asked first would be a round trip more for each transaction.
     """
     driver = connection.driver_connection
-    poll = select.poll()
-    if not driver.closed:
-        poll.register(driver.fileno(), select.POLLIN)
-    if driver.closed or poll.poll(0):
+    if driver.closed or is_readable(driver.fileno()):
         raise InvalidatePoolError
 
 

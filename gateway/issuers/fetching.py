@@ -191,7 +191,7 @@ def _asked(
     context = https_with(issuer.ca_file) if url.startswith("https:") else None
     sent = {"accept": "application/json", "user-agent": "tollkeeper", **fields}
     try:
-        return uvloop.run(ask(
+        status, _, said = uvloop.run(ask(
             "GET" if form is None else "POST", url, sent, form, proxies=lambda: issuer.proxies,
             context=context, connect_s=CONNECT_S_MAX, within_s=max(0.001, left),
         ))  # fmt: skip
@@ -199,6 +199,7 @@ def _asked(
         raise UnreadableKeys(f"{shown} was not read in time") from error
     except TooLarge as error:
         raise UnreadableKeys(f"{shown} {error}") from error
+    return status, said
 
 
 def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

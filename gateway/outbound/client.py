@@ -70,31 +70,11 @@ async def ask(
     connect_s: float,
     within_s: float,
     bytes_max: int = ANSWER_BYTES_MAX,
-) -> tuple[int, bytes]:
-    """Ask once; the status and the whole body.
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Ask once; the status, the fields whatever the case of their names, and the whole body.
 
     `OSError`, `TimeoutError` or `TooLarge` where there is none.
     """
-    status, _, said = await exchanged(
-        method, url, headers, body, proxies=proxies, context=context, connect_s=connect_s,
-        within_s=within_s, bytes_max=bytes_max,
-    )  # fmt: skip
-    return status, said
-
-
-async def exchanged(
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes | None,
-    *,
-    proxies: ProxiesNow,
-    context: ssl.SSLContext | None,
-    connect_s: float,
-    within_s: float,
-    bytes_max: int,
-) -> tuple[int, Mapping[str, str], bytes]:
-    """The same with the fields of the answer, whatever the case of their names."""
     connector = Connector(proxies, None, context, is_for_one=True)
     timeout = ClientTimeout(total=within_s, connect=connect_s)
     try:
@@ -102,7 +82,7 @@ async def exchanged(
             _session(connector, timeout) as session,
             session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
-            said = await _read(response, bytes_max + 1)
+            said = await read_most(response, bytes_max + 1)
             if len(said) > bytes_max:
                 raise TooLarge(f"answers more than {bytes_max} bytes")
             return response.status, response.headers, said
@@ -136,7 +116,7 @@ class Outgoing:
             self._opened = _session(Connector(self._proxies, checks), ClientTimeout(total=TIMEOUT_S))
         try:
             async with self._opened.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                said = await _read(response, read_bytes)
+                said = await read_most(response, read_bytes)
                 error = None if response.ok else response.reason
                 return Answer(response.status, error, said, response.headers.get("Retry-After", ""))
         except (ClientError, OSError, TimeoutError, ValueError) as error:
@@ -245,7 +225,7 @@ def _session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
     )  # fmt: skip
 
 
-async def _read(response: ClientResponse, most: int) -> bytes:
+async def read_most(response: ClientResponse, most: int) -> bytes:
     """The beginning of an answer's body."""
     read = b""
     while len(read) < most and (chunk := await response.content.read(most - len(read))):

@@ -145,7 +145,7 @@ class Jobs:
             headers |= signer.fields(target.base_url + path)
         proxies = self._settings.proxies if target.proxies is None else target.proxies
         try:
-            return await ask(
+            status, _, said = await ask(
                 "GET", target.base_url + path, headers, None, proxies=lambda: proxies,
                 context=self._context(target), connect_s=CONNECT_S, within_s=WITHIN_S,
                 bytes_max=bytes_max,
@@ -154,6 +154,7 @@ class Jobs:
             return 413, b""
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable from error
+        return status, said
 
     def _context(self, target: UpstreamTarget) -> ssl.SSLContext | None:
         if not target.base_url.startswith("https"):

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Collection as AnyCollection
 from enum import Enum
 from itertools import islice
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,8 +26,10 @@ from gateway.core.billing.price_book import WANTED, read_stand_ins
 from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError
-from gateway.files import require_regular
+from gateway.files import read_regular, require_regular
 from gateway.yaml_reader import UnreadableYaml, documents
+
+T = TypeVar("T")
 
 # What meters and billable metrics know our events by, where no other code is set.
 USAGE_FEED_CODE = "tollkeeper_use"
@@ -329,6 +332,26 @@ _PEPPER = r"[\x21-\x7e]{16,512}"
 EarlierPeppers = Annotated[
     str, msgspec.Meta(pattern=rf"^({_PEPPER}( {_PEPPER}){{0,{EARLIER_MAX - 1}}})?$"), IS_SECRET
 ]
+
+
+def read_file(path: Path, bytes_max: int) -> bytes:
+    """A file that somebody wrote; `SettingError` where it cannot be read, or is too long."""
+    try:
+        text = read_regular(path, bytes_max)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(text) > bytes_max:
+        raise SettingError(f"{path}: larger than {bytes_max} bytes")
+    return text
+
+
+def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
+    """A document in its shape, each `${NAME}` replaced; `SettingError` names the place of a fault."""
+    document = substituted(document, environ, place)
+    try:
+        return msgspec.convert(document, shape)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{place}: {explained(str(error), document, shape)}") from error
 
 
 def parsed(text: bytes, place: str) -> Any:

@@ -64,7 +64,7 @@ from gateway.core.issuers import (
 from gateway.core.model import GENERIC, Family, Service
 from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt, without_password
 from gateway.errors import SettingError
-from gateway.files import read_regular, require_regular
+from gateway.files import require_regular
 from gateway.settings.checking import authority_at
 from gateway.settings.secret_files import Environment, read_secret
 
@@ -483,23 +483,13 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`; `SettingError` names the place of a fault."""
-    from gateway.settings.checking import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
+    from gateway.settings.checking import converted, parsed, read_file  # noqa: PLC0415  # spares workers, which never read it, memory
 
-    try:
-        text = read_regular(path, CONFIG_BYTES_MAX)
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(text) > CONFIG_BYTES_MAX:
-        raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
-    document = parsed(text, str(path))
+    document = parsed(read_file(path, CONFIG_BYTES_MAX), str(path))
     if document is None:
         # As it is for a moment while an editor writes it again: every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
-    document = substituted(document, environ, str(path))
-    try:
-        return msgspec.convert(document, ConfigFile)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"{path}: {explained(str(error), document, ConfigFile)}") from error
+    return converted(document, environ, ConfigFile, str(path))
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:

@@ -44,8 +44,8 @@ def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: 
         b"\x0a\x10", trace_id,
         b"\x12\x08", span.span_id,
         b"\x22\x08" + span.parent_id if span.parent_id else b"",
-        b"\x2a", _size(len(name)), name,
-        b"\x30", _size(span.kind),
+        b"\x2a", varint(len(name)), name,
+        b"\x30", varint(span.kind),
         pack("<BQBQ", 0x39, _nanoseconds(span.started, ahead_s), 0x41, _nanoseconds(span.ended, ahead_s)),
         *[_block(b"\x4a", _pair(key, value)) for key, value in attributes.items()],
         _STATUS_ERROR if span.error else b"",
@@ -69,7 +69,7 @@ def _pair(key: str, value: Value) -> bytes:
     if isinstance(value, bool):
         told = b"\x10\x01" if value else b"\x10\x00"
     elif isinstance(value, int):
-        told = b"\x18" + _size(value & 0xFFFF_FFFF_FFFF_FFFF)
+        told = b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
     elif isinstance(value, float):
         told = pack("<Bd", 0x21, value)
     else:
@@ -78,11 +78,11 @@ def _pair(key: str, value: Value) -> bytes:
 
 
 def _block(tag: bytes, content: bytes) -> bytes:
-    return tag + _size(len(content)) + content
+    return tag + varint(len(content)) + content
 
 
-def _size(number: int) -> bytes:
-    """A varint."""
+def varint(number: int) -> bytes:
+    """A number as Protocol Buffers write it: the lowest seven bits first."""
     if number < 0x80:
         return bytes((number,))
     parts = bytearray()

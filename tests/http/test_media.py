@@ -277,7 +277,7 @@ async def test_a_long_recording_passes_as_it_comes_and_costs_its_seconds() -> No
         assert stage.counters.holds[-1].money == 40_000_000
 
 
-async def test_a_long_recording_is_never_kept_and_whoever_leaves_in_it_pays_nothing() -> None:
+async def test_a_long_recording_is_never_kept_and_a_client_that_leaves_pays_nothing() -> None:
     async with long_forms() as stage:
         stage.upstream.expects_cut = True
         stage.directory.budgets_there = []

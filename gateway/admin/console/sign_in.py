@@ -31,7 +31,7 @@ from gateway.admin.console.home import (
     cookie_of as session_cookie_of,
 )
 from gateway.admin.http.requests import slow_down
-from gateway.core.credentials import Failures
+from gateway.core.credentials import Failures, is_among
 from gateway.errors import SignInRefused, TollkeeperError, Unauthorized
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class PendingSignIn:
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
     """What a cookie holds; None where it is none of ours, or is over at this moment."""
     found = _WRITTEN.fullmatch(written)
-    if found is None or not any(hmac.compare_digest(one, found[2]) for one in digests(_marked(found[1]))):
+    if found is None or not is_among(found[2], digests(_marked(found[1]))):
         return None
     text = found[1]
     begun = PendingSignIn(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))

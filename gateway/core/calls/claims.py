@@ -48,7 +48,7 @@ from gateway.core.families.controlled import (
     inner,
     models_beside,
 )
-from gateway.core.families.family import SocketMessages
+from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
@@ -519,12 +519,7 @@ def read_call(
         call.body = write_document(document)
         check_names(body, call.body, 0)
         return call
-    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
-    shape.read(call, document, path_params, bounds)
-    # Their objects are priced and held one by one.
-    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
-    call.models_beside = models_beside(document)
-    call.gives_up = "timeout" in " ".join(document).lower()
+    _understand(call, route, shape, document, path_params, bounds)
     added = 0  # members of the document, by asking for the usage of a stream where the client does not
     if call.streamed and shape.asks_for_usage:
         options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
@@ -554,14 +549,23 @@ def read_form(
     """Understand a form that was read: its texts are the document, and it is sent as it came."""
     shape, document = SHAPES[route.meter], form.fields
     call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
+    _understand(call, route, shape, document, path_params, bounds)
+    call.model_at, call.input_bytes = form.model_at, form.texts_bytes
+    call.names = names_in(document)
+    return call
+
+
+def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
+    call: CallRequest, route: Route, shape: CallKind, document: Document, path_params: Mapping[str, str],
+    bounds: UsageBounds,
+) -> None:  # fmt: skip
+    """Read the document of a call, whichever body it came in."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
-    call.model_at, call.input_bytes = form.model_at, form.texts_bytes
+    # Their objects are priced and held one by one.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     call.models_beside = models_beside(document)
     call.gives_up = "timeout" in " ".join(document).lower()
-    call.names = names_in(document)
-    return call
 
 
 def _asked_by(messages: SocketMessages, document: Document, body: bytes) -> bytes:

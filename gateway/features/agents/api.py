@@ -8,7 +8,6 @@ sent twice, or again after a crash, has the same answer, and nothing that is sto
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import re
@@ -50,7 +49,7 @@ from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import ADMIN, CREATE, Actor, Command, CommittedWrite, Row
-from gateway.core.credentials import site_of
+from gateway.core.credentials import is_among, site_of
 from gateway.core.issuers import PersonIdentity
 from gateway.errors import (
     Conflict,
@@ -255,7 +254,7 @@ class Agents:
     async def _given(self, request: web.Request, code: str) -> Row:
         found = _DEVICE.fullmatch(code)
         row = await self._row(int(found[1])) if found else None
-        if found is None or row is None or not _is_one(found[2], self._made("device", row)):
+        if found is None or row is None or not is_among(found[2], self._made("device", row)):
             await slow_down(self._ports.failures, request, "unknown")
             raise OAuthRefusal("expired_token")
         if row["state"] == stored.ASKED:
@@ -333,7 +332,7 @@ class Agents:
         generation = int(found[2]) if found else 0
         if (
             found is None or row is None or row["state"] != stored.GIVEN
-            or not _is_one(found[3], self._made("refresh", row, generation))
+            or not is_among(found[3], self._made("refresh", row, generation))
         ):  # fmt: skip
             await slow_down(self._ports.failures, request, "unknown")
             return None, 0
@@ -574,10 +573,6 @@ def _opens(sealed: str, key: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_one(sent: str, digests: tuple[str, ...]) -> bool:
-    return any(hmac.compare_digest(sent, one) for one in digests)
 
 
 def _read_policy(path: str) -> Row:

@@ -59,6 +59,8 @@ _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-
 # What the gateway protocol calls the intervals of budgets; a time that is later than any.
 _PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
 _NEVER: Final = "~"
+# Its status, its fields and its body.
+_Answer = tuple[int, Mapping[str, str], bytes]
 # Of telemetry: one request, all that is on its way and what each counts besides, those that are sent at once.
 TELEMETRY_BYTES_MAX: Final = 1 << 20
 ON_THEIR_WAY_BYTES_MAX: Final = 16 << 20
@@ -135,6 +137,30 @@ def _hundredths(amount: str) -> int:
     return int((Decimal(amount) * 100).to_integral_value())
 
 
+class _AgentServer:
+    """A keeper or a collector, at its address."""
+
+    def __init__(self, url: str, proxies: Proxies) -> None:
+        self.url, self._proxies = url.rstrip("/"), proxies
+        self._context: ssl.SSLContext | None = None
+
+    async def ask(
+        self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, within_s: float
+    ) -> _Answer:
+        """Ask once; `OSError` says why there is no answer."""
+        from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: not every worker needs it
+
+        try:
+            if self._context is None and self.url.startswith("https"):
+                self._context = https_with(None)
+            return await ask(
+                method, self.url + path, fields, body, proxies=lambda: self._proxies, context=self._context,
+                connect_s=CONNECT_S, within_s=within_s, bytes_max=ANSWER_BYTES_MAX,
+            )  # fmt: skip
+        except (OSError, TimeoutError, TooLarge) as error:
+            raise OSError(str(error)[:200] or type(error).__name__) from error
+
+
 class Collector:
     """Passes what agents measure on to a collector (OTLP over HTTP), or drops it: no agent waits for that.
 
@@ -143,18 +169,17 @@ class Collector:
     """
 
     def __init__(self, url: str, proxies: Proxies, log: Log, bytes_max: int = ON_THEIR_WAY_BYTES_MAX) -> None:
-        self._url, self._proxies, self._log = url.rstrip("/"), proxies, log
+        self._server, self._log = _AgentServer(url, proxies), log
         self._bytes = FairShares(bytes_max, bytes_max // 4)
         self._sending = asyncio.Semaphore(SENDS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._context: ssl.SSLContext | None = None
         self._failed = self._dropped = 0
         self._again = 0.0
 
     async def take(self, exchange: Exchange) -> None:
         """`POST /v1/metrics` and the like, of who has a good key: taken, lest its exporter complains."""
         caller = known(exchange) or await identify(exchange)
-        if self._url:
+        if self._server.url:
             body = await _body(exchange, caller, TELEMETRY_BYTES_MAX)
             fields = _fields(exchange, {b"content-type", b"content-encoding"})
             # Whose it is say we, whatever it says of itself.
@@ -179,22 +204,15 @@ class Collector:
         task.add_done_callback(ended)
 
     async def _send(self, path: str, fields: dict[str, str], body: bytes) -> None:
-        from gateway.outbound.client import TooLarge, exchanged  # noqa: PLC0415  # heavy: not every worker needs it
-
         async with self._sending:
             if time.monotonic() < self._again:
                 self._dropped += 1
                 return
             try:
-                if self._context is None and self._url.startswith("https"):
-                    self._context = https_with(None)
-                status, _, _ = await exchanged(
-                    "POST", self._url + path, fields, body, proxies=lambda: self._proxies,
-                    context=self._context, connect_s=CONNECT_S, within_s=SEND_S, bytes_max=ANSWER_BYTES_MAX,
-                )  # fmt: skip
+                status, _, _ = await self._server.ask("POST", path, fields, body, SEND_S)
                 why = "" if status < 400 else f"it answers {status}"
-            except (OSError, TimeoutError, TooLarge) as error:
-                why = str(error)[:200] or type(error).__name__
+            except OSError as error:
+                why = str(error)
         self._failed = self._failed + 1 if why else 0
         self._dropped += bool(why)
         if self._failed >= FAILURES_MAX:
@@ -209,10 +227,9 @@ class OneOrigin:
     def __init__(
         self, keeper_url: str, peppers: Peppers, log: Log, asks_each_max: int = ASKS_EACH_MAX
     ) -> None:
-        self._url, self._peppers, self._log = keeper_url.rstrip("/"), peppers, log
+        self._keeper, self._peppers, self._log = _AgentServer(keeper_url, DIRECT), peppers, log
         self._asks = FairShares(ASKS_MAX, asks_each_max)
-        self._tasks: set[asyncio.Task[tuple[int, Mapping[str, str], bytes]]] = set()
-        self._context: ssl.SSLContext | None = None
+        self._tasks: set[asyncio.Task[_Answer]] = set()
 
     async def pass_on(self, exchange: Exchange) -> None:
         """Answer as a keeper does who is asked without a credential."""
@@ -243,14 +260,14 @@ class OneOrigin:
 
     def _asked(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
-    ) -> asyncio.Task[tuple[int, Mapping[str, str], bytes]]:
+    ) -> asyncio.Task[_Answer]:
         """Ask within the bounds; an agent that leaves meanwhile ends nothing that a keeper began."""
         if not self._asks.acquire(sender):
             raise Overloaded("Too many agents are signed in at once.", retry_after_s=1)
         task = asyncio.create_task(self._ask(method, path, fields, body))
         self._tasks.add(task)
 
-        def ended(task: asyncio.Task[tuple[int, Mapping[str, str], bytes]]) -> None:
+        def ended(task: asyncio.Task[_Answer]) -> None:
             self._tasks.discard(task)
             self._asks.release(sender)
             with suppress(asyncio.CancelledError):
@@ -259,22 +276,11 @@ class OneOrigin:
         task.add_done_callback(ended)
         return task
 
-    async def _ask(
-        self, method: str, path: str, fields: dict[str, str], body: bytes
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        from gateway.outbound.client import TooLarge, exchanged  # noqa: PLC0415  # heavy: not every worker needs it
-
-        if self._context is None and self._url.startswith("https"):
-            self._context = https_with(None)
+    async def _ask(self, method: str, path: str, fields: dict[str, str], body: bytes) -> _Answer:
         try:
-            return await exchanged(
-                method, self._url + path, fields, body or None, proxies=lambda: DIRECT,
-                context=self._context, connect_s=CONNECT_S, within_s=WITHIN_S, bytes_max=ANSWER_BYTES_MAX,
-            )  # fmt: skip
-        except (OSError, TimeoutError, TooLarge) as error:
-            self._log(
-                "agents_unanswered", path=path, why=str(error)[:200] or type(error).__name__, level="warning"
-            )
+            return await self._keeper.ask(method, path, fields, body or None, WITHIN_S)
+        except OSError as error:
+            self._log("agents_unanswered", path=path, why=str(error), level="warning")
             raise IssuerUnavailable("No keeper answers what agents ask.", retry_after_s=1) from error
 
 

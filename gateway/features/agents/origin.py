@@ -6,10 +6,9 @@ where a request came.
 
 from __future__ import annotations
 
-import hmac
 from typing import Final
 
-from gateway.core.credentials import Peppers
+from gateway.core.credentials import Peppers, is_among
 
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/token", "/oauth/revoke"
@@ -37,8 +36,7 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
     address, _, digest = rest.partition(" ")
     if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
         return ""
-    digests = peppers.digests(_said(path, address, int(second)))
-    is_ours = any(hmac.compare_digest(digest, one) for one in digests)
+    is_ours = is_among(digest, peppers.digests(_said(path, address, int(second))))
     return address if is_ours and abs(now - int(second)) <= APART_S_MAX else ""
 
 

@@ -7,7 +7,6 @@ webhook is off, deleted or leads elsewhere. To open it changes nothing, since ma
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 from contextlib import suppress
@@ -21,6 +20,7 @@ from gateway.admin.http.requests import slow_down
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import BILLING, Actor, Row
+from gateway.core.credentials import is_among
 from gateway.errors import NotFound, TollkeeperError
 from gateway.features.raise_requests.signed import PAGE, signed
 
@@ -75,8 +75,7 @@ class RaiseLinks:
             with suppress(NotFound):
                 webhook = await ports.store.get("webhooks", int(found[2]))
                 said = signed(found[0].rpartition("-")[0], str(webhook["url"]))
-                is_signed = any(hmac.compare_digest(one, found[4]) for one in ports.peppers.digests(said))
-                if is_signed and webhook["enabled"]:
+                if is_among(found[4], ports.peppers.digests(said)) and webhook["enabled"]:
                     owner = webhook["organization_id"]
                     whose = None if owner is None else int(str(owner))
                     scope = f"webhook:{found[2]}" if whose is not None else f"staff-webhook:{found[2]}"

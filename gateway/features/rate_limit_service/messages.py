@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.telemetry.traces import varint
+
 REQUEST_BYTES_MAX: Final = 64 << 10
 DESCRIPTORS_MAX: Final = 32
 OK: Final = 1
@@ -139,18 +141,9 @@ def _text(value: int | bytes) -> str:
     return _message(value).decode("utf-8")  # what is no text is a ValueError
 
 
-def _size(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
 def _number(field: int, value: int) -> bytes:
-    return _size(field << 3 | _VARINT) + _size(value)
+    return varint(field << 3 | _VARINT) + varint(value)
 
 
 def _block(field: int, content: bytes) -> bytes:
-    return _size(field << 3 | _BYTES) + _size(len(content)) + content
+    return varint(field << 3 | _BYTES) + varint(len(content)) + content

@@ -20,6 +20,7 @@ from gateway.features.rate_limit_service.messages import (
 )
 from gateway.features.rate_limit_service.table import RateLimitTable, RateLimitTls
 from gateway.files import read_regular
+from gateway.outbound.client import read_most
 from gateway.run.lifecycle import stop_signal
 from gateway.telemetry import logs
 
@@ -57,11 +58,9 @@ async def serve(table: RateLimitTable, listen: str) -> None:
                 async with session.request(
                     method, base + path, headers=headers, data=body, allow_redirects=False
                 ) as reply:
-                    read = b""
-                    async for part in reply.content.iter_chunked(ANSWER_BYTES_MAX):
-                        read += part
-                        if len(read) > ANSWER_BYTES_MAX:
-                            return None
+                    read = await read_most(reply, ANSWER_BYTES_MAX + 1)
+                    if len(read) > ANSWER_BYTES_MAX:
+                        return None
                     told = {name.lower(): value for name, value in reply.headers.items()}
                     return HoldsReply(reply.status, told, read)
             except (ClientError, OSError, TimeoutError):

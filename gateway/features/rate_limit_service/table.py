@@ -14,8 +14,7 @@ import msgspec
 from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
 from gateway.core.credentials import DELAY_S_MAX
 from gateway.errors import SettingError
-from gateway.files import read_regular
-from gateway.settings.checking import explained, parsed, substituted
+from gateway.settings.checking import converted, parsed, read_file
 
 TABLE_BYTES_MAX: Final = 1 << 20
 RULES_MAX: Final = 1_000
@@ -86,17 +85,8 @@ class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
     """Read the file; `SettingError` names the place of a fault."""
-    try:
-        text = read_regular(path, TABLE_BYTES_MAX)
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(text) > TABLE_BYTES_MAX:
-        raise SettingError(f"{path}: larger than {TABLE_BYTES_MAX} bytes")
-    document = substituted(parsed(text, str(path)), environ, str(path))
-    try:
-        table = msgspec.convert(document, RateLimitTable)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"{path}: {explained(str(error), document, RateLimitTable)}") from error
+    document = parsed(read_file(path, TABLE_BYTES_MAX), str(path))
+    table = converted(document, environ, RateLimitTable, str(path))
     for number, rule in enumerate(table.rules):
         fault = _fault(rule)
         if fault:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
-from gateway.files import https_with, require_regular
+from gateway.files import https_with, is_readable, require_regular
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
@@ -192,7 +191,7 @@ class Upstream:
         """A pooled connection that is still open, the one used last first."""
         while self._idle:
             link = self._idle.pop()
-            if self._clock.now - link.idle_since < FRESH_S or not _is_readable(link):
+            if self._clock.now - link.idle_since < FRESH_S or not is_readable(_descriptor(link)):
                 return link
             link.abandon()
         return None
@@ -326,14 +325,8 @@ def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
     return hmac.digest(pepper, said.encode(errors="surrogatepass"), "sha256").hex()[:16]
 
 
-def _is_readable(link: Link) -> bool:
-    """Whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
-    descriptor = link.transport.get_extra_info("socket").fileno()
-    if descriptor < 0:
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+def _descriptor(link: Link) -> int:
+    return int(link.transport.get_extra_info("socket").fileno())
 
 
 def _failed(name: str, error: Exception) -> UpstreamUnreachable:
