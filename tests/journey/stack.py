@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,12 @@ class Stack:
             return 0, None  # nobody is there just now
 
     def make(self, resource: str, **fields: Any) -> Body:
-        """Create and return a resource."""
-        status, body = self.admin("POST", f"/{resource}", fields)
-        assert status == 201, body
+        """Create and return a resource, once somebody answers."""
+        key = {"idempotency_key": uuid.uuid4().hex}
+        status, body = wait_until(
+            lambda: (said := self.admin("POST", f"/{resource}", fields, **key))[0] and said
+        )
+        assert status == 201, (status, body, self.log.read_text()[-3000:])
         made: Body = body
         return made
 
