@@ -1,6 +1,6 @@
 """A database at the baseline, and a schema as pg_dump writes it: so both ways to today's are compared.
 
-`v0097.sql.xz` is a dump of it, as the release before had made it, without partitions of months.
+`v0114.sql.xz` is a dump of it, as the release before had made it, without partitions of months.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psycopg
 from tests.conftest import postgres_bin
 from tests.databases import own_database
 
-BASELINE = lzma.decompress((Path(__file__).parent / "v0097.sql.xz").read_bytes())
+BASELINE = lzma.decompress((Path(__file__).parent / "v0114.sql.xz").read_bytes())
 
 
 def bring_to_baseline(url: str) -> None:

@@ -3,9 +3,9 @@
 An empty database never comes here. It is made from the files of today's schema, and has the newest version.
 """
 
-revision = "0097"
+revision = "0114"
 down_revision = None
-runs_from = "0097"
+runs_from = "0100"
 alters = ()
 branch_labels = None
 depends_on = None
