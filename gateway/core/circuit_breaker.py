@@ -104,7 +104,6 @@ class CircuitBreaker:
         return one if one is not None and one.until > now else None
 
     def sweep(self, now: float) -> None:
-        """Forget what is over."""
         for name in [name for name, one in self.entries.items() if one.until <= now]:
             del self.entries[name]
 

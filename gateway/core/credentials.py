@@ -165,7 +165,6 @@ class Failures:
 
 
 def site_of(address: str) -> str:
-    """The site an address belongs to."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -182,8 +181,6 @@ def site_of(address: str) -> str:
 # Digests of earlier ones are taken as long as those are named: no credential is issued again for another
 # pepper. Each has an id by which rows and people tell it from others, and from which nothing follows.
 class PepperSettings(Protocol):
-    """The settings of peppers."""
-
     @property
     def key_pepper(self) -> str:
         """The current one."""

@@ -103,7 +103,6 @@ class Patterns:
         self._parts = [one.split("*") for one in listed if "*" in one]
 
     def hold(self, name: str) -> bool:
-        """Whether `on_list` says so of this name."""
         return "," not in name and any(_fits(name, parts) for parts in self._parts)
 
 
@@ -245,7 +244,6 @@ class BudgetWindow:
 
     @property
     def left(self) -> int:
-        """What a call can have of it now."""
         return max(0, self.limit - self.used - self.held)
 
 
@@ -302,7 +300,6 @@ class Service:
     counts_none: bool = False
 
     def costs_as(self, other: Service) -> bool:
-        """Whether a use of either is metered and charged alike."""
         mine = (self.meter, self.counts_tokens, self.credits, self.one_time, self.pricing)
         return mine == (other.meter, other.counts_tokens, other.credits, other.one_time, other.pricing)
 
@@ -355,7 +352,6 @@ class HoldRequest:
     whole: bool = False
 
     def weighed(self, weights: Weights) -> tuple[int, int, int]:
-        """Need, ceiling and least as they count under these weights."""
         ceiling = weights.at_most(self.ceiling, self.read)
         need = min(weights.at_most(self.need, self.read_likely), ceiling)
         return need, ceiling, min(weights.at_most(self.least, self.read), ceiling)
@@ -391,7 +387,6 @@ class Settlement:
 
     @property
     def of_quota(self) -> int:
-        """Tokens by which the quota moves."""
         return self.tokens if self.weighed is None else self.weighed
 
 

@@ -25,7 +25,6 @@ def rfc3339(moment: datetime, timespec: str = "auto") -> str:
 
 
 def moment_of(at_ms: int) -> datetime:
-    """The moment of a millisecond."""
     return EPOCH + at_ms * MILLISECOND
 
 

@@ -228,7 +228,6 @@ class HistoryGuard:
         return name, "", refused
 
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
-        """The history behind a new connection, before anybody uses it."""
         before, anchor = self._server, self._wire.part.anchor
         self._ahead_s = _seconds(await ask(b"TIME")) - self._clock()
         if anchor < 0:

@@ -198,7 +198,6 @@ class AdmittedCall:
     # while it runs: whether its hold covers what was seen of it; what does not is extended meanwhile
 
     def keep_alive(self) -> None:
-        """The call lives long: have its hold renewed until it settles."""
         if self.due and self._observed is None and not self.call.background:
             self._watch()
 

@@ -234,11 +234,9 @@ class TickClock:
         self._awake = Awake(self.now, max(GAP_S_MAX, tick_s))
 
     def start(self) -> None:
-        """Begin to tick."""
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
     def stop(self) -> None:
-        """Stop ticking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

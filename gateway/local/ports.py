@@ -235,7 +235,6 @@ class JsonVoice(Voice):
         self._log = log
 
     def step(self, sentence: str) -> None:
-        """Say what is being done during the start."""
         self._log(sentence, after_s=round(time.monotonic() - self._began, 1))
 
     def say(self, sentence: str) -> None:

@@ -101,7 +101,6 @@ class AdminPort:
             await self._listening.stop()
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What metrics say of the port."""
         return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
 
     async def keep_certificate(self) -> None:

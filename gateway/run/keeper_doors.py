@@ -160,7 +160,6 @@ class KeeperSettings:
         return lambda: str(getattr(self._running, name))
 
     def snapshot(self) -> Mapping[str, Any]:
-        """What metrics say of it."""
         return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}
 
     async def _taken(self) -> None:

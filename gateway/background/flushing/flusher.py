@@ -418,8 +418,6 @@ class Flusher:
 
 
 class KeeperShare:
-    """This keeper's part."""
-
     def __init__(
         self,
         ledger: KeeperShares,

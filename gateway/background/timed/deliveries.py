@@ -49,8 +49,6 @@ class MailerPort(Protocol):
 
 
 class WebhookDeliveries:
-    """The clock's side of webhooks."""
-
     def __init__(
         self,
         queue: Deliveries,

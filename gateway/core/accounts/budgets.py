@@ -312,7 +312,6 @@ class Selector(NamedTuple):
 
 
 def selector_of(values: Mapping[str, Any]) -> Selector:
-    """The selector of a budget as it is said or stored."""
     said = {name: values.get(name) for name in Selector._fields}
     return Selector(**{**said, **{name: value.lower() for name in _FOLDED if (value := said[name])}})
 
@@ -465,7 +464,6 @@ def told_amount(unit: str, number: int) -> str | int:
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
-    """A budget as it is stored, as calls meet it."""
     unit, raised_to = row["unit"], row["raised_to"]
     return Budget(
         id=row["id"],

@@ -120,7 +120,6 @@ class HeldCall(msgspec.Struct, array_like=True):
     measured: dict[str, int] | None = None
 
     def request(self, model: str) -> CallRequest:
-        """It as a meter knows it."""
         return CallRequest(
             self.meter, Family(self.family), b"", model, self.streamed, self.output_max, self.choices,
             blob_tokens=self.input_estimate, output_bytes_per_token=self.output_bytes_per_token,
@@ -184,7 +183,6 @@ class CallerHold(msgspec.Struct):
 
     @property
     def caller(self) -> Caller:
-        """Whose it is."""
         return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition, self.user)
 
     def told(self, remaining: int | None) -> bytes:
@@ -220,7 +218,6 @@ class HoldEnd(msgspec.Struct):
     applied: bool = False
 
     def settlement(self, hold: CallerHold) -> Settlement:
-        """The settlement that it is."""
         return Settlement(
             hold.caller, hold.id, hold.user, hold.service, self.charge, self.tokens, self.credits, self.units,
             hold.columns, self.facts.encode(), self.over, self.weighed, hold.budgets, self.money,
@@ -422,7 +419,6 @@ def _count(value: object, param: str) -> int:
 
 
 def _told(hold: CallerHold, facts: CallFacts, end: HoldEnd) -> str:
-    """What the caller of a settled hold is told."""
     return msgspec.json.encode(
         {
             "id": hold.id,
@@ -438,7 +434,6 @@ def _told(hold: CallerHold, facts: CallFacts, end: HoldEnd) -> str:
 
 
 def unit_of(said: HoldBody) -> str:
-    """What a hold is counted in."""
     if said.amount is None:
         return UNITS if said.max_tokens is None and said.request is None else TOKENS
     return UNITS if isinstance(said.amount, int) else MONEY

@@ -127,8 +127,6 @@ class KeyDefinition:
 
 @dataclass(frozen=True, slots=True)
 class UserDefinition:
-    """A user's own limits in one tenant."""
-
     tenant_id: int
     organization_id: int
     user: str

@@ -109,7 +109,6 @@ class Job(msgspec.Struct):
 
     @property
     def caller(self) -> Caller:
-        """Whose it is."""
         return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition)
 
     @property
@@ -305,7 +304,6 @@ class BatchState(msgspec.Struct):
 
     @property
     def answered(self) -> int:
-        """How many of its calls were answered."""
         counts = self.request_counts or {}
         return counts.get("completed", 0) + counts.get("succeeded", 0)
 

@@ -157,14 +157,12 @@ def _name(name: str) -> bytes:
 
 
 def _budget_policy(limit: int, unit: int, currency: str) -> str:
-    """The budget's item of the policy."""
     if unit == FLAG_MONEY:
         return f'"budget";q={min(limit // NANO_A_MICRO, FIELD_INTEGER_MAX)};qu="micro-{currency}"'
     return f'"budget";q={min(limit, FIELD_INTEGER_MAX)};qu="{UNIT_OF[unit]}"'
 
 
 def _budget_item(window: BudgetWindow, ms: int) -> bytes:
-    """The budget's item of its rest."""
     left = _left(window.limit, window.used)
     if window.unit == FLAG_MONEY:
         left //= NANO_A_MICRO

@@ -79,7 +79,6 @@ class CallFacts(msgspec.Struct, array_like=True):
 
     @property
     def lacks_price(self) -> bool:
-        """Whether something it used has no price."""
         return bool(self.unpriced) or (self.cost is None and self.total > 0)
 
 

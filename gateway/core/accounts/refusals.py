@@ -127,7 +127,6 @@ class Refusals:
         self.untold = self.uncounted = 0
 
     def now_ms(self) -> int:
-        """The time of day."""
         return int(self._unix_seconds() * 1000)
 
     def snapshot(self) -> dict[str, object]:
@@ -221,7 +220,6 @@ class Busy:
         return self.requests + sum(self.refused.values())
 
     def add(self, kind: str, count: int) -> None:
-        """Add what was counted of a kind."""
         if kind == REQUESTS:
             self.requests += count
         elif kind == TOKENS:

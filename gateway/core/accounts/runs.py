@@ -95,7 +95,6 @@ def read_run(said: str) -> RunRequest:
 
 
 def is_id(text: str) -> bool:
-    """Whether a run may have this id."""
     return _ID.fullmatch(text) is not None
 
 
@@ -157,7 +156,6 @@ class Run:
 
     @property
     def budgets(self) -> tuple[Budget, Budget]:
-        """Its windows as a call's budgets."""
         amount, calls_max = self.amount if self.amount >= 0 else INTEGER_MAX, self.calls_max or ENDLESS_CALLS
         return (
             Budget(self.budget_id, self.id, REQUESTS, calls_max, TOTAL),
@@ -213,7 +211,6 @@ _decode = msgspec.json.Decoder(RunNews).decode
 
 
 def news_of(asked: RunRequest) -> bytes:
-    """The news of a run that is opened as it is asked for."""
     return _encode(RunNews(asked.id, asked.unit, asked.parent_id, asked.amount, asked.calls_max))
 
 
@@ -263,7 +260,6 @@ def account_of(organization_id: int, tenant_id: int, id_: str) -> str:
 
 
 def packed_run(run: Run) -> bytes:
-    """A run as it is stored."""
     flags = FLAG_MONEY if run.unit == MONEY else FLAG_TOKENS
     numbers = (
         run.budget_id,
@@ -278,7 +274,6 @@ def packed_run(run: Run) -> bytes:
 
 
 def stored_run(organization_id: int, tenant_id: int, packed: bytes, parents: Sequence[Run] = ()) -> Run:
-    """A run as it was stored."""
     _, flags, *numbers = RUN.struct.unpack_from(packed)
     budget_id, created_ms, expires_ms, amount, calls_max, ended_ms, calls = map(int, numbers)
     id_, _, parent_id = packed[RUN.size :].decode().partition("\t")

@@ -85,7 +85,6 @@ class DeliveryOutcome:
 
     @property
     def delivered(self) -> bool:
-        """Whether the receiver took it."""
         return self.status is not None and 200 <= self.status < 300
 
 

@@ -42,8 +42,6 @@ class RunningWindow(NamedTuple):
 
 
 class UsageSample(NamedTuple):
-    """The use of a window at a moment."""
-
     used: int
     at_ms: int
 

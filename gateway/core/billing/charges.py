@@ -286,7 +286,6 @@ class Allocator:
         return allocator
 
     def left_of(self, grant_id: int) -> int:
-        """What a grant has not paid for."""
         return self.rests.get(grant_id, 0)
 
     def add_grant(self, grant: CreditGrant, first: Collection[int] = ()) -> list[Allocation]:

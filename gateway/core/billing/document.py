@@ -109,12 +109,10 @@ class Document:
     iban: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As it is kept."""
         return asdict(self)
 
 
 def document_of(kept: Mapping[str, Any]) -> Document:
-    """Read what is kept."""
     seller = kept["seller"]
     return Document(
         None if seller is None else _party(seller),

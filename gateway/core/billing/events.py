@@ -153,7 +153,6 @@ def written(use: EventSettlement) -> dict[str, Any]:
 
 
 def read(payload: Mapping[str, Any]) -> EventSettlement:
-    """A use of a control write."""
     facts = read_facts(str(payload["facts"]).encode())
     assert facts is not None, "they are written above"
     named = {name: payload[name] for name in _PLAIN}

@@ -76,7 +76,6 @@ class InvoiceFacts:
     taxed_before: Mapping[object, Tax] = field(default_factory=dict)
 
     def tax_on(self, day: date) -> Tax:
-        """The tax of a supply on a day."""
         return in_force(self.taxes, Tax(self.tax_rate), day)
 
     def tax_of(self, charge: SupplyCharge) -> Tax:
@@ -145,17 +144,14 @@ def by(
 
 
 def sum_of(charges: Iterable[SupplyCharge]) -> Decimal:
-    """Add up what charges come to."""
     return sum((charge.amount for charge in charges), Decimal(0))
 
 
 def count_of(charges: Iterable[SupplyCharge]) -> int:
-    """Add up what they are for."""
     return int(sum((charge.quantity for charge in charges), Decimal(0)))
 
 
 def written(day: date) -> str:
-    """Write a day as people do."""
     return f"{day.day} {day:%B %Y}"
 
 

@@ -42,7 +42,6 @@ class OpenInvoice:
     given_up: bool = False
 
     def status(self, today: date) -> str:
-        """Where it stands on a day."""
         if self.rest <= NOTHING:
             return PAID
         if self.given_up:

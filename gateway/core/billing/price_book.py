@@ -208,7 +208,6 @@ class PriceBook:
 
 
 def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
-    """Read a row of the table."""
     return ExchangeRate(row["currency"], row["base"], f"{row['rate']:f}", ms_of(row["effective_from"]))
 
 

@@ -166,7 +166,6 @@ def agree_from(
 
 
 def plan_since(subscription: Subscription) -> date:
-    """The first day of the plan that it has."""
     since = subscription.end
     for each in reversed(subscription.segments):
         if each.plan_id != subscription.current.plan_id:
@@ -224,7 +223,6 @@ def status(start: date, end: date, today: date) -> str:
 
 
 def _with(segment: PlanSegment, said: Mapping[str, object], cost: Decimal) -> PlanSegment:
-    """A segment by other terms."""
     terms, negotiated, one = segment.terms, segment.negotiated, segment.unit_cost
     if "discount" in said:
         terms = replace(terms, discount_rate=_decimal(said["discount"]), discount_end=None)

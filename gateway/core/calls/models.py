@@ -89,7 +89,6 @@ class ConfiguredModels:
         return self._table
 
     def upstreams(self) -> frozenset[str]:
-        """The upstreams that any of them goes to."""
         return frozenset([target.upstream for rule in self.table().rules for target in rule.targets])
 
 

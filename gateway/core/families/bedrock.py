@@ -229,7 +229,6 @@ _TYPES: Final = {
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as Amazon's clients expect it."""
     other = "ValidationException" if refusal.status < 500 else "InternalServerException"
     kind = _TYPES.get(refusal.status, other)
     return {"code": kind, "message": refusal.told_of_field, "request_id": request_id}
@@ -251,7 +250,6 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
 
 
 def _routes(upstream: str) -> tuple[Route, ...]:
-    """The calls of an upstream that is Bedrock."""
     return tuple(
         Route(("POST",), f"/model/{{+model}}/{path}", upstream, service, NAME, meter)
         for path, service, meter in (

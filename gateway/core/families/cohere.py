@@ -42,7 +42,6 @@ _CONTENT: Final = frozenset(
 def read_chat(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
-    """A chat."""
     _CHAT.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "stream")
@@ -117,7 +116,6 @@ DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as Cohere's clients expect it."""
     return {"id": request_id, "message": refusal.told_of_field, "code": refusal.reason}
 
 

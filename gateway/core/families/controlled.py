@@ -81,8 +81,6 @@ USER_CHARACTERS_MAX = 128
 
 
 class ControlledNames:
-    """The controlled names of one kind of object."""
-
     __slots__ = ("exact", "folded")
 
     def __init__(self, *names: str) -> None:

@@ -51,7 +51,6 @@ class Exclusions:
     tier_fields: tuple[str, ...] = ("service_tier",)
 
     def asked_tiers(self, document: Document) -> list[str]:
-        """The tiers that a call names."""
         stated = [document[name] for name in self.tier_fields if name in document]
         return [one.lower().removeprefix("service_tier_") for one in stated if isinstance(one, str)]
 

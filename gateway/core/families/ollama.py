@@ -98,7 +98,6 @@ DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as Ollama's clients expect it."""
     return {"error": refusal.told_of_field}
 
 

@@ -243,7 +243,6 @@ class Meter:
 
     @property
     def kept(self) -> int:
-        """Bytes of the answer that are kept in memory."""
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
@@ -261,7 +260,6 @@ class Meter:
         return False
 
     def observed(self) -> int:
-        """Tokens seen so far, zero before anything was produced."""
         if not self.produced:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))

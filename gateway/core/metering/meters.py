@@ -76,16 +76,13 @@ class NarrowedMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the document that are kept."""
         return self._kept_bytes
 
     @property
     def known(self) -> bool:
-        """True: it costs nothing."""
         return True
 
     def usage(self) -> TokenUsage:
-        """Return no use at all."""
         return TokenUsage(units=0)
 
 
@@ -119,7 +116,6 @@ class GenericMeter(Meter):
             self._document = TextShortener(bounds.kept_bytes_max)
 
     def feed(self, chunk: bytes) -> bytes:
-        """Pass the chunk on."""
         self._passed = True
         if self._pointer:
             self._document.feed(chunk)
@@ -130,7 +126,6 @@ class GenericMeter(Meter):
         return passed
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete answer, with no byte that has to wait."""
         self._tail = None
         passed = self.feed(answer)
         self.finish()
@@ -152,7 +147,6 @@ class GenericMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the document that are kept."""
         return self._document.kept if self._pointer else 0
 
     @property
@@ -166,7 +160,6 @@ class GenericMeter(Meter):
         return self.produced and not self._pointer
 
     def usage(self) -> TokenUsage:
-        """Return the units this answer is charged."""
         units = self._units if self.produced else 0
         return TokenUsage(units=units, reported=self.reported, estimated=self.marked)
 
@@ -194,7 +187,6 @@ class FreeMeter(Meter):
         self._kept_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Pass the chunk on."""
         if self._tail is None:
             return chunk
         self._kept_bytes += len(chunk)
@@ -215,16 +207,13 @@ class FreeMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the document that are kept."""
         return min(self._kept_bytes, self.bounds.kept_bytes_max)
 
     @property
     def known(self) -> bool:
-        """True: it costs nothing."""
         return True
 
     def usage(self) -> TokenUsage:
-        """Return no use at all."""
         return TokenUsage(units=0)
 
 
@@ -275,13 +264,11 @@ class WholeMeter(Meter):
         return passed
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete document, with no byte that has to wait."""
         self._keep(answer)
         self.finish()
         return answer
 
     def finish(self) -> bytes:
-        """Read the document."""
         self.ended = True
         document = self._document()
         self._dialect.read_whole(self, document)
@@ -302,7 +289,6 @@ class WholeMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the document that are kept."""
         return self._kept_bytes if self._shortened is None else self._shortened.kept
 
     def slim(self) -> None:
@@ -333,7 +319,6 @@ class WholeMeter(Meter):
         self.failed = self.failed or not (document or self.unread)
 
     def _document(self) -> bytes:
-        """The kept part of the document."""
         if self._shortened is not None:
             return self._shortened.document
         return self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
@@ -416,13 +401,11 @@ class EncodedMeter:
         return b"".join(passed)
 
     def finish(self) -> bytes:
-        """The answer is complete; return what waited."""
         self._catch_up()
         self._inner.finish()
         return (b"" if self._tail is None else self._tail.take()) + self._take()
 
     def whole(self, answer: bytes) -> bytes:
-        """Take a complete answer, with no byte that has to wait."""
         self.feed(answer)
         self._catch_up()
         self._inner.finish()
@@ -442,22 +425,18 @@ class EncodedMeter:
         return self._inner.kept + sum(len(chunk) for chunk, _ in self._waiting) + DECODER_BYTES
 
     def slim(self) -> None:
-        """Keep no more than is needed to charge."""
         self._inner.slim()
 
     @property
     def phase(self) -> int:
-        """How far the answer inside has come."""
         return self._inner.phase
 
     @property
     def told(self) -> list[str]:
-        """Ids of objects that the answer inside told of."""
         return self._inner.told
 
     @property
     def detail(self) -> Detail:
-        """What the answer inside says beside what is charged."""
         return self._inner.detail
 
     @property
@@ -467,7 +446,6 @@ class EncodedMeter:
 
     @property
     def unread(self) -> bool:
-        """Whether nobody can read some of the answer inside."""
         return self._inner.unread
 
     @property
@@ -477,19 +455,15 @@ class EncodedMeter:
 
     @property
     def known(self) -> bool:
-        """True once nothing that may still come changes what is charged."""
         return self._inner.known
 
     def observed(self) -> int:
-        """Tokens seen so far."""
         return self._inner.observed()
 
     def so_far(self) -> TokenUsage:
-        """What these are made of."""
         return self._inner.so_far()
 
     def usage(self) -> TokenUsage:
-        """Return what this answer is charged, as far as it came."""
         return self._inner.usage()
 
     def _catch_up(self) -> None:

@@ -451,7 +451,6 @@ class Directory(CallerCache):
         return terms.budgets.of_caller(asked)
 
     def pays_in(self, caller: Caller) -> str:
-        """The currency that a caller's organization pays in."""
         terms = self._terms.find(caller.organization_id)
         return BASE_CURRENCY if terms is None else terms.currency
 

@@ -66,7 +66,6 @@ class CallerHolds:
         self._wires, self._today = wires, today
 
     def now_ms(self) -> int:
-        """The time of day."""
         return int(self._today() * 1000)
 
     async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
@@ -96,7 +95,6 @@ class CallerHolds:
         await self._ask(caller.partition, b"DEL", _idempotent(caller, key))
 
     async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
-        """Store a hold, and what its request came to."""
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         await self._set(hold.partition, _record(hold), hold, life_ms)
         if key:
@@ -123,12 +121,10 @@ class CallerHolds:
         return hold
 
     async def end_of(self, hold: CallerHold) -> HoldEnd | None:
-        """How a caller ended it, None while nobody did."""
         raw = await self._ask(hold.partition, b"GET", _end(hold))
         return _decode_end(raw) if isinstance(raw, bytes) else None
 
     async def decide(self, hold: CallerHold, end: HoldEnd) -> HoldEnd:
-        """How it ends: as the first one said who said it."""
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         if await self._set(hold.partition, _end(hold), end, life_ms, b"NX"):
             return end
@@ -138,13 +134,11 @@ class CallerHolds:
         return found
 
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
-        """Its end is applied, and is told for a while."""
         end.applied = True
         await self._set(hold.partition, _end(hold), end, ENDED_MS)
         await self._set(hold.partition, _record(hold), hold, ENDED_MS)
 
     async def undecide(self, hold: CallerHold) -> None:
-        """Nobody ended it: it had ended before by its deadline."""
         await self._ask(hold.partition, b"DEL", _end(hold))
 
     async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:

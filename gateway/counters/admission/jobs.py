@@ -30,17 +30,13 @@ LISTED_MAX: Final = 20_000
 
 
 class StoredJobs:
-    """The jobs of all organizations."""
-
     def __init__(self, wires: RedisConnections) -> None:
         self._wires = wires
 
     def keep(self, job: Job) -> Wait[None]:
-        """Store a job as it is now."""
         return begin(self._keep(job))
 
     def drop(self, job: Job) -> Wait[None]:
-        """Forget a job that its upstream never made."""
         return begin(self._drop(job))
 
     def own(self, job: Job, id_: str) -> Wait[bool]:

@@ -538,27 +538,21 @@ class ShardedCounters:
         self._releases = Releases(shards, self._send_release, hold_ttl_s, clock)
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
-        """As `Counters.reserve`."""
         return self._of(request.caller.partition).reserve(request)
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
-        """As `Counters.settle`."""
         return self._of(settlement.caller.partition).settle(settlement)
 
     def watch(self, observed: HoldExtension) -> None:
-        """As `LiveHolds.watch`."""
         self._live.watch(observed)
 
     def unwatch(self, observed: HoldExtension) -> None:
-        """As `LiveHolds.unwatch`."""
         self._live.unwatch(observed)
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """As `LiveHolds.outgrown`."""
         self._live.outgrown(observed)
 
     async def keep_extending(self) -> None:
-        """As `LiveHolds.keep_extending`."""
         await self._live.keep_extending()
 
     def _begun(self, wire: RedisConnection) -> Counters:

@@ -141,7 +141,6 @@ class Client:
 
     @property
     def partitions(self) -> Sequence[int]:
-        """The partitions that are asked for."""
         return self._wires.partitions
 
     def run_id_of(self, partition: int) -> bytes:

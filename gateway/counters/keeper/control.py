@@ -69,8 +69,6 @@ CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
 class ControlClient(Client):
-    """Control writes and definitions."""
-
     async def apply(self, write: ControlWrite) -> bool:
         """Bring one control write into the counters; False where its account is not known yet.
 
@@ -331,8 +329,6 @@ def _metadata(write: ControlWrite) -> bytes:
 #
 # A batch is bounded, so that a keeper that fills the counters does not hold up its other loops.
 class BulkLoader(ControlClient):
-    """Writes many definitions."""
-
     async def define_all(
         self, definitions: Sequence[AccountDefinition], version: int
     ) -> list[tuple[AccountDefinition, Exception]]:

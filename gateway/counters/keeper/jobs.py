@@ -15,8 +15,6 @@ _AT_ONCE = 200
 
 
 class ListedJobs:
-    """The lists of all partitions."""
-
     def __init__(self, client: Client) -> None:
         self._client = client
 
@@ -37,7 +35,6 @@ class ListedJobs:
         return found
 
     async def forget(self, jobs: Sequence[Job]) -> None:
-        """Take settled jobs off their lists."""
         await self._client.ask_each(
             (b"ZREM", keys.jobs(one.partition).encode(), one.hold_id.encode()) for one in jobs
         )

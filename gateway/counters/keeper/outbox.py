@@ -86,7 +86,6 @@ class ParkedEntries:
         return await self._run(entries, "moved")
 
     async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
-        """Remove entries that wait no more."""
         await self._run(entries, "gone")
 
     async def _run(self, entries: Mapping[Owner, Sequence[bytes]], which: str) -> dict[Owner, int]:

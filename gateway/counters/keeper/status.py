@@ -31,8 +31,6 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 
 class AccountHeads(Client):
-    """Looks at accounts."""
-
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded.
 

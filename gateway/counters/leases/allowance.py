@@ -211,7 +211,6 @@ class Allowances:
         return sum(one.until > now for one in self._tenants.values())
 
     def snapshot(self) -> dict[str, int]:
-        """For the metrics."""
         return {
             "leases": self.in_force, "leases_left_out": self.left_out, "admitted_locally": self.admitted
         }  # fmt: skip

@@ -348,7 +348,6 @@ class RedisRoute:
         return self._elsewhere
 
     def close(self) -> None:
-        """Ask nobody any more."""
         self._elsewhere = False
         if self._asking is not None:
             self._asking.cancel()
@@ -474,7 +473,6 @@ WHY = {
 
 
 def facts_of(answer: object) -> dict[str, str]:
-    """Each fact by its name."""
     text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 

@@ -132,7 +132,6 @@ class BatchWaiters:
         self.calls, self.parts = calls, parts
 
     def set(self, reply: Reply) -> None:
-        """Deliver all answers."""
         if not isinstance(reply, list) or len(reply) != len(self.calls):
             self.fail(CountersRefused("Redis answered other calls than were asked."))
             return
@@ -143,7 +142,6 @@ class BatchWaiters:
                 call[0].set(one)
 
     def fail(self, error: BaseException) -> None:
-        """Deliver a failure to each."""
         for call in self.calls:
             call[0].fail(type(error)(*error.args))
 
@@ -164,17 +162,14 @@ class Hop:
         self._wait, self._ended = wait, ended
 
     def set(self, reply: Reply) -> None:
-        """Deliver the answer."""
         self._end()
         self._wait.set(reply)
 
     def fail(self, error: BaseException) -> None:
-        """Deliver a failure."""
         self._end()
         self._wait.fail(error)
 
     def is_late(self) -> None:
-        """Its time is over."""
         self.fail(CountersUnavailable("no primary took it in time"))
 
     def _end(self) -> None:
@@ -296,7 +291,6 @@ class CallBatch:
         return self._size + size > ARGUMENT_BYTES_MAX or self._accounts + accounts > ACCOUNTS_MAX
 
     def command(self) -> Command:
-        """The command of the batch."""
         calls, parts = self.calls, len(self._own)
         if len(calls) == 1:
             return alone(calls[0])
@@ -351,7 +345,6 @@ class CallBatcher:
         self._looking: asyncio.TimerHandle | None = None
 
     def add(self, call: Call) -> None:
-        """One call more."""
         self.calls.append(call)
         self._bytes += len(call[3])
 

@@ -197,7 +197,6 @@ class Redirects:
         return True
 
     def close(self) -> None:
-        """Ask nobody any more."""
         for task in self._asking.values():
             task.cancel()
 
@@ -297,11 +296,9 @@ class Shards:
     # --- who has what -------------------------------------------------------------------
 
     def of(self, partition: int) -> RedisConnection:
-        """The wire to the primary of a partition."""
         return self._by_partition[partition]
 
     def of_key(self, name: bytes) -> RedisConnection:
-        """The wire to the primary of any key."""
         place = self.map.place_of(slot_of(name))
         return self._nobody if place is None else self._wires[place]
 
@@ -320,12 +317,10 @@ class Shards:
 
     @property
     def partitions(self) -> Sequence[int]:
-        """All of them, also where nobody has one just now."""
         return range(PARTITIONS)
 
     @property
     def wires(self) -> list[RedisConnection]:
-        """The wires to all primaries that have slots."""
         return [self._wires[place] for place in dict.fromkeys(one.place for one in self.map.owned)]
 
     # --- its life -----------------------------------------------------------------------
@@ -351,12 +346,10 @@ class Shards:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to each primary."""
         return bool(self.map.owned) and all(one.connected for one in self.wires)
 
     @property
     def away(self) -> int:
-        """Of how many partitions calls fail at once."""
         return sum(not one.available for one in self._by_partition)
 
     @property
@@ -374,7 +367,6 @@ class Shards:
             wire.refuse_eviction()
 
     async def close(self) -> None:
-        """Close for good."""
         for task in (self._looking, self._handing):
             if task is not None:
                 task.cancel()

@@ -236,7 +236,6 @@ class RedisConnection(asyncio.Protocol):
             raise StartError(self.evicts)
 
     async def close(self) -> None:
-        """Close for good."""
         self.closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -295,21 +294,17 @@ class RedisConnection(asyncio.Protocol):
         return True
 
     def of(self, partition: int) -> RedisConnection:  # one server has them all
-        """Who has a partition."""
         return self
 
     def of_key(self, name: bytes) -> RedisConnection:  # the same
-        """Who has a key."""
         return self
 
     @property
     def wires(self) -> list[RedisConnection]:
-        """All there are."""
         return [self]
 
     @property
     def partitions(self) -> Sequence[int]:
-        """Those of its server."""
         return self.part.partitions
 
     @property
@@ -319,7 +314,6 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def away(self) -> int:
-        """Of how many partitions calls fail at once."""
         return 0 if self.available else len(self.partitions)
 
     def hear(self, changed: Callable[[bytes], None]) -> None:

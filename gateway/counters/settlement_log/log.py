@@ -202,7 +202,6 @@ class LogSegment:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no record in it."""
         return self.size <= HEADER_BYTES
 
     @property
@@ -244,7 +243,6 @@ class LogSegment:
         del self.waiting[offset]
 
     def record(self, offset: int) -> Record:
-        """One record that waits."""
         data = os.pread(self.descriptor, self.waiting[offset], offset)
         return next(records_in(Block(SPOOLED, 0, offset, data)))
 
@@ -263,7 +261,6 @@ class LogSegment:
         return self._sent_again[partition] <= epoch < present
 
     def remove(self) -> None:
-        """Delete the file and let go of it."""
         self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
 

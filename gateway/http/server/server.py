@@ -69,7 +69,6 @@ class Listener:
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """Those of its own."""
         return [one for server in self._servers for one in server.sockets]
 
     def close(self) -> None:
@@ -100,7 +99,6 @@ class AcceptSharing:
         loop.add_reader(there, self._wait)
 
     def close(self) -> None:
-        """Take no more."""
         if self._later is not None:
             self._later.cancel()
         self._loop.remove_reader(self._there)
@@ -434,7 +432,6 @@ class DataPlane:
         return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
 
     def snapshot(self) -> dict[str, object]:
-        """What metrics say of now."""
         rows: list[tuple[str, str, int]] = []
         for name, one in self._upstreams.items():
             idle = one.idle_connections
@@ -451,7 +448,6 @@ class DataPlane:
 
     @property
     def calls(self) -> int:
-        """Requests in progress now."""
         serving = sum(connection.exchange is not None for connection in self._connections)
         return serving + len(self._orphans)
 

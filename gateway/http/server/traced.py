@@ -62,7 +62,6 @@ class TracedPlane(DataPlane):
         )
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
-        """Make the exchange of a request, and its trace."""
         exchange = super().exchange(connection, head)
         trace = exchange.trace = self._tracer.begin(head.parent)
         if trace.recorded:
@@ -87,7 +86,6 @@ class TimedCounters:
         self.traces: dict[str, Trace] = {}
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
-        """Take a hold on every limit or on none."""
         trace = self.traces.get(request.request_id)
         if trace is None:
             return self._counters.reserve(request)

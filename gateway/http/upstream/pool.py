@@ -167,7 +167,6 @@ class Upstream:
 
     @property
     def idle_connections(self) -> int:
-        """Connections that wait for a call."""
         return len(self._idle)
 
     @property
@@ -472,7 +471,6 @@ class Link(asyncio.BufferedProtocol):
             self.deadline = NEVER
 
     def go_on(self) -> None:
-        """Read on."""
         if self._paused:
             self._paused = False
             if not self._gone:
@@ -497,7 +495,6 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def expire(self) -> None:
-        """The deadline has passed."""
         if self.side.answering == AWAITED:
             self._fail(UpstreamTimeout())
         elif self.side.answering == BODY:
@@ -514,7 +511,6 @@ class Link(asyncio.BufferedProtocol):
         self.data_received(_BUFFER[:nbytes].tobytes())
 
     def connection_made(self, transport: Any) -> None:
-        """Keep the transport."""
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -38,7 +38,6 @@ _SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as Anthropic's clients expect it."""
     other = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _TYPES.get(refusal.status, other)
     error: dict[str, object] = {"type": kind, "message": refusal.told_of_field}

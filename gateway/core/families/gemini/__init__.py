@@ -42,7 +42,6 @@ def _shape(*, streamed: bool) -> CallKind:
 
 
 def _routes() -> Iterator[Route]:
-    """Calls under `/v1beta` and `/v1`."""
     for version in ("v1beta", "v1"):
         for action, meter in (
             ("generateContent", "gemini_generate"), ("streamGenerateContent", "gemini_stream"),
@@ -55,7 +54,6 @@ def _routes() -> Iterator[Route]:
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as Gemini's clients expect it."""
     info: dict[str, object] = {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": refusal.reason.upper(),

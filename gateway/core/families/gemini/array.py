@@ -82,7 +82,6 @@ class ArrayMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the element in progress, and of waiting ones."""
         kept = self._kept_bytes if self._shortened is None else self._shortened.kept
         return self.withheld + kept
 

@@ -163,7 +163,6 @@ def _routes() -> Iterator[Route]:
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """The body of a refusal as OpenAI's clients expect it."""
     other = "invalid_request_error" if refusal.status < 500 else "server_error"
     kind = _TYPES.get(refusal.status, other)
     code = _CODES.get(refusal.reason, refusal.reason)

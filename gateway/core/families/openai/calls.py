@@ -51,7 +51,6 @@ _ENCODINGS = (None, "float", "base64")
 def read_chat(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
-    """A chat."""
     _read_common(call, document, _CHAT, bounds)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
@@ -72,7 +71,6 @@ def read_completions(
 def read_responses(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
-    """A response."""
     _read_common(call, document, _RESPONSES, bounds)
     inner(document, "prompt", _PROMPT)
     call.background = flag(document, "background")

@@ -76,7 +76,6 @@ _TEXTS: Final = ("text", "srt", "vtt")
 def read_images(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
-    """Pictures."""
     _IMAGES.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "stream")
