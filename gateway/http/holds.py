@@ -49,6 +49,7 @@ from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money
 from gateway.core.families.objects import ObjectAccess, read_objects
+from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meter import Detail
 from gateway.core.model import (
     GENERIC,
@@ -204,7 +205,7 @@ async def extend_hold(exchange: Exchange) -> None:
 
 async def settle_hold(exchange: Exchange) -> None:
     """Replace a hold by what its caller says was used, once; settled again it is answered the same."""
-    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), None, False))
+    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), None, False, ()))
 
 
 async def settle_by_answer(exchange: Exchange) -> None:
@@ -228,7 +229,7 @@ async def _settle_by(
     with _uninterrupted(exchange):
         body = await _body(exchange, caller, bytes_max)
         hold = await ports.holds.find(caller, exchange.routed.params["id"])
-        said, detail, estimated = read_use(hold, body)
+        said, detail, estimated, made = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
             prices, price = _prices_then(ports, hold)
@@ -238,6 +239,8 @@ async def _settle_by(
             end = settled_by(
                 hold, said, detail, prices.vectors, price, label, ports.holds.now_ms(), estimated
             )
+            if made:
+                await ports.objects.keep(hold.caller, made)
             end = await ports.holds.decide(hold, end)
         if end.released:
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
@@ -386,7 +389,7 @@ async def _taken(
         decision.now_ms, decision.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, decision.weights, exchange.head.said.columns, attribution.session,
-        attribution.metadata.decode(), None if route is None else held_call(route.path, call),
+        attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.targets]), "" if opened is None else opened.id,
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
@@ -442,8 +445,8 @@ def _call(
         call = read_call(route, {"model": said.model}, write_document(said.request), exchange.worker.bounds)
         if said.model and call.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
-        if route.objects == "owned":
-            read_objects(ObjectAccess((), None), call)
+        if route.objects != "shared":
+            read_objects(ObjectAccess((), SHAPES[route.meter].keeps), call)
     attribution = exchange.head.attribution
     if said.run:
         try:

@@ -463,7 +463,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     units_pointer: Pointer = ""
     queries: tuple[Query, ...] = ()
     usage: Literal["", "always", "maybe"] = ""
-    objects: Literal["owned", "shared"] = "owned"
+    objects: Literal["owned", "told", "shared"] = "owned"
     models: Literal["", "unread"] = ""
 
 

@@ -230,3 +230,32 @@ async def test_a_number_that_may_overrule_a_bound_call_is_refused_at_every_door(
             400,
             "invalid_request",
         )
+
+
+MADE = {"id": "resp_new", "object": "response", "model": "m", "status": "completed", "output": [],
+        "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", [AUTHORIZE + RESPONSES, b"/.tollkeeper/holds"])
+@pytest.mark.parametrize(
+    ("objects", "fields", "told", "kept"),
+    [
+        ("told", {}, MADE, {"resp_new"}),
+        ("owned", {}, MADE, set()),
+        ("told", {}, MADE | {"id": "resp_others"}, set()),  # another organization's stays so
+        ("told", {"input": [{"type": "reasoning", "id": "resp_new", "encrypted_content": "x"}]}, MADE, set()),
+        ("told", {"input": [{"type": "reasoning", "id": f"rs_{at:060}", "encrypted_content": "x"}
+                            for at in range(200)]}, MADE, set()),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_is_told_makes_objects_where_the_route_says_so(
+    door: bytes, objects: str, fields: dict[str, Any], told: dict[str, Any], kept: set[str]
+) -> None:
+    routes = [replace(one, objects=objects) if one.path == "/v1/responses" else one for one in THERE]
+    body = {"model": "m", "input": "hi", "max_output_tokens": 9} | fields
+    asked = said(service="responses", request=body) if door.endswith(b"holds") else said(**body)
+    async with staged(tuple(routes), holds=Holds()) as stage:
+        stage.directory.services["responses"] = Service(95, "responses")
+        stage.objects.kept.add((1 + CALLER.organization_id, "resp_others"))
+        await cost_elsewhere(stage, post(asked, door), said(**told))
+        assert {one for whose, one in stage.objects.kept if whose == CALLER.organization_id} == kept

@@ -7,7 +7,7 @@ held: it is the caller's own bill, and never below nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
 
@@ -29,7 +29,7 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
-from gateway.core.calls.routes import ModelTarget
+from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import CONSUMPTION, Vectors, charge_of, factor_of, is_in_money
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
@@ -46,6 +46,8 @@ UNITS_MAX: Final = 10**12
 TOKENS_MAX: Final = 100_000_000
 TOOLS_MAX: Final = 16
 TIER_CHARACTERS_MAX: Final = 64
+# Of ids that a call names, where its answer is to tell of objects; with more it tells of none.
+IDS_CHARACTERS_MAX: Final = 8_192
 IDEMPOTENCY_CHARACTERS_MAX: Final = 255
 UNITS: Final = "units"
 # Why a call came to nothing whose hold was released.
@@ -118,6 +120,9 @@ class HeldCall(msgspec.Struct, array_like=True):
     reports: bool = False
     gives_up: bool = False
     measured: dict[str, int] | None = None
+    keeps: bool = False
+    named: tuple[str, ...] = ()
+    brought: tuple[str, ...] = ()
 
     def request(self, model: str) -> CallRequest:
         return CallRequest(
@@ -125,16 +130,20 @@ class HeldCall(msgspec.Struct, array_like=True):
             blob_tokens=self.input_estimate, output_bytes_per_token=self.output_bytes_per_token,
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
-            measured=self.measured,
+            measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
         )  # fmt: skip
 
 
-def held_call(route: str, call: CallRequest) -> HeldCall:
+def held_call(route: Route, call: CallRequest) -> HeldCall:
     """The parts of a call that its meter needs. Nobody here can have a stream tell its use."""
+    named, brought = call.named, tuple(call.brought)
+    keeps = call.keeps and route.objects == "told"
+    if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
+        keeps, named, brought = False, (), ()
     return HeldCall(
-        route, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
+        route.path, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
         call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
-        call.reports and not call.strip_usage, call.gives_up, call.measured,
+        call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
     )  # fmt: skip
 
 
@@ -226,8 +235,8 @@ class HoldEnd(msgspec.Struct):
 
 
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
-# The use, the rest that an answer says, and whether the use is estimated.
-SaidUse = tuple[SettleBody, Detail | None, bool]
+# The use, the rest that an answer says, whether the use is estimated, and the objects that the answer made.
+SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]
 # The price of a use, and what it costs in nano-units.
 UseCost = Callable[[Detail, Counts], tuple[Vector | None, int | None]]
 
@@ -375,7 +384,8 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
         used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
-    return SettleBody(used, units=units, status=status), detail, usage.estimated
+    made = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
+    return SettleBody(used, units=units, status=status), detail, usage.estimated, made
 
 
 def used_by(end: HoldEnd) -> TokenUsage:

@@ -224,7 +224,7 @@ class Bindings:
                 own = self._targets[name].path
                 if own and "{" not in own:
                     yield re.compile(re.escape(shown(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
-            kept = kept or route.objects == "owned"
+            kept = kept or route.objects != "shared"
         if metered:
             yield _METERED
         if kept:

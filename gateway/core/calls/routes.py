@@ -28,7 +28,8 @@ class Route:
     for a free route; a route whose template holds `{service_key}` takes its service from the path.
     `units_pointer` is a JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for
     none. `queries` are query parameters that pass beside those its family has. `objects` are `owned` by the
-    organization whose call made them, or `shared` where each has an upstream account of its own. `models` is
+    organization whose call made them, `told` if an answer that another gateway tells makes them its
+    organization's too, or `shared` where each has an upstream account of its own. `models` is
     `unread` where a key with a list of models may call what is metered without reading which one is asked.
     """
 

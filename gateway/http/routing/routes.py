@@ -510,7 +510,7 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
-    if route.objects != "owned" or route.family == GENERIC:
+    if route.objects == "shared" or route.family == GENERIC:
         return None
     places = places_of(route.family, head.path.decode("ascii"))
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
