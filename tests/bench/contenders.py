@@ -12,7 +12,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class Stage:
     placement: Placement
     say: Callable[[str], None]
     upstream_port: int = 0
-    python: str = sys.executable
+    python: str = field(default_factory=quickest_python)
     compiled: Path | None = None
     other: Path | None = None
     callers: int = 1
@@ -212,7 +211,7 @@ def envoy(stage: Stage, limit: str = "") -> Contender:
 def litellm(stage: Stage, budget: str = "1000000", fields: str = "{}") -> Contender:
     """LiteLLM's proxy, one worker, with a budget in money a day, which it counts in Redis."""
     venv = stage.venvs / "litellm"
-    program = python_package(venv, "litellm[proxy]", "litellm", stage.say, quickest_python())  # as ours
+    program = python_package(venv, "litellm[proxy]", "litellm", stage.say, stage.python)
     _, socket_, redis_pid = valkey(stage, "litellm-redis")
     port, key = free_port(), f"sk-{secrets.token_hex(24)}"  # it refuses to start with a weak one
     path = stage.config("litellm.yaml", "litellm", REDIS=socket_, KEY=key, BUDGET=budget, FIELDS=fields)

@@ -132,8 +132,8 @@ def _cost(one: Contender, rounds, connections: int, count: int) -> tuple[list[fl
     all_of(WARM_UP, keep=False)
     before = cpu_s(one.gateway)
     all_of(count // connections, keep=True)
-    check_running(one.name, one.gateway)
     used = cpu_s(one.gateway) - before
+    check_running(one.gateway)
     one.after()
     return times, 1e6 * used / len(times)
 

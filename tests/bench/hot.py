@@ -2,7 +2,7 @@
 
 Starts our contender as the bench does and loads it three times: bare (µs a request), under
 `perf` (C and kernel), and under cProfile (Python). The profiler is switched on inside the worker
-by a signal, from a `sitecustomize` on its path; nothing in the gateway knows of it. With
+by a signal, and off by the next, from a `sitecustomize` on its path; nothing in the gateway knows of it. With
 `--instructions` its instructions are counted instead, which other programs' load does not change.
 """
 
@@ -28,13 +28,13 @@ import cProfile, os, signal, sys
 if sys.orig_argv[-2:] == ["serve", "--worker"]:
     profile = cProfile.Profile()
     def begin(*_):
+        signal.signal(signal.SIGUSR1, end)
         profile.enable()
     def end(*_):
         profile.disable()
         profile.dump_stats(os.path.join({folder!r}, "worker.part"))
         os.rename(os.path.join({folder!r}, "worker.part"), os.path.join({folder!r}, "worker.prof"))
     signal.signal(signal.SIGUSR1, begin)
-    signal.signal(signal.SIGUSR2, end)
 """
 
 
@@ -93,10 +93,12 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     os.kill(worker, signal.SIGUSR1)
     print("\nprofiled:", _load(stage, one, options, options.seconds))
     one.before()  # it stands still after its load
-    os.kill(worker, signal.SIGUSR2)
+    os.kill(worker, signal.SIGUSR1)
     result = stage.folder / "worker.prof"
     deadline = time.monotonic() + 10
-    while not result.exists() and time.monotonic() < deadline:
+    while not result.exists():
+        if time.monotonic() > deadline:
+            raise BenchError(f"process {worker} has written no profile")
         time.sleep(0.05)
     stats = pstats.Stats(str(result))
     stats.strip_dirs().sort_stats("tottime").print_stats(options.top)
@@ -121,14 +123,16 @@ def _count(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     instructions.begin(worker)
     calls(1)  # whatever runs is translated first, which takes longer than to run it
     instructions.written(worker, stage.folder)
-    began = time.monotonic()
-    made = calls(options.calls)
+    assert one.entries is not None
+    began, settled = time.monotonic(), one.entries()
+    calls(options.calls)
     busy, busy_s = instructions.written(worker, stage.folder), time.monotonic() - began
+    settled = one.entries() - settled  # those of closed connections too, which no client counts
     time.sleep(IDLE_S)
     idle, idle_s = instructions.written(worker, stage.folder), time.monotonic() - began - busy_s
     if options.keep is not None:
         shutil.copy(busy, options.keep)
-    print(instructions.report(busy, idle, busy_s / idle_s, made, options.top))
+    print(instructions.report(busy, idle, busy_s / idle_s, settled, options.top))
     one.after()
 
 

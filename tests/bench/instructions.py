@@ -54,7 +54,7 @@ def written(pid: int, folder: Path) -> Path:
 
 
 def report(busy: Path, idle: Path, idle_share: float, calls: int, top: int) -> str:
-    """What a call took: in total, by object file, by function, and by function with all it calls.
+    """What a settled call took: in total, by object file, by function, and by function with all it calls.
 
     What was counted while the worker was `idle` is not a call's: so many times that is left out.
     """
@@ -62,7 +62,7 @@ def report(busy: Path, idle: Path, idle_share: float, calls: int, top: int) -> s
     by_object: Counter[str] = Counter()
     for name, count in own.items():
         by_object[name.rpartition("[")[2].rstrip("]")] += count
-    lines = [f"{by_object.total() / calls:,.0f} instructions a call, of {calls} calls"]
+    lines = [f"{by_object.total() / calls:,.0f} instructions a call, of {calls} calls that settled"]
     for title, counted in (
         ("by object file", by_object), ("by function", own), ("with all it calls", inclusive),
     ):  # fmt: skip

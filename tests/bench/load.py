@@ -149,6 +149,8 @@ def saturate(
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         raise BenchError(f"wrk failed: {(done.stderr or done.stdout).strip()[-300:]}") from None
+    if not found["requests"]:
+        raise BenchError(f"nothing was answered in a window of {seconds:g} s; {found['errors']} errors")
     return Loaded(
         requests=found["requests"],
         seconds=found["duration_us"] / 1e6,
@@ -179,13 +181,15 @@ def ask(port: int, traffic: Traffic, number: int = 0) -> tuple[int, bytes]:
     return int(head.split(b" ", 2)[1]), body
 
 
-def pace(port: int, traffic: Traffic, rate: float, seconds: float) -> list[float]:
+def pace(
+    port: int, traffic: Traffic, rate: float, seconds: float, answer_s_max: float = ANSWER_S_MAX
+) -> list[float]:
     """Latency of each call at a fixed rate, microseconds, whether or not earlier ones are answered.
 
     Calls go out on the beat over a few kept connections in turn; a late answer delays no call on
     another connection. `BenchError` on any status but 200.
     """
-    total = int(rate * seconds)
+    total = max(1, int(rate * seconds))
     messages = [b"".join(chat(f"127.0.0.1:{port}", traffic, number)) for number in range(total)]
     poll = selectors.DefaultSelector()
     lines = [socket.create_connection(("127.0.0.1", port), ANSWER_S_MAX) for _ in range(PACED_CONNECTIONS)]
@@ -209,10 +213,10 @@ def pace(port: int, traffic: Traffic, rate: float, seconds: float) -> list[float
                 line.send(messages[sent])
                 sent += 1
                 continue
-            if now > start + seconds + ANSWER_S_MAX:
+            if now > start + seconds + answer_s_max:
                 raise BenchError(f"{total - len(latencies)} paced calls were never answered")
             starved = starved or (sent < total and not idle and now >= due)
-            for key_, _ in poll.select(max(0.0, due - now) if sent < total and idle else ANSWER_S_MAX):
+            for key_, _ in poll.select(max(0.0, due - now) if sent < total and idle else answer_s_max):
                 line = next(one for one in lines if one is key_.fileobj)
                 received[line] += line.recv(65536)
                 if _complete(received[line]):

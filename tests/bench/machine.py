@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -128,27 +129,48 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """User and system time the processes, and children of theirs that ended, have used so far, seconds."""
-    found = 0.0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found += _own_cpu_s(pid) + sum(map(int, _stat(pid)[13:15])) * TICK_S
+    """User and system time the processes, and children of theirs that ended, have used so far, seconds.
+
+    `BenchError` where one is gone: nothing says what it used.
+    """
+    return sum(map(_cpu_s, pids))
+
+
+def families_cpu_s(pids: Iterable[int]) -> float:
+    """The same with all their descendants, which may come and go: what those used is their parents' then."""
+    roots = set(pids)
+    found = cpu_s(roots)
+    for pid in {one for root in roots for one in family(root)} - roots:
+        with contextlib.suppress(BenchError):
+            found += _cpu_s(pid)
     return found
 
 
-def check_running(name: str, pids: Iterable[int]) -> None:
-    """`BenchError` where a process that is measured is gone: another one may answer in its place."""
-    gone = [pid for pid in pids if not Path(f"/proc/{pid}").exists()]
-    if gone:
-        raise BenchError(f"{name}: process {gone[0]} ended while it was measured")
+def check_running(pids: Iterable[int], core: int | None = None) -> None:
+    """`BenchError` where a process is gone, so that another one may answer in its place, or has a thread that
+    may leave its core.
+    """
+    for pid in pids:
+        _cpu_s(pid)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                if core is not None and (there := os.sched_getaffinity(int(task.name))) != {core}:
+                    raise BenchError(f"process {pid} may run on cores {sorted(there)}, not on {core} alone")
 
 
-def _own_cpu_s(pid: int) -> float:
-    """The process' own clock where it can be read: ticks are a hundredth of a second."""
+def _cpu_s(pid: int) -> float:
+    """By the process' own clock where it can be read: ticks are a hundredth of a second."""
     try:
-        return time.clock_gettime((~pid << 3) | CPU_CLOCK)
+        stat = _stat(pid)
     except OSError:
-        return sum(map(int, _stat(pid)[11:13])) * TICK_S
+        stat = ["X"]
+    if stat[0] in "ZX":
+        raise BenchError(f"process {pid} is gone")
+    try:
+        own = time.clock_gettime((~pid << 3) | CPU_CLOCK)
+    except OSError:
+        own = sum(map(int, stat[11:13])) * TICK_S
+    return own + sum(map(int, stat[13:15])) * TICK_S
 
 
 def busy_s(core: int | None = None) -> float:
@@ -233,8 +255,9 @@ def lua_modules() -> Path | None:
     return None
 
 
+@cache
 def quickest_python() -> str:
-    """The quicker of our interpreter and the system's own of the same version, which runs what is measured.
+    """The quicker of our interpreter and the system's own of the same version, which starts all programs.
 
     Official builds of Python, the image's among them, are optimized by profile and at link time;
     one built by hand often is not, and costs a fifth more a request.

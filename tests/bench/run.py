@@ -37,10 +37,9 @@ from tests.bench.machine import (
     busy_s,
     check_running,
     cpu_s,
-    family,
+    families_cpu_s,
     install_tools,
     leave_nothing_behind,
-    quickest_python,
     rss_mib,
 )
 from tests.bench.page import PAGE, publish
@@ -67,14 +66,13 @@ def main() -> int:
         install_tools(say)
         compiled = None if options.interpreted else compile_hot_path(Path.cwd(), say)
         other = options.against and (compile_hot_path(options.against, say) or options.against.resolve())
-        python = quickest_python()
         placement = Placement.of_this_machine()
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {placement.client})
         with tempfile.TemporaryDirectory(prefix="tollkeeper-bench-") as folder:
             Path(folder).chmod(0o755)
             stage = Stage(
-                Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled, other=other,
+                Path(folder), OUT.resolve(), placement, say, compiled=compiled, other=other,
                 callers=options.callers, organizations=options.organizations, traced=not options.same_heads,
             )  # fmt: skip
             _measure(stage, options, measured)
@@ -86,7 +84,7 @@ def main() -> int:
     about = about_this_run(placement, options.rounds, options.seconds, options.connections)
     about["callers"] = f"{options.callers} keys and users of {options.organizations} organizations"
     about["heads"] = "all the same" if options.same_heads else "a traceparent of its own for each call"
-    about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {Path(python).name}"
+    about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {stage.python}"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
     pair = as_pair(measured, about)
@@ -246,7 +244,10 @@ def _quiet_window(
     best: Window | None = None
     for _ in range(options.attempts):
         with _turn(one):
-            found = _window(stage, one, number, options, measured)
+            try:
+                found = _window(stage, one, number, options, measured)
+            except BenchError as error:
+                raise BenchError(f"{one.name}, round {number}: {error}") from error
         say(
             f"round {number}/{options.rounds}  {one.name:20} {found.rate:9,.0f} req/s  "
             f"gateway {found.gateway_us:7.1f} µs  Redis {found.redis_us:5.1f} µs  "
@@ -299,13 +300,17 @@ def _window(
     script = _scripts(one)
     core = stage.placement.client
     ours, busy, there, start = _own_cpu_s(stage), busy_s(), busy_s(core), time.monotonic()
-    gateway, counters, behind = cpu_s(one.gateway), _redis_cpu_s(one), cpu_s(one.behind())
+    check_running(one.gateway, stage.placement.gateway)
+    check_running(one.redis_pids, stage.placement.redis)
+    gateway, counters, behind = (
+        cpu_s(one.gateway),
+        families_cpu_s(one.redis_pids),
+        families_cpu_s(one.behind()),
+    )
     loaded = _load(stage, one, options.connections, options.seconds, measured)
-    if not loaded.requests:
-        raise BenchError(f"{one.name} answered nothing within a window: longer ones, by --seconds")
-    check_running(one.name, one.gateway)
-    gateway, counters = cpu_s(one.gateway) - gateway, _redis_cpu_s(one) - counters
-    behind = cpu_s(one.behind()) - behind
+    gateway, counters = cpu_s(one.gateway) - gateway, families_cpu_s(one.redis_pids) - counters
+    behind = families_cpu_s(one.behind()) - behind
+    check_running(one.gateway, stage.placement.gateway)
     there = (busy_s(core) - there) / (time.monotonic() - start)
     ours, busy = _own_cpu_s(stage) - ours, busy_s() - busy
     calls, usec, reads = (after - before for after, before in zip(_scripts(one), script, strict=True))
@@ -329,13 +334,8 @@ def _window(
     )
 
 
-def _redis_cpu_s(one: Contender) -> float:
-    """With its children, which write its append-only file anew."""
-    return cpu_s({pid for each in one.redis_pids for pid in family(each)})
-
-
 def _own_cpu_s(stage: Stage) -> float:
-    return cpu_s({pid for program in stage.programs for pid in family(program.pid)} | {os.getpid()})
+    return families_cpu_s({program.pid for program in stage.programs} | {os.getpid()})
 
 
 def _scripts(one: Contender) -> tuple[int, int, int]:

@@ -1,12 +1,19 @@
-"""The bench's arithmetic: medians, paired ratios, marks. No program is started."""
+"""The bench's arithmetic: medians, paired ratios, marks; and what ends a run with its reason."""
 
 from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.bench.contenders import INTERPRETED, OURS
 from tests.bench.figures import Window, paired, percentile, ratios, row, table
-from tests.bench.load import REQUEST_BYTES, Traffic, chat
+from tests.bench.load import REQUEST_BYTES, Traffic, chat, pace, saturate
+from tests.bench.machine import BenchError, check_running, cpu_s, families_cpu_s, pin
 from tests.bench.report import Measured, as_markdown, as_pair
 
 TITLES = {"a": "Alpha", "b": "Beta"}
@@ -84,3 +91,39 @@ def test_every_contender_is_sent_the_same_number_of_bytes(users: int, traced: bo
     first, *others, again = (head for head, _ in sent)
     assert first not in others
     assert (first == again) == (not traced)
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    found = subprocess.Popen(["sleep", "600"])
+    yield found
+    found.kill()
+    found.wait()
+
+
+def test_a_process_that_is_gone_is_an_error_and_costs_nothing_never(process: subprocess.Popen[bytes]) -> None:
+    core = min(os.sched_getaffinity(0))
+    pin([process.pid], core)
+    check_running([process.pid], core)
+    assert cpu_s([process.pid]) == families_cpu_s([process.pid]) > 0
+    with pytest.raises(
+        BenchError, match=f"process {process.pid} may run on cores .*, not on {core + 1} alone"
+    ):
+        check_running([process.pid], core + 1)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    for reaped in (False, True):
+        if reaped:
+            process.wait()
+        for ask in (cpu_s, families_cpu_s, check_running):
+            with pytest.raises(BenchError, match=f"process {process.pid} is gone"):
+                ask([process.pid])
+
+
+def test_a_window_without_samples_ends_the_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(BenchError, match="1 paced calls were never answered"):
+            pace(port, Traffic(("key",)), rate=100, seconds=0.01, answer_s_max=0.1)
+        with pytest.raises(BenchError, match="nothing was answered in a window of 1 s"):
+            saturate(port, Traffic(("key",)), core=0, connections=1, seconds=1, folder=tmp_path)
