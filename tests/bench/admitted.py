@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.bench.contenders import NOT_HERE, Stage
+from tests.bench.contenders import NOT_HERE
 from tests.bench.limited import COST_NANO, DELAY_S, INPUT, KINDS, OUTPUT, Kind, Limited, demo_upstream, kill
 from tests.bench.machine import BenchError, Placement, install_tools
 from tests.bench.page import PAGE, publish
+from tests.bench.stage import OUT, Stage, say
 
-OUT = Path("build/bench")
 ANSWER_S_MAX = 180.0
 OK, REFUSED = 200, 429
 
@@ -81,11 +81,6 @@ def main() -> int:
     return 0
 
 
-def say(line: str) -> None:
-    """Progress goes to standard error, the table alone to standard output."""
-    print(line, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def upstream() -> Iterator[Stage]:
     """The demo upstream that all contenders of a run ask."""
@@ -99,7 +94,7 @@ def stage(asked: Stage | None) -> Iterator[Stage]:
     """Where the programs of one half run; they ask the same upstream."""
     with tempfile.TemporaryDirectory(prefix="tollkeeper-admitted-") as folder:
         Path(folder).chmod(0o755)
-        found = Stage(Path(folder), OUT.resolve(), Placement.of_this_machine(), say)
+        found = Stage(Path(folder), Placement.of_this_machine(), say)
         found.upstream_port = asked.upstream_port if asked else 0
         try:
             yield found

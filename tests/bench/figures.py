@@ -1,136 +1,117 @@
-"""The bench's arithmetic: windows measured in, one row a contender out. Pure.
+"""The bench's arithmetic and its page: windows in, one table and one picture out. Pure.
 
-A window is one contender under load for some seconds. A row holds the medians over a contender's
-windows; a ratio is the median of the ratios within each round, so that a slow moment of the
-machine, which strikes neighbours alike, cancels out.
+A window is one contender in one scene for some seconds. A ratio is the median of the ratios within each
+round, so that a slow moment of the machine, which strikes neighbours alike, cancels out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from statistics import median
+
+from tests.bench.scenes import SCENES
+
+DIRECT, OURS, OTHER = "direct", "tollkeeper", "other"
+TITLES = {
+    "nginx": "nginx",
+    "envoy": "Envoy",
+    "nginx-lua": "nginx + Lua + Redis",
+    "nginx-lua-reading": "nginx + Lua + Redis, which reads the body",
+    "litellm": "LiteLLM, a cap in money in Redis",
+    OURS: "Tollkeeper",
+    OTHER: "the other Tollkeeper",
+}
+# Columns of the table: the hand-made limiter reads bodies where that is what is compared.
+AGAINST: Mapping[str, tuple[str, ...]] = {
+    "nginx": ("nginx",),
+    "Envoy": ("envoy",),
+    "nginx + Lua + Redis": ("nginx-lua", "nginx-lua-reading"),
+    "LiteLLM": ("litellm",),
+    "the other tree": (OTHER,),
+}
+LIMITER = AGAINST["nginx + Lua + Redis"]
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"
+  font-size="13">
+<title>CPU a call beside nginx + Lua + Redis in the same round, which is 1</title>
+<rect width="{width}" height="{height}" fill="#fff"/>
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """One contender under load once. CPU in seconds, latency in microseconds.
 
-    `entries` is how many ledger entries appeared in the meantime, None where there is no ledger;
     `behind_cpu_s` is of those that turned entries into rows meanwhile; `load_busy` is the client's core's
     share of time at work, `foreign_cores` how many cores processes outside the bench kept busy.
     """
 
     contender: str
+    scene: str
     round: int
     requests: int
     seconds: float
     errors: int
-    p50_us: float
     p99_us: float
     gateway_cpu_s: float
-    load_busy: float
     redis_cpu_s: float = 0.0
     behind_cpu_s: float = 0.0
-    script_us: float = 0.0
-    scripts_per_read: float = 0.0
-    requests_per_script: float = 0.0
-    entries: int | None = None
+    load_busy: float = 0.0
     foreign_cores: float = 0.0
 
     @property
-    def rate(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
-
-    @property
     def gateway_us(self) -> float:
-        """Gateway CPU a request, microseconds."""
-        return 1e6 * self.gateway_cpu_s / self.requests
-
-    @property
-    def per_core(self) -> float:
-        """Requests a second of gateway CPU; 0 without a gateway."""
-        return self.requests / self.gateway_cpu_s if self.gateway_cpu_s else 0.0
+        """Gateway CPU a call, or an event of a stream, microseconds."""
+        return self._us(self.gateway_cpu_s)
 
     @property
     def redis_us(self) -> float:
-        """Redis CPU a request, microseconds."""
-        return 1e6 * self.redis_cpu_s / self.requests
+        """Redis CPU, the same."""
+        return self._us(self.redis_cpu_s)
 
     @property
-    def behind_us(self) -> float:
-        """CPU a request of what turned entries into rows meanwhile, microseconds."""
-        return 1e6 * self.behind_cpu_s / self.requests
+    def both_us(self) -> float:
+        """Both together."""
+        return self.gateway_us + self.redis_us
+
+    def _us(self, cpu_s: float) -> float:
+        return 1e6 * cpu_s / self.requests / (SCENES[self.scene].events or 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One contender over all rounds: medians.
-
-    `per_core` is requests for each second of gateway CPU: the rate of a gateway core that is always
-    busy, also where the load core gave out first. `spread` is (highest - lowest) / median of the
-    rate. `least_*` are those of the quietest window: what disturbs a machine only ever adds to them.
-    `added_*` are latencies above the direct call's at a fixed low rate; None: not measured.
+@dataclass(slots=True)
+class Measured:
+    """Everything measured. By contender: latencies of paced calls (µs) by scene, idle memory (MiB) and CPU
+    (share of a core), calls answered, and `rows`, the calls found in the database in the end.
     """
 
-    contender: str
-    rate: float
-    per_core: float
-    spread: float
-    p50_us: float
-    p99_us: float
-    gateway_us: float
-    least_gateway_us: float
-    gateway_busy: float
-    load_busy: float
-    redis_us: float
-    least_redis_us: float
-    script_us: float
-    scripts_per_read: float
-    requests_per_script: float
-    errors: int
-    entries_per_request: float | None
-    foreign_cores: float
-    added_p50_us: float | None = None
-    added_p99_us: float | None = None
-    rss_mib: float | None = None
-    partly_p50_us: float | None = None
-    partly_p99_us: float | None = None
+    windows: list[Window] = field(default_factory=list)
+    paced: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
+    idle_rss: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    ready_s: tuple[float, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, object]:
-        """The row as plain JSON types."""
-        return asdict(self)
+    def lost(self, name: str) -> int:
+        """Calls answered and not in the ledger, or in it without a call; 0 is right.
 
+        The client hangs up on the calls in flight when a window ends: they may be in the ledger too.
+        """
+        more = self.rows[name] - self.answered[name]
+        return -more if more < 0 else max(0, more - self.cut[name])
 
-def row(windows: Sequence[Window]) -> Row:
-    """Condense one contender's windows."""
-    rates = [one.rate for one in windows]
-    counted = [one for one in windows if one.entries is not None]
-    return Row(
-        contender=windows[0].contender,
-        rate=median(rates),
-        per_core=_middle(windows, lambda one: one.per_core),
-        spread=(max(rates) - min(rates)) / median(rates),
-        p50_us=_middle(windows, lambda one: one.p50_us),
-        p99_us=_middle(windows, lambda one: one.p99_us),
-        gateway_us=_middle(windows, lambda one: one.gateway_us),
-        least_gateway_us=min(one.gateway_us for one in windows),
-        gateway_busy=_middle(windows, lambda one: one.gateway_cpu_s / one.seconds),
-        load_busy=_middle(windows, lambda one: one.load_busy),
-        redis_us=_middle(windows, lambda one: one.redis_us),
-        least_redis_us=min(one.redis_us for one in windows),
-        script_us=_middle(windows, lambda one: one.script_us),
-        scripts_per_read=_middle(windows, lambda one: one.scripts_per_read),
-        requests_per_script=_middle(windows, lambda one: one.requests_per_script),
-        errors=sum(one.errors for one in windows),
-        entries_per_request=(
-            sum(one.entries or 0 for one in counted) / sum(one.requests for one in counted)
-            if counted
-            else None
-        ),
-        foreign_cores=_middle(windows, lambda one: one.foreign_cores),
-    )
+    def of(self, scene: str, *names: str) -> list[Window]:
+        """Windows of a scene, of whom of these was there."""
+        return [one for one in self.windows if one.scene == scene and one.contender in names]
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was left out, answered an error, or lost or doubled a call."""
+        errors = any(one.errors for one in self.windows)
+        return bool(self.missing) or errors or any(self.lost(name) for name in self.rows)
 
 
 def paired(
@@ -151,69 +132,136 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, rank - 1)]
 
 
-def table(rows: Sequence[Row], titles: dict[str, str]) -> str:
-    """Render the rows as a Markdown table; a row with errors is marked."""
-    head = [
-        "contender", "req/s", "req/s of a full gateway core", "spread", "p50 ms", "p99 ms",
-        "gateway CPU µs/req (least)", "Redis CPU µs/req (least)", "both µs/req",
-        "scripts µs/req", "scripts a read", "requests a script",
-        "ledger entries/req",
-        "gateway core", "load core", "p50 / p99 ms at 70 %",
-        "added p50 / p99 ms at 100/s", "worker RSS MiB", "foreign cores",
-    ]  # fmt: skip
-    return _markdown(head, [_cells(one, titles) for one in rows])
-
-
-def ratios(windows: Sequence[Window], ours: Sequence[str], titles: dict[str, str]) -> str:
-    """Render each of our contenders against every other as a Markdown table; empty without ours."""
-    names = list(dict.fromkeys(one.contender for one in windows))
-    of = {name: [one for one in windows if one.contender == name] for name in names}
-    ours = [name for name in ours if name in of]
-    head = ["against"]
-    for name in ours:
-        title = titles.get(name, name)
-        head += [f"{title}: req/s", "req/s of a full gateway core", "gateway CPU", "gateway + Redis CPU"]
-    lines = []
-    for name in names:
-        if name in ours:
-            continue
-        cells = [titles.get(name, name)]
-        for mine in ours:
-            for value in (_rate, _per_core, _gateway_us, _both_us):
-                found = paired(of[mine], of[name], value)
-                cells.append("–" if found is None else f"{found:.2f} ×" if found >= 0.1 else f"{found:.2g} ×")
-        lines.append(cells)
-    return _markdown(head, lines) if ours else ""
-
-
-def pair(interpreted: Sequence[Window], compiled: Sequence[Window]) -> str:
-    """Render one program's windows beside another's, one figure a line, as a Markdown table."""
-    rows = row(interpreted), row(compiled)
-    lines = [
-        ("requests/s", [f"{one.rate:,.0f}" for one in rows], _rate),
-        ("requests/s of a full gateway core", [f"{one.per_core:,.0f}" for one in rows], _per_core),
-        (
-            "gateway CPU a request, µs",
-            [f"{one.gateway_us:.1f} ({one.least_gateway_us:.1f})" for one in rows],
-            _gateway_us,
-        ),
-        ("p99 under load, ms", [f"{one.p99_us / 1000:.2f}" for one in rows], lambda one: one.p99_us),
+def as_markdown(
+    measured: Measured, about: Mapping[str, object], picture: str, not_here: Mapping[str, str]
+) -> str:
+    """The picture, the table, what they were measured on, and what was left out."""
+    shown = "; ".join(f"{name} {value}" for name, value in about.items())
+    head = (
+        f"{shown}. Each contender has one worker, pinned to the gateway's core, a Valkey of its own with the "
+        "same settings by a socket, and kept connections. Each call has a `traceparent` of its own. Ratios "
+        "are medians of the ratios within each round: gateway CPU beside the other's, and *both* are gateway "
+        "and Redis together. In brackets is what the other took. CPU is microseconds a call: medians, the "
+        "least of any round. Our keeper and PostgreSQL stand still meanwhile, but where rows are written."
+    )
+    columns = [
+        title
+        for title, names in AGAINST.items()
+        if any(measured.of(one.beside or one.name, *names) for one in SCENES.values())
     ]
-    return _markdown(
-        ["", "interpreted", "compiled", "ratio"],
-        [
-            *([name, *cells, f"{paired(compiled, interpreted, of) or 0:.2f} ×"] for name, cells, of in lines),
-            ["cores that other programs used", *(f"{one.foreign_cores:.2f}" for one in rows), "–"],
-        ],
+    lines = [["", "gateway CPU µs (least)", "Redis CPU µs (least)", *columns, "added at 100/s, p50 / p99 ms"]]
+    for name in SCENES:
+        if ours := measured.of(name, OURS):
+            cells = [_against(measured, name, AGAINST[title]) for title in columns]
+            cost = _least(ours, lambda one: one.gateway_us), _least(ours, lambda one: one.redis_us)
+            lines.append([SCENES[name].title, *cost, *cells, _added(measured, name, OURS)])
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    table.insert(1, "|---|" + "---:|" * (len(lines[0]) - 1))
+    image = f"![CPU a call beside nginx + Lua + Redis]({picture})"
+    return "\n\n".join([head, image, "\n".join(table), "\n".join(_notes(measured, not_here))]) + "\n"
+
+
+def as_picture(measured: Measured) -> str:
+    """Gateway and Redis CPU of each scene as bars; what the hand-made limiter took in the same round is 1."""
+    bars = [
+        (scene.title, gateway, both)
+        for name, scene in SCENES.items()
+        if (gateway := _share(measured, name, _gateway_us)) and (both := _share(measured, name, _both_us))
+    ]
+    most = max([1.0, *(both for _, _, both in bars)])
+    left, wide, step = 330, 420, 30
+    height, one = step * len(bars) + 70, left + wide / most
+    parts = [SVG.format(width=left + wide + 70, height=height)]
+    for number, (title, gateway, both) in enumerate(bars):
+        y, ours, all_ = 20 + step * number, wide * gateway / most, wide * both / most
+        parts.append(
+            f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(title)}</text>'
+            f'<rect x="{left}" y="{y}" width="{all_:.0f}" height="18" fill="#90b8dd"/>'
+            f'<rect x="{left}" y="{y}" width="{ours:.0f}" height="18" fill="#2b6cb0"/>'
+            f'<text x="{left + all_ + 6:.0f}" y="{y + 14}">{both:.2f}</text>\n'
+        )
+    parts.append(
+        f'<path d="M{one:.0f} 10V{height - 45}" stroke="#c53030" stroke-dasharray="4 3"/>'
+        f'<text x="{left}" y="{height - 22}">Gateway (dark) and Redis (light) CPU; the line is what</text>'
+        f'<text x="{left}" y="{height - 6}">nginx + Lua + Redis takes of both in the same round.</text>\n'
+        "</svg>\n"
+    )
+    return "".join(parts)
+
+
+def _share(measured: Measured, scene: str, value: Callable[[Window], float]) -> float | None:
+    """What ours took by `value`, as a part of all the limiter took in the same round."""
+    base = {one.round: one.both_us for one in measured.of(SCENES[scene].beside or scene, *LIMITER)}
+    found = [value(one) / base[one.round] for one in measured.of(scene, OURS) if base.get(one.round)]
+    return median(found) if found else None
+
+
+def _against(measured: Measured, scene: str, names: Sequence[str]) -> str:
+    ours = measured.of(scene, OURS)
+    theirs = measured.of(scene if OTHER in names else SCENES[scene].beside or scene, *names)
+    ratio = paired(ours, theirs, _gateway_us)
+    if ratio is None:
+        return "–"
+    took = f"{median(map(_gateway_us, theirs)):.1f}"
+    if not any(one.redis_us for one in theirs):
+        return f"{_times(ratio)} ({took})"
+    both = paired(ours, theirs, _both_us)
+    return (
+        f"{_times(ratio)}, both {_times(both or 0)} ({took} + {median(one.redis_us for one in theirs):.1f})"
     )
 
 
-def _rate(one: Window) -> float:
-    return one.rate
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} ×" if ratio >= 0.1 else f"{ratio:.2g} ×"
 
 
-def _per_core(one: Window) -> float:
-    return one.per_core
+def _least(windows: Sequence[Window], value: Callable[[Window], float]) -> str:
+    return f"{median(map(value, windows)):.1f} ({min(map(value, windows)):.1f})"
+
+
+def _added(measured: Measured, scene: str, name: str) -> str:
+    paced, direct = measured.paced.get((name, scene)), measured.paced.get((DIRECT, "ledger"))
+    if not paced or not direct:
+        return "–"
+    return " / ".join(
+        f"{(percentile(paced, share) - percentile(direct, share)) / 1000:.2f}" for share in (0.5, 0.99)
+    )
+
+
+def _notes(measured: Measured, not_here: Mapping[str, str]) -> list[str]:
+    notes = [
+        f"- {TITLES[name]}: {found:,} calls in the ledger of {measured.answered[name]:,} answered; "
+        + (f"**{measured.lost(name):,} lost or doubled**" if measured.lost(name) else "none lost or doubled")
+        for name, found in measured.rows.items()
+    ]
+    notes += [
+        f"- {TITLES[name]}, scene `{scene}`: **{failed} errors**"
+        for scene, name in dict.fromkeys((one.scene, one.contender) for one in measured.windows)
+        if (failed := sum(one.errors for one in measured.of(scene, name)))
+    ]
+    if behind := [1e6 * one.behind_cpu_s / one.requests for one in measured.windows if one.behind_cpu_s]:
+        notes.append(
+            f"- rows written meanwhile: keeper and PostgreSQL took {median(behind):.1f} µs of CPU a call"
+        )
+    added = {name: _added(measured, "ledger", name) for name in ("nginx-lua",)}
+    notes += [f"- added at 100/s by {TITLES[name]}: {it} ms" for name, it in added.items() if it != "–"]
+    if measured.idle:
+        shown = ", ".join(f"{name} {100 * share:.2f}" for name, share in measured.idle.items())
+        notes.append(f"- while nobody calls, % of a core: {shown}")
+    if measured.idle_rss:
+        shown = ", ".join(f"{TITLES[name]} {mib:.0f}" for name, mib in measured.idle_rss.items())
+        notes.append(f"- memory of an idle worker, MiB: {shown}")
+    if measured.ready_s:
+        first, second = measured.ready_s
+        notes.append(f"- `tollkeeper up`: ready in {second:.1f} s ({first:.1f} s on an empty data directory)")
+    if measured.windows:
+        foreign = [one.foreign_cores for one in measured.windows]
+        notes.append(
+            f"- cores that other programs kept busy: {median(foreign):.2f}, {max(foreign):.2f} in the worst "
+            f"window; the load core was busy {median(one.load_busy for one in measured.windows):.0%}"
+        )
+    notes += [f"- left out: {TITLES[name]}: {why}" for name, why in measured.missing.items()]
+    return notes + [f"- not here: {what}: {why}" for what, why in not_here.items()]
 
 
 def _gateway_us(one: Window) -> float:
@@ -221,42 +269,4 @@ def _gateway_us(one: Window) -> float:
 
 
 def _both_us(one: Window) -> float:
-    return one.gateway_us + one.redis_us
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    text = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*text, *("| " + " | ".join(cells) + " |" for cells in lines)]) + "\n"
-
-
-def _cells(one: Row, titles: dict[str, str]) -> list[str]:
-    mark = f" **({one.errors} errors)**" if one.errors else ""
-    return [
-        titles.get(one.contender, one.contender) + mark,
-        f"{one.rate:,.0f}",
-        f"{one.per_core:,.0f}" if one.per_core else "–",
-        f"{one.spread:.0%}",
-        f"{one.p50_us / 1000:.2f}",
-        f"{one.p99_us / 1000:.2f}",
-        f"{one.gateway_us:,.1f} ({one.least_gateway_us:,.1f})" if one.gateway_us else "–",
-        f"{one.redis_us:.1f} ({one.least_redis_us:.1f})" if one.redis_us else "–",
-        f"{one.gateway_us + one.redis_us:.1f}" if one.gateway_us else "–",
-        f"{one.script_us:.1f}" if one.script_us else "–",
-        f"{one.scripts_per_read:.1f}" if one.scripts_per_read else "–",
-        f"{one.requests_per_script:.1f}" if one.requests_per_script else "–",
-        "–" if one.entries_per_request is None else f"{one.entries_per_request:.3f}",
-        f"{one.gateway_busy:.0%}" if one.gateway_us else "–",
-        f"{one.load_busy:.0%}",
-        _latencies(one.partly_p50_us, one.partly_p99_us),
-        _latencies(one.added_p50_us, one.added_p99_us),
-        "–" if one.rss_mib is None else f"{one.rss_mib:.0f}",
-        f"{one.foreign_cores:.2f}",
-    ]
-
-
-def _latencies(p50_us: float | None, p99_us: float | None) -> str:
-    return "–" if p50_us is None or p99_us is None else f"{p50_us / 1000:.2f} / {p99_us / 1000:.2f}"
-
-
-def _middle(windows: Sequence[Window], value: Callable[[Window], float]) -> float:
-    return median(value(one) for one in windows)
+    return one.both_us

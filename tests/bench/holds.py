@@ -16,10 +16,11 @@ from http.client import HTTPConnection
 
 import grpc
 
-from tests.bench import solo
-from tests.bench.contenders import Contender, Stage
+from tests.bench import stage as staging
 from tests.bench.load import ANSWER, PATH
 from tests.bench.machine import BenchError, check_running, cpu_s, family, free_port
+from tests.bench.scenes import SCENES
+from tests.bench.stage import Contender, Stage, python_path
 from tests.bench.tollkeeper import tollkeeper
 from tests.features.rate_limit_service.test_rate_limit_service import asked, hits
 
@@ -33,13 +34,13 @@ WARM_UP = 50  # rounds of each connection
 
 def main() -> int:
     """Measure holds by the API, and those of another gateway's calls."""
-    parser = solo.parser("holds", __doc__)
+    parser = staging.parser("holds", __doc__)
     parser.add_argument("--rounds", type=int, default=2_000)
-    parser.add_argument("--connections", type=int, default=8)
+    parser.set_defaults(connections=8)
     options = parser.parse_args()
 
     def measure(stage: Stage) -> None:
-        (one,) = tollkeeper(stage, ["tollkeeper"])
+        one = tollkeeper(stage, [SCENES["ledger"]])
         stage.prefer(options.nice)
         kinds = (
             ("take and settle", by_api),
@@ -54,7 +55,7 @@ def main() -> int:
                 f"p50 {1e3 * cuts[49]:.1f} ms, p99 {1e3 * cuts[98]:.1f} ms"
             )
 
-    return solo.on_stage("holds", options, measure)
+    return staging.on_stage("holds", measure, options.compiled)
 
 
 def by_api(line: HTTPConnection, key: str) -> None:
@@ -81,7 +82,8 @@ def _service(stage: Stage, one: Contender) -> Callable[[HTTPConnection, str], No
     }
     table.write_text(json.dumps({"gateway": f"http://127.0.0.1:{one.port}", "rules": [rule]}))
     command = [stage.python, "-m", "gateway", "rls", "--config", str(table), "--listen", f"127.0.0.1:{port}"]
-    one.gateway += family(stage.start(command, stage.placement.gateway, "rls", port).pid)
+    path = python_path(stage.compiled)
+    one.gateway += family(stage.start(command, stage.placement.gateway, "rls", port, PYTHONPATH=path).pid)
     channel = grpc.insecure_channel(f"127.0.0.1:{port}")
     asking = channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
 
@@ -104,14 +106,14 @@ def _ask(line: HTTPConnection, key: str, path: str, body: str, status: int) -> t
 
 def _cost(one: Contender, rounds, connections: int, count: int) -> tuple[list[float], float]:  # type: ignore[no-untyped-def]  # one of the two above
     """Seconds of each round, and microseconds of the gateway's CPU for one."""
-    times, failed = list[float](), list[BaseException]()
+    times, failed, keys = list[float](), list[BaseException](), one.traffic(SCENES["ledger"]).keys
 
     def run(number: int, many: int, keep: bool) -> None:
         line = HTTPConnection("127.0.0.1", one.port, timeout=30)
         try:
             for _ in range(many):
                 began = time.perf_counter()
-                rounds(line, one.traffic.keys[number % len(one.traffic.keys)])
+                rounds(line, keys[number % len(keys)])
                 if keep:
                     times.append(time.perf_counter() - began)
         except (OSError, BenchError) as error:
@@ -128,7 +130,6 @@ def _cost(one: Contender, rounds, connections: int, count: int) -> tuple[list[fl
         if failed:
             raise BenchError(str(failed[0]))
 
-    one.before()
     all_of(WARM_UP, keep=False)
     before = cpu_s(one.gateway)
     all_of(count // connections, keep=True)

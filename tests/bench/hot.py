@@ -18,9 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench import instructions, solo
-from tests.bench.contenders import Contender, Stage
+from tests.bench import instructions
+from tests.bench import stage as staging
+from tests.bench.load import saturate
 from tests.bench.machine import BenchError
+from tests.bench.scenes import SCENES
+from tests.bench.stage import Contender, Stage, window
 from tests.bench.tollkeeper import tollkeeper
 
 INSIDE = """
@@ -48,13 +51,9 @@ IDLE_S = 5.0
 
 def main() -> int:
     """Profile the worker and print what it found."""
-    parser = solo.parser("hot", __doc__)
-    modes = ("tollkeeper", "tollkeeper-full")
-    parser.add_argument("--mode", choices=modes, default="tollkeeper-full")
+    parser = staging.parser("hot", __doc__)
+    parser.add_argument("--scene", choices=SCENES, default="money")
     parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=solo.CONNECTIONS)
-    parser.add_argument("--callers", type=int, default=1, help="keys that call in turn")
-    parser.add_argument("--organizations", type=int, default=1, help="whose keys these are")
     parser.add_argument("--callees", action="store_true", help="also by function with what it calls (slow)")
     parser.add_argument("--bare", action="store_true", help="no profile, only what a request costs")
     parser.add_argument("--instructions", action="store_true", help="count instructions a call (callgrind)")
@@ -68,12 +67,11 @@ def main() -> int:
         inside = instructions.inside(name) if options.instructions else INSIDE.format(folder=name)
         (stage.folder / "sitecustomize.py").write_text(inside, encoding="utf-8")
         os.environ["PYTHONPATH"] = name
-        stage.callers, stage.organizations = options.callers, options.organizations
-        (one,) = tollkeeper(stage, [options.mode])
+        one = tollkeeper(stage, [SCENES[options.scene]])
         stage.prefer(options.nice)
         _profile(stage, one, options)
 
-    return solo.on_stage("hot", options, measure)
+    return staging.on_stage("hot", measure, options.compiled)
 
 
 def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
@@ -92,7 +90,6 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
             _perf(stage, one, options, worker, ("sym",), callees=True)
     os.kill(worker, signal.SIGUSR1)
     print("\nprofiled:", _load(stage, one, options, options.seconds))
-    one.before()  # it stands still after its load
     os.kill(worker, signal.SIGUSR1)
     result = stage.folder / "worker.prof"
     deadline = time.monotonic() + 10
@@ -107,23 +104,24 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
 
 def _count(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     """Count the worker's instructions under load, once each caller has called."""
-    worker = one.gateway[0]
+    worker, scene = one.gateway[0], SCENES[options.scene]
 
     def calls(least: int) -> int:
         made = 0
         while made < least:
-            found = solo.called(stage, one, options.seconds, connections=options.connections)
+            found = saturate(
+                one.port, one.traffic(scene), core=stage.placement.client, connections=options.connections,
+                seconds=options.seconds, folder=stage.folder,
+            )  # fmt: skip
             if found.errors:
                 raise BenchError(f"{found.errors} calls failed")
             made += found.requests
         return made
 
-    one.before()
-    calls(2 * options.callers)
+    calls(2 * scene.callers)
     instructions.begin(worker)
     calls(1)  # whatever runs is translated first, which takes longer than to run it
     instructions.written(worker, stage.folder)
-    assert one.entries is not None
     began, settled = time.monotonic(), one.entries()
     calls(options.calls)
     busy, busy_s = instructions.written(worker, stage.folder), time.monotonic() - began
@@ -161,10 +159,10 @@ def _perf(  # noqa: PLR0917  # what is measured, and how it is shown
 
 
 def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
-    found, gateway_us, redis_us = solo.cost(stage, one, seconds, connections=options.connections)
+    found = window(stage, one, seconds, scene=SCENES[options.scene], connections=options.connections)
     return (
-        f"{found.requests / found.seconds:,.0f} req/s, gateway {gateway_us:.1f} µs, "
-        f"Redis {redis_us:.1f} µs a request, {found.errors} errors"
+        f"{found.requests / found.seconds:,.0f} req/s, gateway {found.gateway_us:.1f} µs, "
+        f"Redis {found.redis_us:.1f} µs a request, {found.errors} errors"
     )
 
 

@@ -24,11 +24,15 @@ from collections.abc import Sequence
 
 import redis
 
-from tests.bench import solo
-from tests.bench.contenders import Contender, Stage
-from tests.bench.crowd import crowd
+from persistence.schema import migrate
+from tests.bench import stage as staging
+from tests.bench.deployment import PEPPER, Filled, key_of
+from tests.bench.figures import OURS, Window
+from tests.bench.flush import postgres
 from tests.bench.load import Traffic
 from tests.bench.machine import BenchError
+from tests.bench.stage import Contender, Stage, window
+from tests.bench.tollkeeper import up
 
 IDLE_S, SETTLED_S = 20.0, 3.0
 # Gateway and Redis, microseconds of CPU a call.
@@ -37,33 +41,45 @@ Cost = tuple[float, float]
 
 def main() -> int:
     """Measure, and print what was found."""
-    parser = solo.parser("in_turn", __doc__)
+    parser = staging.parser("in_turn", __doc__)
     parser.add_argument("--keys", default="1,32,100,3000,10000", help="how many call in turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
-    parser.add_argument("--connections", type=int, default=solo.CONNECTIONS, help="calls at a time")
     options = parser.parse_args()
     sizes = [int(one) for one in options.keys.split(",")]
 
     def measure(stage: Stage) -> None:
-        with crowd(stage, max(sizes)) as one:
-            stage.prefer(options.nice)
-            print(json.dumps(_measure(stage, one, sizes, options)))
+        # They are written into PostgreSQL: by the Admin API ten thousand take half an hour.
+        with postgres() as server:
+            migrate.upgrade(server)
+            filled = Filled(server, "crowd")
+            filled.make("postgres")
+            filled.grow(max(sizes), max(sizes), 0)
+            os.environ["TOLLKEEPER_KEY_PEPPER"] = PEPPER
+            try:
+                running = up(stage, "crowd", stage.compiled, "--database-url", filled.url)
+                everyone = tuple(map(key_of, range(max(sizes))))
+                one = running.contender(OURS, stage.placement, lambda _: Traffic(everyone))
+                stage.prefer(options.nice)
+                print(json.dumps(_measure(stage, one, everyone, sizes, options)))
+            finally:
+                stage.stop()  # before its database
 
-    return solo.on_stage("in_turn", options, measure)
+    return staging.on_stage("in_turn", measure, options.compiled)
 
 
 def _measure(
-    stage: Stage, one: Contender, sizes: Sequence[int], options: argparse.Namespace
+    stage: Stage, one: Contender, everyone: tuple[str, ...], sizes: Sequence[int], options: argparse.Namespace
 ) -> dict[str, object]:
-    everyone, connections = one.traffic, options.connections
-    called = _called(stage, one, everyone, 2, connections)
-    groups = {size: Traffic(everyone.keys[:size], everyone.users, everyone.traced) for size in sizes}
+    connections = options.connections
+    called = _called(stage, one, Traffic(everyone), 2, connections)
+    groups = {size: Traffic(everyone[:size]) for size in sizes}
     found: dict[int, list[Cost]] = {size: [] for size in sizes}
     for _ in range(options.rounds):
         for size, who in groups.items():
             _called(stage, one, who, 1, connections)
-            found[size].append(_cost(stage, one, options.seconds, who, connections)[1:])
+            cost = _cost(stage, one, options.seconds, who, connections)
+            found[size].append((cost.gateway_us, cost.redis_us))
     beside, few = found[sizes[0]], found.get(connections)
     return {
         "load": os.getloadavg()[0],
@@ -80,7 +96,7 @@ def _called(stage: Stage, one: Contender, traffic: Traffic, times: int, connecti
     """Have each key call so often, so that none is new any more; how many calls that took for each."""
     made, wanted = 0, times * len(traffic.keys)
     while made < wanted:
-        made += _cost(stage, one, SETTLED_S, traffic, connections).found.requests
+        made += _cost(stage, one, SETTLED_S, traffic, connections).requests
     return made / len(traffic.keys)
 
 
@@ -100,22 +116,20 @@ def _least(costs: list[Cost]) -> list[float]:
     return [round(min(part), 1) for part in zip(*costs, strict=True)]
 
 
-def _cost(stage: Stage, one: Contender, seconds: float, traffic: Traffic, connections: int) -> solo.Cost:
-    cost = solo.cost(stage, one, seconds, traffic, connections)
-    if cost.found.errors:
-        raise BenchError(f"{cost.found.errors} of {cost.found.requests} calls failed")
-    return cost
+def _cost(stage: Stage, one: Contender, seconds: float, traffic: Traffic, connections: int) -> Window:
+    found = window(stage, one, seconds, traffic=traffic, connections=connections)
+    if found.errors:
+        raise BenchError(f"{found.errors} of {found.requests} calls failed")
+    return found
 
 
 def _idle(one: Contender) -> dict[str, float]:
     """The commands a second that the gateway gives while nobody calls; the keeper stands still."""
     assert one.counters is not None
-    one.before()
     time.sleep(SETTLED_S)
     before = _given(one.counters)
     time.sleep(IDLE_S)
     after = _given(one.counters)
-    one.after()
     rates = {verb: (count - before.get(verb, 0)) / IDLE_S for verb, count in after.items() if verb != "info"}
     each = {verb: round(rate, 2) for verb, rate in sorted(rates.items()) if rate > 0}
     return {"all": round(sum(each.values()), 2), **each}

@@ -16,16 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench.contenders import (
-    LITELLM_ENVIRONMENT,
-    Contender,
-    Stage,
-    envoy,
-    litellm,
-    nginx_lua,
-    nginx_proxy,
-)
+from tests.bench.contenders import LITELLM_ENVIRONMENT, envoy, litellm, nginx_lua, nginx_proxy
 from tests.bench.machine import BenchError, await_port, family, free_port, signal_all, spawn
+from tests.bench.scenes import SCENES
+from tests.bench.stage import Contender, Stage, python_path
 from tests.bench.tollkeeper import TOTAL_TOKENS, up
 
 INPUT, OUTPUT = 240, 60  # tokens of each call
@@ -74,7 +68,7 @@ def demo_upstream(stage: Stage, log: Path) -> None:
     """Start the upstream that all of a run ask; those who start it stop it."""
     stage.upstream_port = free_port()
     command = [stage.python, "-m", "gateway", "demo-upstream", "--port", str(stage.upstream_port)]
-    program = spawn(command, stage.placement.upstream, log)
+    program = spawn(command, stage.placement.upstream, log, PYTHONPATH=python_path(stage.compiled))
     stage.programs.append(program)
     await_port(stage.upstream_port, program, log)
 
@@ -118,13 +112,13 @@ def _envoy(stage: Stage, worth: int) -> Limited:
 
 
 def _nginx_lua(stage: Stage, worth: int) -> Limited:
-    return _peer(stage, nginx_lua(stage, settle=True, capacity=worth * (INPUT + OUTPUT), refill=0))
+    return _peer(stage, nginx_lua(stage, capacity=worth * (INPUT + OUTPUT), refill=0))
 
 
 def _litellm(stage: Stage, worth: int) -> Limited:
     # It passes no field of the client's on.
     found = litellm(stage, f"{worth * COST_NANO / 10**9:.9f}", json.dumps(FIELDS))
-    found.before()
+    found.before(SCENES["ledger"])
     return _peer(stage, found, **LITELLM_ENVIRONMENT)
 
 
@@ -135,7 +129,7 @@ def _peer(stage: Stage, one: Contender, **environment: str) -> Limited:
     def again() -> None:
         stage.start(command, stage.placement.gateway, f"{one.name}-again", one.port, **environment)  # type: ignore[arg-type]  # of words
 
-    return Limited(one.port, message(one.traffic.keys[0]), one.gateway, again)
+    return Limited(one.port, message(one.traffic(SCENES["ledger"]).keys[0]), one.gateway, again)
 
 
 def _tollkeeper(stage: Stage, worth: int, admission: str) -> Limited:
@@ -199,7 +193,7 @@ def _until(true: Callable[[], bool], otherwise: str) -> None:
 KINDS = {
     "nginx": Kind("nginx", "`limit_req`: requests", False, _nginx),
     "envoy": Kind("Envoy", "local rate limit: requests", False, _envoy),
-    "nginx-lua-settle": Kind("nginx + Lua + Redis", "a bucket of tokens, taken ahead", False, _nginx_lua),
+    "nginx-lua": Kind("nginx + Lua + Redis", "a bucket of tokens, taken ahead", False, _nginx_lua),
     "litellm": Kind("LiteLLM", "provider budget in Redis: money", True, _litellm),
     "tollkeeper": Kind("Tollkeeper", "budget: money", True, partial(_tollkeeper, admission="available")),
     "tollkeeper-strict": Kind(

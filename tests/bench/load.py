@@ -1,6 +1,6 @@
 """The bench's two clients: wrk, and a paced one for latency at a low rate.
 
-Both send the same: chat requests of 1,200 bytes, answered by about 600. A `Traffic` says who calls in turn.
+Both send the same chat requests, answered by 600 bytes or by a stream. A `Traffic` says who calls, and what.
 """
 
 from __future__ import annotations
@@ -12,31 +12,39 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
 from tests.bench.machine import BenchError
 
-REQUEST_BYTES = 1200
 PATH = "/v1/chat/completions"
 PACED_CONNECTIONS = 8
 ANSWER_S_MAX = 10.0
-ANSWER = json.dumps(
-    {
-        "id": "chatcmpl-bench0000000000000000000000",
-        "object": "chat.completion",
-        "created": 1760000000,
-        "model": "gpt-4o-mini",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Tolls are paid at the gate, once. " * 6},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 240, "completion_tokens": 60, "total_tokens": 300},
-    },
-    separators=(",", ":"),
+USAGE = {"prompt_tokens": 240, "completion_tokens": 60, "total_tokens": 300}
+
+
+def _said(kind: str, choices: list[dict[str, Any]], **more: object) -> str:
+    whole = {"id": "chatcmpl-bench0000000000000000000000", "object": kind, "created": 1760000000,
+             "model": "gpt-4o-mini", "choices": choices, **more}  # fmt: skip
+    return json.dumps(whole, separators=(",", ":"))
+
+
+def _event(choices: list[dict[str, Any]], **more: object) -> str:
+    return f"data: {_said('chat.completion.chunk', choices, **more)}\n\n"
+
+
+TEXT = {"role": "assistant", "content": "Tolls are paid at the gate, once. " * 6}
+ANSWER = _said("chat.completion", [{"index": 0, "message": TEXT, "finish_reason": "stop"}], usage=USAGE)
+EVENT = _event([{"index": 0, "delta": {"content": " word"}, "finish_reason": None}])
+LAST_EVENTS = (
+    _event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    + _event([], usage=USAGE)
+    + "data: [DONE]\n\n"
 )
+CODE = 'def toll(gate):\n    """Take what is owed at the gate."""\n    return gate.count("coins") * 2\n\n'
+AGENTS_FROM = 2_000  # bytes: whoever sends more sends tools and turns, as agents do
 
 SCRIPT = """
 local function read(name)
@@ -44,12 +52,12 @@ local function read(name)
 end
 local opening, ending, keys = read("@FOLDER@/opening"), read("@FOLDER@/ending"), {}
 for key in read("@FOLDER@/keys"):gmatch("%S+") do keys[#keys + 1] = key end
-local users, traced, pause, sent = @USERS@, @TRACED@, @PAUSE@, 0
+local users, traced, sent = @USERS@, @TRACED@, 0
 math.randomseed(os.time())
-if pause > 0 then function delay() return pause end end
 function request()
-  local head = opening .. keys[sent % #keys + 1]
-  if users > 0 then head = head .. string.format("\\r\\nx-tollkeeper-user: user-%05d", sent % users) end
+  local caller = users > 0 and sent % users or sent
+  local head = opening .. keys[caller % #keys + 1]
+  if users > 0 then head = head .. string.format("\\r\\nx-tollkeeper-user: user-%05d", caller) end
   if traced then
     local some, more, last = math.random(1, 4294967295), math.random(0, 4294967295), math.random(1, 65535)
     head = head .. string.format("\\r\\ntraceparent: 00-%08x%08x%08x%08x-%08x%08x-01", some, more, last, sent,
@@ -60,8 +68,8 @@ function request()
 end
 function done(summary, latency)
   local e = summary.errors
-  io.write(string.format('\\n{"requests":%d,"duration_us":%d,"p50":%d,"p99":%d,"errors":%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+  io.write(string.format('\\n{"requests":%d,"duration_us":%d,"p99":%d,"errors":%d}\\n',
+    summary.requests, summary.duration, latency:percentile(99),
     e.connect + e.read + e.write + e.timeout + e.status))
 end
 """
@@ -69,44 +77,69 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Who calls: the `keys` in turn, each call for the next of so many `users` (0: for none).
+    """Who calls: the `keys` in turn, each call for the next of so many `users` (0: for none) with their key.
 
-    Of `traced` calls each has a `traceparent` of its own.
+    Of `traced` calls each has a `traceparent` of its own. With `events` the answer is a stream.
     """
 
     keys: tuple[str, ...]
     users: int = 0
-    traced: bool = False
+    traced: bool = True
+    body_bytes: int = 1_000
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What wrk saw: answers, seconds, errors of any kind (status 400 and up included), latency in µs."""
+    """What wrk saw: answers, seconds, errors of any kind (status 400 and up included), p99 in µs."""
 
     requests: int
     seconds: float
     errors: int
-    p50_us: float
     p99_us: float
 
 
 def chat(host: str, traffic: Traffic, number: int = 0) -> tuple[bytes, bytes]:
-    """Head and body of a request, the `number`th one; together `REQUEST_BYTES` long."""
+    """Head and body of a request, the `number`th one."""
+    caller = number % traffic.users if traffic.users else number
     lines = [("Host", host), ("Content-Type", "application/json")]
-    lines.append(("Authorization", f"Bearer {traffic.keys[number % len(traffic.keys)]}"))
+    if traffic.events:
+        lines.append(("x-events", f"{traffic.events}"))
+    lines.append(("Authorization", f"Bearer {traffic.keys[caller % len(traffic.keys)]}"))
     if traffic.users:
-        lines.append(("x-tollkeeper-user", f"user-{number % traffic.users:05}"))
+        lines.append(("x-tollkeeper-user", f"user-{caller:05}"))
     if traffic.traced:
         lines.append(("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"))
+    body = body_of(traffic.body_bytes, bool(traffic.events))
     head = f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines)
-    room = REQUEST_BYTES - len(f"{head}Content-Length: 999\r\n\r\n")
-    room -= room > 999
-    shape = {"model": "gpt-4o-mini", "max_tokens": 64, "messages": [{"role": "user", "content": ""}]}
-    empty = len(json.dumps(shape, separators=(",", ":")))
-    text = ("What does the toll keeper count, and when? " * 40)[: room - empty]
-    shape["messages"] = [{"role": "user", "content": text}]
-    body = json.dumps(shape, separators=(",", ":")).encode()
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), body
+
+
+@cache
+def body_of(size: int, streamed: bool = False) -> bytes:
+    """A body of so many bytes: a question, or where it is large the turns of an agent with ten tools."""
+    shape: dict[str, Any] = {"model": "gpt-4o-mini", "max_tokens": 64}
+    if streamed:
+        shape |= {"stream": True, "stream_options": {"include_usage": True}}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "What does the toll keeper count, and when? "}]
+    if size > AGENTS_FROM:
+        path = {"type": "string", "description": "Where it is, from the root of the repository."}
+        parameters = {"type": "object", "properties": {"path": path, "line": {"type": "integer"}}}
+        shape["tools"] = [
+            {"type": "function", "function": {"name": f"tool_{one}", "description": "Reads a part of a file.",
+                                              "parameters": {**parameters, "required": ["path"]}}}
+            for one in range(10)
+        ]  # fmt: skip
+        for turn in range(size // 4_000):
+            asked = {"name": "tool_1", "arguments": json.dumps({"path": f"src/gate_{turn}.py", "line": turn})}
+            call = {"id": f"call_{turn:024}", "type": "function", "function": asked}
+            turns += [{"role": "assistant", "content": None, "tool_calls": [call]},
+                      {"role": "tool", "tool_call_id": call["id"], "content": CODE * 30}]  # fmt: skip
+    shape["messages"] = [*turns, {"role": "user", "content": ""}]
+    room = size - len(json.dumps(shape, separators=(",", ":")))
+    text = "What is owed at the gate? " * (room // 26 + 1)
+    shape["messages"][-1]["content"] = text[:room]
+    return json.dumps(shape, separators=(",", ":")).encode()
 
 
 def saturate(
@@ -117,9 +150,8 @@ def saturate(
     connections: int,
     seconds: float,
     folder: Path,
-    pause_ms: int = 0,
 ) -> Loaded:
-    """Drive one contender with wrk as fast as it answers; each connection rests `pause_ms` between calls."""
+    """Drive one contender with wrk as fast as it answers; `BenchError` where it answers nothing."""
     host, script = f"127.0.0.1:{port}", folder / "chat.lua"
     head, body = chat(host, traffic)
     opening = head[: head.index(traffic.keys[0].encode())]
@@ -134,7 +166,6 @@ def saturate(
         "FOLDER": folder,
         "USERS": traffic.users,
         "TRACED": str(traffic.traced).lower(),
-        "PAUSE": pause_ms,
     }
     text = SCRIPT
     for word, value in given.items():
@@ -155,30 +186,20 @@ def saturate(
         requests=found["requests"],
         seconds=found["duration_us"] / 1e6,
         errors=found["errors"],
-        p50_us=found["p50"],
         p99_us=found["p99"],
     )
-
-
-def rest_ms(rate: float, p50_us: float, connections: int) -> int:
-    """How long each connection rests between calls so that all of them make so many calls a second."""
-    return max(1, round(1000 * connections / rate - p50_us / 1000))
 
 
 def ask(port: int, traffic: Traffic, number: int = 0) -> tuple[int, bytes]:
     """Send one request; status and body of the answer."""
     with socket.create_connection(("127.0.0.1", port), ANSWER_S_MAX) as connection:
         connection.sendall(b"".join(chat(f"127.0.0.1:{port}", traffic, number)))
-        received = bytearray()
-        while not (end := _complete(received)):
-            piece = connection.recv(65536)
-            if not piece:
-                break
-            received += piece
-    if not end:
-        raise BenchError("the answer was cut")
-    head, _, body = bytes(received).partition(b"\r\n\r\n")
-    return int(head.split(b" ", 2)[1]), body
+        answer = HTTPResponse(connection, method="POST")
+        try:
+            answer.begin()
+            return answer.status, answer.read()
+        except HTTPException as error:
+            raise BenchError(f"the answer was cut: {error!r}") from error
 
 
 def pace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,68 +11,66 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.contenders import INTERPRETED, OURS
-from tests.bench.figures import Window, paired, percentile, ratios, row, table
-from tests.bench.load import REQUEST_BYTES, Traffic, chat, pace, saturate
-from tests.bench.machine import BenchError, check_running, cpu_s, families_cpu_s, pin
-from tests.bench.report import Measured, as_markdown, as_pair
-
-TITLES = {"a": "Alpha", "b": "Beta"}
+from tests.bench.figures import OURS, Measured, Window, as_markdown, as_picture, paired, percentile
+from tests.bench.load import Traffic, chat, pace, saturate
+from tests.bench.machine import BenchError, Placement, check_running, cpu_s, families_cpu_s, pin
+from tests.bench.scenes import CALLERS, SCENES, Scene
+from tests.bench.stage import Contender, Stage, window
 
 
-def window(
-    contender: str, number: int, requests: int, *, errors: int = 0, entries: int | None = None
+def of(
+    contender: str, number: int, gateway_us: float, redis_us: float = 0, *, scene: str = "ledger"
 ) -> Window:
+    calls = 1000
     return Window(
-        contender=contender, round=number, requests=requests, seconds=2.0, errors=errors,
-        p50_us=100.0 * number, p99_us=1000.0, gateway_cpu_s=1.0, load_busy=0.5, redis_cpu_s=0.25,
-        entries=entries,
-    )  # fmt: skip
+        contender, scene, number, calls, 2.0, 0, 900.0, gateway_us * calls / 1e6, redis_us * calls / 1e6
+    )
 
 
-def test_row_holds_medians_not_means() -> None:
-    found = row([window("a", 1, 1000), window("a", 2, 2000), window("a", 3, 90000)])
-    assert found.rate == 1000
-    assert found.per_core == 2000
-    assert found.p50_us == 200
-    assert found.gateway_us == 500
-    assert found.redis_us == 125
-    assert found.gateway_busy == 0.5
-    assert found.spread == pytest.approx(44.5)
+def measured(*windows: Window) -> Measured:
+    return Measured(windows=list(windows), answered={OURS: 10}, cut={OURS: 2}, rows={OURS: 12})
 
 
 def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
-    fast = [window("a", 1, 3000), window("a", 2, 300), window("a", 3, 5000)]
-    slow = [window("b", 1, 1000), window("b", 2, 100), window("b", 3, 1000)]
-    assert paired(fast, slow, lambda one: one.rate) == 3
-    assert paired(fast, [], lambda one: one.rate) is None
-    assert "| Beta | 3.00 × | 3.00 × | 0.33 × | 0.33 × |" in ratios([*fast, *slow], ["a"], TITLES)
-    assert ratios(slow, ["a"], TITLES) == ""
+    ours = [of(OURS, 1, 30), of(OURS, 2, 300), of(OURS, 3, 50)]
+    theirs = [of("nginx", 1, 10), of("nginx", 2, 100), of("nginx", 3, 10)]
+    assert paired(ours, theirs, lambda one: one.gateway_us) == 3
+    assert paired(ours, [], lambda one: one.gateway_us) is None
+    assert paired(ours, [of("nginx", 4, 10)], lambda one: one.gateway_us) is None, "no common round"
 
 
-def test_what_compiling_buys_is_told_within_rounds() -> None:
-    slow = [window(INTERPRETED, 1, 1000), window(INTERPRETED, 2, 100)]
-    fast = [window(OURS[0], 1, 1500), window(OURS[0], 2, 150)]
-    found = as_pair(Measured(windows=[*slow, *fast], idle_rss={INTERPRETED: 30, OURS[0]: 36}), {"on": "this"})
-    assert "| requests/s of a full gateway core | 550 | 825 | 1.50 × |" in found
-    assert "| memory of an idle worker, MiB | 30 | 36 | 1.20 × |" in found
-    assert found.startswith("on this. ")
-    assert as_pair(Measured(windows=fast), {}) == ""
-    ratios_of_peers = as_markdown(Measured(windows=[*slow, *fast]), {}).partition("| against |")[2]
-    assert "interpreted" not in ratios_of_peers, "the pair has a table of its own"
+def test_the_table_has_a_row_a_scene_with_ratios_to_who_was_there() -> None:
+    found = measured(
+        of(OURS, 1, 40, 30), of("nginx", 1, 20), of("nginx-lua", 1, 50, 20),
+        of(OURS, 1, 60, 40, scene="limits"), of(OURS, 1, 800, 30, scene="stream"),
+    )  # fmt: skip
+    text = as_markdown(found, {"on": "this"}, "bench.svg", {"Bifrost": "a script"})
+    row = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert "| nginx | nginx + Lua + Redis | added" in row["| "], "no column of who was not there"
+    beside = "40.0 (40.0) | 30.0 (30.0) | 2.00 × (20.0) | 0.80 ×, both 1.00 × (50.0 + 20.0) | –"
+    assert beside in row["| quota and ledger"]
+    assert "3.00 × (20.0) | 1.20 ×, both 1.43 × (50.0 + 20.0)" in row["| and limits on four scopes"]
+    assert "| 2.0 (2.0) | 0.1 (0.1) | – | – |" in row[f"| {SCENES['stream'].title}"], "CPU of one event"
+    assert text.startswith("on this. ")
+    assert "![CPU a call beside nginx + Lua + Redis](bench.svg)" in text
+    assert "12 calls in the ledger of 10 answered; none lost or doubled" in text
+    assert "- not here: Bifrost: a script" in text
+    picture = as_picture(found)
+    assert picture.count("<rect") == 1 + 2 * 2, "bars of scenes that have a limiter beside them"
+    assert ">1.00</text>" in picture
 
 
-def test_entries_are_counted_over_all_windows() -> None:
-    found = row([window("a", 1, 1000, entries=1000), window("a", 2, 1000, entries=1100)])
-    assert found.entries_per_request == 1.05
-    assert row([window("a", 1, 1000)]).entries_per_request is None
-
-
-def test_table_marks_errors() -> None:
-    text = table([row([window("a", 1, 1000, errors=3)]), row([window("b", 1, 1000)])], TITLES)
-    assert "Alpha **(3 errors)**" in text
-    assert "| Beta |" in text
-    assert len({line.count("|") for line in text.splitlines()}) == 1
+def test_a_run_with_a_lost_call_or_an_error_has_failed() -> None:
+    found = measured(of(OURS, 1, 40))
+    assert not found.failed
+    found.rows[OURS] = 9
+    assert found.failed
+    assert "**1 lost or doubled**" in as_markdown(found, {}, "bench.svg", {})
+    found.rows[OURS] = 13
+    assert found.failed, "more than were in flight at the end of windows"
+    found = measured(Window(OURS, "ledger", 1, 1000, 2.0, 3, 900.0, 1.0))
+    assert found.failed
+    assert "scene `ledger`: **3 errors**" in as_markdown(found, {}, "bench.svg", {})
 
 
 def test_percentile_is_nearest_rank() -> None:
@@ -82,15 +81,21 @@ def test_percentile_is_nearest_rank() -> None:
         percentile([], 0.5)
 
 
-@pytest.mark.parametrize(("users", "traced"), [(0, False), (1, False), (2_000, True)])
-def test_every_contender_is_sent_the_same_number_of_bytes(users: int, traced: bool) -> None:
-    traffic = Traffic(tuple(f"tk_bench_{number:05}" for number in range(2_000)), users, traced)
-    sent = [chat("127.0.0.1:40000", traffic, number) for number in (0, 1, 7, 1_999, 2_000)]
-    assert {len(head) + len(body) for head, body in sent} == {REQUEST_BYTES}
-    assert all(f"Content-Length: {len(body)}".encode() in head for head, body in sent)
-    first, *others, again = (head for head, _ in sent)
-    assert first not in others
-    assert (first == again) == (not traced)
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+def test_everyone_is_sent_the_same_body(scene: Scene) -> None:
+    keys = tuple(f"tk_{number:05}" for number in range(scene.organizations))
+    traffic = Traffic(keys, scene.callers, body_bytes=scene.body_bytes, events=scene.events)
+    (first, body), (_, other), (again, _) = (
+        chat("host", traffic, number) for number in (0, 1, scene.callers)
+    )
+    assert len(body) == scene.body_bytes
+    assert body == other
+    assert b"traceparent: " in first
+    assert first != again, "a traceparent of its own"
+    asked = json.loads(body)
+    assert bool(asked.get("stream")) == bool(scene.events)
+    assert ("tools" in asked) == (scene.body_bytes > 2_000)
+    assert CALLERS % scene.organizations == 0, "each caller is of one organization"
 
 
 @pytest.fixture
@@ -127,3 +132,12 @@ def test_a_window_without_samples_ends_the_run(tmp_path: Path) -> None:
             pace(port, Traffic(("key",)), rate=100, seconds=0.01, answer_s_max=0.1)
         with pytest.raises(BenchError, match="nothing was answered in a window of 1 s"):
             saturate(port, Traffic(("key",)), core=0, connections=1, seconds=1, folder=tmp_path)
+
+
+def test_a_window_of_a_contender_that_is_gone_is_named(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, Placement.of_this_machine(), print, python="")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    one = Contender("nginx", 1, lambda _: Traffic(("key",)), gateway=[gone.pid])
+    with pytest.raises(BenchError, match=f"^nginx, scene 60kB, round 2: process {gone.pid} is gone$"):
+        window(stage, one, 1, scene=SCENES["60kB"], number=2)

@@ -2,7 +2,7 @@
 
 The keeper and PostgreSQL are frozen while a window is measured and in the others' turns: on two
 cores they would take the client's, and no peer has a second stage to compare them with. The
-outbox is drained between windows, and in the end every call must have its row. One contender
+outbox is drained between windows, and in the end every call must have its row. One scene
 leaves them running, to show what that costs on the same cores. The gateway goes on in the others' turns:
 its idle work is a hundredth of a core.
 """
@@ -15,10 +15,9 @@ import select
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ import redis
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from tests.bench.contenders import INTERPRETED, OTHER, Contender, Stage
+from tests.bench.figures import OTHER, OURS
 from tests.bench.load import Traffic
-from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
+from tests.bench.machine import START_S_MAX, BenchError, Placement, family, pin, signal_all, stop
+from tests.bench.scenes import Scene
+from tests.bench.stage import Contender, Stage, python_path
 
 TOTAL_TOKENS = 10**15
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6}
@@ -52,7 +53,7 @@ class Deployment:
 
     facts: dict[str, Any]
     counters: redis.Redis
-    ready_s: tuple[float, ...] = ()
+    ready_s: float
 
     def admin(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Call the Admin API; `BenchError` with its answer on anything but success."""
@@ -73,10 +74,10 @@ class Deployment:
             detail = error.read()[:300].decode(errors="replace")
             raise BenchError(f"{method} {path} answers {error.code}: {detail}") from None
 
-    def background(self) -> list[int]:
-        """Processes that turn the outbox into rows: the keeper and PostgreSQL."""
+    def background(self) -> dict[str, int]:
+        """Processes that turn the outbox into rows: the keeper, and PostgreSQL where it is ours."""
         pids = self.facts["pids"]
-        return [pids[name] for name in ("keeper", "postgres") if pids.get(name)]
+        return {name: pids[name] for name in ("keeper", "postgres") if pids.get(name)}
 
     def gateway(self) -> list[int]:
         """Processes of the gateway."""
@@ -91,7 +92,7 @@ class Deployment:
         signal_all(self._families(), signal.SIGCONT)
 
     def _families(self) -> list[int]:
-        return [one for pid in self.background() for one in family(pid)]
+        return [one for pid in self.background().values() for one in family(pid)]
 
     def drain(self) -> None:
         """Wait until every entry of the outbox is a row."""
@@ -101,31 +102,71 @@ class Deployment:
                 raise BenchError(f"the outbox was not empty after {DRAIN_S_MAX:g} s")
             time.sleep(0.1)
 
-    def rows(self, tenant_ids: list[int]) -> int:
-        """Calls of tenants that are in the ledger."""
+    def rows(self) -> int:
+        """Calls in the ledger."""
         self.thaw()
-        query = "SELECT count(*) FROM token_ledger WHERE tenant_id = ANY(%s) AND transaction_type = 'consume'"
+        query = "SELECT count(*) FROM token_ledger WHERE transaction_type = 'consume'"
         address = self.facts["database_url"].replace("postgresql+psycopg://", "postgresql://")
         with psycopg.connect(address) as connection:
-            found = connection.execute(query, (tenant_ids,)).fetchone()
+            found = connection.execute(query).fetchone()
         return int(found[0]) if found else 0
 
+    def entries(self) -> int:
+        """Entries that were ever appended to the outbox: a call that settled is one."""
+        client, streams = self.counters, [keys.outbox(each) for each in range(PARTITIONS)]
+        return sum(int(client.xinfo_stream(one)["entries-added"]) for one in streams if client.exists(one))
 
-def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
-    """Start one deployment and as many of our contenders as are named; those of other packages are alone."""
-    folder = names[0]
-    compiled = {INTERPRETED: None, OTHER: stage.other}.get(folder, stage.compiled)
-    first = up(stage, folder, compiled)
+    def contender(self, name: str, placement: Placement, traffic: Callable[[Scene], Traffic]) -> Contender:
+        """What to measure of it, on its cores; its keeper stands still but where rows are written."""
+        pin(self.gateway(), placement.gateway)
+        pin(family(self.facts["pids"]["redis"]), placement.redis)
+
+        def clear() -> None:
+            self.thaw()
+            self.drain()
+            self.freeze()
+
+        def begin(scene: Scene) -> None:
+            if scene.flushing:
+                self.thaw()
+
+        clear()
+        return Contender(
+            name,
+            urlsplit(self.facts["gateway_url"]).port or 80,
+            traffic,
+            gateway=self.gateway(),
+            redis_pids=[self.facts["pids"]["redis"]],
+            behind=self.background(),
+            counters=self.counters,
+            entries=self.entries,
+            before=begin,
+            after=clear,
+        )
+
+
+def tollkeeper(stage: Stage, scenes: Iterable[Scene], name: str = OURS) -> Contender:
+    """Start a deployment with an account for each of these scenes; `OTHER` is of the other packages."""
+    packages = stage.other if name == OTHER else stage.compiled
+    first = up(stage, name, packages)
     stop(stage.programs.pop())
-    running = up(stage, folder, compiled)
-    running.ready_s = (*first.ready_s, *running.ready_s)
-    pin(running.gateway(), stage.placement.gateway)
-    pin(family(running.facts["pids"]["redis"]), stage.placement.redis)
+    running = up(stage, name, packages)
     plan = running.admin("POST", "/token-plans", {"name": "bench", "total_amount": TOTAL_TOKENS,
                                                   "reset_interval": "none"})  # fmt: skip
-    found = [_contender(stage, running, name, plan["id"]) for name in names]
-    running.drain()
-    running.freeze()
+    wanted = dict.fromkeys((one.account, one.organizations) for one in scenes)
+    keys_of = {each: _keys(running, plan["id"], *each) for each in wanted}
+
+    def traffic(scene: Scene) -> Traffic:
+        users = 0 if scene.account == "ledger" else scene.callers
+        return Traffic(
+            keys_of[scene.account, scene.organizations],
+            users,
+            body_bytes=scene.body_bytes,
+            events=scene.events,
+        )
+
+    found = running.contender(name, stage.placement, traffic)
+    found.rows, found.ready_s = running.rows, (first.ready_s, running.ready_s)
     return found
 
 
@@ -143,13 +184,6 @@ def compile_hot_path(tree: Path, say: Callable[[str], None]) -> Path | None:
     return target
 
 
-def _python_path(compiled: Path | None) -> str:
-    """Our packages, compiled or not, in front of what is there already and of what they need."""
-    packages = sysconfig.get_path("purelib")  # for an interpreter that is not this environment's
-    there = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([*([there] if there else []), str(compiled or Path.cwd()), packages])
-
-
 def up(stage: Stage, folder: str, compiled: Path | None, *more: str) -> Deployment:
     """Start `tollkeeper up`, with `more` arguments, and read its one line."""
     command = [stage.python, "-P", "-m", "gateway", "up", "--json",
@@ -164,7 +198,7 @@ def up(stage: Stage, folder: str, compiled: Path | None, *more: str) -> Deployme
             stdout=subprocess.PIPE,
             stderr=errors,
             env=os.environ
-            | {"PYTHONPATH": _python_path(compiled), "TOLLKEEPER_WORKER_SILENT_S_MAX": SILENT_S_MAX},
+            | {"PYTHONPATH": python_path(compiled), "TOLLKEEPER_WORKER_SILENT_S_MAX": SILENT_S_MAX},
             start_new_session=True,
         )
     stage.programs.append(program)
@@ -177,62 +211,28 @@ def up(stage: Stage, folder: str, compiled: Path | None, *more: str) -> Deployme
     facts = json.loads(line)
     address = urlsplit(facts["redis_url"])
     counters = redis.Redis.from_url(address.geturl())
-    return Deployment(facts, counters, (time.monotonic() - began,))
+    return Deployment(facts, counters, time.monotonic() - began)
 
 
-def _contender(stage: Stage, running: Deployment, name: str, plan_id: int) -> Contender:
-    """Make organizations, tenants and keys for one contender, with limits and budgets too high to bite."""
-    limited = name not in ("tollkeeper", INTERPRETED)
-    wished = {"limits": LIMITS, "user_limits": LIMITS} if limited else {}
-    tenants = []
-    for number in range(stage.organizations):
-        wish = {"name": f"{name} {number}", "plan_id": plan_id, **wished}
-        tenants.append(running.admin("POST", "/tenants", wish))
+def _keys(running: Deployment, plan_id: int, account: str, organizations: int) -> tuple[str, ...]:
+    """Make organizations with a tenant and a key each, limits and budgets too high to bite."""
+    limited = {} if account == "ledger" else {"limits": LIMITS}
+    found = []
+    for number in range(organizations):
+        wish = {"name": f"{account} {number} of {organizations}", "plan_id": plan_id, **limited}
+        tenant = running.admin("POST", "/tenants", wish | ({"user_limits": LIMITS} if limited else {}))
         if limited:
-            _limit(running, tenants[-1])
-    credentials = []
-    for number in range(stage.callers):
-        wish = {"tenant_id": tenants[number % len(tenants)]["id"], "name": f"{name} {number}"}
-        key = running.admin("POST", "/api-keys", wish | ({"limits": LIMITS} if limited else {}))
-        credentials.append(key["key"])
-    partitions = {keys.partition_of(int(one["organization_id"])) for one in tenants}
-    streams = [keys.outbox(each) for each in partitions]
-
-    def entries() -> int:
-        client = running.counters
-        return sum(int(client.xinfo_stream(one)["entries-added"]) for one in streams if client.exists(one))
-
-    def clear() -> None:
-        running.thaw()
-        running.drain()
-        running.freeze()
-
-    flushing = name == "tollkeeper-flushing"
-
-    def begin() -> None:
-        if flushing:
-            running.thaw()
-
-    return Contender(
-        name,
-        urlsplit(running.facts["gateway_url"]).port or 80,
-        Traffic(tuple(credentials), stage.callers if limited else 0, stage.traced),
-        gateway=running.gateway(),
-        redis_pids=[running.facts["pids"]["redis"]],
-        counters=running.counters,
-        entries=entries,
-        behind=running.background if flushing else list,
-        before=begin,
-        after=clear,
-        rows=lambda: running.rows([int(one["id"]) for one in tenants]),
-        ready_s=running.ready_s,
-    )
+            running.admin("PATCH", f"/organizations/{tenant['organization_id']}", limited)
+        if account == "money":
+            _budgets(running, tenant)
+        key = running.admin("POST", "/api-keys", {"tenant_id": tenant["id"], "name": "bench", **limited})
+        found.append(key["key"])
+    return tuple(found)
 
 
-def _limit(running: Deployment, tenant: dict[str, Any]) -> None:
-    """Limits of an organization, and budgets in money of it, its tenant, and each of its users and keys."""
+def _budgets(running: Deployment, tenant: dict[str, Any]) -> None:
+    """Budgets in money of an organization, its tenant, and each of its users and keys."""
     organization_id = tenant["organization_id"]
-    running.admin("PATCH", f"/organizations/{organization_id}", {"limits": LIMITS})
     for name, selector in BUDGETS.items():
         wish = {"organization_id": organization_id, "name": name, "unit": "money", "amount": "1000000",
                 "interval": "month", **selector}  # fmt: skip

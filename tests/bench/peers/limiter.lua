@@ -3,6 +3,7 @@
 -- timer shared by all that ended in the same turn, since nginx allows no socket in its body and log
 -- phases.
 local redis = require "nginx.redis"
+local cjson = require "cjson"
 
 local M = {}
 local admit_script, admit_sha, settle_sha, redis_socket
@@ -19,11 +20,13 @@ local function read(path)
     return text
 end
 
-function M.configure(admit_path, admit_digest, settle_digest, socket, callers, organizations, tokens, refill)
+function M.configure(admit_path, admit_digest, settle_digest, socket, callers, many, tokens, refill)
     admit_script, admit_sha, settle_sha, redis_socket = read(admit_path), admit_digest, settle_digest, socket
     capacity, refill_per_s = tokens, refill
-    for caller = 0, callers - 1 do
-        tenants[string.format("Bearer tk_bench_%05d", caller)] = tostring(caller % organizations)
+    for _, organizations in ipairs({1, many}) do
+        for caller = 0, callers - 1 do
+            tenants[string.format("Bearer tk_bench_%d_%05d", organizations, caller)] = tostring(caller % organizations)
+        end
     end
 end
 
@@ -61,12 +64,22 @@ local function refuse(status, body)
     return ngx.exit(status)
 end
 
-function M.admit()
+-- What the body says decides: its model, and the most it may be answered.
+local function asked()
+    ngx.req.read_body()
+    local ok, body = pcall(cjson.decode, ngx.req.get_body_data() or "")
+    if not ok or type(body) ~= "table" or type(body.model) ~= "string" then
+        return refuse(400, '{"error":{"message":"not a call"}}')
+    end
+    return tonumber(body.max_tokens) or 16
+end
+
+function M.admit(reads)
     local tenant = tenants[ngx.var.http_authorization or ""]
     if not tenant then
         return refuse(401, '{"error":{"message":"unknown key"}}')
     end
-    local need = math.floor((tonumber(ngx.var.http_content_length) or 0) / 4) + 16
+    local need = math.floor((tonumber(ngx.var.http_content_length) or 0) / 4) + (reads and asked() or 16)
     local request_id = ngx.var.request_id
     local answer, err = call(admit_script, admit_sha, 2,
         "bucket:{" .. tenant .. "}", "ledger:{" .. tenant .. "}",
@@ -82,9 +95,10 @@ function M.admit()
     ngx.ctx.tenant, ngx.ctx.need, ngx.ctx.request_id = tenant, need, request_id
 end
 
+-- Usage stands at the end of an answer, streamed or not.
 function M.collect()
     local context = ngx.ctx
-    context.body = (context.body or "") .. (ngx.arg[1] or "")
+    context.body = ((context.body or "") .. (ngx.arg[1] or "")):sub(-4096)
 end
 
 -- All answers that ended since the last flush are booked in one write to Redis and one read.
