@@ -145,6 +145,7 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
         proxies=None if options.upstream else DIRECT, redis_url=near_url,
         database_url=keeper_url, gateway_port=held.number, admin_port=admin_port, data_dir=str(data.path),
+        seller=demo.DEMO_SELLER if options.demo else {},
     )  # fmt: skip
     settings = here(settings)
     await _start_ours(supervisor, options, settings, held)
@@ -194,6 +195,7 @@ def _placed(
     proxies: Proxies | None,
     redis_url: str,
     database_url: str,
+    seller: dict[str, str],
     **values: str | int,
 ) -> Settings:
     """Settings as they are written, with what is so on this machine; no proxy is before our own upstream.
@@ -203,6 +205,7 @@ def _placed(
     settings = written.with_upstream(upstream_url, proxies) if upstream_url else written
     placed = settings.with_values(
         **values,
+        **({} if settings.invoice_issuer else seller),
         redis_url=settings.redis_url or redis_url,
         database_url=settings.database_url or database_url,
         database_owner_url="",

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
+
 from gateway.core.issuers import Issuer, SignIn
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import TokenCallers
+from gateway.local.demo.seed import DEMO_SELLER
 from gateway.run.gateway_worker import GatewayPort, take_worker_slot
+from gateway.run.letterhead import letterhead
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.supervisor import _placed, renewal_of
 from gateway.settings.settings import Settings, load, to_json
@@ -224,8 +228,9 @@ def test_who_runs_everything_says_which_secrets_of_a_keeper_need_a_restart(tmp_p
     def read() -> Settings:
         secrets = {"admin_token": "a" * 16, "key_pepper": "p" * 16}
         return _placed(
-            load(environ), secrets=secrets, upstream_url="", proxies=None, redis_url=near, database_url="none"
-        )
+            load(environ), secrets=secrets, upstream_url="", proxies=None, redis_url=near,
+            database_url="none", seller={},
+        )  # fmt: skip
 
     now = renewal_of(read(), read)
     assert (now.running.redis_url, now.running.database_url) == (near, database % ("one", "here"))
@@ -238,6 +243,17 @@ def test_who_runs_everything_says_which_secrets_of_a_keeper_need_a_restart(tmp_p
     mail.write_text("smtp://mail.test")
     environ["TOLLKEEPER_SMTP_URL_FILE"] = str(mail)
     assert now.take_credentials(read()) == "a restart is needed for TOLLKEEPER_SMTP_URL"
+
+
+@pytest.mark.parametrize(("said", "sells"), [("", "Tollkeeper Demo"), ("Us Ltd", "Us Ltd")])
+def test_beside_the_demo_organization_somebody_sells(said: str, sells: str) -> None:
+    placed = _placed(
+        Settings(invoice_issuer=said), secrets={"admin_token": "a" * 16, "key_pepper": "p" * 16},
+        upstream_url="", proxies=None, redis_url="none", database_url="none", seller=DEMO_SELLER,
+    )  # fmt: skip
+    letter = letterhead(placed)
+    assert letter.seller is not None
+    assert (letter.seller.name, letter.seller.country) == (sells, None if said else "DE")
 
 
 def test_each_process_takes_over_what_it_serves_by_and_says_nothing_of_the_others() -> None:
@@ -309,6 +325,7 @@ async def test_settings_that_cannot_be_served_by_are_told_and_all_of_those_befor
 
 TAKE = """
 import pathlib, sys
+from gateway.local.demo.seed import DEMO_SELLER
 from gateway.run.gateway_worker import take_worker_slot
 print(take_worker_slot(pathlib.Path(sys.argv[1])), flush=True)
 sys.stdin.read()
