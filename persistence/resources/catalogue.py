@@ -262,10 +262,10 @@ SERVICES = Entity(
 
 # Models: a name, or what names begin with and a *, and the upstreams that answer.
 def create_model(change: EntityWrite) -> Row:
-    """Store a model; a prefix is its name with a * behind it."""
+    """Store a model; a prefix is its name without the * behind it, or with it."""
     values = dict(change.command.values)
     prefix, name = values.pop("prefix", None), values.get("name")
-    whole = None if prefix is None else f"{prefix}*"
+    whole = None if prefix is None else f"{str(prefix).removesuffix('*')}*"
     if name is None and whole is None:
         raise Unprocessable(errors=(("name", "is required, unless there is a prefix"),))
     if name is not None and whole is not None and name != whole:

@@ -133,6 +133,13 @@ async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, na
     assert [error["field"] for error in refused.json["errors"]] == [named]
 
 
+async def test_credits_of_a_unit_may_be_a_whole_number(api: Api) -> None:
+    asked = {"at_cost": {"credits_per_unit": 1000}}
+    paid_with = await model(api, "Consumption")
+    made = await api.make("services", **SERVICE, business_model_id=paid_with, pricing=asked)
+    assert made["pricing"]["at_cost"]["credits_per_unit"] == "1000"
+
+
 @pytest.mark.parametrize(
     "pricing",
     [

@@ -78,6 +78,8 @@ async def test_tax_by_document_and_by_supply(api: Api) -> None:
     assert (row["month"], row["rate"], row["net"], row["tax"]) == (f"{this}-01", "0.2", "58", "11.6")
     [row] = (await api.get("reports/taxes?from=2026-04&to=2026-04&by=supply")).json["items"]
     assert (row["month"], row["rate"], row["net"], row["tax"]) == ("2026-04-01", "0.2", "58", "11.6")
+    by_days = "from=2026-04-01&to=2026-05-01T00:00:00Z&by=supply"
+    assert (await api.get(f"reports/taxes?{by_days}")).json["items"] == [row]
     assert (await api.get("reports/taxes?from=2026-04&to=2026-04")).json["items"] == []
     read = pq.read_table(io.BytesIO((await api.get("reports/taxes.parquet")).raw)).to_pylist()
     assert [(each["month"], each["tax"]) for each in read] == [
@@ -124,6 +126,7 @@ async def test_entries_balance_and_have_the_accounts_codes(api: Api) -> None:
         ("receivables.csv?currency=QQQ", "currency"),
         ("taxes?by=colour", "by"),
         ("taxes?from=2026-13", "from"),
+        ("taxes?from=2026-04-31", "from"),
         ("taxes.parquet?from=2026-05&to=2026-04", "from"),
         ("revenue?from=1990-01&to=2026-01", "from"),
         ("revenue?limit=0", "limit"),

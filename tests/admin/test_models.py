@@ -32,6 +32,8 @@ async def test_a_prefix_is_a_name_with_a_star(api: Api) -> None:
     assert (first["name"], first["prefix"]) == ("local/*", "local/")
     second = (await made(api, name="gpt-*")).json
     assert (second["name"], second["prefix"]) == ("gpt-*", "gpt-")
+    third = (await made(api, prefix="o3*", targets=[{"upstream": "gpu"}])).json
+    assert (third["name"], third["prefix"]) == ("o3*", "o3")
     assert (await made(api, name="local/*")).status == 409
 
 

@@ -26,7 +26,7 @@ from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter
-from gateway.admin.resources.values import read_instant
+from gateway.admin.resources.values import read_moment
 from gateway.core.accounts.administration import (
     ADMIN,
     METER,
@@ -437,7 +437,7 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
             raise ValueError("must be asc or desc")
         return text
     if name in {"from", "to"}:
-        return read_instant(with_plus(text) if len(text) < 40 else text)
+        return read_moment(with_plus(text) if len(text) < 40 else text)
     if name not in filters:
         raise ValueError("unknown parameter")
     return _read_filter(filters[name], text)

@@ -29,6 +29,7 @@ from gateway.admin.resources.resource import (
 from gateway.admin.resources.values import (
     Amount,
     AskedModel,
+    CreditsPerUnit,
     Currency,
     Day,
     Exactly,
@@ -104,7 +105,7 @@ class AtCost(In):
     """What the price book says the call costs, times a markup."""
 
     markup: Markup = Field(default=Decimal(1), description='Such as "1.2".')
-    credits_per_unit: CreditRate | None = Field(
+    credits_per_unit: CreditsPerUnit | None = Field(
         default=None, description="Of Consumption: how many credits a unit of the currency is."
     )
 
@@ -229,7 +230,9 @@ class ModelCreate(In):
     name: AskedModel | None = Field(
         default=None, description="What callers ask for; with a * at its end, what such names begin with."
     )
-    prefix: AskedModel | None = Field(default=None, description="The same as a name with a * behind it.")
+    prefix: AskedModel | None = Field(
+        default=None, description="The same as a name with a * behind it, with or without the *."
+    )
     targets: Targets = Field(description="The upstreams that answer, in the order they are asked.")
     fallback: Annotated[list[Literal["unreachable", "429", "5xx"]], Field(max_length=3)] = Field(
         default=["unreachable", "429", "5xx"],

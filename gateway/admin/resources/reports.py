@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from gateway.admin.resources import integrity
 from gateway.admin.resources.form_fields import IntegerParameter
@@ -28,6 +29,7 @@ from gateway.admin.resources.values import (
     Out,
     Text,
     plausible,
+    read_moment,
 )
 from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, RowScope, access
 from gateway.core.accounts.usage import GROUPS
@@ -40,9 +42,15 @@ _MONTH = re.compile(r"(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])", re.ASCII)
 _CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)
 
 
-def _month(text: str) -> str:
+def _month(text: str, before: timedelta = timedelta()) -> str:
+    """A month as it is said, or of a moment so long before the one that is said."""
     if _MONTH.fullmatch(text) is None:
-        raise ValueError("must be a month, such as 2026-04")
+        try:
+            moment = read_moment(text)
+        except ValueError as error:
+            raise ValueError("must be a month, such as 2026-04, or a day in it") from error
+        plausible(moment.date())
+        return f"{moment - before:%Y-%m}"
     plausible(date.fromisoformat(f"{text}-01"))
     return text
 
@@ -58,11 +66,10 @@ def _codes(text: str) -> str:
     return text
 
 
-Month = Annotated[
-    Text,
-    AfterValidator(_month),
-    WithJsonSchema({"type": "string", "pattern": f"^{_MONTH.pattern}$", "examples": ["2026-04"]}),
-]
+_MONTH_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{_MONTH.pattern}$", "examples": ["2026-04"]})
+FirstMonth = Annotated[Text, AfterValidator(_month), _MONTH_SCHEMA]
+# A moment is not included: the midnight after a month is its end.
+LastMonth = Annotated[Text, AfterValidator(partial(_month, before=timedelta(microseconds=1))), _MONTH_SCHEMA]
 
 
 class FinanceQuery(In):
@@ -81,8 +88,14 @@ class DayQuery(FinanceQuery):
 class MonthsQuery(FinanceQuery):
     """Of whole months of UTC."""
 
-    since: Month | None = Field(default=None, alias="from", description="The first month; else that of `to`.")
-    until: Month | None = Field(default=None, alias="to", description="The last month; else this one.")
+    since: FirstMonth | None = Field(
+        default=None, alias="from", description="The first month, or a day or time in it; else that of `to`."
+    )
+    until: LastMonth | None = Field(
+        default=None,
+        alias="to",
+        description="The last month, or a day or time that is not included; else this one.",
+    )
 
 
 class TaxQuery(MonthsQuery):
@@ -389,22 +402,31 @@ def _groups(text: str) -> str:
     return text
 
 
-def _whole_hour(moment: datetime) -> datetime:
+def _hour(value: object, up: timedelta = timedelta()) -> datetime:
+    """The whole hour that a day or a time is in, or the one behind it."""
+    if not isinstance(value, str):
+        raise ValueError("must be an RFC 3339 time in a string")  # noqa: TRY004  # pydantic reports ValueError
+    moment = read_moment(value)
     plausible(moment.date())
-    if moment.timestamp() % 3600:
-        raise ValueError("must be a whole hour, such as 2026-01-31T13:00:00Z")
-    return moment
+    return (moment + up).replace(minute=0, second=0, microsecond=0)
 
 
-Hour = Annotated[Instant, AfterValidator(_whole_hour)]
+FirstHour = Annotated[Instant, BeforeValidator(_hour)]
+LastHour = Annotated[Instant, BeforeValidator(partial(_hour, up=timedelta(hours=1, microseconds=-1)))]
 
 
 class UsageReportQuery(In):
     """Which calls are added up, and how they are grouped."""
 
-    since: Hour | None = Field(default=None, alias="from", description="By default 30 days before `to`.")
-    until: Hour | None = Field(
-        default=None, alias="to", description="Not included; by default the end of today, in UTC."
+    since: FirstHour | None = Field(
+        default=None,
+        alias="from",
+        description="A day, or a time: from its hour on. By default 30 days before `to`.",
+    )
+    until: LastHour | None = Field(
+        default=None,
+        alias="to",
+        description="A day, or a time: not included, but for its hour. By default the end of today, in UTC.",
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
     group_by: Annotated[Text, AfterValidator(_groups)] | None = Field(

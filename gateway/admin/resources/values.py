@@ -72,6 +72,13 @@ def read_instant(text: str) -> datetime:
         raise ValueError("is outside the years 1 to 9999") from error
 
 
+def read_moment(text: str) -> datetime:
+    """Read an instant, or a day: it stands for its beginning in UTC."""
+    if _DATE.fullmatch(text) is None:
+        return read_instant(text)
+    return datetime.combine(date.fromisoformat(text), time(), UTC)
+
+
 def show_instant(moment: datetime) -> str:
     """Write an instant as RFC 3339 UTC, with microseconds only where it has them."""
     return rfc3339(moment)
@@ -249,6 +256,20 @@ RunAmount = Annotated[Money, _factor(INTEGER_MAX // NANO, 9)]
 Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
 # Credits to a unit of a currency.
 Rate = Annotated[Money, _factor(RATE_MAX, 9)]
+# The same, also as the whole number that amounts of credits are.
+CreditsPerUnit = Annotated[
+    Rate,
+    BeforeValidator(lambda value: Decimal(value) if type(value) is int else value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{DECIMAL.pattern}$"},
+                {"type": "integer", "minimum": 1, "maximum": RATE_MAX},
+            ],
+            "examples": ["12.50"],
+        }
+    ),
+]
 Fraction = Annotated[
     Decimal,
     BeforeValidator(read_decimal),
