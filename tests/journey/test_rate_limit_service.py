@@ -50,7 +50,12 @@ def ask(service: RateLimitService) -> Iterator[Ask]:
         well = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert well(b"", timeout=ANSWER_S_MAX) == b"\x08\x01"
 
-        def answer(*descriptors: Any, **more: Any) -> Any:
+        def answer(*descriptors: Any, of_kuadrant: str = "", **more: Any) -> Any:
+            if of_kuadrant:
+                kind = of_kuadrant if of_kuadrant in {"Reserve", "Commit"} else ""
+                say = channel.unary_unary(f"/kuadrant.service.ratelimit.v1.RateLimitService/{of_kuadrant}")
+                raw = say(asked(*descriptors, kind=f"{kind}Request", **more), timeout=ANSWER_S_MAX)
+                return MESSAGES[f"{kind}Response"].FromString(raw)
             raw = asking(asked(*descriptors, **more), timeout=ANSWER_S_MAX)
             return MESSAGES["Response"].FromString(raw)
 
@@ -179,3 +184,27 @@ def test_looks_gifts_and_ends_over_grpc(stack: Stack, ask: Ask) -> None:
     assert codes(ask(of(holder) | hits(2))) == [2, 2]
     stack.settled(holder.tenant, 3)
     assert sorted(holder.consumed()) == [100, 899]
+
+
+def test_kuadrant_reserves_as_often_as_there_is_room_and_commits_once(stack: Stack, ask: Ask) -> None:
+    holder = Holder(stack, WORTH * TOKENS)
+    one = of(holder)
+    held = at_once(lambda _: ask(one, of_kuadrant="Reserve", amount=TOKENS, ttl={"seconds": 600}))
+    ids = [said.reservation_id for said in held if said.code == 1]
+    assert len(ids) == WORTH
+    assert ask(one, of_kuadrant="CheckRateLimit").overall_code == 2
+    for _ in range(2):
+        for id_ in ids:
+            assert ask(one, of_kuadrant="Commit", reservation_id=id_, actual_amount=7).reservation_released
+    assert ask(one, of_kuadrant="Report", hits_addend=3).overall_code == 1
+    stack.settled(holder.tenant, 2 + WORTH)
+    assert sorted(holder.consumed()) == [3, *[7] * WORTH]
+    assert stack.quota(holder.tenant)["tokens_held"] == 0
+    # A reservation is its own key's: by another one it is none, and what is committed is that key's use.
+    other = Holder(stack, 100)
+    theirs = ask(one, of_kuadrant="Reserve", amount=5).reservation_id
+    assert not ask(
+        of(other), of_kuadrant="Commit", reservation_id=theirs, actual_amount=2
+    ).reservation_released
+    stack.settled(other.tenant, 2)
+    assert (other.consumed(), stack.quota(holder.tenant)["tokens_held"]) == ([2], 5)

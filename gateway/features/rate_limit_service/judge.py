@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import msgspec
 
-from gateway.core.accounts.caller_holds import TOKENS_MAX
+from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
 from gateway.features.rate_limit_service.messages import (
     DESCRIPTORS_MAX,
     OK,
@@ -23,6 +23,8 @@ from gateway.features.rate_limit_service.messages import (
     Descriptor,
     DescriptorStatus,
     RateLimitQuestion,
+    write_committed,
+    write_reserved,
     write_response,
 )
 from gateway.features.rate_limit_service.table import (
@@ -40,6 +42,9 @@ HOLDS: Final = "/.tollkeeper/holds"
 _UNAVAILABLE: Final = "counters_unavailable"
 _INVALID: Final = "invalid_request"
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
+# A reservation is the ids of its holds, one for each descriptor, or what else becomes of that at its end.
+_NOTHING, _REPORTED = "-", "0"
+_HOLD_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOLD_PREFIXES: Final = ("ratelimit", "x-ratelimit-")
 _TOLD: Final = frozenset(
     {
@@ -97,6 +102,16 @@ class _DescriptorHold:
     charge: Mapping[str, Any] | None = None
     looks: bool = False
     is_end: bool = False
+    rule: RateLimitRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The rule of a descriptor, and the key that is asked by."""
+
+    rule: RateLimitRule
+    key: str
+    entries: dict[str, str]
 
 
 def refused(reason: str, detail: str = "") -> DescriptorVerdict:
@@ -124,17 +139,129 @@ class RateLimitJudge:
         return refused(_UNAVAILABLE, "The gateway did not answer in time.")
 
     async def judge(self, asked: RateLimitQuestion) -> bytes:
-        """The answer to one question."""
+        """The answer to one question of Envoy's."""
+
+        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+            is_end = bool(place.rule.end) and place.rule.end in place.entries
+            return await (self._end if is_end else self._begin)(asked.domain, place, one)
+
+        return _answered(*await self._all(asked, ask, calls=True))
+
+    async def check(self, asked: RateLimitQuestion) -> bytes:
+        """Kuadrant's `CheckRateLimit`: only a look."""
+
+        async def ask(place: _Place, _: Descriptor, __: int) -> _DescriptorHold:
+            return await self._reported(place, 0, str(uuid4()))
+
+        return _answered(*await self._all(asked, ask))
+
+    async def report(self, asked: RateLimitQuestion) -> bytes:
+        """Kuadrant's `Report`: what was used is charged, where there is room for any of it."""
+
+        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+            return await self._reported(place, one.hits, str(uuid4()))
+
+        return _answered(*await self._all(asked, ask, apart=True))
+
+    async def reserve(self, asked: RateLimitQuestion) -> bytes:
+        """Kuadrant's `Reserve`: hold for all descriptors or for none."""
+        ttl_s = None if asked.ttl_s is None else min(max(asked.ttl_s, 1), TTL_S_MAX)
+
+        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+            if asked.amount > TOKENS_MAX:
+                return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
+            time_s = place.rule.ttl_s if ttl_s is None else ttl_s
+            found = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
+            found.looks = bool(found.id) and not asked.amount
+            return found
+
+        holds, over = await self._all(asked, ask)
+        ids = [_REPORTED if one.looks else one.id or _NOTHING for one in holds]
+        return write_reserved(OVER_LIMIT, "") if over else write_reserved(OK, ".".join(ids))
+
+    async def commit(self, asked: RateLimitQuestion) -> bytes:
+        """Kuadrant's `Commit`: each hold of a reservation is settled; without one the use is reported."""
+        ids, amount = asked.id.split(".") if asked.id else [], asked.amount
+        released = False
+
+        async def ask(place: _Place, _: Descriptor, at: int) -> _DescriptorHold:
+            nonlocal released
+            if amount > TOKENS_MAX:
+                return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
+            id_ = ids[at] if at < len(ids) else _REPORTED
+            if id_ == _NOTHING:
+                return _DescriptorHold(_PASSED)
+            if _HOLD_ID.fullmatch(id_) is not None:
+                path = f"{HOLDS}/{id_}"
+                reply = await (
+                    self._ask("POST", f"{path}/settle", place.key, _use(place.rule, amount))
+                    if amount
+                    else self._ask("DELETE", path, place.key)
+                )
+                if reply is None or reply.status != 404:
+                    if reply is None or reply.status >= 400:
+                        self._failed(f"hold {id_}")
+                    released = released or (reply is not None and reply.status < 300)
+                    return _DescriptorHold(_PASSED)
+            if not amount:
+                return _DescriptorHold(_PASSED)
+            once = f"commit-{sha256(f'{asked.id} {at}'.encode()).hexdigest()}" if asked.id else str(uuid4())
+            return await self._reported(place, amount, once)
+
+        holds, _ = await self._all(asked, ask, apart=True)
+        for one in holds:
+            if one.verdict.over:
+                self._failed("a use that is committed")
+        return write_committed(released=released)
+
+    def busy(self, asked: RateLimitQuestion) -> bytes:
+        """The answer to a question of Envoy's where too much is asked at once."""
+        verdict = self.unavailable
+        code = OVER_LIMIT if verdict.over else None
+        return write_response([verdict.status] * len(asked.descriptors), verdict.headers, verdict.body, code)
+
+    def too_busy_to_reserve(self, _: RateLimitQuestion) -> bytes:
+        """The same of a reservation."""
+        return write_reserved(self.unavailable.status.code, "")
+
+    def too_busy_to_commit(self, _: RateLimitQuestion) -> bytes:
+        """The same of a use that is committed: its hold is charged as held."""
+        self._failed("a use that is committed")
+        return write_committed(released=False)
+
+    async def _all(
+        self, asked: RateLimitQuestion, ask: Callable[[_Place, Descriptor, int], Awaitable[_DescriptorHold]],
+        *, apart: bool = False, calls: bool = False,
+    ) -> tuple[list[_DescriptorHold], bool]:  # fmt: skip
+        """Ask for each descriptor, and end what is over: for all of them or for none, unless `apart`.
+
+        Rules with `call` are for `calls` alone.
+        """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
-            return write_response((), *_told([refused(_INVALID, said)]), code=OVER_LIMIT)
-        holds = await asyncio.gather(*(self._one(asked.domain, each) for each in asked.descriptors))
-        over = any(one.verdict.over for one in holds)
-        await asyncio.gather(*(self._ended(one, over) for one in holds if one.id))
-        verdicts = [one.verdict for one in holds]
-        return write_response([one.status for one in verdicts], *_told(verdicts))
+            return [_DescriptorHold(refused(_INVALID, said))], True
+        places = [self._place(asked.domain, one) for one in asked.descriptors]
+        replaced = {name for one in places if isinstance(one, _Place) for name in one.rule.replaces}
 
-    async def _one(self, domain: str, asked: Descriptor) -> _DescriptorHold:
+        async def one_of(at: int) -> _DescriptorHold:
+            place = places[at]
+            if not isinstance(place, _Place):
+                return place
+            if place.rule.name and place.rule.name in replaced:
+                return _DescriptorHold(_PASSED)
+            if not calls if place.rule.call else asked.descriptors[at].gives_back:
+                said = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
+                return _DescriptorHold(refused(_INVALID, said))
+            found = await ask(place, asked.descriptors[at], at)
+            found.rule = place.rule
+            return found
+
+        holds = list(await asyncio.gather(*map(one_of, range(len(places)))))
+        over = _is_over(holds)
+        await asyncio.gather(*(self._ended(one, over and not apart) for one in holds if one.id))
+        return holds, over
+
+    def _place(self, domain: str, asked: Descriptor) -> _Place | _DescriptorHold:
         entries = dict(asked.entries)
         fault = _fault(domain, asked, entries)
         if fault:
@@ -147,17 +274,29 @@ class RateLimitJudge:
         key = rule.key_of(entries)
         if _KEY.fullmatch(key) is None:
             return _DescriptorHold(refused("invalid_api_key", "The entry has no API key."))
-        if not rule.call and asked.gives_back:
-            return _DescriptorHold(refused(_INVALID, "Hits are given back to a rule with `call` alone."))
-        is_end = bool(rule.end) and rule.end in entries
-        return await (self._end if is_end else self._begin)(domain, rule, entries, key, asked)
+        return _Place(rule, key, entries)
 
-    async def _begin(
-        self, domain: str, rule: RateLimitRule, entries: dict[str, str], key: str, asked: Descriptor
-    ) -> _DescriptorHold:
+    async def _held(self, place: _Place, amount: int, once: str, ttl_s: int) -> _DescriptorHold:
+        """A hold that stays open."""
+        reply = await self._take(place.rule, place.entries, place.key, amount, once, ttl_s)
+        if reply is None:
+            return _DescriptorHold(self.unavailable)
+        verdict = _verdict(reply)
+        if verdict.over:
+            return _DescriptorHold(verdict)
+        return _DescriptorHold(verdict, reply.document["id"], place.key)
+
+    async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
+        """A use that nobody held for: one is held, and all of it charged."""
+        found = await self._held(place, 1, once, SETTLED_TTL_S)
+        found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
+        return found
+
+    async def _begin(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
+        rule, entries, key = place.rule, place.entries, place.key
         amount = rule.hold or asked.hits or 1
         once = _call_id(domain, rule, entries) if rule.call else str(uuid4())
-        reply = await self._take(rule, entries, key, amount, once)
+        reply = await self._take(rule, entries, key, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
         if reply is None:
             return _DescriptorHold(self.unavailable)
         verdict = _verdict(reply)
@@ -170,11 +309,10 @@ class RateLimitJudge:
             verdict, reply.document["id"], key, charge, looks=not (rule.call or asked.hits)
         )
 
-    async def _end(
-        self, domain: str, rule: RateLimitRule, entries: dict[str, str], key: str, asked: Descriptor
-    ) -> _DescriptorHold:
+    async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         """What a call used, which is charged also where it is more than was held."""
-        reply = await self._take(rule, entries, key, rule.hold, _call_id(domain, rule, entries))
+        rule, entries, key = place.rule, place.entries, place.key
+        reply = await self._take(rule, entries, key, rule.hold, _call_id(domain, rule, entries), rule.ttl_s)
         if reply is None:
             self._failed("the end of a call")
             return _DescriptorHold(self.unavailable)
@@ -192,13 +330,13 @@ class RateLimitJudge:
             verdict, id_, key, _use(rule, used) if used else None, looks=not used, is_end=True
         )
 
-    async def _take(
-        self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str
+    async def _take(  # noqa: PLR0917  # whose hold it is, and what it takes
+        self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
     ) -> HoldsReply | None:
         said: dict[str, Any] = {
             "service": rule.said(rule.service, entries),
             "max_tokens" if rule.unit == "tokens" else "amount": amount,
-            "ttl_s": rule.ttl_s if rule.call else SETTLED_TTL_S,
+            "ttl_s": ttl_s,
         }
         said |= {
             name: rule.said(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
@@ -233,6 +371,29 @@ class RateLimitJudge:
             if tries < TRIES_MAX:
                 await asyncio.sleep(PAUSE_S)
         return None
+
+
+def _is_over(holds: list[_DescriptorHold]) -> bool:
+    """Where a descriptor is over the limit; of those in quota mode, where all are."""
+    quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
+    rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
+    return any(rest) or (bool(quotas) and all(quotas))
+
+
+def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
+    """The answer to Envoy: of the first refusal, or else of the limit that is nearest."""
+    verdicts = [one.verdict for one in holds]
+    nearest = min(
+        (one for one in verdicts if over or not one.over),
+        key=lambda one: (not one.over, one.remaining is None, 0 if one.over else one.remaining or 0),
+    )
+    metadata = dict[str, object]()
+    for hold in reversed(holds):  # the first names it
+        if hold.rule is not None and not hold.verdict.over:
+            metadata |= hold.rule.metadata
+    said = {"metadata": metadata} if metadata else None
+    code = OVER_LIMIT if over else OK
+    return write_response([one.status for one in verdicts], nearest.headers, nearest.body, code, said)
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
@@ -273,11 +434,3 @@ def _verdict(reply: HoldsReply) -> DescriptorVerdict:
         return DescriptorVerdict(False, remaining if isinstance(remaining, int) else None, headers)
     kind = ("content-type", reply.headers.get("content-type", "text/plain"))
     return DescriptorVerdict(True, 0 if reply.status == 429 else None, (*headers, kind), reply.body)
-
-
-def _told(verdicts: list[DescriptorVerdict]) -> tuple[tuple[tuple[str, str], ...], bytes]:
-    """Fields and body of the answer: of the first refusal, or else of the limit that is nearest."""
-    nearest = min(
-        verdicts, key=lambda one: (not one.over, one.remaining is None, 0 if one.over else one.remaining or 0)
-    )
-    return nearest.headers, nearest.body

@@ -1,11 +1,12 @@
-"""The messages of Envoy's rate limit service, v3, as bytes: the fields that decide are read and written.
+"""The messages of Envoy's rate limit service, v3, and of Kuadrant's, as bytes: the fields that decide.
 
-Source: envoy/service/ratelimit/v3/rls.proto and envoy/extensions/common/ratelimit/v3/ratelimit.proto.
+Source: envoy/service/ratelimit/v3/rls.proto and envoy/extensions/common/ratelimit/v3/ratelimit.proto;
+Limitador's kuadrantrls.proto and Kuadrant's RFC 0021.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ OK: Final = 1
 OVER_LIMIT: Final = 2
 _COUNT_MAX: Final = (1 << 32) - 1
 _VARINT_BYTES_MAX: Final = 10
+_DURATION_S_MAX: Final = 315_576_000_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -32,8 +34,13 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitQuestion:
+    """One question; a reservation has an `id` and an `amount` of its own, and a time if it states one."""
+
     domain: str
     descriptors: tuple[Descriptor, ...]
+    id: str = ""
+    amount: int = 0
+    ttl_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,37 @@ def read_request(raw: bytes) -> RateLimitQuestion:
     return RateLimitQuestion(domain, tuple([_descriptor(one, hits or 1) for one in found]))
 
 
+def read_reserve(raw: bytes) -> RateLimitQuestion:
+    """Read a `ReserveRequest` of Kuadrant's; `ValueError` where it is none."""
+    domain, found, more = _asked(raw)
+    length = more.get(4)
+    if length is None:
+        return RateLimitQuestion(domain, found, amount=_count(more.get(3, 0)))
+    said = {1: 0, 2: 0} | {at: _count(part) for at, part in _fields(_message(length)) if at in {1, 2}}
+    if said[1] > _DURATION_S_MAX:  # a negative one is as large
+        raise ValueError("a duration is out of bounds")
+    return RateLimitQuestion(domain, found, amount=_count(more.get(3, 0)), ttl_s=said[1] + (said[2] > 0))
+
+
+def read_commit(raw: bytes) -> RateLimitQuestion:
+    """Read a `CommitRequest` of Kuadrant's; `ValueError` where it is none."""
+    domain, found, more = _asked(raw)
+    return RateLimitQuestion(domain, found, _text(more.get(3, b"")), _count(more.get(4, 0)))
+
+
+def _asked(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
+    """The domain and the descriptors of a message, and its other fields."""
+    domain, found, more = "", list[Descriptor](), dict[int, int | bytes]()
+    for number, value in _fields(raw):
+        if number == 1:
+            domain = _text(value)
+        elif number == 2:
+            found.append(_descriptor(_message(value), 1))
+        else:
+            more[number] = value
+    return domain, tuple(found), more
+
+
 def _descriptor(raw: bytes, hits: int) -> Descriptor:
     entries, gives_back, overridden = list[tuple[str, str]](), False, False
     for number, value in _fields(raw):
@@ -75,9 +113,12 @@ def _descriptor(raw: bytes, hits: int) -> Descriptor:
 
 def write_response(
     statuses: Sequence[DescriptorStatus], headers: Iterable[tuple[str, str]] = (), body: bytes = b"",
-    code: int | None = None,
+    code: int | None = None, metadata: Mapping[str, object] | None = None,
 ) -> bytes:  # fmt: skip
-    """A `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said."""
+    """A `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said.
+
+    Its dynamic `metadata` are texts, and mappings of such.
+    """
     if code is None:
         code = max((one.code for one in statuses), default=OK)
     parts = [_number(1, code)]
@@ -91,7 +132,28 @@ def write_response(
     parts += [_block(3, _block(1, name.encode()) + _block(2, value.encode())) for name, value in headers]
     if body:
         parts.append(_block(5, body))
+    if metadata:
+        parts.append(_block(6, _struct(metadata)))
     return b"".join(parts)
+
+
+def write_reserved(code: int, id_: str) -> bytes:
+    """A `ReserveResponse`."""
+    return _number(1, code) + (_block(2, id_.encode()) if id_ else b"")
+
+
+def write_committed(*, released: bool) -> bytes:
+    """A `CommitResponse`: whether the reservation was there to be settled."""
+    return _number(1, 1) if released else b""
+
+
+def _struct(said: Mapping[str, object]) -> bytes:
+    """A `google.protobuf.Struct`."""
+    found = list[bytes]()
+    for name, value in said.items():
+        one = _block(5, _struct(value)) if isinstance(value, Mapping) else _block(3, str(value).encode())
+        found.append(_block(1, _block(1, name.encode()) + _block(2, one)))
+    return b"".join(found)
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -13,10 +13,11 @@ from gateway.core.circuit_breaker import is_worth_a_line
 from gateway.errors import StartError
 from gateway.features.rate_limit_service.judge import HoldsReply, RateLimitJudge
 from gateway.features.rate_limit_service.messages import (
-    OVER_LIMIT,
     REQUEST_BYTES_MAX,
+    RateLimitQuestion,
+    read_commit,
     read_request,
-    write_response,
+    read_reserve,
 )
 from gateway.features.rate_limit_service.table import RateLimitTable, RateLimitTls
 from gateway.files import read_regular
@@ -33,6 +34,7 @@ PEM_BYTES_MAX: Final = 256 << 10
 ANSWER_BYTES_MAX: Final = 256 << 10
 STOP_S_MAX: Final = 10.0
 SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
+KUADRANT: Final = "kuadrant.service.ratelimit.v1.RateLimitService"
 HEALTH: Final = "grpc.health.v1.Health"
 _SERVING: Final = b"\x08\x01"
 _OPTIONS: Final = (("grpc.max_receive_message_length", REQUEST_BYTES_MAX), ("grpc.so_reuseport", 0))
@@ -66,12 +68,22 @@ async def serve(table: RateLimitTable, listen: str) -> None:
             except (ClientError, OSError, TimeoutError):
                 return None
 
-        questions = _Questions(RateLimitJudge(table, ask, failed))
+        questions, judge = _Questions(), RateLimitJudge(table, ask, failed)
+        answer = questions.answers
         server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=STREAMS_MAX)
         server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(
-                    SERVICE, {"ShouldRateLimit": grpc.unary_unary_rpc_method_handler(questions.answer)}
+                    SERVICE, {"ShouldRateLimit": answer(read_request, judge.judge, judge.busy)}
+                ),
+                grpc.method_handlers_generic_handler(
+                    KUADRANT,
+                    {
+                        "CheckRateLimit": answer(read_request, judge.check, judge.busy),
+                        "Report": answer(read_request, judge.report, judge.busy),
+                        "Reserve": answer(read_reserve, judge.reserve, judge.too_busy_to_reserve),
+                        "Commit": answer(read_commit, judge.commit, judge.too_busy_to_commit),
+                    },
                 ),
                 grpc.method_handlers_generic_handler(
                     HEALTH, {"Check": grpc.unary_unary_rpc_method_handler(_well)}
@@ -104,25 +116,31 @@ def _credentials(tls: RateLimitTls) -> grpc.ServerCredentials:
 class _Questions:
     """Questions in progress. One is answered to its end though Envoy has left: what it holds is settled."""
 
-    def __init__(self, judge: RateLimitJudge) -> None:
-        self._judge = judge
-        self._going = set[asyncio.Task[bytes]]()
+    def __init__(self) -> None:
+        self._going = set[asyncio.Future[bytes]]()
 
-    async def answer(self, raw: bytes, context: Any) -> bytes:
-        """Answer one as gRPC hands it over."""
-        try:
-            asked = read_request(raw)
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no RateLimitRequest: {error}")
-            raise
-        if len(self._going) >= CALLS_MAX:
-            verdict = self._judge.unavailable
-            status = [verdict.status] * len(asked.descriptors)
-            return write_response(status, verdict.headers, verdict.body, OVER_LIMIT if verdict.over else None)
-        going = asyncio.create_task(self._judge.judge(asked))
-        self._going.add(going)
-        going.add_done_callback(self._going.discard)
-        return await asyncio.shield(going)
+    def answers(
+        self,
+        read: Callable[[bytes], RateLimitQuestion],
+        judge: Callable[[RateLimitQuestion], Awaitable[bytes]],
+        busy: Callable[[RateLimitQuestion], bytes],
+    ) -> grpc.RpcMethodHandler:
+        """The handler of questions of one kind; it is `busy` where too many are asked at once."""
+
+        async def answer(raw: bytes, context: Any) -> bytes:
+            try:
+                asked = read(raw)
+            except ValueError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"this cannot be read: {error}")
+                raise
+            if len(self._going) >= CALLS_MAX:
+                return busy(asked)
+            going = asyncio.ensure_future(judge(asked))
+            self._going.add(going)
+            going.add_done_callback(self._going.discard)
+            return await asyncio.shield(going)
+
+        return grpc.unary_unary_rpc_method_handler(answer)
 
     async def end(self) -> None:
         """Wait for those that are left; each is bounded in time and tries."""

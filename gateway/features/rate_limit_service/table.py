@@ -20,16 +20,20 @@ TABLE_BYTES_MAX: Final = 1 << 20
 RULES_MAX: Final = 1_000
 ENTRIES_MAX: Final = 16
 VALUE_CHARACTERS_MAX: Final = 1_024
+METADATA_MAX: Final = 16
 ANY: Final = "*"
 _BEARER: Final = "bearer "
 EntryName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7a\x7c\x7e]{1,128}$")]
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=VALUE_CHARACTERS_MAX)]
+Texts = Annotated[dict[Value, Value], msgspec.Meta(max_length=METADATA_MAX)]
 
 
 class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Descriptors of a domain with just these entries are asked for by this key.
 
-    With `call` a call has two questions: a hold is taken, and settled where the entry `end` is there too.
+    With `call` a call has two questions: a hold is taken, and settled where the entry `end` is there too. In
+    `quota_mode` a question is over the limit where all its descriptors of such rules are. Rules of the names
+    that it `replaces` do not count in its question. Envoy is told the `metadata` of descriptors with room.
     """
 
     domain: Value
@@ -43,6 +47,10 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hold: Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] = 0
     end: EntryName | Literal[""] = ""
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] = 600
+    name: Value | Literal[""] = ""
+    replaces: Annotated[tuple[Value, ...], msgspec.Meta(max_length=ENTRIES_MAX)] = ()
+    quota_mode: bool = False
+    metadata: Annotated[dict[Value, Value | Texts], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
     def fits(self, domain: str, entries: Mapping[str, str]) -> bool:
         """Whether a descriptor is this rule's."""
@@ -87,8 +95,10 @@ def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
     """Read the file; `SettingError` names the place of a fault."""
     document = parsed(read_file(path, TABLE_BYTES_MAX), str(path))
     table = converted(document, environ, RateLimitTable, str(path))
+    names = {rule.name for rule in table.rules}
     for number, rule in enumerate(table.rules):
-        fault = _fault(rule)
+        unknown = next((one for one in rule.replaces if one not in names), "")
+        fault = f"replaces: no rule has the name {unknown}" if unknown else _fault(rule)
         if fault:
             raise SettingError(f"{path}: rules[{number}].{fault}")
     return table

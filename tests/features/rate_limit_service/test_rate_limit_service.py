@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from gateway.errors import SettingError
 from gateway.features.rate_limit_service import judge
 from gateway.features.rate_limit_service.judge import HoldsReply, RateLimitJudge
-from gateway.features.rate_limit_service.messages import OK, OVER_LIMIT, read_request
+from gateway.features.rate_limit_service.messages import (
+    OK,
+    OVER_LIMIT,
+    read_commit,
+    read_request,
+    read_reserve,
+)
 from gateway.features.rate_limit_service.table import RateLimitTable, read_table
 
 # The messages as Envoy's files have them, for protobuf itself: field, number, type, whether it is repeated.
@@ -42,7 +50,18 @@ SHAPES: dict[str, list[tuple[str, int, int | str, bool]]] = {
     "Response": [
         ("overall_code", 1, ENUM, False), ("statuses", 2, "Status", True),
         ("response_headers_to_add", 3, "Header", True), ("raw_body", 5, BYTES, False),
+        ("dynamic_metadata", 6, BYTES, False),
     ],
+    "ReserveRequest": [
+        ("domain", 1, TEXT, False), ("descriptors", 2, "Descriptor", True), ("amount", 3, U64, False),
+        ("ttl", 4, "Duration", False),
+    ],
+    "ReserveResponse": [("code", 1, ENUM, False), ("reservation_id", 2, TEXT, False)],
+    "CommitRequest": [
+        ("domain", 1, TEXT, False), ("descriptors", 2, "Descriptor", True),
+        ("reservation_id", 3, TEXT, False), ("actual_amount", 4, U64, False),
+    ],
+    "CommitResponse": [("reservation_released", 1, FLAG, False)],
 }  # fmt: skip
 
 
@@ -74,12 +93,12 @@ RULES = [
 ]  # fmt: skip
 
 
-def asked(*descriptors: Mapping[str, Any], domain: str = "api", **more: Any) -> bytes:
+def asked(*descriptors: Mapping[str, Any], domain: str = "api", kind: str = "Request", **more: Any) -> bytes:
     found = []
     for one in descriptors:
         entries = [{"key": name, "value": value} for name, value in one.items() if isinstance(value, str)]
         found.append({"entries": entries, **one.get("more", {})})
-    written: bytes = MESSAGES["Request"](domain=domain, descriptors=found, **more).SerializeToString()
+    written: bytes = MESSAGES[kind](domain=domain, descriptors=found, **more).SerializeToString()
     return written
 
 
@@ -135,7 +154,7 @@ class Gateway:
             }
             return HoldsReply(429, told, b'{"title": "over"}')
         self.room[key] -= amount
-        id_ = f"h{len(self.bodies)}"
+        id_ = str(UUID(int=len(self.bodies)))
         self.open[id_] = (key, amount)
         self.kept[once] = json.dumps({"id": id_, "remaining": self.room[key]}).encode()
         return HoldsReply(201, {"x-ratelimit-remaining-tokens": str(self.room[key])}, self.kept[once])
@@ -150,6 +169,15 @@ class RateLimitAsker:
         self.judge = RateLimitJudge(
             judge.msgspec.convert(document, RateLimitTable), gateway.ask, self.failed.append
         )
+
+    async def reserve(self, *descriptors: Mapping[str, Any], **more: Any) -> Any:
+        raw = asked(*descriptors, kind="ReserveRequest", **more)
+        return MESSAGES["ReserveResponse"].FromString(await self.judge.reserve(read_reserve(raw)))
+
+    async def commit(self, *descriptors: Mapping[str, Any], **more: Any) -> bool:
+        raw = asked(*descriptors, kind="CommitRequest", **more)
+        answer = MESSAGES["CommitResponse"].FromString(await self.judge.commit(read_commit(raw)))
+        return bool(answer.reservation_released)
 
     async def __call__(self, *descriptors: Mapping[str, Any], **more: Any) -> Any:
         answer = await self.judge.judge(read_request(asked(*descriptors, **more)))
@@ -287,6 +315,75 @@ async def test_what_no_rule_fits_passes_where_the_table_says_so() -> None:
     assert codes(await RateLimitAsker(Gateway(), on_unknown="allow")({"unheard": "of"})) == [OK, OK]
 
 
+def served_by(one: str, **more: Any) -> dict[str, Any]:
+    return {"domain": "api", "entries": {"service": one}, "key": f"tk_{one}", "service": "chat", **more}
+
+
+async def test_in_quota_mode_one_account_with_room_is_enough_and_envoy_is_told_which() -> None:
+    rules = [served_by(one, quota_mode=True, metadata={"serves": {"name": one}, one: "yes"}) for one in "ab"]
+    gateway = Gateway(tk_a=1, tk_b=2)
+    ask = RateLimitAsker(gateway, rules=[*rules, served_by("c")])
+    found = [await ask({"service": "a"}, {"service": "b"}) for _ in range(3)]
+    assert [codes(one) for one in found] == [[OK, OK, OK], [OK, OVER_LIMIT, OK], [OVER_LIMIT] * 3]
+    told = [struct_pb2.Struct.FromString(one.dynamic_metadata) for one in found]
+    assert [dict(one["metadata"]["serves"]) for one in told[:2]] == [{"name": "a"}, {"name": "b"}]
+    assert (dict(told[0]["metadata"]).keys(), found[2].dynamic_metadata) == ({"serves", "a", "b"}, b"")
+    assert [reason(one) for one in found] == ["", "", "quota_exceeded"]
+    # One that is not in this mode still decides by itself.
+    assert codes(await ask({"service": "b"} | hits(0), {"service": "c"}))[0] == OVER_LIMIT
+    assert gateway.charged == [("tk_a", 1), ("tk_b", 1), ("tk_b", 1)]
+
+
+async def test_a_rule_that_is_replaced_does_not_count_in_that_question() -> None:
+    gateway = Gateway(tk_a=0, tk_b=1)
+    rules = [served_by("a", name="small"), served_by("b", replaces=["small"])]
+    ask = RateLimitAsker(gateway, rules=rules)
+    assert codes(await ask({"service": "a"})) == [OVER_LIMIT] * 2
+    assert codes(await ask({"service": "a"}, {"service": "b"})) == [OK] * 3
+    assert codes(await ask({"service": "a"}, {"service": "b"})) == [OVER_LIMIT, OK, OVER_LIMIT]
+    assert gateway.charged == [("tk_b", 1)]
+
+
+async def test_kuadrant_reserves_for_all_or_none_and_commits_what_was_used_once() -> None:
+    gateway = Gateway(tk_team=100, tk_gold=50)
+    ask, both = RateLimitAsker(gateway), ({"team": "a"}, {"plan": "gold"})
+    held = await ask.reserve(*both, amount=30, ttl={"seconds": 2**33})
+    assert (held.code, gateway.room, gateway.bodies[0]["ttl_s"]) == (OK, {"tk_team": 70, "tk_gold": 20}, 3600)
+    over = await ask.reserve(*both, amount=21)
+    assert (over.code, over.reservation_id, gateway.room) == (
+        OVER_LIMIT, "", {"tk_team": 70, "tk_gold": 20},
+    )  # fmt: skip
+    assert await ask.commit(*both, reservation_id=held.reservation_id, actual_amount=45)
+    assert (gateway.charged, gateway.open) == ([("tk_team", 45), ("tk_gold", 45)], {})
+    # It is over: the first one decided, and this charges nobody.
+    assert not await ask.commit(*both, reservation_id=held.reservation_id, actual_amount=9)
+    assert (len(gateway.charged), gateway.room) == (2, {"tk_team": 55, "tk_gold": 5})
+    held = await ask.reserve({"team": "a"}, amount=5, ttl={"seconds": 7})
+    assert gateway.bodies[-1]["ttl_s"] == 7
+    assert await ask.commit({"team": "a"}, reservation_id=held.reservation_id)  # it used nothing
+    assert (len(gateway.charged), gateway.room["tk_team"]) == (2, 55)
+
+
+async def test_kuadrant_looks_and_reports_and_a_commit_without_a_reservation_is_a_report() -> None:
+    gateway = Gateway(tk_team=100)
+    ask, team = RateLimitAsker(gateway), {"team": "a"}
+    assert (
+        codes(MESSAGES["Response"].FromString(await ask.judge.check(read_request(asked(team))))) == [OK] * 2
+    )
+    assert (gateway.room, gateway.charged, gateway.open) == ({"tk_team": 100}, [], {})
+    await ask.judge.report(read_request(asked(team, hits_addend=60)))
+    look = await ask.reserve(team)
+    for id_ in ("", look.reservation_id, "../usage", "-"):
+        assert not await ask.commit(team, reservation_id=id_, actual_amount=13)
+    assert gateway.charged == [("tk_team", 60)] + 3 * [("tk_team", 13)]
+    gateway.room["tk_team"] = 0
+    assert not await ask.commit(team, actual_amount=5)
+    assert ask.failed == ["a use that is committed"]
+    # Two questions make one call by Envoy alone.
+    call = await ask.reserve({"team": "a", "id": "1"}, amount=1)
+    assert (call.code, len(gateway.charged), gateway.open) == (OVER_LIMIT, 4, {})
+
+
 async def test_a_key_of_an_entry_is_asked_for_without_its_scheme() -> None:
     gateway = Gateway(tk_own=5)
     await RateLimitAsker(gateway)({"key": "Bearer tk_own"})
@@ -297,10 +394,9 @@ def test_cut_or_other_bytes_are_a_value_error_and_nothing_else() -> None:
     raw, draw = asked({"team": "a"} | hits(300)), random.Random(7)
     cut = [raw[:at] for at in range(len(raw))]
     for one in [*cut, *(draw.randbytes(draw.randrange(40)) for _ in range(5_000)), b"\x80" * 64]:
-        try:
-            read_request(one)
-        except ValueError:
-            continue
+        for read in (read_request, read_reserve, read_commit):
+            with suppress(ValueError):
+                read(one)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +412,9 @@ def test_a_table_names_the_place_of_a_fault(tmp_path: Path, change: dict[str, An
     path = tmp_path / "rls.yaml"
     path.write_text(json.dumps({"gateway": "http://g", "rules": [RULES[0] | change]}))
     with pytest.raises(SettingError, match=said):
+        read_table(path, {})
+    path.write_text(json.dumps({"gateway": "http://g", "rules": [RULES[0] | {"replaces": ["other"]}]}))
+    with pytest.raises(SettingError, match=r"rules\[0\].replaces: no rule has the name other"):
         read_table(path, {})
     path.write_text(json.dumps({"gateway": "http://g", "rules": RULES, "timeout_s": 1}))
     with pytest.raises(SettingError, match="timeout_s"):
