@@ -62,6 +62,7 @@ from persistence.tables import (
     idempotency_key,
     organization,
     tenant,
+    usage_rollup,
     used_sign_in,
 )
 
@@ -596,9 +597,16 @@ def find_key_holder(connection: Connection, digest: str) -> Actor | None:
     )  # fmt: skip
 
 
+# The day of a key's last call that was stored.
+_last_day = select(func.max(usage_rollup.c.start)).where(
+    usage_rollup.c.span == "key_day", usage_rollup.c.api_key_id == api_key.c.id
+)
+
 KEY_SUBJECT = Entity(
     api_key,
-    source=select(api_key, tenant.c.organization_id).join(tenant, tenant.c.id == api_key.c.tenant_id),
+    source=select(api_key, tenant.c.organization_id, _last_day.scalar_subquery().label("last_used_at")).join(
+        tenant, tenant.c.id == api_key.c.tenant_id
+    ),
     conditions={
         "organization_id": lambda wanted: tenant.c.organization_id == wanted,
         # How the key begins: as much of it as is known.

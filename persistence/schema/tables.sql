@@ -2087,5 +2087,7 @@ CREATE TABLE usage_rollup_team_day_default PARTITION OF usage_rollup_team_day DE
 CREATE TABLE usage_rollup_team_hour_default PARTITION OF usage_rollup_team_hour DEFAULT;
 CREATE TABLE usage_rollup_half_week PARTITION OF usage_rollup FOR VALUES IN ('half_week');
 CREATE TABLE usage_rollup_key_day PARTITION OF usage_rollup FOR VALUES IN ('key_day');
+-- The last day of a key.
+CREATE INDEX usage_rollup_key_day_used ON usage_rollup_key_day (api_key_id, start);
 CREATE TABLE usage_rollup_model_hour PARTITION OF usage_rollup FOR VALUES IN ('model_hour');
 CREATE TABLE audit_log_default PARTITION OF audit_log DEFAULT;

@@ -125,6 +125,16 @@ async def test_every_grouping_adds_up_to_what_its_calls_do(
     assert {item["currency"] for item in items} == {"USD"}
 
 
+async def test_a_key_says_the_last_day_of_its_calls(api: Api, calls: list[dict[str, Any]]) -> None:
+    used = calls[0]["api_key_id"]
+    for _ in range(used):
+        await api.make("api-keys", tenant_id=calls[0]["tenant_id"])
+    last = max(call["created_at"] for call in calls if call["api_key_id"] == used)
+    keys = (await api.get("api-keys")).json["items"]
+    days = {key["id"]: key["last_used_at"] for key in keys}
+    assert days == dict.fromkeys(days) | {used: f"{last[:10]}T00:00:00Z"}
+
+
 async def test_groups_have_names_and_others_are_left_out(api: Api, calls: list[dict[str, Any]]) -> None:
     [item] = (await api.get(f"usage?{SPAN}&group_by=user&user_id={calls[0]['user_id']}")).json["items"]
     assert item["user"].startswith("u")

@@ -124,7 +124,7 @@ SCREENS = {
         ),
         Screen(
             "Access", "api-keys", "API keys", "API key",
-            ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
+            ("name", "tenant_id", "prefix", "state", "last_used_at", "expires_at", "created_at"),
             empty="No key yet.",
             filters=("tenant_id", "organization_id", "user", "prefix", "issuer", "subject"),
         ),

@@ -352,6 +352,7 @@ ApiKey = answer_of(
     prefix=(str, Field(description="How the key begins, to recognize it by.")),
     revoked_at=Instant | None,
     replaced_by_id=(Id | None, Field(description="The key that was made in its place.")),
+    last_used_at=(Instant | None, Field(description="The day of its last call that was stored, in UTC.")),
 )
 
 

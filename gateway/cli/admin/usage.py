@@ -58,7 +58,7 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     parquet: Annotated[Path | None, typer.Option(help="Write Parquet to this file.")] = None,
     as_focus: Annotated[
-        bool, typer.Option("--focus", help="Print charges of each day as FOCUS 1.2 has them, as CSV.")
+        bool, typer.Option("--focus", help="Print charges of each day as FOCUS 1.4 has them, as CSV.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

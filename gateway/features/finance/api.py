@@ -1,4 +1,4 @@
-"""`/usage/focus.csv`: the charges of each day as FOCUS 1.2 has them, for the Admin API and the console."""
+"""`/usage/focus.csv`: the charges of each day as FOCUS 1.4 has them, for the Admin API and the console."""
 
 from __future__ import annotations
 

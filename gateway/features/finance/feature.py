@@ -19,7 +19,7 @@ def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
     from gateway.admin.resources.resource import DocumentEndpoint  # noqa: PLC0415  # of people's processes alone
 
     return {
-        "usage": (DocumentEndpoint("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),)
+        "usage": (DocumentEndpoint("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.4 has them"),)
     }
 
 

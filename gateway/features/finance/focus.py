@@ -1,4 +1,4 @@
-"""Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2. Pure.
+"""Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.4. Pure.
 
 A row is a day of one organization, tenant, key, user, project, service and model. Its cost is that of
 the price book, without the markup of use at cost; there are no discounts, so all four costs are the same.
@@ -24,10 +24,11 @@ FOCUS_COLUMNS: Final = (
     "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd",
     "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency",
     "ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountStatus", "ConsumedQuantity", "ConsumedUnit",
-    "ContractedCost", "EffectiveCost", "InvoiceId", "InvoiceIssuerName", "ListCost", "PricingCategory",
-    "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "RegionId", "RegionName",
-    "ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory",
-    "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName", "Tags",
+    "ContractedCost", "EffectiveCost", "HostProviderName", "InvoiceId", "InvoiceIssuerName", "ListCost",
+    "PricingCategory", "PricingQuantity", "PricingUnit", "RegionId", "RegionName", "ResourceId",
+    "ResourceName", "ResourceType", "ServiceCategory", "ServiceName", "ServiceProviderName",
+    "ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId",
+    "SubAccountName", "Tags",
 )  # fmt: skip
 PROVIDER: Final = "Tollkeeper"
 _MODELS: Final = ("AI and Machine Learning", "Generative AI")
@@ -56,7 +57,7 @@ def focus_charge(
     return {
         **dict.fromkeys(FOCUS_COLUMNS),
         **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), spent),
-        **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), seller or PROVIDER),
+        **dict.fromkeys(("InvoiceIssuerName", "ServiceProviderName", "HostProviderName"), seller or PROVIDER),
         "BillingAccountId": f"organization/{row['organization_id']}",
         "BillingAccountName": row["organization"],
         "BillingCurrency": row["currency"],

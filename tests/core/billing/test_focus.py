@@ -1,8 +1,9 @@
-"""Charges as FOCUS 1.2 has them, held against what the specification says of each column.
+"""Charges as FOCUS 1.4 has them, held against what the specification says of each column.
 
-The table below is written from the text of version 1.2 of the specification, not from the code: what each
-column must be, and which of them must be there. (The validator in the package index knows 1.0 alone.) Readers
-guess a column's type by its cells, so that no id may look like a number, and no quantity like a whole one.
+The table below is written from the text of version 1.2 of the specification, with the columns of 1.4 that
+name providers, not from the code: what each column must be, and which of them must be there. (The validator
+in the package index knows 1.0 alone.) Readers guess a column's type by its cells, so that no id may look like
+a number, and no quantity like a whole one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ MANDATORY = [
     "BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd",
     "BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd",
     "ChargePeriodStart", "ContractedCost", "EffectiveCost", "InvoiceIssuerName", "ListCost",
-    "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "ServiceCategory", "ServiceName",
+    "HostProviderName", "PricingQuantity", "PricingUnit", "ServiceCategory", "ServiceName",
+    "ServiceProviderName",
 ]  # fmt: skip
 # There where a provider has subaccounts, tags, measured use, regions, priced units and named resources.
 CONDITIONAL = [
@@ -178,9 +180,10 @@ def test_what_callers_name_is_no_formula_and_stays_in_its_cell() -> None:
 
 def test_who_sells_is_named_and_what_is_no_model_is_counted_in_requests() -> None:
     row = charged(seller="Gate Ltd", tokens=False, model=None, service="sms")
-    assert {row[name] for name in ("InvoiceIssuerName", "ProviderName", "PublisherName")} == {"Gate Ltd"}
+    named = ("InvoiceIssuerName", "ServiceProviderName", "HostProviderName")
+    assert {row[name] for name in named} == {"Gate Ltd"}
     assert (row["PricingQuantity"], row["PricingUnit"], row["SkuId"]) == ("6.0", "Requests", "sms")
-    assert charged()["ProviderName"] == "Tollkeeper"
+    assert charged()["ServiceProviderName"] == "Tollkeeper"
     assert [charged()[name] for name in ("ResourceId", "ResourceType")] == ["api-key/4", "API key"]
     row = charged(**{**NOBODY, "service_id": 9})
     assert [row[name] for name in ("ResourceId", "ResourceType", "SubAccountName")] == [

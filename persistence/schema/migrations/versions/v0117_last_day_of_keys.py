@@ -1,0 +1,15 @@
+"""API keys say the last day of their calls."""
+
+from alembic import op
+
+revision = "0117"
+down_revision = "0116"
+alters = ()
+runs_from = "0100"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the index that finds it; programs of before do not ask."""
+    op.execute("CREATE INDEX usage_rollup_key_day_used ON usage_rollup_key_day (api_key_id, start)")
