@@ -119,7 +119,9 @@ PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
 # Where sentinels say whom to connect to: they name another primary long before who was it comes back.
 NAMED_BACKOFF_S_MAX = 0.25
-SWEEP_S = 0.05
+# How often waits are looked at while there are any; a server that is given long is looked at no more often
+# than is enough to see what sentinels say.
+SWEEP_S, SWEEP_S_MAX, SWEEPS_A_CALL = 0.05, 0.5, 20
 # Until there is a connection, and then for each answer before it is used: who answers slowly is not given up.
 CONNECT_S_MAX = 2.0
 # Who waits for an answer, the command, how many calls it is, and how long it has waited.
@@ -192,6 +194,7 @@ class RedisConnection(asyncio.Protocol):
         self.address, self._clock, self._call_s = address, clock, call_s
         self._stall_s, self._connect_s = max(stall_s, call_s), connect_s
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
+        self._sweep_s = min(max(call_s / SWEEPS_A_CALL, SWEEP_S), SWEEP_S_MAX)
         self._waits_from = self.asked_at
         self._loop = asyncio.get_running_loop()
         self._way = RedisRoute(self._loop)
@@ -383,6 +386,9 @@ class RedisConnection(asyncio.Protocol):
     def _begin(self) -> None:
         self._begun = True
         self.asked_at = self._clock()
+        if self._sweeper is None:
+            self._awake.advance(self.asked_at)
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
         self._waits_from = self._awake.at(self.asked_at)
 
     def _schedule(self) -> None:
@@ -444,7 +450,10 @@ class RedisConnection(asyncio.Protocol):
         self._pending[-1] = (wait, b"", self._waits_from, calls)
 
     def _sweep(self) -> None:
-        """Fail what waited too long and open the breaker; close a connection that stalls."""
+        """Fail what waited too long and open the breaker; close a connection that stalls.
+
+        Where nothing waits, the next command starts the sweeps again.
+        """
         now = self._awake.advance(self._clock())
         waited = now - self._pending[0][2] if self._pending else 0.0
         if waited > self._stall_s or self._way.leads_elsewhere(waited):
@@ -454,8 +463,9 @@ class RedisConnection(asyncio.Protocol):
             # A receiver may send again at once: its message is taken out first.
             for wait, *_ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
-        if not self.closed:
-            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        self._sweeper = None
+        if (self._pending or self._begun) and not self.closed:
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
     def _drop(self) -> None:
         self.connected = self.available = False
@@ -506,8 +516,6 @@ class RedisConnection(asyncio.Protocol):
         self.connected = self.available = True
         self.trouble = ""
         self._opened.set()
-        if self._sweeper is None:
-            self._sweep()
 
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()
