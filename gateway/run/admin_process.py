@@ -23,11 +23,11 @@ from gateway.run.serving import command, restarts_of
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import metrics
 
-# What the loops of a keeper tell its process for people, a line each second down that one's standard input.
+# What the loops of a keeper tell its process for people, by lines down that one's standard input.
 #
 # Part of the composition root. No disk is between the two: one that is full is among what is told.
 
-TOLD_EACH_S = 1.0
+TOLD_EACH_S = 2.0
 # Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.
 SILENT_S_MAX = 10.0
 # The beginning of a line of facts. Lines of settings are JSON.
@@ -114,7 +114,7 @@ class AdminProcess:
         await self._starting
 
     async def keep_telling(self) -> None:
-        """Tell it of the loops each second, until cancelled."""
+        """Tell it of the loops now and then, until cancelled."""
         await self._has_begun.wait()
         while self._child is not None:
             await self._child.send(written_fact(await self._facts()))

@@ -38,7 +38,7 @@ Entries = Sequence[tuple[bytes, bytes]]
 Streams = Mapping[int, Entries]
 # For how long it is believed of a keeper that it is there, and how often it says so.
 HELD_S = 5.0
-SAID_EACH_S = 1.0
+SAID_EACH_S = 2.0
 # The same while partitions are on their way from one keeper to another.
 CHANGING_EACH_S = 0.2
 
