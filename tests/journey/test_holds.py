@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -335,3 +336,29 @@ async def test_the_client_of_event_loops_does_the_same(stack: Stack) -> None:
         pass
     holds.close()
     assert stack.quota(holder.tenant)["tokens_remaining"] == 993
+
+
+def test_settled_extended_and_released_at_once_a_hold_has_one_end(stack: Stack) -> None:
+    holder, rounds = Holder(stack, 100_000), 12
+
+    def hurried(id_: str) -> Callable[[int], httpx.Response]:
+        def ask(number: int) -> httpx.Response:
+            if number % 3 == 0:
+                return holder.ask("POST", f"/{id_}/extend", {"ttl_s": 3600, "more": 5})
+            return holder.ask("DELETE", f"/{id_}") if number % 3 == 1 else holder.settle(id_, output=number)
+
+        return ask
+
+    charged = list[int]()
+    with ThreadPoolExecutor(12) as pool:
+        for _ in range(rounds):
+            id_ = holder.take(ttl_s=600)["id"]
+            answers = list(pool.map(hurried(id_), range(12)))
+            assert {one.status_code for one in answers} <= {200, 204, 409}, [one.text for one in answers]
+            settled = {one.text for one in answers[2::3] if one.status_code == 200}
+            released = [one for one in answers[1::3] if one.status_code == 204]
+            assert len(settled) == (0 if released else 1)
+            charged += [json.loads(one)["tokens"] for one in settled]
+    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    stack.settled(holder.tenant, 1 + len(charged))
+    assert sorted(holder.consumed()) == sorted(charged)
