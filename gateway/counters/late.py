@@ -534,6 +534,10 @@ class ReclaimClient:
             return False
         if code == UNVERIFIED:
             raise CountersUnavailable
+        if code == APPLIED and hold.unsettled:  # its caller may correct it for as long, and is forgotten then
+            caller = hold.release.caller
+            record = keys.caller_hold(caller.partition, hold.release.request_id).encode()
+            await self._client.ask(b"EXPIRE", record, b"%d" % (TOMBSTONE_MS // 1000))
         return code == APPLIED  # known to nobody else: a loss of it is one
 
     async def late(self, count: int) -> Sequence[LateSettlement]:

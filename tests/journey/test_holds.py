@@ -159,6 +159,9 @@ def test_what_nobody_settles_is_charged_or_not_and_a_late_settlement_is_made_goo
     id_ = holder.take(ttl_s=1)["id"]
     wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
     assert stack.quota(holder.tenant)["tokens_remaining"] == left
+    (record,) = [name for name in _names(stack) if name.endswith(f":hold:{id_}")]
+    with redis.Redis.from_url(stack.redis_url) as client:  # holds that nobody settles fill no memory for days
+        wait_until(lambda: 0 < int(client.ttl(record)) <= 3600)
     if unsettled == "charge":
         assert holder.ask("DELETE", f"/{id_}").status_code == 409
     assert holder.settle(id_).status_code == 200
