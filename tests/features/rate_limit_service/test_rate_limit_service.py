@@ -315,6 +315,7 @@ async def test_what_no_rule_fits_passes_where_the_table_says_so() -> None:
     assert codes(await RateLimitAsker(Gateway(), on_unknown="allow")({"unheard": "of"})) == [OK, OK]
 
 
+# In our own words what quota.sh, multiservice-tokenquota.sh and replaces.sh of envoyproxy/ratelimit ask.
 def served_by(one: str, **more: Any) -> dict[str, Any]:
     return {"domain": "api", "entries": {"service": one}, "key": f"tk_{one}", "service": "chat", **more}
 
