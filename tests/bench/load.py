@@ -150,8 +150,9 @@ def saturate(
     connections: int,
     seconds: float,
     folder: Path,
+    least: int = 1,
 ) -> Loaded:
-    """Drive one contender with wrk as fast as it answers; `BenchError` where it answers nothing."""
+    """Drive one contender with wrk as fast as it answers; `BenchError` where fewer than the `least` come."""
     host, script = f"127.0.0.1:{port}", folder / "chat.lua"
     head, body = chat(host, traffic)
     opening = head[: head.index(traffic.keys[0].encode())]
@@ -180,7 +181,7 @@ def saturate(
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         raise BenchError(f"wrk failed: {(done.stderr or done.stdout).strip()[-300:]}") from None
-    if not found["requests"]:
+    if found["requests"] < least:
         raise BenchError(f"nothing was answered in a window of {seconds:g} s; {found['errors']} errors")
     return Loaded(
         requests=found["requests"],
