@@ -218,7 +218,8 @@ def test_models_in_three_shapes(port: int) -> None:
     assert "models" in json.loads(ask(port, "/v1beta/models", method="GET")[2])
     assert json.loads(ask(port, "/v1/models", method="GET")[2])["data"][0]["object"] == "model"
     found = json.loads(ask(port, "/v1/models", method="GET", anthropic_version="2023-06-01")[2])
-    assert found["data"][0]["type"] == "model"
+    ends = (found["has_more"], found["first_id"], found["last_id"])
+    assert (found["data"][0]["type"], *ends) == ("model", False, *upstream.MODELS)
 
 
 def test_any_other_path_is_echoed_with_the_units_asked_for(port: int) -> None:
