@@ -16,7 +16,7 @@ from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
-from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, CallRequest, is_light
+from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
@@ -131,11 +131,12 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
             )
         body = b"" if exchange.long else connection.body.take_parts()
     messages = connection.messages
-    light = is_light(body) and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
+    look = look_out_of_turn(body)
+    light = look is not None and look.light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)
     try:
-        call = read(exchange, body, light=True) if light else await _read_in_turn(exchange, caller, body)
+        call = read(exchange, body, look) if light else await _read_in_turn(exchange, caller, body, look)
         exchange.call = call
         asked, run = exchange.head.attribution.run, None
         if routed.metered and not call.free:
@@ -205,7 +206,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
+def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallRequest:
     """The request; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
@@ -220,7 +221,7 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     else:
         kind, messages = routed.form if routed.metered else b"", exchange.connection.messages
         call = read_call(
-            routed.route, routed.params, body, bounds, reads=reads, light=light, form=kind, messages=messages
+            routed.route, routed.params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
     if routed.form and not routed.metered:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
@@ -236,14 +237,16 @@ def read(exchange: Exchange, body: bytes, light: bool = False) -> CallRequest:
     return call
 
 
-async def _read_in_turn(exchange: Exchange, caller: Caller, body: bytes) -> CallRequest:
+async def _read_in_turn(
+    exchange: Exchange, caller: Caller, body: bytes, look: BodyLook | None
+) -> CallRequest:
     """The same of a large body, in its organization's turn. All that waits counts in its caller's share.
 
     Who is refused by its head takes no turn.
     """
     if not exchange.connection.body.claim(caller, len(body)):
         raise full()
-    return await exchange.worker.bodies.read(caller.organization_id, partial(read, exchange, body))
+    return await exchange.worker.bodies.read(caller.organization_id, partial(read, exchange, body, look))
 
 
 # What a call may ask for, and at which prices: those of all models it names, as they are now.

@@ -44,6 +44,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert build.returncode == 0, build.stderr[-2000:]
     assert list((made / "gateway" / "http").glob("proxy.*.so"))
+    assert list((made / "gateway" / "core" / "calls").glob("_scan.*.so"))
     return made
 
 

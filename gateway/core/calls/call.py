@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Final
 
 import msgspec
@@ -49,23 +50,52 @@ _STRIDE = LONG_DIGITS_MAX // 8
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b',[{\\"')
 
 
-def is_light(body: bytes) -> bool:
-    """Whether a body is read in about a millisecond, whatever is in it."""
-    size = len(body)
-    if size <= UNCOUNTED_BYTES_MAX:
-        return True
-    if size > LIGHT_BYTES_MAX:
-        return False
-    marks = body.translate(None, _NO_MARKS)
-    return len(marks) - marks.count(b'"') <= LIGHT_MARKS_MAX
+# One pass in C over a body, where that is compiled. The code without it is the definition.
+_scan: Callable[[bytes], tuple[int, int, int, int] | None] | None
+try:
+    _scan = import_module("gateway.core.calls._scan").scan
+except ImportError:
+    _scan = None
 
 
-def read_document(body: bytes, light: bool = False) -> dict[str, object]:
+class BodyLook:
+    """Facts of a body before it is decoded.
+
+    A `light` one is read in about a millisecond, whatever is in it. A `plain` one is as it is written here,
+    with each name once in its object and not too much of anything: its `names` and `rare_bytes` are known.
+    """
+
+    __slots__ = ("light", "names", "plain", "rare_bytes")
+
+    def __init__(self, body: bytes) -> None:
+        size, found = len(body), None if _scan is None else _scan(body)
+        self.plain, self.light = found is not None, size <= UNCOUNTED_BYTES_MAX
+        self.names, self.rare_bytes = NO_NAMES, 0
+        if found is not None:
+            said, files, self.rare_bytes, marks = found
+            names = self.names = FieldNames(said & 1 > 0, files, said & 2 > 0)
+            names.long_caches, names.media = said & 4 > 0, said & 8 > 0
+            self.light = self.light or (size <= LIGHT_BYTES_MAX and marks <= LIGHT_MARKS_MAX)
+
+
+def look_out_of_turn(body: bytes) -> BodyLook | None:
+    """Look at a body that may be light; None where it is too long for that."""
+    if len(body) > LIGHT_BYTES_MAX:
+        return None
+    look = BodyLook(body)
+    if not look.light and not look.plain:
+        marks = body.translate(None, _NO_MARKS)
+        look.light = len(marks) - marks.count(b'"') <= LIGHT_MARKS_MAX
+    return look
+
+
+def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object]:
     """Read one JSON object; `InvalidRequest` or `RequestTooLarge` names what is wrong.
 
-    Nobody has to count the parts of one that is known to be `light`.
+    Nobody has to count the parts of one that a `look` knows to be light or plain.
     """
-    if len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
+    known, light = (False, False) if look is None else (look.plain, look.light)
+    if not known and len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
         check_size(body)
     try:
         document = _decode(body)
@@ -86,6 +116,15 @@ def write_document(document: dict[str, object]) -> bytes:
         return _encode(document)
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
+
+
+def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> bytes:
+    """The body of an unchanged document as it is written here, each name once."""
+    if look.plain:
+        return body
+    written = write_document(document)
+    check_names(body, written, 0)
+    return written
 
 
 def check_names(body: bytes, written: bytes, added: int) -> None:

@@ -27,6 +27,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
     UNCOUNTED_BYTES_MAX,
+    BodyLook,
     CallRequest,
     UsageBounds,
     check_names,
@@ -35,6 +36,7 @@ from gateway.core.calls.call import (
     names_in,
     read_document,
     write_document,
+    written_of,
 )
 from gateway.core.calls.estimate import TOOL_USES_MAX, Estimate, limit_models, stated_uses
 from gateway.core.calls.forms import FormReader, boundary_of
@@ -468,10 +470,12 @@ def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> Non
         task["remaining"], call.changed = max(left, 0) // step * step, True
 
 
-# From a body to a call: read into a document, decided on, and sent written again. Decided values, such
-# as `stream_options.include_usage` or a maximum, are fields of the document.
+# From a body to a call: read into a document, and decided on. Decided values, such as
+# `stream_options.include_usage` or a maximum, are fields of the document, which is then written again. A
+# plain body in which nothing is decided is sent as it came.
 
 _NOT_ASCII = bytes(range(128, 256))
+_ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
 
 
 def read_call(
@@ -481,7 +485,7 @@ def read_call(
     bounds: UsageBounds = DEFAULT_BOUNDS,
     *,
     reads: bool = False,
-    light: bool = False,
+    look: BodyLook | None = None,
     form: bytes = b"",
     messages: SocketMessages | None = None,
 ) -> CallRequest:
@@ -490,16 +494,16 @@ def read_call(
     Where it is one of the `messages` of a WebSocket, they make the document of a call of it.
 
     The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
-    type and streamed. Nobody counts the parts of a `light` one. `form` is the content type of a form.
+    type and streamed. A `look` at it was taken already, maybe. `form` is the content type of a form.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
         call = CallRequest(route.meter, route.family, body, units_pointer=route.units_pointer)
         if reads and body:
-            call.document = document = read_document(body, light)
-            call.body = write_document(document)
-            check_names(body, call.body, 0)
-            call.names = names_in(document)
+            look = look or BodyLook(body)
+            call.document = document = read_document(body, look)
+            call.body = written_of(document, body, look)
+            call.names = look.names if look.plain else names_in(document)
             call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
     if form and shape.form is not None:
@@ -509,15 +513,15 @@ def read_call(
         return read_form(route, path_params, body, reader, bounds)
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
-    document = read_document(body, light)
+    look = look or BodyLook(body)
+    document = read_document(body, look)
     if messages is not None:
-        body = _asked_by(messages, document, body)
+        body, look = _asked_by(messages, document, body, look)
     call = CallRequest(route.meter, route.family, b"", document=document)
     if shape.of_tools:
         call.server = route.upstream
         shape.read(call, document, path_params, bounds)
-        call.body = write_document(document)
-        check_names(body, call.body, 0)
+        call.body = written_of(document, body, look)
         return call
     _understand(call, route, shape, document, path_params, bounds)
     added = 0  # members of the document, by asking for the usage of a stream where the client does not
@@ -530,12 +534,7 @@ def read_call(
         elif not flag(options, "include_usage", "stream_options."):
             added = 0 if "include_usage" in options else 1
             options["include_usage"] = call.strip_usage = True
-    written = call.body = write_document(document)
-    check_names(body, written, added)
-    call.names = names_in(document)
-    call.input_bytes = len(written)
-    if not written.isascii():
-        call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
+    _write(call, document, body, look, added)
     if call.names.media:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
@@ -568,14 +567,32 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     call.gives_up = "timeout" in " ".join(document).lower()
 
 
-def _asked_by(messages: SocketMessages, document: Document, body: bytes) -> bytes:
-    """Make the document of a message that of a call, and the body that a caller would have sent for it."""
-    check_names(body, write_document(document), 0)
+def _asked_by(
+    messages: SocketMessages, document: Document, body: bytes, look: BodyLook
+) -> tuple[bytes, BodyLook]:
+    """Make the document of a message that of a call; the body a caller would have sent for it, looked at."""
+    written_of(document, body, look)
     messages.read(document)
     written = write_document(document)
-    if len(written) > UNCOUNTED_BYTES_MAX:
+    look = BodyLook(written)
+    if not look.plain and len(written) > UNCOUNTED_BYTES_MAX:
         check_size(written)
-    return written
+    return written, look
+
+
+def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
+    """Give a call the body of its document, which has `added` more members, and its size and names."""
+    if look.plain:
+        call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
+        if call.strip_usage:
+            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else write_document(document)
+    else:
+        written = write_document(document)
+        check_names(body, written, added)
+        call.names = names_in(document)
+        if not written.isascii():
+            call.rare_bytes = len(written) - len(written.translate(None, _NOT_ASCII))
+    call.body, call.input_bytes = written, len(written)
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:

@@ -1,0 +1,485 @@
+"""One look at a body in C says what is found out without it, or nothing: a call is read alike by both."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.calls import call as module
+from gateway.core.calls.call import _ALL_BEGINNINGS, MEDIA_BYTES_MIN, CallRequest, FieldNames, names_in
+from gateway.core.calls.claims import read_call
+from gateway.core.calls.routes import Route
+from gateway.core.families.registry import OF_METER
+from gateway.core.model import Family
+from gateway.errors import Refusal
+from tests.contract.test_compiled import compiler
+from tests.tree import ROOT
+
+SOURCE = ROOT / "gateway" / "core" / "calls" / "_scan.c"
+Scan = Callable[[bytes], tuple[int, int, int, int] | None]
+METERS = (
+    "openai_chat",
+    "openai_completions",
+    "openai_responses",
+    "anthropic_messages",
+    "gemini_generate",
+    "gemini_stream",
+    "cohere_chat",
+    "ollama_chat",
+    "generic",
+)
+
+
+def built(folder: Path, flags: str) -> Scan:
+    script: Any = compiler()
+    if script.lacking():
+        pytest.skip("this machine has no C compiler or no Python.h")
+    made = script.extension(SOURCE, folder, f"-Wall -Wextra -Werror {flags}")
+    spec = importlib.util.spec_from_file_location("_scan", made)
+    assert spec is not None
+    assert spec.loader is not None
+    here = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(here)
+    found: Scan = here.scan
+    return found
+
+
+@pytest.fixture(scope="session", params=["", "-DWITHOUT_SSE2"], ids=["by 16", "by 8"])
+def scan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    return built(tmp_path_factory.mktemp("scan"), request.param)
+
+
+@pytest.fixture(scope="session")
+def quickest(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    return built(tmp_path_factory.mktemp("scan"), "")
+
+
+def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:
+    """All that is read of a body, or why it is refused."""
+    family = OF_METER.get(meter)
+    route = Route(
+        ("POST",), "/x", "u", "s", Family("generic" if family is None else meter.partition("_")[0]), meter
+    )
+    before, module._scan = module._scan, by
+    try:
+        call = read_call(route, {"model": "m"}, body, reads=meter == "generic")
+    except Refusal as refusal:
+        return {"refused": type(refusal), "message": refusal.message, "param": refusal.param}
+    finally:
+        module._scan = before
+    found = {one.name: getattr(call, one.name) for one in fields(CallRequest)}
+    return found | {"names": said(call.names), "sent": call.write_for("another"), "last": call.take_body()}
+
+
+def said(names: FieldNames) -> tuple[object, ...]:
+    return names.ids, names.files, names.caches, names.long_caches, names.media
+
+
+def judge(scan: Scan, body: bytes) -> bool:
+    """Hold what a scan says of a body against what is found out without it; whether it says anything."""
+    found = scan(body)
+    for meter in METERS:
+        assert read(meter, body, scan) == read(meter, body, None)
+    if found is None:
+        return False
+    document = msgspec.json.decode(body)
+    assert msgspec.json.encode(document) == body
+    assert document == json.loads(body, object_pairs_hook=once)
+    flags, files, rare, marks = found
+    flagged = tuple(bool(flags & bit) for bit in (1, 2, 4, 8))
+    ids, named, caches, long_caches, media = said(names_in(document))
+    assert (*flagged, files) == (ids, caches, long_caches, media, named)
+    assert rare == sum(byte > 0x7F for byte in body)
+    assert marks <= sum(body.count(mark) for mark in (b",", b"[", b"{", b"\\"))
+    return True
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return dict(pairs)
+
+
+def plain(document: object) -> bytes:
+    return msgspec.json.encode(document)
+
+
+PICTURE = "iVBORw0KGgo" + "A" * MEDIA_BYTES_MIN
+AGENT: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 4096,
+    "stream": True,
+    "temperature": 0.7,
+    "system": [{"type": "text", "text": "Code.\n" * 9, "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+    "tools": [
+        {
+            "name": "read",
+            "description": 'A "file"\tof\\x',
+            "input_schema": {
+                "type": "object",
+                "properties": {"path": {"type": "string"}, "limit": {"type": "integer", "minimum": -1}},
+            },
+        }
+    ],
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "größer \x1b[1m株式会社 😀"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "toolu_1", "name": "read", "input": {}}],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "x\r\n" * 99}],
+        },
+    ],
+}
+CHAT = {
+    "model": "m",
+    "stream": True,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PICTURE}},
+                {"type": "file", "file": {"file_id": "f"}},
+            ],
+        }
+    ],
+}
+CALLS = [
+    AGENT,
+    CHAT,
+    CHAT | {"stream_options": {}},
+    CHAT | {"stream_options": None},
+    CHAT | {"stream_options": {"include_usage": False}},
+    {"stream_options": {"include_usage": True}} | CHAT,
+    {"model": "m", "prompt": ["a", "b"], "n": 2, "cached_content": None, "uri": "x", "ttl": "2h"},
+    {"model": "m", "input": [1, 2, 3], "stream": True, "previous_response_id": "r"},
+    {
+        "contents": [
+            {
+                "role": "user",
+                "parts": [{"text": "é"}, {"inlineData": {"mimeType": "image/png", "data": PICTURE}}],
+            }
+        ],
+        "generationConfig": {"maxOutputTokens": 5},
+    },
+    {"model": "m"},
+    {},
+]
+
+
+@pytest.mark.parametrize("document", CALLS)
+def test_calls_are_read_alike(scan: Scan, document: dict[str, Any]) -> None:
+    assert judge(scan, plain(document))
+    for spelled in ({"ensure_ascii": True}, {"ensure_ascii": False, "indent": 1}):
+        judge(scan, json.dumps(document, **spelled).encode())  # type: ignore[arg-type]  # options of it
+
+
+def test_what_is_recorded_is_read_alike(scan: Scan) -> None:
+    known = 0
+    for file in sorted((ROOT / "tests" / "recorded").glob("*.txt")):
+        for line in file.read_text().splitlines():
+            try:
+                document = json.loads(line.removeprefix("data: "))
+            except ValueError:
+                continue
+            if isinstance(document, dict):
+                body = plain(document)
+                found, names = scan(body), said(names_in(document))
+                known += found is not None
+                assert found is None or (bool(found[0] & 1), found[1]) == names[:2]
+                assert msgspec.json.decode(body) == document
+    assert known > 100
+
+
+def test_a_body_that_is_cut_or_broken_is_read_alike(scan: Scan) -> None:
+    short = {
+        "m": "é\n\x02",
+        "n": [1, -20, 0.5, None, True, False],
+        "id": {"url": "x", "d": {}, "l": []},
+        "a": "",
+    }
+    body = plain(short)
+    assert judge(scan, body)
+    for at in range(len(body)):
+        assert scan(body[:at]) is None
+        for other in b'"\\{}[],:0-.eu \x00\x1f\x7f\x80\xc3\xed\xff':
+            for broken in (
+                body[:at] + bytes((other,)) + body[at + 1 :],
+                body[:at] + bytes((other,)) + body[at:],
+            ):
+                if scan(broken) is not None:
+                    assert judge(scan, broken)
+
+
+NO_NUMBERS = (
+    b"NaN Infinity -Infinity nul nulL True tru falsee - +1 01 -01 -0 -0.0 0. .5 1. 1.50 1.00 0.00 0.000001 "
+    b"1e5 1E5 1e400 1234567890123456.5 0.1234567890123456 0x1 1_0"
+)
+NO_TEXTS = [
+    *(rb"\ \x \/ \' \u \u00 \u000a \u0008 \u001B \u0020 \u0041 \ud800 \udc00 \ud83d\ude00".split()),
+    *(b"\x00", b"\n", b"\x1f", b"\x80", b"\xc0\xaf", b"\xc1\xbf", b"\xc3", b"\xe0\x80\x80", b"\xe0\x9f\xbf"),
+    *(b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80"),
+    *(b"\xe2\x82", b"\xf0\x9f\x98", b"\xff"),
+]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            b"",
+            b"[]",
+            b"1",
+            b'""',
+            b"{",
+            b"}",
+            b'{"a":1}}',
+            b'{"a":1} ',
+            b' {"a":1}',
+            b'{"a":1}\x00',
+            b"{\x00}",
+        ),
+        *(
+            b'{"a":1,}',
+            b'{,"a":1}',
+            b'{"a"}',
+            b'{"a":}',
+            b'{"a":1 }',
+            b'{"a": 1}',
+            b'{"a":[1,]}',
+            b'{"a":[,1]}',
+        ),
+        *(
+            b'{"a":[1}',
+            b'{"a":{"b":1]}',
+            b"{1:2}",
+            b'{"a":"b" "c"}',
+            b"\xef\xbb\xbf{}",
+            b"{'a':1}",
+            b"{/**/}",
+        ),
+        *(
+            b'{"a":1,"a":1}',
+            b'{"a":1,"\\u0061":2}',
+            b'{"\\u0061":1}',
+            b'{"a\\n":1}',
+            b'{"\\\\":1}',
+            b'{"":1,"":2}',
+        ),
+        *(b'{"x":[{"b":{"c":1,"d":{},"c":2}}]}', b'{"a\x00b":1}', b'{"a\\u0000":1}', b'{"a":{"b":1},"a":2}'),
+        *(b'{"a":%s}' % one for one in NO_NUMBERS.split()),
+        *(b'{"a":%s}' % one for one in (b"9" * 19, b"9" * 5000, b"1" + b"0" * 310)),
+        *(b'{"a":"%s"}' % one for one in NO_TEXTS),
+        b'{"a":' * 65 + b"1" + b"}" * 65,
+        b'{"a":' + b"[" * 10_000,
+        b'{"a":' * 10_000,
+        b"{" + b",".join(b'"a%d":1' % one for one in range(129)) + b"}",
+    ],
+)
+def test_nothing_is_said_of_what_parsers_may_read_differently(scan: Scan, body: bytes) -> None:
+    assert not judge(scan, body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":' * 64 + b"1" + b"}" * 64,
+        b"{" + b",".join(b'"a%d":1' % one for one in range(128)) + b"}",
+        b'{"x":{"a":{"b":1},"c":[{"b":1},{"b":2}]},"a":{"a":1},"b":[{}],"A":[[],[[]]]}',
+        plain(
+            {
+                "a": [
+                    0,
+                    -1,
+                    10,
+                    999999999999999999,
+                    -999999999999999999,
+                    0.0,
+                    1.0,
+                    -1.5,
+                    0.00001,
+                    12345678901234.5,
+                ]
+            }
+        ),
+        plain({"a": "".join(map(chr, range(0x2100)))}),
+        plain({"a": "\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff", "é": 1, "e\u0301": 2}),
+        plain({"x" * 5000 + str(one): one for one in range(9)}),
+        plain(dict.fromkeys(("ID", "x_Id", "yIDS", "z_iDs", "url", "URL", "uri", "my_file_id", "İd"), "x")),
+        plain(dict.fromkeys(("CACHe", "cac", "cache_control", "ttl"), "1h")),
+        plain({"ri": ["x"], "l": [{"ttl": "1h"}]}),
+        plain({"x": {"İd": 1, "_İd": 2, "ſ": 3, "_idſ": 4, "caĉh": 5}, "ttl": ["1h"]}),
+    ],
+)
+def test_what_all_read_alike_is_known(scan: Scan, body: bytes) -> None:
+    assert judge(scan, body)
+
+
+def test_media_are_known_by_their_beginning_and_length(scan: Scan) -> None:
+    for begin in (*_ALL_BEGINNINGS, "data:", "DaTa:", "iVBORw0KGg", "date:", "x"):
+        for filler in ("A", "é", "\n", "\x02", "😀"):
+            for size in (MEDIA_BYTES_MIN - 1, MEDIA_BYTES_MIN):
+                text = begin + filler * (size - len(begin))
+                for document in ({"a": text}, {"a": [text]}, {"a": [{"b": text}]}):
+                    found = scan(plain(document))
+                    assert found is not None
+                    assert bool(found[0] & 8) is names_in(document).media
+
+
+def test_each_letter_is_seen_wherever_it_stands(scan: Scan) -> None:
+    for letter in ('"', "\\", "\n", "\x01", "é", "株", "😀", "\x7f"):
+        for at in range(40):
+            for behind in (0, 1, 15, 16, 33):
+                assert judged_alone(scan, {"a" * at + "b": "x" * at + letter + "y" * behind})
+
+
+def judged_alone(scan: Scan, document: dict[str, Any]) -> bool:
+    body = plain(document)
+    found = scan(body)
+    assert found is not None
+    assert found[2] == sum(byte > 0x7F for byte in body)
+    for at in (1, len(body) - 2):
+        assert scan(body[:at] + b"\x01" + body[at:]) is None
+        assert scan(body[:at] + b"\xff" + body[at:]) is None
+    return True
+
+
+def at_most(scan: Scan) -> Iterator[tuple[bytes, bytes]]:
+    """Bodies with as much of something as there may be, and with one more."""
+
+    def numbers(count: int, digits: int = 1) -> bytes:
+        return b'{"a":[' + b",".join([b"1" * digits] * count) + b"]}"
+
+    most = module.STRINGS_MAX + module.OBJECTS_MAX + module.NUMBERS_MAX
+    yield numbers(most + 1), numbers(most + 2)
+    outside = [b'{"a":[' + b",".join([b"1" * 18] * 440_000 + [b"1" * more]) + b"]}" for more in (1, 2)]
+    short = module.OUTSIDE_BYTES_MAX - (len(outside[0]) - 3)
+    count, rest = divmod(short, 19)
+    fill = b",".join([b"1" * 18] * (440_000 + count) + [b"1" * (rest + 1)])
+    yield b'{"a":[' + fill + b"]}", b'{"a":[' + fill + b"1]}"
+    for part, count, before in ((b'""', module.STRINGS_MAX - 1, 0), (b"{}", module.OBJECTS_MAX - 2, 0)):
+        yield tuple(b'{"a":[' + b",".join([part] * (count + more)) + b"]}" for more in (before, before + 1))  # type: ignore[misc]  # two
+    yield tuple(b'{"a":"' + b"\\n" * (module.BACKSLASHES_MAX + more) + b'"}' for more in (0, 1))  # type: ignore[misc]  # two
+
+
+def test_there_may_be_as_much_of_everything_as_is_counted_without_it(scan: Scan) -> None:
+    for most, more in at_most(scan):
+        assert scan(most) is not None
+        module.check_size(most)
+        assert scan(more) is None
+        with pytest.raises(Refusal):
+            module.check_size(more)
+
+
+def test_its_constants_are_those_of_the_definition() -> None:
+    stated = dict(re.findall(r"#define (\w+) \(?([\d <]+)\)?$", SOURCE.read_text(), re.MULTILINE))
+    shared = {name: text for name, text in stated.items() if hasattr(module, name) and name != "DEPTH_MAX"}
+    assert len(shared) == 6
+    for name, text in shared.items():
+        number, _, shift = text.partition("<<")
+        assert int(number) << int(shift or 0) == getattr(module, name)
+
+
+_TEXTS = st.one_of(
+    st.text(max_size=40), st.sampled_from(["", "1h", "url", "é\n", "\x00", "a" * 2100, "data:" + "a" * 2100])
+)
+_NAMES = st.one_of(
+    st.sampled_from(
+        [
+            "model",
+            "stream",
+            "id",
+            "x_ids",
+            "url",
+            "ttl",
+            "caching",
+            "max_tokens",
+            "stream_options",
+            "n",
+            "messages",
+            "tools",
+            "type",
+            "text",
+            "content",
+            "a:b",
+            "é",
+        ]
+    ),
+    st.text(max_size=20),
+)
+_PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**18) + 1, 10**18 - 1),
+    st.integers(0, 99),
+    _TEXTS,
+    st.integers(-(10**6), 10**6).map(lambda number: number / 1000 or 0.0),
+)
+_ANY = st.one_of(
+    _PLAIN, st.floats(allow_nan=False, allow_infinity=False), st.integers(-(1 << 63), (1 << 64) - 1)
+)
+
+
+def documents(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    inside = st.recursive(
+        values,
+        lambda each: st.lists(each, max_size=4) | st.dictionaries(_NAMES, each, max_size=5),
+        max_leaves=15,
+    )
+    return st.dictionaries(_NAMES, inside, max_size=6)
+
+
+MANY = settings(deadline=None, max_examples=60)
+
+
+def is_escaped(value: object) -> bool:
+    """Whether a name in it is written with an escape."""
+    if isinstance(value, dict):
+        return any(b"\\" in plain(name) for name in value) or any(map(is_escaped, value.values()))
+    return isinstance(value, list) and any(map(is_escaped, value))
+
+
+@MANY
+@given(documents(_PLAIN))
+def test_whatever_is_plain_is_known(quickest: Scan, document: dict[str, Any]) -> None:
+    assert judge(quickest, plain(document)) is not is_escaped(document)
+
+
+@MANY
+@given(documents(_ANY), st.data())
+def test_any_body_is_read_alike(quickest: Scan, document: dict[str, Any], data: st.DataObject) -> None:
+    """As it is written, spelled otherwise, and with some of its bytes put elsewhere."""
+    written = data.draw(st.sampled_from([plain, lambda one: json.dumps(one).encode()]))
+    body = written(document | {"model": "m"} if data.draw(st.booleans()) else document)
+    for _ in range(data.draw(st.integers(0, 3))):
+        at, to = data.draw(st.integers(0, len(body))), data.draw(st.integers(0, len(body)))
+        put = data.draw(st.one_of(st.binary(max_size=3), st.just(body[at : at + 12])))
+        body = body[:to] + put + body[to + data.draw(st.integers(0, 3)) :]
+    judge(quickest, body)
+
+
+def test_names_in_great_number_are_looked_at_once(scan: Scan) -> None:
+    """What is said of them takes no longer the more objects there are around it."""
+    deep = b"".join(b'{"a%d":1,"b":' % one for one in range(60)) + b"1" + b"}" * 60
+    assert judge(scan, deep)
+    wide = b"[" + b",".join([plain({f"n{one}": 1 for one in range(128)})] * 20) + b"]"
+    assert scan(b'{"a":' + wide + b"}") is not None
+    many = b"{" + b",".join(b'"%d":1' % one for one in range(200_000)) + b"}"
+    assert scan(many) is None
