@@ -249,19 +249,15 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
         # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
         raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
     ends = _end(issuer, claims, now)
-    require_audience(issuer, claims)
-    for pointer, wanted in issuer.require:
-        if not any(one in wanted for one in _texts(claims, pointer)):
-            raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
-    return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends)
-
-
-def require_audience(issuer: Issuer, claims: Mapping[str, Any]) -> None:
-    """Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)."""
+    # Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     if not any(isinstance(one, str) and one in issuer.audiences for one in audiences):
         raise refused(AUDIENCE, "The token is not meant for this gateway.")
+    for pointer, wanted in issuer.require:
+        if not any(one in wanted for one in _texts(claims, pointer)):
+            raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
+    return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends)
 
 
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:

@@ -41,11 +41,6 @@ from gateway.errors import CountersRefused, CountersUnavailable
 NOBODY = b"." * 40
 
 
-async def are_verified(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> bool:
-    """Whether any of these partitions goes by what was verified under this history."""
-    return run_id in {packing.read_marker(raw)[0] for raw in (await _markers(ask, partitions)).values()}
-
-
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
     """Have nobody served under another history, also who has not heard of this one yet."""
     closing = []
@@ -264,7 +259,9 @@ class HistoryGuard:
         self._name = self._left.pop(server.run_id, name)
         before = self._promoted.get(server.run_id, server.promoted)
         vouched, partitions = history(server.run_id, name), self._wire.part.partitions
-        if await self._followed(server, before, ask) and await are_verified(ask, vouched, partitions):
+        if await self._followed(server, before, ask) and vouched in {
+            packing.read_marker(raw)[0] for raw in (await _markers(ask, partitions)).values()
+        }:
             self._trouble = self._trouble or FOLLOWED
         return name
 

@@ -272,9 +272,13 @@ class AdmittedCall:
         ports = worker.ports
         usage = self.meter.usage() if self.meter is not None else _UNUSED
         if self.charges and (
-            (abandoned and _may_have_worked(usage, status)) or _gave_up(self.call, usage, status)
+            (abandoned and _says_nothing(usage) and (status == 0 or 200 <= status < 300))
+            or _gave_up(self.call, usage, status)
         ):
-            usage = _input_alone(self.call)
+            # The least cost of a call that an upstream took: it has read the input, even if nobody hears
+            # the answer
+            tokens = input_tokens(self.call) if self.call.has_input else 0
+            usage = TokenUsage(tokens, total=tokens, estimated=tokens > 0)
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts, used)
@@ -535,17 +539,6 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
 
 
 # Whether a call that came to nothing may have cost its upstream something.
-def _input_alone(call: CallRequest) -> TokenUsage:
-    """The least cost of a call that an upstream took: it has read the input, even if nobody hears the
-    answer.
-    """
-    tokens = input_tokens(call) if call.has_input else 0
-    return TokenUsage(tokens, total=tokens, estimated=tokens > 0)
-
-
-def _may_have_worked(usage: TokenUsage, status: int) -> bool:
-    """Whether an upstream that said nothing of any use may have begun: it did not refuse either."""
-    return _says_nothing(usage) and (status == 0 or 200 <= status < 300)
 
 
 def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:

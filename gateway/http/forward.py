@@ -187,7 +187,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
                 failure = bare(error)
             cause = FALLBACK_LIMITED if isinstance(failure, UpstreamFull) else _cause_of(answer)
         passes = not last and not exchange.gone and cause in call.fallback
-        passes = passes and _may_ask_again(exchange, call, cause)
+        passes = passes and (call.repeats or cause == FALLBACK_LIMITED or not exchange.forwarded)
         if answer is not None and not passes:
             if not last:
                 call.let_go(call.body)
@@ -207,11 +207,6 @@ def _cause_of(answer: AnswerHead | None) -> str:
     if answer.status in LIMITED:  # it took nothing
         return FALLBACK_LIMITED
     return FAILED if 500 <= answer.status <= 599 else ""
-
-
-def _may_ask_again(exchange: Exchange, call: CallRequest, cause: str) -> bool:
-    """Whether another upstream may have a request that was sent: one that was refused, or that repeats."""
-    return call.repeats or cause == FALLBACK_LIMITED or not exchange.forwarded
 
 
 def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:

@@ -73,7 +73,10 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
         for family, place in _addresses(host):
             try:
                 if port:
-                    _require_free(family, place, port)
+                    with socket.socket(family, socket.SOCK_STREAM) as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        _bind(probe, place, port)
+                        probe.listen(1)
                 for _ in range(workers):
                     found.append(_bound(family, place, number, ends_there=bool(port)))
                     number = found[-1].getsockname()[1]
@@ -132,14 +135,6 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     """Where to listen; at all addresses there are where none is said."""
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
-
-
-def _require_free(family: socket.AddressFamily, place: str, port: int) -> None:
-    """Without SO_REUSEPORT it fails to listen if anybody does, even a sharer of the port."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _bind(probe, place, port)
-        probe.listen(1)
 
 
 def _bound(family: socket.AddressFamily, place: str, port: int, *, ends_there: bool) -> socket.socket:

@@ -169,19 +169,15 @@ def take_worker_slot(directory: Path) -> UUID:
             except BlockingIOError:
                 os.close(descriptor)
                 continue
-            return _read_or_write(descriptor)  # left open: the lock ends with the process
+            try:
+                return UUID(os.pread(descriptor, SLOT_BYTES, 0).decode())
+            except ValueError:
+                worker_slot = uuid4()
+                os.pwrite(descriptor, str(worker_slot).encode(), 0)
+                return worker_slot
     except OSError:
         pass
     return uuid4()
-
-
-def _read_or_write(descriptor: int) -> UUID:
-    try:
-        return UUID(os.pread(descriptor, SLOT_BYTES, 0).decode())
-    except ValueError:
-        worker_slot = uuid4()
-        os.pwrite(descriptor, str(worker_slot).encode(), 0)
-        return worker_slot
 
 
 # What a gateway worker asks Redis through, composed: over one wire, or over those to a cluster's primaries.

@@ -162,7 +162,14 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     if settings.tls_client_ca_file:  # only who has a certificate could ask
         voice.say(UNASKED)
     else:
-        await _until_serving(gateway_url, key, settings)
+        # Wait until calls are really decided: services known, and who has a key and who has none. A service
+        # that does not exist is asked for: it costs nothing, and only a worker that knows the services can
+        # say so. That a key is unknown is said only once everything is verified.
+        status_of = partial(demo.status_of, opener=opener_of(settings, "gateway"))
+        await _until_answers(partial(status_of, f"{gateway_url}{NO_SUCH_SERVICE}"), 404, settings.workers)
+        headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
+        asked = partial(status_of, f"{gateway_url}{USAGE_PATH}", headers)
+        await _until_answers(asked, 200 if key else 401, settings.workers)
     facts: dict[str, Any] = {
         "gateway_url": gateway_url,
         "admin_url": admin_url,
@@ -280,19 +287,6 @@ async def _start_ours(
         worker = options.command("serve", "--worker")
         for program in gateway_workers(worker, settings, held, READY_S_MAX):
             group.create_task(supervisor.run("gateway", program))
-
-
-async def _until_serving(gateway_url: str, key: str, settings: Settings) -> None:
-    """Wait until calls are really decided: services known, and who has a key and who has none.
-
-    A service that does not exist is asked for: it costs nothing, and only a worker that knows
-    the services can say so. That a key is unknown is said only once everything is verified.
-    """
-    status_of = partial(demo.status_of, opener=opener_of(settings, "gateway"))
-    await _until_answers(partial(status_of, f"{gateway_url}{NO_SUCH_SERVICE}"), 404, settings.workers)
-    headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
-    asked = partial(status_of, f"{gateway_url}{USAGE_PATH}", headers)
-    await _until_answers(asked, 200 if key else 401, settings.workers)
 
 
 async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:

@@ -518,7 +518,12 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
         if name not in upstreams:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
-    _check_patterns(dict(paths))
+    for key, patterns in dict(paths).items():
+        for number, text in enumerate(patterns):
+            try:
+                read_pattern(text)
+            except ValueError as error:
+                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
     unread = frozenset(key for key, service in config.services.items() if service.models)
     rules = ServiceRules(services, paths, unread=unread)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
@@ -579,15 +584,6 @@ def _check_own_paths(
 def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
     there = any("{service_key}" in route.path for route in routes)
     return routes if there else (*routes, SERVICES_ROUTE)
-
-
-def _check_patterns(paths: Mapping[str, tuple[str, ...]]) -> None:
-    for key, patterns in paths.items():
-        for number, text in enumerate(patterns):
-            try:
-                read_pattern(text)
-            except ValueError as error:
-                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
 
 
 def base_url_of(url: str, place: str) -> str:

@@ -204,16 +204,6 @@ def back_off_s(failures: int, error: Exception) -> float:
     return min(most_s, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
 
 
-def calm_collector() -> None:
-    """Have the cycle collector of this process look at a batch once, not hundreds of times.
-
-    A batch is tens of thousands of objects without a cycle; at the default pace of one run every
-    700 objects, looking for some took 40 % of the flusher's time.
-    """
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
-
-
 class Flusher:
     """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
 
@@ -256,7 +246,11 @@ class Flusher:
 
     async def run(self) -> None:
         """Flush until stopped, then drain what is there within the drain timeout."""
-        calm_collector()
+        # Have the cycle collector of this process look at a batch once, not hundreds of times. A batch is
+        # tens of thousands of objects without a cycle; at the default pace of one run every 700 objects,
+        # looking for some took 40 % of the flusher's time
+        gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
         failures = calm = 0
         before_storing = self._before_storing
         while not self._stopping.is_set():

@@ -541,7 +541,7 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=each) for each in recipients]
-    message["Subject"] = _unencoded(f"[Tollkeeper] {said.title}")
+    message["Subject"] = f"[Tollkeeper] {said.title}".replace("=?", "= ?")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
     message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
@@ -553,11 +553,3 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     lines = [said.sentence or said.title, "", *((link, "") if link else ()), *facts]
     message.set_content("\n".join(lines) + "\n")
     return Mail(sender, recipients, message.as_bytes())
-
-
-def _unencoded(text: str) -> str:
-    """A line in which nothing reads as an encoded word (RFC 2047).
-
-    Readers decode it, the library that writes the header too: a name could end the line with it.
-    """
-    return text.replace("=?", "= ?")

@@ -121,14 +121,11 @@ FOLD = 10**15
 NO_PRICING = ServicePricing()
 
 
-def minor_digits(currency: str) -> int:
-    """Decimals of a currency's minor unit."""
-    return MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)
-
-
 def rounded(amount: Decimal, currency: str) -> Decimal:
     """Round half-up (away from zero) to the currency's minor unit: what a person pays."""
-    return amount.quantize(Decimal(1).scaleb(-minor_digits(currency)), ROUND_HALF_UP, EXACT)
+    return amount.quantize(
+        Decimal(1).scaleb(-MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)), ROUND_HALF_UP, EXACT
+    )
 
 
 def whole_credits(nano: int) -> tuple[int, int]:

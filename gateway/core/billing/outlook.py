@@ -41,17 +41,13 @@ def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
     forecast = month
     if lately:
         elapsed = now - midnight(min(lately))
-        left = midnight(_next_month(today)) - now
+        left = midnight((today.replace(day=1) + 32 * _DAY).replace(day=1)) - now
         forecast += sum(lately.values()) * _seconds(left) / max(_seconds(elapsed), Decimal(1))
     return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(ONE_NANO))
 
 
 def _same_month(day: date, other: date) -> bool:
     return (day.year, day.month) == (other.year, other.month)
-
-
-def _next_month(day: date) -> date:
-    return (day.replace(day=1) + 32 * _DAY).replace(day=1)
 
 
 def _seconds(span: timedelta) -> Decimal:

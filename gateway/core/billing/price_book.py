@@ -235,12 +235,6 @@ def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
     return converted(price.vector, ExchangeRate(currency, price.vector.currency, rate, 0))
 
 
-def rate_in_force(rates: Iterable[ExchangeRate], currency: str, base: str, at_ms: int) -> ExchangeRate | None:
-    """The rate in force at a time, None where there is none."""
-    mine = (one for one in rates if (one.currency, one.base) == (currency, base))
-    return max((one for one in mine if one.effective_ms <= at_ms), key=_since, default=None)
-
-
 class PriceFound(NamedTuple):
     """The price that a model has at a time, its row, and the rate that it was converted by, if it was."""
 
@@ -259,7 +253,8 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
         return found, None
     there = sorted(rates, key=_rate_rank)
     for base in dict.fromkeys(one.base for one in there if one.currency == currency):
-        rate = rate_in_force(there, currency, base, at_ms)
+        mine = (one for one in there if (one.currency, one.base) == (currency, base))
+        rate = max((one for one in mine if one.effective_ms <= at_ms), key=_since, default=None)
         found = choose(prices, model, base, at_ms, provider)
         if rate is not None and found is not None:
             return found._replace(vector=converted(found.vector, rate)), rate

@@ -221,7 +221,14 @@ class FormReader:
                 ' filename="…" behind it, without \\ and quotes in either.'
             )
         name = self._name = named[1].decode()
-        self._check_name(name)
+        base = name.partition("[")[0]
+        known = self.kind.names.folded.get(base.casefold())
+        if known is not None and known != name:
+            raise InvalidRequest(f"The field {name} must be written {known}.", param=known)
+        if base.casefold() in self.kind.refused or base == "_charset_":
+            raise InvalidRequest(f"{name} is not accepted: send the file itself.", param=name)
+        if not name.endswith("[]") and (name in self.fields or any(one.name == name for one in self.files)):
+            raise InvalidRequest(f"The field {name} appears twice.", param=name)
         if lines.get(b"content-transfer-encoding", b"binary").lower() not in _CODINGS:
             raise InvalidRequest("A part of the form must not be encoded.", param=name)
         stated = lines.get(b"content-length", b"-1")
@@ -239,16 +246,6 @@ class FormReader:
         self._stated, self._size, self._text = int(stated), 0, []
         self._file = FormFile(name) if is_file else None
         self._state = _CONTENT
-
-    def _check_name(self, name: str) -> None:
-        base = name.partition("[")[0]
-        known = self.kind.names.folded.get(base.casefold())
-        if known is not None and known != name:
-            raise InvalidRequest(f"The field {name} must be written {known}.", param=known)
-        if base.casefold() in self.kind.refused or base == "_charset_":
-            raise InvalidRequest(f"{name} is not accepted: send the file itself.", param=name)
-        if not name.endswith("[]") and (name in self.fields or any(one.name == name for one in self.files)):
-            raise InvalidRequest(f"The field {name} appears twice.", param=name)
 
     def _take(self, rest: bytes, at: int, end: int) -> None:
         """Take bytes of a part."""

@@ -358,12 +358,7 @@ def expression_of(template: str, segment: str) -> str:
         parts += re.escape(literals[-1]), f"(?P<{REST}>.*)" if rest else f"(?P<{name}>{taken})"
         at = match.end()
     literals.append(template[at:])
-    _check_literals(literals)
-    return "".join((*parts, re.escape(literals[-1])))
-
-
-def _check_literals(literals: list[str]) -> None:
-    """ValueError where the text between parameters could be in no request's path."""
+    # ValueError where the text between parameters could be in no request's path
     for literal in literals:
         if "{" in literal or "}" in literal:
             raise ValueError("must name parameters by letters and _: {name}, {+name} or a last {name…}")
@@ -372,6 +367,7 @@ def _check_literals(literals: list[str]) -> None:
     if ANY in "x".join(literals).split("/"):
         raise ValueError("must not have * as a segment, which stands for itself: write {name} or {path…}")
     refuse_never_sent("x".join(literals))
+    return "".join((*parts, re.escape(literals[-1])))
 
 
 # Templates of an upstream's own paths: what a call is sent to there, by its model and by what it does.

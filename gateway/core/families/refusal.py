@@ -128,7 +128,11 @@ def _quota_exceeded(decision: Decision) -> Refusal:
 
 def _budget_exceeded(decision: Decision) -> Refusal:
     if decision.budget is not None and is_run(decision.budget.budget_id):
-        return _run_exceeded(decision)
+        window = decision.budget
+        assert window is not None
+        if decision.used >= INTEGER_MAX:
+            return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
+        return errors.RunExceeded(f"{_of_budget(decision)}.", retry_helps=False)
     wait = _wait_s(decision)
     resets = _until(decision).replace(" until", "It resets at") if wait else "It never resets"
     return errors.BudgetExceeded(
@@ -136,15 +140,6 @@ def _budget_exceeded(decision: Decision) -> Refusal:
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
-
-
-def _run_exceeded(decision: Decision) -> Refusal:
-    """A run has no room; to end one uses up all its calls."""
-    window = decision.budget
-    assert window is not None
-    if decision.used >= INTEGER_MAX:
-        return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-    return errors.RunExceeded(f"{_of_budget(decision)}.", retry_helps=False)
 
 
 def _of_budget(decision: Decision) -> str:

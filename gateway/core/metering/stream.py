@@ -427,7 +427,15 @@ class StreamMeter(Meter):
     def _take(self, event: bytes, passed: list[bytes]) -> None:
         """Read an event that is complete: it passes, is left out, or is held."""
         if self._oversized is not None:
-            self._end_oversized(event, passed)
+            # The end of an event whose beginning was let go: it may close the stream
+            assert self._oversized is not None
+            self._shorten(event)
+            passed.append(self._oversized.feed(event))
+            rest = self._oversized.take()
+            self._oversized = None
+            self._read_shortened()
+            self.phase = max(self.phase, FINISHED)
+            self._hold(rest, left_out=False)
             return
         was, content = self.phase, self.content_events
         left_out = self._read(event)
@@ -491,17 +499,6 @@ class StreamMeter(Meter):
             self._shortened = TextShortener(self.bounds.event_bytes_max)
         self._shorten(part)
         passed.append(self._oversized.feed(part))
-
-    def _end_oversized(self, event: bytes, passed: list[bytes]) -> None:
-        """The end of an event whose beginning was let go: it may close the stream."""
-        assert self._oversized is not None
-        self._shorten(event)
-        passed.append(self._oversized.feed(event))
-        rest = self._oversized.take()
-        self._oversized = None
-        self._read_shortened()
-        self.phase = max(self.phase, FINISHED)
-        self._hold(rest, left_out=False)
 
     def _shorten(self, part: bytes) -> None:
         shortened = self._shortened

@@ -373,7 +373,8 @@ class BulkLoader(ControlClient):
         wanted = {
             name: raw
             for name, raw, old in zip(names, written, before, strict=True)
-            if old is None or (version_standing(old) <= version and not _same_terms(old, raw))
+            if old is None
+            or (version_standing(old) <= version and old.partition(b",")[2] != raw.partition(b",")[2])
         }
         sets = ((b"SET", name.encode(), raw, b"GET") for name, raw in wanted.items())
         for name, displaced in zip(wanted, await self.ask_together(sets), strict=True):
@@ -427,11 +428,6 @@ def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...
             yield command
     for written in staying.values():
         yield b"MSET", *written
-
-
-def _same_terms(one: bytes, other: bytes) -> bool:
-    """Whether they differ in the version alone, which is said first."""
-    return one.partition(b",")[2] == other.partition(b",")[2]
 
 
 # States as they are written again from what PostgreSQL has, and the holds that are still there. Pure.

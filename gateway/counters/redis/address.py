@@ -152,7 +152,12 @@ def parse_url(
         parts = urlsplit(url)
     except ValueError as error:
         raise SettingError(f"{_PREFIX}URL cannot be read: {error}") from error
-    _refuse_rest(parts)
+    # SettingError for what nobody would read: who writes it means something by it, such as a database
+    known = next((names for kind, names in _QUERIES.items() if parts.scheme.endswith(kind)), ())
+    said = parse_qsl(parts.query, keep_blank_values=True)
+    if parts.fragment or (parts.query and not said) or not {name for name, _ in said} <= {*known}:
+        what = f"no other query than {' and '.join(known)}" if known else "no query"
+        raise SettingError(f"{_PREFIX}URL must have {what}, and no fragment (# is written as %23)")
     if parts.scheme in ("redis+cluster", "rediss+cluster"):
         return _by_members(parts, RedisTls(files) if parts.scheme.startswith("rediss") else None)
     if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
@@ -173,15 +178,6 @@ def parse_url(
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
     tls = RedisTls(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
-
-
-def _refuse_rest(parts: SplitResult) -> None:
-    """SettingError for what nobody would read: who writes it means something by it, such as a database."""
-    known = next((names for kind, names in _QUERIES.items() if parts.scheme.endswith(kind)), ())
-    said = parse_qsl(parts.query, keep_blank_values=True)
-    if parts.fragment or (parts.query and not said) or not {name for name, _ in said} <= {*known}:
-        what = f"no other query than {' and '.join(known)}" if known else "no query"
-        raise SettingError(f"{_PREFIX}URL must have {what}, and no fragment (# is written as %23)")
 
 
 def _logins(parts: SplitResult) -> tuple[str, str, str, str]:

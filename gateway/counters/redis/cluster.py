@@ -193,7 +193,9 @@ class Redirects:
         else:
             there = self._at(to.place)
             known = there if there.connected else None
-            self._wait_for_word(source, partial(self._moved_on, known, hop, command, calls))
+            self._moved.setdefault(source, []).append(partial(self._moved_on, known, hop, command, calls))
+            if source not in self._asking:
+                self._asking[source] = self._loop.create_task(self._find_out(source))
         return True
 
     def close(self) -> None:
@@ -208,11 +210,6 @@ class Redirects:
 
     def _ended(self) -> None:
         self._under_way -= 1
-
-    def _wait_for_word(self, source: RedisConnection, go_on: Callable[[bool], None]) -> None:
-        self._moved.setdefault(source, []).append(go_on)
-        if source not in self._asking:
-            self._asking[source] = self._loop.create_task(self._find_out(source))
 
     async def _find_out(self, source: RedisConnection) -> None:
         """Have everything go on that was moved until its server answers; what comes later asks again."""

@@ -428,7 +428,12 @@ class RedisConnection(asyncio.Protocol):
         if (code := message.partition(" ")[0]) in WHY:
             self.refusal = code, self.answered_at
         if command and message.startswith("ERR Function not found"):
-            self._load_and_retry(wait, command, calls)
+            # Bring the library to a server that lost it, and ask once more; never again without a command
+            if self._loading is None or self._loading.done:
+                self._loading = Wait()
+                self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
+            self._queue(wait, command, calls)
+            self._pending[-1] = (wait, b"", self._waits_from, calls)
         elif isinstance(wait, BatchWaiters) and wait.parts > 1 and message.startswith("CROSSSLOT"):
             self._spreads = False  # a cluster, whatever it said: nothing of it was done
             for apart in commands(wait.calls, spread=False):
@@ -440,14 +445,6 @@ class RedisConnection(asyncio.Protocol):
             asked = wait, command, calls, self._awake.at(self.answered_at) - since
             if self.redirected is None or not self.redirected(self, asked, message):
                 wait.fail(refused(message))
-
-    def _load_and_retry(self, wait: Waiting, command: bytes, calls: int) -> None:
-        """Bring the library to a server that lost it, and ask once more; never again without a command."""
-        if self._loading is None or self._loading.done:
-            self._loading = Wait()
-            self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
-        self._queue(wait, command, calls)
-        self._pending[-1] = (wait, b"", self._waits_from, calls)
 
     def _sweep(self) -> None:
         """Fail what waited too long and open the breaker; close a connection that stalls.

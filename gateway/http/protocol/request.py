@@ -378,7 +378,11 @@ def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
     path, query = _target(target)
     understood, values = read_fields(fields)
     read = RequestHead(method, path, query, minor, understood, values)
-    _check_host(read)
+    hosts = read.all(b"host")
+    if len(hosts) > 1 or (not hosts and read.minor == 1):
+        raise MalformedRequest("There must be one Host field.")
+    if hosts and _HOST.fullmatch(hosts[0]) is None:
+        raise MalformedRequest("The Host field is not a host.")
     _read_framing(read)
     _read_connection(read)
     return read
@@ -423,16 +427,13 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
             raise MalformedRequest("The request target is not a path.")
         target = match[1] if match[1][:1] == b"/" else b"/" + match[1]
     path, mark, query = target.partition(b"?")
-    if _PATH.fullmatch(path) is None or (_BAD_PATH.search(path) is not None and not _has_slashes_alone(path)):
+    if _PATH.fullmatch(path) is None or (
+        _BAD_PATH.search(path) is not None and _BAD_PATH.search(_ENCODED_SLASH.sub(b"/", path)) is not None
+    ):
         raise MalformedRequest("The path holds characters or segments that could be read in two ways.")
     if _QUERY.fullmatch(query) is None:
         raise MalformedRequest("The query holds characters that must be percent-encoded.")
     return path, mark + query
-
-
-def _has_slashes_alone(path: bytes) -> bool:
-    """Whether all that could be read in two ways is an encoded slash: which routes it leads to says more."""
-    return _BAD_PATH.search(_ENCODED_SLASH.sub(b"/", path)) is None
 
 
 def role_of(line: bytes) -> int:
@@ -461,14 +462,6 @@ def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict
             plain = kind.lower.replace(b"_", b"-")
             raise MalformedRequest(f"The field {kind.lower.decode()} must be written {plain.decode()}.")
     return fields, read
-
-
-def _check_host(head: RequestHead) -> None:
-    hosts = head.all(b"host")
-    if len(hosts) > 1 or (not hosts and head.minor == 1):
-        raise MalformedRequest("There must be one Host field.")
-    if hosts and _HOST.fullmatch(hosts[0]) is None:
-        raise MalformedRequest("The Host field is not a host.")
 
 
 def _read_framing(head: RequestHead) -> None:
@@ -540,19 +533,16 @@ class RequestIds:
     def next_id(self, now: float) -> str:
         """A new id of 36 characters; `now` in seconds of any clock that goes on."""
         if not self._ready or now - self._drawn_at > BATCH_S_MAX:
-            self._refill()
+            drawn = self._random(4 + BATCH * TAIL_DIGITS // 2)
+            at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
+            version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F
+            time = f"{at:012x}"
+            prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
+            tails = drawn[4:].hex()
+            whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
+            self._ready = list({prefix + tails[start : start + TAIL_DIGITS] for start in whole})
             self._drawn_at = now
         return self._ready.pop()
-
-    def _refill(self) -> None:
-        drawn = self._random(4 + BATCH * TAIL_DIGITS // 2)
-        at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
-        version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F
-        time = f"{at:012x}"
-        prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
-        tails = drawn[4:].hex()
-        whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
-        self._ready = list({prefix + tails[start : start + TAIL_DIGITS] for start in whole})
 
 
 # A client's side of a connection, framing alone: bytes go in, heads and payloads come out.

@@ -604,7 +604,11 @@ class HeadReader:
         else:
             call = self._understand(head, reading)
         if self._cors is not None:
-            self._tell_origin(call, head, self._cors)
+            # Note what the browser of a page is told, be it asking for a page or for leave to ask
+            call.cors = self._cors.lines(head)
+            preflight = self._cors.preflight(head, call.routed)
+            if preflight is not None:
+                call.routed, call.news = preflight, None
         return call
 
     def remember(self, call: CallHead) -> None:
@@ -669,13 +673,6 @@ class HeadReader:
             ):
                 call.news = reading
         return call
-
-    def _tell_origin(self, call: CallHead, head: bytes, cors: Cors) -> None:
-        """Note what the browser of a page is told, be it asking for a page or for leave to ask."""
-        call.cors = cors.lines(head)
-        preflight = cors.preflight(head, call.routed)
-        if preflight is not None:
-            call.routed, call.news = preflight, None
 
     def _route(self, reading: ParsedHead) -> RoutedHead:
         deciding = _joined(reading.deciding)

@@ -149,23 +149,19 @@ class RouteTable:
             params = {name: unquote(value) for name, value in groups.items()}
             match = _match(routes, method, params, rest)
             if routes[0].path == AUTHORIZE_PATH:
-                return self._authorized(method, path, match)
+                # With the call that another gateway asks for; None where none may pass that is not seen
+                # here. That is a path of our own, and one of stored objects: whose they are is known by
+                # their answers
+                path = asked_path(path)
+                asked = None if path.startswith(OWN_PREFIX) else self.match(method, path)
+                if asked is None or asked.route is None:
+                    return None
+                route = asked.route
+                shows_models = is_list(route) or one_of(route, asked.params)
+                passes = route.meter != "none" or route.family == GENERIC or shows_models
+                return replace(match, asked=asked) if passes else None
             return None if match.params.get("service_key") in self._reserved else match
         return None
-
-    def _authorized(self, method: str, path: str, match: Match) -> Match | None:
-        """With the call that another gateway asks for; None where none may pass that is not seen here.
-
-        That is a path of our own, and one of stored objects: whose they are is known by their answers.
-        """
-        path = asked_path(path)
-        asked = None if path.startswith(OWN_PREFIX) else self.match(method, path)
-        if asked is None or asked.route is None:
-            return None
-        route = asked.route
-        shows_models = is_list(route) or one_of(route, asked.params)
-        passes = route.meter != "none" or route.family == GENERIC or shows_models
-        return replace(match, asked=asked) if passes else None
 
 
 def asked_path(path: str) -> str:

@@ -129,7 +129,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             _report(meter, bytes(read.message.usage), False)
     if is_there(read.usage):
         _report(meter, bytes(read.usage), True)
-    _note_end(meter, read.type)
+    if read.type == "error":
+        meter.failed = True
+    elif read.type == "message_stop":
+        meter.phase = CLOSED
     if meter.call.keeps and may_tell(data):
         meter.told += ids_in_event(loose_document(data))
     return False
@@ -148,13 +151,6 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
     if read.type not in _NO_CONTENT and may_hold_more(data, seen):
         event, holder = loose_document(data), _HOLDERS.get(read.type or "")
         see_content(meter, event if holder is None else event.get(holder), seen)
-
-
-def _note_end(meter: Meter, kind: str | None) -> None:
-    if kind == "error":
-        meter.failed = True
-    elif kind == "message_stop":
-        meter.phase = CLOSED
 
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:

@@ -146,7 +146,14 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     before, whole = meter.text_bytes, final
     for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
-            _note_searches(meter.detail, candidate, place)
+            # Every query of every candidate is a search; events of a stream repeat those so far, or do not
+            assert candidate.grounding_metadata is not None
+            queries = candidate.grounding_metadata.web_search_queries or ()
+            index = candidate.index if isinstance(candidate.index, int) else place
+            meter.detail.used_tool_in(str(index), "web_search", len(queries))
+            chunks = candidate.grounding_metadata.grounding_chunks or ()
+            if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
+                meter.detail.used_tool_in(str(index), "google_maps", 1)  # an answer with places is one use
         _see(meter, candidate)
         if candidate.finish_reason is not None:
             final = True
@@ -158,17 +165,6 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.finished += 1
     if is_there(read.usage_metadata):
         _report(meter, bytes(read.usage_metadata), final)
-
-
-def _note_searches(detail: Detail, candidate: _Candidate, place: int) -> None:
-    """Every query of every candidate is a search; events of a stream repeat those so far, or do not."""
-    assert candidate.grounding_metadata is not None
-    queries = candidate.grounding_metadata.web_search_queries or ()
-    index = candidate.index if isinstance(candidate.index, int) else place
-    detail.used_tool_in(str(index), "web_search", len(queries))
-    chunks = candidate.grounding_metadata.grounding_chunks or ()
-    if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
-        detail.used_tool_in(str(index), "google_maps", 1)  # an answer with places is one use
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:

@@ -16,7 +16,6 @@ from gateway.core.families.openai.shapes import (
     USAGE,
     Choice,
     CompletionChunk,
-    Delta,
     InputDetails,
     OutputDetails,
     read_event,
@@ -130,21 +129,17 @@ def _see(meter: Meter, choice: Choice) -> None:
         if delta.content:
             meter.saw(delta.content)
         if delta.tool_calls is not None or not delta.content:
-            _see_rest(meter, delta)
+            for text in (delta.reasoning_content, delta.reasoning, delta.refusal):
+                if text:
+                    meter.saw(text)
+            functions = [tool_call.function for tool_call in delta.tool_calls or ()]
+            for function in (delta.function_call, *functions):
+                if function is not None:
+                    meter.saw((function.name or "") + (function.arguments or ""))
     if meter.text_bytes > before:
         meter.content_events += 1
     if is_there(choice.finish_reason):
         meter.finished += 1
-
-
-def _see_rest(meter: Meter, delta: Delta) -> None:
-    for text in (delta.reasoning_content, delta.reasoning, delta.refusal):
-        if text:
-            meter.saw(text)
-    functions = [tool_call.function for tool_call in delta.tool_calls or ()]
-    for function in (delta.function_call, *functions):
-        if function is not None:
-            meter.saw((function.name or "") + (function.arguments or ""))
 
 
 def _name(meter: Meter, model: object, tier: object) -> None:
