@@ -141,7 +141,7 @@ class AlertText(NamedTuple):
 
 def worded(event: str, data: Data) -> AlertText:
     """Say an event in words. `data` may lack anything: a message may have waited through an upgrade."""
-    title, sentence = _SAID.get(event, _nameless)(data)
+    title, sentence = (said.format_map(_Fields(data)) for said in _SAID.get(event, ("", "")))
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
     return AlertText(_cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
@@ -180,192 +180,152 @@ def _who(data: Data, kind: str) -> str:
     return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
 
 
-def _quota(data: Data) -> tuple[str, str]:
-    percent, who = plain(data.get("percent")), _who(data, "tenant")
-    used, left = plain(data.get("tokens_used")), plain(data.get("tokens_remaining"))
-    again = data.get("next_reset_at")
-    until = f" It resets on {spoken(again)}." if again else ""
-    return (
-        f"{percent} % of the tokens are used: {who}",
-        f"{who} has used {percent} % of its tokens: {used} are used, {left} remain.{until}",
-    )
-
-
-def _blocked(data: Data) -> tuple[str, str]:
-    who = _who(data, "tenant")
-    why = "by hand" if data.get("manual_block") else "as nothing remains of its tokens"
-    return f"Blocked: {who}", f"Calls of {who} are refused from now on: it was blocked {why}."
-
-
-def _unblocked(data: Data) -> tuple[str, str]:
-    who = _who(data, "tenant")
-    return f"No longer blocked: {who}", f"Calls of {who} are admitted again."
-
-
-def _credits(data: Data) -> tuple[str, str]:
-    who, left = _who(data, "organization"), plain(data.get("credit_balance"))
-    added = plain(data.get("last_added"))
-    return f"Credits are low: {who}", f"{who} has {left} credits left, of {added} last added."
-
-
-def _topped_up(data: Data) -> tuple[str, str]:
-    who, added = _who(data, "organization"), plain(data.get("credits_added"))
-    left = plain(data.get("credit_balance"))
-    price = f"{plain(data.get('unit_cost'))} {plain(data.get('currency'))} each"
-    when = "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now"
-    month = f"number {plain(data.get('of_month'))} of {plain(data.get('monthly_max'))} this month"
-    return (
-        f"Credits were bought automatically: {who}",
-        f"{who} had {left} credits left and gets {added} {when}, at {price}: {month}.",
-    )
-
-
-def _invoice(data: Data) -> tuple[str, str]:
-    number, who = plain(data.get("number")), _who(data, "organization")
-    total = f"{plain(data.get('total_amount'))} {plain(data.get('currency'))}"
-    return f"Invoice {number} is final", f"Invoice {number} of {who} is final: {total}."
-
-
-def _paid(data: Data) -> tuple[str, str]:
-    number, who = plain(data.get("number")), _who(data, "organization")
-    return f"Invoice {number} is paid", f"Nothing is left to pay of invoice {number} of {who}."
-
-
-def _overdue(data: Data) -> tuple[str, str]:
-    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
-    return f"Invoice {number} is overdue", f"Invoice {number} of {who} was due on {due} and is unpaid."
-
-
-def _given_up(data: Data) -> tuple[str, str]:
-    number, who = plain(data.get("number")), _who(data, "organization")
-    return f"Invoice {number} is uncollectible", f"Invoice {number} of {who} is marked as uncollectible."
-
-
-def _reminded(data: Data) -> tuple[str, str]:
-    number, who, due = plain(data.get("number")), _who(data, "organization"), plain(data.get("due_date"))
-    rest = f"{plain(data.get('amount_due'))} {plain(data.get('currency'))}"
-    block = plain(data.get("block_date"))
-    until = f" Calls are refused from {block} on." if block else ""
-    return (
-        f"Please pay invoice {number}",
-        f"{rest} of invoice {number} of {who} was due on {due} and is unpaid.{until}",
-    )
-
-
-def _unpaid_block(data: Data) -> tuple[str, str]:
-    number, who = plain(data.get("number")), _who(data, "organization")
-    return f"Blocked: {who}", f"Calls of {who} are refused from now on: invoice {number} is not paid."
-
-
-def _unpaid_no_more(data: Data) -> tuple[str, str]:
-    who = _who(data, "organization")
-    return f"No longer blocked: {who}", f"Calls of {who} are no longer refused for unpaid invoices."
-
-
-def _ending(data: Data) -> tuple[str, str]:
-    who, end = _who(data, "organization"), plain(data.get("end_date"))
-    return f"A subscription ends: {who}", f"The subscription of {who} ends on {end}."
-
-
-def _test(_: Data) -> tuple[str, str]:
-    return "A test", "Messages arrive here: this one was sent to try it."
-
-
-def _consent(data: Data) -> tuple[str, str]:
-    who, address, link = _who(data, "organization"), plain(data.get("address")), data.get("link")
-    wants = f"{who} wants messages about its use and bills to be sent to {address}."
-    return (
-        f"May {who} have messages sent to you?",
-        f"{wants} If you agree, say so within {LINK_DAYS} days:\n\n{link}\n\nIf you do not, do nothing.",
-    )
-
-
 def _budget_of(data: Data) -> str:
     whom, each = plain(data.get("account")), plain(data.get("each"))
     of = f" of {each} {whom}" if whom else ""
     return f"“{_who(data, 'budget')}”{of} ({_who(data, 'organization')})"
 
 
-def _so_much(data: Data) -> str:
-    unit = plain(data.get("currency")) or plain(data.get("unit"))
-    return f"{plain(data.get('used'))} of {plain(data.get('amount'))} {unit}"
-
-
-def _again(data: Data) -> str:
-    resets = data.get("resets_at")
-    return f" It resets on {spoken(resets, data.get('time_zone'))}." if resets else ""
-
-
-def _threshold(data: Data) -> tuple[str, str]:
-    budget, percent = _budget_of(data), plain(data.get("percent"))
-    return (
-        f"{percent} % of a budget are used: {budget}",
-        f"Of the budget {budget}, {_so_much(data)} are used, {percent} % or more.{_again(data)}",
-    )
-
-
-def _exceeded(data: Data) -> tuple[str, str]:
-    budget, refused = _budget_of(data), " Its calls are refused." if data.get("mode") == "enforce" else ""
-    return (
-        f"A budget is used up: {budget}",
-        f"Of the budget {budget}, {_so_much(data)} are used.{refused}{_again(data)}",
-    )
-
-
-def _forecast(data: Data) -> tuple[str, str]:
-    budget, end = _budget_of(data), spoken(data.get("exhausted_at"), data.get("time_zone"))
-    return (
-        f"A budget will not last: {budget}",
-        f"At this pace the budget {budget} is used up on {end}: {_so_much(data)} are used.{_again(data)}",
-    )
-
-
-def _raise_asked(data: Data) -> tuple[str, str]:
-    budget, until = _budget_of(data), spoken(data.get("until"))
-    unit, reason = plain(data.get("currency")) or plain(data.get("unit")), plain(data.get("reason"))
-    return (
-        f"More is asked for of {budget}",
-        f"The budget {budget} should be raised to {plain(data.get('amount'))} {unit} until {until}: {reason}",
-    )
-
-
-def _sudden(data: Data) -> tuple[str, str]:
+def _somebody(data: Data) -> str:
     kind = plain(data.get("scope"))
-    who, currency = f"{kind.replace('_', ' ')} {_who(data, kind)}", plain(data.get("currency"))
-    usual = f"in the last 7 days it was {plain(data.get('usual'))} {currency} at most at this time of day"
-    return (
-        f"Sudden use: {who}",
-        f"The {who} has used {plain(data.get('cost'))} {currency} since {spoken(data.get('hour'))}; {usual}.",
-    )
+    return f"{kind.replace('_', ' ')} {_who(data, kind)}"
 
 
-def _nameless(_: Data) -> tuple[str, str]:
-    return "", ""
+def _unit(data: Data) -> str:
+    return plain(data.get("currency")) or plain(data.get("unit"))
 
 
-_SAID: Final[Mapping[str, Callable[[Data], tuple[str, str]]]] = {
-    "quota.50": _quota,
-    "quota.80": _quota,
-    "quota.100": _quota,
-    "credits.low": _credits,
-    "credits.topped_up": _topped_up,
-    "tenant.blocked": _blocked,
-    "tenant.unblocked": _unblocked,
-    "invoice.finalized": _invoice,
-    "invoice.paid": _paid,
-    "invoice.overdue": _overdue,
-    "invoice.uncollectible": _given_up,
-    "invoice.reminder": _reminded,
-    "invoice.blocked": _unpaid_block,
-    "invoice.unblocked": _unpaid_no_more,
-    "subscription.ending": _ending,
-    "budget.threshold": _threshold,
-    "budget.exceeded": _exceeded,
-    "budget.forecast": _forecast,
-    "raise.requested": _raise_asked,
-    "usage.sudden": _sudden,
-    "webhook.test": _test,
-    "webhook.consent": _consent,
+def _resets_on(moment: object, time_zone: object = None) -> str:
+    return f" It resets on {spoken(moment, time_zone)}." if moment else ""
+
+
+# What fields of the sentences stand for; any other is a value of the event.
+_WORDS: Final[Mapping[str, Callable[[Data], str]]] = {
+    "tenant": lambda data: _who(data, "tenant"),
+    "organization": lambda data: _who(data, "organization"),
+    "budget": _budget_of,
+    "somebody": _somebody,
+    "unit": _unit,
+    "so_much": lambda data: f"{plain(data.get('used'))} of {plain(data.get('amount'))} {_unit(data)}",
+    "next_reset": lambda data: _resets_on(data.get("next_reset_at")),
+    "again": lambda data: _resets_on(data.get("resets_at"), data.get("time_zone")),
+    "exhausted_at": lambda data: spoken(data.get("exhausted_at"), data.get("time_zone")),
+    "until": lambda data: spoken(data.get("until")),
+    "hour": lambda data: spoken(data.get("hour")),
+    "why": lambda data: "by hand" if data.get("manual_block") else "as nothing remains of its tokens",
+    "when": lambda data: "once their invoice is paid" if data.get("invoicing") == "prepaid" else "now",
+    "block": lambda data: (
+        f" Calls are refused from {block} on." if (block := plain(data.get("block_date"))) else ""
+    ),
+    "refused": lambda data: " Its calls are refused." if data.get("mode") == "enforce" else "",
+    "days": lambda _: str(LINK_DAYS),
+    "link": lambda data: str(data.get("link")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    data: Data
+
+    def __getitem__(self, name: str) -> str:
+        word = _WORDS.get(name)
+        return plain(self.data.get(name)) if word is None else word(self.data)
+
+
+_QUOTA: Final = (
+    "{percent} % of the tokens are used: {tenant}",
+    (
+        "{tenant} has used {percent} % of its tokens: {tokens_used} are used, {tokens_remaining} remain."
+        "{next_reset}"
+    ),
+)
+# The title and the sentence of each event.
+_SAID: Final = {
+    "quota.50": _QUOTA,
+    "quota.80": _QUOTA,
+    "quota.100": _QUOTA,
+    "credits.low": (
+        "Credits are low: {organization}",
+        "{organization} has {credit_balance} credits left, of {last_added} last added.",
+    ),
+    "credits.topped_up": (
+        "Credits were bought automatically: {organization}",
+        (
+            "{organization} had {credit_balance} credits left and gets {credits_added} {when}, at "
+            "{unit_cost} {currency} each: number {of_month} of {monthly_max} this month."
+        ),
+    ),
+    "tenant.blocked": (
+        "Blocked: {tenant}",
+        "Calls of {tenant} are refused from now on: it was blocked {why}.",
+    ),
+    "tenant.unblocked": ("No longer blocked: {tenant}", "Calls of {tenant} are admitted again."),
+    "invoice.finalized": (
+        "Invoice {number} is final",
+        "Invoice {number} of {organization} is final: {total_amount} {currency}.",
+    ),
+    "invoice.paid": (
+        "Invoice {number} is paid",
+        "Nothing is left to pay of invoice {number} of {organization}.",
+    ),
+    "invoice.overdue": (
+        "Invoice {number} is overdue",
+        "Invoice {number} of {organization} was due on {due_date} and is unpaid.",
+    ),
+    "invoice.uncollectible": (
+        "Invoice {number} is uncollectible",
+        "Invoice {number} of {organization} is marked as uncollectible.",
+    ),
+    "invoice.reminder": (
+        "Please pay invoice {number}",
+        (
+            "{amount_due} {currency} of invoice {number} of {organization} was due on {due_date} and is unpaid."
+            "{block}"
+        ),
+    ),
+    "invoice.blocked": (
+        "Blocked: {organization}",
+        "Calls of {organization} are refused from now on: invoice {number} is not paid.",
+    ),
+    "invoice.unblocked": (
+        "No longer blocked: {organization}",
+        "Calls of {organization} are no longer refused for unpaid invoices.",
+    ),
+    "subscription.ending": (
+        "A subscription ends: {organization}",
+        "The subscription of {organization} ends on {end_date}.",
+    ),
+    "budget.threshold": (
+        "{percent} % of a budget are used: {budget}",
+        "Of the budget {budget}, {so_much} are used, {percent} % or more.{again}",
+    ),
+    "budget.exceeded": (
+        "A budget is used up: {budget}",
+        "Of the budget {budget}, {so_much} are used.{refused}{again}",
+    ),
+    "budget.forecast": (
+        "A budget will not last: {budget}",
+        "At this pace the budget {budget} is used up on {exhausted_at}: {so_much} are used.{again}",
+    ),
+    "raise.requested": (
+        "More is asked for of {budget}",
+        "The budget {budget} should be raised to {amount} {unit} until {until}: {reason}",
+    ),
+    "usage.sudden": (
+        "Sudden use: {somebody}",
+        (
+            "The {somebody} has used {cost} {currency} since {hour}; in the last 7 days it was {usual} "
+            "{currency} at most at this time of day."
+        ),
+    ),
+    "webhook.test": ("A test", "Messages arrive here: this one was sent to try it."),
+    "webhook.consent": (
+        "May {organization} have messages sent to you?",
+        (
+            "{organization} wants messages about its use and bills to be sent to {address}. "
+            "If you agree, say so within {days} days:\n\n{link}\n\nIf you do not, do nothing."
+        ),
+    ),
 }
 
 
