@@ -279,8 +279,8 @@ _SAID: Final = {
     "invoice.reminder": (
         "Please pay invoice {number}",
         (
-            "{amount_due} {currency} of invoice {number} of {organization} was due on {due_date} and is unpaid."
-            "{block}"
+            "{amount_due} {currency} of invoice {number} of {organization} was due on {due_date} "
+            "and is unpaid.{block}"
         ),
     ),
     "invoice.blocked": (
