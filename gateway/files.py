@@ -10,11 +10,14 @@ import os
 import select
 import ssl
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import parse_qsl, urlsplit
 
 # Of a file that holds a secret, such as a URL with a password.
 SECRET_BYTES_MAX = 64 * 1024
+# What files were like when they were looked at; None is not there.
+Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
@@ -38,6 +41,19 @@ def is_readable(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def seen(files: Iterable[str | None]) -> Seen:
+    """By which another content of files is known."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in filter(None, files):
+        try:
+            there = os.stat(file)  # before a connection, so as little as there may be
+        except OSError:
+            found.append(None)
+        else:
+            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
+    return tuple(found)
 
 
 def https_with(ca_file: str | None) -> ssl.SSLContext:

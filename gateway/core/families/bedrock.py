@@ -7,7 +7,6 @@ are `inputTokens` + cache reads + cache writes + `outputTokens`; a stream tells 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     id_in,
     inner,
     maximum,
@@ -59,9 +59,7 @@ _OWN_FIELDS: Final = frozenset(
 )
 
 
-def read_invoke(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_invoke(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Anthropic's messages, as InvokeModel takes them."""
     version = document.get("anthropic_version")
     if not isinstance(version, str) or not version:
@@ -72,16 +70,14 @@ def read_invoke(
         )
     if "stream" in document:
         raise InvalidRequest("stream: the path says it, leave the field out.", param="stream")
-    calls.read_messages(call, document, path_params, bounds)
+    calls.read_messages(call, document, params, bounds)
     call.streamed = call.meter == "bedrock_invoke_stream"
 
 
-def read_converse(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_converse(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A conversation with any model."""
     _CONVERSE.check(document)
-    call.model = model_in_path(document, path_params.get("model"))
+    call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "bedrock_converse_stream"
     config = inner(document, "inferenceConfig", _INFERENCE)
     if config is not None:

@@ -6,7 +6,6 @@ routes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.billing.price_book import IMAGES
@@ -16,6 +15,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     flag,
     maximum,
     model_name,
@@ -39,28 +39,22 @@ _CONTENT: Final = frozenset(
 )
 
 
-def read_chat(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_chat(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     _CHAT.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
 
 
-def read_embed(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Embeddings, which produce no tokens."""
     _PLAIN.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
 
 
-def read_rerank(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A reranking: it holds the search units that its documents can be."""
-    read_embed(call, document, path_params, bounds)
+    read_embed(call, document, params, bounds)
     documents = document.get("documents")
     if not isinstance(documents, list) or not documents:
         raise InvalidRequest("documents must be a list of texts.", param="documents")

@@ -6,13 +6,14 @@ depends on it. It has one spelling and one type; whatever is not named here pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from gateway.errors import InvalidRequest
 
 Document = dict[str, object]
+PathParams = Mapping[str, str]
 
 # Models that an upstream in front of others may use instead (OpenRouter, LiteLLM).
 MODEL_LISTS = (

@@ -15,7 +15,7 @@ import msgspec
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget
-from gateway.core.families.controlled import Document, id_in, ids_in
+from gateway.core.families.controlled import Document, PathParams, id_in, ids_in
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
@@ -107,7 +107,7 @@ ID_CHARACTERS_MAX = 512
 TOLD_MAX = 1_024  # ids kept of one answer
 
 # Fills in a call from its document and the parameters of its path; `InvalidRequest` names a wrong field.
-Reader = Callable[[CallRequest, Document, Mapping[str, str], UsageBounds], None]
+Reader = Callable[[CallRequest, Document, PathParams, UsageBounds], None]
 
 
 class SocketMessages(Protocol):

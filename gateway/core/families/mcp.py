@@ -14,7 +14,7 @@ from typing import Final
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.routes import Route
-from gateway.core.families.controlled import ControlledNames, Document
+from gateway.core.families.controlled import ControlledNames, Document, PathParams
 from gateway.core.families.family import ApiFamily, CallKind, object_in
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import loose_document
@@ -62,15 +62,13 @@ def routes_of(server: str) -> tuple[Route, ...]:
     )
 
 
-def read_message(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
-    """One message; `path_params` has the fields of its head that say the same as its body."""
+def read_message(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """One message; `params` has the fields of its head that say the same as its body."""
     id_ = document.get("id")
     if isinstance(id_, str | int) and not isinstance(id_, bool):
         call.reply_to = id_
     try:
-        _read(call, document, path_params)
+        _read(call, document, params)
     except InvalidRequest as refusal:
         refusal.reply_to = call.reply_to
         raise

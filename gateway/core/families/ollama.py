@@ -5,7 +5,6 @@ Tokens are `prompt_eval_count` + `eval_count` of the last object. An upstream of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -15,6 +14,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     flag,
     inner,
     maximum,
@@ -34,9 +34,7 @@ _CALL = ControlledNames("model", "stream", "options", *OF_EVERY_FAMILY)
 _OPTIONS = ControlledNames("num_predict")
 
 
-def read_call(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_call(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A chat or a completion: a stream, unless the call says otherwise."""
     _CALL.check(document)
     call.model = model_name(document.get("model"))
@@ -46,9 +44,7 @@ def read_call(
         call.output_max = maximum(options, "num_predict", bounds.usage_tokens_max, "options.")
 
 
-def read_embed(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Embeddings, which produce no tokens."""
     _CALL.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0

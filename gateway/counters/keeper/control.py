@@ -50,7 +50,7 @@ from gateway.counters.keeper.client import (
     UNVERIFIED,
     Client,
     entries_behind,
-    entry_of,
+    entries_in,
 )
 from gateway.counters.keeper.uses import amend, charge_late, charge_use
 from gateway.counters.layouts import packing, states
@@ -730,11 +730,6 @@ class BudgetAccounts(ControlClient):
                     for at, more in enumerate((hold.money, hold.raw_tokens, 1)):
                         sums[at] += more
         return found, calls
-
-
-def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
-    """What XRANGE answers."""
-    return list(map(entry_of, answer)) if isinstance(answer, list) else []
 
 
 def _held(held: Held, name: str, fields: Sequence[float]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.keys import Place
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersUnavailable, SettingError
-from gateway.files import UrlFile, require_regular
+from gateway.files import Seen, UrlFile, require_regular, seen
 
 # TLS to Redis: read again when a file of it changes.
 #
@@ -28,26 +27,25 @@ from gateway.files import UrlFile, require_regular
 # file that cannot be used changes nothing, and is logged once.
 
 _log = logging.getLogger("tollkeeper.redis")
-_Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 class RedisTls:
     """What connections to Redis are made with; `SettingError` where a file cannot be used."""
 
     def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._seen = _seen(files)
+        self._files, self._paths = files, (files.authority, files.certificate, files.key)
+        self._seen = seen(self._paths)
         self._context = _made(files)
         self._why = ""
 
     def context(self) -> ssl.SSLContext:
         """For a connection that is made now."""
-        found = _seen(self._files)
+        found = seen(self._paths)
         if found != self._seen:
             self._renew(found)
         return self._context
 
-    def _renew(self, found: _Seen) -> None:
+    def _renew(self, found: Seen) -> None:
         try:
             self._context = _made(self._files)
         except SettingError as error:  # tried again with the next connection: rights may change
@@ -78,19 +76,6 @@ def _made(files: TlsFiles) -> ssl.SSLContext:
 
 def _why(error: OSError) -> str:
     return "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
-
-
-def _seen(files: TlsFiles) -> _Seen:
-    """By which another content of files is known."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in filter(None, (files.authority, files.certificate, files.key)):
-        try:
-            there = os.stat(file)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
-    return tuple(found)
 
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
-from gateway.files import https_with, is_readable, require_regular
+from gateway.files import Seen, https_with, is_readable, require_regular, seen
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
@@ -43,8 +42,6 @@ from gateway.outbound.tunnel import Tunnel, cause_of, tls_with
 # How often files are looked at, at most.
 LOOK_S = 5.0
 
-_Seen = tuple[tuple[int, int, int] | None, ...]
-
 
 class DialAddress:
     """One target's place; `host` and `port` are dialled, its proxy's where it has one.
@@ -57,7 +54,7 @@ class DialAddress:
         via = target.via
         files = (target.ca_file, target.cert_file, target.key_file, via.ca_file if via is not None else None)
         self._files = tuple(file for file in files if file)
-        self._seen = _seen(self._files)
+        self._seen = seen(self._files)
         self._made, self._of_proxy = place_of(target), tls_with(via)
         self._look_at = 0.0
         self._why = ""
@@ -69,7 +66,7 @@ class DialAddress:
         """How to connect now, a second of any clock, as asyncio takes it."""
         if self._files and now >= self._look_at:
             self._look_at = now + LOOK_S
-            found = _seen(self._files)
+            found = seen(self._files)
             if found != self._seen:
                 self._renew(found)
         return self._made
@@ -79,7 +76,7 @@ class DialAddress:
         via, made = self._target.via, self._made
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
-    def _renew(self, found: _Seen) -> None:
+    def _renew(self, found: Seen) -> None:
         try:
             self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
         except OSError as error:  # `ssl.SSLError` is one: a file that is no PEM, or no pair
@@ -103,19 +100,6 @@ def place_of(target: UpstreamTarget) -> dict[str, Any]:
         require_regular(target.cert_file, target.key_file)
         context.load_cert_chain(target.cert_file, target.key_file, password=lambda: b"")
     return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
-
-
-def _seen(files: tuple[str, ...]) -> _Seen:
-    """By which another content of files is known."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in files:
-        try:
-            there = os.stat(file)  # before a connection, so as little as there may be
-        except OSError:
-            found.append(None)
-        else:
-            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
-    return tuple(found)
 
 
 FRESH_S = 0.25

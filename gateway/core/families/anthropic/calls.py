@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
@@ -10,6 +10,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     flag,
     inner,
     maximum,
@@ -34,12 +35,10 @@ _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVE
 _METADATA = ControlledNames("user_id")
 
 
-def read_messages(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_messages(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Messages, whose model is in the path where that has a place for it."""
     _MESSAGES.check(document)
-    named = path_params.get("model")
+    named = params.get("model")
     call.model = model_in_path(document, named) if named else model_name(document.get("model"))
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
@@ -13,6 +13,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     choices,
     elements,
     id_in,
@@ -38,12 +39,10 @@ _GENERATION_CONFIG = ControlledNames(
 )
 
 
-def read_generate(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_generate(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Contents to generate, streamed or not by the path."""
     _GENERATE.check(document)
-    call.model = model_in_path(document, path_params.get("model"))
+    call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "gemini_stream"
     camel = inner(document, "generationConfig", _GENERATION_CONFIG)
     snake = inner(document, "generation_config", _GENERATION_CONFIG)
@@ -68,12 +67,10 @@ def read_generate(
         _one(config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount")
 
 
-def read_embed(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Embeddings, which produce no tokens."""
     _EMBED.check(document)
-    call.model = model_in_path(document, path_params.get("model"))
+    call.model = model_in_path(document, params.get("model"))
     call.output_max = 0
 
 

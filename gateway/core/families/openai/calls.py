@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
@@ -10,6 +10,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     choices,
     flag,
     inner,
@@ -48,9 +49,7 @@ _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_F
 _ENCODINGS = (None, "float", "base64")
 
 
-def read_chat(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_chat(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     _read_common(call, document, _CHAT, bounds)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
@@ -58,9 +57,7 @@ def read_chat(
     call.choices = choices(document, "n", bounds.choices_max)
 
 
-def read_completions(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A completion: each prompt makes its own choices."""
     _read_common(call, document, _COMPLETIONS, bounds)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
@@ -68,9 +65,7 @@ def read_completions(
     call.choices = each * max(1, _prompts(document.get("prompt")) + _prompts(document.get("prompt_embeds")))
 
 
-def read_responses(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_responses(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     _read_common(call, document, _RESPONSES, bounds)
     inner(document, "prompt", _PROMPT)
     call.background = flag(document, "background")
@@ -79,9 +74,7 @@ def read_responses(
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 
-def read_embeddings(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_embeddings(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Embeddings, which produce no tokens."""
     _read_common(call, document, _EMBEDDINGS, bounds)
     if document.get("encoding_format") not in _ENCODINGS:
@@ -89,9 +82,7 @@ def read_embeddings(
     call.output_max, call.streamed = 0, False
 
 
-def read_moderations(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_moderations(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Texts and pictures that are judged, which produces no tokens."""
     _read_common(call, document, _MODERATIONS, bounds)
     call.output_max, call.streamed = 0, False
