@@ -84,6 +84,10 @@ def _of_account(letter: str) -> Callable[[int, int], str]:
     return lambda partition, id_: f"tk:{{p{partition:02d}}}:{letter}:{id_}"
 
 
+def _of_name(letter: str) -> Callable[[int, str], str]:
+    return lambda partition, name: f"tk:{{p{partition:02d}}}:{letter}:{name}"
+
+
 # By the anchor of a server: the name of its data's history, the promotion it is verified behind, the pulses
 # of processes, the history that all of it was verified under, the workers' reports.
 history, promotion, pulses = map(_of_server, ("history", "promotion", "pulses"))
@@ -92,6 +96,8 @@ verified, workers = map(_of_server, ("verified", "workers"))
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")
 parked, late, control = _of_partition("w"), _of_partition("late"), _of_partition("g")
+# The jobs of its organizations, by when they were made.
+jobs = _of_partition("jobs")
 # By the partition and an API key's id: its state, and what it asked of its own usage lately.
 key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
@@ -99,6 +105,15 @@ tenant_state = _of_account("t")
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 # By the partition and a tenant's id: its runs that are remembered.
 runs = _of_account("runs")
+# By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; of a
+# run's, the run as it was made, and the runs that draw from it.
+budget_account, run, children = _of_name("b"), _of_name("run"), _of_name("children")
+# By the partition and an id: the record of a hold that a caller took by the API, and how a caller ended it:
+# the first to say it writes it. A job by the id of its hold; by its upstream's id, the id of its hold; that a
+# worker looks at it now.
+caller_hold, hold_end, job, job_look = map(_of_name, ("hold", "end", "job", "look"))
+# The answer to a request with an `Idempotency-Key`; the digest is of its API key and of that.
+idempotent = _of_name("idem")
 
 
 def marked(partition: int) -> str:
@@ -114,54 +129,9 @@ def marked_partition(name: bytes) -> int | None:
     return _MARKED.get(name)
 
 
-def budget_account(partition: int, name: str) -> str:
-    """An account of budgets, by its name (`gateway/core/accounts/budgets.py`)."""
-    return f"tk:{{p{partition:02d}}}:b:{name}"
-
-
 def each_accounts(partition: int, name: str) -> str:
     """Those accounts for each that are like this one; the part of its name before the colon names them."""
     return f"tk:{{p{partition:02d}}}:each:{name.partition(':')[0]}"
-
-
-def run(partition: int, name: str) -> str:
-    """A run as it was made, by the name of its account."""
-    return f"tk:{{p{partition:02d}}}:run:{name}"
-
-
-def children(partition: int, name: str) -> str:
-    """The runs that draw from a run, by the name of its account."""
-    return f"tk:{{p{partition:02d}}}:children:{name}"
-
-
-def caller_hold(partition: int, id_: str) -> str:
-    """The record of a hold that a caller took by the API."""
-    return f"tk:{{p{partition:02d}}}:hold:{id_}"
-
-
-def hold_end(partition: int, id_: str) -> str:
-    """How a caller ended such a hold: the first to say it writes it."""
-    return f"tk:{{p{partition:02d}}}:end:{id_}"
-
-
-def idempotent(partition: int, digest: str) -> str:
-    """The answer to a request with an `Idempotency-Key`; the digest is of its API key and of that."""
-    return f"tk:{{p{partition:02d}}}:idem:{digest}"
-
-
-def jobs(partition: int) -> str:
-    """The jobs of a partition's organizations, by when they were made."""
-    return f"tk:{{p{partition:02d}}}:jobs"
-
-
-def job(partition: int, id_: str) -> str:
-    """A job by the id of its hold; by its upstream's id, the id of its hold."""
-    return f"tk:{{p{partition:02d}}}:job:{id_}"
-
-
-def job_look(partition: int, hold_id: str) -> str:
-    """That a worker looks at a job now."""
-    return f"tk:{{p{partition:02d}}}:look:{hold_id}"
 
 
 def capacity(upstream: str, model: str) -> tuple[int, tuple[str, str]]:
