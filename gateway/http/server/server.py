@@ -307,7 +307,7 @@ class DataPlane:
         workloads: Sequence[tuple[str, str]] = (),
         models: Sequence[ModelRule] = (),
     ) -> None:
-        loop = asyncio.get_running_loop()
+        loop, ports = asyncio.get_running_loop(), self.observed(ports)
         self.limits = limits
         self.draining = False
         self.buffers = Buffers(limits)
@@ -330,6 +330,10 @@ class DataPlane:
         self._orphans: set[Exchange] = set()
         self._listening: Listener | None = None
         self._stopping = Shutdown(self._connections, self._orphans, self.clock, ports.seconds)
+
+    def observed(self, ports: Ports) -> Ports:
+        """The ports as calls use them."""
+        return ports
 
     def renew(  # noqa: PLR0917  # as it is made
         self,

@@ -7,16 +7,13 @@ body, query, user or metadata is among them; a model's name is, once an upstream
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from gateway.core.accounts.outbox import read_facts
-from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
-from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import OF_METER, SHAPES
-from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.traces import Span, SpanKind, Trace, Value
 from gateway.http.ports import CountersPort, Ports, Tracer
@@ -32,34 +29,11 @@ _T = TypeVar("_T")
 class TracedPlane(DataPlane):
     """A `DataPlane` whose requests have spans. `ports.tracer` takes them."""
 
-    def __init__(  # noqa: PLR0917  # as the plane it is: mypyc passes no starred arguments on to `super()`
-        self,
-        ports: Ports,
-        routes: Sequence[Route],
-        targets: Sequence[UpstreamTarget],
-        limits: HttpLimits,
-        pepper: bytes,
-        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
-        bounds: UsageBounds = DEFAULT_BOUNDS,
-        origins: frozenset[bytes] = frozenset(),
-        workloads: Sequence[tuple[str, str]] = (),
-        models: Sequence[ModelRule] = (),
-    ) -> None:
+    def observed(self, ports: Ports) -> Ports:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
-        super().__init__(
-            replace(ports, counters=self._timed),
-            routes,
-            targets,
-            limits,
-            pepper,
-            services,
-            bounds,
-            origins,
-            workloads,
-            models,
-        )
+        return replace(ports, counters=self._timed)
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         exchange = super().exchange(connection, head)
