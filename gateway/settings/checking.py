@@ -203,6 +203,10 @@ def origins_of(text: str) -> frozenset[bytes]:
     return frozenset(word.encode() for word in words)
 
 
+# What a whole value has to be read by, and what it should be.
+_READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "cors_origins": (origins_of, ORIGINS_WANTED), "price_as": (read_stand_ins, WANTED),
+}  # fmt: skip
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 # Part of the type of a setting that is a secret.
 IS_SECRET = msgspec.Meta(extra={"secret": True})
@@ -223,16 +227,12 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
         raise SettingError(f"{said} is not valid: expected name@example.com")
     if name in SCHEMES and (expected := fault(name, str(found))):
         raise SettingError(f"{said} is not valid: expected {expected}")
-    if name == "cors_origins":
+    if name in _READ_BY:
+        read, right = _READ_BY[name]
         try:
-            origins_of(found)
+            read(found)
         except ValueError as error:
-            raise SettingError(f"{said} is not valid: {error}; expected {ORIGINS_WANTED}") from error
-    if name == "price_as":
-        try:
-            read_stand_ins(found)
-        except ValueError as error:
-            raise SettingError(f"{said} is not valid: {error}; expected {WANTED}") from error
+            raise SettingError(f"{said} is not valid: {error}; expected {right}") from error
     return found
 
 

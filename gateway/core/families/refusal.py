@@ -104,15 +104,6 @@ def _rate_limited(decision: Decision) -> Refusal:
     )
 
 
-def _concurrency_limited(decision: Decision) -> Refusal:
-    return errors.ConcurrencyLimited(
-        f"Concurrency limit of {_scope(decision)}: {decision.used} of {decision.limit} requests "
-        "at once are in flight. Try again when one of them has ended.",
-        retry_after_s=1,
-        retry_helps=True,
-    )
-
-
 def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
     # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
@@ -185,14 +176,6 @@ def _quota_held(decision: Decision) -> Refusal:
     )
 
 
-def _insufficient_credits(decision: Decision) -> Refusal:
-    return errors.InsufficientCredits(
-        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held). "
-        "They do not cover this request until credits are added.",
-        retry_helps=False,
-    )
-
-
 def _spend_cap_reached(decision: Decision) -> Refusal:
     left, until = _amount(decision, max(0, decision.limit - decision.used)), _until(decision)
     resets = until.replace(" until", " It resets at") + "." if until else ""
@@ -203,10 +186,6 @@ def _spend_cap_reached(decision: Decision) -> Refusal:
     )
 
 
-def _unavailable(decision: Decision) -> Refusal:
-    return errors.CountersUnavailable(retry_after_s=1)
-
-
 def _revoked(decision: Decision) -> Refusal:
     refusal = errors.InvalidApiKey()
     refusal.failure = "revoked"
@@ -214,17 +193,27 @@ def _revoked(decision: Decision) -> Refusal:
 
 
 _MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
-    Verdict.UNVERIFIED: _unavailable,
-    Verdict.STALE: _unavailable,
-    Verdict.UNKNOWN_ACCOUNT: _unavailable,
+    **dict.fromkeys(
+        (Verdict.UNVERIFIED, Verdict.STALE, Verdict.UNKNOWN_ACCOUNT),
+        lambda decision: errors.CountersUnavailable(retry_after_s=1),
+    ),
     Verdict.REVOKED: _revoked,
     Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(retry_helps=False),
     Verdict.NOT_INCLUDED: lambda decision: errors.ServiceNotIncluded(retry_helps=False),
     Verdict.RATE_LIMITED: _rate_limited,
-    Verdict.CONCURRENCY_LIMITED: _concurrency_limited,
+    Verdict.CONCURRENCY_LIMITED: lambda decision: errors.ConcurrencyLimited(
+        f"Concurrency limit of {_scope(decision)}: {decision.used} of {decision.limit} requests "
+        "at once are in flight. Try again when one of them has ended.",
+        retry_after_s=1,
+        retry_helps=True,
+    ),
     Verdict.QUOTA_EXCEEDED: _quota_exceeded,
     Verdict.QUOTA_HELD: _quota_held,
-    Verdict.INSUFFICIENT_CREDITS: _insufficient_credits,
+    Verdict.INSUFFICIENT_CREDITS: lambda decision: errors.InsufficientCredits(
+        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held). "
+        "They do not cover this request until credits are added.",
+        retry_helps=False,
+    ),
     Verdict.SPEND_CAP_REACHED: _spend_cap_reached,
     Verdict.BUDGET_EXCEEDED: _budget_exceeded,
 }

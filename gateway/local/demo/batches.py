@@ -72,9 +72,7 @@ class Batches:
         batch = self.batches.get(id_)
         if batch is None:
             return _missing()
-        if more == "cancel" and batch.said["status"] == "in_progress":
-            self._finish(batch, work, "cancelled", len(batch.lines) // 2)
-        return 200, self._now(batch, work)
+        return 200, self._now(batch, work, more)
 
     def _messages(  # noqa: PLR0917  # as `answer`
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes, work: Work
@@ -89,9 +87,7 @@ class Batches:
         batch = self.batches.get(id_)
         if batch is None:
             return _missing()
-        if more == "cancel" and batch.said["status"] == "in_progress":
-            self._finish(batch, work, "cancelled", len(batch.lines) // 2)
-        said = self._now(batch, work)
+        said = self._now(batch, work, more)
         if method == "DELETE":
             del self.batches[id_]
             return 200, {"id": id_, "type": "message_batch_deleted"}
@@ -125,9 +121,7 @@ class Batches:
         if method == "DELETE":
             del self.batches[batch.said["id"]]
             return 200, {"id": id_, "object": "response", "deleted": True}
-        if more == "cancel" and batch.said["status"] == "in_progress":
-            self._finish(batch, work, "cancelled", 0)
-        said = self._now(batch, work)
+        said = self._now(batch, work, more)
         done = self.files.get(said["output_file_id"] or "")
         return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(said)
 
@@ -181,7 +175,9 @@ class Batches:
             del self.batches[next(iter(self.batches))]
         return said
 
-    def _now(self, batch: _DemoBatch, work: Work) -> dict[str, Any]:
+    def _now(self, batch: _DemoBatch, work: Work, more: str | None = None) -> dict[str, Any]:
+        if more == "cancel" and batch.said["status"] == "in_progress":
+            self._finish(batch, work, "cancelled", len(batch.lines) // 2)
         if batch.said["status"] == "in_progress" and time.time() >= batch.ends_at:
             wished = int(batch.said["metadata"].get("demo_lines", len(batch.lines)))
             self._finish(batch, work, batch.end, 0 if batch.end == "failed" else wished)
