@@ -83,7 +83,6 @@ class DataDirectory:
             raise
 
     def forget(self, name: str) -> None:
-        """Remove a file kept here."""
         (self.path / name).unlink(missing_ok=True)
 
 

@@ -87,7 +87,6 @@ class Jobs:
         return self._stored.find(caller, id_)
 
     def fetch(self, upstream: str, path: str, bytes_max: int) -> asyncio.Task[bytes]:
-        """What an upstream has there, as it is. Fails with the `Refusal` it earns."""
         return asyncio.create_task(self._fetched(upstream, path, bytes_max))
 
     def ask(

@@ -217,16 +217,13 @@ class Meter:
         self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the answer; return those to pass on now."""
         return chunk
 
     def finish(self) -> bytes:
-        """The answer is complete; return what is left to pass on. Not called for a broken one."""
         self.ended = True
         return b""
 
     def whole(self, answer: bytes) -> bytes:
-        """Take an answer that is complete already; return what to pass on of it."""
         return self.feed(answer) + self.finish()
 
     def cut(self) -> bytes:
@@ -251,12 +248,10 @@ class Meter:
 
     @property
     def produced(self) -> bool:
-        """True once the first content or the first report of use was seen."""
         return self.reported or self.content_events > 0 or self.text_bytes > 0
 
     @property
     def known(self) -> bool:
-        """True once nothing that may still come changes what is charged."""
         return False
 
     def observed(self) -> int:
@@ -265,7 +260,6 @@ class Meter:
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
-        """What `observed` is made of."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -275,7 +269,6 @@ class Meter:
         )
 
     def usage(self) -> TokenUsage:
-        """Return what this answer is charged, as far as it came."""
         ended_well = self.ended and not self.failed and 200 <= self.status < 300
         if ended_well and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()

@@ -197,7 +197,6 @@ class FreeMeter(Meter):
         return passed
 
     def finish(self) -> bytes:
-        """Read what objects the document tells of."""
         self.ended = True
         if self._tail is None:
             return b""
@@ -441,7 +440,6 @@ class EncodedMeter:
 
     @property
     def surplus(self) -> bool:
-        """True once more came behind the end of the answer inside than is kept."""
         return self._inner.surplus
 
     @property
@@ -450,7 +448,6 @@ class EncodedMeter:
 
     @property
     def produced(self) -> bool:
-        """True once the first content or the first report of use was seen."""
         return self._inner.produced
 
     @property

@@ -112,7 +112,6 @@ class Brackets:
         self._in_text = self._escaped = self._seen = False
 
     def feed(self, piece: bytes) -> None:
-        """Take the next piece."""
         if not piece:
             return
         at = int(self._escaped)
@@ -242,7 +241,6 @@ class TextShortener:
         self._within = -1
 
     def feed(self, part: bytes) -> None:
-        """Take the next bytes."""
         if self._rest:
             part, self._rest = self._rest + part, b""
         kept: list[bytes] = []
@@ -414,7 +412,6 @@ class StreamMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes of the answer that are kept in memory."""
         return self._shortened.kept + (
             self.withheld if self.texts is None else self.withheld + self.text_bytes
         )
@@ -532,6 +529,5 @@ class OpaqueMeter(Meter):
         return self._tail.feed(chunk)
 
     def finish(self) -> bytes:
-        """The answer is complete; return the rest."""
         self.ended = True
         return self._tail.take()

@@ -455,17 +455,12 @@ class Directory(CallerCache):
         return BASE_CURRENCY if terms is None else terms.currency
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
-        """The lists of models of a caller's organization, tenants and users; None where there are none.
-
-        CountersUnavailable where its terms are not known.
-        """
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
         return terms.models
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """What a caller's runs are held to. CountersUnavailable where its terms are not known."""
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
@@ -485,6 +480,5 @@ class Directory(CallerCache):
         return found
 
     def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
-        """The same of the model that stands in for one without a price; None where none does."""
         other = self.stand_ins.of(model)
         return self.price(caller, other, ago_s, own) if other else None

@@ -299,11 +299,9 @@ class Catalogue:
         return self._services
 
     def models(self) -> tuple[ModelRule, ...]:
-        """The models that people configured: the same object until they are others."""
         return self._models
 
     def shares(self) -> tuple[Share, ...]:
-        """The shares of upstreams' capacity: the same object until they are others."""
         return self._shares
 
     async def refresh(self) -> None:

@@ -91,7 +91,6 @@ class CallerHolds:
         return found.id, b""
 
     async def forget(self, caller: Caller, key: str) -> None:
-        """The request was refused: the next one with its key is a new one."""
         await self._ask(caller.partition, b"DEL", _idempotent(caller, key))
 
     async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
@@ -102,7 +101,6 @@ class CallerHolds:
             await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
 
     async def find(self, caller: Caller, id_: str) -> CallerHold:
-        """A hold of the caller's tenant; `HoldNotFound`."""
         if not id_.isascii() or len(id_) != ID_CHARACTERS:
             raise HoldNotFound
         raw = await self._ask(caller.partition, b"GET", keys.caller_hold(caller.partition, id_).encode())
@@ -142,10 +140,6 @@ class CallerHolds:
         await self._ask(hold.partition, b"DEL", _end(hold))
 
     async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
-        """Give it so much time from now, and hold what of the wanted is free; what it holds then.
-
-        `HoldEnded` where it is not there any more.
-        """
         p = hold.partition
         wire, accounts = self._wires.of(p), account_keys(p, hold.budgets, indexed=False)
         names = (

@@ -44,7 +44,6 @@ class StoredJobs:
         return begin(self._own(job, id_))
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
-        """The job that a caller's organization knows by its upstream's id."""
         return begin(self._find(caller, id_))
 
     async def _keep(self, job: Job) -> None:

@@ -40,7 +40,6 @@ class AccountHeads(Client):
         return {id_: _quota(state) if state else None for id_, state in found.items()}
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
-        """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
         found = await self.peek(states.OrganizationState, organizations)
         return {id_: state.balance if state else None for id_, state in found.items()}
 

@@ -522,7 +522,6 @@ class DataPlane:
         return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
 
     def tell(self, exchange: Exchange) -> None:
-        """Begin the handling of a request."""
         handle = open_socket if exchange.routed.accept else self._handlers.get(exchange.routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 

@@ -66,7 +66,6 @@ class TimedCounters:
         return self._reserve(request, trace)
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
-        """Replace a hold by the actual use."""
         trace = self.traces.get(settlement.request_id)
         if trace is None:
             return self._counters.settle(settlement)

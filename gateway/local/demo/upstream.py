@@ -152,7 +152,6 @@ class DemoExchange:
     complete: bool = False
 
     def finish(self) -> None:
-        """Everything was produced, sent or not."""
         self.spoken = self.values["output"]
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 

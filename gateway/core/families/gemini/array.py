@@ -72,7 +72,6 @@ class ArrayMeter(Meter):
         return self._pass(chunk, before)
 
     def finish(self) -> bytes:
-        """The answer is complete; return what waited."""
         self.ended = True
         if not self._first_end:  # there was no element
             self.unreadable(max(self._fed - self.text_bytes, 0))
