@@ -104,7 +104,9 @@ def _add(
     periods = list(_periods(model, told))
     names = list(dict.fromkeys(_names(model, told))) if periods else ()
     for match, name in names:
-        samples = _samples(name, match)
+        # Names that a pattern has: a date's prefix is none yet.
+        dated = match == PREFIX and name[-3:] in {"-20", "@20"}
+        samples = (f"{name}260101", f"{name}26-01-01") if dated else (name,)
         found = [next((each for each in provider.models if each.is_match(one)), None) for one in samples]
         if (match, name) in taken or model not in found or not 0 < len(name) <= MODEL_CHARS_MAX:
             continue
@@ -128,12 +130,6 @@ def _regional(provider: str, name: str) -> Row:
     found = _VERSION.search(name)
     version_ = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
     return factors if version_ >= since else {}
-
-
-def _samples(name: str, match: str) -> tuple[str, ...]:
-    """Names that a pattern has: a date's prefix is none yet."""
-    dated = match == PREFIX and name[-3:] in {"-20", "@20"}
-    return (f"{name}260101", f"{name}26-01-01") if dated else (name,)
 
 
 # --- names ------------------------------------------------------------------------------

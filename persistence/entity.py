@@ -83,22 +83,18 @@ EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
     """What a row must be for a caller of a realm; of a table that leads to none no row is."""
     if realm.tenant_id is not None:
-        return _of_tenant(table, realm)
+        if table is tenant:
+            return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
+        if realm.api_key_id is not None and table not in EVERYBODYS:
+            return _of_key(table, realm.api_key_id)
+        if TENANT in table.c:
+            return table.c[TENANT] == realm.tenant_id
+        return false() if table is organization else _led(table, realm)
     if table is organization:
         return organization.c.id == realm.organization_id
     if OWNER in table.c:
         return table.c[OWNER] == realm.organization_id
     return _led(table, realm)
-
-
-def _of_tenant(table: Table, realm: Realm) -> ColumnElement[bool]:
-    if table is tenant:
-        return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
-    if realm.api_key_id is not None and table not in EVERYBODYS:
-        return _of_key(table, realm.api_key_id)
-    if TENANT in table.c:
-        return table.c[TENANT] == realm.tenant_id
-    return false() if table is organization else _led(table, realm)
 
 
 def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:

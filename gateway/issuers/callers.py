@@ -130,7 +130,15 @@ class TokenCallers:
         found, known.digest = await self._first(known.meaning.known_as)
         known.again = min(known.meaning.ends, now + self._again_s)
         if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
-            self._keep(digest, known)
+            # Keep a token as the latest, in place of the others where there is no room.
+            before = self._known.pop(digest, None)
+            if before is not None:
+                self._bytes -= before.size
+            self._known[digest] = known
+            self._bytes += known.size
+            while self._bytes > self._bytes_max:
+                _, oldest = self._known.popitem(last=False)
+                self._bytes -= oldest.size
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
@@ -150,17 +158,6 @@ class TokenCallers:
             if has_ended:
                 raise refused(SUBJECT_CLAIM, "The API key that stands for this token's subject has ended.")
         raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
-
-    def _keep(self, digest: str, known: _VerifiedCaller) -> None:
-        """Keep a token as the latest, in place of the others where there is no room."""
-        before = self._known.pop(digest, None)
-        if before is not None:
-            self._bytes -= before.size
-        self._known[digest] = known
-        self._bytes += known.size
-        while self._bytes > self._bytes_max:
-            _, oldest = self._known.popitem(last=False)
-            self._bytes -= oldest.size
 
     async def _verified(self, token: bytes) -> _VerifiedCaller:
         """What a token says, now that its signature is verified."""

@@ -233,7 +233,9 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 self._waiting.append(data)
                 return
             if data[0] != HANDSHAKE_RECORD and not self._incoming.pending and self.failure == SILENT:
-                self._tell_plaintext()
+                self.failure = "plaintext"
+                self._transport.write(_TOLD + PLAINTEXT)
+                self._transport.close()
                 return
             self.failure = "broken_off"
             if self._gate.is_due(self):
@@ -324,11 +326,6 @@ class TlsSession(TlsTransport, asyncio.Protocol):
     def _shut(self) -> None:
         """Take no further request: what is under way is finished by who can."""
         getattr(self._inner, "shut", self.close)()
-
-    def _tell_plaintext(self) -> None:
-        self.failure = "plaintext"
-        self._transport.write(_TOLD + PLAINTEXT)
-        self._transport.close()
 
     # bytes of an open connection
 

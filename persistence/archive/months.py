@@ -448,16 +448,12 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
         # Slow work is done first: the ledger is had for a moment.
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
         _replace(connection, ledger, month)
-        _note(connection, stored, kept)
+        each = (stored.url, stored.file, stored.rows, kept, stored.bytes, stored.sha256)
+        connection.execute(_NOTE, (stored.ledger, stored.month, *each))
         connection.execute(_SINCE, (ledger.name, datetime.combine(end_of(month), time(), UTC)))
         if ledger is CALLS:
             connection.execute(_FORGET_NAMES, (end_of(month),))
     return True
-
-
-def _note(connection: Connection, stored: ArchivedMonth, kept: int) -> None:
-    each = (stored.url, stored.file, stored.rows, kept, stored.bytes, stored.sha256)
-    connection.execute(_NOTE, (stored.ledger, stored.month, *each))
 
 
 def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:

@@ -418,17 +418,13 @@ def create_rerating(change: EntityWrite) -> Row:
         if without_calls not in known and not _open(change.connection, span, after=0, piece=1):
             known.add(without_calls)
         if without_calls not in known:
-            _begin(change, row)
+            # Rate the first piece of a price's calls.
+            actor = change.command.actor.scope
+            after = _rate(change, row, 0, actor)
+            if after is not None:
+                left = {"price_id": row["id"], "after_id": after, "actor": actor}
+                change.connection.execute(insert(rerating_left).values(left))
     return row
-
-
-def _begin(change: EntityWrite, row: Row) -> None:
-    """Rate the first piece of a price's calls."""
-    actor = change.command.actor.scope
-    after = _rate(change, row, 0, actor)
-    if after is not None:
-        left = {"price_id": row["id"], "after_id": after, "actor": actor}
-        change.connection.execute(insert(rerating_left).values(left))
 
 
 def rate(change: EntityWrite) -> Row:

@@ -502,10 +502,7 @@ def read_unbilled(connection: Connection, organization_id: int, today: date) -> 
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
     found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
-    return _by_kind(currency, unbilled(connection, ids)[organization_id] + found[organization_id])
-
-
-def _by_kind(currency: str, known: Sequence[SupplyCharge]) -> list[Row]:
+    known = unbilled(connection, ids)[organization_id] + found[organization_id]
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
 

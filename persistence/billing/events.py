@@ -133,7 +133,11 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
         return None
     at = event.get("time") or now
     _check_time(batch, at)
-    tenant = _tenant(batch, event["subject"])
+    # Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either.
+    subject = event["subject"]
+    tenant = batch.tenants.get(subject)
+    if tenant is None:
+        tenant = batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
     if _is_known(connection, named, tenant.organization_id):
         return None
     data = event["data"]
@@ -196,14 +200,6 @@ def _check_borne(connection: Connection, tenant: _Tenant, at: datetime) -> None:
     if not is_borne(connection, tenant.id, at):
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
-
-
-def _tenant(batch: _Batch, subject: str) -> _Tenant:
-    """Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
-    known = batch.tenants.get(subject)
-    if known is None:
-        known = batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
-    return known
 
 
 def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:

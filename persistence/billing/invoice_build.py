@@ -361,7 +361,12 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
         covers = invoice_lines.covers_of(connection, since)
     for each in drawn:
         if each.kind == CREDIT_NOTE:
-            _name_corrected(connection, each)
+            # Copy into a credit note which invoices billed what it gives back: known once it has its charges.
+            row = {"id": each.draft.invoice_id, "corrects_id": None}
+            named = replace(each.document, corrects=tuple(corrected_by(connection, row)))
+            connection.execute(
+                _DOCUMENT, {"id": each.draft.invoice_id, "document": json.dumps(named.as_json())}
+            )
     return [
         Final(
             each.draft.invoice_id, each.kind, each.total, each.known.organization.due_days,
@@ -461,13 +466,6 @@ def _keep(
 def _document(letterhead: Letterhead, known: InvoiceInputs, left: str) -> Document:
     made = document_of(letterhead, known.organization)
     return replace(made, notes=(*made.notes, left)) if left else made
-
-
-def _name_corrected(connection: Connection, drawn: DraftWithLines) -> None:
-    """Copy into a credit note which invoices billed what it gives back: known once it has its charges."""
-    row = {"id": drawn.draft.invoice_id, "corrects_id": None}
-    named = replace(drawn.document, corrects=tuple(corrected_by(connection, row)))
-    connection.execute(_DOCUMENT, {"id": drawn.draft.invoice_id, "document": json.dumps(named.as_json())})
 
 
 # PDF and XML of final invoices: made once, kept with their digest, and never another one.

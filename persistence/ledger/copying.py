@@ -77,7 +77,11 @@ class Users:
             met = self._within_limit(connection, unknown)
             connection.execute(statements.MEET_USERS, columns_of(met))
             found |= _known(connection, met)
-            self._refuse(set(unknown) - found.keys())
+            over = set(unknown) - found.keys()
+            if not self._refused or len(self._refused) + len(over) > self._remembered_max:
+                self._refused.clear()
+                self._refused_from = self._clock()
+            self._refused |= set(map(hash, over))
         return found
 
     def remember(self, found: dict[Name, int]) -> None:
@@ -93,12 +97,6 @@ class Users:
         for organization, names in groupby(unknown, key=lambda name: name[0]):
             met += list(names)[: max(0, self._new_a_day_max - today[organization])]
         return met
-
-    def _refuse(self, over: set[Name]) -> None:
-        if not self._refused or len(self._refused) + len(over) > self._remembered_max:
-            self._refused.clear()
-            self._refused_from = self._clock()
-        self._refused |= set(map(hash, over))
 
 
 def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:

@@ -38,7 +38,6 @@ from persistence.ledger import accounts, rows, statements
 from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users
 from persistence.ledger.guard import (
     QUARANTINED,
-    Heads,
     Placed,
     QuarantineReason,
     SortedBatch,
@@ -246,7 +245,11 @@ class LedgerWriter:
         accepted = accounts.accepted_accounts(connection, sorted(batch))
         while True:
             heads = accounts.stand(connection, batch)
-            _stop(heads, quarantined | faults.keys())
+            names = quarantined | faults.keys()
+            for of_kind in (heads.tenants, heads.credits, heads.spends):
+                for head in of_kind.values():
+                    if head.account in names:
+                        head.stopped = QUARANTINED
             sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
             found = accounts.contradictions(connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead])
             aside = accounts.set_aside_account([*found, *sorted_.faults], accepted)
@@ -327,13 +330,6 @@ def _to_judge_again(connection: Connection[Any], locked: set[int], history: Hist
 def _judged(connection: Connection[Any], partitions: Iterable[int]) -> dict[int, Judged]:
     rows = connection.execute(statements.JUDGED, (sorted(partitions),))
     return {partition: (epoch, stopped, released) for partition, epoch, stopped, released in rows}
-
-
-def _stop(heads: Heads, names: set[str]) -> None:
-    for of_kind in (heads.tenants, heads.credits, heads.spends):
-        for head in of_kind.values():
-            if head.account in names:
-                head.stopped = QUARANTINED
 
 
 def _dead_letter_reason(placed: Placed, refused: BatchFailures) -> str:

@@ -245,7 +245,14 @@ def create(change: EntityWrite) -> Row:
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     _check_giver(change, organization_id)
     _check_times(change, amount)
-    _check_price(change, organization_id, amount)
+    # It can be billed: at its own price, and a clawback as debt.
+    unit_cost = change.command.values.get("unit_cost")
+    why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
+    if amount < 0 and why is None:
+        debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
+        why = too_much_money(amount, change.connection.execute(debt).scalar())
+    if why is not None:
+        raise Unprocessable(errors=(("credits_added", why),))
     _check_own_invoice(change, organization_id, amount)
     write_id = None
     if values.get("invoicing") != PREPAID:
@@ -286,17 +293,6 @@ def _check_giver(change: EntityWrite, organization_id: int) -> None:
     of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
     if of not in {None, organization_id}:
         raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
-
-
-def _check_price(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """It can be billed: at its own price, and a clawback as debt."""
-    unit_cost = change.command.values.get("unit_cost")
-    why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
-    if amount < 0 and why is None:
-        debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
-        why = too_much_money(amount, change.connection.execute(debt).scalar())
-    if why is not None:
-        raise Unprocessable(errors=(("credits_added", why),))
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:

@@ -145,7 +145,12 @@ def _upgraded(
             command.stamp(config, "head")
         else:
             with blocking.watched(connection):
-                _lock(connection, altered(connection, scripts, at.version))
+                # Have them for this transaction alone, in one order. From now on no lock is waited for any
+                # longer.
+                tables = altered(connection, scripts, at.version)
+                connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
+                if tables:
+                    connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
                 command.upgrade(config, "head")
         since = runs_from(scripts)
         if _status(connection).runs_from != since:
@@ -190,13 +195,6 @@ def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> l
         return there
     said = {table for one in waiting for table in one.alters}
     return [one for one in there if one in said]
-
-
-def _lock(connection: Connection, tables: list[str]) -> None:
-    """Have them for this transaction alone, in one order. From now on no lock is waited for any longer."""
-    connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
-    if tables:
-        connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
 
 
 class BlockerWatch:

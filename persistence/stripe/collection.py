@@ -114,7 +114,10 @@ def ended(change: EntityWrite) -> Row:
         if about_id == note_id:
             _to_balance(change, row, f"{REFERENCE}{remote}")
         elif credited > 0:
-            _give_back(change, note_id, about_id, credited, remote)
+            # What a note gave to the customer's balance was paid: it leaves the payments of its invoice.
+            _take_out(
+                change, about_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{remote}"
+            )
     return change.fetch()
 
 
@@ -235,11 +238,6 @@ def _require_whole(change: EntityWrite, note_id: int) -> None:
     total = change.connection.execute(_STANDS, {"id": note_id}).one().total_amount
     if rest_of(change.connection, note_id) != total:
         raise Conflict("Some of its credit is used here, and Stripe would give all of it.")
-
-
-def _give_back(change: EntityWrite, note_id: int, invoice_id: int, credited: Decimal, note: str) -> None:
-    """What a note gave to the customer's balance was paid: it leaves the payments of its invoice."""
-    _take_out(change, invoice_id, min(credited, -rest_of(change.connection, note_id)), f"{REFERENCE}{note}")
 
 
 def _take_out(

@@ -215,12 +215,6 @@ STATEMENTS = (
 )  # fmt: skip
 
 
-def mount_statements(app: web.Application, desk: ConsoleShell) -> None:
-    """Serve each report's page."""
-    for statement in STATEMENTS:
-        app.router.add_get(f"/{statement.name}", desk.reading(partial(show_statement, statement=statement)))
-
-
 async def show_statement(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, *, statement: Statement
 ) -> web.Response:
@@ -359,7 +353,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/usage", desk.reading(reports.show_explorer))
     router.add_get("/search", desk.reading(lists.show_search))
     router.add_post("/search", desk.asking(lists.ask_search))
-    mount_statements(app, desk)
+    # Serve each report's page.
+    for statement in STATEMENTS:
+        app.router.add_get(f"/{statement.name}", desk.reading(partial(show_statement, statement=statement)))
     router.add_get("/programs", desk.reading(show_programs))
     router.add_get("/reconciliation", desk.reading(show_reconciliation))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):

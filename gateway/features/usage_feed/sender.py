@@ -109,7 +109,10 @@ class UsageFeedSender:
             if self._isolation.is_everybodys(error):
                 raise
             if len(batch) == 1:
-                await self._set_aside(batch[0], error)
+                # Count an event that cannot be sent, and keep it for a person.
+                event = batch[0]
+                self._isolation.item_failed(LOOP, str(event.id), error)
+                await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})
                 return []
         half = len(batch) // 2
         return await self._tell(batch[:half]) or await self._tell(batch[half:])
@@ -120,8 +123,3 @@ class UsageFeedSender:
         for id_, why in sent.refused.items():
             self._log("usage event refused", event=id_, error=why, level="warning")
         return [] if sent.pause is None else [sent.pause]
-
-    async def _set_aside(self, event: FeedEvent, error: Exception) -> None:
-        """Count an event that cannot be sent, and keep it for a person."""
-        self._isolation.item_failed(LOOP, str(event.id), error)
-        await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})
