@@ -17,11 +17,11 @@ from pydantic import (
 from gateway.admin.resources.resource import (
     Action,
     ConfigDeclaration,
-    Filter,
     Resource,
     SubResource,
     answer_of,
     dated,
+    filters,
     patch_of,
 )
 from gateway.admin.resources.values import (
@@ -206,34 +206,26 @@ SubscriptionTerms: type[Out] = create_model(  # type: ignore[call-overload]  # "
 )
 
 
-class OrganizationSubscription(Out):
-    """What an organization is subscribed to; `segments` keep every plan it had."""
-
-    id: Id
-    organization_id: Id
-    plan_id: Id
-    start_date: Day
-    end_date: Day | None = Field(description="Null: it renews until it is cancelled.")
-    billing_interval: str
-    billing: str | None = Field(description="advance, arrears, or null: by day.")
-    trial_end: Day | None
-    negotiated_cost: Exactly | None
-    overage_unit_price: Exactly | None
-    discount_rate: Exactly | None
-    discount_end: Day | None
-    minimum_commitment: Exactly | None
-    quantity: int
-    next_plan_id: Id | None = Field(description="The plan it changes to on `change_at`.")
-    change_at: Day | None
-    cancel_at: Day | None = Field(description="The day a cancellation ends it.")
-    status: str = Field(description="future, active or over.")
-    segments: Annotated[list[SubscriptionSegment], Field(description="Oldest first.")]
-    terms: Annotated[
+OrganizationSubscription = answer_of(
+    OrganizationSubscriptionCreate,
+    "What an organization is subscribed to; `segments` keep every plan it had.",
+    end_date=(Day | None, Field(description="Null: it renews until it is cancelled.")),
+    billing=(str | None, Field(description="advance, arrears, or null: by day.")),
+    negotiated_cost=Exactly | None,
+    overage_unit_price=Exactly | None,
+    discount_rate=Exactly | None,
+    minimum_commitment=Exactly | None,
+    quantity=int,
+    next_plan_id=(Id | None, Field(description="The plan it changes to on `change_at`.")),
+    change_at=Day | None,
+    cancel_at=(Day | None, Field(description="The day a cancellation ends it.")),
+    status=(str, Field(description="future, active or over.")),
+    segments=Annotated[list[SubscriptionSegment], Field(description="Oldest first.")],
+    terms=Annotated[
         list[SubscriptionTerms],  # type: ignore[valid-type]  # made here
         Field(description="Terms agreed since it began, the oldest first."),
-    ]
-    created_at: Instant
-
+    ],
+)
 
 # Terms besides the plan, which may be agreed on again.
 _AGREED = ("discount_rate", "minimum_commitment", "negotiated_cost", "quantity")
@@ -245,11 +237,7 @@ RESOURCES = (
         description="Credits given to organizations and taken back, with what is left of each.",
         out=CreditAddition,
         create=CreditAdditionCreate,
-        filters={
-            "organization_id": Filter(),
-            "added_by_id": Filter(),
-            "category": Filter("text", CATEGORIES),
-        },
+        filters=filters("organization_id added_by_id category", category=CATEGORIES),
     ),
     Resource(
         name="organization-subscriptions",
@@ -259,7 +247,7 @@ RESOURCES = (
         create=OrganizationSubscriptionCreate,
         patch=patch_of(OrganizationSubscriptionExtend, name="OrganizationSubscriptionPatch"),
         patch_verb="extend",
-        filters={"organization_id": Filter(), "plan_id": Filter(), "next_plan_id": Filter()},
+        filters=filters("organization_id plan_id next_plan_id"),
         refers={"plan_id": "subscription-plans"},
         actions=(
             Action("change", "Move to another plan, now or when the period ends", ChangePlan),
@@ -338,18 +326,12 @@ CHARGE_RESOURCES = (
         out=Charge,
         named_by="id",
         refers={"corrects_id": "charges"},
-        filters={
-            "organization_id": Filter(),
-            "kind": Filter("text", KINDS),
-            "reason": Filter("text", REASONS),
-            "source": Filter("text"),
-            "source_id": Filter(),
-            "tenant_id": Filter(),
-            "service_id": Filter(),
-            "invoice_id": Filter(),
-            "corrects_id": Filter(),
-            "billed": Filter("flag"),
-        },
+        filters=filters(
+            "organization_id kind reason source:text source_id tenant_id service_id "
+            "invoice_id corrects_id billed:flag",
+            kind=KINDS,
+            reason=REASONS,
+        ),
     ),
 )
 
@@ -441,13 +423,9 @@ AMENDMENT_RESOURCES = (
         out=Amendment,
         create=AmendmentCreate,
         named_by="id",
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "service_id": Filter(),
-            "request_id": Filter("uuid"),
-            "direction": Filter("text", ("IN", "OUT")),
-        },
+        filters=filters(
+            "organization_id tenant_id service_id request_id:uuid direction", direction=("IN", "OUT")
+        ),
     ),
     Resource(
         name="reratings",
@@ -456,13 +434,7 @@ AMENDMENT_RESOURCES = (
         out=Rerating,
         named_by="id",
         refers={"price_id": "prices"},
-        filters={
-            "price_id": Filter(),
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "service_id": Filter(),
-            "request_id": Filter("uuid"),
-        },
+        filters=filters("price_id organization_id tenant_id service_id request_id:uuid"),
     ),
 )
 
@@ -495,7 +467,7 @@ TAX_RATE_RESOURCES = (
         out=TaxRate,
         named_by="id",
         create=TaxRateCreate,
-        filters={"organization_id": Filter()},
+        filters=filters("organization_id"),
         declared=ConfigDeclaration(by=("organization_id",), since="effective_from", repeats=True),
     ),
 )

@@ -19,11 +19,11 @@ from pydantic import (
 from gateway.admin.resources.resource import (
     Action,
     ConfigDeclaration,
-    Filter,
     Question,
     Resource,
     answer_of,
     dated,
+    filters,
     patch_of,
 )
 from gateway.admin.resources.values import (
@@ -356,7 +356,7 @@ RESOURCES = (
         create=BusinessModelCreate,
         patch=patch_of(BusinessModelCreate),
         deletable=True,
-        filters={"name": Filter("text"), "meter": Filter("text", METERS)},
+        filters=filters("name:text meter", meter=METERS),
         declared=ConfigDeclaration(),
     ),
     Resource(
@@ -376,7 +376,7 @@ RESOURCES = (
         create=ServiceCreate,
         patch=patch_of(ServiceCreate, without=("key",)),
         deletable=True,
-        filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
+        filters=filters("business_model_id key:text name:text"),
         declared=ConfigDeclaration(by=("key",)),
     ),
     Resource(
@@ -387,7 +387,7 @@ RESOURCES = (
         create=ModelCreate,
         patch=patch_of(ModelCreate, without=("name", "prefix", "organization_id")),
         deletable=True,
-        filters={"organization_id": Filter(), "name": Filter("text")},
+        filters=filters("organization_id name:text"),
         declared=ConfigDeclaration(by=("organization_id", "name")),
     ),
     Resource(
@@ -398,7 +398,7 @@ RESOURCES = (
         create=ShareCreate,
         patch=patch_of(ShareCreate, without=("upstream", "model", "organization_id", "tenant_id")),
         deletable=True,
-        filters={"organization_id": Filter(), "tenant_id": Filter(), "upstream": Filter("text")},
+        filters=filters("organization_id tenant_id upstream:text"),
         declared=ConfigDeclaration(by=("organization_id", "tenant_id", "model", "upstream")),
     ),
     Resource(
@@ -409,7 +409,7 @@ RESOURCES = (
         create=OrganizationServiceCreate,
         patch=patch_of(OrganizationServiceCreate, without=("organization_id", "service_id")),
         deletable=True,
-        filters={"organization_id": Filter(), "service_id": Filter(), "business_model_id": Filter()},
+        filters=filters("organization_id service_id business_model_id"),
         declared=ConfigDeclaration(by=("organization_id", "service_id")),
     ),
     Resource(
@@ -420,7 +420,7 @@ RESOURCES = (
         create=SubscriptionPlanCreate,
         patch=patch_of(SubscriptionPlanCreate, without=("currency",)),
         deletable=True,
-        filters={"token_plan_id": Filter(), "name": Filter("text")},
+        filters=filters("token_plan_id name:text"),
         actions=(Action("reprice", "Change what it costs from a day on, for all who have it", Reprice),),
         declared=ConfigDeclaration(after=("services",)),
     ),
@@ -596,38 +596,17 @@ class PriceCreate(UnitRates, TokenRates, _Priced):
     )
 
 
-class Price(Out):
-    """What a model costs since a time. Never changed: a later one takes its place."""
-
-    id: Id
-    provider: str | None
-    model: str
-    match: str
-    currency: str
-    effective_from: Instant
-    input: Rate | None
-    output: Rate | None
-    cache_read: Rate | None
-    cache_write: Rate | None
-    cache_write_1h: Rate | None
-    reasoning: Rate | None
-    audio_input: Rate | None
-    audio_output: Rate | None
-    image_input: Rate | None
-    image_output: Rate | None
-    request: Rate | None
-    tools: dict[str, str] | None
-    images: dict[str, str] | None
-    audio_second: Rate | None
-    video_second: Rate | None
-    character: Rate | None
-    page: Rate | None
-    search: Rate | None
-    container: Rate | None
-    context_tiers: list[dict[str, Any]] | None
-    service_tiers: dict[str, str] | None
-    source: str
-    created_at: Instant
+Price = answer_of(
+    PriceCreate,
+    "What a model costs since a time. Never changed: a later one takes its place.",
+    provider=str | None,
+    model=str,
+    currency=str,
+    tools=dict[str, str] | None,
+    images=dict[str, str] | None,
+    context_tiers=list[dict[str, Any]] | None,
+    service_tiers=dict[str, str] | None,
+)
 
 
 class QuoteQuery(In):
@@ -713,13 +692,7 @@ PRICE_RESOURCES = (
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,
         create=PriceCreate,
-        filters={
-            "model": Filter("text"),
-            "provider": Filter("text"),
-            "match": Filter("text", MATCHES),
-            "currency": Filter("text"),
-            "source": Filter("text", SOURCES),
-        },
+        filters=filters("model:text provider:text match currency:text source", match=MATCHES, source=SOURCES),
         questions=(QUOTE,),
         declared=ConfigDeclaration(
             by=("provider", "match", "currency", "source", "model"),
@@ -736,7 +709,7 @@ PRICE_RESOURCES = (
         description="What a unit of a currency is in another. Never changed: a later one takes its place.",
         out=ExchangeRate,
         create=ExchangeRateCreate,
-        filters={"currency": Filter("text"), "base": Filter("text")},
+        filters=filters("currency:text base:text"),
         declared=ConfigDeclaration(by=("base", "currency"), since="effective_from"),
     ),
 )

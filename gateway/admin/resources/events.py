@@ -13,9 +13,9 @@ from gateway.admin.resources.resource import (
     Action,
     BatchEndpoint,
     ConfigDeclaration,
-    Filter,
     Resource,
     answer_of,
+    filters,
     patch_of,
 )
 from gateway.admin.resources.values import (
@@ -169,14 +169,7 @@ RESOURCES = (
         description="Use that did not pass the gateway, told as CloudEvents.",
         out=UseEvent,
         named_by="event_id",
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "service_id": Filter(),
-            "source": Filter("text"),
-            "event_id": Filter("text"),
-            "request_id": Filter("uuid"),
-        },
+        filters=filters("organization_id tenant_id service_id source:text event_id:text request_id:uuid"),
         batch=BATCH,
     ),
 )
@@ -253,7 +246,7 @@ WEBHOOK_RESOURCES = (
         create=WebhookCreate,
         patch=patch_of(WebhookCreate),
         deletable=True,
-        filters={"organization_id": Filter()},
+        filters=filters("organization_id"),
         actions=(Action("test", "Send a message now, to try it"),),
         secret=Secret("secret", SECRET_PREFIX, kept=True),
         declared=ConfigDeclaration(by=("organization_id", "url"), known_by_id=True),
@@ -263,10 +256,6 @@ WEBHOOK_RESOURCES = (
         access=access(),
         description="Messages to webhooks, kept 30 days.",
         out=WebhookDelivery,
-        filters={
-            "webhook_id": Filter(),
-            "event": Filter("text", (*EVENTS, TEST_EVENT, CONSENT_EVENT)),
-            "state": Filter("text", STATES),
-        },
+        filters=filters("webhook_id event state", event=(*EVENTS, TEST_EVENT, CONSENT_EVENT), state=STATES),
     ),
 )

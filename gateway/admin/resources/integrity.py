@@ -14,7 +14,14 @@ from pydantic import Field, model_validator
 from pydantic_core import to_json
 
 from gateway.admin.resources.people import IDENTITY, ISSUER
-from gateway.admin.resources.resource import Action, DocumentEndpoint, Filter, ReportEndpoint, Resource
+from gateway.admin.resources.resource import (
+    Action,
+    DocumentEndpoint,
+    Filter,
+    ReportEndpoint,
+    Resource,
+    filters,
+)
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, RowScope, access
 from gateway.core.accounts.outbox import PRICED, MalformedEvent, decode
@@ -205,13 +212,7 @@ RESOURCES = (
         description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
         named_by="account",
-        filters={
-            "account": Filter("text"),
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "kind": Filter("text", KINDS),
-            "released": Filter("flag"),
-        },
+        filters=filters("account:text organization_id tenant_id kind released:flag", kind=KINDS),
         actions=(Action("release", "Let it go on, with a reason", QuarantineRelease),),
     ),
     Resource(

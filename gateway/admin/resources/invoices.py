@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.resources.resource import Action, DocumentEndpoint, Filter, Resource
+from gateway.admin.resources.resource import Action, DocumentEndpoint, Resource, filters
 from gateway.admin.resources.values import (
     Day,
     Fraction,
@@ -250,16 +250,12 @@ RESOURCES = (
         named_by="number",
         create=InvoiceCreate,
         deletable=True,
-        filters={
-            "organization_id": Filter(),
-            "status": Filter("text", STATUSES),
-            "payment_status": Filter("text", PAYMENT_STATUSES),
-            "kind": Filter("text", KINDS),
-            "corrects_id": Filter(),
-            "number": Filter("text"),
-            "source": Filter("text"),
-            "source_id": Filter(),
-        },
+        filters=filters(
+            "organization_id status payment_status kind corrects_id number:text source:text source_id",
+            status=STATUSES,
+            payment_status=PAYMENT_STATUSES,
+            kind=KINDS,
+        ),
         actions=(
             Action("recompute", "Make a draft's lines again from what is settled now"),
             Action("finalize", "Give it its number; nothing changes it from then on", settles=True),
@@ -288,12 +284,7 @@ RESOURCES = (
         out=Payment,
         named_by="reference",
         refers={"corrects_id": "payments"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "reference": Filter("text"),
-            "corrects_id": Filter(),
-        },
+        filters=filters("organization_id invoice_id reference:text corrects_id"),
         actions=(
             Action(
                 "reverse",
@@ -309,11 +300,6 @@ RESOURCES = (
         out=NoteApplication,
         named_by="id",
         refers={"note_id": "invoices"},
-        filters={
-            "organization_id": Filter(),
-            "note_id": Filter(),
-            "invoice_id": Filter(),
-            "reason": Filter("text", APPLY_REASONS),
-        },
+        filters=filters("organization_id note_id invoice_id reason", reason=APPLY_REASONS),
     ),
 )

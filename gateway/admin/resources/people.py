@@ -13,9 +13,9 @@ from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
     ConfigDeclaration,
-    Filter,
     Resource,
     answer_of,
+    filters,
     patch_of,
 )
 from gateway.admin.resources.values import (
@@ -225,11 +225,7 @@ RESOURCES = (
         deletable=True,
         live="credits",
         parts=(UNBILLED,),
-        filters={
-            "name": Filter("text"),
-            "search": Filter("text"),
-            "invoicing_left_reason": Filter("text", LEFT_REASONS),
-        },
+        filters=filters("name:text search:text invoicing_left_reason", invoicing_left_reason=LEFT_REASONS),
         declared=ConfigDeclaration(),
     ),
     Resource(
@@ -245,12 +241,7 @@ RESOURCES = (
         create=TenantCreate,
         patch=patch_of(TenantCreate, without=("organization_id",)),
         deletable=True,
-        filters={
-            "organization_id": Filter(),
-            "plan_id": Filter(),
-            "name": Filter("text"),
-            "search": Filter("text"),
-        },
+        filters=filters("organization_id plan_id name:text search:text"),
         actions=(
             Action("recharge", "Add tokens to what remains of this cycle", Recharge, quota=True),
             Action("reset", "Begin a new cycle now", quota=True),
@@ -271,7 +262,7 @@ RESOURCES = (
         create=UserCreate,
         patch=patch_of(UserCreate, without=("organization_id", "external_id")),
         deletable=True,
-        filters={"organization_id": Filter(), "external_id": Filter("text")},
+        filters=filters("organization_id external_id:text"),
         # Those that a request was the first to name are not configuration, unless a person gave them limits.
         declared=ConfigDeclaration(
             by=("organization_id", "external_id"),
@@ -422,14 +413,7 @@ ACCESS_RESOURCES = (
         patch=patch_of(ApiKeyCreate, without=("tenant_id", *TOKENS), kinds={"name": Text}),
         deletable=True,
         settle_first="revoke",
-        filters={
-            "tenant_id": Filter(),
-            "organization_id": Filter(),
-            "user": Filter("text"),
-            "prefix": Filter("text"),
-            "issuer": Filter("text"),
-            "subject": Filter("text"),
-        },
+        filters=filters("tenant_id organization_id user:text prefix:text issuer:text subject:text"),
         actions=(
             Action("rotate", "Make a key in its place; this one ends after an overlap", Rotate, mints=True),
             Action("revoke", "Refuse the key from now on, for ever"),
@@ -454,14 +438,7 @@ ACCESS_RESOURCES = (
         create=AdminTokenCreate,
         patch=patch_of(AdminTokenCreate, without=("role", "organization_id", "tenant_id", *TOKENS)),
         deletable=True,
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "user_id": Filter(),
-            "role": Filter("text", ROLES),
-            "issuer": Filter("text"),
-            "subject": Filter("text"),
-        },
+        filters=filters("organization_id tenant_id user_id role issuer:text subject:text", role=ROLES),
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),
         secret=Secret("token", credentials.ADMIN_TOKEN, instead=TOKENS),
     ),
@@ -501,17 +478,10 @@ AUDIT_RESOURCES = (
         access=access(),
         description="Who changed what, and when. Append-only, written in the transaction of the change.",
         out=AuditEntry,
-        filters={
-            "actor": Filter("text"),
-            "person": Filter("text"),
-            "issuer": Filter("text"),
-            "identity": Filter("text"),
-            "action": Filter("text"),
-            "resource": Filter("text"),
-            "resource_id": Filter("text"),
-            "admin_token_id": Filter(),
-            "organization_id": Filter(),
-            "role": Filter("text", ROLES),
-        },
+        filters=filters(
+            "actor:text person:text issuer:text identity:text action:text resource:text "
+            "resource_id:text admin_token_id organization_id role",
+            role=ROLES,
+        ),
     ),
 )

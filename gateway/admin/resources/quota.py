@@ -20,10 +20,10 @@ from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
     ConfigDeclaration,
-    Filter,
     Resource,
     SubResource,
     answer_of,
+    filters,
     patch_of,
 )
 from gateway.admin.resources.values import (
@@ -216,7 +216,7 @@ RESOURCES = (
         create=TokenPlanCreate,
         patch=patch_of(TokenPlanCreate),
         deletable=True,
-        filters={"name": Filter("text")},
+        filters=filters("name:text"),
         declared=ConfigDeclaration(),
     ),
     Resource(
@@ -226,7 +226,7 @@ RESOURCES = (
         out=TenantQuota,
         patch=TenantQuotaPatch,
         live="quota",
-        filters={"tenant_id": Filter(), "plan_id": Filter(), "organization_id": Filter()},
+        filters=filters("tenant_id plan_id organization_id"),
     ),
     Resource(
         name="token-ledger",
@@ -234,18 +234,12 @@ RESOURCES = (
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
         order="by tenant_id, then seq, ascending",
-        filters={
-            "tenant_id": Filter(),
-            "organization_id": Filter(),
-            "service_id": Filter(),
-            "user_id": Filter(),
-            "api_key_id": Filter(),
-            "project_id": Filter("count"),
-            "content_id": Filter("count"),
-            "request_id": Filter("uuid"),
-            "transaction_type": Filter("text", KINDS),
-            "direction": Filter("text", ("IN", "OUT")),
-        },
+        filters=filters(
+            "tenant_id organization_id service_id user_id api_key_id project_id:count "
+            "content_id:count request_id:uuid transaction_type direction",
+            transaction_type=KINDS,
+            direction=("IN", "OUT"),
+        ),
     ),
 )
 
@@ -430,22 +424,14 @@ BUDGET_RESOURCES = (
         fixed=dict.fromkeys(WINDOW, "stays, as what is used is counted by it: make another budget"),
         deletable=True,
         live="budgets",
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "user": Filter("text"),
-            "api_key_id": Filter(),
-            "project_id": Filter("count"),
-            "model": Filter("text"),
-            "service_id": Filter(),
-            "tool": Filter("text"),
-            "server": Filter("text"),
-            "each": Filter("text", EACH),
-            "unit": Filter("text", UNITS),
-            "interval": Filter("text", INTERVALS),
-            "mode": Filter("text", MODES),
-            "name": Filter("text"),
-        },
+        filters=filters(
+            "organization_id tenant_id user:text api_key_id project_id:count model:text "
+            "service_id tool:text server:text each unit interval mode name:text",
+            each=EACH,
+            unit=UNITS,
+            interval=INTERVALS,
+            mode=MODES,
+        ),
         actions=(
             Action("raise", "Have more until a time; then it ends by itself", Raise),
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
@@ -521,14 +507,9 @@ RUN_RESOURCES = (
         access=access(teams={READ: TEAM_ROLES}),
         description="Batches: many calls that an upstream works off later. Each is in `calls`.",
         out=JobAnswer,
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "id": Filter("text"),
-            "kind": Filter("text", JOB_KINDS),
-            "model": Filter("text"),
-            "status": Filter("text", JOB_STATUSES),
-        },
+        filters=filters(
+            "organization_id tenant_id id:text kind model:text status", kind=JOB_KINDS, status=JOB_STATUSES
+        ),
     ),
     Resource(
         name="runs",
@@ -536,28 +517,16 @@ RUN_RESOURCES = (
         description="Budgets that callers make, which travel with their calls.",
         out=Run,
         live="runs",
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "id": Filter("text"),
-            "parent_id": Filter("text"),
-            "status": Filter("text", STATUSES),
-        },
+        filters=filters("organization_id tenant_id id:text parent_id:text status", status=STATUSES),
     ),
 )
 
 
 # Credit transactions and feature usage: what was used, read only.
 
-FILTERS = {
-    "organization_id": Filter(),
-    "feature_id": Filter(),
-    "tenant_id": Filter(),
-    "user_id": Filter(),
-    "content_id": Filter("count"),
-    "project_id": Filter("count"),
-    "request_id": Filter("uuid"),
-}
+FILTERS = filters(
+    "organization_id feature_id tenant_id user_id content_id:count project_id:count request_id:uuid"
+)
 
 
 class Use(Out):
@@ -665,19 +634,10 @@ CALL_RESOURCES = (
         out=Call,
         named_by="request_id",
         order="by created_at, then id, ascending",
-        filters={
-            "organization_id": Filter(),
-            "tenant_id": Filter(),
-            "api_key_id": Filter(),
-            "user_id": Filter(),
-            "service_id": Filter(),
-            "project_id": Filter("count"),
-            "content_id": Filter("count"),
-            "request_id": Filter("uuid"),
-            "model": Filter("text"),
-            "response_model": Filter("text"),
-            "session": Filter("text"),
-            "reason": Filter("text"),
-        },
+        filters=filters(
+            "organization_id tenant_id api_key_id user_id service_id project_id:count "
+            "content_id:count request_id:uuid model:text response_model:text session:text "
+            "reason:text"
+        ),
     ),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
 
 from gateway.admin.resources import integrity
 from gateway.admin.resources.form_fields import IntegerParameter
@@ -203,134 +203,69 @@ class Leg(_OrganizationItem):
     description: str
 
 
-ITEMS: dict[str, type[Out]] = {
-    "receivables": Receivable,
-    "unbilled": Unbilled,
-    "balances": Balance,
-    "deferred-revenue": Deferred,
-    "revenue": Revenue,
-    "taxes": TaxItem,
-    "ledger": Leg,
-}
-ASKED: dict[str, type[FinanceQuery]] = {
-    "receivables": DayQuery,
-    "unbilled": DayQuery,
-    "balances": DayQuery,
-    "deferred-revenue": DayQuery,
-    "revenue": MonthsQuery,
-    "taxes": TaxQuery,
-    "ledger": LedgerQuery,
-}
-_SUMMARIES = {
-    "receivables": "What organizations have to pay, by age, at the end of a day",
-    "unbilled": "Charges without an invoice, by month of supply and kind, at the end of a day",
-    "balances": "The whole debt of organizations: documents, payments, credit and unbilled charges",
-    "deferred-revenue": "Charges not supplied yet, by month of supply; and credits not used",
-    "revenue": "Earnings, by month of supply and kind",
-    "taxes": "Tax by month, rate and currency",
-    "ledger": "Double entries of charges, credits, invoices, payments and credit notes",
-}
+class _FinanceReport(NamedTuple):
+    item: type[Out]
+    asked: type[FinanceQuery]
+    answer: str
+    doc: str
+    summary: str
 
 
-class Receivables(Out):
-    """What organizations have to pay."""
-
-    items: list[Receivable]
-    next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
-
-
-class UnbilledCharges(Out):
-    """What no invoice has."""
-
-    items: list[Unbilled]
-    next_cursor: str | None
-
-
-class Balances(Out):
-    """What organizations owe altogether."""
-
-    items: list[Balance]
-    next_cursor: str | None
-
-
-class DeferredRevenue(Out):
-    """Charges billed ahead."""
-
-    items: list[Deferred]
-    next_cursor: str | None
-
-
-class EarnedRevenue(Out):
-    """Earnings."""
-
-    items: list[Revenue]
-    next_cursor: str | None
-
-
-class Taxes(Out):
-    """What documents say of taxes."""
-
-    items: list[TaxItem]
-    next_cursor: str | None
-
-
-class LedgerEntries(Out):
-    """Entries, a leg each."""
-
-    items: list[Leg]
-    next_cursor: str | None
-
-
-_PAGES: dict[str, type[Out]] = {
-    "receivables": Receivables,
-    "unbilled": UnbilledCharges,
-    "balances": Balances,
-    "deferred-revenue": DeferredRevenue,
-    "revenue": EarnedRevenue,
-    "taxes": Taxes,
-    "ledger": LedgerEntries,
-}
-_PARQUET = DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
-
-
-class DayPage(DayQuery, PageQuery):
-    """The same by pages."""
-
-
-class MonthsPage(MonthsQuery, PageQuery):
-    """The same by pages."""
-
-
-class TaxPage(TaxQuery, PageQuery):
-    """The same by pages."""
-
-
-class LedgerPage(LedgerQuery, PageQuery):
-    """The same by pages."""
-
-
+_FINANCE = {
+    "receivables": _FinanceReport(
+        Receivable, DayQuery, "Receivables", "What organizations have to pay.",
+        "What organizations have to pay, by age, at the end of a day",
+    ),
+    "unbilled": _FinanceReport(
+        Unbilled, DayQuery, "UnbilledCharges", "What no invoice has.",
+        "Charges without an invoice, by month of supply and kind, at the end of a day",
+    ),
+    "balances": _FinanceReport(
+        Balance, DayQuery, "Balances", "What organizations owe altogether.",
+        "The whole debt of organizations: documents, payments, credit and unbilled charges",
+    ),
+    "deferred-revenue": _FinanceReport(
+        Deferred, DayQuery, "DeferredRevenue", "Charges billed ahead.",
+        "Charges not supplied yet, by month of supply; and credits not used",
+    ),
+    "revenue": _FinanceReport(
+        Revenue, MonthsQuery, "EarnedRevenue", "Earnings.", "Earnings, by month of supply and kind"
+    ),
+    "taxes": _FinanceReport(
+        TaxItem, TaxQuery, "Taxes", "What documents say of taxes.", "Tax by month, rate and currency"
+    ),
+    "ledger": _FinanceReport(
+        Leg, LedgerQuery, "LedgerEntries", "Entries, a leg each.",
+        "Double entries of charges, credits, invoices, payments and credit notes",
+    ),
+}  # fmt: skip
+ITEMS = {name: each.item for name, each in _FINANCE.items()}
+ASKED = {name: each.asked for name, each in _FINANCE.items()}
 PAGED: dict[str, type[In]] = {
-    "receivables": DayPage,
-    "unbilled": DayPage,
-    "balances": DayPage,
-    "deferred-revenue": DayPage,
-    "revenue": MonthsPage,
-    "taxes": TaxPage,
-    "ledger": LedgerPage,
+    name: create_model(f"{asked.__name__}Page", __base__=(asked, PageQuery), __doc__="The same by pages.")
+    for name, asked in ASKED.items()
 }
+_NEXT = "What asks for the next page; null on the last one."
+_PARQUET = DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet")
+_CSV = DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items")
 FINANCE_REPORTS = tuple(
     ReportEndpoint(
         name=f"reports/{name}",
         access=access(),
-        description=f"{summary}.",
-        summary=summary,
-        out=_PAGES[name],
+        description=f"{each.summary}.",
+        summary=each.summary,
+        out=create_model(
+            each.answer,
+            __base__=Out,
+            __doc__=each.doc,
+            items=(list[each.item], ...),  # type: ignore[name-defined]  # of this row
+            next_cursor=(str | None, Field(description=_NEXT)),
+        ),
         asked=PAGED[name],
-        documents=(DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items"),)
-        + ((_PARQUET,) if name != "ledger" else ()),
+        documents=(_CSV, _PARQUET) if name != "ledger" else (_CSV,),
         by_hand=True,
     )
-    for name, summary in _SUMMARIES.items()
+    for name, each in _FINANCE.items()
 )
 
 
@@ -489,7 +424,7 @@ class Usage(Out):
     """Calls added up: of whole hours, by group."""
 
     items: list[UsageItem]
-    next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
+    next_cursor: str | None = Field(description=_NEXT)
 
 
 REPORTS = {
@@ -514,10 +449,7 @@ REPORTS = {
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,
             asked=UsagePage,
-            documents=(
-                DocumentEndpoint(".csv", "text/csv", "The same as CSV, all of its items"),
-                DocumentEndpoint(".parquet", "application/vnd.apache.parquet", "The same as Parquet"),
-            ),
+            documents=(_CSV, _PARQUET),
             by_hand=True,
         ),
         ReportEndpoint(

@@ -36,6 +36,15 @@ class Filter:
     most: int = INTEGER_MAX
 
 
+def filters(names: str, **choices: tuple[str, ...]) -> dict[str, Filter]:
+    """Make filters of words: `tenant_id` is of an id, `model:text` of that kind; a text may have choices."""
+    kinds = (word.partition(":") for word in names.split())
+    return {
+        name: Filter("text", choices[name]) if name in choices else Filter(kind or "id")
+        for name, _, kind in kinds
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`.
@@ -357,7 +366,7 @@ def dated(model: type[In], name: str, doc: str, description: str) -> type[In]:
     return made
 
 
-def answer_of(model: type[In], doc: str, *, base: type[Out] = Out, **more: object) -> type[Out]:
+def answer_of(model: type[In], doc: str, /, *, base: type[Out] = Out, **more: object) -> type[Out]:
     """Make what is answered of a row that `model` makes: its fields, its id and when it was made.
 
     `more` are fields that are answered besides, or in another kind than is asked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gateway.admin.resources.resource import Filter, Resource
+from gateway.admin.resources.resource import Resource, filters
 from gateway.admin.resources.values import Id, Instant, Out
 from gateway.core.accounts.administration import access
 
@@ -32,11 +32,8 @@ RESOURCES = (
         out=DunningStep,
         named_by="id",
         refers={"corrects_id": "dunning-steps"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "tenant_id": Filter(),
-            "action": Filter("text", ("reminder", "block", "unblock")),
-        },
+        filters=filters(
+            "organization_id invoice_id tenant_id action", action=("reminder", "block", "unblock")
+        ),
     ),
 )

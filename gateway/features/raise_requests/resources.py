@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from gateway.admin.resources.quota import Amounts, BudgetAmount
-from gateway.admin.resources.resource import Action, Filter, Resource, answer_of
+from gateway.admin.resources.resource import Action, Resource, answer_of, filters
 from gateway.admin.resources.values import Id, In, Instant, Text
 from gateway.core.accounts.administration import (
     BILLING,
@@ -67,11 +67,7 @@ RESOURCES = (
         out=RaiseRequest,
         create=RaiseRequestCreate,
         deletable=True,
-        filters={
-            "organization_id": Filter(),
-            "budget_id": Filter(),
-            "status": Filter("text", RAISE_STATUSES),
-        },
+        filters=filters("organization_id budget_id status", status=RAISE_STATUSES),
         actions=(
             Action("approve", "Raise the budget as asked", offered=lambda row: row["status"] == OPEN),
             Action("deny", "Leave the budget as it is", offered=lambda row: row["status"] == OPEN),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gateway.admin.resources.resource import Action, Filter, Resource
+from gateway.admin.resources.resource import Action, Resource, filters
 from gateway.admin.resources.values import Id, Instant, Out, Paid
 from gateway.core.accounts.administration import BILLING, access
 from gateway.features.stripe.handover import CANCELED, FAILED, KINDS, STATES
@@ -56,14 +56,9 @@ RESOURCES = (
         out=Handover,
         named_by="id",
         refers={"about_id": "invoices"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "about_id": Filter(),
-            "kind": Filter("text", KINDS),
-            "state": Filter("text", STATES),
-            "remote": Filter("text"),
-        },
+        filters=filters(
+            "organization_id invoice_id about_id kind state remote:text", kind=KINDS, state=STATES
+        ),
         actions=(
             Action(
                 "retry", "Start a failed or canceled one over; what is there already is found",
@@ -82,13 +77,7 @@ RESOURCES = (
         description="What Stripe told of invoices that were handed over.",
         out=HandoverEvent,
         refers={"handover_id": "handovers"},
-        filters={
-            "organization_id": Filter(),
-            "invoice_id": Filter(),
-            "handover_id": Filter(),
-            "name": Filter("text"),
-            "kind": Filter("text"),
-        },
+        filters=filters("organization_id invoice_id handover_id name:text kind:text"),
     ),
 )  # fmt: skip
 HAND_OVER = Action(
