@@ -527,7 +527,7 @@ TENANT_DAYS_MAX = 200_000
 LEDGER = Screen(
     "", "token-ledger", "Ledger", "movement",
     ("created_at", "transaction_type", "change", "total_remaining", "service_id", "model", "request_id"),
-    empty="No movement yet.", filters=("transaction_type", "direction", "request_id"), has_page=False,
+    empty="No movement yet.", only=("transaction_type", "direction", "request_id"), has_page=False,
     spans_time=True,
 )  # fmt: skip
 

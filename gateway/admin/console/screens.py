@@ -30,8 +30,8 @@ class Slot(NamedTuple):
 class Screen:
     """How one resource is shown, and its heading in the menu; one `is_more` is folded under it.
 
-    `columns` are fields of its rows, the first one links to the row's page; `filters` are those
-    of the resource that people are offered. `next_step` is the button of an empty list that has no form: its
+    `columns` are fields of its rows, the first one links to the row's page; people are offered the
+    filters of the resource, or `only` some. `next_step` is the button of an empty list that has no form: its
     text and its address. The form of a new row begins with its `sentence`.
     """
 
@@ -41,7 +41,7 @@ class Screen:
     one: str
     columns: tuple[str, ...]
     empty: str = "There are none yet."
-    filters: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     newest_first: bool = True
     has_page: bool = True
     spans_time: bool = False
@@ -52,6 +52,12 @@ class Screen:
     @property
     def resource(self) -> Resource:
         return RESOURCES[self.name]
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """A search finds what a name does."""
+        known = self.resource.filters
+        return self.only or tuple(each for each in known if each != "name" or "search" not in known)
 
 
 # What people come for, in this order, whichever of it somebody may see.
@@ -64,10 +70,6 @@ SCREENS = {
             "Spend", "calls", "Calls", "call",
             ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
             empty="No call yet.",
-            filters=(
-                "request_id", "organization_id", "tenant_id", "api_key_id", "user_id", "service_id",
-                "project_id", "model", "response_model", "session", "reason", "content_id",
-            ),
             spans_time=True,
             next_step=("See the API keys", "/api-keys"),
         ),
@@ -75,10 +77,6 @@ SCREENS = {
             "Spend", "budgets", "Budgets", "budget",
             ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
             empty="No budget yet. Limit what a team, user, key or model may spend.",
-            filters=(
-                "organization_id", "name", "tenant_id", "user", "api_key_id", "model", "unit", "interval",
-                "each", "mode", "project_id", "service_id", "tool", "server",
-            ),
             newest_first=False,
             sentence=(
                 Slot("Limit", "each", "all calls together", {
@@ -95,61 +93,54 @@ SCREENS = {
             ("id", "organization_id", "tenant_id", "parent_id", "status", "used", "max", "calls",
              "expires_at"),
             empty="No run yet. Callers open them with their calls.",
-            filters=("organization_id", "tenant_id", "id", "parent_id", "status"), has_page=False,
+            has_page=False,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Spend", "jobs", "Jobs", "job",
             ("id", "organization_id", "kind", "model", "status", "lines", "held", "cost", "created_at"),
             empty="No job yet. Callers make batches.",
-            filters=("organization_id", "tenant_id", "id", "kind", "model", "status"), has_page=False,
+            has_page=False,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Access", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",
-            filters=("search", "invoicing_left_reason"), newest_first=False,
+            newest_first=False,
         ),
         Screen(
             "Access", "tenants", "Tenants", "tenant",
             ("name", "organization_id", "plan_id", "quota", "state"),
             empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
-            filters=("search", "organization_id", "plan_id"), newest_first=False,
+            newest_first=False,
         ),
         Screen(
             "Access", "users", "Users", "user",
             ("external_id", "name", "organization_id", "limits", "created_at"),
-            filters=("organization_id", "external_id"),
         ),
         Screen(
             "Access", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "last_used_at", "expires_at", "created_at"),
             empty="No key yet.",
-            filters=("tenant_id", "organization_id", "user", "prefix", "issuer", "subject"),
         ),
         Screen(
             "Access", "admin-tokens", "Admin tokens", "admin token",
             ("name", "role", "organization_id", "tenant_id", "prefix", "subject", "state", "last_used_at",
              "expires_at"),
             empty="Only the built-in tokens of the settings are in use.",
-            filters=("organization_id", "tenant_id", "role", "user_id", "issuer", "subject"),
         ),
         Screen(
             "Access", "audit-log", "Audit log", "change",
             ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
              "after"),
             empty="No change yet.",
-            filters=(
-                "actor", "person", "issuer", "identity", "resource", "resource_id", "action",
-                "admin_token_id", "organization_id", "role",
-            ),
             has_page=False, spans_time=True, is_more=True,
         ),
         Screen(
             "Catalogue", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
-            filters=("business_model_id", "key", "name"), newest_first=False,
+            newest_first=False,
         ),
         Screen(
             "Catalogue", "token-plans", "Token plans", "token plan",
@@ -157,85 +148,78 @@ SCREENS = {
                 "name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "weights",
                 "created_at",
             ),
-            empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
+            empty="No plan yet. A tenant without one is counted but not limited.",
         ),
         Screen(
             "Catalogue", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
-            empty="No subscription plan yet.", filters=("name", "token_plan_id"),
+            empty="No subscription plan yet.",
         ),
         Screen(
             "Catalogue", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",
-            filters=("model", "provider", "currency", "source", "match"),
         ),
         Screen(
             "Catalogue", "exchange-rates", "Exchange rates", "exchange rate",
             ("currency", "base", "rate", "effective_from", "created_at"),
             empty="No exchange rate yet. Organizations in other currencies need prices of their own.",
-            filters=("currency", "base"),
         ),
         Screen(
             "Catalogue", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
-            empty="No model yet: calls go where their paths say.", filters=("organization_id", "name"),
-            newest_first=False,
+            empty="No model yet: calls go where their paths say.", newest_first=False,
         ),
         Screen(
             "Catalogue", "shares", "Shares of capacity", "share",
             ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
             empty="No share yet: callers share an upstream's capacity alike.",
-            filters=("upstream", "organization_id", "tenant_id"), newest_first=False,
+            newest_first=False,
         ),
         Screen(
             "Catalogue", "business-models", "Business models", "business model",
-            ("name", "display_name", "meter", "description"), filters=("meter", "name"),
-            newest_first=False, is_more=True,
+            ("name", "display_name", "meter", "description"), newest_first=False, is_more=True,
         ),
         Screen(
             "Catalogue", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.",
-            filters=("organization_id", "service_id", "business_model_id"), is_more=True,
+            is_more=True,
         ),
         Screen(
             "Billing", "invoices", "Invoices", "invoice",
             ("number", "organization_id", "kind", "status", "payment_status", "due_date", "period_start",
              "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
-            filters=("organization_id", "payment_status", "status", "kind", "number", "corrects_id", "source",
-                     "source_id"),
         ),
         Screen(
             "Billing", "credit-additions", "Credits", "grant",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
-            empty="No credits were given yet.", filters=("organization_id", "category", "added_by_id"),
-            spans_time=True,
+            empty="No credits were given yet.", spans_time=True,
         ),
         Screen(
             "Billing", "organization-subscriptions", "Subscriptions", "subscription",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="No subscription yet.", filters=("organization_id", "plan_id", "next_plan_id"),
+            empty="No subscription yet.",
         ),
         Screen(
             "Billing", "payments", "Payments", "payment",
             ("reference", "organization_id", "invoice_id", "amount", "currency", "created_at"),
             empty="No payment yet. Record one on its invoice's page.",
-            filters=("organization_id", "invoice_id", "reference", "corrects_id"), spans_time=True,
+            spans_time=True,
             next_step=("See the invoices", "/invoices"),
         ),
         Screen(
             "Billing", "tax-rates", "Tax rates", "tax rate",
             ("organization_id", "rate", "category", "reason", "effective_from", "created_at"),
             empty="No dated tax rate. Each organization's own rate applies.",
-            filters=("organization_id",), is_more=True,
+            is_more=True,
         ),
         Screen(
             "Billing", "note-applications", "Applied credit", "application",
             ("created_at", "organization_id", "note_id", "invoice_id", "amount", "currency", "reason"),
             empty="No credit of a note was applied to an invoice yet.",
-            filters=("organization_id", "note_id", "invoice_id", "reason"), spans_time=True, is_more=True,
+            spans_time=True, is_more=True,
             next_step=("See the invoices", "/invoices"),
         ),
         Screen(
@@ -243,10 +227,6 @@ SCREENS = {
             ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
              "reason", "invoice_id"),
             empty="No charge yet.",
-            filters=(
-                "organization_id", "kind", "billed", "reason", "invoice_id", "tenant_id", "service_id",
-                "source", "source_id", "corrects_id",
-            ),
             spans_time=True, is_more=True,
             next_step=("See the invoices", "/invoices"),
         ),
@@ -254,7 +234,6 @@ SCREENS = {
             "Billing", "events", "Events", "event",
             ("used_at", "tenant_id", "service_id", "source", "event_id", "request_id", "created_at"),
             empty="No event yet. Events report use that did not pass the gateway.",
-            filters=("organization_id", "tenant_id", "service_id", "source", "event_id", "request_id"),
             is_more=True, next_step=("See the calls", "/calls"),
         ),
         Screen(
@@ -264,14 +243,14 @@ SCREENS = {
                 "amount", "reason",
             ),
             empty="No amendment yet.",
-            filters=("organization_id", "tenant_id", "service_id", "request_id", "direction"), is_more=True,
+            is_more=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Billing", "reratings", "Re-rated calls", "re-rated call",
             ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
             empty="No call was re-rated yet.",
-            filters=("organization_id", "tenant_id", "service_id", "price_id", "request_id"), is_more=True,
+            is_more=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
@@ -279,10 +258,6 @@ SCREENS = {
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
-            filters=(
-                "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
-                "content_id",
-            ),
             has_page=False, spans_time=True, is_more=True,
             next_step=("See the calls", "/calls"),
         ),
@@ -290,10 +265,6 @@ SCREENS = {
             "Billing", "feature-usage", "Feature usage", "use",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "cost", "user_id", "request_id"),
             empty="No billed use yet.",
-            filters=(
-                "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
-                "content_id",
-            ),
             has_page=False, spans_time=True, is_more=True,
             next_step=("See the calls", "/calls"),
         ),
@@ -301,25 +272,23 @@ SCREENS = {
             "Health", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is in quarantine. All is well.",
-            filters=("kind", "organization_id", "tenant_id", "released", "account"),
             next_step=("See the drift", "/reconciliation"),
         ),
         Screen(
             "Health", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="No dead letter. All is well.",
-            filters=("organization_id", "tenant_id", "resolved", "partition"),
             next_step=("See the drift", "/reconciliation"),
         ),
         Screen(
             "Health", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="No webhook yet.", filters=("organization_id",),
+            empty="No webhook yet.",
         ),
         Screen(
             "Health", "webhook-deliveries", "Deliveries", "delivery",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
-            empty="No message was sent yet.", filters=("webhook_id", "event", "state"), is_more=True,
+            empty="No message was sent yet.", is_more=True,
             next_step=("See the webhooks", "/webhooks"),
         ),
         *(screen for feature in features() for screen in feature.screens()),

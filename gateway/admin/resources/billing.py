@@ -237,7 +237,7 @@ RESOURCES = (
         description="Credits given to organizations and taken back, with what is left of each.",
         out=CreditAddition,
         create=CreditAdditionCreate,
-        filters=filters("organization_id added_by_id category", category=CATEGORIES),
+        filters=filters("organization_id category added_by_id", category=CATEGORIES),
     ),
     Resource(
         name="organization-subscriptions",
@@ -327,8 +327,8 @@ CHARGE_RESOURCES = (
         named_by="id",
         refers={"corrects_id": "charges"},
         filters=filters(
-            "organization_id kind reason source:text source_id tenant_id service_id "
-            "invoice_id corrects_id billed:flag",
+            "organization_id kind billed:flag reason invoice_id tenant_id service_id "
+            "source:text source_id corrects_id",
             kind=KINDS,
             reason=REASONS,
         ),
@@ -434,7 +434,7 @@ AMENDMENT_RESOURCES = (
         out=Rerating,
         named_by="id",
         refers={"price_id": "prices"},
-        filters=filters("price_id organization_id tenant_id service_id request_id:uuid"),
+        filters=filters("organization_id tenant_id service_id price_id request_id:uuid"),
     ),
 )
 

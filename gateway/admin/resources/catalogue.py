@@ -356,7 +356,7 @@ RESOURCES = (
         create=BusinessModelCreate,
         patch=patch_of(BusinessModelCreate),
         deletable=True,
-        filters=filters("name:text meter", meter=METERS),
+        filters=filters("meter name:text", meter=METERS),
         declared=ConfigDeclaration(),
     ),
     Resource(
@@ -398,7 +398,7 @@ RESOURCES = (
         create=ShareCreate,
         patch=patch_of(ShareCreate, without=("upstream", "model", "organization_id", "tenant_id")),
         deletable=True,
-        filters=filters("organization_id tenant_id upstream:text"),
+        filters=filters("upstream:text organization_id tenant_id"),
         declared=ConfigDeclaration(by=("organization_id", "tenant_id", "model", "upstream")),
     ),
     Resource(
@@ -420,7 +420,7 @@ RESOURCES = (
         create=SubscriptionPlanCreate,
         patch=patch_of(SubscriptionPlanCreate, without=("currency",)),
         deletable=True,
-        filters=filters("token_plan_id name:text"),
+        filters=filters("name:text token_plan_id"),
         actions=(Action("reprice", "Change what it costs from a day on, for all who have it", Reprice),),
         declared=ConfigDeclaration(after=("services",)),
     ),
@@ -692,7 +692,7 @@ PRICE_RESOURCES = (
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,
         create=PriceCreate,
-        filters=filters("model:text provider:text match currency:text source", match=MATCHES, source=SOURCES),
+        filters=filters("model:text provider:text currency:text source match", match=MATCHES, source=SOURCES),
         questions=(QUOTE,),
         declared=ConfigDeclaration(
             by=("provider", "match", "currency", "source", "model"),

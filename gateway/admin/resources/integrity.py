@@ -212,7 +212,7 @@ RESOURCES = (
         description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
         named_by="account",
-        filters=filters("account:text organization_id tenant_id kind released:flag", kind=KINDS),
+        filters=filters("kind organization_id tenant_id released:flag account:text", kind=KINDS),
         actions=(Action("release", "Let it go on, with a reason", QuarantineRelease),),
     ),
     Resource(
@@ -223,8 +223,8 @@ RESOURCES = (
         filters={
             "organization_id": Filter(),
             "tenant_id": Filter(),
-            "partition": Filter("count", most=PARTITIONS - 1),
             "resolved": Filter("flag"),
+            "partition": Filter("count", most=PARTITIONS - 1),
         },
         actions=(
             Action("redrive", "Store it where it belongs, once", DeadLetterRedrive),

@@ -251,7 +251,7 @@ RESOURCES = (
         create=InvoiceCreate,
         deletable=True,
         filters=filters(
-            "organization_id status payment_status kind corrects_id number:text source:text source_id",
+            "organization_id payment_status status kind number:text corrects_id source:text source_id",
             status=STATUSES,
             payment_status=PAYMENT_STATUSES,
             kind=KINDS,

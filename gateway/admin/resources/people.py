@@ -241,7 +241,7 @@ RESOURCES = (
         create=TenantCreate,
         patch=patch_of(TenantCreate, without=("organization_id",)),
         deletable=True,
-        filters=filters("organization_id plan_id name:text search:text"),
+        filters=filters("search:text organization_id plan_id name:text"),
         actions=(
             Action("recharge", "Add tokens to what remains of this cycle", Recharge, quota=True),
             Action("reset", "Begin a new cycle now", quota=True),
@@ -438,7 +438,7 @@ ACCESS_RESOURCES = (
         create=AdminTokenCreate,
         patch=patch_of(AdminTokenCreate, without=("role", "organization_id", "tenant_id", *TOKENS)),
         deletable=True,
-        filters=filters("organization_id tenant_id user_id role issuer:text subject:text", role=ROLES),
+        filters=filters("organization_id tenant_id role user_id issuer:text subject:text", role=ROLES),
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),
         secret=Secret("token", credentials.ADMIN_TOKEN, instead=TOKENS),
     ),
@@ -479,8 +479,8 @@ AUDIT_RESOURCES = (
         description="Who changed what, and when. Append-only, written in the transaction of the change.",
         out=AuditEntry,
         filters=filters(
-            "actor:text person:text issuer:text identity:text action:text resource:text "
-            "resource_id:text admin_token_id organization_id role",
+            "actor:text person:text issuer:text identity:text resource:text resource_id:text "
+            "action:text admin_token_id organization_id role",
             role=ROLES,
         ),
     ),

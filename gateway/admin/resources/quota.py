@@ -425,8 +425,8 @@ BUDGET_RESOURCES = (
         deletable=True,
         live="budgets",
         filters=filters(
-            "organization_id tenant_id user:text api_key_id project_id:count model:text "
-            "service_id tool:text server:text each unit interval mode name:text",
+            "organization_id name:text tenant_id user:text api_key_id model:text unit "
+            "interval each mode project_id:count service_id tool:text server:text",
             each=EACH,
             unit=UNITS,
             interval=INTERVALS,
@@ -525,7 +525,7 @@ RUN_RESOURCES = (
 # Credit transactions and feature usage: what was used, read only.
 
 FILTERS = filters(
-    "organization_id feature_id tenant_id user_id content_id:count project_id:count request_id:uuid"
+    "organization_id feature_id request_id:uuid tenant_id user_id project_id:count content_id:count"
 )
 
 
@@ -635,9 +635,9 @@ CALL_RESOURCES = (
         named_by="request_id",
         order="by created_at, then id, ascending",
         filters=filters(
-            "organization_id tenant_id api_key_id user_id service_id project_id:count "
-            "content_id:count request_id:uuid model:text response_model:text session:text "
-            "reason:text"
+            "request_id:uuid organization_id tenant_id api_key_id user_id service_id "
+            "project_id:count model:text response_model:text session:text reason:text "
+            "content_id:count"
         ),
     ),
 )

@@ -39,7 +39,7 @@ def _screens() -> Sequence[Screen]:
             "Billing", "dunning-steps", "Dunning", "step",
             ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
             empty="No reminder or block yet.",
-            filters=("organization_id", "invoice_id", "tenant_id", "action"), spans_time=True,
+            spans_time=True,
             next_step=("See the invoices", "/invoices"),
         ),
     )  # fmt: skip

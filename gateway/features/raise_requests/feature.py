@@ -36,7 +36,7 @@ def _screens() -> Sequence[Screen]:
             "Spend", "raise-requests", "Raise requests", "raise request",
             ("id", "budget", "organization_id", "amount", "until", "reason", "status", "requested_by"),
             empty="No raise request.",
-            filters=("organization_id", "budget_id", "status"), next_step=("See the budgets", "/budgets"),
+            next_step=("See the budgets", "/budgets"),
         ),
     )  # fmt: skip
 

@@ -50,7 +50,6 @@ def _screens() -> Sequence[Screen]:
             ("id", "organization_id", "invoice_id", "kind", "state", "attempts", "remote", "error",
              "created_at"),
             empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are synced.",
-            filters=("organization_id", "invoice_id", "about_id", "kind", "state", "remote"),
             next_step=("See the invoices", "/invoices"),
         ),
         Screen(
@@ -58,7 +57,7 @@ def _screens() -> Sequence[Screen]:
             ("created_at", "organization_id", "invoice_id", "handover_id", "kind", "amount", "currency",
              "remains"),
             empty="Stripe has sent no event yet.",
-            filters=("organization_id", "invoice_id", "handover_id", "kind", "name"), is_more=True,
+            is_more=True,
             next_step=("See the invoices", "/invoices"),
         ),
     )  # fmt: skip

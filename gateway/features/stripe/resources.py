@@ -77,7 +77,7 @@ RESOURCES = (
         description="What Stripe told of invoices that were handed over.",
         out=HandoverEvent,
         refers={"handover_id": "handovers"},
-        filters=filters("organization_id invoice_id handover_id name:text kind:text"),
+        filters=filters("organization_id invoice_id handover_id kind:text name:text"),
     ),
 )  # fmt: skip
 HAND_OVER = Action(

@@ -63,7 +63,6 @@ def _screens() -> Sequence[Screen]:
             "usage event",
             ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
             empty="No event is waiting.",
-            filters=("organization_id", "feed_id", "state", "kind"),
         ),
     )
 
