@@ -13,12 +13,12 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
@@ -437,63 +437,6 @@ def _instead(place: FileStore) -> str:
 
 
 # What taking, restoring and proving need of where backups are kept.
-class Backup(Protocol):
-    """One that is there as a whole."""
-
-    @property
-    def name(self) -> str:
-        """What it is noted by."""
-        ...
-
-    @property
-    def address(self) -> str:
-        """Where a person finds it."""
-        ...
-
-    def manifest(self) -> BackupManifest:
-        """What it says it holds; `BackupFailed` where it is none."""
-        ...
-
-    def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
-        """Its dump, in order; `BackupFailed` before a byte is lent that is not the one written."""
-        ...
-
-
-class BackupWriter(Protocol):
-    """One that is being written: nobody takes it for a backup."""
-
-    def write(self, chunk: bytes) -> None:
-        """Append to its dump."""
-        ...
-
-    def finish(self, manifest: BackupManifest) -> Backup:
-        """It is whole, and durable: from here on it is a backup."""
-        ...
-
-
-class Backups(Protocol):
-    """A place that has some."""
-
-    def growing(self, now: datetime) -> AbstractContextManager[BackupWriter]:
-        """A new one; nothing of it stays that is not finished. What killed ones left goes."""
-        ...
-
-    def names(self) -> list[str]:
-        """Those that are there, the oldest first."""
-        ...
-
-    def address(self, name: str) -> str:
-        """Where a person finds one."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Take one away."""
-        ...
-
-    def note_proof(self, name: str) -> None:
-        """Say beside a backup that it was restored and is right, where the database alone is not enough."""
-        ...
-
-    def proven(self) -> list[str] | None:
-        """Those that are noted there; None where only the database knows."""
-        ...
+Backup = TarBackup | PiecesBackup
+BackupWriter = _TarWriter | _PiecesWriter
+Backups = Folder | Bucket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,44 +20,33 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Parquet = Annotated[Path | None, typer.Option(help="Write Parquet to this file.")]
 
 
+# What is told as of the end of a day.
+_OF_A_DAY = {
+    "receivables": "Show what organizations have to pay, by age.",
+    "unbilled": "Show what was charged and no invoice has, by the month of its supply.",
+    "balances": "Show the whole debt of organizations: documents, payments, credit and unbilled charges.",
+    "deferred-revenue": "Show what is billed and not supplied yet, by the month of its supply.",
+}
+
+
 def report_section() -> typer.Typer:
     """The commands."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
-    for function in (receivables, unbilled, balances, deferred_revenue, revenue, taxes, ledger):
-        app.command(function.__name__.replace("_", "-"))(function)
+    for name, said in _OF_A_DAY.items():
+        app.command(name, help=said)(_of_a_day(name))
+    for function in (revenue, taxes, ledger):
+        app.command()(function)
     return app
 
 
-def receivables(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what organizations have to pay, by age."""
-    _report("receivables", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+def _of_a_day(name: str) -> Callable[..., None]:
+    def show(
+        *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
+        parquet: Parquet = None, as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        _report(name, org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
 
-
-def unbilled(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what was charged and no invoice has, by the month of its supply."""
-    _report("unbilled", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def balances(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show the whole debt of organizations: documents, payments, credit and unbilled charges."""
-    _report("balances", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
-
-
-def deferred_revenue(
-    *, at: At = None, org: ReportOrganization = None, currency: Currency = None, as_csv: AsCsv = False,
-    parquet: Parquet = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Show what is billed and not supplied yet, by the month of its supply."""
-    _report("deferred-revenue", org, parquet, as_csv=as_csv, as_json=as_json, at=at, currency=currency)
+    return show
 
 
 def revenue(

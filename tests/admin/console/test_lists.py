@@ -154,13 +154,6 @@ async def test_files_need_a_session(nobody: Person) -> None:
     assert (answer.status, answer.headers["Location"]) == (303, "/sign-in?next=%2Ftenants.csv")
 
 
-def test_every_filter_of_the_api_is_offered() -> None:
-    for name, screen in SCREENS.items():
-        known = set(screen.resource.filters)
-        # Names are searched by their words.
-        assert set(screen.filters) == (known - {"name"} if "search" in known else known), name
-
-
 # --- search -----------------------------------------------------------------------------
 # The search of every page: where it leads, and what it never keeps.
 
