@@ -19,9 +19,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
+    Actor,
     Claim,
     Command,
     CommittedWrite,
+    ConsoleSession,
     Page,
     Query,
     Realm,
@@ -42,8 +44,7 @@ from persistence.engine import Engine, Replica, answered, apart
 from persistence.entity import EntityWrite, WriteBatch
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
-from persistence.resources import access, catalogue, usage
-from persistence.sign_in_store import SignInStore
+from persistence.resources import access, catalogue, usage, webhooks
 
 # Work that is undone, so it keeps nobody waiting: it ends as soon as somebody waits for what it holds.
 #
@@ -132,7 +133,7 @@ NOBODYS = 0
 _now = partial(datetime.now, UTC)
 
 
-class Store(SignInStore):
+class Store:
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters.
 
     Work `within` an organization goes over connections of `organizations`, where there are some apart.
@@ -227,9 +228,7 @@ class Store(SignInStore):
         """Say why the counters refused one of these control writes; None if they did not."""
         return await self.run(lambda connection: of_writes(connection, intents))
 
-    async def price_of(
-        self, model: str, currency: str, at: datetime, provider: str
-    ) -> PriceFound | None:
+    async def price_of(self, model: str, currency: str, at: datetime, provider: str) -> PriceFound | None:
         """Read what a model costs at a time, in a currency or by an exchange rate into it."""
         return await self.run(
             lambda connection: catalogue.find_price(connection, model, currency, at, provider)
@@ -284,6 +283,43 @@ class Store(SignInStore):
             await self.get("invoice-heads", invoice_id)
         async for piece in InvoiceUsage(await self._reading()).csv(invoice_id, self._today()):
             yield piece
+
+    # Who may come in, and who is signed in.
+
+    async def staff_token(self, digest: str) -> Actor | None:
+        """Find a named admin token that is neither expired nor revoked."""
+        return await self.run(lambda connection: access.find_admin_token(connection, digest))
+
+    async def key_holder(self, digest: str) -> Actor | None:
+        """Find who holds an API key that is neither expired nor revoked."""
+        return await self.run(lambda connection: access.find_key_holder(connection, digest))
+
+    async def mail_consent(self, digest: str) -> Row | None:
+        """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
+        return await self.run(lambda connection: webhooks.consent_by(connection, digest))
+
+    async def consent_to_mail(self, digest: str, *, given: bool) -> bool:
+        """Let mail be sent to the address of a link, or no more; False where the link is not good."""
+        return await self.run(lambda connection: webhooks.consent(connection, digest, given=given))
+
+    async def has_ended_token(self, digest: str) -> bool:
+        """Whether there is a named admin token that is expired or revoked."""
+        return await self.run(lambda connection: access.admin_token_has_ended(connection, digest))
+
+    async def use_sign_in(self, state: str) -> bool:
+        """Note that somebody came back from a sign-in; False where somebody did before."""
+        return await self.run(lambda connection: access.use_sign_in(connection, state))
+
+    async def console_session(self, digest: str) -> ConsoleSession | None:
+        return await self.run(lambda connection: access.find_session(connection, digest))
+
+    async def ask_of_session(self, session_id: int) -> bool:
+        """Take it upon the caller to ask whether its person still may come in; False where another does."""
+        return await self.run(lambda connection: access.ask_session(connection, session_id))
+
+    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
+        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
+        await self.run(lambda held: access.keep_renewal(held, session_id, renewal, vouched=vouched))
 
     def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:

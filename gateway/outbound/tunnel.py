@@ -129,7 +129,6 @@ class Tunnel(asyncio.Protocol):
     # asyncio.Protocol, until the proxy has answered
 
     def connection_made(self, transport: Any) -> None:
-        """Ask."""
         self._transport = transport
         transport.write(self._request)
 

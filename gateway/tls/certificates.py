@@ -95,7 +95,6 @@ class Certificates:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files."""
         files = self._files
         return tuple(path for path in (files.certificate, files.key, files.authority) if path)
 

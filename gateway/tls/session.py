@@ -100,7 +100,6 @@ class TlsTransport:
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on."""
         self._transport.resume_reading()
 
     def is_reading(self) -> bool:

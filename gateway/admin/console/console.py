@@ -98,7 +98,6 @@ PROGRAMS_SHOWN_MAX = 500
 
 
 async def show_programs(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /programs`."""
     require_read(desk.ports.actor, views.PROGRAMS_REPORT)
     found = await views.running_programs(desk.ports)
     items = found["items"]
@@ -124,7 +123,6 @@ _PAGES = {
 async def show_reconciliation(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson
 ) -> web.Response:
-    """`GET /reconciliation`."""
     report, actor = views.RECONCILIATION_REPORT, desk.ports.actor
     require_read(actor, report)
     may_run = refused_write(actor, report.name, report.access, views.RECONCILIATION_RUN) is None
@@ -318,7 +316,6 @@ PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
 
 
 def mount_console(app: web.Application, ports: AdminPorts) -> None:
-    """Serve the console."""
     assets = Assets()
     sessions = Sessions(ports)
     desk = ConsoleShell(ports, Pages(assets, version=ports.version), sessions)

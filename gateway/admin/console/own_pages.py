@@ -88,7 +88,6 @@ def or_home(page: Reading) -> Reading:
 
 
 async def show_me(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /me`."""
     return await _me(desk, request, signed)
 
 
@@ -331,7 +330,6 @@ MEMBERS_SHOWN = 50
 
 
 async def show_team(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /team`."""
     actor = signed.actor
     if not leads(actor) or actor.tenant_id is None:
         raise Forbidden("This page is for the lead of one tenant.")
@@ -367,7 +365,6 @@ DOCUMENTS_SHOWN = 12
 
 
 async def show_account(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /account`."""
     actor = signed.actor
     if not is_customer(actor) or actor.organization_id is None:
         raise Forbidden("This page is for people of one organization.")

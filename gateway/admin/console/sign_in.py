@@ -59,7 +59,6 @@ class SignInPages:
         return see(wanted_of(request))
 
     async def sign_in(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sign-in`."""
         try:
             posted = await read_form(request)
             session = await self._desk.sessions.begin(request, _token(posted))
@@ -285,7 +284,6 @@ class SignOutPages:
         self._desk = desk
 
     async def sign_out(self, request: web.Request) -> web.StreamResponse:
-        """`POST /sign-out`."""
         response: web.Response = see(HERE)
         try:
             signed = await self._desk.sessions.signed_in(request, by_key=True)

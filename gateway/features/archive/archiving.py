@@ -231,7 +231,6 @@ def write_parquet(
 
 
 def schema_of(columns: Mapping[str, str]) -> Any:
-    """The columns of a file."""
     (arrow,) = _libraries("pyarrow")
     types = _types(arrow)
     return arrow.schema([(name, types[kind]) for name, kind in columns.items()])

@@ -227,7 +227,6 @@ class ArchiveProof:
 
 
 def prove(url: str, place: FileStore) -> ArchiveProof:
-    """Prove an archive and its database."""
     proof = ArchiveProof()
     with months.connected(url) as connection, told(place.url):
         stored = archived(connection)

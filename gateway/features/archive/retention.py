@@ -37,7 +37,6 @@ class Retention:
 
     @classmethod
     def of(cls, settings: Settings) -> Retention:
-        """What settings say."""
         return cls(
             tokens=settings.archive_token_ledger_after_months,
             credits=settings.archive_credit_transactions_after_months,

@@ -109,12 +109,10 @@ class TarBackup:
 
     @property
     def name(self) -> str:
-        """What it is noted by."""
         return self.path.name
 
     @property
     def address(self) -> str:
-        """Where it is."""
         return str(self.path)
 
     def manifest(self) -> BackupManifest:
@@ -185,11 +183,9 @@ class Folder:
         return sorted(path.name for path in self._to.iterdir() if _OURS.fullmatch(path.name))
 
     def address(self, name: str) -> str:
-        """Where a file is."""
         return str(self._to / name)
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
         (self._to / name).unlink()
 
     def note_proof(self, name: str) -> None:

@@ -30,7 +30,6 @@ _OF_A_DAY = {
 
 
 def report_section() -> typer.Typer:
-    """The commands."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
     for name, said in _OF_A_DAY.items():
         app.command(name, help=said)(_of_a_day(name))
