@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import (
     AfterValidator,
     Field,
-    PlainSerializer,
     create_model,
     model_validator,
 )
@@ -25,6 +24,7 @@ from gateway.admin.resources.resource import (
     patch_of,
 )
 from gateway.admin.resources.values import (
+    AS_STORED,
     Amount,
     Day,
     Exactly,
@@ -497,8 +497,4 @@ class AutoTopUp(In):
     )
 
 
-def _stored(terms: AutoTopUp) -> dict[str, Any]:
-    return terms.model_dump(mode="json")
-
-
-AutoTopUpField = Annotated[AutoTopUp, PlainSerializer(_stored)]
+AutoTopUpField = Annotated[AutoTopUp, AS_STORED]

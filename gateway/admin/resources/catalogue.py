@@ -27,6 +27,7 @@ from gateway.admin.resources.resource import (
     patch_of,
 )
 from gateway.admin.resources.values import (
+    AS_STORED,
     Amount,
     AskedModel,
     CreditsPerUnit,
@@ -215,13 +216,7 @@ class AnsweringUpstream(In):
     )
 
 
-def _targets(targets: list[AnsweringUpstream]) -> list[dict[str, Any]]:
-    return [one.model_dump(mode="json", exclude_none=True) for one in targets]
-
-
-Targets = Annotated[
-    list[AnsweringUpstream], Field(min_length=1, max_length=TARGETS_MAX), PlainSerializer(_targets)
-]
+Targets = Annotated[list[AnsweringUpstream], Field(min_length=1, max_length=TARGETS_MAX), AS_STORED]
 
 
 class ModelCreate(In):
@@ -251,10 +246,6 @@ class GuaranteedPart(In):
     tokens_per_minute: PositiveAmount | None = None
 
 
-def _guaranteed(part: GuaranteedPart | None) -> dict[str, Any] | None:
-    return None if part is None else part.model_dump(mode="json", exclude_none=True)
-
-
 Priority = Literal["interactive", "batch"]
 
 
@@ -270,7 +261,7 @@ class ShareCreate(In):
     weight: Annotated[int, Field(strict=True, ge=1, le=WEIGHT_MAX)] = Field(
         default=1, description="What it has of all that nobody else uses, beside the weights of others."
     )
-    guaranteed: Annotated[GuaranteedPart | None, PlainSerializer(_guaranteed)] = Field(
+    guaranteed: Annotated[GuaranteedPart | None, AS_STORED] = Field(
         default=None, description="What it has whatever others do."
     )
     priority: Priority = Field(
@@ -554,15 +545,11 @@ def _ascending(tiers: list[ContextTier]) -> list[ContextTier]:
     return tiers
 
 
-def _stored_price(tiers: list[ContextTier]) -> list[dict[str, Any]]:
-    return [tier.model_dump(mode="json", exclude_none=True) for tier in tiers]
-
-
 ContextTiers = Annotated[
     list[ContextTier],
     Field(min_length=1, max_length=CONTEXT_TIERS_MAX),
     AfterValidator(_ascending),
-    PlainSerializer(_stored_price),
+    AS_STORED,
 ]
 
 

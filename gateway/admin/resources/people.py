@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from gateway.admin import credentials
 from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, UnitCost
@@ -19,6 +19,7 @@ from gateway.admin.resources.resource import (
     patch_of,
 )
 from gateway.admin.resources.values import (
+    AS_STORED,
     MODELS_MAX,
     Address,
     Amount,
@@ -85,11 +86,7 @@ class RunPolicyIn(In):
     required: Flag = Field(default=False, description="Refuse calls that name no run.")
 
 
-def _policy(policy: RunPolicyIn | None) -> dict[str, Any] | None:
-    return None if policy is None else policy.model_dump(mode="json", exclude_none=True)
-
-
-Runs = Annotated[RunPolicyIn, PlainSerializer(_policy)]
+Runs = Annotated[RunPolicyIn, AS_STORED]
 RUNS = "What its calls' runs may be, besides other policies; null is anything."
 
 StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]

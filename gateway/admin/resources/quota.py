@@ -27,6 +27,7 @@ from gateway.admin.resources.resource import (
     patch_of,
 )
 from gateway.admin.resources.values import (
+    AS_STORED,
     DECIMAL,
     Amount,
     AnchorDay,
@@ -103,11 +104,6 @@ Weight = Annotated[
 ]
 
 
-def _said(weights: In) -> dict[str, str]:
-    stored: dict[str, str] = weights.model_dump(mode="json", exclude_none=True)
-    return stored
-
-
 def _weighed(kind: str) -> tuple[object, object]:
     fallback = FALLBACK.get(kind)
     beside = f"what {fallback} counts" if fallback else "1"
@@ -120,7 +116,7 @@ WeightsIn: type[In] = create_model(  # type: ignore[call-overload]  # built fiel
     __doc__="What a token of each kind counts toward the quota.",
     **{kind: _weighed(kind) for kind in KINDS_OF_TOKENS},
 )
-Weights: Any = Annotated[WeightsIn, PlainSerializer(_said)]
+Weights: Any = Annotated[WeightsIn, AS_STORED]
 
 TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     "TokenPlanCreate",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -60,6 +61,16 @@ class Out(BaseModel):
     """What a caller gets."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
+
+
+def _dumped(value: BaseModel | Sequence[BaseModel] | None) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    return None if value is None else [_dumped(one) for one in value]
+
+
+# Of a document, or a list of some: the JSON that is stored, without what is null.
+AS_STORED = PlainSerializer(_dumped)
 
 
 def read_instant(text: str) -> datetime:
