@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from gateway.settings.settings import Settings
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
+]
 Database = Annotated[str | None, typer.Option("--database-url", help="The PostgreSQL in question.")]
 
 

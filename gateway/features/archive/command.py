@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.admin.output import AsJson, print_json, waiting
-from gateway.cli.databases import Config, Database, owner_url, settings_of
+from gateway.cli.databases import Config, Database, DataDir, owner_url, settings_of
 
 if TYPE_CHECKING:
     from gateway.features.archive.archiving import ArchiveRun
@@ -55,9 +54,7 @@ def archive(
         ),
     ] = False,
     config: Config = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
-    ] = None,
+    data_dir: DataDir = None,
     database_url: Database = None,
     as_json: AsJson = False,
 ) -> None:

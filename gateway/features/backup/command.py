@@ -12,7 +12,7 @@ import typer
 
 from gateway.cli.admin.client import Json
 from gateway.cli.admin.output import AsJson, print_json, waiting
-from gateway.cli.databases import Config, Database, owner_url, settings_of
+from gateway.cli.databases import Config, Database, DataDir, owner_url, settings_of
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def backup(
         typer.Option(help="A directory, which is made, a file that ends in .tar, or s3://bucket/folder."),
     ],
     config: Config = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
-    ] = None,
+    data_dir: DataDir = None,
     database_url: Database = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="Restore it beside the database, check it, drop that again.")

@@ -12,7 +12,7 @@ from uuid import UUID
 import typer
 
 from gateway.cli.admin.output import AsJson, print_json, waiting
-from gateway.cli.databases import Config, Database, owner_url, settings_of
+from gateway.cli.databases import Config, Database, DataDir, owner_url, settings_of
 from gateway.core.times import AHEAD_MAX, began
 from gateway.errors import LedgerProofFailed
 from gateway.features.ledger_proof.keys import is_signed, read_public
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 NAMED_MAX = 1_000
 ROWS_AT_ONCE = 10_000
-DataDir = Annotated[
-    Path | None, typer.Option(help="Data directory of a running `up`, if no database is named.")
-]
 KeyFiles = Annotated[
     list[Path] | None,
     typer.Option(
