@@ -21,11 +21,16 @@ class NewCredential:
     prefix: str
 
 
+def spelled(number: int) -> str:
+    """The last `RANDOM_CHARS` digits of a number, as a credential has them."""
+    letters = []
+    for _ in range(RANDOM_CHARS):
+        number, letter = divmod(number, len(ALPHABET))
+        letters.append(ALPHABET[letter])
+    return "".join(letters)
+
+
 def mint_credential(kind: str) -> NewCredential:
     """Make a secret of a kind (its prefix) with 190 random bits."""
-    left, letters = secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS), []
-    for _ in range(RANDOM_CHARS):
-        left, letter = divmod(left, len(ALPHABET))
-        letters.append(ALPHABET[letter])
-    random = "".join(letters)
+    random = spelled(secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS))
     return NewCredential(kind + random, kind + random[:SHOWN_CHARS])

@@ -170,73 +170,37 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
  WHERE revoked_at IS NULL AND expires_at > now()""")
 
 
-async def watch_gauges(engine: AsyncEngine, schedule: str = "off") -> dict[str, object]:
-    """All that is counted in tables for metrics, by the metric's name."""
-    return {
-        **await invoices(engine, scheduled=schedule != "off"),
-        "dead_letters": await dead_letters(engine),
-        "reconciliation_items": await differing(engine),
-        **await waiting_messages(engine),
-        "credential_expiry_timestamp_seconds": await next_ends(engine),
-        "last_timestamp_seconds": await last_lost(engine),
-        "clock_offset_seconds": await clock_off(engine),
-    }
+async def watch_gauges(
+    engine: AsyncEngine, schedule: str = "off", wall: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """All that is counted in tables for metrics, by the metric's name.
 
-
-async def clock_off(engine: AsyncEngine, wall: Callable[[], float] = time.time) -> list[tuple[str, float]]:
-    """By how many seconds our clock is ahead of PostgreSQL's, as far as that can be told."""
+    Of each kind of credential that ends, when the next one does, in Unix time. What the last comparison found
+    is there by kind; contradictions stay until rows are asked again. Our clock is ahead of PostgreSQL's by so
+    many seconds, as far as that can be told.
+    """
     async with looking(engine) as connection:
         began = wall()
         theirs, now = float(await connection.scalar(_CLOCK) or 0), wall()
-    return [("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))]
-
-
-async def dead_letters(engine: AsyncEngine) -> int:
-    """Entries of the outbox that could not be read or stored, and are not dealt with."""
-    async with looking(engine) as connection:
-        return int(await connection.scalar(_DEAD) or 0)
-
-
-async def differing(engine: AsyncEngine) -> list[tuple[str, int]]:
-    """What the last comparison of everybody found, by kind: nothing before the first.
-
-    Contradictions stay until rows are asked again: while a run is under way they were not yet.
-    """
-    async with looking(engine) as connection:
-        found = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
-    return [(kind.value, found.get(kind.value, 0)) for kind in DifferenceKind]
-
-
-async def waiting_messages(engine: AsyncEngine) -> dict[str, object]:
-    """Messages to webhooks that are not delivered yet, nor given up, and since when the oldest waits."""
-    async with looking(engine) as connection:
-        row = (await connection.execute(_WAITING)).one()
-    return {"webhook_messages_waiting": row.waiting, "webhook_messages_oldest_seconds": float(row.oldest)}
-
-
-async def invoices(engine: AsyncEngine, *, scheduled: bool) -> dict[str, object]:
-    """How many invoices are overdue, and of how many organizations the schedule left the invoice, by reason,
-    where there is a schedule.
-    """
-    async with looking(engine) as connection:
-        overdue = (await connection.execute(_OVERDUE)).scalar_one()
-        left = {each.reason: each.count for each in await connection.execute(_LEFT)} if scheduled else {}
-    found = {"invoices_overdue": overdue}
-    return found | {"invoices_left": [(each, left.get(each, 0)) for each in LEFT_REASONS if scheduled]}
-
-
-async def last_lost(engine: AsyncEngine) -> list[tuple[str, float]]:
-    """When movements were last found lost, Unix time; zero where none ever were."""
-    async with looking(engine) as connection:
-        at = await connection.scalar(_LOST)
-    return [("lost_events", float(at or 0))]
-
-
-async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
-    """When the next valid API key and admin token end, Unix time; a kind without an end is left out."""
-    async with looking(engine) as connection:
-        rows = (await connection.execute(_ENDS)).all()
-    return [(kind, float(end)) for kind, end in rows if end is not None]
+        left = (
+            {row.reason: row.count for row in await connection.execute(_LEFT)} if schedule != "off" else None
+        )
+        differs = {row.kind: int(row.n) for row in await connection.execute(_DIFFERS)}
+        messages = (await connection.execute(_WAITING)).one()
+        ends = (await connection.execute(_ENDS)).all()
+        return {
+            "invoices_overdue": await connection.scalar(_OVERDUE),
+            "invoices_left": [] if left is None else [(each, left.get(each, 0)) for each in LEFT_REASONS],
+            "dead_letters": int(await connection.scalar(_DEAD) or 0),
+            "reconciliation_items": [(kind.value, differs.get(kind.value, 0)) for kind in DifferenceKind],
+            "webhook_messages_waiting": messages.waiting,
+            "webhook_messages_oldest_seconds": float(messages.oldest),
+            "credential_expiry_timestamp_seconds": [(kind, float(at)) for kind, at in ends if at is not None],
+            "last_timestamp_seconds": [("lost_events", float(await connection.scalar(_LOST) or 0))],
+            "clock_offset_seconds": [
+                ("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))
+            ],
+        }
 
 
 def certificate_end(url: str) -> float | None:

@@ -31,15 +31,8 @@ COLUMNS = (
     "tenant_id", "tenant", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked", "next_reset_at",
 )  # fmt: skip
 RECENT = (
-    "tenant",
-    "seq",
-    "created_at",
-    "transaction_type",
-    "direction",
-    "amount",
-    "total_remaining",
-    "request_id",
-)
+    "tenant", "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
+)  # fmt: skip
 # Columns of a table of sums; JSON and CSV have all of it.
 ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
 LEDGERS_READ_MAX = 20
@@ -65,16 +58,17 @@ def usage(
     """Show what was used and what it cost; without --by and its like, quotas and the latest ledger rows."""
     with admin() as api:
         tenant_id = api.id_of("tenants", tenant) if tenant else None
+        asked: Json = {
+            "group_by": by, "from_": since, "to": until, "interval": interval, "tenant_id": tenant_id,
+        }  # fmt: skip
         if as_focus:
-            asked = {"from_": _moment(since), "to": _moment(until), "group_by": by, "interval": interval}
-            typer.echo(api.download("usage/focus.csv", **asked, tenant_id=tenant_id), nl=False)
+            typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return
         if as_csv or any(each is not None for each in (by, since, until, interval, parquet)):
-            asked = {"group_by": by, "from_": _moment(since), "to": _moment(until), "interval": interval}
             if parquet is not None:
-                parquet.write_bytes(api.download("usage.parquet", **asked, tenant_id=tenant_id))
+                parquet.write_bytes(api.download("usage.parquet", **asked))
                 return
-            _added(api, {**asked, "tenant_id": tenant_id}, as_csv, as_json)
+            _added(api, asked, as_csv, as_json)
             return
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
         names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
@@ -105,10 +99,6 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
     told = [name for name in (items[0] if items else ()) if name not in SUMS and name not in ADDED]
     groups = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
     rows(items, [*(name for name in groups if name != "start" or asked["interval"]), *ADDED], as_json=as_json)
-
-
-def _moment(text: str | None) -> str | None:
-    return f"{text}T00:00:00Z" if text is not None and len(text) == len("2026-01-31") else text
 
 
 def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list[Json]]:

@@ -34,7 +34,7 @@ from gateway.admin.console.home import (
     is_same,
     see,
 )
-from gateway.admin.credentials import ALPHABET, API_KEY, RANDOM_CHARS, SHOWN_CHARS
+from gateway.admin.credentials import API_KEY, SHOWN_CHARS, spelled
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import (
     SENDER,
@@ -459,11 +459,7 @@ class Agents:
 
     def _key(self, row: Any, generation: int) -> str:
         """The API key of a generation, in the form of all others."""
-        left, letters = int(self._made("key", row, generation)[0], 16), []
-        for _ in range(RANDOM_CHARS):
-            left, letter = divmod(left, len(ALPHABET))
-            letters.append(ALPHABET[letter])
-        return API_KEY + "".join(letters)
+        return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
 
     def _kept(self, row: Any, generation: int) -> dict[str, object]:
         """The stored values of that key."""

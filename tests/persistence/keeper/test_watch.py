@@ -11,15 +11,7 @@ from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.integrity.reconciliation import UNASKED, DifferenceKind, Item, ReconciliationSummary
 from gateway.counters.redis.keys import partition_of
 from persistence import engine as engines
-from persistence.keeper.sweeps import (
-    certificate_end,
-    dead_letters,
-    differing,
-    invoices,
-    last_lost,
-    next_ends,
-    waiting_messages,
-)
+from persistence.keeper.sweeps import certificate_end, watch_gauges
 from persistence.resources.integrity import ReconciliationResults
 
 KEYS = """
@@ -49,10 +41,10 @@ SELECT w.id, 'quota.80', '{}', m.state || m.age, m.state, now() - m.age
 async def test_the_next_end_is_that_of_a_valid_credential(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
-        assert await next_ends(engine) == []
+        assert (await watch_gauges(engine))["credential_expiry_timestamp_seconds"] == []
         with psycopg.connect(migrated) as connection:
             connection.execute(KEYS)
-        [(kind, end)] = await next_ends(engine)
+        [(kind, end)] = (await watch_gauges(engine))["credential_expiry_timestamp_seconds"]
         assert kind == "api_key"
         assert abs(end - time.time() - 2 * 86400) < 3600
     finally:
@@ -73,10 +65,12 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) 
         (UNASKED.items, {"unasked": 1}),
     ]
     try:
-        assert await differing(engine) == [(kind.value, 0) for kind in DifferenceKind]
+        assert (await watch_gauges(engine))["reconciliation_items"] == [
+            (kind.value, 0) for kind in DifferenceKind
+        ]
         for items, expected in runs:
             await results.keep(now, now, ReconciliationSummary(1, 0, tuple(items)))
-            found = dict(await differing(engine))
+            found = dict((await watch_gauges(engine))["reconciliation_items"])
             assert found == dict.fromkeys(DifferenceKind, 0) | expected
     finally:
         await engine.dispose()
@@ -85,12 +79,12 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) 
 async def test_entries_put_aside_are_counted(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
-        assert await dead_letters(engine) == 0
+        assert (await watch_gauges(engine))["dead_letters"] == 0
         with psycopg.connect(migrated) as connection:
             connection.execute(
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
             )
-        assert await dead_letters(engine) == 1
+        assert (await watch_gauges(engine))["dead_letters"] == 1
     finally:
         await engine.dispose()
 
@@ -101,9 +95,9 @@ async def test_movements_that_were_found_lost_are_dated_by_their_rows(migrated: 
         with psycopg.connect(migrated) as connection:
             connection.execute(lost, (1, 0))  # all were brought back
             connection.commit()
-            assert await last_lost(engine) == [("lost_events", 0.0)]
+            assert (await watch_gauges(engine))["last_timestamp_seconds"] == [("lost_events", 0.0)]
             connection.execute(lost, (2, 4))
-        [(event, at)] = await last_lost(engine)
+        [(event, at)] = (await watch_gauges(engine))["last_timestamp_seconds"]
         assert event == "lost_events"
         assert abs(at - time.time()) < 3600
     finally:
@@ -113,10 +107,10 @@ async def test_movements_that_were_found_lost_are_dated_by_their_rows(migrated: 
 async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
-        assert (await waiting_messages(engine))["webhook_messages_oldest_seconds"] == 0
+        assert (await watch_gauges(engine))["webhook_messages_oldest_seconds"] == 0
         with psycopg.connect(migrated) as connection:
             connection.execute(MESSAGES)
-        found = await waiting_messages(engine)
+        found = await watch_gauges(engine)
         assert found["webhook_messages_waiting"] == 4
         assert 3600 <= float(str(found["webhook_messages_oldest_seconds"])) < 2 * 3600
     finally:
@@ -134,11 +128,11 @@ async def test_what_the_schedule_left_is_counted_by_reason(migrated: str) -> Non
                 " ('c', 'This cannot become final.', 'incomplete', null),"
                 " ('gone', 'They differ.', 'not_agreed', now()), ('made', null, null, null)"
             )
-        found = await invoices(engine, scheduled=True)
+        found = await watch_gauges(engine, "on")
         assert found["invoices_left"] == [
             (reason, {"conflict": 2, "incomplete": 1}.get(reason, 0)) for reason in LEFT_REASONS
         ]
-        assert (await invoices(engine, scheduled=False))["invoices_left"] == []
+        assert (await watch_gauges(engine))["invoices_left"] == []
     finally:
         await engine.dispose()
 
