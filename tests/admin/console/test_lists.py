@@ -403,7 +403,6 @@ async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, A
         ("group_by=colour", "group_by"), ("from=yesterday", "from"), ("range=ever", "from"),
         ("from=2026-03-02&to=2026-03-01", "from"), ("tenant_id=x", "tenant_id"), ("currency=usd", "currency"),
         ("interval=week", "interval"), ("interval=hour&range=90d", "interval"),
-        ("from=2026-03-01T10:30", "from"),
     ],
 )  # fmt: skip
 async def test_what_is_asked_wrongly_is_said(reader: Person, query: str, field: str) -> None:
