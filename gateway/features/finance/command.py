@@ -20,7 +20,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Parquet = Annotated[Path | None, typer.Option(help="Write Parquet to this file.")]
 
 
-# What is told as of the end of a day.
+# Reports as of the end of a day.
 _OF_A_DAY = {
     "receivables": "Show what organizations have to pay, by age.",
     "unbilled": "Show what was charged and no invoice has, by the month of its supply.",
