@@ -1,10 +1,12 @@
-"""Milliseconds of each page of the console over a database of full size, slowest first.
+"""Milliseconds to the first byte of each page of the console over a database of full size, slowest first.
 
-The database is filled by PostgreSQL itself: 100,000 tenants and 10,000,000 rows of the token
-ledger, a tenth of them of one tenant, with everything else in proportion. Prints a table:
-wall time, which another load of the machine makes longer, and the processor time of keeper, client
-and PostgreSQL together, which it hardly does.
-Usage: python -m tests.bench.console [--tenants N] [--rows N] [--rounds N] [--url URL of a filled database]
+The database is filled by PostgreSQL itself: 100,000 tenants, 10,000,000 rows of the token ledger, a tenth
+of them of one tenant, and 1,000,000 calls of 30 days with their roll-ups, half of them of one organization,
+with everything else in proportion. Prints a table: wall time, which another load of the machine makes longer,
+and the processor time of keeper, client and PostgreSQL together, which it hardly does. A list of nothing
+is what any page takes then.
+Usage: python -m tests.bench.console [--tenants N] [--rows N] [--calls N] [--rounds N]
+    [--url URL of a filled database]
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import psycopg
@@ -25,6 +28,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.application import build
 from persistence import engine as engines
+from persistence.ledger import rollup
 from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 from tests.admin.console.conftest import Person
@@ -119,15 +123,66 @@ SELECT CASE WHEN n = 7 THEN 'token:1' ELSE 'builtin:admin' END, 'recharge', 'ten
 SELECT 1 + n % 20, 'quota.80', 'o' || n, 'delivered' FROM generate_series(1, {tenants}) AS n""",
     """INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)
 SELECT n % 64, n || '-0', '\\x00', 'malformed', n FROM generate_series(1, 5000) AS n""",
+    # Twenty calls of a tenant's key come together; a tenth is refused.
+    """INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, user_id, service_id,
+                  model, response_model, input, cache_read, cache_write, cache_write_1h, output, reasoning,
+                  audio_input, audio_output, image_input, image_output, tokens, credits, units, cost,
+                  currency, status, reason, streamed, estimated, duration_ms, refused)
+SELECT gen_random_uuid(), now() - ({calls} - n) * interval '30 days' / {calls}, t.organization_id, t.id, t.id,
+       1 + b % 997, 1 + b % 6, 'model-' || n / 10 % 20, 'model-' || n / 10 % 20, 60 * u, 0, 0, 0,
+       40 * u, 0, 0, 0, 0, 0, 100 * u, 0, u, 25000 * u, 'USD', CASE u WHEN 1 THEN 200 ELSE 429 END,
+       CASE u WHEN 0 THEN 'budget_exceeded' END, false, false, 800, u = 0
+  FROM generate_series(1, {calls}) AS n CROSS JOIN LATERAL (SELECT least(n % 10, 1) AS u, n / 20 AS b) AS used
+  JOIN tenant AS t ON t.id = CASE b % 2 WHEN 0 THEN {tenants} - b % 499 ELSE 1 + b % 4999 % {tenants} END""",
+    """CREATE TEMP TABLE hours AS
+SELECT organization_id, date_trunc('hour', created_at, 'UTC') AS start, tenant_id, api_key_id, user_id,
+       -1::bigint AS project_id, service_id, model, 'USD' AS currency, sum(units) AS requests,
+       sum(1 - units) AS refused, sum(input) AS input, 0::bigint AS cache_read, 0::bigint AS cache_write,
+       0::bigint AS cache_write_1h, sum(output) AS output, 0::bigint AS reasoning, sum(tokens) AS tokens,
+       0::bigint AS credits, sum(units) AS units, sum(cost) AS cost, 0::bigint AS estimated,
+       0::bigint AS unpriced FROM call GROUP BY 1, 2, 3, 4, 5, 7, 8""",
+    rollup.ADD_HOURS,
+    """INSERT INTO budget (organization_id, name, tenant_id, each, unit, amount, "interval")
+SELECT t.organization_id, 'Budget ' || t.id, t.id, CASE t.id % 2 WHEN 0 THEN 'user' END, 'money', 20,
+       'month' FROM tenant AS t WHERE t.id <= 1000 OR t.id > {tenants} - 1000""",
+    """INSERT INTO budget_use (budget_id, start, value, name, used)
+SELECT b.id, date_trunc('month', now(), 'UTC'), coalesce(md5(p::text), ''),
+       CASE WHEN b.each IS NULL THEN '' ELSE 'user-' || p END, 1000000000 + b.id * 1000000
+  FROM budget AS b, generate_series(1, 50) AS p WHERE b.each IS NOT NULL OR p = 1 ON CONFLICT DO NOTHING""",
 )
 
 # A page's name and its address; every round asks for other rows.
 PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
+    ("a list of nothing", lambda n: "/exchange-rates"),
     ("overview", lambda n: "/"),
+    ("overview of 24 hours", lambda n: "/?range=24h"),
+    ("overview of 90 days", lambda n: "/?range=90d"),
+    ("overview of the largest", lambda n: "/?organization_id={last}"),
+    ("overview of a tenant", lambda n: f"/?tenant_id={1 + n}"),
+    ("health", lambda n: "/health"),
     ("overview, live", lambda n: "/live"),
     ("usage and cost", lambda n: "/usage"),
     ("usage and cost of a tenant", lambda n: f"/usage?tenant_id={1 + n * 7}&group_by=model,user"),
+    ("usage and cost of the largest", lambda n: "/usage?organization_id={last}&group_by=tenant,model"),
+    ("usage and cost by hour", lambda n: "/usage?range=7d&interval=hour&group_by=user"),
     ("calls", lambda n: "/calls"),
+    ("calls of the largest", lambda n: "/calls?organization_id={last}"),
+    ("calls of an organization", lambda n: f"/calls?organization_id={1 + n}"),
+    ("calls of a tenant", lambda n: f"/calls?tenant_id={1 + n}"),
+    ("calls of a tenant without any", lambda n: f"/calls?tenant_id={6000 + n}"),
+    ("calls of a key", lambda n: f"/calls?api_key_id={1 + n}"),
+    ("calls of a user", lambda n: f"/calls?user_id={1 + n}"),
+    ("calls of a model", lambda n: f"/calls?model=model-{n}"),
+    ("calls of a model without any", lambda n: f"/calls?model=none-{n}"),
+    ("calls refused for a reason", lambda n: "/calls?reason=budget_exceeded"),
+    ("calls refused for a reason: none", lambda n: "/calls?reason=rate_limited"),
+    ("call", lambda n: f"/calls/{1 + n * 97}"),
+    ("budgets", lambda n: "/budgets"),
+    ("budgets of the largest", lambda n: "/budgets?organization_id={last}"),
+    ("budget", lambda n: f"/budgets/{1 + n}"),
+    ("balances", lambda n: "/balances"),
+    ("unbilled", lambda n: "/unbilled"),
+    ("receivables", lambda n: "/receivables"),
     ("search for a name", lambda n: f"/search?q=team+{n * 991}"),
     ("search for a user", lambda n: f"/search?q=user-{1 + n * 991}"),
     ("search for a key", lambda n: "/search?q=tk_abcde"),
@@ -151,6 +206,8 @@ PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
     ("its ledger of a day", lambda n: "/tenants/1?from={day}&to={day}"),
     ("its cost by service", lambda n: "/tenants/1?by=service"),
     ("API keys", lambda n: "/api-keys"),
+    ("API key", lambda n: f"/api-keys/{1 + n}"),
+    ("user", lambda n: f"/users/{1 + n}"),
     ("users of an organization", lambda n: f"/users?organization_id={1 + n}"),
     ("credits", lambda n: "/credit-additions"),
     ("credits of an organization", lambda n: f"/credit-additions?organization_id={1 + n}"),
@@ -173,9 +230,18 @@ PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
 )
 
 
-def fill(url: str, *, tenants: int, rows: int) -> None:
+# Pages of people who are no staff: the role, what its token is of, and the address.
+OWN_PAGES = (
+    ("operator", "tenant", "/me"),
+    ("operator", "tenant", "/team"),
+    ("readonly", "organization", "/account"),
+)
+
+
+def fill(url: str, *, tenants: int, rows: int, calls: int) -> None:
     """Fill a migrated database; triggers rest meanwhile."""
-    numbers = {"tenants": tenants, "organizations": tenants // ORGANIZATIONS_SHARE, "rows": rows, "n": "n"}
+    organizations = tenants // ORGANIZATIONS_SHARE
+    numbers = {"tenants": tenants, "organizations": organizations, "rows": rows, "calls": calls, "n": "n"}
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("SELECT ensure_partitions(now() - interval '31 days', 3)")
@@ -245,8 +311,31 @@ async def measure(url: str, rounds: int) -> list[Measured]:
                 return len(page.text)
 
             found.append(await measured(name, url, rounds, ask))
+        for role, scope, address in OWN_PAGES:
+            own = Person(client)
+            await own.sign_in(await token_of(client, role, last, scope == "tenant"))
+
+            async def ask_own(_: int, own: Person = own, address: str = address) -> int:
+                page = await own.open(address)
+                assert page.status == 200, (address, page.status)
+                return len(page.text)
+
+            found.append(await measured(f"{address} of a {scope}", url, rounds, ask_own))
     await engine.dispose()
     return found
+
+
+async def token_of(client: TestClient[Any, Any], role: str, organization: str, of_tenant: bool) -> str:
+    """A token of an organization, or of its last tenant."""
+    said = {"Authorization": f"Bearer {ADMIN}"}
+    asked: dict[str, object] = {"name": role, "role": role, "organization_id": int(organization)}
+    if of_tenant:
+        listed = {"organization_id": organization, "limit": "1"}
+        async with client.get("/admin/v1/tenants", params=listed, headers=said) as answer:
+            asked["tenant_id"] = (await answer.json())["items"][0]["id"]
+    async with client.post("/admin/v1/admin-tokens", json=asked, headers=said) as answer:
+        assert answer.status == 201, await answer.text()
+        return str((await answer.json())["token"])
 
 
 @contextlib.contextmanager
@@ -259,6 +348,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="console")
     parser.add_argument("--tenants", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--url", help="a database that is filled already")
     options = parser.parse_args()
@@ -266,7 +356,7 @@ def main() -> int:
         if not options.url:
             migrate.upgrade(url)
             started = time.perf_counter()
-            fill(url, tenants=options.tenants, rows=options.rows)
+            fill(url, tenants=options.tenants, rows=options.rows, calls=options.calls)
             print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         found = asyncio.run(measure(url, options.rounds))
     print(f"{'page':36}{'p50 ms':>9}{'p95 ms':>9}{'worst':>9}{'CPU ms':>9}{'kB':>7}")

@@ -105,13 +105,20 @@ def lint() -> dict[str, Any]:
     return found
 
 
-def _process(verb: str, asked: str) -> list[str]:
+def pushed(remote: str, folder: Path, ca_file: str) -> Path:
+    """The packed chart, as it was pushed to a registry on this machine."""
+    asked = json.dumps([str(library()), str(CHART), [[remote, str(folder)]]])
+    (said,) = _process("push", asked, SSL_CERT_FILE=ca_file)
+    return Path(said)
+
+
+def _process(verb: str, asked: str, **environ: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.deploy.helm", verb], input=asked, capture_output=True, text=True,
-        check=False, timeout=RENDER_S_MAX, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False, timeout=RENDER_S_MAX, cwd=ROOT, env=os.environ | environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    said: list[str] = json.loads(done.stdout)
+    said: list[str] = json.loads(done.stdout.splitlines()[-1])  # Helm says on its own what it pushed
     return said
 
 
@@ -154,6 +161,14 @@ def _main(verb: str) -> None:
         if verb == "lint":
             assert not helm.helm_sdkpy_lint(handle, chart.encode(), ctypes.byref(out))
             said.append((out.value or b"").decode())
+        if verb == "push":
+            ((remote, to),) = values
+            handed = helm.helm_sdkpy_package(handle, chart.encode(), to.encode(), ctypes.byref(out))
+            assert not handed, helm.helm_sdkpy_last_error()
+            packed = out.value or b""
+            refused = helm.helm_sdkpy_push(handle, packed, remote.encode(), b"{}")
+            assert not refused, helm.helm_sdkpy_last_error()
+            said, values = [packed.decode()], []
         options = json.dumps({"wait": False, "timeout_seconds": 30, "server_side_apply": "false"}).encode()
         for each in values:
             helm.helm_sdkpy_install(

@@ -166,17 +166,17 @@ found.switched = await background();
 await page.reload();
 found.kept = await background();
 
-// Phone and desk, light and dark: nothing is wider than the screen, and nothing keeps a person out (axe-core).
+// Phone, tablets and desk, light and dark: nothing is wider than the screen, and nothing keeps a person out (axe-core).
 const paths = ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
   "/budgets", "/budgets/new", "/usage?range=24h", "/?range=7d", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"];
-async function looked(paths) {
+async function looked(paths, open = (path) => page.goto(asked.url + path)) {
   for (const path of paths) {
     await page.setViewportSize({ width: 1440, height: 900 });
-    await page.goto(asked.url + path);
+    await open(path);
     await page.evaluate(AXE);
-    for (const [width, theme] of [[1440, "dark"], [360, "light"]]) {
+    for (const [width, theme] of [[1440, "dark"], [1024, "light"], [768, "dark"], [360, "light"]]) {
       await page.setViewportSize({ width, height: 740 });
       await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.dispatchEvent(new Event("theme")); }, theme);
       const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
@@ -221,6 +221,16 @@ for (const [secret, paths] of asked.people) {
     await keys.press("Enter");
     await page.waitForSelector("#secret");
     found.rotated = await page.textContent("#secret");
+  }
+  if (paths.includes("/account")) {
+    await page.goto(`${asked.url}/account`);
+    await tabTo("#buy-credits");
+    await keys.type("1000");
+    await keys.press("Enter");
+    await page.waitForSelector("main a.primary");
+    found.checkout = (await page.textContent("main a.primary")).trim();
+    await looked(["/account/credits"], () => {});
+    await page.setViewportSize({ width: 1280, height: 900 });
   }
   await page.click("button:text-is('Sign out')");
   await page.waitForURL("**/sign-in**");

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.chromium import chromium
+from tests.conftest import free_port
+from tests.features.stripe.stripe_server import KEY, stripe_server
 from tests.journey.node import install
 from tests.journey.stack import Stack
 
@@ -23,6 +28,43 @@ RUN_S_MAX = 600
 def browser() -> str:
     """A real one."""
     return chromium()
+
+
+@pytest.fixture(scope="module")
+def stripe() -> Iterator[str]:
+    """The address of a Stripe that serves from a thread of its own."""
+    loop, there, over, found = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), list[str]()
+
+    async def serve() -> None:
+        async with stripe_server() as server:
+            found.append(server.url)
+            there.set()
+            await over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert there.wait(30)
+    yield found[0]
+    loop.call_soon_threadsafe(over.set)
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def stack(stripe: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One that sells credits by Stripe."""
+    port = free_port()
+    one = Stack(
+        tmp_path_factory.mktemp("stack") / "data",
+        "--admin-port",
+        str(port),
+        TOLLKEEPER_CONSOLE_URL=f"http://127.0.0.1:{port}",
+        TOLLKEEPER_STRIPE_API_KEY=KEY,
+        TOLLKEEPER_STRIPE_API_URL=stripe,
+        TOLLKEEPER_STRIPE_WEBHOOK_SECRET="whsec_of_the_tests_only",
+        TOLLKEEPER_STRIPE_CHECKOUT_MAX="50",
+    )
+    yield one
+    assert one.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +80,16 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> None:
+    priced = {
+        "credit_unit_cost": "0.01",
+        "stripe_customer": "cus_1",
+        "address": ["1 Street"],
+        "country": "GB",
+    }
     plan = stack.make("token-plans", name="Browser plan", total_amount=5000)
     tenant = stack.make("tenants", name="Browserland Quokka", plan_id=plan["id"])
     whose, today = tenant["organization_id"], datetime.now(UTC).date()
+    assert stack.admin("PATCH", f"/organizations/{whose}", priced)[0] == 200
     stack.make("credit-additions", organization_id=whose, credits_added=100, unit_cost="0.01")
     billed = {"period_start": str(today), "period_end": str(today + timedelta(days=2))}
     invoice = stack.make("invoices", organization_id=whose, **billed)
@@ -56,7 +105,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     stack.chat(stack.api_key)
     key = stack.make("api-keys", tenant_id=tenant["id"], name="own")["key"]
     lead = stack.make("admin-tokens", name="lead", role="operator", tenant_id=tenant["id"])["token"]
-    buyer = stack.make("admin-tokens", name="buyer", role="readonly", organization_id=whose)["token"]
+    buyer = stack.make("admin-tokens", name="buyer", role="billing", organization_id=whose)["token"]
     asked = {
         "people": [(key, ["/me"]), (lead, ["/me", "/team"]), (buyer, ["/account"])],
         "browser": browser, "profile": str(script.parent / "profile"), "url": stack.admin_url,
@@ -91,4 +140,5 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert found["dark"] != found["light"]
     assert stack.chat(found["key"]).status_code == 200
     assert (found["landed"], found["asked"]) == (["/me", "/me", "/"], "open")
+    assert found["checkout"] == "Pay $10.00 at Stripe"
     assert stack.chat(found["rotated"]).status_code == 200

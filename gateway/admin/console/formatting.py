@@ -315,6 +315,14 @@ class Cell:
     tone: str = ""
 
 
+_NULL, _CODE = re.compile(r"\bNull\b"), re.compile(r"`([a-z_]+)`")
+
+
+def hint_of(description: str) -> str:
+    """What a field's description for programs says to a person: a form has labels, and no nulls."""
+    return _CODE.sub(lambda found: f"“{words(found[1])}”", _NULL.sub("Empty", description))
+
+
 def label_of(column: str) -> str:
     return LABELS.get(column) or words(column)
 

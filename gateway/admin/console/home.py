@@ -130,7 +130,8 @@ class Pages:
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, tone=formatting.status_tone, limit_of=formatting.limit_text,
-            outcome=formatting.outcome_of, reason=lambda name: formatting.REASONS.get(name, ""),
+            outcome=formatting.outcome_of, hint=formatting.hint_of,
+            reason=lambda name: formatting.REASONS.get(name, ""),
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:

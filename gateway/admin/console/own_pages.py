@@ -448,7 +448,8 @@ async def buy(
         await finish(desk.ports, asked.claim, 201, bought, asked.request_id)
     customer = owner["stripe_customer"]
     page = await checkout.page(bought, None if customer is None else str(customer))
-    return desk.answer(request, signed, "checkout.html", 201, bought=bought, page=page)
+    shown = {name: Decimal(str(bought[name])) for name in ("unit_cost", "amount")}
+    return desk.answer(request, signed, "checkout.html", 201, bought={**bought, **shown}, page=page)
 
 
 def _bought(row: Row) -> Row:

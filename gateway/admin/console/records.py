@@ -71,6 +71,13 @@ FILLED = {
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
 # The consequence that is ticked before an action that refuses calls, or that nothing takes back.
 DELETED = "It is gone from all lists. Its past stays in the ledgers."
+# What a deletion ends besides.
+ENDED = {
+    "api-keys": "Every call with the key is refused (401).",
+    "budgets": "It limits calls no longer.",
+    "models": "Calls of this name go where their paths say.",
+    "webhooks": "It gets no message any more.",
+}
 CONFIRMED = {
     ("budgets", "reset"): "All that was used of it counts no more.",
     ("tenants", "reset"): "A new cycle begins, and the rest of this one ends.",
@@ -307,7 +314,12 @@ class Records:
     def _delete_form(self, where: str) -> PageForm:
         note = f"Deletes this {self._screen.one}."
         return PageForm(
-            f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True, confirmed=DELETED
+            f"{where}/{DELETE}",
+            "Delete",
+            "Delete",
+            note=note,
+            is_dangerous=True,
+            confirmed=f"{ENDED.get(self._screen.name, '')} {DELETED}".strip(),
         )
 
     def _action_form(self, where: str, action: Action) -> PageForm:

@@ -43,9 +43,9 @@ SERVICES = {
     "moderations": "Moderations (OpenAI)",
     "images": "Pictures (OpenAI)",
     "speech": "Speech (OpenAI)",
-    "transcriptions": "Transcripts and translations of speech (OpenAI)",
-    "mcp": "Tools of MCP servers",
-    "echo": "The demo upstream's echo, one unit a request",
+    "transcriptions": "Transcripts (OpenAI)",
+    "mcp": "MCP tools",
+    "echo": "Echo (the demo upstream, one unit a request)",
 }
 
 
@@ -128,7 +128,7 @@ def _make_services(admin: _Admin) -> None:
             admin.make(
                 "services",
                 {
-                    "name": key,
+                    "name": description.partition(" (")[0],
                     "description": description,
                     "key": key,
                     "credits": 0,

@@ -396,6 +396,7 @@ async def test_without_a_price_and_refused_it_says_so(api: Api, reader: Person) 
     )
     well_formed(refused)
     assert "429 quota exceeded" in text_of(refused.text)
+    assert "A refused call costs nothing." in text_of(refused.text)
     gone = await reader.open(f"/calls/{call(api, str(uuid4()), **own, price_id=999, cost=5, currency='USD')}")
     assert "not known any more" in gone.text
 

@@ -243,6 +243,10 @@ async def test_reconciliation_is_run_and_audited(api: Api, admin: Person) -> Non
     assert said == [("run", {"repair": repair, "whole": False}) for repair in (False, True)]
 
 
+async def test_hints_name_fields_as_their_labels_do(admin: Person) -> None:
+    assert "How much of “Currency” a unit of “Base” is." in (await admin.open("/exchange-rates/new")).text
+
+
 async def test_rows_are_made_and_deleted(api: Api, admin: Person) -> None:
     answer = await admin.fill("/webhooks/new", "/webhooks", url="https://hooks.example/x", enabled="false")
     assert answer.status == 201

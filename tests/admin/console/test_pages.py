@@ -381,7 +381,7 @@ async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> No
     assert "Nothing was called elsewhere" in (await admin.open("/live")).text
     api.counters.busy = [((7, "requests"), 60), ((7, "tokens"), 6000), ((0, "invalid_api_key"), 12)]
     elsewhere = await admin.open("/live")
-    for said in ("of all gateways", "72 in the last minute", "invalid_api_key", ">100<"):
+    for said in ("of all gateways", "72 in the last minute", "invalid api key", ">100<"):
         assert said in elsewhere.text, said
     api.counters.away = True
     assert (await admin.open("/live")).status == 200
@@ -397,7 +397,7 @@ async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> No
     page = await admin.open("/health")
     while "100 in all" not in page.text:  # samples are taken half a second apart
         page = await admin.open("/live")
-    for said in ("quota_exceeded", "1,000,000,000,000", "oldest 75.0 s", ">3<", ">7<"):
+    for said in ("quota exceeded", "1,000,000,000,000", "oldest 75.0 s", ">3<", ">7<"):
         assert said in page.text, said
     history = await admin.open("/live/history")
     assert history.headers["Content-Type"].startswith("application/json")

@@ -213,7 +213,7 @@
         ...this.size(),
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
         series: [{ label: "UTC", value: (_, __, ___, time) => (time == null ? "—" : this.labels.get(this.times[time])) }, ...series],
-        axes: [{ ...axis, space: 72, size: 32, incrs: [1, 2, 3, 4, 6, 7, 12, 14, 24, 30, 48, 60, 90, 180, 365].map((times) => times * step), values: (_, times) => times.map((time) => this.day(time)) }, { ...axis, size: 64, values: (_, values) => values.map((value) => this.said(value)) }],
+        axes: [{ ...axis, space: 72, size: 32, incrs: [1, 2, 3, 4, 6, 7, 12, 14, 24, 30, 48, 60, 90, 180, 365].map((times) => times * step), values: (_, times) => times.map((time) => this.day(time)) }, { ...axis, size: (_, said) => Math.max(64, 12 + 7 * Math.max(0, ...(said ?? []).map((text) => text.length))), values: (_, values) => values.map((value) => this.said(value)) }],
         scales: {
           x: { time: true, range: (_, low, high) => (this.stacks ? [low - step / 2, high + step / 2] : [low, high > low ? high : low + step]) },
           y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] },
