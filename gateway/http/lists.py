@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from gateway.core.calls.call import write_document
+from gateway.core.families.family import ObjectLists
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.reading import loose_document
 from gateway.errors import InvalidRequest, ObjectNotFound, UnknownRoute
@@ -23,7 +24,9 @@ PAGE_OBJECTS: Final = 100
 # Objects of an answer: by default, and at most.
 LIMIT, LIMIT_MAX = 20, 100
 # What else a list may be asked by, and passes.
-_PASSED: Final = ("purpose", "order")
+_PASSED: Final = ("purpose", "order", "order_by", "source")
+# By which pages go on that have no ids to go on behind: what tells it, and what asks for it.
+_GOES_ON: Final = {"next_page": "page", "nextPageToken": "pageToken"}
 _JSON: Final = [(b"content-type", b"application/json")]
 
 
@@ -31,57 +34,70 @@ async def list_objects(exchange: Exchange) -> None:
     """Answer with the objects of a collection that are the caller's organization's."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    ports, paths = exchange.worker.ports, FAMILIES[exchange.routed.family].batches
-    if ports.jobs is None or paths is None:
+    ports, objects = exchange.worker.ports, FAMILIES[exchange.routed.family].objects
+    lists = None if objects is None else objects.lists
+    if ports.jobs is None or lists is None:
         raise UnknownRoute
-    limit, after, asked = _read(exchange.routed.query, paths.after)
+    path = exchange.routed.label
+    limit, after, asked = _read(exchange.routed.query, lists)
     if after and not await ports.objects.owned(caller, (after,)):
         raise ObjectNotFound
     found: list[Any] = []
     more, document = False, dict[str, object]()
+    kind = path.rpartition("/")[2] if lists.size != "limit" else "data"
+    place = {lists.after: after} if after and kind == "data" else {}
+    behind = not after or kind == "data"  # else it is looked for from the first page on
     for _ in range(PAGES_MAX):
-        place = {paths.after: after} if after else {}
-        path = f"{exchange.routed.label}?{urlencode(asked | {'limit': str(PAGE_OBJECTS)} | place)}"
-        status, said = await ports.jobs.ask(exchange.routed.upstream, path, paths.headers)
+        query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place)
+        status, said = await ports.jobs.ask(exchange.routed.upstream, f"{path}?{query}", lists.headers)
         if status != 200:
             await admitted.settle(status, True)
             own_answer(exchange, status, _JSON, said)
             return
         document = loose_document(said)
-        listed = document.get("data")
-        page = [one for one in listed if _id_of(one)] if isinstance(listed, list) else []
+        listed = document.get(kind)
+        page = [one for one in listed if _id_of(one, lists)] if isinstance(listed, list) else []
         for one in page:
-            if await ports.objects.owned(caller, (_id_of(one),)):
+            id_ = _id_of(one, lists)
+            if not behind:
+                behind = id_ == after
+            elif await ports.objects.owned(caller, (id_,)):
                 more = len(found) == limit
                 if more:
                     break
                 found.append(one)
-        if more or not page or not document.get("has_more"):
+        token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
+        if more or not page or not (token or document.get("has_more")):
             break
-        after = _id_of(page[-1])
-    ends = {"first_id": _id_of(found[0]), "last_id": _id_of(found[-1])} if found else {}
-    kept = {"object": document["object"]} if "object" in document else {}
-    content = kept | dict.fromkeys(("first_id", "last_id")) | ends | {"data": found, "has_more": more}
+        place = {_GOES_ON[token]: str(document[token])} if token else {lists.after: _id_of(page[-1], lists)}
+    last = _id_of(found[-1], lists) if found else None
+    content: dict[str, object]
+    if kind == "data":
+        kept = {"object": document["object"]} if "object" in document else {}
+        first = _id_of(found[0], lists) if found else None
+        content = {**kept, "first_id": first, "last_id": last, "data": found, "has_more": more}
+    else:
+        content = {kind: found, **({"nextPageToken": last} if more else {})}
     await admitted.settle(200, True)
     own_answer(exchange, 200, _JSON, write_document(content))
 
 
-def _read(query: str, after: str) -> tuple[int, str, dict[str, str]]:
+def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
     """The number of objects that are asked for, the one they follow, and the parameters that pass."""
     asked = dict(parse_qsl(query[1:], keep_blank_values=True))
-    limit = asked.pop("limit", str(LIMIT))
+    limit = asked.pop(lists.size, str(LIMIT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= LIMIT_MAX):
-        raise InvalidRequest(f"limit must be a number from 1 to {LIMIT_MAX}.", param="limit")
-    place = asked.pop(after, "")
+        raise InvalidRequest(f"{lists.size} must be a number from 1 to {LIMIT_MAX}.", param=lists.size)
+    place = asked.pop(lists.after, "")
     for name in asked:
         if name not in _PASSED:
-            right = ", ".join(("limit", after, *_PASSED))
+            right = ", ".join((lists.size, lists.after, *_PASSED))
             raise InvalidRequest(
                 f"The query parameter {name} is not accepted on this list: {right}.", param=name
             )
     return int(limit), place, asked
 
 
-def _id_of(one: Any) -> str:
-    found = one.get("id") if isinstance(one, dict) else None
+def _id_of(one: Any, lists: ObjectLists) -> str:
+    found = one.get(lists.name) if isinstance(one, dict) else None
     return found if isinstance(found, str) else ""

@@ -27,7 +27,16 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import Answerer, CapacityPort, HoldsPort, ObjectOwnersPort, Ports, Tokens, Tracer
+from gateway.http.ports import (
+    Answerer,
+    CapacityPort,
+    HoldsPort,
+    JobsPort,
+    ObjectOwnersPort,
+    Ports,
+    Tokens,
+    Tracer,
+)
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
@@ -412,6 +421,7 @@ async def staged(
     earlier_peppers: tuple[bytes, ...] = (),
     stored: ObjectOwnersPort | None = None,
     holds: HoldsPort | None = None,
+    jobs: JobsPort | None = None,
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
@@ -442,6 +452,7 @@ async def staged(
             look_up=look_up,
             earlier_peppers=earlier_peppers,
             capacity=capacity,
+            jobs=jobs,
             answers=answers or {},
         ),
         routes,

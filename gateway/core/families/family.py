@@ -169,6 +169,22 @@ class BodyIds:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectLists:
+    """Collections that are listed, to each organization its own objects, by their `paths`.
+
+    `after` names the object that a page begins behind, `size` how many it has, `name` an object's id;
+    `headers` are sent where a page is asked for. Pages that go on by a token tell it, and are in the field of
+    the path's last word.
+    """
+
+    paths: tuple[str, ...]
+    after: str = "after"
+    headers: tuple[tuple[str, str], ...] = ()
+    size: str = "limit"
+    name: str = "id"
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectRules:
     """Objects the family's upstreams keep, and where their ids stand.
 
@@ -179,7 +195,8 @@ class ObjectRules:
     bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
     there before, and is kept for longer where the request named it. One of `results` has the ids that its
     upstream made of it since, in any answer that shows it. `actions` are paths of actions on a collection,
-    where an id would stand: they make nothing that is kept.
+    where an id would stand: they make nothing that is kept. A POST to a path of `within`, below an object,
+    makes another. A free POST to a path of `takes` may say these fields alone.
     """
 
     collections: tuple[str, ...]
@@ -191,6 +208,9 @@ class ObjectRules:
     by_path: bool = False
     results: frozenset[str] = frozenset()
     actions: frozenset[str] = frozenset()
+    within: frozenset[str] = frozenset()
+    takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    lists: ObjectLists | None = None
     tell: tuple[bytes, ...] = ()
     refers: Callable[[Document], Iterator[str]] = lambda document: iter(())
 
@@ -263,11 +283,6 @@ class BatchPaths:
         return f"{self.one}/cancel"
 
     @property
-    def lists(self) -> tuple[str, ...]:
-        """Paths of collections that are listed, to each organization its own objects."""
-        return tuple(filter(None, (self.files, self.batches)))
-
-    @property
     def results(self) -> str:
         """The template of its results, where these are no file."""
         return f"{self.one}/results" if self.inline else ""
@@ -313,7 +328,8 @@ class ApiFamily:
     `refusal` is the body of a refusal, given its request id. `prefixes` begin paths whose unknown ones get
     this family's shape, `own_paths` are those no other has; each upstream of the family
     `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
-    known on a path of several families (`shares_paths`). `segment` is what a parameter of a path matches.
+    known on a path of several families (`shares_paths`), and on paths that it has `also`, as
+    another has them. `segment` is what a parameter of a path matches.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
     `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
@@ -343,6 +359,7 @@ class ApiFamily:
     prefixes: tuple[str, ...] = ()
     own_paths: re.Pattern[str] | None = None
     shares_paths: bool = False
+    also: tuple[str, ...] = ()
     spoken_by: bytes = b""
     segment: str = SEGMENT
     queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)

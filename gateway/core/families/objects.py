@@ -107,7 +107,9 @@ def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
     if not name:
         return ObjectPath("", collection, makes=not (rest or colon))
     results = collection in objects.results and not (rest or colon)
-    return ObjectPath(f"{collection}/{name}" if objects.by_path else name, collection, results=results)
+    makes = f"{collection}/{rest}".casefold() in objects.within
+    id_ = f"{collection}/{name}" if objects.by_path else name
+    return ObjectPath(id_, collection, makes=makes, results=results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ class ObjectAccess:
     """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
     the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
     for what it names; `bare` that it may have none. With `makes` it makes an object, whose
-    name is not its own to choose.
+    name is not its own to choose. One that `lists` is shown its organization's objects; `takes` are the
+    fields that its body may have, where not all pass.
     """
 
     ids: tuple[str, ...]
@@ -123,6 +126,8 @@ class ObjectAccess:
     reads: bool = False
     bare: bool = False
     makes: bool = False
+    lists: bool = False
+    takes: frozenset[str] | None = None
 
 
 def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
@@ -136,6 +141,11 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     call.named = owned.ids
     if document is None or objects is None:
         return
+    if owned.takes is not None:
+        other = next((name for name in document if name not in owned.takes), None)
+        if other is not None:
+            right = ", ".join(sorted(owned.takes))
+            raise InvalidRequest(f"The field {other} is not accepted on this route: {right}.", param=other)
     chosen = objects.chosen(document) if owned.reads and owned.makes else None
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)

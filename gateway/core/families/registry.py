@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.core.families import anthropic, bedrock, cohere, gemini, generic, mcp, ollama, openai
-from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, JobPaths
+from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, JobPaths, ObjectLists
 from gateway.core.model import Family
 
 # In the order in which paths are tried: what is more special first.
@@ -17,6 +17,9 @@ ALL: tuple[ApiFamily, ...] = (
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
 BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batches is not None])
+LISTS: tuple[ObjectLists, ...] = tuple(
+    [one.objects.lists for one in ALL if one.objects and one.objects.lists]
+)
 JOBS: Mapping[str, JobPaths] = {jobs.path: jobs for one in ALL for jobs in one.jobs}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}
 # Whose clients send such a field, the surest first: a version or an SDK, then a name that a key has nowhere

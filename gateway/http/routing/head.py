@@ -54,7 +54,6 @@ from gateway.http.protocol.request import (
 )
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
-    MODELS,
     READ_ROUTES,
     Match,
     RouteTable,
@@ -64,6 +63,7 @@ from gateway.http.routing.routes import (
     check_upgrade,
     family_of,
     family_of_head,
+    is_shared,
     meant_for,
     misplaced,
     owned_by,
@@ -201,7 +201,7 @@ class HeadRouter:
 
     def _matched(self, head: RequestHead, match: Match | None) -> RoutedHead:
         path = head.path.decode("ascii")
-        shares = path == MODELS or path.startswith(f"{MODELS}/")
+        shares = is_shared(path)
         unknown = match is None or match.route is None
         spoken = spoken_in(head, by_key=unknown) if shares or unknown else None
         routed = RoutedHead(
@@ -220,6 +220,8 @@ class HeadRouter:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
             self._accept(routed, head, match, match.route, spoken)
+            if spoken is not None:
+                shares = shares and is_shared(path, FAMILIES[spoken].also)
             meant = None if shares else meant_for(head, match.route)
             if meant is not None:
                 routed.family, routed.refusal = meant, bare(misplaced(match.route, meant))

@@ -56,8 +56,8 @@ OWN_ROUTES = (
 )  # fmt: skip
 # Calls there are in no journal, but for holds that are refused.
 OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}
-# Several families have this path and those below it: the fields of a request tell whose it is.
-MODELS = "/v1/models"
+# Several families have these paths and those below them: the fields of a request tell whose it is.
+_SHARED = tuple(dict.fromkeys(path for one in ALL for path in one.also))
 _ANY = frozenset({"ANY", "*"})
 _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
@@ -220,6 +220,11 @@ def meant_for(head: RequestHead, route: Route) -> Family | None:
     return None if spoken == route.family else spoken
 
 
+def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
+    """Whether a path is one of these, or below it."""
+    return any(path == one or path.startswith(f"{one}/") for one in among)
+
+
 def misplaced(route: Route, meant: Family) -> Refusal:
     """Why such a call is refused."""
     return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
@@ -365,7 +370,7 @@ _OF_LISTS = frozenset(
     b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
     b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
     b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
-    b" created_before".split()
+    b" created_before order_by status source".split()
 )
 _EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
 _LISTS = ("[]", "%5B%5D", "%5b%5d")
@@ -516,9 +521,10 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         return ObjectAccess(ids, None if shape is None else shape.keeps)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
-    lists = FAMILIES[route.family].batches
-    if is_list and lists is not None and head.method == b"GET" and route.path in lists.lists:
-        return ObjectAccess((), None, bare=True)
+    rules = FAMILIES[route.family].objects
+    lists = None if rules is None else rules.lists
+    if is_list and lists is not None and head.method == b"GET" and route.path in lists.paths:
+        return ObjectAccess((), None, bare=True, lists=True)
     if is_list and not has_body:
         raise ObjectNotFound("Organizations share this account, so nothing is listed: get one by its id.")
     reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
@@ -526,7 +532,8 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         tells = bool(places) and all(place.makes for place in places)
     else:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
-    return ObjectAccess(ids, _always if tells else None, reads, bare=not has_body, makes=is_list)
+    takes = rules.takes.get(route.path) if rules is not None and has_body else None
+    return ObjectAccess(ids, _always if tells else None, reads, bare=not has_body, makes=is_list, takes=takes)
 
 
 def _always(_: Document) -> bool:

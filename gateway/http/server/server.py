@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCHES, FAMILIES, JOBS
+from gateway.core.families.registry import BATCHES, FAMILIES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.capacity import CapacityQueues
@@ -258,10 +258,10 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
 def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     """List what there is, or make one more; by a route of the file that costs units of a service."""
     routed = exchange.routed
+    if routed.owned is not None and routed.owned.lists:
+        return list_objects(exchange)
     if routed.metered:
         return proxy(exchange)
-    if routed.method == b"GET":
-        return list_objects(exchange)
     paths = FAMILIES[routed.family].batches
     makes_batch = paths is not None and routed.label == paths.batches
     return create_batch(exchange) if makes_batch else proxy(exchange)
@@ -273,7 +273,7 @@ HANDLERS = {
     HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
     AUTHORIZE_PATH: authorize,
     METADATA_PATH: resource, RESOURCE_PATH: resource,
-    **{path: at_collection for one in BATCHES for path in one.lists},
+    **{path: at_collection for one in LISTS for path in one.paths},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
     **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel)},
 }  # fmt: skip

@@ -166,7 +166,7 @@ async def test_an_object_made_by_a_free_route_has_an_owner() -> None:
 
 async def test_a_list_of_all_objects_is_found_by_nobody() -> None:
     async with objects() as stage:
-        for path in (b"/all/files", b"/v1beta/cachedContents"):
+        for path in (b"/all/files", b"/all/responses"):
             got = await stage.ask(get(path), "GET")
             assert (got.status, got.reason) == (404, "object_not_found")
         assert not stage.upstream.received

@@ -110,6 +110,7 @@ FAMILY = ApiFamily(
     target=target(NAME, "https://api.anthropic.com", "ANTHROPIC_API_KEY", "x-api-key"),
     prefixes=("/v1/messages",),
     spoken_by=b"anthropic-version",
+    also=("/v1/models", "/v1/files", "/v1/skills"),
     credentials=(b"x-api-key",),
     limits_prefix=b"anthropic-ratelimit-",
     queries={b"api-version": None, b"beta": None},

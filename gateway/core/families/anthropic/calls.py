@@ -21,6 +21,7 @@ from gateway.core.families.controlled import (
 from gateway.core.families.family import (
     BodyIds,
     Exclusions,
+    ObjectLists,
     ObjectRules,
     add_ids,
     ids_of,
@@ -136,4 +137,12 @@ OBJECTS = ObjectRules(
     told=_told,
     is_free=_is_free,
     tell=_TELL,
+    lists=ObjectLists(
+        ("/v1/messages/batches", "/v1/files", "/v1/skills"),
+        "after_id",
+        (
+            ("anthropic-version", "2023-06-01"),
+            ("anthropic-beta", "files-api-2025-04-14,skills-2025-10-02"),
+        ),
+    ),
 )

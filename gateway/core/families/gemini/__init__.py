@@ -49,6 +49,12 @@ def _routes() -> Iterator[Route]:
         ):  # fmt: skip
             service = "" if meter == "none" else NAME
             yield Route(("POST",), f"/{version}/models/{{model}}:{action}", NAME, service, NAME, meter)
+    yield Route(("POST",), "/v1beta/cachedContents", NAME, NAME, NAME, "gemini_cache")
+    for methods, path in (
+        ("GET", "cachedContents"), ("GET DELETE", "cachedContents/{id}"),
+        ("GET POST", "fileSearchStores"), ("GET DELETE", "fileSearchStores/{id}"),
+    ):  # fmt: skip
+        yield Route(tuple(methods.split()), f"/v1beta/{path}", NAME, family=NAME)
     for path in ("models", "models/{id}"):
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
@@ -82,6 +88,13 @@ FAMILY = ApiFamily(
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
+        "gemini_cache": CallKind(
+            calls.read_cache,
+            answers.CACHED,
+            keeps=lambda document: True,
+            operation="create",
+            media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
+        ),
     },
     routes=tuple(_routes()),
     key_field=("x-goog-api-key", ""),
@@ -90,6 +103,7 @@ FAMILY = ApiFamily(
     # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
     own_paths=re.compile(r"/v1/models/[^/:]+:(?:\w+(?:Contents?|Tokens)|predict\w*)\Z"),
     spoken_by=b"x-goog-api-client",
+    also=("/v1/models",),
     # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
     credentials=(b"x-goog-api-key",),
@@ -108,7 +122,9 @@ FAMILY = ApiFamily(
     ),
     provider="gcp.gemini",
     example=SdkExample(
-        "google-genai", "gemini-2.5-flash", ("gemini",),
+        "google-genai",
+        "gemini-2.5-flash",
+        ("gemini",),
         """\
 from google import genai
 
@@ -116,7 +132,8 @@ client = genai.Client(api_key="tk_…", http_options={"base_url": "{base}"})
 answer = client.models.generate_content(model="{model}", contents="Hello")
 print(answer.text)
 """,
-        "/v1beta/models/{model}:generateContent", '{"contents": [{"parts": [{"text": "Hello"}]}]}',
+        "/v1beta/models/{model}:generateContent",
+        '{"contents": [{"parts": [{"text": "Hello"}]}]}',
     ),
     ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
 )

@@ -21,13 +21,15 @@ from gateway.core.families.controlled import (
     inner,
     maximum,
     model_in_path,
+    model_name,
 )
-from gateway.core.families.family import BodyIds, Exclusions, ObjectRules, object_in
+from gateway.core.families.family import BodyIds, Exclusions, ObjectLists, ObjectRules, object_in
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
 
 _GENERATE = ControlledNames("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
+_CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *OF_EVERY_FAMILY)
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
 # By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
 _CHOOSING = (
@@ -72,6 +74,21 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
     _EMBED.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.output_max = 0
+
+
+def read_cache(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Contents that are kept for later calls of a model: they are read once, and no token is produced."""
+    _CACHE.check(document)
+    model = document.get("model")
+    if not isinstance(model, str) or not model.startswith("models/"):
+        raise InvalidRequest(
+            "model must be the name of a model, such as models/gemini-2.5-flash.", param="model"
+        )
+    call.model, call.output_max = model_name(model.removeprefix("models/")), 0
+    if document.get("name"):
+        raise InvalidRequest("The upstream chooses name: leave it out.", param="name")
 
 
 def config_of(document: Document) -> Document:
@@ -237,4 +254,7 @@ OBJECTS = ObjectRules(
     is_free=lambda name, holder: name == "response",
     chosen=_chosen,
     by_path=True,
+    lists=ObjectLists(
+        ("/v1beta/cachedContents", "/v1beta/fileSearchStores"), "pageToken", size="pageSize", name="name"
+    ),
 )

@@ -111,6 +111,9 @@ _SHAPES = {
         numbers=frozenset({"max_tokens"}),
     ),
     "mistral_ocr": CallKind(media.read_ocr, media.OCR, operation="generate_content"),
+    "openai_stored": CallKind(
+        calls.read_stored, calls.STORED, keeps=lambda document: True, operation="create"
+    ),
 }
 
 
@@ -127,13 +130,44 @@ BATCHES = BatchPaths(
 RESPONSES = JobPaths("response", "/v1/responses")
 
 
-# Stored parts of calls that cost nothing. A POST to `conversations` is none: with Mistral it runs a model.
-_STORED = (
-    (("GET",), "responses/{id}/input_items"),
-    (("POST",), "responses/input_tokens"),
-    (("GET", "DELETE"), "chat/completions/{id}"),
-    (("GET",), "chat/completions/{id}/messages"),
-)
+# Stored things, and parts of them: what costs nothing. What runs models (evals, fine-tuning) is no route.
+_STORED = {
+    "responses/{id}/input_items": "GET",
+    "responses/input_tokens": "POST",
+    "chat/completions/{id}": "GET POST DELETE",
+    "chat/completions/{id}/messages": "GET",
+    "conversations": "POST",
+    "conversations/{id}": "GET POST DELETE",
+    "conversations/{id}/items": "GET POST",
+    "conversations/{id}/items/{item}": "GET DELETE",
+    "vector_stores": "GET",
+    "vector_stores/{id}": "GET POST DELETE",
+    "vector_stores/{id}/files": "GET",
+    "vector_stores/{id}/files/{file}": "GET POST DELETE",
+    "vector_stores/{id}/files/{file}/content": "GET",
+    "vector_stores/{id}/file_batches/{batch}": "GET",
+    "vector_stores/{id}/file_batches/{batch}/cancel": "POST",
+    "vector_stores/{id}/file_batches/{batch}/files": "GET",
+    "containers": "GET",
+    "containers/{id}": "GET DELETE",
+    "containers/{id}/files": "GET POST",
+    "containers/{id}/files/{file}": "GET DELETE",
+    "containers/{id}/files/{file}/content": "GET",
+    "uploads": "POST",
+    "uploads/{id}/parts": "POST",
+    "uploads/{id}/complete": "POST",
+    "uploads/{id}/cancel": "POST",
+    "skills": "GET POST",
+    "skills/{id}": "GET DELETE",
+    "evals": "GET POST",
+    "evals/{id}": "GET POST DELETE",
+}
+# The same where each call is a unit of a service: its provider bills space or searches.
+_UNITS = (
+    ("containers", "containers"), ("vector_stores", "vector_stores"),
+    ("vector_stores/{id}/search", "vector_stores"), ("vector_stores/{id}/files", "vector_stores"),
+    ("vector_stores/{id}/file_batches", "vector_stores"),
+)  # fmt: skip
 
 
 def _routes() -> Iterator[Route]:
@@ -158,8 +192,11 @@ def _routes() -> Iterator[Route]:
     yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
     yield Route(("GET", "DELETE"), RESPONSES.one, NAME, family=NAME)
     yield Route(("POST",), RESPONSES.cancel, NAME, family=NAME)
-    for methods, path in _STORED:
-        yield Route(methods, f"/v1/{path}", NAME, family=NAME)
+    yield Route(("POST",), "/v1/responses/compact", NAME, "responses", NAME, "openai_responses")
+    for path, service in _UNITS:
+        yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, "openai_stored")
+    for path, methods in _STORED.items():
+        yield Route(tuple(methods.split()), f"/v1/{path}", NAME, family=NAME)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:

@@ -20,6 +20,7 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.family import (
     Exclusions,
+    ObjectLists,
     ObjectRules,
     add_ids,
     ids_of,
@@ -29,6 +30,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.errors import InvalidRequest
 
 _CHAT = ControlledNames(
@@ -44,6 +46,7 @@ _RESPONSES = ControlledNames(
 )
 _PROMPT = ControlledNames("id", "version", "variables")
 _EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
+_STORED = ControlledNames(*OF_EVERY_FAMILY)
 _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
 # Of any other a JSON document may be no answer, and its use stand where nobody reads it.
 _ENCODINGS = (None, "float", "base64")
@@ -86,6 +89,22 @@ def read_moderations(call: CallRequest, document: Document, params: PathParams, 
     """Texts and pictures that are judged, which produces no tokens."""
     _read_common(call, document, _MODERATIONS, bounds)
     call.output_max, call.streamed = 0, False
+
+
+def read_stored(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """Something that is made, or searched: it names no model, and counts once."""
+    _STORED.check(document)
+    call.output_max = 0
+
+
+def _count_once(meter: Meter, document: bytes) -> None:
+    if 200 <= meter.status < 300:
+        meter.report(0, 0, 0, 0, 0, final=True)
+
+
+STORED: Final = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
 
 
 def _read_common(call: CallRequest, document: Document, names: ControlledNames, bounds: UsageBounds) -> None:
@@ -148,6 +167,7 @@ def _told(document: Document) -> Iterator[str]:
     """
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))
+    yield from ids_of(object_in(document, "file").get("id"))  # of an upload that is complete
     for item in objects_in(document, "output"):
         yield from _ids_in_item(item)
     for choice in objects_in(document, "choices"):
@@ -184,4 +204,15 @@ OBJECTS = ObjectRules(
     results=frozenset({"batches"}),
     refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
     actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
+    within=frozenset({"uploads/parts", "uploads/complete"}),
+    # Other servers run models at some of these paths.
+    takes={
+        "/v1/conversations": frozenset({"items", "metadata"}),
+        "/v1/conversations/{id}": frozenset({"metadata"}),
+        "/v1/conversations/{id}/items": frozenset({"items"}),
+        "/v1/chat/completions/{id}": frozenset({"metadata"}),
+    },
+    lists=ObjectLists(
+        ("/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/containers", "/v1/skills", "/v1/evals")
+    ),
 )  # fmt: skip
