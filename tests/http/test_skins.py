@@ -12,12 +12,16 @@ import pytest
 
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.price_book import read_price
-from gateway.core.model import Service
+from gateway.core.calls.claims import read_call
+from gateway.core.calls.routes import Route
+from gateway.core.model import Family, Service
+from gateway.errors import InvalidRequest
 from gateway.settings.settings import load
 from tests.core.billing.prices import price_row
 from tests.http.fakes import STREAM_HEAD, answer, chunks, post
 from tests.http.stage import Answer, Close, Stage, Step, staged
 
+OPENAI = Family("openai")
 PROVIDERS = Path(__file__).resolve().parents[2] / "deploy" / "providers"
 ENVIRON = dict.fromkeys(("COHERE_API_KEY", "VOYAGE_API_KEY", "JINA_API_KEY", "MISTRAL_API_KEY"), "k")
 LINES_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -261,3 +265,25 @@ async def test_lines_that_break_off_are_charged_by_what_came() -> None:
         assert not got.complete
         assert charged(stage).estimated
         assert 0 < charged(stage).counts[4] < 290
+
+
+def test_the_model_of_azures_path_is_the_calls() -> None:
+    chat = Route(
+        ("POST",), "/openai/deployments/{model}/chat/completions", "azure", "chat", OPENAI, "openai_chat"
+    )
+    params = {"model": "prod"}
+    assert read_call(chat, params, b'{"messages":[]}').model == "prod"
+    assert read_call(chat, params, b'{"model":"prod","messages":[]}').model == "prod"
+    with pytest.raises(InvalidRequest, match="path"):
+        read_call(chat, params, b'{"model":"dear","messages":[]}')
+    heard = replace(
+        chat, path="/openai/deployments/{model}/audio/transcriptions", meter="openai_transcriptions"
+    )
+    kind = b"multipart/form-data; boundary=b"
+    part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n\r\nx\r\n'
+    named = b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n%b\r\n'
+    assert read_call(heard, params, named % b"prod" + part + b"--b--\r\n", form=kind).model == "prod"
+    for body in (part + b"--b--\r\n", named % b"dear" + part + b"--b--\r\n"):
+        with pytest.raises(InvalidRequest) as refused:
+            read_call(heard, params, body, form=kind)
+        assert refused.value.param == "model"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.calls.models import ModelTable, named_by
-from gateway.core.calls.routes import own_path, own_query
+from gateway.core.calls.routes import PARAMETER, own_path, own_query
 from gateway.settings.settings import load
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "providers"
@@ -39,6 +39,10 @@ OWN = {
     "jina": ("/v1/rerank", "", "https://api.jina.ai/v1/rerank"),
     "ollama": ("/api/chat", "", "http://127.0.0.1:11434/api/chat"),
     "voyage": ("/v1/rerank", "", "https://api.voyageai.com/v1/rerank"),
+    "gemini-openai": (
+        "/v1beta/openai/embeddings", "",
+        "https://generativelanguage.googleapis.com/v1beta/openai/embeddings",
+    ),
     "vertex": (
         "/v1/projects/{project}/locations/{location}/publishers/anthropic/models/{model}:rawPredict", "c",
         "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/publishers/anthropic/models/c:rawPredict",
@@ -46,7 +50,7 @@ OWN = {
 }  # fmt: skip
 KEYS = (
     "AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY",
-    "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY",
+    "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "GEMINI_API_KEY",
 )  # fmt: skip
 
 ENVIRON = dict.fromkeys(KEYS, "k") | {
@@ -69,6 +73,25 @@ def test_a_chat_goes_where_its_provider_takes_it(name: str) -> None:
     route = next(one for one in settings.routes if one.path == CHAT)
     upstream = next(one for one in settings.upstreams if one.name == target.upstream)
     assert upstream.base_url + own_path(upstream, route, CHAT, model) + own_query(upstream, "") == address
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("azure", "/openai/deployments/{model}/chat/completions"),
+        ("azure-v1", "/openai/v1/chat/completions"),
+        ("groq", "/openai/v1/chat/completions"),
+        ("openrouter", "/api/v1/chat/completions"),
+        ("vertex-openai", "/v1/projects/{project}/locations/{location}/endpoints/openapi/chat/completions"),
+    ],
+)
+def test_a_providers_own_path_leads_to_the_same_address(name: str, path: str) -> None:
+    settings = load(ENVIRON, FOLDER / f"{name}.yaml")
+    _, model, address = SENT[name]
+    route = next(one for one in settings.routes if one.path == path)
+    upstream = next(one for one in settings.upstreams if one.name == route.upstream)
+    asked = PARAMETER.sub("v1", path)
+    assert upstream.base_url + own_path(upstream, route, asked, model) + own_query(upstream, "") == address
 
 
 @pytest.mark.parametrize("name", [*OWN])

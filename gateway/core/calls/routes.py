@@ -372,13 +372,15 @@ def expression_of(template: str, segment: str) -> str:
 
 # Templates of an upstream's own paths: what a call is sent to there, by its model and by what it does.
 #
-# Pure. `{path}` is the caller's whole path without its first slash, `{operation}` what is behind its version,
-# or behind the colon of an action; `{region}` and `{project}` are the upstream's own words.
+# Pure. `{path}` is the caller's whole path without its first slash, `{operation}` what is behind its version
+# or its deployment, or behind the colon of an action; `{region}` and `{project}` are the upstream's words.
 
 OWN_PARAMETERS = ("model", "operation", "path", "region", "project")
 _OWN = re.compile(r"\{([^{}]*)\}")
 _ACTION = re.compile(r"/[^/:]+:([A-Za-z]+)\Z")
-_VERSIONED = re.compile(rf"/{VERSION.pattern}/")
+_VERSIONED = re.compile(
+    rf"/(?:{VERSION.pattern}/(?:projects/[^/]+/locations/[^/]+/endpoints/openapi/)?|deployments/[^/]+/)"
+)
 
 
 def check_own_path(template: str, words: Collection[str]) -> None:

@@ -114,9 +114,13 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 def _routes(upstream: str) -> tuple[Route, ...]:
-    return tuple(
-        Route(("POST",), f"/v2/{path}", upstream, service, NAME, f"cohere_{path}")
-        for path, service in (("chat", "chat"), ("embed", "embeddings"), ("rerank", "rerank"))
+    return (
+        *(
+            Route(("POST",), f"/{version}/{path}", upstream, service, NAME, f"cohere_{path}")
+            for path, service in (("chat", "chat"), ("embed", "embeddings"), ("rerank", "rerank"))
+            for version in (("v2",) if path == "chat" else ("v2", "v1"))
+        ),
+        *(Route(("POST",), f"/v1/{path}", upstream, family=NAME) for path in ("tokenize", "detokenize")),
     )
 
 

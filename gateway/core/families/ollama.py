@@ -106,9 +106,13 @@ def _shape(operation: str) -> CallKind:
 
 def _routes(upstream: str) -> tuple[Route, ...]:
     return tuple(
-        Route(("POST",), f"/api/{path}", upstream, service, NAME, f"ollama_{path}")
-        for path, service in (("chat", "chat"), ("generate", "completions"), ("embed", "embeddings"))
-    )
+        Route(("POST",), f"/api/{path}", upstream, service, NAME, f"ollama_{kind}")
+        for path, service, kind in (
+            ("chat", "chat", "chat"), ("generate", "completions", "generate"),
+            ("embed", "embeddings", "embed"),
+            ("embeddings", "embeddings", "embed"),
+        )
+    )  # fmt: skip
 
 
 FAMILY = ApiFamily(

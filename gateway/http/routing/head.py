@@ -204,6 +204,9 @@ class HeadRouter:
         shares = is_shared(path)
         unknown = match is None or match.route is None
         spoken = spoken_in(head, by_key=unknown) if shares or unknown else None
+        if spoken is not None and not unknown and not path.startswith("/v1/models"):
+            shares = spoken in self._table.upstreams and is_shared(path, FAMILIES[spoken].also)
+            spoken = spoken if shares else None
         routed = RoutedHead(
             family_of(path, spoken),
             method=head.method,
@@ -220,8 +223,6 @@ class HeadRouter:
             routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
             self._accept(routed, head, match, match.route, spoken)
-            if spoken is not None:
-                shares = shares and is_shared(path, FAMILIES[spoken].also)
             meant = None if shares else meant_for(head, match.route)
             if meant is not None:
                 routed.family, routed.refusal = meant, bare(misplaced(match.route, meant))

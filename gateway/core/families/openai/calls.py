@@ -15,6 +15,7 @@ from gateway.core.families.controlled import (
     flag,
     inner,
     maximum,
+    model_in_path,
     model_name,
     stated_user,
 )
@@ -53,7 +54,7 @@ _ENCODINGS = (None, "float", "base64")
 
 
 def read_chat(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    _read_common(call, document, _CHAT, bounds)
+    _read_common(call, document, _CHAT, params)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
     call.output_max = newer if older is None else older if newer is None else max(older, newer)
@@ -62,14 +63,14 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 
 def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A completion: each prompt makes its own choices."""
-    _read_common(call, document, _COMPLETIONS, bounds)
+    _read_common(call, document, _COMPLETIONS, params)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
     call.choices = each * max(1, _prompts(document.get("prompt")) + _prompts(document.get("prompt_embeds")))
 
 
 def read_responses(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    _read_common(call, document, _RESPONSES, bounds)
+    _read_common(call, document, _RESPONSES, params)
     inner(document, "prompt", _PROMPT)
     call.background = flag(document, "background")
     if call.background and call.streamed:
@@ -79,7 +80,7 @@ def read_responses(call: CallRequest, document: Document, params: PathParams, bo
 
 def read_embeddings(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Embeddings, which produce no tokens."""
-    _read_common(call, document, _EMBEDDINGS, bounds)
+    _read_common(call, document, _EMBEDDINGS, params)
     if document.get("encoding_format") not in _ENCODINGS:
         raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
     call.output_max, call.streamed = 0, False
@@ -87,7 +88,7 @@ def read_embeddings(call: CallRequest, document: Document, params: PathParams, b
 
 def read_moderations(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Texts and pictures that are judged, which produces no tokens."""
-    _read_common(call, document, _MODERATIONS, bounds)
+    _read_common(call, document, _MODERATIONS, params)
     call.output_max, call.streamed = 0, False
 
 
@@ -107,10 +108,19 @@ def _count_once(meter: Meter, document: bytes) -> None:
 STORED: Final = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
 
 
-def _read_common(call: CallRequest, document: Document, names: ControlledNames, bounds: UsageBounds) -> None:
+def model_of(call: CallRequest, document: Document, path_params: Mapping[str, str]) -> str:
+    """The model of a path, where that has a place for it; a form names it as well, and the same."""
+    named = path_params.get("model")
+    stated = model_name(document.get("model")) if named is None or call.files else ""
+    return stated if named is None else model_in_path(document, named)
+
+
+def _read_common(
+    call: CallRequest, document: Document, names: ControlledNames, path_params: Mapping[str, str]
+) -> None:
     """What every API of OpenAI's says alike."""
     names.check(document)
-    call.model = model_name(document.get("model"))
+    call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
 

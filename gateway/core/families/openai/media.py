@@ -27,6 +27,7 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 from gateway.core.families.family import object_in
+from gateway.core.families.openai.calls import model_of
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
@@ -77,7 +78,7 @@ def read_images(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
     _IMAGES.check(document)
-    call.model = model_name(document.get("model"))
+    call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     call.choices = choices(document, "n", bounds.choices_max)
@@ -102,7 +103,7 @@ def read_heard(
 ) -> None:
     """A recording whose words are written down, or translated."""
     _HEARD.check(document)
-    call.model = model_name(document.get("model"))
+    call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     written = document.get("response_format")
@@ -121,7 +122,7 @@ def read_speech(
 ) -> None:
     """Speech, which passes as it comes."""
     _SPEECH.check(document)
-    call.model = model_name(document.get("model"))
+    call.model = model_of(call, document, params)
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
