@@ -111,8 +111,8 @@ STORED: Final = Dialect(_count_once, lambda meter, data: False, lambda meter: b"
 def model_of(call: CallRequest, document: Document, path_params: Mapping[str, str]) -> str:
     """The model of a path, where that has a place for it; a form names it as well, and the same."""
     named = path_params.get("model")
-    stated = model_name(document.get("model")) if named is None or call.files else ""
-    return stated if named is None else model_in_path(document, named)
+    stated = model_name(document.get("model")) if not named or call.files else ""
+    return model_in_path(document, named) if named else stated
 
 
 def _read_common(
