@@ -76,9 +76,7 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
     call.output_max = 0
 
 
-def read_cache(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_cache(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Contents that are kept for later calls of a model: they are read once, and no token is produced."""
     _CACHE.check(document)
     model = document.get("model")

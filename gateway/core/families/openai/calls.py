@@ -92,9 +92,7 @@ def read_moderations(call: CallRequest, document: Document, params: PathParams, 
     call.output_max, call.streamed = 0, False
 
 
-def read_stored(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Something that is made, or searched: it names no model, and counts once."""
     _STORED.check(document)
     call.output_max = 0
@@ -108,16 +106,14 @@ def _count_once(meter: Meter, document: bytes) -> None:
 STORED: Final = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
 
 
-def model_of(call: CallRequest, document: Document, path_params: Mapping[str, str]) -> str:
+def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
     """The model of a path, where that has a place for it; a form names it as well, and the same."""
-    named = path_params.get("model")
+    named = params.get("model")
     stated = model_name(document.get("model")) if not named or call.files else ""
     return model_in_path(document, named) if named else stated
 
 
-def _read_common(
-    call: CallRequest, document: Document, names: ControlledNames, path_params: Mapping[str, str]
-) -> None:
+def _read_common(call: CallRequest, document: Document, names: ControlledNames, params: PathParams) -> None:
     """What every API of OpenAI's says alike."""
     names.check(document)
     call.model = model_of(call, document, params)

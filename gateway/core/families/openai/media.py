@@ -78,7 +78,7 @@ def read_images(
     call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
 ) -> None:
     _IMAGES.check(document)
-    call.model = model_of(call, document, params)
+    call.model = model_of(call, document, path_params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     call.choices = choices(document, "n", bounds.choices_max)
@@ -103,7 +103,7 @@ def read_heard(
 ) -> None:
     """A recording whose words are written down, or translated."""
     _HEARD.check(document)
-    call.model = model_of(call, document, params)
+    call.model = model_of(call, document, path_params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     written = document.get("response_format")
@@ -122,7 +122,7 @@ def read_speech(
 ) -> None:
     """Speech, which passes as it comes."""
     _SPEECH.check(document)
-    call.model = model_of(call, document, params)
+    call.model = model_of(call, document, path_params)
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
