@@ -118,7 +118,7 @@ async def test_the_ledger_is_read_only(api: Api) -> None:
 WRONG = [
     ("limit=0", "limit"), ("limit=1001", "limit"), ("limit=x", "limit"), ("limit=1&limit=2", "limit"),
     ("colour=red", "colour"), ("name=", "name"), ("name=%00", "name"), ("from=yesterday", "from"),
-    ("to=2026-01-01", "to"), ("cursor=", "cursor"), ("cursor=abc", "cursor"), ("cursor=WzFd", "cursor"),
+    ("to=2026-01-32", "to"), ("cursor=", "cursor"), ("cursor=abc", "cursor"), ("cursor=WzFd", "cursor"),
     ("order=up", "order"),
 ]  # fmt: skip
 

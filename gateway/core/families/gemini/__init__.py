@@ -92,7 +92,7 @@ FAMILY = ApiFamily(
             calls.read_cache,
             answers.CACHED,
             keeps=lambda document: True,
-            operation="create",
+            operation="generate_content",
             media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
         ),
     },

@@ -112,7 +112,7 @@ _SHAPES = {
     ),
     "mistral_ocr": CallKind(media.read_ocr, media.OCR, operation="generate_content"),
     "openai_stored": CallKind(
-        calls.read_stored, calls.STORED, keeps=lambda document: True, operation="create"
+        calls.read_stored, calls.STORED, keeps=lambda document: True, operation="generate_content"
     ),
 }
 
