@@ -551,8 +551,10 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
     worker = exchange.worker
     ports = worker.ports
     keys = worker.heads.bindings.services_at(exchange.routed.upstream)
+    catalogue = ports.directory.catalogue()
+    there = [key for key in keys if key in catalogue]  # by what nobody made, nobody calls a model
     found: list[Service] = []
-    for key in keys:
+    for key in there:
         try:
             service = ports.directory.resolve(caller, key)
         except ServiceNotIncluded:
@@ -560,7 +562,8 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
         if service is not None:
             found.append(service)
     # Each may call any model there is where one without a price could be called as well.
-    if len(found) == len(keys) and all(_may_call(exchange, caller, one, _UNHEARD_OF) for one in found):
+    is_any = len(found) == len(there) and all(_may_call(exchange, caller, one, _UNHEARD_OF) for one in found)
+    if is_any and (there or not keys):
         return None
     return found
 
