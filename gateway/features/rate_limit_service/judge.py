@@ -168,10 +168,8 @@ class RateLimitJudge:
         ttl_s = None if asked.ttl_s is None else min(max(asked.ttl_s, 1), TTL_S_MAX)
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
-            if asked.amount > TOKENS_MAX:
-                return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
             time_s = place.rule.ttl_s if ttl_s is None else ttl_s
-            found = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
+            found, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
             found.looks = bool(found.id) and not asked.amount
             return found
 
@@ -186,8 +184,6 @@ class RateLimitJudge:
 
         async def ask(place: _Place, _: Descriptor, at: int) -> _DescriptorHold:
             nonlocal released
-            if amount > TOKENS_MAX:
-                return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
             id_ = ids[at] if at < len(ids) else _REPORTED
             if id_ == _NOTHING:
                 return _DescriptorHold(_PASSED)
@@ -252,6 +248,8 @@ class RateLimitJudge:
             if not calls if place.rule.call else asked.descriptors[at].gives_back:
                 said = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
                 return _DescriptorHold(refused(_INVALID, said))
+            if asked.amount > TOKENS_MAX:
+                return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
             found = await ask(place, asked.descriptors[at], at)
             found.rule = place.rule
             return found
@@ -276,59 +274,53 @@ class RateLimitJudge:
             return _DescriptorHold(refused("invalid_api_key", "The entry has no API key."))
         return _Place(rule, key, entries)
 
-    async def _held(self, place: _Place, amount: int, once: str, ttl_s: int) -> _DescriptorHold:
-        """A hold that stays open."""
+    async def _held(
+        self, place: _Place, amount: int, once: str, ttl_s: int
+    ) -> tuple[_DescriptorHold, HoldsReply | None]:
+        """A hold that stays open, without an id where it is refused; and the gateway's answer, if any."""
         reply = await self._take(place.rule, place.entries, place.key, amount, once, ttl_s)
         if reply is None:
-            return _DescriptorHold(self.unavailable)
+            return _DescriptorHold(self.unavailable), None
         verdict = _verdict(reply)
         if verdict.over:
-            return _DescriptorHold(verdict)
-        return _DescriptorHold(verdict, reply.document["id"], place.key)
+            return _DescriptorHold(verdict), reply
+        return _DescriptorHold(verdict, reply.document["id"], place.key), reply
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
         """A use that nobody held for: one is held, and all of it charged."""
-        found = await self._held(place, 1, once, SETTLED_TTL_S)
+        found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
         found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
         return found
 
     async def _begin(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
-        rule, entries, key = place.rule, place.entries, place.key
+        rule = place.rule
         amount = rule.hold or asked.hits or 1
-        once = _call_id(domain, rule, entries) if rule.call else str(uuid4())
-        reply = await self._take(rule, entries, key, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
-        if reply is None:
-            return _DescriptorHold(self.unavailable)
-        verdict = _verdict(reply)
-        if verdict.over:
-            return _DescriptorHold(verdict)
+        once = _call_id(domain, rule, place.entries) if rule.call else str(uuid4())
+        found, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
+        if reply is None or not found.id:
+            return found
         if rule.call and reply.tries == 1 and "idempotent-replayed" in reply.headers:
             return _DescriptorHold(refused("idempotency_conflict", "A call of this id has begun already."))
-        charge = None if rule.call else _use(rule, amount)
-        return _DescriptorHold(
-            verdict, reply.document["id"], key, charge, looks=not (rule.call or asked.hits)
-        )
+        found.charge = None if rule.call else _use(rule, amount)
+        found.looks = not (rule.call or asked.hits)
+        return found
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         """What a call used, which is charged also where it is more than was held."""
-        rule, entries, key = place.rule, place.entries, place.key
-        reply = await self._take(rule, entries, key, rule.hold, _call_id(domain, rule, entries), rule.ttl_s)
+        rule = place.rule
+        found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
             self._failed("the end of a call")
-            return _DescriptorHold(self.unavailable)
-        verdict = _verdict(reply)
-        if verdict.over:
-            return _DescriptorHold(verdict)
-        id_ = reply.document["id"]
-        if (
-            "idempotent-replayed" not in reply.headers
-        ):  # nothing was held for it: it was refused, or never asked
-            said = "No call of this id has begun."
-            return _DescriptorHold(refused("hold_not_found", said), id_, key, looks=True, is_end=True)
+        if reply is None or not found.id:
+            return found
+        found.is_end = True
+        # Else nothing was held for it: it was refused, or never asked.
+        has_begun = "idempotent-replayed" in reply.headers
+        if not has_begun:
+            found.verdict = refused("hold_not_found", "No call of this id has begun.")
         used = max(0, rule.hold - asked.hits) if asked.gives_back else asked.hits
-        return _DescriptorHold(
-            verdict, id_, key, _use(rule, used) if used else None, looks=not used, is_end=True
-        )
+        found.charge, found.looks = (_use(rule, used), False) if has_begun and used else (None, True)
+        return found
 
     async def _take(  # noqa: PLR0917  # whose hold it is, and what it takes
         self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
