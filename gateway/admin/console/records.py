@@ -71,14 +71,12 @@ FILLED = {
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
 # The consequence that is ticked before an action that refuses calls, or that nothing takes back.
 DELETED = "It is gone from all lists. Its past stays in the ledgers."
-# What a deletion ends besides.
-ENDED = {
-    "api-keys": "Every call with the key is refused (401).",
-    "budgets": "It limits calls no longer.",
-    "models": "Calls of this name go where their paths say.",
-    "webhooks": "It gets no message any more.",
-}
 CONFIRMED = {
+    # The form puts `DELETED` behind these.
+    ("api-keys", DELETE): "Every call with the key is refused (401).",
+    ("budgets", DELETE): "It limits calls no longer.",
+    ("models", DELETE): "Calls of this name go where their paths say.",
+    ("webhooks", DELETE): "It gets no message any more.",
     ("budgets", "reset"): "All that was used of it counts no more.",
     ("tenants", "reset"): "A new cycle begins, and the rest of this one ends.",
     ("tenants", "block"): "Every call of the tenant is refused (403) until it is unblocked.",
@@ -319,7 +317,7 @@ class Records:
             "Delete",
             note=note,
             is_dangerous=True,
-            confirmed=f"{ENDED.get(self._screen.name, '')} {DELETED}".strip(),
+            confirmed=f"{CONFIRMED.get((self._screen.name, DELETE), '')} {DELETED}".strip(),
         )
 
     def _action_form(self, where: str, action: Action) -> PageForm:
