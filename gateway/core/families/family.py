@@ -329,7 +329,7 @@ class ApiFamily:
     this family's shape, `own_paths` are those no other has; each upstream of the family
     `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
     known on a path of several families (`shares_paths`), and on paths that it has `also`, as
-    another has them. `segment` is what a parameter of a path matches.
+    another has them, and below: each ends in a slash here. `segment` is what a parameter of a path matches.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
     `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,

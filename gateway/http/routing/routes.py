@@ -57,7 +57,7 @@ OWN_ROUTES = (
 # Calls there are in no journal, but for holds that are refused.
 OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}
 # Several families have these paths and those below them: the fields of a request tell whose it is.
-_SHARED = tuple(dict.fromkeys(path for one in ALL for path in one.also))
+_SHARED = tuple({path for one in ALL for path in one.also})
 _ANY = frozenset({"ANY", "*"})
 _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
@@ -221,8 +221,8 @@ def meant_for(head: RequestHead, route: Route) -> Family | None:
 
 
 def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
-    """Whether a path is one of these, or below it."""
-    return any(path == one or path.startswith(f"{one}/") for one in among)
+    """Whether a path is one of these or below it. Each ends in a slash here."""
+    return f"{path}/".startswith(among)
 
 
 def misplaced(route: Route, meant: Family) -> Refusal:

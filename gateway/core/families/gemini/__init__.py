@@ -103,7 +103,7 @@ FAMILY = ApiFamily(
     # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
     own_paths=re.compile(r"/v1/models/[^/:]+:(?:\w+(?:Contents?|Tokens)|predict\w*)\Z"),
     spoken_by=b"x-goog-api-client",
-    also=("/v1/models",),
+    also=("/v1/models/",),
     # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
     credentials=(b"x-goog-api-key",),
