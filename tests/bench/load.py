@@ -44,7 +44,7 @@ LAST_EVENTS = (
     + "data: [DONE]\n\n"
 )
 CODE = 'def toll(gate):\n    """Take what is owed at the gate."""\n    return gate.count("coins") * 2\n\n'
-AGENTS_FROM = 2_000  # bytes: whoever sends more sends tools and turns, as agents do
+AGENTS_FROM = 2_000  # bytes: longer bodies have tools and turns, as those of agents have
 
 SCRIPT = """
 local function read(name)

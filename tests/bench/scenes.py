@@ -1,4 +1,4 @@
-"""Scenes of the bench: what is called in each, of which account of ours, and beside whom."""
+"""Scenes of the bench: the calls of each, the account they use, and the contenders beside us."""
 
 from __future__ import annotations
 

@@ -501,6 +501,7 @@ def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=each) for each in recipients]
+    # Nothing reads as an encoded word (RFC 2047), which could end the line: the library decodes it as well.
     message["Subject"] = f"[Tollkeeper] {said.title}".replace("=?", "= ?")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
